@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+
+# torch first: on machines that carry its small CPU build, a later resolver run would fetch the CUDA one.
+$(VENV)/.base: requirements.txt requirements-data.txt requirements-eval.txt requirements-convert.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-data.txt \
+		-r requirements-eval.txt -r requirements-convert.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base requirements-test.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+.PHONY: quickstart test lint chat clean
+
+quickstart: $(VENV)/.base  ## data, three stages, evaluation, release, report; about 20 minutes on 2 cores
+	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
+
+test: $(VENV)/.test lint  ## linters, fast tests, slow tests
+	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 -m slow
+
+lint: $(VENV)/.test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+chat: $(VENV)/.base  ## talk to the quickstart's model; boxes are drawn to chat.png
+	$(RUN) -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft
+
+clean:  ## remove what the quickstart made; the environment stays
+	rm -rf runs/quickstart data/quickstart

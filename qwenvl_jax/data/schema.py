@@ -1,0 +1,89 @@
+"""The typed values of the input pipeline: Record -> Example -> Batch.
+
+A `Record` is what lies in a file, an `Example` is one tokenised sample, a `Batch` is what the training step
+takes. Numpy only: nothing here knows JAX, a tokenizer or a file format.
+
+Shape suffixes: A microbatches (gradient accumulation), B rows, L tokens, I images, H/W pixels, Q queries per image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# The seven tasks of the multi-task stage (paper, Table 3 and Box B.1) and the dialogues of stage 3 (B.2).
+TASKS = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr", "text", "dialogue")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One sample as stored in a record file, before any tokenisation.
+
+    `content` depends on `task`. Boxes are `[x1, y1, x2, y2]` and quads `[[x, y] * 4]` (clockwise from the top
+    left), both in pixels of the image as stored, whose size is `content["width"]`, `content["height"]`:
+
+    caption           {"caption": str}
+    vqa               {"question": str, "answer": str}; evaluation sets may add "answers": [str]
+    grounding         {"segments": [{"text": str, "boxes": [box]}]}: a caption cut into pieces; pieces with
+                      boxes become <ref>..</ref><box>..</box>
+    ref_grounding     {"phrase": str, "box": box}
+    grounded_caption  {"box": box, "description": str, "ref": str}
+    ocr               {"lines": [{"text": str, "quad": quad}]}
+    text              {"text": str}
+    dialogue          {"system": str, "turns": [{"role": "user" | "assistant", "parts": [part]}]} with
+                      part = {"text": str} | {"image": index into images} | {"ref": str, "boxes": [box], "image": index}
+                      and "sizes": [[width, height]] per image
+    """
+
+    id: str
+    task: str
+    source: str
+    language: str
+    license: str
+    images: tuple[bytes, ...]
+    content: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One tokenised sample.
+
+    Attributes:
+      task: one of TASKS; only examples of one task share a row (paper 3.2).
+      source: name of the mixture entry it came from, for the per-source counters.
+      tokens_L: [L] int32 ids; image slots hold the pad id of the tokenizer.
+      is_target_L: [L] bool, whether the token at this place is a training target.
+      image_query_L: [L] int32, `image * Q + query` of the feature that replaces this place, -1 for text.
+      images_IHWC: [I, H, W, 3] uint8 pixels at the stage's resolution.
+    """
+
+    task: str
+    source: str
+    tokens_L: np.ndarray
+    is_target_L: np.ndarray
+    image_query_L: np.ndarray
+    images_IHWC: np.ndarray
+
+
+class Batch(NamedTuple):
+    """One global batch, static in shape. The leading axis A is the gradient-accumulation microbatch.
+
+    Attributes:
+      tokens_ABL: int32 ids; 0 in padding.
+      targets_ABL: int32, the id that follows each place within its own sample; 0 where there is none.
+      loss_mask_ABL: float32, 1 where `targets` is supervised.
+      segment_ids_ABL: int32, 1.. numbers the samples of a row, 0 is padding.
+      positions_ABL: int32, restarts at 0 with every sample.
+      image_slot_ABL: int32 into the [I * Q] features of the microbatch, -1 for text.
+      images_AIHWC: uint8 pixels, zero where the budget is not used.
+    """
+
+    tokens_ABL: np.ndarray
+    targets_ABL: np.ndarray
+    loss_mask_ABL: np.ndarray
+    segment_ids_ABL: np.ndarray
+    positions_ABL: np.ndarray
+    image_slot_ABL: np.ndarray
+    images_AIHWC: np.ndarray

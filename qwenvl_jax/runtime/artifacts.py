@@ -1,0 +1,50 @@
+"""Files that a run leaves behind: written whole or not at all, on a local disk or gs://."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from typing import Any
+
+from etils import epath
+
+from qwenvl_jax.runtime.errors import UserError
+
+
+def write_bytes(path: epath.PathLike, payload: bytes) -> None:
+    """Writes `payload` under a temporary name in the same folder, then renames it to `path`."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        temporary.write_bytes(payload)
+        temporary.rename(path) if not path.exists() else temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes UTF-8 `text` atomically; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON with sorted keys, atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads one JSON file.
+
+    Raises:
+      UserError: if the file is missing or is not JSON.
+    """
+    path = epath.Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); write it again") from None
