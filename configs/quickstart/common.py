@@ -1,0 +1,102 @@
+"""What the quickstart's stages share: one small model, its vocabulary, one CPU.
+
+Every stage file takes one argument, `DATA,RUNS`: the folder of the records and the folder of the runs, by default
+`data/quickstart,runs/quickstart`. docs/quickstart.md says how the numbers were found.
+"""
+
+import ml_collections
+
+SIZE_PRETRAIN = 56  # px, 4x4 patches: the quickstart's 224
+SIZE_MULTITASK = 112  # px, 8x8 patches: the quickstart's 448
+
+# The tasks of stage 2 and their weights, in the place of Table 3.
+MULTITASK_WEIGHTS = {
+    "caption": 1.0,
+    "vqa": 2.0,
+    "grounding": 3.0,
+    "ref_grounding": 3.0,
+    "grounded_caption": 0.5,
+    "ocr": 3.0,
+    "text": 0.5,
+}
+
+
+def folders(arg: str | None) -> tuple[str, str]:
+    """Splits the config argument into (records folder, runs folder)."""
+    data, _, runs = (arg or "data/quickstart,runs/quickstart").partition(",")
+    return data, runs or "runs/quickstart"
+
+
+def model() -> ml_collections.ConfigDict:
+    """1.9M parameters: the shape of the full model, in small numbers."""
+    return ml_collections.ConfigDict(
+        dict(
+            name="quickstart",
+            vit=dict(width=128, layers=4, heads=4, mlp_dim=512, patch_size=14, position_grid=4, layer_norm_eps=1e-6),
+            resampler=dict(query_grid=4, heads=4, layer_norm_eps=1e-6),
+            decoder=dict(
+                vocab_size=1024,
+                width=128,
+                layers=4,
+                heads=4,
+                mlp_dim=344,
+                rope_base=10000.0,
+                rms_norm_eps=1e-6,
+                train_length=256,
+                logn_attention=True,
+                dynamic_ntk=True,
+            ),
+        )
+    )
+
+
+def source(data: str, task: str, weight: float) -> dict:
+    """One mixture entry; the quickstart keeps one record folder per task."""
+    return dict(name=task, task=task, records=f"{data}/{task}", weight=weight)
+
+
+def base(data: str) -> ml_collections.ConfigDict:
+    """A config with everything but the stage's own `data`, `optimizer`, `init` and `train`."""
+    return ml_collections.ConfigDict(
+        dict(
+            model=model(),
+            tokenizer=dict(kind="sentencepiece", path=f"{data}/vocabulary/quickstart.model"),
+            mesh=dict(data=-1, fsdp=1, tensor=1, slices=1, max_replicated_bytes=0),
+            compute=dict(
+                compute_dtype="float32",  # CPUs have no fast bfloat16
+                frozen_dtype="float32",
+                attention="xla",
+                remat_vit="none",
+                remat_decoder="none",
+                loss_chunk=4096,
+            ),
+        )
+    )
+
+
+def optimizer(peak: float, *, steps: int, vit_layer_decay: float = 1.0) -> dict:
+    """AdamW with the paper's betas, eps, decay and clip; the rate falls to a twentieth."""
+    return dict(
+        peak_learning_rate=peak,
+        min_learning_rate=peak / 20,
+        warmup_steps=min(100, steps // 10),
+        b1=0.9,
+        b2=0.98,
+        eps=1e-6,
+        weight_decay=0.05,
+        clip_norm=1.0,
+        vit_layer_decay=vit_layer_decay,
+    )
+
+
+def train(stage: str, trainable: tuple[str, ...], steps: int) -> dict:
+    """Seed, logging and checkpoints are the same everywhere."""
+    return dict(
+        stage=stage,
+        trainable=trainable,
+        steps=steps,
+        seed=0,
+        log_every=20,
+        checkpoint_every=200,
+        keep_checkpoints=2,
+    )

@@ -1,0 +1,29 @@
+"""Stage 1: captions at low resolution; the ViT and the resampler learn, the decoder is frozen (paper 3.1).
+
+python -m qwenvl_jax.train --config=configs/quickstart/stage1_pretrain.py --workdir=runs/quickstart/stage1_pretrain
+"""
+
+import ml_collections
+
+from configs.quickstart import common
+
+STEPS = 500
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    data, runs = common.folders(arg)
+    config = common.base(data)
+    config.data = dict(
+        mixture=(common.source(data, "caption", 1.0),),
+        image_size=common.SIZE_PRETRAIN,
+        sequence_length=128,
+        global_batch_size=16,
+        accumulation=1,
+        images_per_row=3.0,
+        packing_window=8,
+        seed=1,
+    )
+    config.optimizer = common.optimizer(1e-3, steps=STEPS)
+    config.init = dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text")
+    config.train = common.train("pretrain", ("vit", "vit_head", "resampler"), STEPS)
+    return config

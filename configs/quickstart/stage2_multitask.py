@@ -1,0 +1,30 @@
+"""Stage 2: all seven tasks at twice the resolution, packed, everything trained (paper 3.2).
+
+python -m qwenvl_jax.train --config=configs/quickstart/stage2_multitask.py --workdir=runs/quickstart/stage2_multitask
+"""
+
+import ml_collections
+
+from configs.quickstart import common
+
+STEPS = 1600
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    data, runs = common.folders(arg)
+    config = common.base(data)
+    config.data = dict(
+        mixture=tuple(common.source(data, task, weight) for task, weight in common.MULTITASK_WEIGHTS.items()),
+        image_size=common.SIZE_MULTITASK,
+        sequence_length=192,
+        global_batch_size=12,
+        accumulation=1,
+        images_per_row=3.0,
+        packing_window=8,
+        seed=2,
+    )
+    config.optimizer = common.optimizer(1e-3, steps=STEPS)
+    stage1 = f"{runs}/stage1_pretrain"
+    config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1)
+    config.train = common.train("multitask", ("vit", "vit_head", "resampler", "decoder"), STEPS)
+    return config

@@ -1,0 +1,96 @@
+"""The whole system in miniature, on real data, from one command: `python -m qwenvl_jax.quickstart`.
+
+Builds the data, trains the text stage and the three stages of the paper, evaluates every checkpoint on held-out
+scenes, releases the last one to PyTorch with proof, and writes one report. Each step is the command that a
+full-size run uses, started as its own process with a config from `configs/quickstart`; nothing here is a second
+code path. Interrupted, it continues where it stopped: every step reuses what it finds finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+from etils import epath
+
+from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime.errors import exit_on_user_error
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where checkpoints, scores, release and report go.")
+_DATA = flags.DEFINE_string("data", "data/quickstart", "Where the records go.")
+
+STAGES = ("stage0_text", "stage1_pretrain", "stage2_multitask", "stage3_sft")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One command of the quickstart: `title` for people, `key` in timings.json, `command` after `python -m`."""
+
+    key: str
+    title: str
+    command: tuple[str, ...]
+
+
+def plan(workdir: str, data: str) -> list[Step]:
+    """The steps in order. Paths are written into the commands, so that each can be run by hand."""
+    steps = [Step("data", "records from real pictures", ("data_pipelines.quickstart", f"--output={data}"))]
+    for stage in STAGES:
+        overrides = [f"--config.tokenizer.path={data}/vocabulary/quickstart.model"]
+        steps.append(
+            Step(
+                stage,
+                f"training {stage}",
+                (
+                    "qwenvl_jax.train",
+                    f"--config=configs/quickstart/{stage}.py:{data},{workdir}",
+                    f"--workdir={workdir}/{stage}",
+                    *overrides[:0],
+                ),
+            )
+        )
+    steps += [
+        Step(
+            "evaluation",
+            "scores of every stage on held-out scenes",
+            ("qwenvl_jax.evaluate", f"--config=configs/quickstart/eval.py:{data},{workdir}", f"--output={workdir}"),
+        ),
+        Step(
+            "release",
+            "release to PyTorch, with parity",
+            ("qwenvl_jax.convert", "release", f"--workdir={workdir}/{STAGES[-1]}", f"--output={workdir}/release"),
+        ),
+        Step("report", "report.html", ("qwenvl_jax.evaluate", "--report", f"--output={workdir}")),
+    ]
+    return steps
+
+
+def run(steps: list[Step], workdir: epath.Path) -> None:
+    """Runs the steps one after another; exits with the code of the first that fails. Leaves `timings.json`."""
+    timings: dict[str, float] = {}
+    began = time.monotonic()
+    for number, step in enumerate(steps, start=1):
+        print(f"\n[{number}/{len(steps)}] {step.title}\n    python -m {' '.join(step.command)}", flush=True)
+        start = time.monotonic()
+        code = subprocess.run([sys.executable, "-m", *step.command], env=os.environ).returncode
+        if code:
+            print(f"{step.title} ended with exit code {code}; run the same command again to continue", file=sys.stderr)
+            sys.exit(code)
+        timings[step.key] = round(time.monotonic() - start, 1)
+        print(f"    done in {timings[step.key]:.0f} s, {time.monotonic() - began:.0f} s in all", flush=True)
+    timings["total"] = round(time.monotonic() - began, 1)
+    artifacts.write_json(workdir / "timings.json", timings)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    with exit_on_user_error():
+        run(plan(_WORKDIR.value, _DATA.value), epath.Path(_WORKDIR.value))
+    print(f"\nreport: {_WORKDIR.value}/report.html    scores: {_WORKDIR.value}/scores.json    talk to it: make chat")
+
+
+if __name__ == "__main__":
+    app.run(main)
