@@ -1,0 +1,217 @@
+"""The Qwen decoder: RMSNorm, rotary, biased qkv, SwiGLU; log-n attention and dynamic NTK at evaluation only.
+
+Shape suffixes: B rows, L tokens, T cached tokens, D width, N heads, K head size, R half a head (rotary pairs),
+F hidden width, V vocabulary, S stacked layers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwenvl_jax.config import DecoderConfig
+from qwenvl_jax.models.attention import attention, decode_attention
+from qwenvl_jax.models.layers import Projection, RMSNorm, named, scan_blocks
+
+
+class Positional(NamedTuple):
+    """What positions do to queries and keys; the same for all layers.
+
+    Attributes:
+      cos_BLR, sin_BLR: float32 rotary angles.
+      logn_BL: float32 factor of the query, or None in training.
+    """
+
+    cos_BLR: jax.Array
+    sin_BLR: jax.Array
+    logn_BL: jax.Array | None
+
+
+class KeyValue(NamedTuple):
+    """Keys (after rotary) and values, [B, T, N, K] of one layer or [S, B, T, N, K] of all."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+def ntk_alpha(config: DecoderConfig, length: jax.Array | int) -> jax.Array:
+    """Factor of dynamic NTK for prompts of `length` tokens, float32 of the same shape.
+
+    max(2^ceil(log2(length / train_length) + 1) - 1, 1), so 1 up to `train_length`, 3 up to twice that, 7 up to four
+    times (released modeling_qwen.py). A decode step continues with the alpha of its prefill, although it grows.
+    """
+    length = jnp.asarray(length, jnp.int32)
+    if not config.dynamic_ntk:
+        return jnp.ones(length.shape, jnp.float32)
+    # Doublings counted in integers: a logarithm in float32 could fall on the wrong side of a power of two.
+    alpha = jnp.ones(length.shape, jnp.float32)
+    limit, value = config.train_length, 3
+    while limit < 2**30:
+        alpha = jnp.where(length > limit, float(value), alpha)
+        limit, value = limit * 2, value * 2 + 1
+    return alpha
+
+
+def segment_lengths(segment_ids_BL: jax.Array) -> jax.Array:
+    """[B, L] int32: for every token the number of tokens of its own segment."""
+    return jnp.sum(segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :], axis=-1, dtype=jnp.int32)
+
+
+def positional(config: DecoderConfig, positions_BL: jax.Array, alpha: jax.Array | None) -> Positional:
+    """Rotary angles and log-n factors.
+
+    Args:
+      config: of the decoder.
+      positions_BL: int32, 0-based within the sample.
+      alpha: None in training: neither NTK nor log-n. At evaluation the NTK factor, a scalar, [B] or [B, L].
+
+    With alpha the rotary base is rope_base * alpha^(K / (K - 2)). The query at 1-based position i > train_length is
+    multiplied by log(i) / log(train_length).
+    """
+    size = config.head_dim
+    exponent_R = np.arange(0, size, 2, dtype=np.float64)
+    frequency_R = jnp.asarray((config.rope_base ** (-exponent_R / size)).astype(np.float32))
+    angles_BLR = positions_BL[..., None].astype(jnp.float32) * frequency_R
+    logn_BL = None
+    if alpha is not None:
+        alpha = jnp.asarray(alpha, jnp.float32)
+        alpha_BL1 = alpha.reshape(*alpha.shape, *[1] * (3 - alpha.ndim))
+        # (alpha^(size / (size - 2)))^(-exponent / size), exactly 1 for alpha 1.
+        angles_BLR *= alpha_BL1 ** (-jnp.asarray(exponent_R / max(size - 2, 1), jnp.float32))
+        if config.logn_attention:
+            place_BL = positions_BL.astype(jnp.float32) + 1
+            factor_BL = jnp.log(place_BL) / math.log(config.train_length)
+            logn_BL = jnp.where(place_BL > config.train_length, factor_BL, 1.0)
+    return Positional(jnp.cos(angles_BLR), jnp.sin(angles_BLR), logn_BL)
+
+
+def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array) -> jax.Array:
+    """Rotary embedding of the two halves of each head (NeoX), in float32, cast back."""
+    first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BLR[:, :, None], sin_BLR[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLNK.dtype)
+
+
+class DecoderAttention(nn.Module):
+    config: DecoderConfig
+    dtype: Any
+    implementation: str
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, place: Positional, visible: jax.Array, cache: KeyValue | None
+    ) -> tuple[jax.Array, KeyValue]:
+        width, heads, size = self.config.width, self.config.heads, self.config.head_dim
+        init, out_init = nn.initializers.normal(0.02), nn.initializers.normal(0.02 * (2 * self.config.layers) ** -0.5)
+        qkv = named(Projection((width,), (3, heads, size), self.dtype, init, name="qkv")(x_BLD), "qkv")
+        q_BLNK = rotate(qkv[:, :, 0], place.cos_BLR, place.sin_BLR)
+        k_BLNK, v_BLNK = rotate(qkv[:, :, 1], place.cos_BLR, place.sin_BLR), qkv[:, :, 2]
+        if place.logn_BL is not None:
+            q_BLNK *= place.logn_BL[:, :, None, None].astype(q_BLNK.dtype)
+        if cache is None:
+            out_BLNK = attention(
+                q_BLNK, k_BLNK, v_BLNK, segment_ids_BL=visible, causal=True, implementation=self.implementation
+            )
+        else:
+            own = q_BLNK[:, 0], k_BLNK[:, 0], v_BLNK[:, 0]
+            out_BLNK = decode_attention(*own, cache.key, cache.value, visible)[:, None]
+        out = Projection((heads, size), (width,), self.dtype, out_init, use_bias=False, name="out")(out_BLNK)
+        return named(out, "attention_out"), KeyValue(k_BLNK, v_BLNK)
+
+
+class DecoderMlp(nn.Module):
+    """down(up(x) * silu(gate(x))); in the release `up` is w1 and `gate` is w2."""
+
+    config: DecoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        width, hidden = self.config.width, self.config.mlp_dim
+        init, down_init = nn.initializers.normal(0.02), nn.initializers.normal(0.02 * (2 * self.config.layers) ** -0.5)
+        up = Projection((width,), (hidden,), self.dtype, init, use_bias=False, name="up")(x_BLD)
+        gate = Projection((width,), (hidden,), self.dtype, init, use_bias=False, name="gate")(x_BLD)
+        hidden_BLF = named(up, "mlp_up") * jax.nn.silu(named(gate, "mlp_gate"))
+        return Projection((hidden,), (width,), self.dtype, down_init, use_bias=False, name="down")(hidden_BLF)
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm block; shaped for `nn.scan`. The output is the block's new keys and values if `keep_kv`."""
+
+    config: DecoderConfig
+    dtype: Any
+    implementation: str
+    keep_kv: bool
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, place: Positional, visible: jax.Array, cache: KeyValue | None
+    ) -> tuple[jax.Array, KeyValue | None]:
+        eps = self.config.rms_norm_eps
+        update_BLD, new = DecoderAttention(self.config, self.dtype, self.implementation, name="attn")(
+            RMSNorm(eps, name="ln_1")(x_BLD), place, visible, cache
+        )
+        x_BLD += update_BLD
+        x_BLD += DecoderMlp(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="ln_2")(x_BLD))
+        return x_BLD, new if self.keep_kv else None
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm and untied output matrix.
+
+    Fresh weights: normal 0.02, the outputs of the residual branches 0.02 / sqrt(2 * layers), biases 0, norms 1
+    (released modeling_qwen.py).
+
+    Attributes:
+      config: sizes.
+      dtype: compute dtype.
+      implementation: of the attention over whole rows.
+      remat: policy of the blocks.
+      keep_kv: whether a call returns keys and values (inference).
+    """
+
+    config: DecoderConfig
+    dtype: Any
+    implementation: str
+    remat: str
+    keep_kv: bool = False
+
+    def setup(self) -> None:
+        config, init = self.config, nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", init, (config.vocab_size, config.width), jnp.float32)
+        # Place and visibility are the same for all layers, the cache has one entry per layer.
+        blocks = scan_blocks(DecoderBlock, config.layers, self.remat, (nn.broadcast, nn.broadcast, 0))
+        self.blocks = blocks(config, self.dtype, self.implementation, self.keep_kv)
+        self.ln_f = RMSNorm(config.rms_norm_eps)
+        self.lm_head = self.param("lm_head", init, (config.width, config.vocab_size), jnp.float32)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Ids [...] to [..., D] in the compute dtype; an id outside the vocabulary gives NaN, not another token."""
+        return self.embedding.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
+
+    def __call__(
+        self, x_BLD: jax.Array, place: Positional, visible: jax.Array, cache: KeyValue | None = None
+    ) -> tuple[jax.Array, KeyValue | None]:
+        """Runs all blocks and the final norm.
+
+        Args:
+          x_BLD: embeddings in the compute dtype.
+          place: rotary angles and log-n factors of the L tokens.
+          visible: without a cache [B, L] int32 segment ids; with one [B, T] bool, the cached tokens to see.
+          cache: [S, B, T, N, K] keys and values for one new token per row (L = 1), or None.
+
+        Returns:
+          hidden [B, L, D] after the final norm, and the new keys and values [S, B, L, N, K] if `keep_kv`.
+        """
+        x_BLD, new = self.blocks(x_BLD, place, visible, cache)
+        return self.ln_f(x_BLD), new
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] to float32 [..., V], accumulated in float32."""
+        head = self.lm_head.astype(self.dtype)
+        return jnp.matmul(hidden.astype(self.dtype), head, preferred_element_type=jnp.float32)

@@ -1,0 +1,178 @@
+"""Pieces shared by the towers: projections, norms, the feed-forward of the ViT, position tables, remat and scan.
+
+Parameters are stored in float32 (or bfloat16 when frozen) and cast to the compute dtype where they are used.
+Kernels are in x out.
+
+Shape suffixes: D width in, F width out or hidden, G side of a grid, P patches (G^2), S stacked layers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from qwenvl_jax.models.attention import SAVED_NAME
+
+Initializer = Callable[..., jax.Array]
+
+# Results of the large matrix products; the one that ends a block is not needed to run its backward pass.
+MATMUL_NAMES = ("qkv", SAVED_NAME, "attention_out", "mlp_up", "mlp_gate")
+
+
+class Projection(nn.Module):
+    """A matrix product over the last `contract` axes of the input.
+
+    Attributes:
+      inputs: sizes of the axes summed over; they are the kernel's first.
+      outputs: sizes of the axes of the result that follow the batch axes.
+      dtype: compute dtype.
+      kernel_init: initialiser of the kernel, called with its full shape.
+      use_bias: whether to add a bias of shape `outputs`, initialised to zero.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    dtype: Any
+    kernel_init: Initializer
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., *inputs] to [..., *outputs] in the compute dtype."""
+        kernel = self.param("kernel", self.kernel_init, (*self.inputs, *self.outputs), jnp.float32)
+        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=len(self.inputs))
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, in float32 throughout; the result has the input's dtype."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        wide = x.astype(jnp.float32)
+        wide -= jnp.mean(wide, axis=-1, keepdims=True)
+        wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation: in float32, cast back to the input's dtype, then times the weight.
+
+    The order matters in bfloat16 and is that of the released modeling_qwen.py.
+    """
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * scale.astype(x.dtype)
+
+
+@functools.cache
+def bicubic_matrix(source: int, target: int) -> np.ndarray:
+    """[target, source] float32: 1-D bicubic interpolation as torch's `F.interpolate` does it.
+
+    Cubic convolution with A = -0.75, half-pixel centres, edge samples repeated, no antialiasing
+    (`jax.image.resize` uses A = -0.5 and renormalises at the border, which is something else).
+    """
+    a = -0.75
+    matrix = np.zeros((target, source), np.float64)
+    for row in range(target):
+        centre = (row + 0.5) * source / target - 0.5
+        first = math.floor(centre) - 1
+        for column in range(first, first + 4):
+            x = abs(centre - column)
+            near = ((a + 2) * x - (a + 3)) * x * x + 1
+            far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+            matrix[row, min(max(column, 0), source - 1)] += near if x <= 1 else far
+    return matrix.astype(np.float32)
+
+
+def resize_positions(table_PD: jax.Array, patches: int) -> jax.Array:
+    """Interpolates a table of grid positions to another square grid (released visual.py `get_abs_pos`).
+
+    Args:
+      table_PD: [G^2, D], row-major over the grid, any float dtype.
+      patches: number of places wanted, a square.
+
+    Returns:
+      [patches, D] float32; the table itself if the grids are equal. Differentiable with respect to the table.
+    """
+    source, target = math.isqrt(table_PD.shape[0]), math.isqrt(patches)
+    if source**2 != table_PD.shape[0] or target**2 != patches:
+        raise ValueError(f"position grids must be square, not {table_PD.shape[0]} and {patches} places")
+    table_PD = table_PD.astype(jnp.float32)
+    if source == target:
+        return table_PD
+    matrix = bicubic_matrix(source, target)
+    grid = table_PD.reshape(source, source, -1)
+    # The weights are exact in float32 only if the product is: never let an accelerator round them to bfloat16.
+    exact = jax.lax.Precision.HIGHEST
+    grid = jnp.einsum("ij,jkd->ikd", matrix, grid, precision=exact)
+    return jnp.einsum("lk,ikd->ild", matrix, grid, precision=exact).reshape(patches, -1)
+
+
+def sincos_positions(grid: int, width: int) -> np.ndarray:
+    """[grid^2, width] float32 sin-cos table of the resampler (released visual.py).
+
+    The first half of the width encodes the COLUMN, the second the row. Each half is a block of sines followed by a
+    block of cosines of position * 10000^(-k / (width / 4)). Row-major over the grid.
+    """
+    quarter = width // 4
+    omega = 1.0 / 10000 ** (np.arange(quarter, dtype=np.float32) / quarter)
+    angles = np.arange(grid, dtype=np.float32)[:, None] * omega[None, :]
+    axis_GD = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    columns = np.tile(axis_GD, (grid, 1))
+    rows = np.repeat(axis_GD, grid, axis=0)
+    return np.concatenate([columns, rows], axis=1).astype(np.float32)
+
+
+def named(x: jax.Array, name: str) -> jax.Array:
+    """Marks a result that the remat policies of `scan_blocks` may keep."""
+    return checkpoint_name(x, name)
+
+
+def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any) -> Any:
+    """Stacks `layers` copies of a block, with parameters on a leading layer axis.
+
+    Args:
+      block: a module whose call maps (carry, *inputs) to (carry, output).
+      layers: S.
+      remat: what the backward pass keeps per block besides its input: `none` recomputes nothing, `matmuls_saved`
+        keeps the results of the matrix products and recomputes what lies between, `attention_saved` keeps the
+        attention's result, `full` keeps nothing.
+      in_axes: for every input after the carry `nn.broadcast` or the layer axis 0.
+    """
+    if remat != "none":
+        policies = jax.checkpoint_policies
+        policy = {
+            "matmuls_saved": policies.save_only_these_names(*MATMUL_NAMES),
+            "attention_saved": policies.save_only_these_names(SAVED_NAME),
+            "full": policies.nothing_saveable,
+        }[remat]
+        # Inside a scan nothing can be merged across iterations, so the barrier against it is not needed.
+        block = nn.remat(block, policy=policy, prevent_cse=False)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=layers,
+    )

@@ -1,0 +1,164 @@
+"""The vision transformer, OpenCLIP ViT-bigG without class token and final norm, and the head after the resampler.
+
+Shape suffixes: I images, H/W pixels (square), P patches, W also the tower's width where it comes last, Q queries,
+N heads, K head size, F hidden width, D width of the decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwenvl_jax.config import VitConfig
+from qwenvl_jax.models.attention import attention
+from qwenvl_jax.models.layers import LayerNorm, Projection, named, resize_positions, scan_blocks
+from qwenvl_jax.runtime.errors import UserError
+
+# Mean and standard deviation of the RGB channels in [0, 1] that CLIP was trained with.
+PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+def patches(images_IHWC: jax.Array, size: int) -> jax.Array:
+    """Cuts images into patches: [I, H, W, 3] to [I, P, size * size * 3], row-major over the grid.
+
+    Raises:
+      UserError: if the images are not square or their side is no multiple of the patch size.
+    """
+    count, height, width, channels = images_IHWC.shape
+    if height != width or height % size:
+        raise UserError(f"images of {width} x {height} pixels do not form a square grid of {size} pixel patches")
+    grid = height // size
+    x = images_IHWC.reshape(count, grid, size, grid, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, grid * grid, size * size * channels)
+
+
+def normalize_pixels(pixels: jax.Array) -> jax.Array:
+    """uint8 pixels [..., 3 * n] (channel fastest) to float32 with CLIP's mean and standard deviation."""
+    repeat = pixels.shape[-1] // 3
+    scale, shift = np.tile(1 / (255 * PIXEL_STD), repeat), np.tile(PIXEL_MEAN / PIXEL_STD, repeat)
+    return pixels.astype(jnp.float32) * scale - shift
+
+
+class PatchEmbed(nn.Module):
+    """The convolution with stride = kernel = patch, as one matrix product; no bias."""
+
+    size: int
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images_IHWC: jax.Array) -> jax.Array:
+        """[I, H, W, 3] uint8 to [I, P, width]."""
+        fan_in = 3 * self.size**2
+        shape = (self.size, self.size, 3, self.width)
+        kernel = self.param("kernel", nn.initializers.normal(fan_in**-0.5), shape, jnp.float32)
+        # Cut while the pixels are bytes: a quarter of the memory to move.
+        x_IPC = normalize_pixels(patches(images_IHWC, self.size)).astype(self.dtype)
+        return x_IPC @ kernel.astype(self.dtype).reshape(fan_in, self.width)
+
+
+class VitAttention(nn.Module):
+    config: VitConfig
+    dtype: Any
+    implementation: str
+
+    @nn.compact
+    def __call__(self, x_IPW: jax.Array) -> jax.Array:
+        width, heads = self.config.width, self.config.heads
+        size, std = width // heads, width**-0.5
+        init, out_init = nn.initializers.normal(std), nn.initializers.normal(std * (2 * self.config.layers) ** -0.5)
+        qkv = named(Projection((width,), (3, heads, size), self.dtype, init, name="qkv")(x_IPW), "qkv")
+        out_IPNK = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation=self.implementation)
+        return named(Projection((heads, size), (width,), self.dtype, out_init, name="out")(out_IPNK), "attention_out")
+
+
+class VitMlp(nn.Module):
+    config: VitConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_IPW: jax.Array) -> jax.Array:
+        width, hidden = self.config.width, self.config.mlp_dim
+        up_init = nn.initializers.normal((2 * width) ** -0.5)
+        down_init = nn.initializers.normal((width * 2 * self.config.layers) ** -0.5)
+        up_IPF = named(Projection((width,), (hidden,), self.dtype, up_init, name="up")(x_IPW), "mlp_up")
+        # The exact (erf) GELU: neither tanh nor quick.
+        return Projection((hidden,), (width,), self.dtype, down_init, name="down")(
+            jax.nn.gelu(up_IPF, approximate=False)
+        )
+
+
+class VitBlock(nn.Module):
+    """Pre-norm block; shaped for `nn.scan`."""
+
+    config: VitConfig
+    dtype: Any
+    implementation: str
+
+    @nn.compact
+    def __call__(self, x_IPW: jax.Array) -> tuple[jax.Array, None]:
+        eps = self.config.layer_norm_eps
+        x_IPW += VitAttention(self.config, self.dtype, self.implementation, name="attn")(
+            LayerNorm(eps, name="ln_1")(x_IPW)
+        )
+        x_IPW += VitMlp(self.config, self.dtype, name="mlp")(LayerNorm(eps, name="ln_2")(x_IPW))
+        return x_IPW, None
+
+
+class Vit(nn.Module):
+    """The tower and, under the same name as in the release, the norm and projection that follow the resampler.
+
+    Fresh weights follow CLIP: patches and attention inputs keep the variance (normal, fan-in^-0.5), outputs of the
+    residual branches are scaled by (2 * layers)^-0.5, the hidden layer by (2 * width)^-0.5, positions and `proj` are
+    normal with width^-0.5.
+
+    Attributes:
+      config: sizes of the tower.
+      output_width: D, of `ln_post` and `proj`.
+      dtype: compute dtype.
+      implementation: of the attention.
+      remat: policy of the blocks.
+    """
+
+    config: VitConfig
+    output_width: int
+    dtype: Any
+    implementation: str
+    remat: str
+
+    def setup(self) -> None:
+        config = self.config
+        self.patch_embed = PatchEmbed(config.patch_size, config.width, self.dtype)
+        self.position_embedding = self.param(
+            "position_embedding",
+            nn.initializers.normal(config.width**-0.5),
+            (config.position_grid**2, config.width),
+            jnp.float32,
+        )
+        self.ln_pre = LayerNorm(config.layer_norm_eps)
+        self.blocks = scan_blocks(VitBlock, config.layers, self.remat, ())(config, self.dtype, self.implementation)
+        self.ln_post = LayerNorm(config.layer_norm_eps)
+        self.proj = self.param(
+            "proj",
+            nn.initializers.normal(self.output_width**-0.5),
+            (self.output_width, self.output_width),
+            jnp.float32,
+        )
+
+    def __call__(self, images_IHWC: jax.Array) -> jax.Array:
+        """Encodes square RGB images, uint8 [I, H, H, 3], to [I, P, W] in the compute dtype.
+
+        Positions are added before `ln_pre`, and no norm follows the last block (released visual.py).
+        """
+        x_IPW = self.patch_embed(images_IHWC)
+        x_IPW += resize_positions(self.position_embedding, x_IPW.shape[1]).astype(self.dtype)
+        return self.blocks(self.ln_pre(x_IPW))[0]
+
+    def head(self, x_IQD: jax.Array) -> jax.Array:
+        """`ln_post`, then `@ proj`: [I, Q, D] to [I, Q, D]."""
+        return self.ln_post(x_IQD) @ self.proj.astype(self.dtype)

@@ -1,0 +1,114 @@
+"""The tower against the encoder layers of `transformers`' CLIP with torch's convolution and interpolation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPEncoder
+
+from qwenvl_jax.models.vit import Vit, normalize_pixels, patches
+from qwenvl_jax.runtime.errors import UserError
+
+RNG = np.random.default_rng(0)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def tensor(x) -> torch.Tensor:
+    return torch.from_numpy(np.array(x, np.float32))
+
+
+def clip_encoder(config, tree) -> CLIPEncoder:
+    """The blocks of `tree["blocks"]` as CLIP layers; torch weights are out x in."""
+    encoder = CLIPEncoder(
+        CLIPVisionConfig(
+            hidden_size=config.width,
+            intermediate_size=config.mlp_dim,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            hidden_act="gelu",
+            layer_norm_eps=1e-6,
+            attn_implementation="eager",
+        )
+    ).eval()
+    blocks, state = tree["blocks"], {}
+    for i in range(config.layers):
+        block = jax.tree.map(lambda x, i=i: np.asarray(x[i]), blocks)
+        attn, mlp = block["attn"], block["mlp"]
+        for j, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            kernel = attn["qkv"]["kernel"][:, j].reshape(config.width, config.width)
+            state[f"layers.{i}.self_attn.{name}.weight"] = kernel.T
+            state[f"layers.{i}.self_attn.{name}.bias"] = attn["qkv"]["bias"][j].reshape(-1)
+        state[f"layers.{i}.self_attn.out_proj.weight"] = attn["out"]["kernel"].reshape(config.width, config.width).T
+        state[f"layers.{i}.self_attn.out_proj.bias"] = attn["out"]["bias"]
+        for ours, theirs in (("up", "fc1"), ("down", "fc2")):
+            state[f"layers.{i}.mlp.{theirs}.weight"] = mlp[ours]["kernel"].T
+            state[f"layers.{i}.mlp.{theirs}.bias"] = mlp[ours]["bias"]
+        for ours, theirs in (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2")):
+            state[f"layers.{i}.{theirs}.weight"] = block[ours]["scale"]
+            state[f"layers.{i}.{theirs}.bias"] = block[ours]["bias"]
+    encoder.load_state_dict({name: tensor(value) for name, value in state.items()})
+    return encoder
+
+
+@pytest.mark.parametrize(("side", "images"), [(16, 1), (32, 2), (12, 3)])
+def test_vit_equals_clip_layers(model, params, side, images):
+    """On the stored grid, on twice the grid and on a smaller one."""
+    config, tree = model.vit, params["vit"]
+    pixels = RNG.integers(0, 256, (images, side, side, 3)).astype(np.uint8)
+    vit = Vit(config, model.decoder.width, jnp.dtype("float32"), "xla", "none")
+    ours = jax.jit(lambda p, x: vit.apply({"params": p}, x))(tree, pixels)
+
+    with torch.no_grad():
+        x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - tensor(MEAN)[:, None, None]) / tensor(STD)[
+            :, None, None
+        ]
+        weight = tensor(tree["patch_embed"]["kernel"]).permute(3, 2, 0, 1)
+        x = torch.nn.functional.conv2d(x, weight, stride=config.patch_size).flatten(2).transpose(1, 2)
+        table, grid = tensor(tree["position_embedding"]), side // config.patch_size
+        table = table.reshape(1, config.position_grid, config.position_grid, -1).permute(0, 3, 1, 2)
+        if grid != config.position_grid:
+            table = torch.nn.functional.interpolate(table, (grid, grid), mode="bicubic", align_corners=False)
+        x = x + table.permute(0, 2, 3, 1).reshape(grid * grid, -1)
+        ln_pre = tree["ln_pre"]
+        x = torch.nn.functional.layer_norm(
+            x, (config.width,), tensor(ln_pre["scale"]), tensor(ln_pre["bias"]), eps=1e-6
+        )
+        theirs = clip_encoder(config, tree)(inputs_embeds=x).last_hidden_state
+    assert ours.shape == (images, grid * grid, config.width)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
+
+
+def test_head_is_the_norm_then_the_product_with_proj(model, params):
+    tree, width = params["vit"], model.decoder.width
+    x = RNG.normal(size=(2, 9, width)).astype(np.float32)
+    vit = Vit(model.vit, width, jnp.dtype("float32"), "xla", "none")
+    ours = vit.apply({"params": tree}, jnp.asarray(x), method=Vit.head)
+    norm = tree["ln_post"]
+    theirs = torch.nn.functional.layer_norm(
+        tensor(x), (width,), tensor(norm["scale"]), tensor(norm["bias"]), eps=1e-6
+    ) @ tensor(tree["proj"])
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+
+
+def test_patches_are_row_major_with_the_channel_fastest():
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    image[0, 1, 2] = (7, 8, 9)  # upper right patch, second row, first column
+    cut = np.asarray(patches(jnp.asarray(image), 2))
+    assert cut.shape == (1, 4, 12)
+    np.testing.assert_array_equal(cut[0, 1], [0] * 6 + [7, 8, 9] + [0] * 3)
+    assert cut.sum() == 24
+
+
+def test_pixels_are_normalised_like_clip():
+    pixels = RNG.integers(0, 256, (5, 6)).astype(np.uint8)
+    expected = (pixels.reshape(5, 2, 3) / 255 - MEAN) / STD
+    np.testing.assert_allclose(normalize_pixels(jnp.asarray(pixels)), expected.reshape(5, 6), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 20, 3), (1, 18, 18, 3)])
+def test_images_that_are_no_grid_are_a_clear_error(shape):
+    with pytest.raises(UserError, match="square grid of 4 pixel patches"):
+        patches(jnp.zeros(shape, jnp.uint8), 4)
