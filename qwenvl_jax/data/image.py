@@ -1,0 +1,48 @@
+"""Encoded images to pixels, exactly as the released model prepares them.
+
+H, W: pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from qwenvl_jax.runtime.errors import UserError
+
+MAX_PIXELS = 178_956_970  # what Pillow itself takes for a decompression bomb, raised to an error here
+
+
+def decode_image(payload: bytes) -> Image.Image:
+    """Decodes PNG, JPEG, WebP, ... to an RGB image; no EXIF rotation (released visual.py: `convert("RGB")`).
+
+    Raises:
+      UserError: if the bytes are not an image, are cut off, or hold more than MAX_PIXELS pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(payload))
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"an image of {image.width} x {image.height} pixels is too large; scale it down")
+            image.load()
+            return image.convert("RGB")
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        start = payload[:16].hex(" ")
+        raise UserError(f"{len(payload)} bytes starting {start!r} are not a readable image ({error})") from None
+
+
+def resize_square(image: Image.Image, size: int) -> np.ndarray:
+    """RGB pixels [size, size, 3] uint8, resized by Pillow's antialiased bicubic (a = -0.5).
+
+    The aspect ratio is not kept and nothing is cropped (released visual.py: Resize((448, 448), BICUBIC) on the
+    Pillow image). An image that has the size already is taken as it is, which is what the filter gives as well.
+    """
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)

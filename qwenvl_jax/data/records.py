@@ -1,0 +1,374 @@
+"""Record files: ArrayRecord shards of one folder, with a manifest of ours and the metadata that TFDS reads.
+
+A folder holds `<name>-<split>.array_record-00000-of-0000N`, `manifest.json` (per split: counts, bytes, sha256 per
+shard, sources, tasks, licences), and `dataset_info.json` with `features.json`, so that
+`tfds.builder_from_directory(folder)` and Grain read the same files. One entry is a serialised `tf.train.Example`
+with the fields of `FEATURES`; images stay encoded, `content` is JSON. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from array_record.python import array_record_data_source, array_record_module
+from etils import epath
+
+from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime.errors import UserError, nearest
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+TEXT_FIELDS = ("id", "task", "source", "language", "license")
+FEATURES = (*TEXT_FIELDS, "images", "content")
+
+# The keys that a task's content must have; schema.Record describes their values.
+CONTENT_KEYS: dict[str, tuple[str, ...]] = {
+    "caption": ("caption",),
+    "vqa": ("question", "answer"),
+    "grounding": ("segments", "width", "height"),
+    "ref_grounding": ("phrase", "box", "width", "height"),
+    "grounded_caption": ("box", "description", "width", "height"),
+    "ocr": ("lines", "width", "height"),
+    "text": ("text",),
+    "dialogue": ("turns",),
+}
+
+# One record per chunk, so that reading one decodes one; the images inside are compressed already.
+_WRITER_OPTIONS = "group_size:1,zstd:1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What the manifest says of one shard; `write_shard` returns it, `write_manifest` takes it."""
+
+    split: str
+    file: str
+    records: int
+    images: int
+    bytes: int
+    sha256: str
+    sources: dict[str, int]
+    tasks: dict[str, int]
+    languages: dict[str, int]
+    licenses: dict[str, int]
+
+
+def check_record(record: Record) -> Record:
+    """Checks task, texts, images and content keys; boxes are checked where they are written out (`formats`).
+
+    Raises:
+      UserError: naming the record.
+    """
+    if record.task not in TASKS:
+        raise UserError(f"record {record.id!r} has the unknown task {record.task!r}{nearest(record.task, TASKS)}")
+    for field in ("id", "source", "language", "license"):
+        if not getattr(record, field):
+            raise UserError(f"record {record.id!r} of {record.source!r} has no {field}; every record needs one")
+    missing = [key for key in CONTENT_KEYS[record.task] if key not in record.content]
+    if missing:
+        raise UserError(f"record {record.id!r} of task {record.task!r} lacks {', '.join(missing)} in its content")
+    if record.task not in ("text", "dialogue") and len(record.images) != 1:
+        raise UserError(f"record {record.id!r} of task {record.task!r} has {len(record.images)} images instead of one")
+    return record
+
+
+def encode_record(record: Record) -> bytes:
+    """Serialises a checked record as a `tf.train.Example`; equal records give equal bytes.
+
+    Raises:
+      UserError: if the record is not well formed (`check_record`).
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    check_record(record)
+    example = tf_example_pb2.Example()
+    fields = example.features.feature
+    for name in TEXT_FIELDS:
+        fields[name].bytes_list.value.append(getattr(record, name).encode())
+    fields["images"].bytes_list.value.extend(record.images)
+    content = json.dumps(record.content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    fields["content"].bytes_list.value.append(content.encode("utf-8", "surrogatepass"))
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_record(payload: bytes) -> Record:
+    """The inverse of `encode_record`; images stay encoded.
+
+    Raises:
+      UserError: if the bytes are no record or its task is unknown.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        fields = tf_example_pb2.Example.FromString(payload).features.feature
+        texts = {name: fields[name].bytes_list.value[0].decode() for name in TEXT_FIELDS}
+        content = json.loads(fields["content"].bytes_list.value[0].decode("utf-8", "surrogatepass"))
+        record = Record(images=tuple(fields["images"].bytes_list.value), content=content, **texts)
+    except (DecodeError, IndexError, ValueError) as error:
+        raise UserError(f"these bytes are not a record ({error}); write the record files again") from None
+    if record.task not in TASKS:
+        raise UserError(f"record {record.id!r} has the unknown task {record.task!r}{nearest(record.task, TASKS)}")
+    return record
+
+
+def write_shard(
+    folder: epath.PathLike, name: str, split: str, index: int, count: int, records: Iterable[Record]
+) -> Shard:
+    """Writes shard `index` of `count`, whole or not at all, and returns its line of the manifest.
+
+    For pipelines whose workers write shards on their own; `write_records` does everything at once.
+
+    Raises:
+      UserError: for a record that is not well formed.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = shard_name(name, split, index, count)
+    temporary = folder / f".{file}.{uuid.uuid4().hex[:8]}.tmp"
+    tallies: dict[str, collections.Counter[str]] = {key: collections.Counter() for key in _TALLIES}
+    written = images = 0
+    writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+    try:
+        try:
+            for record in records:
+                writer.write(encode_record(record))
+                written += 1
+                images += len(record.images)
+                for key, field in _TALLIES.items():
+                    tallies[key][getattr(record, field)] += 1
+        finally:
+            writer.close()
+        digest, size = _sha256(temporary)
+        temporary.replace(folder / file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    counts = {key: dict(sorted(tally.items())) for key, tally in tallies.items()}
+    return Shard(split=split, file=file, records=written, images=images, bytes=size, sha256=digest, **counts)
+
+
+_TALLIES = {"sources": "source", "tasks": "task", "languages": "language", "licenses": "license"}
+
+
+def shard_name(name: str, split: str, index: int, count: int) -> str:
+    """File name of one shard, in the form TFDS expects."""
+    for what, value in (("name", name), ("split", split)):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
+            raise UserError(f"the {what} {value!r} of a record folder must be lower-case letters, digits and _")
+    return f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def write_manifest(
+    folder: epath.PathLike,
+    name: str,
+    shards: Sequence[Shard],
+    *,
+    description: str = "",
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the TFDS metadata and, last of all, `manifest.json`: a folder without it is not finished.
+
+    Args:
+      shards: of all splits, as returned by `write_shard`.
+      description: one line about the data.
+      extra: JSON values kept under "extra", such as the counts of cleaning rules.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = epath.Path(folder)
+    splits: dict[str, list[Shard]] = {}
+    for shard in sorted(shards, key=lambda shard: shard.file):
+        splits.setdefault(shard.split, []).append(shard)
+    template = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=name, filetype_suffix="array_record")
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.records for shard in members],
+            num_bytes=sum(shard.bytes for shard in members),
+            filename_template=template.replace(split=split),
+        )
+        for split, members in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=_tfds_features(),
+        split_infos=infos,
+        filename_template=template,
+        check_data=False,
+        description=description or name,
+    )
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "name": name,
+        "description": description,
+        "splits": {split: _split_summary(members) for split, members in splits.items()},
+        "extra": dict(extra or {}),
+    }
+    artifacts.write_json(folder / MANIFEST, manifest)
+
+
+def _tfds_features() -> Any:
+    import tensorflow_datasets as tfds
+
+    texts = {name: tfds.features.Text() for name in (*TEXT_FIELDS, "content")}
+    images = tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3)))
+    return tfds.features.FeaturesDict({**texts, "images": images})
+
+
+def _split_summary(shards: Sequence[Shard]) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "records": sum(shard.records for shard in shards),
+        "images": sum(shard.images for shard in shards),
+        "bytes": sum(shard.bytes for shard in shards),
+    }
+    for key in _TALLIES:
+        total: collections.Counter[str] = collections.Counter()
+        for shard in shards:
+            total.update(getattr(shard, key))
+        summary[key] = dict(sorted(total.items()))
+    fields = ("file", "records", "images", "bytes", "sha256")
+    summary["shards"] = [{field: getattr(shard, field) for field in fields} for shard in shards]
+    return summary
+
+
+def write_records(
+    folder: epath.PathLike,
+    splits: Mapping[str, Iterable[Record]],
+    *,
+    name: str,
+    records_per_shard: int = 4096,
+    description: str = "",
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes a whole record folder in the order given and returns its manifest.
+
+    The folder appears under its own name only when it is complete; one that was there before is replaced.
+
+    Args:
+      splits: e.g. {"train": records, "test": records}; any iterables.
+      name: of the data set, lower-case.
+
+    Raises:
+      UserError: for a record that is not well formed, or a split without records.
+    """
+    folder = epath.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        shards: list[Shard] = []
+        for split, records in splits.items():
+            members = [
+                write_shard(building, name, split, index, 99999, group)
+                for index, group in enumerate(_groups(records, records_per_shard))
+            ]
+            if not members:
+                raise UserError(f"split {split!r} of {folder} has no records; leave it out")
+            for index, shard in enumerate(members):  # only now is the number of shards known
+                file = shard_name(name, split, index, len(members))
+                (building / shard.file).rename(building / file)
+                shards.append(dataclasses.replace(shard, file=file))
+        write_manifest(building, name, shards, description=description, extra=extra)
+        if folder.exists():
+            folder.rmtree()
+        building.rename(folder)
+    except BaseException:
+        if building.exists():
+            building.rmtree()
+        raise
+    return artifacts.read_json(folder / MANIFEST)
+
+
+def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    group: list[Record] = []
+    for record in records:
+        group.append(record)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _sha256(path: epath.Path) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return digest.hexdigest(), size
+
+
+class RecordReader:
+    """Random access to one split: `len(reader)`, `reader[i]`. Opening checks names, counts and sizes.
+
+    Args:
+      folder: as written by `write_records`.
+      split: one of the manifest's.
+      verify: also compares every shard's sha256, which reads everything once.
+
+    Raises:
+      UserError: if the folder, its manifest, the split or a shard is missing, or a shard is not the manifest's.
+    """
+
+    def __init__(self, folder: epath.PathLike, split: str = "train", *, verify: bool = False):
+        self.folder = epath.Path(folder)
+        self.manifest = read_manifest(self.folder)
+        splits = self.manifest["splits"]
+        if split not in splits:
+            raise UserError(f"{folder} has no split {split!r}, only {', '.join(splits)}{nearest(split, splits)}")
+        self.split = split
+        self.summary: dict[str, Any] = splits[split]
+        paths = []
+        for shard in self.summary["shards"]:
+            path = self.folder / shard["file"]
+            again = "write the record folder again"
+            if not path.exists():
+                raise UserError(f"{path} is missing although the manifest lists it; {again}")
+            if path.stat().length != shard["bytes"]:
+                raise UserError(f"{path} has {path.stat().length} bytes, the manifest says {shard['bytes']}; {again}")
+            if verify and _sha256(path)[0] != shard["sha256"]:
+                raise UserError(f"{path} does not have the sha256 of the manifest; {again}")
+            paths.append(str(path))
+        self._source = array_record_data_source.ArrayRecordDataSource(paths)
+        if len(self._source) != self.summary["records"]:
+            raise UserError(
+                f"{folder} holds {len(self._source)} records in {split!r}, the manifest says "
+                f"{self.summary['records']}; write the record folder again"
+            )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return decode_record(self._source[int(index)])
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+
+def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
+    """Reads and checks `manifest.json` of a record folder.
+
+    Raises:
+      UserError: if the folder or the manifest is missing, or the manifest is of another version.
+    """
+    folder = epath.Path(folder)
+    if not folder.exists():
+        raise UserError(f"the record folder {folder} does not exist; build it with data_pipelines or correct the path")
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"{folder} has no {MANIFEST}, so it is not a finished record folder; build it again")
+    manifest = artifacts.read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION or "splits" not in manifest:
+        raise UserError(f"{folder / MANIFEST} is not a manifest of version {MANIFEST_VERSION}; build the folder again")
+    return manifest

@@ -1,0 +1,278 @@
+"""Batches: contents, determinism, restore, slices of processes, and broken data."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwenvl_jax.config import Config, SourceConfig
+from qwenvl_jax.data.examples import make_example
+from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.records import RecordReader, write_records
+from qwenvl_jax.data.schema import Batch, Record
+from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.runtime.errors import UserError
+
+from .record_samples import make_record, with_data
+
+QUERIES = 4
+
+
+def take(config: Config, tokenizer: Tokenizer, count: int, **arguments: Any) -> list[Batch]:
+    with make_loader(config, tokenizer, **arguments) as loader:
+        return [next(loader) for _ in range(count)]
+
+
+def assert_equal(a: list[Batch], b: list[Batch]) -> None:
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        for name, x, y in zip(Batch._fields, left, right, strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=name)
+            assert x.dtype == y.dtype
+
+
+def samples(batch: Batch) -> list[tuple[tuple[int, int], dict[str, np.ndarray]]]:
+    """Every sample of a batch with its (microbatch, row), cut out by segment ids."""
+    found = []
+    for a, b in np.ndindex(*batch.segment_ids_ABL.shape[:2]):
+        segments_L = batch.segment_ids_ABL[a, b]
+        for segment in range(1, segments_L.max() + 1):
+            places = np.flatnonzero(segments_L == segment)
+            assert (np.diff(places) == 1).all(), "a sample is one unbroken run"
+            cut = {name: getattr(batch, name)[a, b, places] for name in Batch._fields[:6]}
+            found.append(((a, b), cut))
+    return found
+
+
+def known_examples(config: Config, tokenizer: Tokenizer) -> dict[bytes, list[Any]]:
+    """All examples of the config's records, made one by one, by their tokens."""
+    known = collections.defaultdict(list)
+    for source in config.data.mixture:
+        for record in RecordReader(source.records):
+            example = make_example(record, source.name, tokenizer, QUERIES, config.data.image_size)
+            known[example.tokens_L.tobytes()].append(example)
+    return known
+
+
+def test_batches_hold_exactly_the_examples(run_config: Config, tokenizer: Tokenizer) -> None:
+    """Each sample of a batch equals `make_example` of some record: tokens, targets, mask, positions and pixels."""
+    known = known_examples(run_config, tokenizer)
+    data = run_config.data
+    for batch in take(run_config, tokenizer, 4):
+        shape = (data.accumulation, data.rows, data.sequence_length)
+        assert all(array.shape == shape for array in batch[:6])
+        assert batch.images_AIHWC.shape == (2, 16, 28, 28, 3) and batch.images_AIHWC.dtype == np.uint8
+        tasks = collections.defaultdict(set)
+        used = collections.defaultdict(list)
+        for (a, b), cut in samples(batch):
+            tokens_L, slots_L = cut["tokens_ABL"], cut["image_slot_ABL"]
+            images_QHWC = batch.images_AIHWC[a, np.unique(slots_L[slots_L >= 0] // QUERIES)]
+            candidates = known[tokens_L.tobytes()]
+            [example, *_] = [e for e in candidates if np.array_equal(e.images_IHWC, images_QHWC)]
+            tasks[a, b].add(example.task)
+            used[a] += slots_L[slots_L >= 0].tolist()
+            length = len(tokens_L)
+            assert cut["positions_ABL"].tolist() == list(range(length))
+            assert cut["targets_ABL"].tolist() == [*tokens_L[1:], 0]
+            assert cut["loss_mask_ABL"].tolist() == [*example.is_target_L[1:].astype(float), 0.0]
+            first = slots_L[slots_L >= 0].min() if len(images_QHWC) else 0
+            np.testing.assert_array_equal(np.where(slots_L >= 0, slots_L - first, -1), example.image_query_L)
+        assert all(len(found) == 1 for found in tasks.values()), "a row has one task"
+        for slots in used.values():
+            assert sorted(slots) == list(range(len(slots))), "every feature is read once, without gaps"
+        padding = batch.segment_ids_ABL == 0
+        assert not batch.tokens_ABL[padding].any() and not batch.loss_mask_ABL[padding].any()
+        assert (batch.image_slot_ABL[padding] == -1).all()
+
+
+def test_same_config_same_batches(run_config: Config, tokenizer: Tokenizer) -> None:
+    first = take(run_config, tokenizer, 5)
+    assert_equal(first, take(run_config, tokenizer, 5, prefetch=1))
+    other = take(with_data(run_config, seed=8), tokenizer, 5)
+    assert any(not np.array_equal(x.tokens_ABL, y.tokens_ABL) for x, y in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 9])
+def test_restoring_is_bitwise(run_config: Config, tokenizer: Tokenizer, cut: int) -> None:
+    with make_loader(run_config, tokenizer) as loader:
+        before = [next(loader) for _ in range(cut)]
+        state = json.loads(json.dumps(loader.state()))
+        after = [next(loader) for _ in range(4)]
+        counters = loader.counters()
+    with make_loader(run_config, tokenizer) as restored:
+        next(restored)
+        restored.restore(state)
+        assert restored.state() == state
+        assert_equal([next(restored) for _ in range(4)], after)
+        assert restored.counters() == counters
+        restored.restore(state)  # again, with batches in flight
+        assert_equal([next(restored)], after[:1])
+    assert_equal(take(run_config, tokenizer, cut), before)
+
+
+def test_state_of_another_stream_is_refused(run_config: Config, tokenizer: Tokenizer) -> None:
+    with make_loader(run_config, tokenizer) as loader:
+        state = loader.state()
+    with (
+        make_loader(with_data(run_config, seed=9), tokenizer) as other,
+        pytest.raises(UserError, match="another stream"),
+    ):
+        other.restore(state)
+
+
+def test_processes_share_the_same_batches(run_config: Config, tokenizer: Tokenizer) -> None:
+    whole = take(run_config, tokenizer, 3)
+    parts = [take(run_config, tokenizer, 3, process_index=index, process_count=4) for index in range(4)]
+    joined = [
+        Batch(*(np.concatenate(arrays, axis=1) for arrays in zip(*batches, strict=True)))
+        for batches in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, whole)
+    with pytest.raises(UserError, match="do not divide among 3 processes"):
+        make_loader(run_config, tokenizer, process_count=3)
+
+
+def test_every_record_once_per_epoch(run_config: Config, tokenizer: Tokenizer) -> None:
+    """Over batches and what the packer still holds, records come as often as their epochs say."""
+    source = SourceConfig("vqa", "vqa", run_config.data.mixture[1].records, 1.0)
+    config = with_data(run_config, mixture=(source,), global_batch_size=2, accumulation=1)
+    with make_loader(config, tokenizer) as loader:
+        seen: collections.Counter[bytes] = collections.Counter()
+        while loader.state()["next"] < 23:
+            seen.update(cut["tokens_ABL"].tobytes() for _, cut in samples(next(loader)))
+        assert loader.state()["next"] < 46
+        assert max(seen.values()) <= 2  # at most two epochs begun
+        held = sum(map(len, loader.state()["packer"]["ready"]))
+        held += sum(len(row) for rows in loader.state()["packer"]["open"].values() for row in rows)
+        assert sum(seen.values()) + held == loader.state()["next"]
+        assert loader.counters()["seen"] == {"vqa": sum(seen.values())}
+
+
+def test_counters(run_config: Config, tokenizer: Tokenizer) -> None:
+    with make_loader(run_config, tokenizer) as loader:
+        assert loader.counters()["batches"] == 0
+        batches = [next(loader) for _ in range(6)]
+        counters = loader.counters()
+    assert counters["batches"] == 6
+    assert counters["tokens"] == sum(int((batch.segment_ids_ABL > 0).sum()) for batch in batches)
+    assert counters["targets"] == sum(int(batch.loss_mask_ABL.sum()) for batch in batches)
+    assert counters["token_fill"] == counters["tokens"] / sum(batch.tokens_ABL.size for batch in batches)
+    assert 0.3 < counters["image_fill"] <= 1 and 0.6 < counters["token_fill"] <= 1
+    assert sum(counters["seen"].values()) == sum(len(samples(batch)) for batch in batches)
+    assert set(counters["seen"]) == {source.name for source in run_config.data.mixture}
+
+
+def one_source(config: Config, tmp_path: Path, records: list[Record], **changes: Any) -> Config:
+    task = records[0].task
+    write_records(tmp_path / "records", {"train": records}, name="records")
+    return with_data(config, mixture=(SourceConfig("only", task, str(tmp_path / "records"), 1.0),), **changes)
+
+
+def test_long_samples_are_dropped_and_counted(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    long = dataclasses.replace(make_record("text", 0), content={"text": "dog " * 300})
+    config = one_source(run_config, tmp_path, [*(make_record("text", k) for k in range(5)), long])
+    with make_loader(config, tokenizer) as loader:
+        next(loader)
+        counters = loader.counters()
+    assert counters["dropped"]["only"] > 0
+    assert counters["seen"]["only"] >= 4 * counters["dropped"]["only"]
+
+
+def test_a_source_that_never_fits_is_refused(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = one_source(run_config, tmp_path, [make_record("dialogue", 0)], sequence_length=60)
+    with make_loader(config, tokenizer) as loader, pytest.raises(UserError, match="no sample of source 'only' fits"):
+        next(loader)
+
+
+def corrupt(record: Record) -> Record:
+    return dataclasses.replace(record, images=(record.images[0][:90],))
+
+
+def test_few_corrupt_images_leave_padding(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    records = [make_record("caption", k) for k in range(300)]
+    config = one_source(run_config, tmp_path, [corrupt(records[0]), *records[1:]])
+    with make_loader(config, tokenizer) as loader:
+        batches = []
+        while not (count := loader.counters()["corrupt"]["only"]):
+            batches.append(next(loader))
+        counters = loader.counters()
+    assert count == 1
+    assert counters["seen"]["only"] == sum(len(cuts(batch)) for batch in batches)
+    assert_equal(take(config, tokenizer, len(batches)), batches)
+
+
+def cuts(batch: Batch) -> list[tuple[int, int, int]]:
+    """(microbatch, row, segment) of every sample, also where a segment number is missing."""
+    return [
+        (a, b, int(segment))
+        for a, b in np.ndindex(*batch.segment_ids_ABL.shape[:2])
+        for segment in np.unique(batch.segment_ids_ABL[a, b])
+        if segment
+    ]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_many_corrupt_images_end_the_run(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, share: float
+) -> None:
+    records = [make_record("caption", k) for k in range(60)]
+    bad = round(60 * share)
+    config = one_source(run_config, tmp_path, [*map(corrupt, records[:bad]), *records[bad:]])
+    with make_loader(config, tokenizer) as loader:
+        with pytest.raises(UserError, match="images read so far are corrupt, the first in record 'caption"):
+            for _ in range(20):
+                next(loader)
+        with pytest.raises(UserError, match="corrupt"):  # and says so again instead of hanging
+            next(loader)
+
+
+def test_a_box_outside_its_image_ends_the_run(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    good = make_record("ref_grounding", 0)
+    config = one_source(
+        run_config, tmp_path, [dataclasses.replace(good, content={**good.content, "box": [0, 0, 29, 9]})]
+    )
+    with (
+        make_loader(config, tokenizer) as loader,
+        pytest.raises(UserError, match=r"'ref_grounding0'.*outside its image"),
+    ):
+        next(loader)
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(
+    run_config: Config, tokenizer: Tokenizer, qwen: Tokenizer
+) -> None:
+    with pytest.raises(UserError, match=r"151860 ids, but config\.model\.decoder\.vocab_size is 640"):
+        make_loader(run_config, qwen)
+
+
+def test_closing_ends_the_threads(run_config: Config, tokenizer: Tokenizer) -> None:
+    before = threading.active_count()
+    take(run_config, tokenizer, 2)
+    assert threading.active_count() == before
+
+
+def test_a_loader_left_open_does_not_disturb_the_exit(run_config: Config) -> None:
+    """A script that ends, or fails, between two batches ends with its own exit code."""
+    values = repr((run_config.data, run_config.model, run_config.tokenizer))
+    code = (
+        "from qwenvl_jax.config import *\n"
+        "from qwenvl_jax.data.loader import make_loader\n"
+        "from qwenvl_jax.data.tokenizer import load_tokenizer\n"
+        f"data, model, vocabulary = {values}\n"
+        "config = Config(model, vocabulary, data, None, None, None, None, None)\n"
+        "loader = make_loader(config, load_tokenizer(vocabulary))\n"
+        "next(loader)\n"
+        "raise SystemExit(3)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
