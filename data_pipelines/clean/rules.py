@@ -1,0 +1,140 @@
+"""Cleaning of captions (paper, Appendix A): one function per rule, every rule counted.
+
+    kept, counts = clean_captions(captions)
+
+The rules that need whole web corpora (image size, CLIP score) have no object here; these have: HTML, special tags,
+emoji, other scripts, length, several captions of one picture (the longest stays), repeated sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import re
+from collections.abc import Callable, Sequence
+
+MIN_CHARACTERS = {"en": 3, "zh": 1}  # one hanzi is a word
+MAX_CHARACTERS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """One caption. Captions of equal `picture` (a checksum, or the id) describe the same image."""
+
+    id: str
+    picture: str
+    language: str
+    text: str
+    license: str
+    source: str
+
+
+Rule = Callable[[Sequence[Caption]], list[Caption]]
+
+_TAG = re.compile(r"<[A-Za-z/!][^<>]*>")
+_SPECIAL = re.compile(r"<\|[^<>|]*\|>|</?(?:ref|box|quad|img|imgpad|person|unk|pad|eos|bos|s)>", re.IGNORECASE)
+_EMOJI = re.compile(
+    "[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff\u2600-\u27bf\u2b50\u2b55\u200d\ufe0f\u20e3\u231a-\u231b\u23e9-\u23fa]"
+)
+# Latin and its accents, general punctuation, currency, CJK ideographs and punctuation, full-width forms.
+_FOREIGN = re.compile(r"[^\u0020-\u024f\u2000-\u206f\u20a0-\u20bf\u2122\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
+_HANZI = re.compile(r"[\u4e00-\u9fff]")
+
+
+def special_tags(captions: Sequence[Caption]) -> list[Caption]:
+    """Removes strings that look like a model's or a corpus' special tokens, e.g. `<PERSON>`, `<|endoftext|>`."""
+    return [_with_text(c, _SPECIAL.sub(" ", c.text)) for c in captions]
+
+
+def html_tags(captions: Sequence[Caption]) -> list[Caption]:
+    """Removes HTML tags and resolves entities such as `&amp;`; a tag that an entity hid is removed too."""
+    cleaned = []
+    for item in captions:
+        text, before = item.text, None
+        while text != before:
+            before, text = text, _TAG.sub(" ", html.unescape(text))
+        cleaned.append(_with_text(item, text))
+    return cleaned
+
+
+def white_space(captions: Sequence[Caption]) -> list[Caption]:
+    """Joins runs of white space and trims the ends."""
+    return [_with_text(c, " ".join(c.text.split())) for c in captions]
+
+
+def emoji(captions: Sequence[Caption]) -> list[Caption]:
+    """Drops captions with emoji: they are rarely descriptions."""
+    return [c for c in captions if not _EMOJI.search(c.text)]
+
+
+def other_languages(captions: Sequence[Caption]) -> list[Caption]:
+    """Drops captions with characters of neither English nor Chinese, and Chinese ones without a hanzi."""
+    return [
+        c for c in captions if not _FOREIGN.search(c.text) and (c.language == "en" or _HANZI.search(c.text) is not None)
+    ]
+
+
+def text_length(captions: Sequence[Caption]) -> list[Caption]:
+    """Drops captions that are too short (punctuation apart) or longer than 200 characters."""
+    return [
+        c
+        for c in captions
+        if len(c.text) <= MAX_CHARACTERS and sum(x.isalnum() for x in c.text) >= MIN_CHARACTERS.get(c.language, 3)
+    ]
+
+
+def keep_longest(captions: Sequence[Caption]) -> list[Caption]:
+    """Of several captions of one picture in one language, keeps the longest (the first of equally long ones)."""
+    longest: dict[tuple[str, str], Caption] = {}
+    for item in captions:
+        kept = longest.setdefault((item.picture, item.language), item)
+        if len(item.text) > len(kept.text):
+            longest[item.picture, item.language] = item
+    chosen = {id(item) for item in longest.values()}
+    return [c for c in captions if id(c) in chosen]
+
+
+def repeated_sentences(captions: Sequence[Caption]) -> list[Caption]:
+    """Drops a sentence that stood before, in the same language, whatever its picture."""
+    first: dict[tuple[str, str], Caption] = {}
+    for item in captions:
+        first.setdefault((item.language, item.text), item)
+    return list(first.values())
+
+
+# Rules that rewrite come before those that drop, so that what a tag hid is judged too. HTML comes first: an entity
+# may hide a special tag, while a space in place of a special tag cannot form HTML.
+RULES: tuple[Rule, ...] = (
+    html_tags,
+    special_tags,
+    white_space,
+    emoji,
+    other_languages,
+    text_length,
+    keep_longest,
+    repeated_sentences,
+)
+
+
+def clean_captions(
+    captions: Sequence[Caption], rules: Sequence[Rule] = RULES
+) -> tuple[list[Caption], dict[str, dict[str, int]]]:
+    """Applies the rules in order.
+
+    Returns:
+      What is left, in the same order, and per rule how many captions it changed and dropped.
+    """
+    kept = list(captions)
+    counts = {}
+    for rule in rules:
+        before = {(c.id, c.language, c.text) for c in kept}
+        length = len(kept)
+        kept = rule(kept)
+        dropped = length - len(kept)
+        changed = sum((c.id, c.language, c.text) not in before for c in kept)
+        counts[rule.__name__] = {"changed": changed, "dropped": dropped}
+    return kept, counts
+
+
+def _with_text(caption: Caption, text: str) -> Caption:
+    return caption if text == caption.text else dataclasses.replace(caption, text=text)

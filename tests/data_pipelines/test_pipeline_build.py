@@ -1,0 +1,222 @@
+"""The whole data set from rendered sources: readable, complete, repeatable, replaced only when it should be."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_pipelines.build import VOCABULARY, build
+from data_pipelines.grounding.scenes import SPLITS
+from data_pipelines.ingredients import Ingredients
+from data_pipelines.quickstart import main
+from data_pipelines.settings import QuickstartSettings
+from data_pipelines.write_records import make_records, shard_count, write_shards
+from qwenvl_jax.config import TokenizerConfig
+from qwenvl_jax.data import formats
+from qwenvl_jax.data.records import RecordReader
+from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.runtime.errors import UserError
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def read(folder: Path, task: str, split: str) -> list[Record]:
+    return list(RecordReader(folder / task, split, verify=True))
+
+
+def test_counts_and_manifest(built: Path, settings: QuickstartSettings, ingredients: Ingredients) -> None:
+    manifest = json.loads((built / "manifest.json").read_text())
+    for task in TASKS:
+        captions = len(ingredients.captions) if task == "text" else 0
+        assert len(RecordReader(built / task, "train")) == 30 + captions
+        assert len(RecordReader(built / task, "heldout")) == 9
+        assert manifest["tasks"][task]["train"]["records"] == 30 + captions
+    assert manifest["rendered"] is True and manifest["settings_hash"] == settings.digest()
+    assert manifest["sources"]["cleaning_rules"]["emoji"] == {"changed": 0, "dropped": 0}
+    assert manifest["licenses"]["scenes"] == "CC0-1.0"
+    assert (built / "report.html").read_text().count("<img") >= 40
+    assert Image.open(built / "contact_sheet.png").size[0] > 1000
+
+
+def test_every_record_can_be_written_out_and_tokenised(built: Path) -> None:
+    tokenizer = load_tokenizer(TokenizerConfig("sentencepiece", str(built / VOCABULARY)))
+    assert tokenizer.vocab_size <= 400
+    for task in TASKS:
+        for split in SPLITS:
+            for record in read(built, task, split):
+                pieces = formats.training_pieces(record)
+                texts = [str(piece.value) for piece in pieces if piece.kind == "text"]
+                assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
+                for payload in record.images:
+                    with Image.open(io.BytesIO(payload)) as image:
+                        assert image.size == (100, 100) and image.format == "JPEG"
+
+
+def test_coordinates_are_multiples_of_ten(built: Path) -> None:
+    for record in read(built, "ref_grounding", "train"):
+        (text,) = [str(p.value) for p in formats.training_pieces(record) if p.supervised and p.kind == "text"]
+        numbers = [int(n) for n in text.translate(str.maketrans("(),", "   ")).split()]
+        assert len(numbers) == 4 and all(n % 10 == 0 for n in numbers)
+
+
+def test_tasks_speak_of_the_same_scene(built: Path) -> None:
+    rows = [read(built, task, "train") for task in ("caption", "grounding", "ref_grounding", "grounded_caption")]
+    for caption, grounding, ref, grounded in zip(*rows, strict=True):
+        assert caption.images == grounding.images == ref.images == grounded.images
+        places = {tuple(s["boxes"][0]): s["text"].lower() for s in grounding.content["segments"] if s["boxes"]}
+        assert places[tuple(ref.content["box"])] == ref.content["phrase"]
+        assert places[tuple(grounded.content["box"])] == grounded.content["description"]
+        if caption.language == "en":
+            assert caption.content["caption"] == "".join(s["text"] for s in grounding.content["segments"])
+
+
+def test_pictures_of_the_splits_are_apart(built: Path) -> None:
+    for task in TASKS:
+        found = [{image for record in read(built, task, split) for image in record.images} for split in SPLITS]
+        assert not found[0] & found[1]
+    texts = [{r.content["text"] for r in read(built, "text", split) if "(" in r.content["text"]} for split in SPLITS]
+    assert not texts[0] & texts[1]  # texts with coordinates are of one composition
+
+
+def test_ids_are_unique(built: Path) -> None:
+    ids = [record.id for task in TASKS for split in SPLITS for record in read(built, task, split)]
+    assert len(ids) == len(set(ids))
+
+
+def test_dialogues(settings: QuickstartSettings, ingredients: Ingredients) -> None:
+    many = dataclasses.replace(settings, train=250, records_per_shard=250)
+    numbers: collections.Counter[tuple[int, int]] = collections.Counter()
+    said = ""
+    made = make_records(many, ingredients, "train", 0)
+    scenes = {r.images[0]: r for r in made["grounding"]}
+    for record in made["dialogue"]:
+        turns = record.content["turns"]
+        numbers[len(record.images), len(turns) // 2] += 1
+        assert [t["role"] for t in turns] == ["user", "assistant"] * (len(turns) // 2)
+        shown = [part["image"] for part in turns[0]["parts"] if set(part) == {"image"}]
+        assert shown == list(range(len(record.images))) and len(record.content["sizes"]) == len(shown)
+        questions = [t["parts"][-1]["text"] for t in turns[::2]]
+        assert len(set(questions)) == len(questions)
+        for part in (part for turn in turns[1::2] for part in turn["parts"] if "ref" in part):
+            segments = scenes[record.images[part["image"]]].content["segments"]
+            names = {tuple(s["boxes"][0]): s["text"].lower() for s in segments if s["boxes"]}
+            if record.language == "en":
+                assert names[tuple(part["boxes"][0])].split(" ", 1)[1] == part["ref"].removeprefix("The ")
+        said += " ".join(questions)
+    assert set(numbers) == {(1, 2), (1, 3), (2, 2), (2, 3)}
+    for part in ("Where is it?", "Read the text in", "Which picture shows", "And in Picture", "How many", "图1"):
+        assert part in said
+
+
+def test_shards_do_not_depend_on_who_writes_them(
+    built: Path, settings: QuickstartSettings, ingredients: Ingredients, tmp_path: Path
+) -> None:
+    work = [(split, shard) for split in SPLITS for shard in range(shard_count(settings, split))]
+    for split, shard in reversed(work):
+        write_shards(tmp_path, settings, ingredients, split, shard)
+    written = checksums(tmp_path)
+    assert written and written.items() <= checksums(built).items()
+
+
+def test_a_finished_folder_is_left_alone(built: Path, settings: QuickstartSettings) -> None:
+    before = {p: p.stat().st_mtime_ns for p in built.rglob("*")}
+    assert build(settings, built, built.parent / "cache")["settings_hash"] == settings.digest()
+    assert {p: p.stat().st_mtime_ns for p in built.rglob("*")} == before
+
+
+def test_half_written_and_outdated_folders_are_replaced(tiny: QuickstartSettings, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    (output / "caption").mkdir(parents=True)
+    (output / "caption" / "left-over").write_text("x")
+    killed = tmp_path / ".data.999999999.building"
+    killed.mkdir()
+    build(tiny, output, tmp_path / "cache")
+    assert not killed.exists() and not (output / "caption" / "left-over").exists()
+    first = checksums(output)
+    next((output / "vqa").glob("*train*")).write_bytes(b"damaged")
+    build(tiny, output, tmp_path / "cache")
+    assert checksums(output) == first
+    build(dataclasses.replace(tiny, seed=5), output, tmp_path / "cache")
+    assert checksums(output)["manifest.json"] != first["manifest.json"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["data"]
+
+
+def test_foreign_files_are_never_removed(tiny: QuickstartSettings, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="choose another --output"):
+        build(tiny, tmp_path, tmp_path / "cache")
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_told_before_the_work(
+    tiny: QuickstartSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match="free some space"):
+        build(tiny, tmp_path / "data", tmp_path / "cache")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--train=0"],
+        ["--scene.max_size=2"],
+        ["--num_stamps=400"],
+        ["--stamps=star/red,star/none,ring/red,ring/blue,cross/red,cross/blue"],
+        ["--vocab_size=20"],
+        ["--output=/dev/null/x"],
+    ],
+)
+def test_mistakes_end_with_one_sentence(wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--source=rendered", "--train=2", "--heldout=2", "--workers=1", f"--cache={tmp_path}"]
+    with pytest.raises(SystemExit) as ended:
+        main([*small, f"--output={tmp_path}/data", *wrong])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert not list(tmp_path.glob("*data*")) and not list(tmp_path.glob(".data*"))
+
+
+def test_rendered_data_is_told(built: Path, settings: QuickstartSettings, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        build(settings, built, built.parent / "cache")
+    assert "RENDERED" in caplog.text
+    assert "RENDERED" in (built / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes(built: Path, settings: QuickstartSettings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "data", tmp_path / "cache", workers=2)
+    assert checksums(tmp_path / "data") == checksums(built)
+
+
+def test_a_disk_that_fills_is_told(tiny: QuickstartSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("write() failed: No space left on device; writing x")  # as ArrayRecord's writer says it
+
+    monkeypatch.setattr("data_pipelines.build.write_shards", full)
+    with pytest.raises(UserError, match="no space left"):
+        build(tiny, tmp_path / "data", tmp_path / "cache")
+    assert not list(tmp_path.glob("*data*"))
+
+
+def test_a_record_does_not_depend_on_its_shard(settings: QuickstartSettings, ingredients: Ingredients) -> None:
+    coarse = dataclasses.replace(settings, records_per_shard=30)
+    whole = make_records(coarse, ingredients, "train", 0)
+    parts = [make_records(settings, ingredients, "train", shard) for shard in (0, 1)]
+    for task in ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr"):
+        assert [r for part in parts for r in part[task]] == whole[task]
