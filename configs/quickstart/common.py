@@ -68,6 +68,7 @@ def base(data: str) -> ml_collections.ConfigDict:
                 attention="xla",
                 remat_vit="none",
                 remat_decoder="none",
+                unroll_layers=True,
                 loss_chunk=4096,
             ),
         )

@@ -1,0 +1,17 @@
+"""NVIDIA GPUs: everything split over all of them; cuDNN attention."""
+
+import ml_collections
+
+
+def apply(config: ml_collections.ConfigDict) -> None:
+    """Sets `config.mesh` and `config.compute`."""
+    config.mesh = dict(data=1, fsdp=-1, tensor=1, slices=1, max_replicated_bytes=8 * 2**20)
+    config.compute = dict(
+        compute_dtype="bfloat16",
+        frozen_dtype="bfloat16",
+        attention="cudnn",
+        remat_vit="full",
+        remat_decoder="full",
+        unroll_layers=False,
+        loss_chunk=1024,
+    )

@@ -1,0 +1,19 @@
+"""TPU v5p, 95 GiB of HBM per chip; meant for 512 chips (8 x 64). Memory suffices to keep all matrix products, so
+nothing is computed twice. fsdp lies on two axes of the torus, data on the third: gradients are reduce-scattered so.
+"""
+
+import ml_collections
+
+
+def apply(config: ml_collections.ConfigDict) -> None:
+    """Sets `config.mesh` and `config.compute`."""
+    config.mesh = dict(data=-1, fsdp=64, tensor=1, slices=1, max_replicated_bytes=8 * 2**20)
+    config.compute = dict(
+        compute_dtype="bfloat16",
+        frozen_dtype="bfloat16",
+        attention="splash",
+        remat_vit="matmuls_saved",
+        remat_decoder="matmuls_saved",
+        unroll_layers=False,
+        loss_chunk=1024,
+    )

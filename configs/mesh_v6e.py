@@ -1,0 +1,17 @@
+"""TPU v6e, 32 GiB of HBM per chip; meant for 256 chips (16 x 16)."""
+
+import ml_collections
+
+
+def apply(config: ml_collections.ConfigDict) -> None:
+    """Sets `config.mesh` and `config.compute`."""
+    config.mesh = dict(data=-1, fsdp=16, tensor=1, slices=1, max_replicated_bytes=8 * 2**20)
+    config.compute = dict(
+        compute_dtype="bfloat16",
+        frozen_dtype="bfloat16",
+        attention="splash",
+        remat_vit="attention_saved",
+        remat_decoder="attention_saved",
+        unroll_layers=False,
+        loss_chunk=1024,
+    )

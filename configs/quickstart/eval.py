@@ -1,0 +1,45 @@
+"""Every stage of the quickstart on held-out scenes.
+
+python -m qwenvl_jax.evaluate --config=configs/quickstart/eval.py
+"""
+
+import ml_collections
+
+from configs.quickstart import common
+
+IMAGE_SIZES = {
+    "stage0_text": common.SIZE_PRETRAIN,  # has not seen an image yet
+    "stage1_pretrain": common.SIZE_PRETRAIN,
+    "stage2_multitask": common.SIZE_MULTITASK,
+    "stage3_sft": common.SIZE_MULTITASK,
+}
+
+# (records, new tokens at most, new tokens at least). The released scripts take 28/10 for boxes, 30/8 for captions and
+# 10/1 for answers; these are as much for a vocabulary whose tokens are shorter.
+TASKS = {
+    "ref_grounding": (200, 24, 8),
+    "ocr": (100, 160, 0),
+    "vqa": (200, 16, 1),
+    "caption": (100, 64, 4),
+    "dialogue": (60, 48, 0),
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """`arg` is `DATA,RUNS` as in the training configs."""
+    data, runs = common.folders(arg)
+    return ml_collections.ConfigDict(
+        dict(
+            checkpoints=tuple(
+                dict(name=name, workdir=f"{runs}/{name}", image_size=size) for name, size in IMAGE_SIZES.items()
+            ),
+            tokenizer=common.base(data).tokenizer,
+            tasks=tuple(
+                dict(name=name, records=f"{data}/{name}", split="heldout", limit=limit, max_new=most, min_new=least)
+                for name, (limit, most, least) in TASKS.items()
+            ),
+            batch_size=20,
+            prompt_style="training",
+            output=runs,
+        )
+    )

@@ -1,0 +1,44 @@
+"""Stage 2, multi-task pre-training: seven tasks at 448 px, packed; everything is trained (paper 3.2).
+
+python -m qwenvl_jax.train --config=configs/stage2_multitask.py:v5p,gs://bucket/data,gs://bucket/runs \
+    --workdir=gs://bucket/runs/stage2_multitask
+
+The argument is MESH,DATA,RUNS; each part may be left out. Numbers: paper, Table 8 unless a comment says otherwise.
+"""
+
+import ml_collections
+
+from configs import base
+
+# Millions of samples (paper, Table 3). Each task is one record folder, built from the datasets named beside it.
+SAMPLES = {
+    "caption": 19.7,  # LAION-en and -zh, DataComp, Coyo, CC12M, CC3M, SBU, COCO, in-house
+    "vqa": 3.6,  # GQA, VGQA, VQAv2, DVQA, OCR-VQA, DocVQA, TextVQA, ChartQA, AI2D
+    "grounding": 3.5,  # GRIT
+    "ref_grounding": 8.7,  # GRIT, Visual Genome, RefCOCO, RefCOCO+, RefCOCOg
+    "grounded_caption": 8.7,  # the same
+    "ocr": 24.8,  # SynthDoG-en and -zh, Common Crawl pdf and HTML
+    "text": 7.8,  # in-house
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    mesh, data, runs = base.arguments(arg)
+    config = base.base(mesh)
+    config.data = dict(
+        mixture=tuple(base.source(f"{data}/multitask", task, task, weight) for task, weight in SAMPLES.items()),
+        image_size=448,
+        sequence_length=2048,
+        # The paper does not say whether samples or packed rows are meant. 19,000 * 4096 is one pass over the 76.8M
+        # samples, so it was probably samples; a row holds four to five of them, and for one pass set this to 896.
+        global_batch_size=4096,
+        accumulation=8,
+        images_per_row=4.0,  # ours: same-task rows of this mixture would hold about 4.1
+        packing_window=32,  # ours
+        seed=2,
+    )
+    config.optimizer = base.optimizer(peak=5e-5, minimum=1e-5, warmup=400, vit_layer_decay=0.95)
+    stage1 = f"{runs}/stage1_pretrain"
+    config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1)
+    config.train = base.train("multitask", ("vit", "vit_head", "resampler", "decoder"), 19_000)
+    return config

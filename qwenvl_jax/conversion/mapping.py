@@ -1,0 +1,240 @@
+"""The one table between our parameters and the released tensors.
+
+Every `Rule` joins one or several of our leaves to one released tensor (per layer, where the name has `{layer}`), with
+the transform in both directions. Everything that converts, counts or checks names reads this table; nothing else
+knows a released name.
+
+Legend: W vision width, N heads, K head size, F hidden width of an MLP, D decoder width, Q queries, V vocabulary,
+S stacked layers. Ours are `in x out` kernels with heads apart; released weights are torch's `out x in`.
+
+Sources: released modeling_qwen.py and visual.py, and the released index (853 tensors).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qwenvl_jax.config import ModelConfig
+
+Arrays = Sequence[np.ndarray]
+LAYER = "{layer}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One released tensor (one per layer if `released` has `{layer}`) and the leaves of ours that make it.
+
+    Attributes:
+      ours: paths of our leaves, `/`-separated; stacked leaves have a leading layer axis S that the transforms
+        never see.
+      released: its name in the released checkpoint.
+      release: our arrays (of one layer) -> the released array.
+      restore: (released array, shapes of ours without S) -> our arrays; the exact inverse.
+    """
+
+    ours: tuple[str, ...]
+    released: str
+    release: Callable[[Arrays], np.ndarray]
+    restore: Callable[[np.ndarray, Sequence[tuple[int, ...]]], list[np.ndarray]]
+
+    @property
+    def stacked(self) -> bool:
+        return LAYER in self.released
+
+
+def _same(ours: str, released: str) -> Rule:
+    return Rule((ours,), released, lambda a: a[0], lambda t, shapes: [t.reshape(shapes[0])])
+
+
+def _transposed(ours: str, released: str, inputs: int = 1) -> Rule:
+    """A kernel whose first `inputs` axes are inputs and the rest outputs <-> torch [out, in]."""
+
+    def release(arrays: Arrays) -> np.ndarray:
+        (kernel,) = arrays
+        return kernel.reshape(int(np.prod(kernel.shape[:inputs])), -1).T
+
+    return Rule((ours,), released, release, lambda t, shapes: [t.T.reshape(shapes[0])])
+
+
+def _convolution(ours: str, released: str) -> Rule:
+    """Ours HWIO <-> torch OIHW."""
+    return Rule((ours,), released, lambda a: a[0].transpose(3, 2, 0, 1), lambda t, s: [t.transpose(2, 3, 1, 0)])
+
+
+def _concatenated_qkv(ours: str, released: str) -> list[Rule]:
+    """Kernel [D, 3, N, K], bias [3, N, K] <-> rows q;k;v, heads major within each (LLM `c_attn`)."""
+    return [_transposed(f"{ours}/kernel", f"{released}.weight"), _flat(f"{ours}/bias", f"{released}.bias")]
+
+
+def _flat(ours: str, released: str) -> Rule:
+    return Rule((ours,), released, lambda a: a[0].reshape(-1), lambda t, shapes: [t.reshape(shapes[0])])
+
+
+def _interleaved_qkv(ours: str, released: str) -> list[Rule]:
+    """Kernel [W, 3, N, K], bias [3, N, K] <-> rows head-major: row h*3K + c*K + d, c in q, k, v (ViT `in_proj`).
+
+    The released tower reshapes its 3W outputs to [N, 3K] and splits the last axis. Unpermuted weights have the same
+    shape and raise no error.
+    """
+
+    def release_kernel(arrays: Arrays) -> np.ndarray:
+        kernel = arrays[0]
+        return kernel.transpose(2, 1, 3, 0).reshape(-1, kernel.shape[0])
+
+    def restore_kernel(tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        width, three, heads, head = shapes[0]
+        return [tensor.reshape(heads, three, head, width).transpose(3, 1, 0, 2)]
+
+    def restore_bias(tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        three, heads, head = shapes[0]
+        return [tensor.reshape(heads, three, head).transpose(1, 0, 2)]
+
+    return [
+        Rule((f"{ours}/kernel",), f"{released}.weight", release_kernel, restore_kernel),
+        Rule((f"{ours}/bias",), f"{released}.bias", lambda a: a[0].transpose(1, 0, 2).reshape(-1), restore_bias),
+    ]
+
+
+def _packed_qkv(ours: str, released: str) -> list[Rule]:
+    """Three projections [D, N, K] / [N, K] <-> one matrix, rows q;k;v (torch.nn.MultiheadAttention)."""
+
+    def restore(tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        thirds = np.split(tensor, 3, axis=0)
+        return [third.T.reshape(shape) for third, shape in zip(thirds, shapes, strict=True)]
+
+    kernels = tuple(f"{ours}/{part}/kernel" for part in ("query", "key", "value"))
+    biases = tuple(f"{ours}/{part}/bias" for part in ("query", "key", "value"))
+    return [
+        Rule(
+            kernels,
+            f"{released}.in_proj_weight",
+            lambda a: np.concatenate([kernel.reshape(kernel.shape[0], -1).T for kernel in a]),
+            restore,
+        ),
+        Rule(biases, f"{released}.in_proj_bias", lambda a: np.concatenate([bias.reshape(-1) for bias in a]), restore),
+    ]
+
+
+def _norm(ours: str, released: str) -> list[Rule]:
+    return [_same(f"{ours}/scale", f"{released}.weight"), _same(f"{ours}/bias", f"{released}.bias")]
+
+
+def _dense(ours: str, released: str, inputs: int = 1) -> list[Rule]:
+    return [_transposed(f"{ours}/kernel", f"{released}.weight", inputs), _same(f"{ours}/bias", f"{released}.bias")]
+
+
+_H, _V = "transformer.h.{layer}", "transformer.visual"
+_B, _P = f"{_V}.transformer.resblocks.{{layer}}", f"{_V}.attn_pool"
+
+DECODER_RULES: tuple[Rule, ...] = (
+    _same("decoder/embedding", "transformer.wte.weight"),
+    _same("decoder/blocks/ln_1/scale", f"{_H}.ln_1.weight"),
+    *_concatenated_qkv("decoder/blocks/attn/qkv", f"{_H}.attn.c_attn"),
+    _transposed("decoder/blocks/attn/out/kernel", f"{_H}.attn.c_proj.weight", inputs=2),
+    _same("decoder/blocks/ln_2/scale", f"{_H}.ln_2.weight"),
+    _transposed("decoder/blocks/mlp/up/kernel", f"{_H}.mlp.w1.weight"),  # the linear branch
+    _transposed("decoder/blocks/mlp/gate/kernel", f"{_H}.mlp.w2.weight"),  # the SiLU branch
+    _transposed("decoder/blocks/mlp/down/kernel", f"{_H}.mlp.c_proj.weight"),
+    _same("decoder/ln_f/scale", "transformer.ln_f.weight"),
+    _transposed("decoder/lm_head", "lm_head.weight"),
+)
+
+VIT_RULES: tuple[Rule, ...] = (
+    _same("vit/position_embedding", f"{_V}.positional_embedding"),
+    _convolution("vit/patch_embed/kernel", f"{_V}.conv1.weight"),
+    *_norm("vit/ln_pre", f"{_V}.ln_pre"),
+    *_norm("vit/blocks/ln_1", f"{_B}.ln_1"),
+    *_norm("vit/blocks/ln_2", f"{_B}.ln_2"),
+    *_interleaved_qkv("vit/blocks/attn/qkv", f"{_B}.attn.in_proj"),
+    *_dense("vit/blocks/attn/out", f"{_B}.attn.out_proj", inputs=2),
+    *_dense("vit/blocks/mlp/up", f"{_B}.mlp.c_fc"),
+    *_dense("vit/blocks/mlp/down", f"{_B}.mlp.c_proj"),
+)
+
+RESAMPLER_RULES: tuple[Rule, ...] = (
+    _same("resampler/query", f"{_P}.query"),
+    _same("resampler/position_embedding", f"{_P}.pos_embed"),  # stored, never regenerated
+    _transposed("resampler/kv_proj/kernel", f"{_P}.kv_proj.weight"),
+    *_packed_qkv("resampler/attn", f"{_P}.attn"),  # not interleaved, unlike the ViT
+    *_dense("resampler/attn/out", f"{_P}.attn.out_proj", inputs=2),
+    *_norm("resampler/ln_q", f"{_P}.ln_q"),
+    *_norm("resampler/ln_kv", f"{_P}.ln_kv"),
+)
+
+VIT_HEAD_RULES: tuple[Rule, ...] = (
+    *_norm("vit/ln_post", f"{_V}.ln_post"),
+    _same("vit/proj", f"{_V}.proj"),  # used as x @ proj: already in x out
+)
+
+RULES: tuple[Rule, ...] = (*DECODER_RULES, *VIT_RULES, *RESAMPLER_RULES, *VIT_HEAD_RULES)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested dict by `/`-separated path."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat.update(flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value})
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One released tensor of a model: its rule, its layer (None where it has none), name and torch shape."""
+
+    rule: Rule
+    layer: int | None
+    name: str
+    shape: tuple[int, ...]
+
+
+def _layers(rule: Rule, model: ModelConfig) -> int:
+    return (model.decoder if rule.ours[0].startswith("decoder/") else model.vit).layers
+
+
+def shapes_of_ours(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Shapes of the rule's leaves without the layer axis; `shapes` maps every path of ours to its full shape."""
+    return [tuple(shapes[path])[1:] if rule.stacked else tuple(shapes[path]) for path in rule.ours]
+
+
+def _shape_of(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    # Transforms only reshape, transpose and concatenate, so an array without memory of its own gives the shape;
+    # concatenation alone needs real ones, and those leaves are small in every other axis than the packed one.
+    placeholders = [np.broadcast_to(np.int8(0), shape) for shape in shapes_of_ours(rule, shapes)]
+    if len(placeholders) > 1:
+        one = rule.release([placeholders[0]]).shape
+        return (one[0] * len(placeholders), *one[1:])
+    return rule.release(placeholders).shape
+
+
+def released_tensors(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Tensor]:
+    """Every released tensor of `model` in file order: decoder, vision tower, resampler, vision head.
+
+    Args:
+      model: sizes.
+      shapes: full shape of every leaf of ours by path, as from `abstract_params`; nothing is allocated.
+    """
+    for group in (DECODER_RULES, VIT_RULES, RESAMPLER_RULES, VIT_HEAD_RULES):
+        single = [rule for rule in group if not rule.stacked]
+        stacked = [rule for rule in group if rule.stacked]
+        for rule in single:
+            yield Tensor(rule, None, rule.released, _shape_of(rule, shapes))
+        for layer in range(_layers(stacked[0], model) if stacked else 0):
+            for rule in stacked:
+                yield Tensor(rule, layer, rule.released.replace(LAYER, str(layer)), _shape_of(rule, shapes))

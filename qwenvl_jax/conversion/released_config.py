@@ -1,0 +1,166 @@
+"""`config.json` and `generation_config.json` of a release, under the released key names, and back again.
+
+Source: the released Qwen-VL and Qwen-VL-Chat files; a full-size model gives their values key for key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from qwenvl_jax import config as config_lib
+from qwenvl_jax.config import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig
+from qwenvl_jax.runtime.errors import UserError
+
+MODELING_FILE = "modeling_qwen.py"
+# What the released code assumes where its config.json is silent.
+DEFAULT_QUERIES, DEFAULT_POSITION_GRID, RELEASED_HEAD_SIZE = 256, 16, 128
+# Released max_position_embeddings is four times seq_length.
+POSITIONS_PER_TRAIN_LENGTH = 4
+
+
+def released_config(model: ModelConfig, *, image_size: int, image_start_id: int, dtype: str) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+      model: sizes.
+      image_size: pixels of the side that the checkpoint was last trained at.
+      image_start_id: id of `<img>`; `</img>` and `<imgpad>` follow it.
+      dtype: of the stored tensors.
+
+    Raises:
+      UserError: if the released format cannot express the model.
+    """
+    vit, resampler, decoder = model.vit, model.resampler, model.decoder
+    if not vit.layer_norm_eps == resampler.layer_norm_eps == decoder.rms_norm_eps:
+        raise UserError("the released format has one layer_norm_epsilon, but vit, resampler and decoder differ in it")
+    visual: dict[str, Any] = {
+        "heads": vit.heads,
+        "image_size": image_size,
+        "image_start_id": image_start_id,
+        "layers": vit.layers,
+        "mlp_ratio": _mlp_ratio(vit),
+        "output_dim": decoder.width,
+        "patch_size": vit.patch_size,
+        "width": vit.width,
+    }
+    if resampler.queries != DEFAULT_QUERIES:
+        visual["n_queries"] = resampler.queries
+    if vit.position_grid != DEFAULT_POSITION_GRID:
+        visual["position_grid"] = vit.position_grid
+    if resampler.heads * RELEASED_HEAD_SIZE != decoder.width:
+        visual["resampler_heads"] = resampler.heads
+    return {
+        "_name_or_path": model.name,
+        "architectures": ["QWenLMHeadModel"],
+        "attn_dropout_prob": 0.0,
+        "auto_map": {
+            "AutoConfig": "modeling_qwen.QWenConfig",
+            "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+        },
+        "bf16": False,
+        "emb_dropout_prob": 0.0,
+        "fp16": False,
+        "fp32": False,
+        "hidden_size": decoder.width,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * decoder.mlp_dim,  # the released key is the sum of both branches
+        "kv_channels": decoder.head_dim,
+        "layer_norm_epsilon": decoder.rms_norm_eps,
+        "max_position_embeddings": POSITIONS_PER_TRAIN_LENGTH * decoder.train_length,
+        "model_type": "qwen",
+        "no_bias": True,  # c_attn has one all the same
+        "num_attention_heads": decoder.heads,
+        "num_hidden_layers": decoder.layers,
+        "onnx_safe": None,
+        "rotary_emb_base": _integer_if_whole(decoder.rope_base),
+        "rotary_pct": 1.0,
+        "scale_attn_weights": True,
+        "seq_length": decoder.train_length,
+        "tie_word_embeddings": False,
+        "tokenizer_type": "QWenTokenizer",
+        "torch_dtype": dtype,
+        "transformers_version": "4.31.0",
+        "use_cache": True,
+        "use_dynamic_ntk": decoder.dynamic_ntk,
+        "use_flash_attn": False,
+        "use_logn_attn": decoder.logn_attention,
+        "visual": visual,
+        "vocab_size": decoder.vocab_size,
+    }
+
+
+def _integer_if_whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _mlp_ratio(vit: VitConfig) -> float:
+    """Four decimals, rounded up, so that int(width * ratio) is the hidden width again (4.9231 at full size)."""
+    ratio = math.ceil(vit.mlp_dim / vit.width * 10000) / 10000
+    if int(vit.width * ratio) != vit.mlp_dim:
+        raise UserError(f"config.model.vit.mlp_dim {vit.mlp_dim} cannot be written as a ratio of four decimals")
+    return ratio
+
+
+def model_from_released(content: Mapping[str, Any], where: str) -> ModelConfig:
+    """The sizes that a release's config.json states; `where` names the file in errors.
+
+    Raises:
+      UserError: if a key is missing, or states something this architecture does not have.
+    """
+    try:
+        visual = content["visual"]
+        model = ModelConfig(
+            name=str(content.get("_name_or_path") or "imported"),
+            vit=VitConfig(
+                width=visual["width"],
+                layers=visual["layers"],
+                heads=visual["heads"],
+                mlp_dim=int(visual["width"] * visual["mlp_ratio"]),
+                patch_size=visual["patch_size"],
+                position_grid=visual.get("position_grid", DEFAULT_POSITION_GRID),
+                layer_norm_eps=float(content["layer_norm_epsilon"]),
+            ),
+            resampler=ResamplerConfig(
+                query_grid=math.isqrt(visual.get("n_queries", DEFAULT_QUERIES)),
+                heads=visual.get("resampler_heads", max(1, visual["output_dim"] // RELEASED_HEAD_SIZE)),
+                layer_norm_eps=float(content["layer_norm_epsilon"]),
+            ),
+            decoder=DecoderConfig(
+                vocab_size=content["vocab_size"],
+                width=content["hidden_size"],
+                layers=content["num_hidden_layers"],
+                heads=content["num_attention_heads"],
+                mlp_dim=content["intermediate_size"] // 2,
+                rope_base=float(content["rotary_emb_base"]),
+                rms_norm_eps=float(content["layer_norm_epsilon"]),
+                train_length=content["seq_length"],
+                logn_attention=bool(content["use_logn_attn"]),
+                dynamic_ntk=bool(content["use_dynamic_ntk"]),
+            ),
+        )
+    except KeyError as error:
+        raise UserError(f"{where} lacks the key {error}; it is not the config of a Qwen-VL release") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where} has a value of the wrong kind ({error}); it is not the config of a release") from None
+    if visual["output_dim"] != model.decoder.width:
+        raise UserError(f"{where}: visual.output_dim {visual['output_dim']} is not hidden_size {model.decoder.width}")
+    if content.get("tie_word_embeddings"):
+        raise UserError(f"{where} ties the word embeddings; Qwen-VL does not")
+    return config_lib.validate_model(model)
+
+
+def generation_config(*, stage: str, end_id: int) -> dict[str, Any]:
+    """The content of generation_config.json: `raw` for pre-trained models, `chatml` after supervised tuning."""
+    chat = stage == "sft"
+    return {
+        "chat_format": "chatml" if chat else "raw",
+        "do_sample": True,
+        "eos_token_id": end_id,
+        "pad_token_id": end_id,
+        "max_new_tokens": 512,
+        "max_window_size": 6144,
+        "top_k": 0,
+        "top_p": 0.3 if chat else 0.5,
+    }

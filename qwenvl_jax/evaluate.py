@@ -1,0 +1,52 @@
+"""Scores checkpoints on held-out records, or shows what was scored as one page.
+
+    python -m qwenvl_jax.evaluate --config=configs/quickstart/eval.py [--output=DIR] [--config.batch_size=8]
+    python -m qwenvl_jax.evaluate --report --output=DIR
+
+The first writes predictions, scores.json and a table; the second report.html from them, without running a model.
+"""
+
+from __future__ import annotations
+
+from absl import app, flags, logging
+
+from qwenvl_jax.config import from_config_dict
+from qwenvl_jax.evaluation import config as eval_config
+from qwenvl_jax.evaluation.report.page import write_report
+from qwenvl_jax.evaluation.sweep import sweep
+from qwenvl_jax.runtime import commandline
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+
+_CONFIG = commandline.define_config("What to evaluate; see configs/quickstart/eval.py.")
+_OUTPUT = flags.DEFINE_string("output", "", "Where results go; default: the config's `output`.")
+_REPORT = flags.DEFINE_bool("report", False, "Write report.html from the results in --output.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags say."""
+    logging.set_verbosity(logging.ERROR)  # the checkpoint library reports every file
+    with exit_on_user_error():
+        if len(argv) > 1:
+            raise UserError(f"evaluate takes no argument {argv[1]!r}; everything is a flag")
+        if _REPORT.value:
+            if not _OUTPUT.value:
+                raise UserError("`evaluate --report` needs --output: the folder that an evaluation wrote")
+            print(f"wrote {write_report(_OUTPUT.value)}")
+            return
+        if _CONFIG.value is None:
+            raise UserError("evaluate needs --config: a file such as configs/quickstart/eval.py")
+        values = _CONFIG.value
+        if _OUTPUT.value:
+            values.output = _OUTPUT.value
+        sweep(eval_config.validate(from_config_dict(eval_config.EvalConfig, values)))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags, ending with one sentence on a mistake."""
+    with exit_on_user_error():
+        return commandline.parse(argv, needs_config=False)
+    raise AssertionError("unreachable")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

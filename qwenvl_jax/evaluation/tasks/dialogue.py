@@ -1,0 +1,66 @@
+"""Multi-turn ChatML dialogues: every turn of the assistant is asked, given the true turns before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qwenvl_jax.data import tags
+from qwenvl_jax.data.formats import Piece, chat_pieces
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.evaluation.metrics.grounding import intersection_over_union
+from qwenvl_jax.evaluation.metrics.vqa import normalise_words, strip_punctuation
+from qwenvl_jax.evaluation.tasks.task import Question, Task, mean, without_tags
+
+IOU_THRESHOLD = 0.5
+
+
+def _written(pieces: Sequence[Piece]) -> str:
+    return "".join(str(piece.value) for piece in pieces if piece.kind != "image")
+
+
+def questions(record: Record, style: str) -> list[Question]:
+    """One question per turn of the assistant. ChatML has one way of asking, so `style` changes nothing."""
+    content = record.content
+    turns, about = content["turns"], {"system": content.get("system", ""), "sizes": content.get("sizes", ())}
+    asked = []
+    for number, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        prompt = chat_pieces(turns[:number], **about, open_end=True)
+        whole = chat_pieces(turns[: number + 1], **about)
+        # The same prefix, then the answer and the turn's <|im_end|> and line break.
+        truth = _written(whole[len(prompt) : -2])
+        asked.append(Question(f"{record.id}#{number}", tuple(prompt), record.images, {"truth": truth, "turn": number}))
+    return asked
+
+
+def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
+    """Right if every true box is met by the box in its place (IoU 0.5), or, without boxes, if the words agree."""
+    true_boxes = [box for _, boxes in tags.parse_boxes(about["truth"]) for box in boxes]
+    kind = "box" if true_boxes else "text"
+    if true_boxes:
+        boxes = [box for _, found in tags.parse_boxes(text) for box in found]
+        right = len(boxes) == len(true_boxes) and all(
+            intersection_over_union(box, true) >= IOU_THRESHOLD for box, true in zip(boxes, true_boxes, strict=True)
+        )
+    else:
+        right = _words(text) == _words(about["truth"])
+    return {"prediction": text.strip(), **about, "kind": kind, "right": float(right)}
+
+
+def _words(text: str) -> str:
+    return normalise_words(strip_punctuation(without_tags(text).strip()))
+
+
+def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """`dialogue_acc` over all turns, and apart for turns answered in words and with boxes."""
+    scores = {"dialogue_acc": mean([row["right"] for row in rows])}
+    for kind in ("text", "box"):
+        members = [row["right"] for row in rows if row["kind"] == kind]
+        if members:
+            scores[f"dialogue_{kind}_acc"] = mean(members)
+    return scores
+
+
+TASK = Task("dialogue", questions, read, score, stops=(tags.IM_END, tags.IM_START, tags.ENDOFTEXT))

@@ -1,0 +1,38 @@
+"""A tiny model with noise on every parameter, and its release."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from qwenvl_jax.conversion import to_torch
+from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.models import qwen_vl
+
+
+@pytest.fixture(scope="session")
+def config(tiny_data):
+    """Images of 56 px on a 2 x 2 position table, so that both tables are interpolated; log-n and NTK beyond 32."""
+    config = tiny_run.make_config(tiny_data, data__image_size=56)
+    decoder = dataclasses.replace(config.model.decoder, train_length=32)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(config):
+    return load_tokenizer(config.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def params(config):
+    rng = np.random.default_rng(5)
+    fresh = qwen_vl.init_params(config.model, jax.random.key(0))
+    return jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), fresh)
+
+
+@pytest.fixture(scope="session")
+def released(params, config, tmp_path_factory):
+    """A release in several shards."""
+    return to_torch.release(params, config, tmp_path_factory.mktemp("released") / "release", shard_bytes=60_000)

@@ -1,0 +1,250 @@
+"""Releases: loaded by PyTorch, by the Auto classes and by ourselves; round trips; damage."""
+
+import dataclasses
+import json
+import shutil
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+
+from configs import model as model_configs
+from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.config import ModelConfig, from_config_dict
+from qwenvl_jax.conversion import from_torch, mapping, parity, released_config, to_torch, torch_model
+from qwenvl_jax.runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def prompts(config, tokenizer):
+    return parity.example_prompts(tokenizer, config.model.resampler.queries, config.data.image_size)
+
+
+def test_pytorch_agrees_with_jax(params, config, tokenizer, released, prompts):
+    report = parity.verify(params, config, released, tokenizer, prompts, max_new=12)
+    assert report["passed"] and report["greedy_equal"]
+    assert report["logits_relative_error"] <= 1e-5
+    assert report["image_embedding_relative_error"] <= 1e-5
+    assert report["top1_agreement"] == 1.0
+    assert json.loads((released / parity.PARITY).read_text()) == report
+    # The prompts reach what they are there for: several images, and more tokens than the trained length.
+    assert max(row["images"] for row in report["details"]) == 3
+    assert max(row["tokens"] for row in report["details"]) > config.model.decoder.train_length
+
+
+def test_parity_finds_a_swapped_pair_of_tensors(params, config, tokenizer, prompts, tmp_path):
+    decoder = params["decoder"]
+    mlp = decoder["blocks"]["mlp"]
+    swapped = {**mlp, "up": mlp["gate"], "gate": mlp["up"]}
+    wrong = {**params, "decoder": {**decoder, "blocks": {**decoder["blocks"], "mlp": swapped}}}
+    folder = to_torch.release(wrong, config, tmp_path / "wrong")
+    report = parity.verify(params, config, folder, tokenizer, prompts[:1], max_new=2)
+    assert not report["passed"] and report["logits_relative_error"] > 1e-2
+    assert report["image_embedding_relative_error"] <= 1e-5
+
+
+def test_auto_classes_load_it_and_batches_with_left_padding_agree(released, prompts, config):
+    model = AutoModelForCausalLM.from_pretrained(str(released), trust_remote_code=True).eval()
+    images = [torch_model.normalise(torch.from_numpy(np.array(p.images_IHWC))) for p in prompts]
+    alone = []
+    for prompt, pixels in zip(prompts, images, strict=True):
+        ids = torch.from_numpy(prompt.tokens_L.astype(np.int64))[None]
+        alone.append(_generate(model, ids, torch.ones_like(ids), pixels if len(pixels) else None)[0])
+    longest = max(len(prompt.tokens_L) for prompt in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt.tokens_L) :] = torch.from_numpy(prompt.tokens_L.astype(np.int64))
+        mask[row, longest - len(prompt.tokens_L) :] = 1
+    together = _generate(model, ids, mask, torch.cat(images))
+    assert together.tolist() == [row.tolist() for row in alone]
+
+
+def _generate(model, ids, mask, pixels):
+    new = model.generate(
+        input_ids=ids, attention_mask=mask, pixel_values=pixels, do_sample=False, max_new_tokens=6, eos_token_id=None,
+        pad_token_id=0,
+    )  # fmt: skip
+    return new[:, ids.shape[1] :]
+
+
+def test_the_pytorch_model_trains(released, prompts):
+    model = torch_model.load(released).train()
+    prompt = prompts[0]
+    ids = torch.from_numpy(prompt.tokens_L.astype(np.int64))[None]
+    pixels = torch_model.normalise(torch.from_numpy(np.array(prompt.images_IHWC)))
+    model(input_ids=ids, pixel_values=pixels, labels=ids).loss.backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # The resampler's position table is fixed; its key bias cancels in the softmax only approximately.
+    assert missing == ["transformer.visual.attn_pool.pos_embed"]
+
+
+def test_the_library_reads_our_shards(released, params, config):
+    index = json.loads((released / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 3
+    for tensors in (load_file(str(released / shard)) for shard in shards):
+        assert len(tensors) == 1 or sum(array.nbytes for array in tensors.values()) <= 60_000
+    loaded = {name: array for shard in shards for name, array in load_file(str(released / shard)).items()}
+    assert {name: index["weight_map"][name] for name in loaded} == index["weight_map"]
+    assert sum(array.nbytes for array in loaded.values()) == index["metadata"]["total_size"]
+    np.testing.assert_array_equal(loaded["transformer.wte.weight"], params["decoder"]["embedding"])
+    manifest = json.loads((released / "manifest.json").read_text())["tensors"]
+    assert {name: tuple(about["shape"]) for name, about in manifest.items()} == {n: a.shape for n, a in loaded.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_release_import_release_gives_the_same_bytes(params, config, tmp_path, dtype):
+    first = to_torch.release(params, config, tmp_path / "first", dtype=dtype)
+    from_torch.import_release(first, tmp_path / "run")
+    tree, _, _ = restore.load_params(tmp_path / "run")
+    imported = from_torch.original_config(tmp_path / "run")
+    second = to_torch.release(tree, imported, tmp_path / "second", dtype=dtype)
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    if dtype == "float32":
+        ours, back = mapping.flatten(params), mapping.flatten(tree)
+        assert ours.keys() == back.keys()
+        for path in ours:
+            np.testing.assert_array_equal(ours[path], back[path])
+
+
+def test_full_size_config_is_the_released_one():
+    model = from_config_dict(ModelConfig, model_configs.qwen_vl_9b6())
+    content = released_config.released_config(model, image_size=448, image_start_id=151857, dtype="bfloat16")
+    assert content["intermediate_size"] == 22016 and content["kv_channels"] == 128
+    assert content["max_position_embeddings"] == 8192 and content["seq_length"] == 2048
+    assert content["rotary_emb_base"] == 10000 and isinstance(content["rotary_emb_base"], int)
+    assert content["visual"] == {
+        "heads": 16, "image_size": 448, "image_start_id": 151857, "layers": 48, "mlp_ratio": 4.9231,
+        "output_dim": 4096, "patch_size": 14, "width": 1664,
+    }  # fmt: skip
+    assert dataclasses.replace(released_config.model_from_released(content, "config.json"), name=model.name) == model
+    assert released_config.generation_config(stage="multitask", end_id=151643) == {
+        "chat_format": "raw", "do_sample": True, "eos_token_id": 151643, "pad_token_id": 151643,
+        "max_new_tokens": 512, "max_window_size": 6144, "top_k": 0, "top_p": 0.5,
+    }  # fmt: skip
+    assert released_config.generation_config(stage="sft", end_id=151643)["top_p"] == 0.3
+
+
+def _edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _shard(folder, name="transformer.wte.weight"):
+    return folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+
+
+def _edit_header(path, change):
+    """Changes a shard's JSON header and leaves its tensors as they are."""
+    payload = path.read_bytes()
+    (length,) = struct.unpack("<Q", payload[:8])
+    header = json.loads(payload[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + payload[8 + length :])
+
+
+def _rename(old, new):
+    def change(folder):
+        shard = _shard(folder, old)
+        _edit_header(shard, lambda header: header.__setitem__(new, header.pop(old)))
+        _edit(
+            folder / "model.safetensors.index.json",
+            lambda index: index["weight_map"].__setitem__(new, index["weight_map"].pop(old)),
+        )
+
+    return change
+
+
+DAMAGES = {
+    "truncated shard": (lambda f: _shard(f).write_bytes(_shard(f).read_bytes()[:-100]), "cut short"),
+    "empty shard": (lambda f: _shard(f).write_bytes(b""), "not a safetensors file"),
+    "not a shard": (lambda f: _shard(f).write_bytes(b"\xff" * 400), "not a safetensors file"),
+    "missing shard": (lambda f: _shard(f).unlink(), "does not exist"),
+    "misnamed tensor": (
+        _rename("transformer.ln_f.weight", "transformer.ln_g.weight"),
+        "lacks the tensor transformer.ln_f.weight.*did you mean 'transformer.ln_g.weight'",
+    ),
+    "misshapen tensor": (
+        lambda f: _edit_header(_shard(f), lambda h: h["transformer.wte.weight"]["shape"].reverse()),
+        r"transformer.wte.weight .* has shape",
+    ),
+    "shape against bytes": (
+        lambda f: _edit_header(_shard(f), lambda h: h["transformer.wte.weight"]["shape"].append(2)),
+        "not its shape",
+    ),
+    "index names another shard": (
+        lambda f: _edit(
+            f / "model.safetensors.index.json",
+            lambda i: i["weight_map"].__setitem__("transformer.wte.weight", i["weight_map"]["lm_head.weight"]),
+        ),
+        "transformer.wte.weight",
+    ),
+    "index without a map": (
+        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        "no weight_map",
+    ),
+    "config of another size": (
+        lambda f: _edit(f / "config.json", lambda c: c.__setitem__("hidden_size", 64)),
+        "config.json",
+    ),
+    "config without a key": (lambda f: _edit(f / "config.json", lambda c: c.pop("visual")), "lacks the key 'visual'"),
+    "config that is no JSON": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+    "missing vocabulary": (lambda f: (f / "tokenizer.model").unlink(), "tokenizer.model"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_release_is_refused_in_one_sentence(released, tmp_path, damage):
+    change, message = damage
+    folder = shutil.copytree(released, tmp_path / "copy")
+    change(folder)
+    with pytest.raises(UserError, match=message):
+        from_torch.import_release(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_bytes_are_found_by_the_manifest(released, tmp_path):
+    folder = shutil.copytree(released, tmp_path / "copy")
+    shard = _shard(folder)
+    payload = bytearray(shard.read_bytes())
+    payload[-1] ^= 1
+    shard.write_bytes(bytes(payload))
+    with pytest.raises(UserError, match="not those of the manifest"):
+        from_torch.verify_manifest(folder)
+
+
+def test_nothing_is_left_of_a_release_that_fails(params, config, tmp_path):
+    broken = {**params, "vit": {key: value for key, value in params["vit"].items() if key != "proj"}}
+    with pytest.raises(UserError, match="vit/proj"):
+        to_torch.release(broken, config, tmp_path / "a")
+    gone = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path="/nowhere.model"))
+    with pytest.raises(UserError, match="nowhere"):
+        to_torch.release(params, gone, tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match="is not a release"):
+        to_torch.release(params, config, tmp_path / "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["verify", "--release=/nowhere"], "/nowhere does not exist"),
+        (["relese"], "did you mean 'release'"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message):
+    run = subprocess.run([sys.executable, "-m", "qwenvl_jax.convert", *arguments], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ") and message in run.stderr and run.stderr.count("\n") == 1

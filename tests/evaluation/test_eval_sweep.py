@@ -1,0 +1,139 @@
+"""A sweep over one checkpoint and the report made from it."""
+
+import dataclasses
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.report.charts import line_chart, nice_ticks, running_mean, short
+from qwenvl_jax.evaluation.report.page import write_report
+from qwenvl_jax.evaluation.sweep import sweep
+from qwenvl_jax.runtime.errors import UserError
+
+
+def eval_config(config, checkpoint, tiny_data, output) -> EvalConfig:
+    tasks = tuple(TaskConfig(name, str(tiny_data / name), "train", 5, 4, 1) for name in ("vqa", "caption"))
+    return EvalConfig(
+        checkpoints=(
+            CheckpointConfig("stage0_text", str(checkpoint), 28),
+            CheckpointConfig("stage1_pretrain", str(checkpoint), 28),
+        ),
+        tokenizer=config.tokenizer,
+        tasks=tasks,
+        batch_size=5,
+        prompt_style="training",
+        output=str(output),
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(config, checkpoint, tiny_data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("sweep")
+    settings = eval_config(config, checkpoint, tiny_data, output)
+    return output, settings, sweep(settings)
+
+
+def test_scores_and_predictions_are_written(swept):
+    output, _, scores = swept
+    assert json.loads((output / "scores.json").read_text()) == scores
+    assert set(scores) == {"stage0_text", "stage1_pretrain"}
+    assert set(scores["stage0_text"]) == {"vqa_acc", "caption_cider"}
+    assert scores["stage0_text"] == scores["stage1_pretrain"]  # the same checkpoint
+    rows = [json.loads(line) for line in (output / "predictions/stage0_text/vqa.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"vqa-{k}" for k in range(5)]
+    assert all(row["prediction"] for row in rows)
+
+
+def test_finished_tasks_are_kept_and_changed_ones_asked_again(swept):
+    output, settings, scores = swept
+    files = {name: output / f"predictions/stage0_text/{name}.jsonl" for name in ("vqa", "caption")}
+    before = {name: path.stat().st_mtime_ns for name, path in files.items()}
+    assert sweep(settings) == scores
+    assert {name: path.stat().st_mtime_ns for name, path in files.items()} == before
+    vqa, caption = settings.tasks
+    changed = dataclasses.replace(settings, tasks=(dataclasses.replace(vqa, limit=4), caption))
+    sweep(changed)
+    assert files["vqa"].stat().st_mtime_ns != before["vqa"]
+    assert files["caption"].stat().st_mtime_ns == before["caption"]
+    sweep(settings)
+
+
+def test_a_vocabulary_too_large_for_the_model_is_refused(swept):
+    _, settings, _ = swept
+    other = dataclasses.replace(settings, tokenizer=dataclasses.replace(settings.tokenizer, kind="qwen", path=""))
+    with pytest.raises(UserError, match="151860 ids"):
+        sweep(other)
+
+
+def test_missing_records_and_checkpoints_are_named(swept, tmp_path):
+    _, settings, _ = swept
+    gone = dataclasses.replace(settings.tasks[0], records=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="gone"):
+        sweep(dataclasses.replace(settings, tasks=(gone,)))
+    absent = dataclasses.replace(settings.checkpoints[0], workdir=str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="absent"):
+        sweep(dataclasses.replace(settings, checkpoints=(absent,)))
+
+
+class _Balanced(html.parser.HTMLParser):
+    """Checks that tags close in order, and collects addresses and text."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_is_one_sound_page_without_a_network(swept):
+    output, _, _ = swept
+    page = write_report(output).read_text()
+    checker = _Balanced()
+    checker.feed(page)
+    assert checker.open == []
+    assert all(address.startswith(("data:image/", "#")) for address in checker.addresses)
+    assert not re.search(r"url\(|@import|<script", page)
+    assert sum(address.startswith("data:") for address in checker.addresses) == 10  # five pictures per task
+    assert "What colour is it?" in checker.text and "1 · pretrain" in checker.text
+
+
+def test_a_folder_without_an_evaluation_has_no_report(tmp_path):
+    with pytest.raises(UserError, match=r"evaluation\.json"):
+        write_report(tmp_path)
+
+
+def test_charts():
+    assert nice_ticks(0.0, 1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert nice_ticks(3.0, 3.0, 4)[0] <= 3.0 <= nice_ticks(3.0, 3.0, 4)[-1]
+    assert running_mean([1.0, 2.0, 6.0], 1) == [1.5, 3.0, 4.0]
+    assert [short(v) for v in (0, 1500, 0.25, 2e-4)] == ["0", "1500", "0.25", "2e-4"]
+    assert "nan" not in line_chart([0, 1, 2], [1.0, float("nan"), 2.0], color="red")
+    assert "too few" in line_chart([0], [1.0], color="red")
+
+
+def test_a_wrong_command_ends_with_one_sentence(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "qwenvl_jax.evaluate", "--report", f"--output={tmp_path}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1 and run.stderr.startswith("error: ") and "evaluation.json" in run.stderr

@@ -1,0 +1,153 @@
+"""Tasks: prompts, reading of answers and figures, on records whose truth is known."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwenvl_jax.config import from_config_dict
+from qwenvl_jax.data.formats import training_pieces
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.evaluation.config import SCORE_KEYS, EvalConfig, validate
+from qwenvl_jax.evaluation.tasks.registry import TASKS
+from qwenvl_jax.runtime.errors import UserError
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((50, 100, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+QUAD = [[0, 0], [50, 0], [50, 10], [0, 10]]
+CONTENTS = {
+    "caption": {"caption": "a red car"},
+    "vqa": {"question": "Which colour?", "answer": "red"},
+    "ref_grounding": {"phrase": "the car", "box": [10, 10, 60, 40], "width": 100, "height": 50},
+    "ocr": {"lines": [{"text": "ab", "quad": QUAD}, {"text": "cd", "quad": QUAD}], "width": 100, "height": 50},
+    "dialogue": {
+        "system": "",
+        "turns": [
+            {"role": "user", "parts": [{"image": 0}, {"text": "What is it?"}]},
+            {"role": "assistant", "parts": [{"text": "A car."}]},
+            {"role": "user", "parts": [{"text": "Where?"}]},
+            {"role": "assistant", "parts": [{"ref": "The car", "boxes": [[10, 10, 60, 40]], "image": 0}]},
+        ],
+        "sizes": [[100, 50]],
+    },
+}
+
+
+def record(task: str) -> Record:
+    return Record(f"{task}-0", task, "tests", "en", "CC0-1.0", (picture(),), CONTENTS[task])
+
+
+def written(pieces) -> str:
+    return "".join(f"<{p.value}>" if p.kind == "image" else str(p.value) for p in pieces)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_true_answer_scores_best_and_another_worse(name):
+    """What training would have the model write after the prompt is read as right."""
+    task, sample = TASKS[name], record(name)
+    whole = written(training_pieces(sample))
+    right, wrong = [], []
+    for question in task.questions(sample, "training"):
+        prompt = written(question.pieces)
+        assert whole.startswith(prompt)
+        answer = whole[len(prompt) :]
+        for stop in task.stops:
+            answer = answer.split(stop)[0]
+        right.append({"id": question.id, **task.read(answer, question.about)})
+        wrong.append({"id": question.id, **task.read("(1,1),(3,3)</box> nothing", question.about)})
+    # CIDEr needs more than one image to know what is rare.
+    if name == "caption":
+        right.append({"prediction": "x y z", "references": ["x y z"]})
+        wrong.append({"prediction": "x y z", "references": ["x y z"]})
+    key = SCORE_KEYS[name]
+    best, worse = task.score(right)[key], task.score(wrong)[key]
+    # Three words have no four-grams, so a perfect caption of three reaches three quarters of ten.
+    assert best == pytest.approx(7.5 if name == "caption" else 1.0)
+    assert worse < best
+    assert next(iter(task.score(right))) == key
+
+
+def test_released_prompts():
+    def prompt(name):
+        return written(TASKS[name].questions(record(name), "released")[0].pieces)
+
+    assert prompt("caption") == "<0>Describe the image in English:"
+    assert prompt("vqa") == "<0>Which colour? Answer:"
+    assert prompt("ref_grounding") == "<0><ref>the car</ref><box>"
+
+
+def test_dialogue_asks_every_turn_with_the_true_ones_before_it():
+    first, second = TASKS["dialogue"].questions(record("dialogue"), "released")
+    assert first.about["truth"] == "A car."
+    assert written(first.pieces).endswith("What is it?<|im_end|>\n<|im_start|>assistant\n")
+    assert second.about["truth"] == "<ref>The car</ref><box>(100,200),(600,800)</box>"
+    assert "A car.<|im_end|>" in written(second.pieces)
+
+
+def test_dialogue_boxes_are_compared_by_overlap():
+    read, about = TASKS["dialogue"].read, {"truth": "<ref>it</ref><box>(0,0),(500,500)</box>"}
+    assert read("<ref>that</ref><box>(0,0),(500,450)</box>", about)["right"] == 1
+    assert read("<ref>it</ref><box>(600,600),(900,900)</box>", about)["right"] == 0
+    assert read("it is there", about)["right"] == 0
+
+
+@pytest.mark.parametrize(
+    "text,lines",
+    [
+        ("<ref>ab</ref><quad>(0,0),(1,1),(2,2),(3,3)</quad><ref>cd</ref>", ["ab", "cd"]),
+        ("<ref>ab</ref><quad>(0,0),(1", ["ab"]),
+        ("<ref>ab", ["ab"]),
+        ("ab cd", ["ab cd"]),
+    ],
+)
+def test_ocr_lines_are_read_from_whole_and_broken_answers(text, lines):
+    about = {"lines": ["ab", "cd"], "width": 100, "height": 50}
+    assert TASKS["ocr"].read(text, about)["prediction"] == lines
+
+
+def test_several_annotators_give_the_vqa_score_too():
+    task = TASKS["vqa"]
+    sample = record("vqa")
+    sample.content["answers"] = ["red"] * 9 + ["dark red"]
+    (question,) = task.questions(sample, "released")
+    assert task.score([task.read("red", question.about)]) == {"vqa_acc": 1.0, "vqa_score": 1.0}
+
+
+def eval_values(**changes):
+    task = dict(name="vqa", records="r", split="test", limit=0, max_new=4, min_new=1)
+    values = dict(
+        checkpoints=(dict(name="a", workdir="w", image_size=28),),
+        tokenizer=dict(kind="qwen", path=""),
+        tasks=(task,),
+        batch_size=2,
+        prompt_style="training",
+        output="out",
+    )
+    if "task" in changes:
+        values["tasks"] = (task | changes.pop("task"),)
+    return values | changes
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"task": {"name": "vqaa"}}, "did you mean 'vqa'"),
+        ({"task": {"max_new": 0}}, "max_new"),
+        ({"task": {"min_new": 9}}, "min_new"),
+        ({"checkpoints": ()}, "checkpoints is empty"),
+        ({"checkpoints": (dict(name="a", workdir="w", image_size=28),) * 2}, "share a name"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"prompt_style": "other"}, "prompt_style"),
+        ({"bach_size": 1}, "did you mean 'batch_size'"),
+    ],
+)
+def test_config_mistakes_are_named(changes, message):
+    validate(from_config_dict(EvalConfig, eval_values()))
+    with pytest.raises(UserError, match=message):
+        validate(from_config_dict(EvalConfig, eval_values(**changes)))
