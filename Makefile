@@ -30,7 +30,7 @@ lint: $(VENV)/.test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-chat: $(VENV)/.base  ## talk to the quickstart's model; boxes are drawn to chat.png
+chat: $(VENV)/.base  ## talk to the quickstart's model; boxes are drawn to chat_boxes/
 	$(RUN) -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft
 
 clean:  ## remove what the quickstart made; the environment stays

@@ -186,6 +186,7 @@ class ComputeConfig:
     attention: str  # "auto", "xla", "cudnn", "splash"
     remat_vit: str
     remat_decoder: str
+    unroll_layers: bool  # layers as straight code instead of a loop: faster on CPUs, slower to compile when deep
     loss_chunk: int  # tokens whose logits exist at once
 
 

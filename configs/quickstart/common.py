@@ -1,13 +1,14 @@
 """What the quickstart's stages share: one small model, its vocabulary, one CPU.
 
-Every stage file takes one argument, `DATA,RUNS`: the folder of the records and the folder of the runs, by default
-`data/quickstart,runs/quickstart`. docs/quickstart.md says how the numbers were found.
+Every stage file takes one argument, `DATA,RUNS[,SCALE]`: the folder of the records, the folder of the runs, by
+default `data/quickstart,runs/quickstart`, and a factor on the number of steps, by default 1 (tests run the whole
+quickstart at a hundredth). docs/quickstart.md says how the numbers were found.
 """
 
 import ml_collections
 
-SIZE_PRETRAIN = 56  # px, 4x4 patches: the quickstart's 224
-SIZE_MULTITASK = 112  # px, 8x8 patches: the quickstart's 448
+SIZE_PRETRAIN = 42  # px, 6x6 patches: the quickstart's 224
+SIZE_MULTITASK = 84  # px, 12x12 patches: the quickstart's 448
 
 # The tasks of stage 2 and their weights, in the place of Table 3.
 MULTITASK_WEIGHTS = {
@@ -21,10 +22,15 @@ MULTITASK_WEIGHTS = {
 }
 
 
-def folders(arg: str | None) -> tuple[str, str]:
-    """Splits the config argument into (records folder, runs folder)."""
-    data, _, runs = (arg or "data/quickstart,runs/quickstart").partition(",")
-    return data, runs or "runs/quickstart"
+def parse(arg: str | None) -> tuple[str, str, float]:
+    """Splits the config argument into (records folder, runs folder, scale)."""
+    data, runs, scale, *_ = [*(arg or "").split(","), "", "", ""]
+    return data or "data/quickstart", runs or "runs/quickstart", float(scale or 1)
+
+
+def scaled(steps: int, scale: float) -> int:
+    """The number of steps at a scale, at least four."""
+    return max(4, round(steps * scale))
 
 
 def model() -> ml_collections.ConfigDict:
@@ -32,7 +38,7 @@ def model() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             name="quickstart",
-            vit=dict(width=128, layers=4, heads=4, mlp_dim=512, patch_size=14, position_grid=4, layer_norm_eps=1e-6),
+            vit=dict(width=96, layers=3, heads=3, mlp_dim=384, patch_size=7, position_grid=6, layer_norm_eps=1e-6),
             resampler=dict(query_grid=4, heads=4, layer_norm_eps=1e-6),
             decoder=dict(
                 vocab_size=1024,
@@ -75,18 +81,21 @@ def base(data: str) -> ml_collections.ConfigDict:
     )
 
 
-def optimizer(peak: float, *, steps: int, vit_layer_decay: float = 1.0) -> dict:
-    """AdamW with the paper's betas, eps, decay and clip; the rate falls to a twentieth."""
+def optimizer(peak: float, steps: int) -> dict:
+    """AdamW with the paper's betas, eps, decay and clip; the rate falls to a twentieth.
+
+    No layer-wise decay: it protects a trained ViT, and this one starts from noise.
+    """
     return dict(
         peak_learning_rate=peak,
         min_learning_rate=peak / 20,
-        warmup_steps=min(100, steps // 10),
+        warmup_steps=min(60, steps // 10),
         b1=0.9,
         b2=0.98,
         eps=1e-6,
         weight_decay=0.05,
         clip_norm=1.0,
-        vit_layer_decay=vit_layer_decay,
+        vit_layer_decay=1.0,
     )
 
 

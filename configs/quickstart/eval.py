@@ -26,8 +26,8 @@ TASKS = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`arg` is `DATA,RUNS` as in the training configs."""
-    data, runs = common.folders(arg)
+    """`arg` is `DATA,RUNS[,SCALE]` as in the training configs; the scale shortens the tasks."""
+    data, runs, scale = common.parse(arg)
     return ml_collections.ConfigDict(
         dict(
             checkpoints=tuple(
@@ -35,7 +35,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             ),
             tokenizer=common.base(data).tokenizer,
             tasks=tuple(
-                dict(name=name, records=f"{data}/{name}", split="heldout", limit=limit, max_new=most, min_new=least)
+                dict(
+                    name=name,
+                    records=f"{data}/{name}",
+                    split="heldout",
+                    limit=max(4, round(limit * scale)),
+                    max_new=most,
+                    min_new=least,
+                )
                 for name, (limit, most, least) in TASKS.items()
             ),
             batch_size=20,

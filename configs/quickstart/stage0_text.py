@@ -7,11 +7,12 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 400
+STEPS = 350
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    data, _ = common.folders(arg)
+    data, _, scale = common.parse(arg)
+    steps = common.scaled(STEPS, scale)
     config = common.base(data)
     config.data = dict(
         mixture=(common.source(data, "text", 1.0),),
@@ -23,7 +24,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         packing_window=8,
         seed=0,
     )
-    config.optimizer = common.optimizer(2e-3, steps=STEPS)
+    config.optimizer = common.optimizer(3e-3, steps)
     config.init = dict(stage="", vit="", resampler="", decoder="")
-    config.train = common.train("text", ("decoder",), STEPS)
+    config.train = common.train("text", ("decoder",), steps)
     return config

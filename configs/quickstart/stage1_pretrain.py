@@ -7,23 +7,24 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 500
+STEPS = 1800
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    data, runs = common.folders(arg)
+    data, runs, scale = common.parse(arg)
+    steps = common.scaled(STEPS, scale)
     config = common.base(data)
     config.data = dict(
         mixture=(common.source(data, "caption", 1.0),),
         image_size=common.SIZE_PRETRAIN,
         sequence_length=128,
-        global_batch_size=16,
+        global_batch_size=8,
         accumulation=1,
-        images_per_row=3.0,
+        images_per_row=4.0,
         packing_window=8,
         seed=1,
     )
-    config.optimizer = common.optimizer(1e-3, steps=STEPS)
+    config.optimizer = common.optimizer(2e-3, steps)
     config.init = dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text")
-    config.train = common.train("pretrain", ("vit", "vit_head", "resampler"), STEPS)
+    config.train = common.train("pretrain", ("vit", "vit_head", "resampler"), steps)
     return config

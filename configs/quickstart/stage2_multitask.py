@@ -7,24 +7,25 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 1600
+STEPS = 2000
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    data, runs = common.folders(arg)
+    data, runs, scale = common.parse(arg)
+    steps = common.scaled(STEPS, scale)
     config = common.base(data)
     config.data = dict(
         mixture=tuple(common.source(data, task, weight) for task, weight in common.MULTITASK_WEIGHTS.items()),
         image_size=common.SIZE_MULTITASK,
         sequence_length=192,
-        global_batch_size=12,
+        global_batch_size=8,
         accumulation=1,
-        images_per_row=3.0,
+        images_per_row=4.0,
         packing_window=8,
         seed=2,
     )
-    config.optimizer = common.optimizer(1e-3, steps=STEPS)
+    config.optimizer = common.optimizer(1.5e-3, steps)
     stage1 = f"{runs}/stage1_pretrain"
     config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1)
-    config.train = common.train("multitask", ("vit", "vit_head", "resampler", "decoder"), STEPS)
+    config.train = common.train("multitask", ("vit", "vit_head", "resampler", "decoder"), steps)
     return config

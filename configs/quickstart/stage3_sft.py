@@ -14,20 +14,21 @@ WEIGHTS = {"dialogue": 3.0, "vqa": 1.0, "ref_grounding": 1.0, "ocr": 1.0, "capti
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    data, runs = common.folders(arg)
+    data, runs, scale = common.parse(arg)
+    steps = common.scaled(STEPS, scale)
     config = common.base(data)
     config.data = dict(
         mixture=tuple(common.source(data, task, weight) for task, weight in WEIGHTS.items()),
         image_size=common.SIZE_MULTITASK,
         sequence_length=192,
-        global_batch_size=12,
+        global_batch_size=8,
         accumulation=1,
         images_per_row=3.0,
         packing_window=8,
         seed=3,
     )
-    config.optimizer = common.optimizer(5e-4, steps=STEPS)
+    config.optimizer = common.optimizer(5e-4, steps)
     stage2 = f"{runs}/stage2_multitask"
     config.init = dict(stage="multitask", vit=stage2, resampler=stage2, decoder=stage2)
-    config.train = common.train("sft", ("resampler", "decoder"), STEPS)
+    config.train = common.train("sft", ("resampler", "decoder"), steps)
     return config

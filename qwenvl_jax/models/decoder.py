@@ -172,6 +172,7 @@ class Decoder(nn.Module):
       dtype: compute dtype.
       implementation: of the attention over whole rows.
       remat: policy of the blocks.
+      unroll: whether the layers are written out instead of looped over.
       keep_kv: whether a call returns keys and values (inference).
     """
 
@@ -179,13 +180,14 @@ class Decoder(nn.Module):
     dtype: Any
     implementation: str
     remat: str
+    unroll: bool
     keep_kv: bool = False
 
     def setup(self) -> None:
         config, init = self.config, nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", init, (config.vocab_size, config.width), jnp.float32)
         # Place and visibility are the same for all layers, the cache has one entry per layer.
-        blocks = scan_blocks(DecoderBlock, config.layers, self.remat, (nn.broadcast, nn.broadcast, 0))
+        blocks = scan_blocks(DecoderBlock, config.layers, self.remat, (nn.broadcast, nn.broadcast, 0), self.unroll)
         self.blocks = blocks(config, self.dtype, self.implementation, self.keep_kv)
         self.ln_f = RMSNorm(config.rms_norm_eps)
         self.lm_head = self.param("lm_head", init, (config.width, config.vocab_size), jnp.float32)

@@ -149,7 +149,7 @@ def named(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
-def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any) -> Any:
+def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, unroll: bool = False) -> Any:
     """Stacks `layers` copies of a block, with parameters on a leading layer axis.
 
     Args:
@@ -159,6 +159,7 @@ def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any) -
         keeps the results of the matrix products and recomputes what lies between, `attention_saved` keeps the
         attention's result, `full` keeps nothing.
       in_axes: for every input after the carry `nn.broadcast` or the layer axis 0.
+      unroll: whether the loop is written out layer by layer; parameters stay stacked.
     """
     if remat != "none":
         policies = jax.checkpoint_policies
@@ -175,4 +176,5 @@ def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any) -
         split_rngs={"params": True},
         in_axes=in_axes,
         length=layers,
+        unroll=layers if unroll else 1,
     )

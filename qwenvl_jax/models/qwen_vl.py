@@ -46,13 +46,16 @@ class QwenVL(nn.Module):
     implementation: str
     remat_vit: str
     remat_decoder: str
+    unroll: bool
     keep_kv: bool = False
 
     def setup(self) -> None:
         model, width = self.model, self.model.decoder.width
-        self.vit = Vit(model.vit, width, self.dtype, self.implementation, self.remat_vit)
+        self.vit = Vit(model.vit, width, self.dtype, self.implementation, self.remat_vit, self.unroll)
         self.resampler = Resampler(model.resampler, model.vit.width, width, self.dtype, self.implementation)
-        self.decoder = decoder.Decoder(model.decoder, self.dtype, self.implementation, self.remat_decoder, self.keep_kv)
+        self.decoder = decoder.Decoder(
+            model.decoder, self.dtype, self.implementation, self.remat_decoder, self.unroll, self.keep_kv
+        )
 
     def encode_images(self, images_IHWC: jax.Array) -> jax.Array:
         features_IQD = self.vit.head(self.resampler(self.vit(images_IHWC)))
@@ -84,7 +87,8 @@ def _network(model: ModelConfig, compute: ComputeConfig, *, inference: bool = Fa
     if name == "auto":
         name = resolve_attention(name, jax.default_backend(), compute.compute_dtype)
     remat_vit, remat_decoder = ("none", "none") if inference else (compute.remat_vit, compute.remat_decoder)
-    return QwenVL(model, jnp.dtype(compute.compute_dtype), name, remat_vit, remat_decoder, keep_kv=inference)
+    dtype = jnp.dtype(compute.compute_dtype)
+    return QwenVL(model, dtype, name, remat_vit, remat_decoder, compute.unroll_layers, keep_kv=inference)
 
 
 def _apply(network: QwenVL, params: Params, method: Callable[..., Any], *args: Any) -> Any:
@@ -99,7 +103,7 @@ def init_params(model: ModelConfig, key: jax.Array) -> Params:
       model: the architecture.
       key: a JAX random key. The same key gives the same values under any sharding.
     """
-    network = QwenVL(model, jnp.dtype("float32"), "xla", "none", "none")
+    network = QwenVL(model, jnp.dtype("float32"), "xla", "none", "none", False)
     return dict(network.init(key, method=QwenVL.touch)["params"])
 
 

@@ -123,6 +123,7 @@ class Vit(nn.Module):
       dtype: compute dtype.
       implementation: of the attention.
       remat: policy of the blocks.
+      unroll: whether the layers are written out instead of looped over.
     """
 
     config: VitConfig
@@ -130,6 +131,7 @@ class Vit(nn.Module):
     dtype: Any
     implementation: str
     remat: str
+    unroll: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -141,7 +143,8 @@ class Vit(nn.Module):
             jnp.float32,
         )
         self.ln_pre = LayerNorm(config.layer_norm_eps)
-        self.blocks = scan_blocks(VitBlock, config.layers, self.remat, ())(config, self.dtype, self.implementation)
+        blocks = scan_blocks(VitBlock, config.layers, self.remat, (), self.unroll)
+        self.blocks = blocks(config, self.dtype, self.implementation)
         self.ln_post = LayerNorm(config.layer_norm_eps)
         self.proj = self.param(
             "proj",

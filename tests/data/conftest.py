@@ -62,6 +62,6 @@ def run_config(record_folders: Path, vocabulary: Path) -> schema.Config:
             init=schema.InitConfig("", "", "", ""),
             train=schema.TrainConfig("multitask", ("decoder",), 10, 0, 1, 10, 1),
             mesh=schema.MeshConfig(-1, 1, 1, 1, 0),
-            compute=schema.ComputeConfig("float32", "float32", "xla", "none", "none", 1024),
+            compute=schema.ComputeConfig("float32", "float32", "xla", "none", "none", False, 1024),
         )
     )

@@ -40,6 +40,7 @@ def compute() -> ComputeConfig:
         attention="xla",
         remat_vit="none",
         remat_decoder="none",
+        unroll_layers=False,
         loss_chunk=64,
     )
 

@@ -1,0 +1,88 @@
+"""Flags of the mains: absl flags and a config file whose keys can be set on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from qwenvl_jax.runtime.errors import UserError, nearest
+
+_OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
+
+
+def define_config(help_text: str) -> Any:
+    """Defines `--config=FILE[:ARGUMENT]` and `--config.key=value`; returns the flag's holder."""
+    return config_flags.DEFINE_config_file("config", None, help_text)
+
+
+def parse(argv: Sequence[str], *, needs_config: bool = True) -> list[str]:
+    """Parses the command line; a stand-in for absl's own parser (`app.run(main, flags_parser=...)`).
+
+    Args:
+      argv: the program's name and its arguments.
+      needs_config: whether a main that defines `--config` cannot do without it.
+
+    Returns:
+      What is left of it: the program's name and positional arguments.
+
+    Raises:
+      UserError: on an unknown flag or config key, a value that cannot be read, a config file that is missing.
+    """
+    _check_overrides(argv)
+    try:
+        left = flags.FLAGS(list(argv), known_only=False)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, flags.FLAGS)}") from None
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(_first_line(error)) from None
+    verbosity = flags.FLAGS["verbosity"]
+    if not verbosity.present:
+        logging.set_verbosity(logging.WARNING)  # libraries announce every file they write
+        verbosity.using_default_value = False  # or app.run sets it back
+    asks_help = any(arg.lstrip("-") in ("help", "helpfull", "helpshort", "helpxml") for arg in argv)
+    if needs_config and "config" in flags.FLAGS and not asks_help and flags.FLAGS.config is None:
+        raise UserError("--config is missing; name a config file, e.g. --config=configs/quickstart/stage0_text.py")
+    return left
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Loads the config file and checks that every `--config.key` names one of its keys."""
+    if "config" not in flags.FLAGS:
+        return
+    paths = [match[1] for arg in argv if (match := re.match(r"--?config=(.*)$", arg))]
+    paths += [argv[k + 1] for k, arg in enumerate(argv[:-1]) if arg in ("--config", "-config")]
+    overrides = [match[1] for arg in argv if (match := _OVERRIDE.match(arg))]
+    if not paths:
+        if overrides:
+            raise UserError("--config is missing; name the config file before its overrides")
+        return
+    path = paths[-1]
+    try:
+        values: Any = flags.FLAGS["config"].parser.parse(path)
+        values.items()  # a file that cannot be read gives an object that fails when it is used
+    except (OSError, ImportError, SyntaxError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"the config file {path} cannot be loaded: {_first_line(error)}") from None
+    for key in overrides:
+        _check_key(key, values)
+
+
+def _check_key(key: str, values: Mapping[str, Any]) -> None:
+    node: Any = values
+    path = "config"
+    for part in key.split("."):
+        name = part.split("[")[0]
+        if not hasattr(node, "keys") or name not in node:
+            known = node.keys() if hasattr(node, "keys") else ()
+            raise UserError(f"{path} has no key {name!r}{nearest(name, known)}")
+        node = node[name]
+        path = f"{path}.{name}"
+
+
+def _first_line(error: BaseException) -> str:
+    """The last line that says something: libraries put the cause at the end of long texts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

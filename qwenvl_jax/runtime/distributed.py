@@ -1,0 +1,37 @@
+"""Joining the processes of a run, one per host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+
+
+def several_processes(environment: Mapping[str, str]) -> bool:
+    """Whether this process is one of several, as Cloud TPU, Slurm, Open MPI or JAX's own variables say."""
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    counts = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    return any(environment.get(name, "1") not in ("", "0", "1") for name in counts)
+
+
+def initialize() -> None:
+    """Connects to the other processes if there are any; call it before anything touches a device.
+
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are used when all are set; otherwise JAX asks
+    the cluster it finds itself on.
+    """
+    if not several_processes(os.environ):
+        return
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    if all(name in os.environ for name in names):
+        address, count, index = (os.environ[name] for name in names)
+        jax.distributed.initialize(address, int(count), int(index))
+    else:
+        jax.distributed.initialize()
+
+
+def is_primary() -> bool:
+    """Whether this process writes logs, tables and JSON files."""
+    return jax.process_index() == 0

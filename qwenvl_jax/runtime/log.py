@@ -1,0 +1,47 @@
+"""What a person sees: tables and lines on the primary process, silence on the others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from qwenvl_jax.runtime.distributed import is_primary
+
+
+@functools.cache
+def console() -> Console:
+    """The console of this process. Away from a terminal lines are not wrapped to some guessed width."""
+    out = Console(quiet=not is_primary(), highlight=False)
+    return out if out.is_terminal else Console(quiet=not is_primary(), highlight=False, width=160, soft_wrap=True)
+
+
+def line(text: str) -> None:
+    """Prints one plain line."""
+    console().print(text, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table; numbers are shown as given, the first column to the left, the others to the right."""
+    made = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    console().print(made)
+
+
+def count(value: float) -> str:
+    """1234567 as `1,234,567`."""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes in binary units, e.g. `14.4 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} GiB"

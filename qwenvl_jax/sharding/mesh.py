@@ -1,0 +1,72 @@
+"""The device mesh: axes `data`, `fsdp`, `tensor`, over one slice (ICI) or several (DCN).
+
+`data` copies the parameters and splits the batch, `fsdp` splits both, `tensor` splits heads and hidden widths.
+Several slices multiply the `data` axis, because only the gradient sum of `data` crosses the slow network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh
+
+from qwenvl_jax.config import MeshConfig
+from qwenvl_jax.runtime.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # the axes that split the rows and the images of a batch
+
+
+def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
+    """The sizes of `data`, `fsdp`, `tensor` within one slice, with -1 filled in.
+
+    Raises:
+      UserError: if the sizes do not multiply to the number of devices.
+    """
+    if device_count % config.slices:
+        raise UserError(f"config.mesh.slices {config.slices} does not divide the {device_count} devices")
+    per_slice = device_count // config.slices
+    sizes = [config.data, config.fsdp, config.tensor]
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and per_slice % fixed == 0:
+        sizes[sizes.index(-1)] = per_slice // fixed
+    if math.prod(sizes) != per_slice:
+        raise UserError(
+            f"config.mesh (data {config.data}, fsdp {config.fsdp}, tensor {config.tensor}) needs a multiple of "
+            f"{fixed} devices per slice, but there are {per_slice}; set one of them to -1 to take what is left"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a run.
+
+    Args:
+      config: the sizes; `data` of the result is `slices` times that of the config.
+      devices: default all devices of this run; those of a topology when compiling ahead of time.
+
+    Raises:
+      UserError: if the sizes do not fit the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data, fsdp, tensor = mesh_shape(config, len(devices))
+    shape = (config.slices * data, fsdp, tensor)
+    if devices[0].platform != "tpu":  # no torus to follow: neighbours in the list share a host
+        return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES)
+    if config.slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (data, fsdp, tensor), (config.slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return Mesh(grid, AXES)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -1,0 +1,52 @@
+"""Trains one stage.
+
+python -m qwenvl_jax.train --config=configs/stage1_pretrain.py --workdir=runs/stage1 [--config.key=value] [--dry_run]
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+
+from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint.restore import check_init
+from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.runtime import commandline, distributed
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.runtime.preemption import EXIT_CODE
+from qwenvl_jax.training import loop, summary
+
+_CONFIG = commandline.define_config("The stage, e.g. configs/stage1_pretrain.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://; the same one continues it.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config and print its tables; allocate nothing.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags say."""
+    with exit_on_user_error():
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+        config = validate(from_config_dict(Config, dict(_CONFIG.value.items())))
+        if _DRY_RUN.value:
+            if _WORKDIR.value:
+                lineage.check_resumable(_WORKDIR.value, config)
+            summary.show(config, check_init(config, missing_ok=True))
+            return
+        if not _WORKDIR.value:
+            raise UserError("--workdir is missing; name the folder where checkpoints and metrics go")
+        distributed.initialize()
+        steps = loop.train(config, _WORKDIR.value)
+    if steps < config.train.steps:
+        sys.exit(EXIT_CODE)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags, ending with one sentence on a mistake."""
+    with exit_on_user_error():
+        return commandline.parse(argv)
+    raise AssertionError("unreachable")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,118 @@
+"""The training loop: restore, fetch, step, log, save, stop. Read it from the top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint.manager import Manager, latest_step, restore_frozen, save_frozen
+from qwenvl_jax.checkpoint.restore import Source, check_init, initial_params
+from qwenvl_jax.config import Config
+from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.models.attention import resolve_attention
+from qwenvl_jax.runtime import distributed, log
+from qwenvl_jax.runtime.preemption import PreemptionGuard
+from qwenvl_jax.sharding.mesh import make_mesh
+from qwenvl_jax.sharding.report import check_replicated, report
+from qwenvl_jax.sharding.rules import check_batch, replicated
+from qwenvl_jax.training import summary
+from qwenvl_jax.training.metrics import Log, Window
+from qwenvl_jax.training.optimizer import make_optimizer
+from qwenvl_jax.training.partition import merge, split
+from qwenvl_jax.training.step import State, abstract_state, make_train_step, put_batch
+
+
+def train(config: Config, workdir: epath.PathLike) -> int:
+    """Trains a stage to its last step, or continues one.
+
+    Args:
+      config: the run's, validated.
+      workdir: its folder. If it holds a run of the same config, that run is continued from its newest checkpoint.
+
+    Returns:
+      The number of steps taken in all; less than `config.train.steps` if the process was asked to stop.
+
+    Raises:
+      UserError: for anything wrong with config, data or checkpoints, before the first step where possible.
+    """
+    workdir = epath.Path(workdir)
+    lineage.check_resumable(workdir, config)
+    start = latest_step(workdir)
+    if start == config.train.steps:
+        log.line(f"{workdir} is finished: {start} steps")
+        return start
+    sources = check_init(config) if start is None else {}
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.rows, mesh)
+    resolve_attention(config.compute.attention, jax.default_backend(), config.compute.compute_dtype)
+    abstract = abstract_state(config, mesh)
+    check_replicated(report(merge(abstract.trainable, abstract.frozen), mesh), mesh, config.mesh.max_replicated_bytes)
+
+    with (
+        make_loader(config, load_tokenizer(config.tokenizer)) as loader,
+        Manager(workdir, keep=config.train.keep_checkpoints) as manager,
+        PreemptionGuard() as guard,
+    ):
+        if start is None:
+            summary.show(config, sources, mesh)
+            state, progress = begin(config, workdir, sources, abstract), None
+            start = 0
+        else:
+            log.line(f"continuing {workdir} after step {start} of {config.train.steps}")
+            state, progress = resume(workdir, manager, start, abstract, mesh)
+            loader.restore(progress["loader"])
+
+        train_step = make_train_step(config, mesh)
+        window = Window(progress["window"] if progress else None)
+        with Log(workdir, config, start, mesh) as writer:
+            batch = put_batch(next(loader), mesh)
+            for step in range(start + 1, config.train.steps + 1):
+                state, metrics = train_step(state, batch)
+                window.add(metrics)
+                place, counters = loader.state(), loader.counters()
+                last = step == config.train.steps
+                if not last:  # the next batch is fetched and copied while the devices work on this one
+                    batch = put_batch(next(loader), mesh)
+                window.wait_for_previous()
+                writer.advance(step)
+                if step % config.train.log_every == 0 or last:
+                    writer.write(step, window.values(), counters)
+                    window.clear()
+                stop = guard.stop(step)
+                if step % config.train.checkpoint_every == 0 or last or stop:
+                    manager.save(step, state.trainable, state.opt_state, {"loader": place, "window": window.values()})
+                if stop and not last:
+                    log.line(f"stopped by SIGTERM after step {step}; run the same command again to continue")
+                    return step
+    return config.train.steps
+
+
+def begin(config: Config, workdir: epath.Path, sources: dict[str, Source | None], abstract: State) -> State:
+    """The state of a new run, its frozen tree, config and lineage written."""
+    params = initial_params(config, sources, merge(abstract.trainable, abstract.frozen))
+    trainable, frozen = split(params, config.train.trainable)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trainable)
+    save_frozen(workdir, frozen)
+    if distributed.is_primary():
+        notes: dict[str, Any] = {
+            name: source and lineage.source_of(source.workdir, source.step, name) for name, source in sources.items()
+        }
+        lineage.write(workdir, config, notes)
+    return State(jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding), trainable, frozen, opt_state)
+
+
+def resume(
+    workdir: epath.Path, manager: Manager, step: int, abstract: State, mesh: Mesh
+) -> tuple[State, dict[str, Any]]:
+    """The state after `step` and the progress saved with it, on whatever mesh this run has."""
+    trainable, opt_state, progress = manager.restore(step, abstract.trainable, abstract.opt_state)
+    frozen = restore_frozen(workdir, abstract.frozen)
+    return State(jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)), trainable, frozen, opt_state), progress

@@ -1,0 +1,204 @@
+"""Numbers of a run: collected on the devices, fetched every `log_every` steps, written to files and the terminal.
+
+`metrics.jsonl` gets one line per log step. Everything but the group `timing` is a function of the config and the
+seed: a run that was killed and continued leaves the same lines as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qwenvl_jax.config import Config
+from qwenvl_jax.perf.flops import Work, peak_flops, training_flops
+from qwenvl_jax.runtime import artifacts, log
+from qwenvl_jax.runtime.distributed import is_primary
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.events import event_writer
+from qwenvl_jax.training.step import Metrics
+
+FILE = "metrics.jsonl"
+EVENTS = "events"
+
+# Steps in a row without a finite loss and gradient before the run is given up.
+MAX_SKIPPED = 20
+
+
+class Window:
+    """The metrics since the last log step: some still on the devices, some fetched (`values`)."""
+
+    def __init__(self, values: list[dict[str, float]] | None = None):
+        self._values = list(values or [])
+        self._pending: list[Metrics] = []
+
+    def add(self, metrics: Metrics) -> None:
+        """Takes the metrics of a step without waiting for them."""
+        self._pending.append(metrics)
+
+    def wait_for_previous(self) -> None:
+        """Waits for the step before the last one, so that the host runs ahead by no more than one batch."""
+        if len(self._pending) > 1:
+            jax.block_until_ready(self._pending[-2])
+
+    def values(self) -> list[dict[str, float]]:
+        """Fetches what is pending and returns all steps of the window, oldest first, as JSON values."""
+        fetched = jax.device_get(self._pending)
+        self._values += [{key: value.item() for key, value in step.items()} for step in fetched]
+        self._pending = []
+        return list(self._values)
+
+    def clear(self) -> None:
+        """Begins the next window; call it after `values`."""
+        self._values = []
+
+
+def summarize(values: list[dict[str, float]]) -> dict[str, float]:
+    """One line out of the steps of a window.
+
+    `loss` is per supervised token over the window; tokens, images and skipped steps are summed; the rest is that of
+    the last step.
+    """
+    supervised = sum(step["supervised_tokens"] for step in values)
+    line = dict(values[-1])
+    finite = [step for step in values if not step["skipped"]]
+    if finite and supervised:
+        tokens = sum(step["supervised_tokens"] for step in finite)
+        line["loss"] = sum(step["loss"] * step["supervised_tokens"] for step in finite) / max(tokens, 1)
+    for key in ("tokens", "supervised_tokens", "images", "skipped"):
+        line[key] = sum(step[key] for step in values)
+    return line
+
+
+class Log:
+    """Writes the log lines of a run to `metrics.jsonl`, TensorBoard events and the terminal.
+
+    Args:
+      workdir: the run's folder.
+      config: its config.
+      start: the step that the run continues from; later lines of an earlier attempt are removed.
+      mesh: its devices, for the utilisation.
+    """
+
+    def __init__(self, workdir: epath.Path, config: Config, start: int, mesh: Mesh):
+        self._config = config
+        peak = peak_flops(mesh.devices.flat[0].device_kind)
+        self._peak = peak * mesh.size if peak else None
+        self._skipped = 0
+        self._clock = time.monotonic()
+        self._path = workdir / FILE
+        self._events: Any = None
+        self._progress: Progress | None = None
+        if not is_primary():
+            return
+        kept = _lines_up_to(self._path, start)
+        artifacts.write_text(self._path, "".join(kept))
+        self._file = self._path.open("a")
+        self._events = event_writer(workdir / EVENTS, start + 1 if start else None)
+        if log.console().is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=log.console(),
+            )
+            self._task = self._progress.add_task(config.train.stage, total=config.train.steps, completed=start, note="")
+            self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+
+    def write(self, step: int, values: list[dict[str, float]], counters: dict[str, Any]) -> None:
+        """Writes the line of `step`.
+
+        Args:
+          step: steps taken so far.
+          values: of the window that ends here.
+          counters: totals of the data loader.
+
+        Raises:
+          UserError: if loss or gradients were not finite for too many steps in a row.
+        """
+        now, steps = time.monotonic(), len(values)
+        seconds = max(now - self._clock, 1e-9)
+        self._clock = now
+        line = {"step": step, **summarize(values)}
+        timing = {
+            "seconds_per_step": seconds / steps,
+            "images_per_second": line["images"] / seconds,
+            "tokens_per_second": line["tokens"] / seconds,
+        }
+        if self._peak:
+            work = Work(line["tokens"], self._config.data.sequence_length, line["supervised_tokens"], line["images"])
+            timing["mfu"] = sum(training_flops(self._config, work).values()) / seconds / self._peak
+        if self._events is not None:
+            self._file.write(json.dumps({**line, "data": counters, "timing": timing}) + "\n")
+            self._file.flush()
+            for key, value in {**line, **timing}.items():
+                if key != "step":
+                    self._events.add_scalar(f"{'timing' if key in timing else 'train'}/{key}", value, step)
+            self._show(step, line, timing)
+        self._count_skipped(step, values)
+
+    def _show(self, step: int, line: dict[str, float], timing: dict[str, float]) -> None:
+        note = f"loss {line['loss']:.4f}  grad norm {line['grad_norm']:.3f}"
+        if self._progress:
+            self._progress.update(self._task, completed=step, note=note)
+            return
+        left = (self._config.train.steps - step) * timing["seconds_per_step"]
+        mfu = f"  MFU {timing['mfu']:.1%}" if "mfu" in timing else ""
+        skipped = f"  skipped {line['skipped']:.0f}" if line["skipped"] else ""
+        log.line(
+            f"step {step:>6}/{self._config.train.steps}  {note}  rate {line['learning_rate']:.2e}  "
+            f"{timing['seconds_per_step']:.3f} s/step  {timing['images_per_second']:.1f} images/s  "
+            f"{timing['tokens_per_second']:.0f} tokens/s{mfu}{skipped}  {_clock(left)} left"
+        )
+        sys.stdout.flush()
+
+    def _count_skipped(self, step: int, values: list[dict[str, float]]) -> None:
+        for value in values:
+            self._skipped = self._skipped + 1 if value["skipped"] else 0
+            if self._skipped >= MAX_SKIPPED:
+                raise UserError(
+                    f"loss or gradients were not finite for {self._skipped} steps in a row, up to step {step}; lower "
+                    "config.optimizer.peak_learning_rate and start again (the parameters kept their last finite values)"
+                )
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress:
+            self._progress.stop()
+        if self._events is not None:
+            self._file.close()
+            self._events.close()
+
+
+def _lines_up_to(path: epath.Path, step: int) -> list[str]:
+    """Lines of a metrics file that belong to the first `step` steps; a line cut short by a kill is left out."""
+    kept = []
+    for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        try:
+            if text.endswith("\n") and json.loads(text)["step"] <= step:
+                kept.append(text)
+        except ValueError:
+            continue
+    return kept
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

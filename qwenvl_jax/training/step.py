@@ -1,0 +1,213 @@
+"""One optimiser step: microbatches accumulated, gradients of the trainable tree, one update.
+
+The loss is the sum of token losses over the global batch divided by its supervised tokens. Every microbatch is
+divided by the tokens of the whole batch, so that accumulation and sharding change nothing but rounding.
+
+Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwenvl_jax.config import Config
+from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.sharding.mesh import BATCH_AXES, batch_shards
+from qwenvl_jax.sharding.rules import batch_shardings, param_shardings, replicated
+from qwenvl_jax.training.loss import token_loss_sum
+from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
+from qwenvl_jax.training.partition import abstract_split, merge
+
+Metrics = dict[str, jax.Array]
+
+
+class State(NamedTuple):
+    """What a run holds on its devices.
+
+    Attributes:
+      step: int32 scalar, global batches taken so far.
+      trainable: float32 master weights of the trained components.
+      frozen: the rest, in `config.compute.frozen_dtype`.
+      opt_state: optax state over `trainable`.
+    """
+
+    step: Any
+    trainable: Any
+    frozen: Any
+    opt_state: Any
+
+
+def abstract_state(config: Config, mesh: Mesh | None = None) -> State:
+    """Shapes, dtypes and (with a mesh) shardings of the state; allocates nothing."""
+    params = qwen_vl.abstract_params(config.model)
+    trainable, frozen = abstract_split(params, config.train.trainable, config.compute.frozen_dtype)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
+    opt_state = jax.eval_shape(optimizer.init, trainable)
+    state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, opt_state)
+    if mesh is None:
+        return state
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(state, optimizer, mesh),
+    )
+
+
+def state_shardings(state: State, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Moments lie where their parameters lie; counters are on every device."""
+    trainable = param_shardings(state.trainable, mesh)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state.opt_state,
+        trainable,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return State(replicated(mesh), trainable, param_shardings(state.frozen, mesh), opt_state)
+
+
+def abstract_batch(config: Config, mesh: Mesh) -> Batch:
+    """Shapes and shardings of one batch on the devices."""
+    data, shards = config.data, batch_shards(mesh)
+    rows = (data.accumulation, data.rows, data.sequence_length)
+    images = data.image_budget + -data.image_budget % shards
+    shapes: dict[str, Any] = dict.fromkeys(Batch._fields, (rows, jnp.int32))
+    shapes["loss_mask_ABL"] = (rows, jnp.float32)
+    shapes["images_AIHWC"] = ((data.accumulation, images, data.image_size, data.image_size, 3), jnp.uint8)
+    shardings = batch_shardings(mesh)
+    fields: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(*shape, sharding=getattr(shardings, name)) for name, shape in shapes.items()
+    }
+    return Batch(**fields)
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Copies a numpy batch to the devices, split by rows and images; returns before the copy is done.
+
+    Images are padded with empty ones to a multiple of the parts that the mesh splits them into.
+    """
+    spare = -batch.images_AIHWC.shape[1] % batch_shards(mesh)
+    if spare:
+        images = np.pad(batch.images_AIHWC, ((0, 0), (0, spare), (0, 0), (0, 0), (0, 0)))
+        batch = batch._replace(images_AIHWC=images)
+    shardings = batch_shardings(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    return jax.tree.map(
+        lambda field, sharding: jax.make_array_from_callback(field.shape, sharding, lambda index: field[index]),
+        batch,
+        shardings,
+    )
+
+
+def microbatch_loss(
+    trainable: Any, frozen: Any, micro: Any, total_tokens: jax.Array, config: Config, mesh: Mesh
+) -> jax.Array:
+    """Share of one microbatch (a `Batch` without its axis A) in the loss of the global batch, float32 scalar."""
+    rows = NamedSharding(mesh, P(BATCH_AXES))
+    params = merge(trainable, frozen)
+    hidden_BLD = qwen_vl.forward(
+        params,
+        config.model,
+        config.compute,
+        tokens_BL=micro.tokens_ABL,
+        segment_ids_BL=micro.segment_ids_ABL,
+        positions_BL=micro.positions_ABL,
+        image_slot_BL=micro.image_slot_ABL,
+        images_IHWC=micro.images_AIHWC if config.data.images_per_row else None,
+    )
+    hidden_BLD = jax.lax.with_sharding_constraint(hidden_BLD, rows)
+    loss = token_loss_sum(
+        hidden_BLD,
+        micro.targets_ABL,
+        micro.loss_mask_ABL,
+        params["decoder"]["lm_head"],
+        chunk=config.compute.loss_chunk,
+        train_head="decoder" in config.train.trainable,
+        parts=batch_shards(mesh),
+    )
+    return loss / total_tokens
+
+
+class TrainStep(NamedTuple):
+    """The jitted step and the mesh it is meant for. `lower` takes a state and a batch of shapes."""
+
+    compiled: Any
+    mesh: Mesh
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        with jax.set_mesh(self.mesh):
+            (step, trainable, opt_state), metrics = self.compiled(
+                state.step, state.trainable, state.opt_state, state.frozen, batch
+            )
+        return State(step, trainable, state.frozen, opt_state), metrics
+
+    def lower(self, state: State, batch: Batch) -> Any:
+        """The lowered step, to be compiled ahead of time or analysed; allocates nothing."""
+        with jax.set_mesh(self.mesh):
+            return self.compiled.lower(state.step, state.trainable, state.opt_state, state.frozen, batch)
+
+
+def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
+    """The compiled step: (state, batch on the devices) -> (state, metrics); it consumes its state.
+
+    Metrics are scalars on the devices: `loss` (nats per supervised token), `grad_norm` (over trainable gradients,
+    before clipping), `learning_rate`, `tokens` (not padding), `supervised_tokens`, `images`, and `skipped`, 1 where
+    loss or gradients were not finite and the update was left out.
+    """
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    shardings = state_shardings(abstract_state(config), optimizer, mesh)
+    queries = config.model.resampler.queries
+
+    def step_fn(
+        step: jax.Array, trainable: Any, opt_state: Any, frozen: Any, batch: Batch
+    ) -> tuple[tuple[jax.Array, Any, Any], Metrics]:
+        supervised = jnp.sum(batch.loss_mask_ABL)
+        total = jnp.maximum(supervised, 1.0)
+
+        def accumulate(carry: tuple[Any, jax.Array], micro: Batch) -> tuple[tuple[Any, jax.Array], None]:
+            loss, gradients = jax.value_and_grad(microbatch_loss)(trainable, frozen, micro, total, config, mesh)
+            gradients = jax.lax.with_sharding_constraint(gradients, shardings.trainable)
+            return (jax.tree.map(jnp.add, carry[0], gradients), carry[1] + loss), None
+
+        zeros = jax.tree.map(jnp.zeros_like, trainable)
+        (gradients, loss), _ = jax.lax.scan(accumulate, (zeros, jnp.zeros((), jnp.float32)), batch)
+
+        grad_norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, new_opt_state = optimizer.update(gradients, opt_state, trainable, step=step)
+        new_trainable = optax.apply_updates(trainable, updates)
+        keep = functools.partial(jnp.where, finite)
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": schedule(step),
+            "tokens": jnp.sum(batch.segment_ids_ABL > 0),
+            "supervised_tokens": supervised,
+            "images": jnp.sum(batch.image_slot_ABL >= 0) // queries,
+            "skipped": 1 - finite.astype(jnp.int32),
+        }
+        new = (step + 1, jax.tree.map(keep, new_trainable, trainable), jax.tree.map(keep, new_opt_state, opt_state))
+        return new, metrics
+
+    # The frozen tree is a separate argument that is neither donated nor returned: it stays where it is.
+    changing = (shardings.step, shardings.trainable, shardings.opt_state)
+    return TrainStep(
+        jax.jit(
+            step_fn,
+            donate_argnums=(0, 1, 2),
+            in_shardings=(*changing, shardings.frozen, batch_shardings(mesh)),
+            out_shardings=(changing, replicated(mesh)),
+        ),
+        mesh,
+    )

@@ -1,0 +1,153 @@
+"""What a run is about to do, as tables: printed at the start of every run and by `--dry_run`. Allocates nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from qwenvl_jax.checkpoint.restore import Source
+from qwenvl_jax.config import COMPONENTS, Config, config_hash
+from qwenvl_jax.models.qwen_vl import component_of
+from qwenvl_jax.perf.flops import full_work, training_flops
+from qwenvl_jax.runtime import log
+from qwenvl_jax.sharding.report import report
+from qwenvl_jax.training.optimizer import layer_scales, make_schedule
+from qwenvl_jax.training.partition import flatten, merge
+from qwenvl_jax.training.step import State, abstract_state
+
+BIG = 2**20  # bytes from which a parameter is listed on its own in the sharding table
+
+
+def show(config: Config, sources: dict[str, Source | None], mesh: Mesh | None = None) -> None:
+    """Prints all tables.
+
+    Args:
+      config: the run's.
+      sources: where each tower starts (`check_init`).
+      mesh: the devices, for the sharding table; None leaves it out.
+    """
+    state = abstract_state(config)
+    log.line(f"config {config_hash(config)}  model {config.model.name}  stage {config.train.stage}")
+    show_parameters(config, state)
+    show_rates(config)
+    show_data(config)
+    show_flops(config)
+    show_start(config, sources)
+    if mesh is not None:
+        show_sharding(config, state, mesh)
+
+
+def show_start(config: Config, sources: dict[str, Source | None]) -> None:
+    """Where each tower comes from."""
+    rows: list[tuple[object, ...]] = []
+    for name, source in sources.items():
+        planned = getattr(config.init, name)
+        if source:
+            rows.append((name, source.workdir, source.stage, source.step))
+        else:
+            rows.append((name, planned, "not there yet", "") if planned else (name, "fresh", "", ""))
+    log.table("start", ("tower", "from", "stage", "step"), rows)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def show_parameters(config: Config, state: State) -> None:
+    """Parameters per component, and what is stored of them."""
+    counts = dict.fromkeys((*COMPONENTS, "fixed"), 0)
+    for path, leaf in flatten(merge(state.trainable, state.frozen)).items():
+        counts[component_of(path)] += math.prod(leaf.shape)
+    trained = config.train.trainable
+    rows: list[tuple[object, ...]] = [
+        (name, log.count(value), "trained" if name in trained else "frozen") for name, value in counts.items()
+    ]
+    rows.append(("total", log.count(sum(counts.values())), ""))
+    rows.append(("trainable", log.count(sum(counts[name] for name in trained)), log.size(_bytes(state.trainable))))
+    frozen = sum(value for name, value in counts.items() if name not in trained)
+    rows.append(("frozen", log.count(frozen), f"{log.size(_bytes(state.frozen))} {config.compute.frozen_dtype}"))
+    rows.append(("optimiser", "", log.size(_bytes(state.opt_state))))
+    log.table("parameters", ("component", "parameters", "state"), rows)
+
+
+def show_rates(config: Config) -> None:
+    """Peak rate per group, per ViT layer, and the schedule's milestones."""
+    optimizer, steps = config.optimizer, config.train.steps
+    peak, layers = optimizer.peak_learning_rate, config.model.vit.layers
+    rows: list[tuple[object, ...]] = []
+    if "vit" in config.train.trainable:
+        decay = optimizer.vit_layer_decay
+        rows.append(("vit embeddings, ln_pre", f"{decay**layers:.6f}", f"{peak * decay**layers:.3e}"))
+        for layer, scale in enumerate(layer_scales(decay, layers)):
+            rows.append((f"vit block {layer}", f"{scale:.6f}", f"{peak * scale:.3e}"))
+    rows += [(name, "1", f"{peak:.3e}") for name in COMPONENTS if name in config.train.trainable and name != "vit"]
+    log.table("peak learning rate", ("group", "factor", "rate"), rows)
+    schedule, warmup = make_schedule(optimizer, steps), optimizer.warmup_steps
+    milestones = sorted({1, max(warmup, 1), warmup + (steps - warmup) // 2, steps})
+    log.table(
+        "schedule", ("step", "learning rate"), [(step, f"{float(schedule(step - 1)):.3e}") for step in milestones]
+    )
+
+
+def show_data(config: Config) -> None:
+    """Shares of the mixture, and the shape of a batch."""
+    data = config.data
+    total = sum(source.weight for source in data.mixture)
+    log.table(
+        "mixture",
+        ("source", "task", "weight", "share", "records"),
+        [(s.name, s.task, f"{s.weight:g}", f"{s.weight / total:.2%}", s.records) for s in data.mixture],
+    )
+    tokens = data.global_batch_size * data.sequence_length
+    images = data.accumulation * data.image_budget if data.images_per_row else 0
+    log.table(
+        "batch",
+        ("", "value"),
+        [
+            ("rows per step", log.count(data.global_batch_size)),
+            ("microbatches", data.accumulation),
+            ("rows per microbatch", log.count(data.rows)),
+            ("tokens per row", log.count(data.sequence_length)),
+            ("tokens per step", log.count(tokens)),
+            ("image side, px", data.image_size),
+            ("images per step, at most", log.count(images)),
+            ("image tokens per image", config.model.resampler.queries),
+            ("steps", log.count(config.train.steps)),
+            ("warm-up steps", log.count(config.optimizer.warmup_steps)),
+        ],
+    )
+
+
+def show_flops(config: Config) -> None:
+    """Operations of a step with every row and the image budget full."""
+    flops = training_flops(config, full_work(config))
+    total = sum(flops.values())
+    rows = [(name, f"{value / 1e12:,.3f}", f"{value / total:.1%}") for name, value in flops.items() if value]
+    log.table(
+        "operations per step, forward and backward, full batch",
+        ("part", "TFLOP", "share"),
+        [*rows, ("total", f"{total / 1e12:,.3f}", "")],
+    )
+
+
+def show_sharding(config: Config, state: State, mesh: Mesh) -> None:
+    """The mesh, and how every big parameter lies on it."""
+    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    device = mesh.devices.flat[0]
+    log.line(f"mesh: {sizes} on {mesh.size} x {device.device_kind}; attention {config.compute.attention}")
+    if mesh.size == 1:
+        return
+    rows = report(merge(state.trainable, state.frozen), mesh)
+    log.table(
+        f"sharding of parameters from {log.size(BIG)}",
+        ("parameter", "shape", "split", "per device"),
+        [
+            (row.name, "x".join(map(str, row.shape)), str(row.spec), log.size(row.bytes_per_device))
+            for row in rows
+            if row.bytes_total >= BIG
+        ],
+    )
+    log.line(f"parameters per device: {log.size(sum(row.bytes_per_device for row in rows))}")

@@ -1,0 +1,147 @@
+"""Parameters saved, loaded and handed from stage to stage; what is refused, and with which words."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint.manager import Manager, latest_step, save_frozen
+from qwenvl_jax.checkpoint.restore import check_init, initial_params, load_params, save_params
+from qwenvl_jax.config import Config
+from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.mesh import make_mesh
+from qwenvl_jax.training.partition import flatten, merge, split
+from qwenvl_jax.training.step import abstract_state
+
+STAGE_1 = ("vit", "vit_head", "resampler")
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return qwen_vl.init_params(tiny_run.make_config(Path("unused")).model, jax.random.key(7))
+
+
+def write_run(folder: Path, config: Config, params: dict[str, Any], steps: tuple[int, ...] = (3,)) -> None:
+    """A run's folder as the loop leaves it; the parameters of step n are `params` + n."""
+    trainable, frozen = split(params, config.train.trainable)
+    lineage.write(folder, config, dict.fromkeys(("vit", "resampler", "decoder")))
+    save_frozen(folder, frozen)
+    with Manager(folder, keep=5) as manager:
+        for step in steps:
+            manager.save(step, jax.tree.map(lambda leaf, n=step: leaf + n, trainable), {"count": jnp.zeros(())}, {})
+
+
+def test_trained_and_frozen_come_back_together(tmp_path: Path, params: dict[str, Any]) -> None:
+    config = tiny_run.make_config(Path("unused"), train__trainable=STAGE_1, train__stage="pretrain")
+    write_run(tmp_path / "run", config, params, steps=(3, 6))
+    loaded, found, step = load_params(tmp_path / "run")
+    assert (found, step) == (config, 6)
+    for path, leaf in flatten(params).items():
+        trained = qwen_vl.component_of(path) in STAGE_1
+        np.testing.assert_array_equal(flatten(loaded)[path], leaf + 6 if trained else leaf)
+    older, _, _ = load_params(tmp_path / "run", step=3, components=("vit",))
+    assert set(older) == {"vit"}
+    np.testing.assert_array_equal(older["vit"]["proj"], params["vit"]["proj"] + 3)
+    with pytest.raises(UserError, match="no checkpoint of step 4; its newest is 6"):
+        load_params(tmp_path / "run", step=4)
+
+
+def test_imported_weights(tmp_path: Path, params: dict[str, Any]) -> None:
+    config = tiny_run.make_config(Path("unused"), compute__frozen_dtype="bfloat16")
+    save_params(tmp_path / "import", params, config)
+    loaded, _, step = load_params(tmp_path / "import")
+    assert step == 0
+    for leaf, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(leaf, other.astype(jnp.bfloat16))
+    with pytest.raises(UserError, match="already holds a run"):
+        save_params(tmp_path / "import", params, config)
+    with_init = tiny_run.make_config(Path("unused"), init__stage="import", init__vit=str(tmp_path / "import"))
+    assert check_init(with_init)["vit"] is not None
+
+
+def test_a_run_starts_from_several_checkpoints(tmp_path: Path, params: dict[str, Any]) -> None:
+    old = tiny_run.make_config(Path("unused"), train__trainable=("decoder",), train__stage="text")
+    write_run(tmp_path / "text", old, params)
+    config = tiny_run.make_config(Path("unused"), train__trainable=STAGE_1, init__decoder=str(tmp_path / "text"))
+    sources = check_init(config)
+    assert sources["vit"] is None and sources["decoder"] is not None and sources["decoder"].step == 3
+    abstract = abstract_state(config, make_mesh(config.mesh))
+    start = initial_params(config, sources, merge(abstract.trainable, abstract.frozen))
+    np.testing.assert_array_equal(start["decoder"]["lm_head"], params["decoder"]["lm_head"] + 3)
+    fresh = qwen_vl.init_params(config.model, jax.random.key(config.train.seed))
+    np.testing.assert_array_equal(
+        start["vit"]["blocks"]["mlp"]["up"]["kernel"], fresh["vit"]["blocks"]["mlp"]["up"]["kernel"]
+    )
+
+    notes = {name: source and lineage.source_of(source.workdir, source.step, name) for name, source in sources.items()}
+    lineage.write(tmp_path / "next", config, notes)
+    history = lineage.read_lineage(tmp_path / "next")["components"]
+    assert history["vit"]["from"] == {"stage": "fresh", "seed": 0} and history["vit"]["trained"]
+    assert history["decoder"]["from"]["stage"] == "text" and history["decoder"]["from"]["step"] == 3
+    assert history["decoder"]["from"]["from"] == {"stage": "fresh", "seed": 0}
+    assert not history["decoder"]["trained"] and history["decoder"]["from"]["trained"]
+
+
+def test_what_chaining_refuses(tmp_path: Path, params: dict[str, Any]) -> None:
+    old = tiny_run.make_config(Path("unused"), train__stage="pretrain")
+    write_run(tmp_path / "run", old, params)
+
+    def config(**changes: Any) -> Config:
+        return tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "run"), **changes)
+
+    assert check_init(config(init__stage="pretrain"))["vit"] is not None
+    with pytest.raises(UserError, match=r"written by stage 'pretrain', but config.init.stage asks for 'text'"):
+        check_init(config(init__stage="text"))
+    other = dataclasses.replace(config().model, decoder=dataclasses.replace(config().model.decoder, layers=5))
+    with pytest.raises(UserError, match=r"config.model.decoder.layers is 2 there and 5 here"):
+        check_init(dataclasses.replace(config(), model=other))
+    missing = tiny_run.make_config(Path("unused"), init__resampler=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"config.init.resampler is .*nowhere, which does not exist"):
+        check_init(missing)
+    assert check_init(missing, missing_ok=True)["resampler"] is None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"is not the folder of a run"):
+        check_init(tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "empty")))
+    lineage.write(tmp_path / "begun", old, dict.fromkeys(("vit", "resampler", "decoder")))
+    with pytest.raises(UserError, match="no finished checkpoint yet"):
+        check_init(tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "begun")))
+
+
+def test_resuming_with_another_config_names_the_key(tmp_path: Path) -> None:
+    config = tiny_run.make_config(Path("unused"))
+    lineage.check_resumable(tmp_path, config)  # nothing there yet
+    lineage.write(tmp_path, config, dict.fromkeys(("vit", "resampler", "decoder")))
+    lineage.check_resumable(tmp_path, config)
+    lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), train__log_every=1, mesh__fsdp=2))
+    with pytest.raises(UserError, match=r"config.optimizer.clip_norm = 1.0, not 2.0"):
+        lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), optimizer__clip_norm=2.0))
+    with pytest.raises(UserError, match=r"config.compute.frozen_dtype"):
+        lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), compute__frozen_dtype="bfloat16"))
+
+
+def test_half_a_checkpoint_is_not_found(tmp_path: Path, params: dict[str, Any]) -> None:
+    config = tiny_run.make_config(Path("unused"))
+    write_run(tmp_path / "run", config, params, steps=(2,))
+    cut = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp"
+    (cut / "params").mkdir(parents=True)
+    assert latest_step(tmp_path / "run") == 2
+    assert load_params(tmp_path / "run")[2] == 2
+
+
+def test_a_missing_frozen_tree_is_said_in_one_sentence(tmp_path: Path, params: dict[str, Any]) -> None:
+    import shutil
+
+    write_run(tmp_path / "run", tiny_run.make_config(Path("unused")), params)
+    shutil.rmtree(tmp_path / "run" / "frozen")
+    with pytest.raises(UserError, match="frozen is missing"):
+        load_params(tmp_path / "run")

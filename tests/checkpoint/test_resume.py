@@ -1,0 +1,107 @@
+"""A run that was stopped or killed and continued equals one that never stopped, bitwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from qwenvl_jax.checkpoint.restore import load_params
+from qwenvl_jax.training.loop import train
+from qwenvl_jax.training.step import abstract_state
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(workdir: Path) -> list[dict]:
+    """The metrics without what a clock says."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "timing"} for line in found]
+
+
+def last_state(workdir: Path, step: int) -> list[np.ndarray]:
+    """Parameters and moments of the checkpoint of `step`."""
+    from qwenvl_jax.checkpoint.lineage import read_config
+    from qwenvl_jax.checkpoint.manager import Manager
+
+    abstract = abstract_state(read_config(workdir))
+    with Manager(workdir, keep=3) as manager:
+        trainable, opt_state, progress = manager.restore(step, abstract.trainable, abstract.opt_state)
+    place = json.dumps(progress, sort_keys=True).encode()
+    return [*map(np.asarray, jax.tree.leaves((trainable, opt_state))), np.frombuffer(place, np.uint8)]
+
+
+def assert_same_run(one: Path, other: Path, step: int) -> None:
+    for a, b in zip(last_state(one, step), last_state(other, step), strict=True):
+        assert a.dtype == b.dtype and np.array_equal(a, b)
+    assert lines(one) == lines(other)
+
+
+def wait_for_step(workdir: Path, step: int, alive) -> None:
+    """Waits until the metrics show `step`."""
+    while alive():
+        path = workdir / "metrics.jsonl"
+        if path.exists() and any(f'"step": {step},' in line for line in path.read_text().splitlines()):
+            return
+        time.sleep(0.005)
+    raise AssertionError("the run ended before it could be stopped")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_next_start_continues(tmp_path: Path, tiny_data: Path) -> None:
+    config = tiny_run.make_config(tiny_data, train__steps=600, train__checkpoint_every=150, train__log_every=7)
+    assert train(config, tmp_path / "whole") == 600
+
+    def terminate() -> None:
+        wait_for_step(tmp_path / "parts", 14, lambda: True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    stopped = train(config, tmp_path / "parts")
+    thread.join()
+    assert 14 <= stopped < 600
+    assert load_params(tmp_path / "parts")[2] == stopped  # saved where it stopped, on no boundary
+    assert train(config, tmp_path / "parts") == 600
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 600)
+    assert train(config, tmp_path / "parts") == 600  # a finished run is left alone
+    assert (tmp_path / "parts" / "frozen").exists() and list((tmp_path / "parts" / "events").iterdir())
+    steps = [line["step"] for line in lines(tmp_path / "whole")]
+    assert steps == [*range(7, 600, 7), 600]
+    assert lines(tmp_path / "whole")[-1]["loss"] < lines(tmp_path / "whole")[0]["loss"]
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_next_start_continues(tmp_path: Path, tiny_data: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+
+    def command(name: str) -> list[str]:
+        config = f"{ROOT / 'tests' / 'tiny_config.py'}:{tiny_data}"
+        overrides = ["--config.train.steps=200", "--config.train.checkpoint_every=20", "--config.train.log_every=3"]
+        return [
+            sys.executable,
+            "-m",
+            "qwenvl_jax.train",
+            f"--config={config}",
+            f"--workdir={tmp_path / name}",
+            *overrides,
+        ]
+
+    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True)
+    for step in (48, 120):
+        running = subprocess.Popen(command("parts"), cwd=ROOT, env=environment)
+        wait_for_step(tmp_path / "parts", step, lambda running=running: running.poll() is None)
+        running.kill()
+        running.wait()
+    subprocess.run(command("parts"), cwd=ROOT, env=environment, check=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 200)

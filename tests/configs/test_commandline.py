@@ -1,0 +1,99 @@
+"""`python -m qwenvl_jax.train` as a user types it: tables of --dry_run, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = f"--config={ROOT / 'tests' / 'tiny_config.py'}"
+
+# Runs main for each line of arguments in a forked process: the imports, most of the time, are paid once.
+DRIVER = """
+import os, sys
+from absl import app
+from qwenvl_jax import train
+for line in sys.stdin.read().splitlines():
+    child = os.fork()
+    if not child:
+        os.dup2(1, 2)
+        sys.argv = ["train", *line.split("\\t")]  # config_flags reads this one
+        app.run(train.main, flags_parser=train.parse)
+        os._exit(0)
+    print("===", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+MISTAKES = {
+    "unknown key": ([TINY, "--config.optimizer.peak_learning_rat=1"], "did you mean 'peak_learning_rate'"),
+    "unknown group": ([TINY, "--config.optimzer.b1=1"], "config has no key 'optimzer'; did you mean 'optimizer'"),
+    "key below a value": ([TINY, "--config.train.steps.x=1"], "config.train.steps has no key 'x'"),
+    "not a number": ([TINY, "--config.train.steps=many"], "many"),
+    "unknown flag": ([TINY, "--workdi=x"], "unknown flag --workdi; did you mean 'workdir'"),
+    "no config": (["--workdir=x"], "--config is missing"),
+    "override without config": (["--config.train.steps=3"], "--config is missing"),
+    "no such file": (["--config=configs/nothing.py"], "configs/nothing.py cannot be loaded"),
+    "no such mesh": (["--config=configs/stage1_pretrain.py:v9"], "none of cpu, gpu"),
+    "no workdir": ([TINY], "--workdir is missing"),
+    "stray argument": ([TINY, "steps=3"], "unexpected argument 'steps=3'"),
+    "bad range": ([TINY, "--config.train.steps=0"], "config.train.steps must be positive"),
+    "bad mesh": ([TINY, "--workdir={tmp}/w", "--config.mesh.data=3"], "devices"),
+    "rows do not divide": ([TINY, "--config.data.accumulation=3"], "multiple of"),
+    "no vocabulary": ([TINY + ":{tmp}/none", "--workdir={tmp}/w"], "none/tiny.model"),
+    "no start": ([TINY, "--workdir={tmp}/w", "--config.init.vit={tmp}/none"], "none"),
+}
+
+
+def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    lines = ["\t".join(arguments).replace("{tmp}", str(tmp_path)) for arguments, _ in MISTAKES.values()]
+    command = [sys.executable, "-c", DRIVER]
+    run = subprocess.run(command, cwd=ROOT, input="\n".join(lines), capture_output=True, text=True, check=True)
+    answers = re.split(r"^=== (\d+)\n", run.stdout, flags=re.MULTILINE)
+    assert len(answers) == 2 * len(MISTAKES) + 1, run.stdout
+    for (name, (_, words)), text, code in zip(MISTAKES.items(), answers[::2], answers[1::2], strict=False):
+        assert code == "2", (name, text)
+        assert text.startswith("error: ") and text.count("\n") == 1, (name, text)
+        assert words in text, (name, text)
+    assert not list(tmp_path.rglob("*.json")), "a refused run must leave nothing"
+
+
+def test_dry_run_of_the_full_model_prints_its_tables_in_seconds() -> None:
+    start = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-m", "qwenvl_jax.train", "--config=configs/stage1_pretrain.py:v5p", "--dry_run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.monotonic() - start < 60
+    assert run.stderr == ""
+    text = run.stdout
+    for words in ("9,656,935,168", "1,842,770,688", "7,721,324,544", "14.4 GiB bfloat16", "vit block 47", "30,720"):
+        assert words in text, words
+    # 2e-4 at the top block, 2e-4 * 0.95^47 at the lowest; 280 of 1417.4 million pairs from LAION-en.
+    assert "2.000e-04" in text and "1.795e-05" in text and "19.75%" in text
+    assert re.search(r"decoder .*openclip|qwen_7b .*not there yet", text)
+
+
+@pytest.mark.parametrize("stage", ["stage2_multitask", "stage3_sft"])
+def test_dry_run_of_the_other_stages(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib
+
+    from qwenvl_jax.checkpoint.restore import check_init
+    from qwenvl_jax.config import Config, from_config_dict, validate
+    from qwenvl_jax.runtime import log
+    from qwenvl_jax.training import summary
+
+    values = importlib.import_module(f"configs.{stage}").get_config()
+    config = validate(from_config_dict(Config, dict(values.items())))
+    log.console.cache_clear()
+    summary.show(config, check_init(config, missing_ok=True))
+    text = capsys.readouterr().out
+    trainable = {"stage2_multitask": "9,655,886,592", "stage3_sft": "7,796,330,496"}[stage]
+    assert trainable in text and "9,656,935,168" in text
+    log.console.cache_clear()

@@ -1,0 +1,111 @@
+"""The three full-size stages: every number of Table 8, the mixtures of Tables 2 and 3, the meshes."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from jax.sharding import AbstractMesh
+
+from configs import stage1_pretrain, stage2_multitask, stage3_sft
+from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.sharding.mesh import AXES, mesh_shape
+from qwenvl_jax.sharding.rules import check_batch
+
+ROOT = Path(__file__).parents[2]
+STAGES = {"pretrain": stage1_pretrain, "multitask": stage2_multitask, "sft": stage3_sft}
+CHIPS = {"v4": 512, "v5e": 256, "v5p": 512, "v6e": 256}
+
+
+def load(stage: str, arg: str | None = None) -> Config:
+    return validate(from_config_dict(Config, dict(STAGES[stage].get_config(arg).items())))
+
+
+# Table 8: pixels, sequence, peak, minimum, steps, warm-up, global batch, layer decay, trained.
+TABLE_8 = {
+    "pretrain": (224, 512, 2e-4, 1e-6, 50_000, 500, 30_720, 0.95, {"vit", "vit_head", "resampler"}),
+    "multitask": (448, 2048, 5e-5, 1e-5, 19_000, 400, 4096, 0.95, {"vit", "vit_head", "resampler", "decoder"}),
+    "sft": (448, 2048, 1e-5, 1e-6, 8000, 3000, 128, 1.0, {"resampler", "decoder"}),
+}
+
+
+@pytest.mark.parametrize("stage", TABLE_8)
+def test_numbers_of_table_8(stage: str) -> None:
+    config = load(stage)
+    data, optimizer = config.data, config.optimizer
+    found = (
+        data.image_size,
+        data.sequence_length,
+        optimizer.peak_learning_rate,
+        optimizer.min_learning_rate,
+        config.train.steps,
+        optimizer.warmup_steps,
+        data.global_batch_size,
+        optimizer.vit_layer_decay,
+        set(config.train.trainable),
+    )
+    assert found == TABLE_8[stage]
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.98, 1e-6)
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.05, 1.0)
+    assert config.model.resampler.queries == 256
+    assert config.train.stage == stage
+
+
+def test_accumulation_of_table_8() -> None:
+    # Stage 3 on TPU pods takes its 16-row microbatches together; elsewhere it is the paper's 8.
+    assert [load(stage, "gpu").data.accumulation for stage in STAGES] == [6, 8, 8]
+
+
+def test_mixture_of_stage_1() -> None:
+    weights = {source.name: source.weight for source in load("pretrain").data.mixture}
+    chinese = weights["laion_zh"] + weights["in_house_zh"]
+    assert sum(weights.values()) == pytest.approx(1417.4)  # 1.4 billion pairs
+    assert chinese / sum(weights.values()) == pytest.approx(0.227, abs=0.003)  # 22.7 % Chinese
+
+
+def test_mixture_of_stage_2() -> None:
+    weights = {source.task: source.weight for source in load("multitask").data.mixture}
+    assert sum(weights.values()) == pytest.approx(76.8)
+    assert weights["ocr"] == 24.8 and len(weights) == 7
+
+
+def test_stages_follow_one_another() -> None:
+    folders = [load(stage, "v5p,gs://d,gs://r").init for stage in STAGES]
+    assert (folders[0].stage, folders[0].vit, folders[0].resampler) == ("import", "gs://r/openclip_bigg", "")
+    assert (folders[1].stage, folders[1].vit) == ("pretrain", "gs://r/stage1_pretrain")
+    assert (folders[2].stage, folders[2].decoder) == ("multitask", "gs://r/stage2_multitask")
+    assert load("sft", "v5p,gs://d").data.mixture[0].records == "gs://d/sft/dialogue"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("mesh", ["cpu", "gpu", "v4", "v5e", "v5p", "v6e"])
+def test_every_stage_is_valid_on_every_mesh(stage: str, mesh: str) -> None:
+    config = load(stage, mesh)
+    chips = 64 if mesh in CHIPS and stage == "sft" else CHIPS.get(mesh, 1)
+    check_batch(config.data.rows, AbstractMesh(mesh_shape(config.mesh, chips), AXES))
+
+
+def test_an_unknown_mesh_is_refused() -> None:
+    with pytest.raises(ValueError, match="none of cpu"):
+        stage1_pretrain.get_config("v9")
+
+
+def test_configs_import_nothing_but_configs() -> None:
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] in ("ml_collections", "configs", "importlib"), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "quickstart").glob("stage*.py")), ids=lambda p: p.stem)
+def test_quickstart_stages_are_valid(path: Path) -> None:
+    import importlib
+
+    module = importlib.import_module(f"configs.quickstart.{path.stem}")
+    validate(from_config_dict(Config, dict(module.get_config().items())))

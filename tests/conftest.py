@@ -1,0 +1,15 @@
+"""Fixtures that tests of several packages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny records and their vocabulary."""
+    import tiny_run
+
+    return tiny_run.write_data(tmp_path_factory.mktemp("tiny"))

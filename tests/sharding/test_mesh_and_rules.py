@@ -1,0 +1,119 @@
+"""Mesh sizes, the table of partitions against the real parameter tree, the replication check."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from configs import model as models
+from qwenvl_jax.config import MeshConfig, ModelConfig, from_config_dict
+from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.mesh import AXES, make_mesh, mesh_shape
+from qwenvl_jax.sharding.report import check_replicated, report
+from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_batch, param_spec
+from qwenvl_jax.training.partition import flatten
+
+
+def mesh_of(data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    return AbstractMesh((data, fsdp, tensor), AXES)
+
+
+def shapes(name: str) -> dict:
+    values = {"full": models.qwen_vl_9b6, "tiny": models.tiny}[name]()
+    return qwen_vl.abstract_params(from_config_dict(ModelConfig, dict(values.items())))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "expected"),
+    [
+        ((-1, 1, 1), 1, (1, 1, 1)),
+        ((-1, 64, 1), 512, (8, 64, 1)),
+        ((1, -1, 2), 8, (1, 4, 2)),
+        ((2, 2, 2), 8, (2, 2, 2)),
+    ],
+)
+def test_mesh_takes_what_is_left(sizes, devices, expected) -> None:
+    assert mesh_shape(MeshConfig(*sizes, slices=1, max_replicated_bytes=0), devices) == expected
+
+
+def test_slices_multiply_the_data_axis() -> None:
+    config = MeshConfig(data=-1, fsdp=64, tensor=1, slices=4, max_replicated_bytes=0)
+    assert mesh_shape(config, 1024) == (4, 64, 1)
+
+
+@pytest.mark.parametrize(("sizes", "slices"), [((3, 1, 1), 1), ((-1, 3, 1), 1), ((1, 1, 1), 1), ((-1, 1, 1), 3)])
+def test_sizes_that_do_not_fit_are_refused(sizes, slices) -> None:
+    with pytest.raises(UserError, match="devices"):
+        mesh_shape(MeshConfig(*sizes, slices=slices, max_replicated_bytes=0), 8)
+
+
+def test_the_table_names_every_parameter_and_axis() -> None:
+    params = flatten(shapes("full"))
+    assert {"/".join(path) for path in params} == set(LOGICAL_AXES)
+    for path, leaf in params.items():
+        assert len(LOGICAL_AXES["/".join(path)]) == leaf.ndim, path
+
+
+@pytest.mark.parametrize("sizes", [(8, 64, 1), (2, 128, 1), (4, 16, 1), (1, 8, 8), (1, 16, 16)])
+def test_the_full_model_fits_the_meshes_of_the_configs(sizes) -> None:
+    rows = report(shapes("full"), mesh_of(*sizes))
+    assert sum(row.bytes_total for row in rows) == 4 * 9_656_935_168
+    # All but norms, biases and the like is split over fsdp x tensor.
+    ideal = sum(row.bytes_total for row in rows) / (sizes[1] * sizes[2])
+    assert sum(row.bytes_per_device for row in rows) < 1.25 * ideal
+    assert max(row.bytes_total for row in rows if row.replicated) < 8 * 2**20
+
+
+def test_the_width_of_the_vit_is_not_split_256_ways() -> None:
+    with pytest.raises(UserError, match=r"vit/blocks/attn/qkv/kernel .*cannot be split 256 ways .*axis of 1664"):
+        param_spec(("vit", "blocks", "attn", "qkv", "kernel"), (48, 1664, 3, 16, 104), mesh_of(1, 256, 1))
+    with pytest.raises(UserError, match="cannot be split 256 ways"):
+        report(shapes("full"), mesh_of(1, 256, 1))
+
+
+def test_specs_of_a_decoder_block() -> None:
+    mesh = mesh_of(2, 4, 2)
+    assert param_spec(("decoder", "blocks", "mlp", "up", "kernel"), (2, 32, 48), mesh) == P(None, "fsdp", "tensor")
+    assert param_spec(("decoder", "blocks", "mlp", "down", "kernel"), (2, 48, 32), mesh) == P(None, ("tensor", "fsdp"))
+    assert param_spec(("decoder", "lm_head"), (32, 64), mesh_of(8, 1, 1)) == P()
+
+
+def test_a_big_replicated_parameter_fails_the_run() -> None:
+    mesh = mesh_of(8, 1, 1)
+    rows = report(shapes("tiny"), mesh)
+    assert all(row.replicated for row in rows)
+    check_replicated(rows, mesh, 0)
+    check_replicated(rows, mesh, 2**20)
+    with pytest.raises(UserError, match=r"patch_embed/kernel .* held whole"):
+        check_replicated(rows, mesh, 2**10)
+
+
+def test_rows_must_divide_over_the_mesh() -> None:
+    check_batch(8, mesh_of(2, 4, 1))
+    with pytest.raises(UserError, match="6 rows"):
+        check_batch(6, mesh_of(2, 2, 2))
+
+
+def test_one_device_makes_a_mesh() -> None:
+    mesh = make_mesh(MeshConfig(-1, 1, 1, 1, 0))
+    assert mesh.axis_names == AXES and mesh.size == jax.device_count()
+    sharded = jax.device_put(jnp.ones(4), jax.sharding.NamedSharding(mesh, P(("data", "fsdp"))))
+    assert sharded.shape == (4,)
+
+
+def test_a_config_with_two_open_axes_is_refused() -> None:
+    from pathlib import Path
+
+    import tiny_run
+
+    from qwenvl_jax.config import validate
+
+    config = tiny_run.make_config(Path("unused"))
+    with pytest.raises(UserError, match="at most one of them -1"):
+        validate(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=-1)))
