@@ -13,7 +13,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 SOURCES = ("auto", "tuxpaint", "rendered")
 # Raised when the same settings would give other bytes.
-PIPELINE_VERSION = 2
+PIPELINE_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class QuickstartSettings:
       train: scenes of the train split, and records of each task in it (`text` has the captions on top).
       heldout: the same of the held-out split; its compositions never occur in train.
       zh_share: part of captions, OCR pictures, sentences and dialogues that is Chinese.
+      word_caption_share: part of the captions whose picture shows a word.
       vocab_size: ids of the SentencePiece vocabulary, special tokens included.
       records_per_shard: records of one task in one file; a shard is also the unit of work.
       stamps: ids to use instead of the rule's choice.
@@ -37,12 +38,13 @@ class QuickstartSettings:
     train: int = 12_000
     heldout: int = 200
     zh_share: float = 0.2
+    word_caption_share: float = 0.3
     vocab_size: int = 900
     records_per_shard: int = 1_000
     stamps: tuple[str, ...] = ()
     # Found by experiment, docs/quickstart.md: what a small model can learn in ten minutes on two cores.
     scene: SceneSettings = dataclasses.field(
-        default_factory=lambda: SceneSettings(stamp_count=16, max_objects=2, min_size=0.45, max_size=0.7)
+        default_factory=lambda: SceneSettings(stamp_count=16, max_objects=2, min_size=0.45, max_size=0.7, margin_px=10)
     )
     ocr: OcrSettings = dataclasses.field(default_factory=lambda: OcrSettings(max_words=1))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipelines.dialogue.conversations import Picture, converse
 from data_pipelines.grounding.scenes import Scene, encode_image, make_scene, rng_for, scene_at
-from data_pipelines.grounding.tasks import SCENE_TASKS, SOURCE, ocr_record, scene_record
+from data_pipelines.grounding.tasks import SCENE_TASKS, SOURCE, ocr_record, scene_record, word_caption_record
 from data_pipelines.ingredients import Ingredients
 from data_pipelines.ocr.render import OcrPicture, render_words
 from data_pipelines.settings import QuickstartSettings
@@ -72,6 +72,8 @@ def make_records(
                     settings.zh_share,
                 )
             )
+        if rng_for(settings.seed, "word_caption", split, i).random() < settings.word_caption_share:
+            found["caption"][-1] = word_caption_record(words[k], word_jpegs[k], number, ingredients.ocr_license)
         found["ocr"].append(ocr_record(words[k], word_jpegs[k], number, ingredients.ocr_license))
         found["dialogue"].append(_dialogue(settings, ingredients, split, i, k, scenes, scene_jpegs, words, word_jpegs))
     found["text"] = list(_texts(settings, ingredients, split, shard, numbers))
@@ -115,7 +117,7 @@ def _texts(
     if split == "train":
         for line in ingredients.captions[shard :: shard_count(settings, split)]:
             yield caption_record(line)
-    words = ingredients.lexicons["en"].words
+    words = [word for lexicon in ingredients.lexicons.values() for word in lexicon.words]
     for i in numbers:
         rng = rng_for(settings.seed, "text", split, i)
         scene = make_scene(rng, ingredients.stamps, ingredients.views, settings.scene, split)

@@ -40,7 +40,7 @@ class Step:
 def plan(workdir: str, data: str, source: str, scale: float) -> list[Step]:
     """The steps in order. Paths are written into the commands, so that each can be run by hand."""
     where = f"{data},{workdir}" + (f",{scale}" if scale != 1 else "")
-    make_data = ("data_pipelines.quickstart", f"--output={data}", f"--source={source}")
+    make_data: tuple[str, ...] = ("data_pipelines.quickstart", f"--output={data}", f"--source={source}")
     if scale != 1:
         make_data += (f"--train={max(64, round(12_000 * scale))}", f"--heldout={max(8, round(200 * scale))}")
     steps = [Step("data", "records from real pictures", make_data)]

@@ -13,36 +13,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.grounding.scenes import SceneObject
-
 BACKGROUNDS = ("grass", "sky", "sand", "water", "wood", "snow")
 
 # A cell shows an object that covers at least this share of it.
 _COVERED = 0.35
 
 
-def word_picture(rng: np.random.Generator, objects: Sequence[SceneObject], side: int, grid: int) -> str:
-    """`grid`^2 words separated by spaces: per cell the last word of an object's English noun, or the background.
+Box = tuple[int, int, int, int]
+
+
+# Stands for the surface that a written word is read from, so that the word "zebra" is not taken for a zebra.
+SIGN = "sign"
+
+
+def word_picture(things: Sequence[tuple[str, Box]], background: str, side: int, grid: int) -> str:
+    """`grid`^2 words separated by spaces: per cell the thing that covers it, or the background.
 
     Args:
-      rng: chooses the background.
-      objects: of the scene, boxes in pixels.
+      things: (word, box in pixels) of what the scene shows.
+      background: one of BACKGROUNDS, or SIGN.
       side: of the scene, pixels.
       grid: cells per side.
     """
-    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     edges = np.linspace(0, side, grid + 1)
     cell = side / grid
     words = []
     for top in edges[:-1]:
         for left in edges[:-1]:
-            shares = [_shared(o.box, left, top, cell) for o in objects]
+            shares = [_shared(box, left, top, cell) for _, box in things]
             best = int(np.argmax(shares))
-            words.append(objects[best].stamp.noun_en.split()[-1] if shares[best] >= _COVERED else background)
+            words.append(things[best][0] if shares[best] >= _COVERED else background)
     return " ".join(words)
 
 
-def _shared(box: tuple[int, int, int, int], left: float, top: float, cell: float) -> float:
+def _shared(box: Box, left: float, top: float, cell: float) -> float:
     """The share of the cell that lies in the box."""
     width = min(box[2], left + cell) - max(box[0], left)
     height = min(box[3], top + cell) - max(box[1], top)

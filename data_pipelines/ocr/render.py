@@ -31,10 +31,10 @@ class OcrSettings:
     """How text looks, in pixels of the picture. A word wider than the picture is drawn smaller."""
 
     picture_px: int = 100
-    min_english_px: int = 24  # font size
-    max_english_px: int = 34
-    min_chinese_px: int = 28
-    max_chinese_px: int = 40
+    min_english_px: int = 34  # font size
+    max_english_px: int = 44
+    min_chinese_px: int = 36
+    max_chinese_px: int = 46
     max_words: int = 2
     background_contrast: float = 0.45  # of the photograph behind the text
     background_push: float = 0.45  # of the way from its mean colour to white or black, away from the text's colour

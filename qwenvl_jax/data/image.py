@@ -34,7 +34,8 @@ def decode_image(payload: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         start = payload[:16].hex(" ")
-        raise UserError(f"{len(payload)} bytes starting {start!r} are not a readable image ({type(error).__name__})") from None
+        kind = type(error).__name__
+        raise UserError(f"{len(payload)} bytes starting {start!r} are not a readable image ({kind})") from None
 
 
 def resize_square(image: Image.Image, size: int) -> np.ndarray:
