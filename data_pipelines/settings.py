@@ -38,7 +38,7 @@ class QuickstartSettings:
     train: int = 12_000
     heldout: int = 200
     zh_share: float = 0.2
-    word_caption_share: float = 0.3
+    word_caption_share: float = 0.0
     vocab_size: int = 900
     records_per_shard: int = 1_000
     stamps: tuple[str, ...] = ()
