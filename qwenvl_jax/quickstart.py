@@ -8,22 +8,16 @@ code path. Interrupted, it continues where it stopped: every step reuses what it
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import os
 import subprocess
 import sys
 import time
 
-from absl import app, flags
 from etils import epath
 
 from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import exit_on_user_error
-
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where checkpoints, scores, release and report go.")
-_DATA = flags.DEFINE_string("data", "data/quickstart", "Where the records go.")
-_SOURCE = flags.DEFINE_enum("source", "auto", ["auto", "tuxpaint", "rendered"], "Where the pictures come from.")
-_SCALE = flags.DEFINE_float("scale", 1.0, "Factor on records, steps and questions; 0.01 runs everything in a minute.")
 
 STAGES = ("stage0_text", "stage1_pretrain", "stage2_multitask", "stage3_sft")
 
@@ -74,7 +68,7 @@ def run(steps: list[Step], workdir: epath.Path) -> None:
     for number, step in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {step.title}\n    python -m {' '.join(step.command)}", flush=True)
         start = time.monotonic()
-        code = subprocess.run([sys.executable, "-m", *step.command], env=os.environ).returncode
+        code = subprocess.run([sys.executable, "-m", *step.command]).returncode
         if code:
             print(f"{step.title} ended with exit code {code}; run the same command again to continue", file=sys.stderr)
             sys.exit(code)
@@ -84,12 +78,18 @@ def run(steps: list[Step], workdir: epath.Path) -> None:
     artifacts.write_json(workdir / "timings.json", timings)
 
 
-def main(argv: list[str]) -> None:
-    del argv
+def main(argv: list[str] | None = None) -> None:
+    """Parses the command line and runs all steps."""
+    parser = argparse.ArgumentParser(prog="python -m qwenvl_jax.quickstart", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workdir", default="runs/quickstart", help="checkpoints, scores, release and report")
+    parser.add_argument("--data", default="data/quickstart", help="records")
+    parser.add_argument("--source", default="auto", help="where the pictures come from: auto, tuxpaint or rendered")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on records, steps and questions")
+    args = parser.parse_args(argv)
     with exit_on_user_error():
-        run(plan(_WORKDIR.value, _DATA.value, _SOURCE.value, _SCALE.value), epath.Path(_WORKDIR.value))
-    print(f"\nreport: {_WORKDIR.value}/report.html    scores: {_WORKDIR.value}/scores.json    talk to it: make chat")
+        run(plan(args.workdir, args.data, args.source, args.scale), epath.Path(args.workdir))
+    print(f"\nreport: {args.workdir}/report.html    scores: {args.workdir}/scores.json    talk to it: make chat")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -82,14 +82,14 @@ def base(data: str) -> ml_collections.ConfigDict:
 
 
 def optimizer(peak: float, steps: int) -> dict:
-    """AdamW with the paper's betas, eps, decay and clip; the rate falls to a twentieth.
+    """AdamW with the paper's betas, eps, decay and clip; the rate falls to a tenth.
 
     No layer-wise decay: it protects a trained ViT, and this one starts from noise.
     """
     return dict(
         peak_learning_rate=peak,
-        min_learning_rate=peak / 20,
-        warmup_steps=min(60, steps // 10),
+        min_learning_rate=peak / 10,
+        warmup_steps=min(150, steps // 10),
         b1=0.9,
         b2=0.98,
         eps=1e-6,

@@ -7,7 +7,7 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 1800
+STEPS = 2000
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         packing_window=8,
         seed=1,
     )
-    config.optimizer = common.optimizer(2e-3, steps)
+    config.optimizer = common.optimizer(1e-3, steps)
     config.init = dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text")
     config.train = common.train("pretrain", ("vit", "vit_head", "resampler"), steps)
     return config

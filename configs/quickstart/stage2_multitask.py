@@ -7,7 +7,7 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 2000
+STEPS = 1700
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         packing_window=8,
         seed=2,
     )
-    config.optimizer = common.optimizer(1.5e-3, steps)
+    config.optimizer = common.optimizer(1e-3, steps)
     stage1 = f"{runs}/stage1_pretrain"
     config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1)
     config.train = common.train("multitask", ("vit", "vit_head", "resampler", "decoder"), steps)

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.grounding.questions import ask
 from data_pipelines.grounding.scenes import Scene
-from data_pipelines.grounding.sentences import caption, caption_segments
+from data_pipelines.grounding.sentences import caption_segments, placed_caption
 from data_pipelines.grounding.stamps import Stamp
 from data_pipelines.ocr.render import OcrPicture
 from qwenvl_jax.data.schema import Record
@@ -45,7 +45,7 @@ def scene_record(
     language = "en"
     if task == "caption":
         language = "zh" if rng.random() < zh_share else "en"
-        content["caption"] = caption(scene.objects, language)
+        content["caption"] = placed_caption(scene.objects, side, language)
     elif task == "vqa":
         question = ask(rng, scene, stamps)
         content.update(question=question.question, answer=question.answer, kind=question.kind)
