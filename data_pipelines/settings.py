@@ -27,7 +27,6 @@ class QuickstartSettings:
       train: scenes of the train split, and records of each task in it (`text` has the captions on top).
       heldout: the same of the held-out split; its compositions never occur in train.
       zh_share: part of captions, OCR pictures, sentences and dialogues that is Chinese.
-      word_caption_share: part of the captions whose picture shows a word.
       vocab_size: ids of the SentencePiece vocabulary, special tokens included.
       records_per_shard: records of one task in one file; a shard is also the unit of work.
       stamps: ids to use instead of the rule's choice.
@@ -38,7 +37,6 @@ class QuickstartSettings:
     train: int = 12_000
     heldout: int = 200
     zh_share: float = 0.2
-    word_caption_share: float = 0.0
     vocab_size: int = 900
     records_per_shard: int = 1_000
     stamps: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ taught to see.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,18 +23,25 @@ from data_pipelines.grounding.sentences import (
     placed_caption,
 )
 from data_pipelines.grounding.stamps import Stamp
-from data_pipelines.grounding.tasks import SOURCE, word_caption
+from data_pipelines.grounding.tasks import SOURCE, scene_record
 from data_pipelines.grounding.word_pictures import BACKGROUNDS, SIGN, word_picture
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.tags import box_to_text, quad_to_text
+from qwenvl_jax.data.tags import box_to_text
 
 GENERATED_LICENSE = "CC0-1.0"
 _CLEAR_GAP = 0.15
-# Most generated texts begin with a picture made of words, of as many cells as the model has image features.
+# Most generated texts are samples of the image tasks over pictures made of words, of as many cells as the model has
+# image features, so that what follows is where it will be once there are images.
 _PICTURE_SHARE = 0.85
 _PICTURE_GRID = 4
-# Captions, answers, boxes, words with their quads: where a thing begins and ends takes longest to learn.
-_READINGS = (0.4, 0.15, 0.4, 0.05)
+_TASK_SHARES = {
+    "caption": 0.3,
+    "vqa": 0.15,
+    "grounding": 0.2,
+    "ref_grounding": 0.2,
+    "grounded_caption": 0.05,
+    "ocr": 0.1,
+}
 
 
 def caption_record(line: Caption) -> Record:
@@ -52,12 +60,15 @@ def caption_record(line: Caption) -> Record:
 def sentence_record(
     rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str], number: str, zh_share: float
 ) -> Record:
-    """One or two generated sentences about `scene`, whose pixels are never used."""
+    """A sample of an image task over a picture made of words, or one or two sentences about `scene`.
+
+    The pixels of the scene are never used.
+    """
     language = "zh" if rng.random() < zh_share else "en"
     if rng.random() < _PICTURE_SHARE:
-        text = _read_picture(rng, scene, stamps, words, language)
+        language, content = _in_words(rng, scene, stamps, words, zh_share)
     else:
-        text = _zh_text(rng, scene) if language == "zh" else _en_text(rng, scene, stamps, words)
+        content = {"text": _zh_text(rng, scene) if language == "zh" else _en_text(rng, scene, stamps, words)}
     return Record(
         id=f"text-{number}",
         task="text",
@@ -65,45 +76,30 @@ def sentence_record(
         language=language,
         license=GENERATED_LICENSE,
         images=(),
-        content={"text": text},
+        content=content,
     )
 
 
-def _read_words(rng: np.random.Generator, words: Sequence[str], side: int) -> str:
-    """A word that fills the width of a picture made of words, and what it says."""
-    word = words[int(rng.integers(len(words)))]
-    left, height = int(rng.integers(side // 20, side // 5)), int(rng.integers(side // 4, side // 2))
-    top = int(rng.integers(side // 100, side - height - side // 100))
-    box = (left, top, side - left, top + height)
-    picture = word_picture([(word, box)], SIGN, side, _PICTURE_GRID)
-    if rng.random() < 0.5:
-        language = "en" if word.isascii() else "zh"
-        name = "English" if language == "en" else "Chinese"
-        return f"{picture} Generate the caption in {name}: {word_caption(word, language)}"
-    x1, y1, x2, y2 = box
-    quad = quad_to_text([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], side, side)
-    return f"{picture} OCR with grounding: {word} {quad}"
-
-
-def _read_picture(
-    rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str], language: str
-) -> str:
-    """A picture made of words and what can be read off it: its caption, an answer or the place of a thing."""
+def _in_words(
+    rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str], zh_share: float
+) -> tuple[str, dict[str, Any]]:
+    """(language, content) of a text record that has the form of an image task."""
     side = scene.image_HWC.shape[0]
-    kind = int(rng.choice(len(_READINGS), p=_READINGS))
-    if kind == 3:
-        return _read_words(rng, words, side)
+    task = str(rng.choice(list(_TASK_SHARES), p=list(_TASK_SHARES.values())))
+    if task == "ocr":
+        word = words[int(rng.integers(len(words)))]
+        x1, height = int(rng.integers(1, side // 5)), int(rng.integers(side // 4, side // 2))
+        y1 = int(rng.integers(1, side - height))
+        x2, y2 = side - x1, y1 + height
+        lines = [{"text": word, "quad": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}]
+        picture = word_picture([(word, (x1, y1, x2, y2))], SIGN, side, _PICTURE_GRID)
+        content = {"lines": lines, "width": side, "height": side}
+        return "en" if word.isascii() else "zh", {"task": task, "words": picture, **content}
+    background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
     things = [(o.stamp.noun_en.split()[-1], o.box) for o in scene.objects]
-    picture = word_picture(things, BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))], side, _PICTURE_GRID)
-    if kind == 0:
-        name = "English" if language == "en" else "Chinese"
-        return f"{picture} Generate the caption in {name}: {placed_caption(scene.objects, side, language)}"
-    if kind == 1:
-        question = ask(rng, scene, stamps)
-        return f"{picture} {question.question} Answer: {question.answer}"
-    order = rng.permutation(len(scene.objects))
-    items = [scene.objects[i] for i in order]
-    return " ".join([picture, *(f"{o.stamp.name('en')} {box_to_text(o.box, side, side)}" for o in items)])
+    picture = word_picture(things, background, side, _PICTURE_GRID)
+    sample = scene_record(task, rng, scene, b"", "", GENERATED_LICENSE, stamps, zh_share)
+    return sample.language, {"task": task, "words": picture, **sample.content}
 
 
 def _en_text(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str]) -> str:

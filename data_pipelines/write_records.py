@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipelines.dialogue.conversations import Picture, converse
 from data_pipelines.grounding.scenes import Scene, encode_image, make_scene, rng_for, scene_at
-from data_pipelines.grounding.tasks import SCENE_TASKS, SOURCE, ocr_record, scene_record, word_caption_record
+from data_pipelines.grounding.tasks import SCENE_TASKS, SOURCE, ocr_record, scene_record
 from data_pipelines.ingredients import Ingredients
 from data_pipelines.ocr.render import OcrPicture, render_words
 from data_pipelines.settings import QuickstartSettings
@@ -72,8 +72,6 @@ def make_records(
                     settings.zh_share,
                 )
             )
-        if rng_for(settings.seed, "word_caption", split, i).random() < settings.word_caption_share:
-            found["caption"][-1] = word_caption_record(words[k], word_jpegs[k], number, ingredients.ocr_license)
         found["ocr"].append(ocr_record(words[k], word_jpegs[k], number, ingredients.ocr_license))
         found["dialogue"].append(_dialogue(settings, ingredients, split, i, k, scenes, scene_jpegs, words, word_jpegs))
     found["text"] = list(_texts(settings, ingredients, split, shard, numbers))

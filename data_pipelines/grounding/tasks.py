@@ -71,26 +71,6 @@ def scene_record(
     )
 
 
-def word_caption_record(picture: OcrPicture, jpeg: bytes, number: str, license: str) -> Record:
-    """A caption that tells what stands in a picture of words, as captions of photographed signs on the web do."""
-    side = picture.image_HWC.shape[0]
-    words = " ".join(line.text for line in picture.lines)
-    return Record(
-        id=f"caption-{number}",
-        task="caption",
-        source=f"{SOURCE}_words",
-        language=picture.language,
-        license=license,
-        images=(jpeg,),
-        content={"caption": word_caption(words, picture.language), "width": side, "height": side},
-    )
-
-
-def word_caption(words: str, language: str) -> str:
-    """The caption of a picture of words."""
-    return f"The word {words}." if language == "en" else f"文字{words}。"
-
-
 def ocr_record(picture: OcrPicture, jpeg: bytes, number: str, license: str) -> Record:
     """The record of a picture of words."""
     side = picture.image_HWC.shape[0]

@@ -67,6 +67,8 @@ def training_pieces(record: Record) -> list[Piece]:
     with _naming(record):
         if record.task == "dialogue":
             return _dialogue(record)
+        if record.task == "text" and "words" in record.content:
+            return _in_words(record)
         answer = [dataclasses.replace(piece, supervised=True) for piece in _answer(record)]
         return [*_prefix(record, "training"), *answer, Piece("special", tags.ENDOFTEXT, True)]
 
@@ -102,6 +104,14 @@ def _naming(record: Record) -> Iterator[None]:
         raise UserError(f"record {record.id!r} of {record.source!r}: {error}") from None
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"record {record.id!r} has a {record.task} content that does not fit ({error!r})") from None
+
+
+def _in_words(record: Record) -> list[Piece]:
+    """A sample of another task, with words between the image tags where the image's features would stand."""
+    sample = training_pieces(dataclasses.replace(record, task=record.content["task"]))
+    words = Piece("text", f" {record.content['words']}")
+    picture = [Piece("special", tags.IMG), words, Piece("special", tags.IMG_END)]
+    return [part for piece in sample for part in (picture if piece.kind == "image" else [piece])]
 
 
 def _prefix(record: Record, style: str) -> list[Piece]:

@@ -37,7 +37,7 @@ CONTENT_KEYS: dict[str, tuple[str, ...]] = {
     "ref_grounding": ("phrase", "box", "width", "height"),
     "grounded_caption": ("box", "description", "width", "height"),
     "ocr": ("lines", "width", "height"),
-    "text": ("text",),
+    "text": (),  # see check_record
     "dialogue": ("turns",),
 }
 
@@ -75,6 +75,8 @@ def check_record(record: Record) -> Record:
     missing = [key for key in CONTENT_KEYS[record.task] if key not in record.content]
     if missing:
         raise UserError(f"record {record.id!r} of task {record.task!r} lacks {', '.join(missing)} in its content")
+    if record.task == "text" and "text" not in record.content and not {"task", "words"} <= record.content.keys():
+        raise UserError(f"record {record.id!r} of task 'text' has neither a text nor a picture made of words")
     if record.task not in ("text", "dialogue") and len(record.images) != 1:
         raise UserError(f"record {record.id!r} of task {record.task!r} has {len(record.images)} images instead of one")
     return record

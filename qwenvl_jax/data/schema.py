@@ -31,7 +31,8 @@ class Record:
     ref_grounding     {"phrase": str, "box": box}
     grounded_caption  {"box": box, "description": str, "ref": str}
     ocr               {"lines": [{"text": str, "quad": quad}]}
-    text              {"text": str}
+    text              {"text": str}, or a sample of another task whose picture is made of words:
+                      {"task": str, "words": str, and that task's content}; for decoders that cannot see yet
     dialogue          {"system": str, "turns": [{"role": "user" | "assistant", "parts": [part]}]} with
                       part = {"text": str} | {"image": index into images} | {"ref": str, "boxes": [box], "image": index}
                       and "sizes": [[width, height]] per image
