@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from qwenvl_jax.data.examples import Tokens, make_example, make_prompt, tokenize_pieces
 from qwenvl_jax.data.formats import chat_pieces, prompt_pieces, training_pieces
+from qwenvl_jax.data.records import check_record
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
@@ -295,3 +296,16 @@ def test_bytes_that_are_no_image(tokenizer: Tokenizer) -> None:
     broken = dataclasses.replace(make_record("caption", 0), images=(b"not an image",))
     with pytest.raises(UserError, match="not a readable image"):
         make_example(broken, "mix", tokenizer, 2, 28)
+
+
+def test_a_text_record_may_hold_a_sample_over_a_picture_made_of_words():
+    content = {"task": "ref_grounding", "words": "sky owl", "phrase": "an owl", "box": [20, 20, 100, 60], **SIZE}
+    sample = check_record(record("text", content, images=0))
+    pieces = training_pieces(sample)
+    assert "".join(str(piece.value) for piece in pieces) == (
+        "<img> sky owl</img><ref>an owl</ref><box>(100,200),(500,600)</box><|endoftext|>"
+    )
+    supervised = [str(piece.value) for piece in pieces if piece.supervised]
+    assert supervised == ["<box>", "(100,200),(500,600)", "</box>", "<|endoftext|>"]
+    with pytest.raises(UserError, match="neither a text nor a picture"):
+        check_record(dataclasses.replace(sample, content={"words": "sky"}))
