@@ -32,15 +32,15 @@ GENERATED_LICENSE = "CC0-1.0"
 _CLEAR_GAP = 0.15
 # Most generated texts are samples of the image tasks over pictures made of words, of as many cells as the model has
 # image features, so that what follows is where it will be once there are images.
-_PICTURE_SHARE = 0.85
+_PICTURE_SHARE = 0.9
 _PICTURE_GRID = 4
 _TASK_SHARES = {
-    "caption": 0.3,
-    "vqa": 0.15,
-    "grounding": 0.2,
-    "ref_grounding": 0.2,
-    "grounded_caption": 0.05,
-    "ocr": 0.1,
+    "caption": 0.2,
+    "vqa": 0.1,
+    "grounding": 0.3,
+    "ref_grounding": 0.3,
+    "grounded_caption": 0.04,
+    "ocr": 0.06,
 }
 
 
