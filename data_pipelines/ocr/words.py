@@ -12,7 +12,7 @@ from data_pipelines.grounding.stamps import english_name, names_of
 from data_pipelines.sources.fonts import Font
 from data_pipelines.sources.stamp import RawStamp
 
-ENGLISH_WORDS, CHINESE_WORDS = 20, 8
+ENGLISH_WORDS, CHINESE_WORDS = 12, 4
 
 
 def vocabularies(
