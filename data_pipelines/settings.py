@@ -13,7 +13,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 SOURCES = ("auto", "tuxpaint", "rendered")
 # Raised when the same settings would give other bytes.
-PIPELINE_VERSION = 3
+PIPELINE_VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
