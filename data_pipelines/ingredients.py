@@ -55,7 +55,8 @@ def load_ingredients(settings: QuickstartSettings, cache: Path) -> Ingredients:
       UserError: if source "tuxpaint" cannot be had, or too few stamps are usable.
     """
     raws, photographs, counts, fallback = _pictures(settings, cache)
-    stamps = select_stamps(raws, settings.scene.stamp_count, settings.scene.sizes_px, settings.stamps)
+    scene = settings.scene
+    stamps = select_stamps(raws, scene.stamp_count, scene.sizes_px, settings.stamps, scene.grid_px)
     online = settings.source != "rendered" and not fallback
     english = fonts.english_fonts(cache if online else None)
     chinese = fonts.chinese_fonts(cache if online else None)

@@ -13,7 +13,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 SOURCES = ("auto", "tuxpaint", "rendered")
 # Raised when the same settings would give other bytes.
-PIPELINE_VERSION = 4
+PIPELINE_VERSION = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,11 @@ class QuickstartSettings:
     stamps: tuple[str, ...] = ()
     # Found by experiment, docs/quickstart.md: what a small model can learn in ten minutes on two cores.
     scene: SceneSettings = dataclasses.field(
-        default_factory=lambda: SceneSettings(stamp_count=16, max_objects=2, min_size=0.45, max_size=0.7, margin_px=10)
+        default_factory=lambda: SceneSettings(
+            stamp_count=16, max_objects=2, min_size=0.45, max_size=0.7, margin_px=10, grid_px=5
+        )
     )
-    ocr: OcrSettings = dataclasses.field(default_factory=lambda: OcrSettings(max_words=1))
+    ocr: OcrSettings = dataclasses.field(default_factory=lambda: OcrSettings(max_words=1, grid_px=5))
 
     def check(self) -> QuickstartSettings:
         """Returns itself; raises UserError for values that cannot work."""

@@ -204,6 +204,27 @@ class Config:
     compute: ComputeConfig
 
 
+def untrained(model: ModelConfig, tokenizer: TokenizerConfig, *, image_size: int, stage: str) -> Config:
+    """The config that stands for weights no run of ours made: there is no data, schedule or mesh to tell of.
+
+    Args:
+      model: the architecture.
+      tokenizer: its vocabulary.
+      image_size: pixels of the side that it was last trained at.
+      stage: of `STAGES`, the one whose kind of prompt the weights understand.
+    """
+    return Config(
+        model=model,
+        tokenizer=tokenizer,
+        data=DataConfig((), image_size, model.decoder.train_length, 1, 1, 0.0, 1, 0),
+        optimizer=OptimizerConfig(0.0, 0.0, 0, 0.9, 0.98, 1e-6, 0.0, 1.0, 1.0),
+        init=InitConfig("", "", "", ""),
+        train=TrainConfig(stage, (), 0, 0, 1, 1, 1),
+        mesh=MeshConfig(-1, 1, 1, 1, 0),
+        compute=ComputeConfig("bfloat16", "bfloat16", "auto", "none", "none", False, 4096),
+    )
+
+
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 REMAT_POLICIES = ("none", "matmuls_saved", "attention_saved", "full")
 DTYPES = ("float32", "bfloat16")

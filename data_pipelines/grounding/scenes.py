@@ -35,7 +35,8 @@ class SceneSettings:
     """How scenes look. Sizes are long sides relative to the scene's side.
 
     With `scene_px` 100 every pixel is ten thousandths, so box coordinates are multiples of 10; `margin_px` keeps
-    the far edges from 1000, which the text format cannot write.
+    the far edges from 1000, which the text format cannot write. Places and sides are multiples of `grid_px`, so a
+    coordinate has fewer values to tell apart; boxes are exact on any grid (where a stamp hides another's edge, off it).
     """
 
     scene_px: int = 100
@@ -46,12 +47,14 @@ class SceneSettings:
     max_objects: int = 3
     max_overlap: float = 0.10  # of the smaller box
     margin_px: int = 1
+    grid_px: int = 1
     jpeg_quality: int = 85
 
     @property
     def sizes_px(self) -> range:
         """The long sides stamps are prepared at."""
-        return range(round(self.min_size * self.scene_px), round(self.max_size * self.scene_px) + 1)
+        low, high = (round(size * self.scene_px) for size in (self.min_size, self.max_size))
+        return range(-(-low // self.grid_px) * self.grid_px, high + 1, self.grid_px)
 
     def check(self) -> SceneSettings:
         """Returns itself; raises UserError where no scene could be made."""
@@ -61,6 +64,8 @@ class SceneSettings:
             raise UserError(f"stamp_count {self.stamp_count} is too few for scenes of {self.max_objects} objects")
         if self.scene_px < 32 or not 0 <= self.max_overlap < 0.5 or not 0 <= self.margin_px < self.scene_px // 8:
             raise UserError("scene settings need scene_px >= 32, max_overlap in [0, 0.5) and a small margin_px")
+        if not 1 <= self.grid_px <= self.scene_px // 10 or not self.sizes_px:
+            raise UserError("scene.grid_px must lie between 1 and a tenth of scene_px, and divide some size of a stamp")
         if not 30 <= self.jpeg_quality <= 100:
             raise UserError(f"jpeg_quality {self.jpeg_quality} must lie in 30..100")
         return self
@@ -157,23 +162,28 @@ def _place(rng: np.random.Generator, stamps: Sequence[Stamp], settings: SceneSet
     low, high = settings.sizes_px[0], settings.sizes_px[-1]
     count = int(rng.integers(settings.min_objects, settings.max_objects + 1))
     chosen = [stamps[i] for i in rng.choice(len(stamps), size=count, replace=False)]
-    inner = settings.scene_px - 2 * settings.margin_px
+    near, far, grid = settings.margin_px, settings.scene_px - settings.margin_px, settings.grid_px
     while True:
         placed: list[Placement] = []
         boxes: list[tuple[int, int, int, int]] = []
         for _ in range(12 * count):
             stamp = chosen[len(placed)]
-            view = stamp.views[int(rng.integers(low, high + 1))]
+            view = stamp.views[on_grid(rng, low, high, grid)]
             h, w = view.visible_HW.shape
-            x = settings.margin_px + int(rng.integers(inner - w + 1))
-            y = settings.margin_px + int(rng.integers(inner - h + 1))
+            x, y = (on_grid(rng, near, far - side, grid) for side in (w, h))
             box = (x, y, x + w, y + h)
             if all(_overlap(box, other) <= settings.max_overlap for other in boxes):
                 placed.append((stamp, view, x, y))
                 boxes.append(box)
                 if len(placed) == count:
                     return placed
-        high = max(low, high - 1)
+        high = max(low, high - grid)
+
+
+def on_grid(rng: np.random.Generator, low: int, high: int, grid: int) -> int:
+    """A random multiple of `grid` in [low, high]; `low` if there is none."""
+    first, last = -(-low // grid), high // grid
+    return int(rng.integers(first, last + 1)) * grid if first <= last else low
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:

@@ -151,7 +151,7 @@ class Stamp:
 
 
 def select_stamps(
-    raws: Sequence[RawStamp], count: int, sizes_px: Iterable[int], listed: Sequence[str] = ()
+    raws: Sequence[RawStamp], count: int, sizes_px: Iterable[int], listed: Sequence[str] = (), grid_px: int = 1
 ) -> list[Stamp]:
     """The `count` stamps to use, in a fixed order.
 
@@ -160,6 +160,7 @@ def select_stamps(
       count: how many; every noun is used once in each language.
       sizes_px: long sides to prepare, in pixels.
       listed: ids to take instead of the rule's choice.
+      grid_px: both sides of a prepared stamp are multiples of it.
 
     Raises:
       UserError: if a listed id does not exist or cannot be used, or fewer than `count` stamps can.
@@ -193,7 +194,7 @@ def select_stamps(
                 name_zh=f"一{measure_word(noun_zh, raw.category)}{noun_zh}",
                 license=raw.license,
                 source=raw.source,
-                views=prepare_views(pixels, sizes),
+                views=prepare_views(pixels, sizes, grid_px),
             )
         )
     if len(chosen) < (len(listed) or count):
@@ -249,8 +250,11 @@ def tight_box(visible_HW: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def prepare_views(pixels_HWC: np.ndarray, sizes_px: Sequence[int]) -> dict[int, View]:
-    """The stamp at every long side of `sizes_px`, resized in premultiplied colour so that edges have no halo."""
+def prepare_views(pixels_HWC: np.ndarray, sizes_px: Sequence[int], grid_px: int = 1) -> dict[int, View]:
+    """The stamp at every long side of `sizes_px`, resized in premultiplied colour so that edges have no halo.
+
+    Its sides are rounded to multiples of `grid_px`.
+    """
     box = tight_box(pixels_HWC[..., 3] >= VISIBLE_ALPHA)
     if box is None:
         raise UserError("a stamp has no visible pixel; remove it from the list")
@@ -258,7 +262,8 @@ def prepare_views(pixels_HWC: np.ndarray, sizes_px: Sequence[int]) -> dict[int, 
     views = {}
     for size in sizes_px:
         scale = size / max(cut.size)
-        shape = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
+        width, height = (grid_px * max(1, round(side * scale / grid_px)) for side in cut.size)
+        shape = (width, height)
         how = Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.HAMMING
         # Mode RGBa has no array form in Pillow; its bytes have.
         flat = np.frombuffer(cut.resize(shape, how).tobytes(), np.uint8)

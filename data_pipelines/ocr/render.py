@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_pipelines.grounding.scenes import random_crop
+from data_pipelines.grounding.scenes import on_grid, random_crop
 from data_pipelines.grounding.stamps import tight_box
 from data_pipelines.sources.fonts import Font
 from qwenvl_jax.runtime.errors import UserError
@@ -39,6 +39,7 @@ class OcrSettings:
     background_contrast: float = 0.45  # of the photograph behind the text
     background_push: float = 0.45  # of the way from its mean colour to white or black, away from the text's colour
     margin_px: int = 1
+    grid_px: int = 1  # corners of words lie on multiples of it
 
     def check(self) -> OcrSettings:
         """Returns itself; raises UserError where no text would fit."""
@@ -49,6 +50,8 @@ class OcrSettings:
             raise UserError("OCR font sizes must lie between 12 px and half of picture_px, the minimum first")
         if self.max_words not in (1, 2) or not (0 <= self.background_contrast <= 1 and 0 <= self.background_push <= 1):
             raise UserError("OCR settings need max_words 1 or 2, background_contrast and background_push in [0, 1]")
+        if not 1 <= self.grid_px <= self.picture_px // 10:
+            raise UserError("ocr.grid_px must lie between 1 and a tenth of picture_px")
         return self
 
 
@@ -107,16 +110,31 @@ def render_words(
     band = (side - 2 * settings.margin_px) // count
     for row, word in enumerate(words):
         font = lexicon.fonts[rng.integers(len(lexicon.fonts))]
-        coverage = _draw(word, font, int(rng.integers(low, high + 1)), side - 2 * settings.margin_px, band)
+        size, grid, top = int(rng.integers(low, high + 1)), settings.grid_px, settings.margin_px + row * band
+        width, height = _span(settings.margin_px, side - settings.margin_px, grid), _span(top, top + band, grid)
+        coverage = _stretch(_draw(word, font, size, width, height), grid)
         h, w = coverage.shape
-        x = settings.margin_px + int(rng.integers(side - 2 * settings.margin_px - w + 1))
-        y = settings.margin_px + row * band + int(rng.integers(band - h + 1))
+        x = on_grid(rng, settings.margin_px, side - settings.margin_px - w, grid)
+        y = on_grid(rng, top, top + band - h, grid)
         color = np.asarray(colors[rng.integers(len(colors))], np.uint16)
         part = image[y : y + h, x : x + w]
         weight = coverage[..., None].astype(np.uint16)
         part[...] = (part * (255 - weight) + color * weight + 127) // 255
         lines.append(Line(word, ((x, y), (x + w, y), (x + w, y + h), (x, y + h))))
     return OcrPicture(image, tuple(lines), language)
+
+
+def _span(low: int, high: int, grid: int) -> int:
+    """How far apart the first and the last multiple of `grid` in [low, high] lie."""
+    return high // grid * grid + low // -grid * grid
+
+
+def _stretch(coverage_HW: np.ndarray, grid: int) -> np.ndarray:
+    """The coverage with both sides made the nearest multiple of `grid`."""
+    height, width = (grid * max(1, round(side / grid)) for side in coverage_HW.shape)
+    if (height, width) == coverage_HW.shape:
+        return coverage_HW
+    return np.asarray(Image.fromarray(coverage_HW).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _draw(word: str, font: Font, size: int, width: int, height: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from data_pipelines.grounding.stamps import english_name, names_of
 from data_pipelines.sources.fonts import Font
 from data_pipelines.sources.stamp import RawStamp
 
-ENGLISH_WORDS, CHINESE_WORDS = 12, 4
+ENGLISH_WORDS, CHINESE_WORDS = 9, 3
 
 
 def vocabularies(

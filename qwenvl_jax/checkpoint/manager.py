@@ -11,10 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.checkpoint import deferred
+from qwenvl_jax.runtime.errors import UserError, file_errors_of
 
 CHECKPOINTS = "checkpoints"
 FROZEN = "frozen"
@@ -94,13 +96,18 @@ def latest_step(workdir: epath.PathLike) -> int | None:
 
 def restore_params(workdir: epath.PathLike, step: int, params: Any) -> Any:
     """Reads some or all of the trained parameters of `step`, without the optimiser."""
-    return _restore(epath.Path(workdir) / CHECKPOINTS / str(step) / "params", params)
+    return _restore(params_folder(workdir, step), params)
 
 
 def save_frozen(workdir: epath.PathLike, frozen: Any) -> None:
-    """Writes the frozen tree of a run, whole or not at all."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save((epath.Path(workdir) / FROZEN).resolve(), args=ocp.args.PyTreeSave(frozen), force=True)
+    """Writes the frozen tree of a run, whole or not at all; its leaves are arrays, or all of them `Deferred`."""
+    folder = (epath.Path(workdir) / FROZEN).resolve()
+    if any(isinstance(leaf, deferred.Deferred) for leaf in jax.tree.leaves(frozen)):
+        handler, args = deferred.handler(), deferred.save_args(frozen)
+    else:
+        handler, args = ocp.PyTreeCheckpointHandler(), ocp.args.PyTreeSave(frozen)
+    with file_errors_of(folder), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder, args=args, force=True)
 
 
 def restore_frozen(workdir: epath.PathLike, frozen: Any) -> Any:
@@ -109,11 +116,43 @@ def restore_frozen(workdir: epath.PathLike, frozen: Any) -> Any:
     Raises:
       UserError: if it is missing.
     """
-    return _restore(epath.Path(workdir) / FROZEN, frozen)
+    return _restore(params_folder(workdir, None), frozen)
+
+
+def params_folder(workdir: epath.PathLike, step: int | None) -> epath.Path:
+    """Where the trained parameters of `step` lie, or with None the frozen tree."""
+    return epath.Path(workdir) / (FROZEN if step is None else f"{CHECKPOINTS}/{step}/params")
+
+
+def stored_leaves(folder: epath.Path) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Shape and dtype of every leaf that a folder of `params_folder` holds, by path. Raises UserError if it is gone."""
+    _check_there(folder)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(folder.resolve()).item_metadata.tree
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(key.key for key in path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
+
+
+def read_host_leaf(folder: epath.Path, path: tuple[str, ...]) -> np.ndarray:
+    """One leaf in its stored dtype, in this host's memory alone."""
+    item: Any = 0
+    args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+    for key in reversed(path):
+        item, args = {key: item}, {key: args}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+        leaf = checkpointer.restore(folder.resolve(), args=restore)
+    for key in path:
+        leaf = leaf[key]
+    return leaf
+
+
+def _check_there(folder: epath.Path) -> None:
+    if not folder.exists():
+        raise UserError(f"{folder} is missing; the checkpoint is incomplete, so copy the whole folder of the run")
 
 
 def _restore(folder: epath.Path, abstract: Any) -> Any:
-    if not folder.exists():
-        raise UserError(f"{folder} is missing; the checkpoint is incomplete, so copy the whole folder of the run")
+    _check_there(folder)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(folder.resolve(), args=_restore_args(abstract))

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import latest_step, restore_frozen, restore_params, save_frozen
+from qwenvl_jax.checkpoint.deferred import Deferred
+from qwenvl_jax.checkpoint.manager import (
+    latest_step,
+    params_folder,
+    read_host_leaf,
+    restore_frozen,
+    restore_params,
+    save_frozen,
+    stored_leaves,
+)
 from qwenvl_jax.config import Config, to_dict
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.rules import param_shardings
 from qwenvl_jax.training.partition import Tree, flatten, merge, split, unflatten
 
+TOWERS = ("vit", "resampler", "decoder")
 IMPORT = "import"  # the stage of weights that were converted, not trained
 
 
@@ -51,7 +60,15 @@ def find_source(workdir: epath.PathLike, step: int | None = None) -> Source:
 
 
 def read_leaves(source: Source, abstract: Tree) -> Tree:
-    """Reads the leaves of `abstract` (shapes with dtypes and maybe shardings; any part of the whole tree)."""
+    """Reads the leaves of `abstract` (shapes with dtypes and maybe shardings; any part of the whole tree).
+
+    Raises:
+      UserError: if the checkpoint lacks one of them, as converted weights may that hold one tower alone.
+    """
+    stored = stored_params(source)
+    for path in flatten(abstract):
+        if path not in stored:
+            raise UserError(f"{source.workdir} holds no {'/'.join(path)}; name a checkpoint that has the {path[0]}")
     if source.stage == IMPORT:
         return restore_frozen(source.workdir, abstract)
     trainable, frozen = split(abstract, source.config.train.trainable)
@@ -66,7 +83,7 @@ def load_params(
     workdir: epath.PathLike,
     *,
     step: int | None = None,
-    components: tuple[str, ...] | None = None,
+    components: tuple[str, ...] = TOWERS,
     mesh: Mesh | None = None,
 ) -> tuple[Tree, Config, int]:
     """Parameters of a run, trained and frozen together, as they are stored.
@@ -74,43 +91,73 @@ def load_params(
     Args:
       workdir: the run's folder, or one of converted weights.
       step: default the newest.
-      components: default all; otherwise top-level names out of `vit`, `resampler`, `decoder`.
+      components: top-level names out of `vit`, `resampler`, `decoder`.
       mesh: where the parameters go, by the sharding rules; default the first device.
 
     Returns:
       (parameters, the run's config, the step).
 
     Raises:
-      UserError: if there is no such checkpoint.
+      UserError: if there is no such checkpoint, or it holds other components only.
     """
     source = find_source(workdir, step)
-    params = qwen_vl.abstract_params(source.config.model)
-    if components is not None:
-        params = {name: params[name] for name in components}
-    trained = source.config.train.trainable if source.stage != IMPORT else ()
-    dtype = jnp.dtype(source.config.compute.frozen_dtype)
-
-    def stored(path: tuple[str, ...], leaf: Any) -> jax.ShapeDtypeStruct:
-        is_trained = qwen_vl.component_of(path) in trained
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if is_trained else dtype)
-
-    abstract = unflatten({path: stored(path, leaf) for path, leaf in flatten(params).items()})
+    stored = stored_params(source)
+    for name in components:
+        if not any(path[0] == name for path in stored):
+            raise UserError(f"{workdir} holds no {name}; name a checkpoint of the whole model")
+    abstract = unflatten({path: leaf for path, leaf in stored.items() if path[0] in components})
     if mesh is not None:
         abstract = _with_shardings(abstract, mesh)
     return read_leaves(source, abstract), source.config, source.step
 
 
-def save_params(workdir: epath.PathLike, params: Tree, config: Config, stage: str = IMPORT) -> None:
-    """Writes converted weights as something that `config.init` can name.
+def stored_params(source: Source) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Shape and stored dtype of every parameter that a checkpoint holds, trained and frozen, by path."""
+    trained = {} if source.stage == IMPORT else stored_leaves(params_folder(source.workdir, source.step))
+    stored = stored_leaves(params_folder(source.workdir, None)) | trained
+    shapes = flatten(qwen_vl.abstract_params(source.config.model))
+    return {path: stored[path] for path in shapes if path in stored}  # in the model's order
 
-    They are stored in `config.compute.frozen_dtype`. Raises UserError if the folder already holds a run.
+
+def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tuple[Tree, Config]:
+    """The parameters of `load_params`, each to be read by this host when its turn comes; and the run's config.
+
+    Raises:
+      UserError: if there is no such checkpoint.
     """
+    source = find_source(workdir, step)
+    trained = {} if source.stage == IMPORT else stored_leaves(params_folder(source.workdir, source.step))
+    leaves = {}
+    for path, leaf in stored_params(source).items():
+        folder = params_folder(source.workdir, source.step if path in trained else None)
+        leaves[path] = Deferred(leaf.shape, leaf.dtype, functools.partial(read_host_leaf, folder, path))
+    return unflatten(leaves), source.config
+
+
+def save_params(workdir: epath.PathLike, params: Tree, config: Config, stage: str = IMPORT) -> None:
+    """Writes converted weights as something that `config.init` can name; nothing is left of a write that fails.
+
+    Args:
+      workdir: a folder without a run.
+      params: arrays, or all of them `Deferred`; of the whole model or of some of `vit`, `resampler`, `decoder`. Every
+        leaf is stored in its own dtype.
+      config: of the run they come from; only the model, the vocabulary and the image size mean something here.
+      stage: what `config.init.stage` of a run that starts from it must say.
+
+    Raises:
+      UserError: if the folder already holds a run.
+    """
+    check_empty(workdir)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, stage=stage, trainable=()))
+    with artifacts.undone_on_failure(workdir):
+        save_frozen(workdir, params)
+        lineage.write(workdir, config, dict.fromkeys(TOWERS))
+
+
+def check_empty(workdir: epath.PathLike) -> None:
+    """Raises UserError if the folder holds a run; other files may lie there."""
     if (epath.Path(workdir) / lineage.LINEAGE).exists():
         raise UserError(f"{workdir} already holds a run; choose an empty folder")
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, stage=stage, trainable=()))
-    dtype = jnp.dtype(config.compute.frozen_dtype)
-    save_frozen(workdir, jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
-    lineage.write(workdir, config, dict.fromkeys(("vit", "resampler", "decoder")))
 
 
 def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source | None]:
@@ -124,7 +171,7 @@ def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source 
       UserError: if one is missing, is of another model (naming the key that differs) or of another stage.
     """
     sources: dict[str, Source | None] = {}
-    for name in ("vit", "resampler", "decoder"):
+    for name in TOWERS:
         workdir = getattr(config.init, name)
         if not workdir:
             sources[name] = None
@@ -135,9 +182,8 @@ def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source 
                 continue
             raise UserError(f"config.init.{name} is {workdir}, which does not exist; train that stage first")
         source = find_source(workdir)
-        for key, here, there in lineage.differences(
-            to_dict(config.model), to_dict(source.config.model), "config.model"
-        ):
+        same_name = dataclasses.replace(source.config.model, name=config.model.name)
+        for key, here, there in lineage.differences(to_dict(config.model), to_dict(same_name), "config.model"):
             raise UserError(
                 f"config.init.{name} ({workdir}) is a checkpoint of another model: {key} is {there!r} there and "
                 f"{here!r} here"

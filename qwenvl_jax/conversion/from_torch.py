@@ -1,79 +1,183 @@
-"""Import: a release directory back into our parameter tree, checked name by name before anything is read."""
+"""Import: checkpoints of ours and of others into our parameter tree, every name and shape checked before any is read.
+
+params, config = open_release("Qwen-VL")                # nothing is read yet
+import_release("Qwen-VL", "runs/qwen_vl")               # one array at a time into a checkpoint
+import_towers(config, "runs/start", vision="open_clip_pytorch_model.bin", decoder="Qwen-7B")
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from qwenvl_jax import config as config_lib
 from qwenvl_jax.checkpoint import restore
-from qwenvl_jax.config import Config
-from qwenvl_jax.conversion import mapping, released_config, tensor_files
-from qwenvl_jax.conversion.to_torch import MANIFEST, TRAINING_CONFIG, VOCABULARY_FILES, shapes_of
-from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.checkpoint.deferred import Deferred
+from qwenvl_jax.config import Config, TokenizerConfig
+from qwenvl_jax.conversion import mapping, released_config, streaming, tensor_files
+from qwenvl_jax.conversion.sources import check_tensors, open_checkpoint
+from qwenvl_jax.conversion.tensor_files import Stored
+from qwenvl_jax.conversion.to_torch import MANIFEST, TRAINING_CONFIG, VOCABULARY_FILES
+from qwenvl_jax.data.tokenizer import load_tokenizer, packaged_qwen_vocabulary
+from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime import artifacts
-from qwenvl_jax.runtime.errors import UserError, nearest
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.rules import param_shardings
 
 IMPORTED_CONFIG = "imported_config.json"
 
 
-def load_release(folder: epath.PathLike) -> tuple[dict[str, Any], Config]:
-    """Parameters and config of a release of ours.
+def open_release(folder: epath.PathLike) -> tuple[dict[str, Any], Config]:
+    """A release, ours or the published Qwen-VL or Qwen-VL-Chat, as a tree of arrays to be read.
 
     Args:
-      folder: as `to_torch.release` writes it.
+      folder: safetensors or `.bin` shards with their index, and config.json.
 
     Returns:
-      The nested tree of numpy arrays in their stored dtype, and the training config, whose vocabulary path points
-      into `folder`.
+      The nested tree of `Deferred` leaves in their stored dtype, and the training config (for a foreign release one
+      that states model, vocabulary, image size and kind of chat). The vocabulary's path points into `folder` if it
+      is there.
 
     Raises:
       UserError: naming the file or the tensor that is missing, unknown, misshapen or cut short.
     """
     folder = epath.Path(folder)
     config = read_config(folder)
-    stored = read_index(folder)
-    shapes = shapes_of(config)
-    tensors = list(mapping.released_tensors(config.model, shapes))
-    check_tensors(folder, stored, tensors)
-    ours: dict[str, np.ndarray] = {}
-    for tensor in tensors:
-        source = stored[tensor.name]
-        restored = tensor.rule.restore(tensor_files.read_tensor(source), mapping.shapes_of_ours(tensor.rule, shapes))
-        for path, array in zip(tensor.rule.ours, restored, strict=True):
-            if tensor.layer is None:
-                ours[path] = np.ascontiguousarray(array)
-                continue
-            if path not in ours:
-                ours[path] = np.empty(shapes[path], source.dtype)
-            ours[path][tensor.layer] = array
-    return mapping.unflatten(ours), config
+    stored = open_checkpoint(folder)
+    rules = mapping.COMPONENTS[release_component(folder)]
+    check_tensors(folder, stored, mapping.released_tensors(config.model, rules))
+    return mapping.unflatten(_leaves(config, stored, rules)), config
+
+
+def load_release(folder: epath.PathLike, mesh: Mesh | None = None) -> tuple[dict[str, Any], Config]:
+    """`open_release` with every leaf read: into sharded arrays of `mesh`, each host memory holding one at a time.
+
+    Without a mesh the leaves are NumPy arrays.
+    """
+    params, config = open_release(folder)
+    if mesh is None:
+        return jax.tree.map(lambda leaf: leaf.load(), params), config
+    return jax.tree.map(_sharded, params, param_shardings(params, mesh)), config
+
+
+def _sharded(leaf: Deferred, sharding: jax.sharding.Sharding) -> jax.Array:
+    array = leaf.load()
+    return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, sharding, lambda index: array[index]))
 
 
 def import_release(folder: epath.PathLike, workdir: epath.PathLike) -> None:
-    """Makes a checkpoint of stage "import" in `workdir` out of a release, in the dtype it is stored in.
+    """Makes a checkpoint of stage "import" in `workdir` out of a release, every array in the dtype it is stored in.
 
     The vocabulary and the config of the release stay beside it, so that it can be chatted with and released again.
 
     Raises:
       UserError: if the release is damaged or `workdir` already holds a run.
     """
-    params, config = load_release(folder)
+    params, config = open_release(folder)
+    load_tokenizer(config.tokenizer)  # one that does not load is found before anything is written
     workdir = epath.Path(workdir)
     vocabulary = workdir / VOCABULARY_FILES[config.tokenizer.kind]
-    dtype = str(next(iter(mapping.flatten(params).values())).dtype)
-    load_tokenizer(config.tokenizer)  # one that does not load is found before anything is written
-    payload = epath.Path(config.tokenizer.path).read_bytes()
+    source = epath.Path(config.tokenizer.path) if config.tokenizer.path else packaged_qwen_vocabulary()
+    payload = source.read_bytes()
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
-    stored_as = dataclasses.replace(config.compute, frozen_dtype=dtype)
-    restore.save_params(workdir, params, dataclasses.replace(config, compute=stored_as))
-    artifacts.write_bytes(vocabulary, payload)
-    artifacts.write_json(workdir / IMPORTED_CONFIG, config_lib.to_dict(config))
+    restore.check_empty(workdir)
+    with artifacts.undone_on_failure(workdir):
+        artifacts.write_bytes(vocabulary, payload)
+        artifacts.write_json(workdir / IMPORTED_CONFIG, config_lib.to_dict(config))
+        restore.save_params(workdir, params, config)
+
+
+def import_towers(
+    config: Config, workdir: epath.PathLike, *, vision: epath.PathLike = "", decoder: epath.PathLike = ""
+) -> list[str]:
+    """Makes a checkpoint that stage 1 can start from out of a vision tower, a language model, or both.
+
+    Args:
+      config: of the run that will start from it; the tensors must be those of its model.
+      workdir: a folder without a run.
+      vision: an OpenCLIP checkpoint, a file or a folder, with or without its text tower; or a vision release of ours.
+        What OpenCLIP does not have (resampler, `ln_post`, `proj`) is initialised by the seed of `config`.
+      decoder: the folder of Qwen-7B, or a decoder release of ours.
+
+    Returns:
+      The top-level names that the checkpoint has.
+
+    Raises:
+      UserError: if a tensor is missing, unknown, misshapen or damaged, or `workdir` already holds a run.
+    """
+    leaves: dict[str, Deferred] = {}
+    if vision:
+        stored = open_checkpoint(vision)
+        ours = any(name.startswith(mapping.RELEASED_VISION) for name in stored)
+        rules = mapping.VISION_RULES if ours else mapping.OPENCLIP_RULES
+        left_out = None if ours else mapping.OPENCLIP_LEFT_OUT
+        check_tensors(vision, stored, mapping.released_tensors(config.model, rules), left_out)
+        leaves |= _leaves(config, stored, rules)
+        if not ours:
+            leaves |= _fresh(config, leaves)
+    if decoder:
+        stored = open_checkpoint(decoder)
+        check_tensors(decoder, stored, mapping.released_tensors(config.model, mapping.DECODER_RULES))
+        leaves |= _leaves(config, stored, mapping.DECODER_RULES)
+    restore.save_params(workdir, mapping.unflatten(leaves), config)
+    return sorted({path.split("/")[0] for path in leaves})
+
+
+def _leaves(config: Config, stored: Mapping[str, Stored], rules: Sequence[mapping.Rule]) -> dict[str, Deferred]:
+    """The leaves that `rules` make of stored tensors, by path."""
+    shapes = mapping.shapes_of(config.model)
+    leaves = {}
+    for rule in rules:
+        layers = shapes[rule.ours[0]][0] if rule.stacked else 1
+        found = [stored[rule.released.replace(mapping.LAYER, str(layer))] for layer in range(layers)]
+        dtypes = {tensor.dtype for tensor in found}
+        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)  # holds what any of them does
+        for part, path in enumerate(rule.ours):
+            load = functools.partial(_load_leaf, rule, part, found, mapping.shapes_of_ours(rule, shapes), dtype)
+            leaves[path] = Deferred(shapes[path], dtype, load)
+    return leaves
+
+
+def _load_leaf(
+    rule: mapping.Rule, part: int, found: Sequence[Stored], shapes: Sequence[tuple[int, ...]], dtype: np.dtype
+) -> np.ndarray:
+    """The `part`-th leaf of a rule: every layer read, brought into our layout and put into its place."""
+    leaf = np.empty((len(found), *shapes[part]), dtype)
+
+    def place(layer: int) -> None:
+        tensor = tensor_files.read_tensor(found[layer]).astype(dtype, copy=False)
+        streaming.copy_into(streaming.bits(leaf[layer]), rule.restore(streaming.bits(tensor), shapes)[part])
+
+    for _ in streaming.in_order(place, range(len(found))):
+        pass
+    return leaf if rule.stacked else leaf[0]
+
+
+def _fresh(config: Config, loaded: Mapping[str, Deferred]) -> dict[str, Deferred]:
+    """The leaves of the vision side that are not in `loaded`, initialised in float32."""
+
+    def initialise(key: jax.Array) -> dict[str, jax.Array]:
+        params = mapping.flatten(qwen_vl.init_params(config.model, key))
+        return {path: leaf for path, leaf in params.items() if _is_vision(path) and path not in loaded}
+
+    fresh = jax.jit(initialise)(jax.random.key(config.train.seed))  # those that are left out are never computed
+    return {
+        path: Deferred(leaf.shape, np.dtype(leaf.dtype), functools.partial(np.asarray, leaf))
+        for path, leaf in fresh.items()
+    }
+
+
+def _is_vision(path: str) -> bool:
+    return path.startswith(("vit/", "resampler/"))
 
 
 def original_config(workdir: epath.PathLike) -> Config | None:
@@ -93,10 +197,16 @@ def read_config(folder: epath.Path) -> Config:
     content = artifacts.read_json(folder / "config.json")
     if not isinstance(content, dict):
         raise UserError(f"{folder / 'config.json'} is not the config of a Qwen-VL release")
-    model = released_config.model_from_released(content, str(folder / "config.json"))
+    if not (folder / TRAINING_CONFIG).exists():
+        model = released_config.model_from_released(content, str(folder / "config.json"))
+        return _foreign_config(folder, model, content["visual"].get("image_size"))
     training = artifacts.read_json(folder / TRAINING_CONFIG)
     config = config_lib.from_config_dict(Config, training, f"{folder / TRAINING_CONFIG}")
-    if config.model != model:
+    if release_component(folder) == "decoder":  # its config.json says nothing of the vision side
+        vision = released_config.released_config(config.model, image_size=1, image_start_id=0, dtype="")["visual"]
+        content = content | {"visual": vision}
+    model = released_config.model_from_released(content, str(folder / "config.json"))
+    if config.model != dataclasses.replace(model, name=config.model.name):
         raise UserError(
             f"{folder}/config.json and {TRAINING_CONFIG} describe two different models; copy the release again"
         )
@@ -104,48 +214,29 @@ def read_config(folder: epath.Path) -> Config:
     return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
 
 
-def read_index(folder: epath.Path) -> dict[str, tensor_files.Stored]:
-    """Where every tensor of the release lies.
-
-    Raises:
-      UserError: if a shard is missing or damaged, or the index disagrees with the shards.
-    """
-    path = folder / tensor_files.INDEX_NAME
-    index = artifacts.read_json(path)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise UserError(f"{path} has no weight_map; copy the release again")
-    stored: dict[str, tensor_files.Stored] = {}
-    for shard in sorted(set(weight_map.values())):
-        for name, where in tensor_files.read_header(folder / shard).items():
-            if weight_map.get(name) != shard:
-                raise UserError(
-                    f"{name} lies in {shard}, but {path} says {weight_map.get(name)!r}; copy the release again"
-                )
-            stored[name] = where
-    absent = [name for name in weight_map if name not in stored]
-    if absent:
-        raise UserError(f"{path} puts {absent[0]} into {weight_map[absent[0]]}, which does not hold it; copy it again")
-    return stored
+def release_component(folder: epath.Path) -> str:
+    """What a release holds: "all", "decoder" or "vision" as its manifest says; a foreign one holds all."""
+    path = folder / MANIFEST
+    manifest = artifacts.read_json(path) if path.exists() else {}
+    component = manifest.get("component", "all") if isinstance(manifest, dict) else None
+    if component not in mapping.COMPONENTS:
+        raise UserError(f"{path} is not the manifest of a release; copy the release again")
+    return component
 
 
-def check_tensors(folder: epath.Path, stored: dict[str, tensor_files.Stored], tensors: list[mapping.Tensor]) -> None:
-    """Compares what is stored with what the model needs.
-
-    Raises:
-      UserError: naming the first tensor that is missing, unknown or misshapen.
-    """
-    needed = {tensor.name: tensor.shape for tensor in tensors}
-    for name in needed:
-        if name not in stored:
-            raise UserError(f"{folder} lacks the tensor {name}, which its config.json needs{nearest(name, stored)}")
-    for name, where in stored.items():
-        if name not in needed:
-            raise UserError(
-                f"{folder} has the tensor {name}, which its config.json does not know{nearest(name, needed)}"
-            )
-        if where.shape != needed[name]:
-            raise UserError(f"{name} in {folder} has shape {where.shape}, its config.json needs {needed[name]}")
+def _foreign_config(folder: epath.Path, model: config_lib.ModelConfig, image_size: Any) -> Config:
+    """What a release says of itself that was not trained here."""
+    if not isinstance(image_size, int):
+        raise UserError(f"{folder / 'config.json'} lacks visual.image_size; it is not the config of a Qwen-VL release")
+    generation = folder / "generation_config.json"
+    chat = generation.exists() and artifacts.read_json(generation).get("chat_format") == "chatml"
+    vocabulary = folder / VOCABULARY_FILES["qwen"]
+    return config_lib.untrained(
+        dataclasses.replace(model, name=folder.name),
+        TokenizerConfig("qwen", str(vocabulary) if vocabulary.exists() else ""),
+        image_size=image_size,
+        stage="sft" if chat else "multitask",
+    )
 
 
 def verify_manifest(folder: epath.PathLike) -> int:
@@ -156,15 +247,21 @@ def verify_manifest(folder: epath.PathLike) -> int:
     """
     folder = epath.Path(folder)
     manifest = artifacts.read_json(folder / MANIFEST)
-    stored = read_index(folder)
+    stored = open_checkpoint(folder)
+
+    def digest(name: str) -> str:
+        return hashlib.sha256(tensor_files.payload(tensor_files.read_tensor(stored[name]))).hexdigest()
+
     try:
-        for name, about in manifest["tensors"].items():
-            where = stored.get(name)
-            if where is None:
+        about = manifest["tensors"]
+        for name in about:
+            if name not in stored:
                 raise UserError(f"{folder} lacks the tensor {name}, which its manifest lists; copy the release again")
-            digest = hashlib.sha256(tensor_files.read_tensor(where).view(np.uint8).reshape(-1).data).hexdigest()
-            if (digest, list(where.shape)) != (about["sha256"], about["shape"]):
-                raise UserError(f"the bytes of {name} in {where.file} are not those of the manifest; copy it again")
+        for name, found in zip(about, streaming.in_order(digest, about), strict=True):
+            if (found, list(stored[name].shape)) != (about[name]["sha256"], about[name]["shape"]):
+                raise UserError(
+                    f"the bytes of {name} in {stored[name].file} are not those of the manifest; copy it again"
+                )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise UserError(f"{folder / MANIFEST} is not the manifest of a release; copy the release again") from None
     return len(stored)

@@ -13,12 +13,14 @@ Sources: released modeling_qwen.py and visual.py, and the released index (853 te
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from qwenvl_jax.config import ModelConfig
+from qwenvl_jax.models import qwen_vl
 
 Arrays = Sequence[np.ndarray]
 LAYER = "{layer}"
@@ -63,6 +65,11 @@ def _transposed(ours: str, released: str, inputs: int = 1) -> Rule:
 def _convolution(ours: str, released: str) -> Rule:
     """Ours HWIO <-> torch OIHW."""
     return Rule((ours,), released, lambda a: a[0].transpose(3, 2, 0, 1), lambda t, s: [t.transpose(2, 3, 1, 0)])
+
+
+def _without_class_row(ours: str, released: str) -> Rule:
+    """A position table [G*G, W] <-> OpenCLIP's [1 + G*G, W]; the row of the class token, which is not kept, is zero."""
+    return Rule((ours,), released, lambda a: np.concatenate([np.zeros_like(a[0][:1]), a[0]]), lambda t, shapes: [t[1:]])
 
 
 def _concatenated_qkv(ours: str, released: str) -> list[Rule]:
@@ -128,6 +135,7 @@ def _dense(ours: str, released: str, inputs: int = 1) -> list[Rule]:
 
 
 _H, _V = "transformer.h.{layer}", "transformer.visual"
+RELEASED_VISION = f"{_V}."
 _B, _P = f"{_V}.transformer.resblocks.{{layer}}", f"{_V}.attn_pool"
 
 DECODER_RULES: tuple[Rule, ...] = (
@@ -170,7 +178,34 @@ VIT_HEAD_RULES: tuple[Rule, ...] = (
     _same("vit/proj", f"{_V}.proj"),  # used as x @ proj: already in x out
 )
 
-RULES: tuple[Rule, ...] = (*DECODER_RULES, *VIT_RULES, *RESAMPLER_RULES, *VIT_HEAD_RULES)
+VISION_RULES: tuple[Rule, ...] = (*VIT_RULES, *RESAMPLER_RULES, *VIT_HEAD_RULES)
+
+RULES: tuple[Rule, ...] = (*DECODER_RULES, *VISION_RULES)
+
+# What can be released on its own.
+COMPONENTS = {"all": RULES, "decoder": DECODER_RULES, "vision": VISION_RULES}
+
+_C = "visual.transformer.resblocks.{layer}"
+
+# The vision tower of an OpenCLIP checkpoint, as far as Qwen-VL keeps it. Its projections are not interleaved.
+OPENCLIP_RULES: tuple[Rule, ...] = (
+    _without_class_row("vit/position_embedding", "visual.positional_embedding"),
+    _convolution("vit/patch_embed/kernel", "visual.conv1.weight"),
+    *_norm("vit/ln_pre", "visual.ln_pre"),
+    *_norm("vit/blocks/ln_1", f"{_C}.ln_1"),
+    *_norm("vit/blocks/ln_2", f"{_C}.ln_2"),
+    _transposed("vit/blocks/attn/qkv/kernel", f"{_C}.attn.in_proj_weight"),
+    _flat("vit/blocks/attn/qkv/bias", f"{_C}.attn.in_proj_bias"),
+    *_dense("vit/blocks/attn/out", f"{_C}.attn.out_proj", inputs=2),
+    *_dense("vit/blocks/mlp/up", f"{_C}.mlp.c_fc"),
+    *_dense("vit/blocks/mlp/down", f"{_C}.mlp.c_proj"),
+)
+
+# What an OpenCLIP checkpoint holds besides: its class token, its output norm and projection, its text tower.
+OPENCLIP_LEFT_OUT = re.compile(
+    r"visual\.(class_embedding|proj|ln_post\.(weight|bias))|positional_embedding|text_projection|logit_(scale|bias)"
+    r"|attn_mask|token_embedding\.weight|ln_final\.(weight|bias)|transformer\.resblocks\.\d+\..+"
+)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -204,8 +239,9 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-def _layers(rule: Rule, model: ModelConfig) -> int:
-    return (model.decoder if rule.ours[0].startswith("decoder/") else model.vit).layers
+def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Full shape of every leaf of ours by path; allocates nothing."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten(qwen_vl.abstract_params(model)).items()}
 
 
 def shapes_of_ours(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -214,8 +250,8 @@ def shapes_of_ours(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[tu
 
 
 def _shape_of(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    # Transforms only reshape, transpose and concatenate, so an array without memory of its own gives the shape;
-    # concatenation alone needs real ones, and those leaves are small in every other axis than the packed one.
+    # Transforms only reshape, transpose and concatenate, so arrays without memory of their own give the shape;
+    # a concatenation of several is as long as its parts together.
     placeholders = [np.broadcast_to(np.int8(0), shape) for shape in shapes_of_ours(rule, shapes)]
     if len(placeholders) > 1:
         one = rule.release([placeholders[0]]).shape
@@ -223,18 +259,16 @@ def _shape_of(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, .
     return rule.release(placeholders).shape
 
 
-def released_tensors(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Tensor]:
-    """Every released tensor of `model` in file order: decoder, vision tower, resampler, vision head.
+def released_tensors(model: ModelConfig, rules: Sequence[Rule] = RULES) -> Iterator[Tensor]:
+    """The tensors that `rules` make of `model`, rule by rule and each layer by layer.
 
-    Args:
-      model: sizes.
-      shapes: full shape of every leaf of ours by path, as from `abstract_params`; nothing is allocated.
+    A rule's leaves are large, all layers in one array: this order needs one of them at a time. Nothing is allocated.
     """
-    for group in (DECODER_RULES, VIT_RULES, RESAMPLER_RULES, VIT_HEAD_RULES):
-        single = [rule for rule in group if not rule.stacked]
-        stacked = [rule for rule in group if rule.stacked]
-        for rule in single:
-            yield Tensor(rule, None, rule.released, _shape_of(rule, shapes))
-        for layer in range(_layers(stacked[0], model) if stacked else 0):
-            for rule in stacked:
-                yield Tensor(rule, layer, rule.released.replace(LAYER, str(layer)), _shape_of(rule, shapes))
+    shapes = shapes_of(model)
+    for rule in rules:
+        shape = _shape_of(rule, shapes)
+        if not rule.stacked:
+            yield Tensor(rule, None, rule.released, shape)
+            continue
+        for layer in range(shapes[rule.ours[0]][0]):
+            yield Tensor(rule, layer, rule.released.replace(LAYER, str(layer)), shape)

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import math
+
 from qwenvl_jax.config import Config
 from qwenvl_jax.conversion import mapping
-from qwenvl_jax.models import qwen_vl
 
 _STAGES = {
     "text": "text-only pre-training of the decoder",
     "pretrain": "stage 1, pre-training of vision tower and resampler",
     "multitask": "stage 2, multi-task pre-training",
     "sft": "stage 3, supervised fine-tuning on dialogues (ChatML)",
+    "import": "conversion from published checkpoints, without training",
+}
+_COMPONENTS = {
+    "all": "A Qwen-VL model",
+    "decoder": "The language model of a Qwen-VL model, on its own,",
+    "vision": "The vision tower, resampler and head of a Qwen-VL model, on their own,",
+}
+_USES = {
+    "all": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+inputs = tokenizer("<img>dog.jpg</img>Generate the caption in English:", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs)[0]))""",
+    "decoder": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+print(tokenizer.decode(model.generate(**tokenizer("A text", return_tensors="pt"))[0]))""",
+    "vision": """from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+pixels = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values
+features = model(pixel_values=pixels).last_hidden_state""",
 }
 
 _CARD = """---
@@ -21,7 +46,7 @@ tags: [qwen-vl, qwenvl_jax]
 
 # {name}
 
-A Qwen-VL model (arXiv 2308.12966) trained with qwenvl_jax, after {stage}.
+{what} (arXiv 2308.12966) from qwenvl_jax, after {stage}.
 
 | | |
 |---|---|
@@ -34,32 +59,48 @@ A Qwen-VL model (arXiv 2308.12966) trained with qwenvl_jax, after {stage}.
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-out = model(input_ids=ids, pixel_values=pixels)     # pixels: modeling_qwen.preprocess([image], {image})
+{use}
 ```
 
-Every image stands in the prompt as `<img>`, {queries} times `<imgpad>`, `</img>`. Tensor names and layouts are those of
-the released `QWenLMHeadModel`. `manifest.json` lists sha256, shape and dtype of every tensor; `parity.json`, where
-present, is the measured difference between this directory in PyTorch and the JAX model it came from.
+An image takes {queries} places between `<img>` and `</img>`: its path, or `<imgpad>` for pixels that are given as
+`pixel_values`. Tensor names and layouts are those of the released `QWenLMHeadModel`. `manifest.json` lists sha256,
+shape and dtype of every tensor; `parity.json`, where present, is the measured difference between this directory in
+PyTorch and the JAX model it came from.
 
 ## Intended use and limits
 
 Research. The model can be wrong about what an image shows, reads or contains, and repeats the biases of its data. It
-has no safety training. The licence of the weights is that of the data and of the checkpoints they were trained from;
-the code in this directory is Apache-2.0.
+has no safety training. `NOTICE` says under which licences code and weights stand.
+"""
+
+_NOTICE = """{name}
+
+The Python files in this directory are part of qwenvl_jax and licensed under the Apache License, Version 2.0
+(https://www.apache.org/licenses/LICENSE-2.0).
+
+The weights stand under the licences of what they were trained from. Those that descend from Qwen-7B, Qwen-VL or
+Qwen-VL-Chat stand under the Tongyi Qianwen License Agreement, a vision tower from OpenCLIP under the MIT License of its
+weights, and the licences of the training data apply.
+
+The vocabulary qwen.tiktoken, where present, is Alibaba Cloud's, distributed under the Apache License, Version 2.0.
 """
 
 
-def model_card(config: Config, dtype: str) -> str:
+def notice(config: Config) -> str:
+    """The licence notice of a release."""
+    return _NOTICE.format(name=config.model.name)
+
+
+def model_card(config: Config, dtype: str, component: str = "all") -> str:
     """The card in Markdown, a function of its arguments alone."""
     model = config.model
-    leaves = mapping.flatten(qwen_vl.abstract_params(model)).values()
+    tensors = mapping.released_tensors(model, mapping.COMPONENTS[component])
     return _CARD.format(
         name=model.name,
         stage=_STAGES[config.train.stage],
-        count=sum(leaf.size for leaf in leaves),
+        what=_COMPONENTS[component],
+        use=_USES[component],
+        count=sum(math.prod(tensor.shape) for tensor in tensors),
         dtype=dtype,
         vit_layers=model.vit.layers,
         vit_width=model.vit.width,

@@ -1,4 +1,4 @@
-"""`config.json` and `generation_config.json` of a release, under the released key names, and back again.
+"""The JSON files of a release that its PyTorch side reads, under the released key names, and sizes back from them.
 
 Source: the released Qwen-VL and Qwen-VL-Chat files; a full-size model gives their values key for key.
 """
@@ -13,14 +13,29 @@ from qwenvl_jax import config as config_lib
 from qwenvl_jax.config import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig
 from qwenvl_jax.runtime.errors import UserError
 
-MODELING_FILE = "modeling_qwen.py"
+# What lies in `torch_model` and is copied into every release.
+CODE_FILES = (
+    "configuration_qwen.py",
+    "grounding_qwen.py",
+    "modeling_qwen.py",
+    "qwen_generation_utils.py",
+    "tokenization_qwen.py",
+    "visual.py",
+)
 # What the released code assumes where its config.json is silent.
 DEFAULT_QUERIES, DEFAULT_POSITION_GRID, RELEASED_HEAD_SIZE = 256, 16, 128
 # Released max_position_embeddings is four times seq_length.
 POSITIONS_PER_TRAIN_LENGTH = 4
+RELEASED_NAME = "imported"  # of a model that only its config.json describes
+# OpenAI's CLIP statistics of RGB values in [0, 1] (released visual.py).
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 
 
-def released_config(model: ModelConfig, *, image_size: int, image_start_id: int, dtype: str) -> dict[str, Any]:
+def released_config(
+    model: ModelConfig, *, image_size: int, image_start_id: int, dtype: str, component: str = "all"
+) -> dict[str, Any]:
     """The content of config.json.
 
     Args:
@@ -28,6 +43,7 @@ def released_config(model: ModelConfig, *, image_size: int, image_start_id: int,
       image_size: pixels of the side that the checkpoint was last trained at.
       image_start_id: id of `<img>`; `</img>` and `<imgpad>` follow it.
       dtype: of the stored tensors.
+      component: "all", "decoder" (no key `visual`) or "vision" (another class).
 
     Raises:
       UserError: if the released format cannot express the model.
@@ -51,12 +67,12 @@ def released_config(model: ModelConfig, *, image_size: int, image_start_id: int,
         visual["position_grid"] = vit.position_grid
     if resampler.heads * RELEASED_HEAD_SIZE != decoder.width:
         visual["resampler_heads"] = resampler.heads
-    return {
-        "_name_or_path": model.name,
+    content = {
+        "_name_or_path": "./",
         "architectures": ["QWenLMHeadModel"],
         "attn_dropout_prob": 0.0,
         "auto_map": {
-            "AutoConfig": "modeling_qwen.QWenConfig",
+            "AutoConfig": "configuration_qwen.QWenConfig",
             "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
         },
         "bf16": False,
@@ -89,6 +105,15 @@ def released_config(model: ModelConfig, *, image_size: int, image_start_id: int,
         "visual": visual,
         "vocab_size": decoder.vocab_size,
     }
+    if component == "decoder":
+        del content["visual"]
+    if component == "vision":
+        content["architectures"] = ["QWenVisionModel"]
+        content["auto_map"] = {
+            "AutoConfig": "configuration_qwen.QWenConfig",
+            "AutoModel": "modeling_qwen.QWenVisionModel",
+        }
+    return content
 
 
 def _integer_if_whole(value: float) -> float | int:
@@ -106,13 +131,15 @@ def _mlp_ratio(vit: VitConfig) -> float:
 def model_from_released(content: Mapping[str, Any], where: str) -> ModelConfig:
     """The sizes that a release's config.json states; `where` names the file in errors.
 
+    The file does not name the model: `name` is RELEASED_NAME, ours is in training_config.json.
+
     Raises:
       UserError: if a key is missing, or states something this architecture does not have.
     """
     try:
         visual = content["visual"]
         model = ModelConfig(
-            name=str(content.get("_name_or_path") or "imported"),
+            name=RELEASED_NAME,
             vit=VitConfig(
                 width=visual["width"],
                 layers=visual["layers"],
@@ -163,4 +190,39 @@ def generation_config(*, stage: str, end_id: int) -> dict[str, Any]:
         "max_window_size": 6144,
         "top_k": 0,
         "top_p": 0.3 if chat else 0.5,
+    }
+
+
+def tokenizer_config(*, train_length: int, image_slots: int) -> dict[str, Any]:
+    """The content of tokenizer_config.json.
+
+    Args:
+      train_length: of the decoder; the released limit is four times as much.
+      image_slots: ids between `<img>` and `</img>`; written where it is not the released 256.
+    """
+    content: dict[str, Any] = {
+        "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+        "model_max_length": POSITIONS_PER_TRAIN_LENGTH * train_length,
+        "tokenizer_class": "QWenTokenizer",
+    }
+    if image_slots != DEFAULT_QUERIES:
+        content["image_slots"] = image_slots
+    return content
+
+
+def preprocessor_config(image_size: int) -> dict[str, Any]:
+    """The content of preprocessor_config.json: a square resize of any picture, as `visual.preprocess` does it."""
+    return {
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_center_crop": False,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGE_MEAN),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(IMAGE_STD),
+        "resample": BICUBIC,
+        "rescale_factor": 1 / 255,
+        "size": {"height": image_size, "width": image_size},
     }

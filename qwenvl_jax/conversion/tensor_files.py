@@ -1,4 +1,4 @@
-"""Reading and writing safetensors shards one tensor at a time, so that memory is bounded by the largest tensor.
+"""Tensors in files: safetensors shards, written and read one tensor at a time.
 
 The format is eight bytes of header length (little endian), a JSON header `{name: {dtype, shape, data_offsets}}`,
 then the bytes. Written here rather than through the library because that one needs all tensors of a shard in memory;
@@ -8,10 +8,9 @@ the tests read our files with the library.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -27,12 +26,12 @@ _MAX_HEADER_BYTES = 100 << 20  # the library's own limit
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor to write: `load` is called when its turn comes and returns the array in any dtype."""
+    """One tensor to write, and what `manifest.json` says of it."""
 
     name: str
     shape: tuple[int, ...]
-    load: Callable[[], np.ndarray]
 
+    @property
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
@@ -43,36 +42,43 @@ def plan_shards(entries: Sequence[Entry], dtype: str, max_bytes: int) -> list[li
     shards: list[list[Entry]] = [[]]
     used = 0
     for entry in entries:
-        if shards[-1] and used + entry.size() * width > max_bytes:
+        if shards[-1] and used + entry.size * width > max_bytes:
             shards.append([])
             used = 0
         shards[-1].append(entry)
-        used += entry.size() * width
+        used += entry.size * width
     return shards
 
 
-def write_shard(path: epath.Path, entries: Sequence[Entry], dtype: str) -> dict[str, str]:
-    """Writes one shard and returns the sha256 of each tensor's bytes by name."""
+def write_shard(path: epath.Path, entries: Sequence[Entry], dtype: str, arrays: Iterable[np.ndarray]) -> None:
+    """Writes one shard.
+
+    Args:
+      path: of the file.
+      entries: what it will hold; the header is written first.
+      dtype: of every tensor.
+      arrays: the tensors in that order, C-contiguous in that dtype, each written before the next is asked for.
+    """
     code, numpy_dtype = DTYPES[dtype]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in entries:
-        end = offset + entry.size() * numpy_dtype.itemsize
+        end = offset + entry.size * numpy_dtype.itemsize
         header[entry.name] = {"dtype": code, "shape": list(entry.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start on a multiple of eight bytes
-    digests = {}
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for entry in entries:
-            array = np.ascontiguousarray(np.asarray(entry.load()).astype(numpy_dtype, copy=False))
-            if array.shape != entry.shape:
-                raise ValueError(f"{entry.name} has shape {array.shape}, announced as {entry.shape}")
-            payload = array.view(np.uint8).reshape(-1).data if array.size else b""
-            file.write(payload)
-            digests[entry.name] = hashlib.sha256(payload).hexdigest()
-    return digests
+        for entry, array in zip(entries, arrays, strict=True):
+            if array.shape != entry.shape or array.dtype != numpy_dtype:
+                raise ValueError(f"{entry.name} is {array.dtype}{array.shape}, announced as {dtype}{entry.shape}")
+            file.write(payload(array))
+
+
+def payload(array: np.ndarray) -> memoryview | bytes:
+    """The bytes of a C-contiguous array, not copied."""
+    return array.reshape(-1).view(np.uint8).data if array.size else b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +132,14 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
 
 
 def read_tensor(stored: Stored) -> np.ndarray:
-    """The array of one tensor, in its stored dtype."""
+    """The array of one tensor, in its stored dtype.
+
+    Raises:
+      UserError: if the file has become shorter than it was.
+    """
+    array = np.empty(stored.shape, stored.dtype)
     with stored.file.open("rb") as file:
         file.seek(stored.start)
-        payload = file.read(stored.end - stored.start)
-    return np.frombuffer(payload, stored.dtype).reshape(stored.shape)
+        if array.size and file.readinto(payload(array)) != array.nbytes:
+            raise UserError(f"{stored.file} is cut short; copy it again")
+    return array

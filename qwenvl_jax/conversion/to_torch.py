@@ -1,30 +1,33 @@
 """Release: a trained checkpoint as a directory that PyTorch loads under the released names.
 
-The directory holds safetensors shards with their index, config.json, generation_config.json, the vocabulary,
-modeling_qwen.py, a model card, training_config.json (so that it can be imported again) and manifest.json. It appears
-under its own name only when it is complete. Equal parameters and config give equal bytes.
+The directory holds the weights in shards with their index, the JSON files of `released_config`, the vocabulary, the
+code of `torch_model`, a model card, a licence notice, training_config.json (so that it can be imported again) and
+manifest.json. It appears under its own name only when it is complete. Equal parameters and config give equal bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from qwenvl_jax.checkpoint.deferred import host_array
 from qwenvl_jax.config import Config, to_dict
-from qwenvl_jax.conversion import mapping, released_config, tensor_files
-from qwenvl_jax.conversion.model_card import model_card
+from qwenvl_jax.conversion import bin_files, mapping, released_config, streaming, tensor_files
+from qwenvl_jax.conversion.mapping import Tensor
+from qwenvl_jax.conversion.model_card import model_card, notice
 from qwenvl_jax.data.tokenizer import load_tokenizer, packaged_qwen_vocabulary
-from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError
 
 TRAINING_CONFIG, MANIFEST = "training_config.json", "manifest.json"
 VOCABULARY_FILES = {"qwen": "qwen.tiktoken", "sentencepiece": "tokenizer.model"}
+FORMATS = ("safetensors", "bin")
 SHARD_BYTES = 2 * 10**9
 
 
@@ -33,125 +36,159 @@ def release(
     config: Config,
     output: epath.PathLike,
     *,
-    dtype: str = "float32",
+    dtype: str = "",
     shard_bytes: int = SHARD_BYTES,
+    file_format: str = "safetensors",
+    component: str = "all",
 ) -> epath.Path:
     """Writes the release directory `output`.
 
     Args:
-      params: the whole tree (see `qwen_vl.init_params`), arrays of any float dtype on host or device; one layer is
-        brought to the host at a time.
+      params: the tree of `qwen_vl.init_params`, or the towers of `component` alone: arrays of any float dtype on host
+        or device, or `Deferred`; one leaf at a time is brought to the host.
       config: of the training run that made them.
       output: must not exist yet, or be an earlier release, which is replaced.
-      dtype: of the stored tensors, "float32" or "bfloat16" (as released).
+      dtype: of the stored tensors, "float32" or "bfloat16"; empty means bfloat16 (as released) if all `params` are.
       shard_bytes: size of a shard at most.
+      file_format: "safetensors", or "bin" for PyTorch's own.
+      component: "all", "decoder" (a language model alone) or "vision" (ViT, resampler and head alone).
 
     Raises:
       UserError: if `output` is something else already, the parameters are not those of `config.model`, or the
         released format cannot express it.
     """
     output = epath.Path(output)
-    if dtype not in tensor_files.DTYPES:
-        raise UserError(f"the dtype {dtype!r} is none of {', '.join(tensor_files.DTYPES)}")
     if output.exists() and not (output / MANIFEST).exists():
         raise UserError(f"{output} exists and is not a release; name another folder or remove it")
-    entries = released_entries(params, config)
+    ours = mapping.flatten(params)
+    tensors = list(mapping.released_tensors(config.model, mapping.COMPONENTS[component]))
+    check_params(ours, config, tensors, whole=component == "all")
+    dtype = dtype or _common_dtype(ours, tensors)
+    if dtype not in tensor_files.DTYPES:
+        raise UserError(f"the dtype {dtype!r} is none of {', '.join(tensor_files.DTYPES)}")
     building = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.tmp"
-    building.mkdir(parents=True)
-    try:
-        tensors = _write_tensors(building, entries, dtype, shard_bytes)
-        _write_texts(building, config, dtype)
-        artifacts.write_json(building / MANIFEST, {"tensors": tensors, "files": _digests(building)})
+    with artifacts.undone_on_failure(building):
+        building.mkdir(parents=True)
+        _write_texts(building, config, dtype, component)
+        digests = _digests(building)
+        manifest = _write_tensors(building, ours, tensors, dtype, shard_bytes, file_format)
+        artifacts.write_json(building / MANIFEST, {"component": component, "tensors": manifest, "files": digests})
         if output.exists():
             output.rmtree()
         building.rename(output)
-    except BaseException:
-        if building.exists():
-            building.rmtree()
-        raise
     return output
 
 
-def released_entries(params: Mapping[str, Any], config: Config) -> list[tensor_files.Entry]:
-    """Every released tensor of the model, in file order, to be read from `params` when its turn comes.
-
-    Raises:
-      UserError: naming the leaf that is missing, unknown or of another shape than `config.model` says.
-    """
-    ours = mapping.flatten(params)
-    shapes = shapes_of(config)
-    for path in shapes.keys() | ours.keys():
+def check_params(ours: Mapping[str, Any], config: Config, tensors: Sequence[Tensor], *, whole: bool) -> None:
+    """Raises UserError naming the leaf that is missing, unknown or of another shape than `config.model` says."""
+    shapes, name = mapping.shapes_of(config.model), config.model.name
+    for path in dict.fromkeys(path for tensor in tensors for path in tensor.rule.ours):
         if path not in ours:
-            raise UserError(f"the checkpoint lacks the parameter {path}; it is not one of model {config.model.name!r}")
-        if path not in shapes:
-            raise UserError(f"the checkpoint has the parameter {path}, which model {config.model.name!r} has not")
+            raise UserError(f"the checkpoint lacks the parameter {path}; it is not one of the whole model {name!r}")
         if tuple(ours[path].shape) != shapes[path]:
-            raise UserError(f"{path} has shape {tuple(ours[path].shape)}, the model's config says {shapes[path]}")
-    return [
-        tensor_files.Entry(tensor.name, tensor.shape, lambda tensor=tensor: _released_array(tensor, ours))  # type: ignore[misc]
-        for tensor in mapping.released_tensors(config.model, shapes)
-    ]
+            raise UserError(f"{path} has shape {tuple(ours[path].shape)}, model {name!r} needs {shapes[path]}")
+    for path in ours if whole else ():
+        if path not in shapes:
+            raise UserError(f"the checkpoint has the parameter {path}, which model {name!r} has not")
 
 
-def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
-    """Full shape of every leaf of ours by path; allocates nothing."""
-    flat = mapping.flatten(qwen_vl.abstract_params(config.model))
-    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+def _common_dtype(ours: Mapping[str, Any], tensors: Sequence[Tensor]) -> str:
+    dtypes = {str(ours[path].dtype) for tensor in tensors for path in tensor.rule.ours}
+    return "bfloat16" if dtypes == {"bfloat16"} else "float32"
 
 
-def _released_array(tensor: mapping.Tensor, ours: Mapping[str, Any]) -> np.ndarray:
-    leaves = [ours[path] for path in tensor.rule.ours]
-    if tensor.layer is not None:
-        leaves = [leaf[tensor.layer] for leaf in leaves]
-    return tensor.rule.release([np.asarray(leaf) for leaf in leaves])
+def _released_arrays(
+    ours: Mapping[str, Any], tensors: Sequence[Tensor], dtype: str
+) -> Iterator[tuple[np.ndarray, str]]:
+    """Every tensor in order, C-contiguous in `dtype`, with its sha256; the leaves of one rule are held at a time."""
+    stored = tensor_files.DTYPES[dtype][1]
+    for rule, group in itertools.groupby(tensors, key=lambda tensor: tensor.rule):
+        leaves = [np.asarray(host_array(ours[path])) for path in rule.ours]
+
+        def finish(tensor: Tensor, leaves: list[np.ndarray] = leaves) -> tuple[np.ndarray, str]:
+            layer = leaves if tensor.layer is None else [leaf[tensor.layer] for leaf in leaves]
+            released = tensor.rule.release([streaming.bits(leaf) for leaf in layer])
+            array = streaming.contiguous(released).view(leaves[0].dtype).astype(stored, copy=False)
+            return array, hashlib.sha256(tensor_files.payload(array)).hexdigest()
+
+        yield from streaming.in_order(finish, group)
+        del leaves, finish
 
 
 def _write_tensors(
-    folder: epath.Path, entries: list[tensor_files.Entry], dtype: str, shard_bytes: int
+    folder: epath.Path, ours: Mapping[str, Any], tensors: Sequence[Tensor], dtype: str, shard_bytes: int, form: str
 ) -> dict[str, dict[str, Any]]:
+    """Writes all shards and their index; returns what the manifest says of every tensor."""
+    entries = [tensor_files.Entry(tensor.name, tensor.shape) for tensor in tensors]
     shards = tensor_files.plan_shards(entries, dtype, shard_bytes)
-    width = tensor_files.DTYPES[dtype][1].itemsize
+    stream = _released_arrays(ours, tensors, dtype)
     weight_map: dict[str, str] = {}
-    tensors: dict[str, dict[str, Any]] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        digests = tensor_files.write_shard(folder / name, shard, dtype)
+    about: dict[str, dict[str, Any]] = {}
+
+    def arrays(shard: Sequence[tensor_files.Entry]) -> Iterator[np.ndarray]:
         for entry in shard:
-            weight_map[entry.name] = name
-            tensors[entry.name] = {"sha256": digests[entry.name], "shape": list(entry.shape), "dtype": dtype}
-    index = {"metadata": {"total_size": sum(entry.size() for entry in entries) * width}, "weight_map": weight_map}
-    artifacts.write_json(folder / tensor_files.INDEX_NAME, index)
-    return tensors
+            array, digest = next(stream)
+            about[entry.name] = {"sha256": digest, "shape": list(entry.shape), "dtype": dtype}
+            yield array
+
+    stem, suffix, index_name = (
+        ("pytorch_model", "bin", bin_files.INDEX_NAME)
+        if form == "bin"
+        else ("model", "safetensors", tensor_files.INDEX_NAME)
+    )
+    for number, shard in enumerate(shards, start=1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}"
+        if form == "bin":
+            named = dict(zip((entry.name for entry in shard), arrays(shard), strict=True))
+            bin_files.write_shard(folder / name, named)
+        else:
+            tensor_files.write_shard(folder / name, shard, dtype, arrays(shard))
+        weight_map |= {entry.name: name for entry in shard}
+    size = sum(entry.size for entry in entries) * tensor_files.DTYPES[dtype][1].itemsize
+    artifacts.write_json(folder / index_name, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    return about
 
 
-def _write_texts(folder: epath.Path, config: Config, dtype: str) -> None:
+def _write_texts(folder: epath.Path, config: Config, dtype: str, component: str) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     vocabulary = VOCABULARY_FILES[config.tokenizer.kind]
     source = epath.Path(config.tokenizer.path) if config.tokenizer.path else packaged_qwen_vocabulary()
     artifacts.write_bytes(folder / vocabulary, source.read_bytes())
-    content = released_config.released_config(
-        config.model, image_size=config.data.image_size, image_start_id=tokenizer.special.img, dtype=dtype
-    )
-    artifacts.write_json(folder / "config.json", content)
-    artifacts.write_json(
-        folder / "generation_config.json",
-        released_config.generation_config(stage=config.train.stage, end_id=tokenizer.special.eot),
-    )
     # The vocabulary lies beside it, wherever the directory goes.
     training = to_dict(config) | {"tokenizer": {"kind": config.tokenizer.kind, "path": vocabulary}}
-    artifacts.write_json(folder / TRAINING_CONFIG, training)
-    modeling = epath.Path(__file__).parent / "torch_model.py"
-    artifacts.write_text(folder / released_config.MODELING_FILE, modeling.read_text())
-    artifacts.write_text(folder / "README.md", model_card(config, dtype))
+    image_size = config.data.image_size
+    texts = {
+        "config.json": released_config.released_config(
+            config.model,
+            image_size=image_size,
+            image_start_id=tokenizer.special.img,
+            dtype=dtype,
+            component=component,
+        ),
+        TRAINING_CONFIG: training,
+    }
+    if component != "decoder":
+        texts["preprocessor_config.json"] = released_config.preprocessor_config(image_size)
+    if component != "vision":
+        texts["generation_config.json"] = released_config.generation_config(
+            stage=config.train.stage, end_id=tokenizer.special.eot
+        )
+        texts["tokenizer_config.json"] = released_config.tokenizer_config(
+            train_length=config.model.decoder.train_length, image_slots=config.model.resampler.queries
+        )
+    for name, content in texts.items():
+        artifacts.write_json(folder / name, content)
+    code = epath.Path(__file__).parent / "torch_model"
+    for name in released_config.CODE_FILES:
+        artifacts.write_text(folder / name, (code / name).read_text())
+    artifacts.write_text(folder / "README.md", model_card(config, dtype, component))
+    artifacts.write_text(folder / "NOTICE", notice(config))
 
 
 def _digests(folder: epath.Path) -> dict[str, dict[str, Any]]:
-    about = {}
-    for path in sorted(folder.iterdir()):
-        digest, size = hashlib.sha256(), 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-                size += len(block)
-        about[path.name] = {"sha256": digest.hexdigest(), "bytes": size}
-    return about
+    """sha256 and size of every file that is not a shard: the tensors have digests of their own."""
+    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in contents.items()
+    }

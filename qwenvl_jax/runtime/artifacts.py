@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -22,6 +24,24 @@ def write_bytes(path: epath.PathLike, payload: bytes) -> None:
         temporary.rename(path) if not path.exists() else temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def undone_on_failure(folder: epath.PathLike) -> Iterator[None]:
+    """Removes whatever the block has put into `folder`, and the folder if it made that, should the block fail."""
+    folder = epath.Path(folder)
+    before = {path.name for path in folder.iterdir()} if folder.exists() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            if folder.exists():
+                folder.rmtree()
+        else:
+            for path in list(folder.iterdir()):
+                if path.name not in before:
+                    path.rmtree() if path.is_dir() else path.unlink()
         raise
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -24,17 +25,41 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+# What a file system refuses for reasons that are the user's to mend.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns `UserError`, and a disk that ran out of space, into one line on stderr and exit code 2."""
+    """Turns `UserError`, a full disk and a forbidden path into one line on stderr and exit code 2."""
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         where = error.filename or "the output"
-        print(f"error: no space left on the disk of {where}; free some and run the same command again", file=sys.stderr)
-        sys.exit(2)
+        if error.errno in _FULL:
+            message = f"no space left on the disk of {where}; free some and run the same command again"
+        elif error.errno in _FORBIDDEN:
+            message = f"{where} cannot be used ({error.strerror}); name another path or change its permissions"
+        else:
+            raise
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def file_errors_of(path: object) -> Iterator[None]:
+    """Gives errors of the file system their own type again where a C++ library has turned them into texts."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        for code in (*_FULL, *_FORBIDDEN):
+            if os.strerror(code) in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from error
+        raise

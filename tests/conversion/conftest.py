@@ -1,15 +1,24 @@
 """A tiny model with noise on every parameter, and its release."""
 
 import dataclasses
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny_run
 
-from qwenvl_jax.conversion import to_torch
+from qwenvl_jax.conversion import released_config, to_torch, torch_model
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.models import qwen_vl
+
+# Where transformers puts the code of a release before it imports it: one place per test process, not the user's.
+_CODE_CACHE = tempfile.TemporaryDirectory()
+os.environ["HF_MODULES_CACHE"] = _CODE_CACHE.name
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +45,13 @@ def params(config):
 def released(params, config, tmp_path_factory):
     """A release in several shards."""
     return to_torch.release(params, config, tmp_path_factory.mktemp("released") / "release", shard_bytes=60_000)
+
+
+@pytest.fixture
+def code_folder(tmp_path):
+    """A folder with the code of a release, under a name of its own: transformers caches code by folder name."""
+    folder = tmp_path / f"release_{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    for name in released_config.CODE_FILES:
+        shutil.copy(Path(torch_model.__file__).parent / name, folder / name)
+    return folder

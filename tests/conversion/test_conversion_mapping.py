@@ -7,8 +7,7 @@ import torch
 from configs import model as model_configs
 from qwenvl_jax.config import ModelConfig, from_config_dict
 from qwenvl_jax.conversion import mapping
-from qwenvl_jax.conversion.torch_model import VisualAttention
-from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.conversion.torch_model.visual import VisualAttention
 
 RNG = np.random.default_rng(0)
 
@@ -16,9 +15,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def full():
     model = from_config_dict(ModelConfig, model_configs.qwen_vl_9b6())
-    flat = mapping.flatten(qwen_vl.abstract_params(model))
-    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
-    return shapes, {t.name: t.shape for t in mapping.released_tensors(model, shapes)}
+    return mapping.shapes_of(model), {t.name: t.shape for t in mapping.released_tensors(model)}
 
 
 def released_names_and_shapes() -> dict[str, tuple[int, ...]]:
@@ -74,14 +71,43 @@ def test_every_leaf_of_ours_is_in_one_rule(full):
     assert sorted(mapped) == sorted(shapes)
 
 
-@pytest.mark.parametrize("rule", mapping.RULES, ids=lambda rule: rule.released)
+@pytest.mark.parametrize("rule", (*mapping.RULES, *mapping.OPENCLIP_RULES), ids=lambda rule: rule.released)
 def test_restore_is_the_exact_inverse_of_release(rule, config):
-    flat = mapping.flatten(qwen_vl.abstract_params(config.model))
-    shapes = mapping.shapes_of_ours(rule, {path: tuple(leaf.shape) for path, leaf in flat.items()})
+    shapes = mapping.shapes_of_ours(rule, mapping.shapes_of(config.model))
     ours = [RNG.normal(size=shape).astype(np.float32) for shape in shapes]
     released = rule.release(ours)
     for a, b in zip(ours, rule.restore(np.ascontiguousarray(released), shapes), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def openclip_names_and_shapes() -> dict[str, tuple[int, ...]]:
+    """The vision tower of OpenCLIP's ViT-bigG-14, written out from its documentation and not from the table."""
+    w, f = 1664, 8192
+    names = {"visual.class_embedding": (w,), "visual.positional_embedding": (257, w), "visual.proj": (w, 1280)}
+    names |= {"visual.conv1.weight": (w, 3, 14, 14)}
+    names |= {f"visual.{norm}.{part}": (w,) for norm in ("ln_pre", "ln_post") for part in ("weight", "bias")}
+    for n in range(48):
+        r = f"visual.transformer.resblocks.{n}"
+        names |= {f"{r}.{norm}.{part}": (w,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+        names |= {f"{r}.attn.in_proj_weight": (3 * w, w), f"{r}.attn.in_proj_bias": (3 * w,)}
+        for layer, out, inner in (("attn.out_proj", w, w), ("mlp.c_fc", f, w), ("mlp.c_proj", w, f)):
+            names |= {f"{r}.{layer}.weight": (out, inner), f"{r}.{layer}.bias": (out,)}
+    return names
+
+
+def test_openclip_tensors_are_kept_or_left_out_by_name():
+    """1,844,907,264 parameters; all but class token, its position, `ln_post` and `proj` go on."""
+    model = from_config_dict(ModelConfig, model_configs.qwen_vl_9b6())
+    theirs = openclip_names_and_shapes()
+    assert sum(int(np.prod(shape)) for shape in theirs.values()) == 1_844_907_264
+    kept = {tensor.name: tensor.shape for tensor in mapping.released_tensors(model, mapping.OPENCLIP_RULES)}
+    assert kept.items() <= theirs.items()
+    left_out = {name for name in theirs if mapping.OPENCLIP_LEFT_OUT.fullmatch(name)}
+    assert kept.keys() | left_out == theirs.keys() and not kept.keys() & left_out
+    for name in ("text_projection", "logit_scale", "token_embedding.weight", "ln_final.bias", "positional_embedding"):
+        assert mapping.OPENCLIP_LEFT_OUT.fullmatch(name)
+    assert mapping.OPENCLIP_LEFT_OUT.fullmatch("transformer.resblocks.31.attn.in_proj_weight")
+    assert not mapping.OPENCLIP_LEFT_OUT.fullmatch("visual.transformer.resblocks.48.ln_1.weight")
 
 
 def rule_for(ending: str) -> mapping.Rule:

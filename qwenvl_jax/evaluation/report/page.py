@@ -168,7 +168,7 @@ def _release(output: epath.Path) -> str:
     return (
         "<footer><p class='small soft'>Released to PyTorch: "
         f"{report['tensors']} tensors; over {report['prompts']} prompts the logits of both differ by at most "
-        f"{report['logits_relative_error']:.1e} (relative, float32), image embeddings by "
+        f"{report['logits_relative_error']:.1e} (relative, {report['compared_in']}), image embeddings by "
         f"{report['image_embedding_relative_error']:.1e}, greedy text "
         f"{'is equal' if report['greedy_equal'] else 'DIFFERS'}.</p></footer>"
     )

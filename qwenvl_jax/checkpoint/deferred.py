@@ -1,0 +1,70 @@
+"""Arrays that exist only while they are written or read, so that memory holds one of them and never a whole model.
+
+tree = {"decoder": {"embedding": Deferred((151936, 4096), np.dtype("bfloat16"), read_embedding)}}
+save_frozen(workdir, tree)      # calls read_embedding, writes its array, forgets it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+# Pieces in which a leaf is stored: small enough to be read apart by the hosts that each need a part of it.
+CHUNK_BYTES = 32 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """An array [*shape] of `dtype` that `load` makes anew at every call."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+def host_array(leaf: Any) -> np.ndarray:
+    """The values of a leaf on the host: a `Deferred` is loaded, an array is copied from its devices."""
+    return leaf.load() if isinstance(leaf, Deferred) else np.asarray(leaf)
+
+
+class _Handler(ocp.type_handlers.NumpyHandler):
+    """Writes `Deferred` leaves one after the other, each before the next is loaded."""
+
+    async def serialize(
+        self, values: Sequence[Deferred], infos: Sequence[Any], args: Sequence[ocp.SaveArgs] | None = None
+    ) -> Sequence[Any]:
+        args = args or [ocp.SaveArgs()] * len(values)
+        for value, info, arg in zip(values, infos, args, strict=True):
+            for written in await super().serialize([value.load()], [info], [arg]):
+                written.result()
+        return []
+
+
+def handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes a tree of `Deferred` leaves in the format of every other checkpoint."""
+    registry = ocp.type_handlers.create_type_handler_registry((Deferred, _Handler(deepcopy_host_arrays=False)))
+    # Weights hardly shrink when compressed, and it would take longer than writing them.
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
+
+
+def save_args(tree: Any) -> ocp.args.PyTreeSave:
+    """The arguments that go with `handler`."""
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    return ocp.args.PyTreeSave(tree, save_args=chunks)

@@ -1,0 +1,211 @@
+"""The vision side of Qwen-VL: image files, pixels, ViT, resampler.
+
+I images, P patches, Q queries, W width of the ViT, D width of the decoder, H/W pixels in `pixels_IHWC`.
+Parameter names and layouts are the released ones.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import urllib.request
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+# OpenAI's CLIP statistics of RGB values in [0, 1].
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+SECONDS = 30  # to wait for a picture from the network
+
+
+def read_image(source: str) -> Image.Image:
+    """The RGB picture at a path or an http(s) or file URL. No EXIF rotation.
+
+    Raises:
+      ValueError: naming `source`, if it cannot be opened or is no picture.
+    """
+    try:
+        if source.startswith(("http://", "https://", "file://")):
+            # Some servers refuse Python's own name.
+            request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0"})
+            with urllib.request.urlopen(request, timeout=SECONDS) as response:
+                return Image.open(io.BytesIO(response.read())).convert("RGB")
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        raise ValueError(f"the image {source!r} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def preprocess(images: list[Image.Image], size: int) -> torch.Tensor:
+    """Pictures -> [I, 3, size, size] float32: squashed to a square by Pillow's bicubic filter, then `normalise`."""
+    rows = []
+    for image in images:
+        square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        rows.append(torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3))
+    return normalise(torch.stack(rows) if rows else torch.zeros(0, size, size, 3, dtype=torch.uint8))
+
+
+def normalise(pixels_IHWC: torch.Tensor) -> torch.Tensor:
+    """uint8 [I, H, W, 3] -> normalised float32 [I, 3, H, W]."""
+    scaled = pixels_IHWC.float() / 255
+    mean, std = torch.tensor(IMAGE_MEAN, device=scaled.device), torch.tensor(IMAGE_STD, device=scaled.device)
+    return ((scaled - mean) / std).permute(0, 3, 1, 2)
+
+
+def _resize_table(table: torch.Tensor, tokens: int) -> torch.Tensor:
+    """A square position table [G*G, C] -> [tokens, C]: bicubic, float32, untouched where the sizes agree."""
+    source, target = math.isqrt(table.shape[0]), math.isqrt(tokens)
+    if source == target:
+        return table
+    grid = table.float().view(1, source, source, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(target, target), mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(tokens, -1).to(table.dtype)
+
+
+def sincos_table(grid: int, width: int) -> torch.Tensor:
+    """[grid * grid, width] float32, row-major: the first half of the width encodes the column, the second the row."""
+    frequencies = 10000.0 ** -(torch.arange(width // 4).float() / (width // 4))
+    angles = torch.arange(grid).float()[:, None] * frequencies
+    axis = torch.cat((angles.sin(), angles.cos()), dim=-1)
+    return torch.cat((axis.repeat(grid, 1), axis.repeat_interleave(grid, dim=0)), dim=-1)
+
+
+class VisualAttention(nn.Module):
+    """Self-attention whose `in_proj` rows are head-major: q, k and v of one head lie together."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x_IPW: torch.Tensor) -> torch.Tensor:
+        images, patches, width = x_IPW.shape
+        qkv = self.in_proj(x_IPW).view(images, patches, self.heads, 3, width // self.heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(mixed.transpose(1, 2).reshape(images, patches, width))
+
+
+class VisualMLP(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x)))  # the exact erf form
+
+
+class VisualBlock(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int, eps: float):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps)
+        self.attn = VisualAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width, eps)
+        self.mlp = VisualMLP(width, hidden)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class VisualTransformer(nn.Module):
+    gradient_checkpointing = False  # transformers sets both
+    _gradient_checkpointing_func: Any
+
+    def __init__(self, width: int, heads: int, hidden: int, layers: int, eps: float):
+        super().__init__()
+        self.resblocks = nn.ModuleList(VisualBlock(width, heads, hidden, eps) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.resblocks:
+            if self.gradient_checkpointing and self.training:
+                x = self._gradient_checkpointing_func(block.__call__, x)
+            else:
+                x = block(x)
+        return x
+
+
+class Resampler(nn.Module):
+    """Q learned queries read the patches. Positions join queries and keys after their norms, values never."""
+
+    pos_embed: torch.Tensor
+
+    def __init__(self, width: int, inner: int, queries: int, heads: int, eps: float):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(queries, width))
+        # Stored but never trained; transformers 5 would make a frozen parameter trainable when it loads it.
+        self.register_buffer("pos_embed", sincos_table(math.isqrt(queries), width).to(self.query.dtype))
+        self.kv_proj = nn.Linear(inner, width, bias=False)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_q = nn.LayerNorm(width, eps)
+        self.ln_kv = nn.LayerNorm(width, eps)
+
+    def forward(self, x_IPW: torch.Tensor) -> torch.Tensor:
+        patches = self.ln_kv(self.kv_proj(x_IPW))
+        queries = (self.ln_q(self.query) + self.pos_embed).expand(len(x_IPW), -1, -1)
+        keys = patches + _resize_table(self.pos_embed, x_IPW.shape[1])
+        return self.attn(queries, keys, patches, need_weights=False)[0]
+
+
+class VisionTransformer(nn.Module):
+    """[I, 3, H, W] -> [I, Q, D]: patches, blocks, resampler, then `ln_post` and `proj` at the decoder's width.
+
+    Args:
+      visual: as QWenConfig's.
+      eps: of every LayerNorm.
+    """
+
+    def __init__(self, visual: dict[str, Any], eps: float):
+        super().__init__()
+        width, output, patch = visual["width"], visual["output_dim"], visual["patch_size"]
+        grid = visual.get("position_grid", 16)
+        hidden = int(width * visual["mlp_ratio"])
+        heads = visual.get("resampler_heads", max(1, output // 128))
+        self.table_size = grid * patch  # pixels of a side that need no interpolation
+        self.queries = visual.get("n_queries", 256)
+        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.positional_embedding = nn.Parameter(torch.zeros(grid**2, width))
+        self.ln_pre = nn.LayerNorm(width, eps)
+        self.transformer = VisualTransformer(width, visual["heads"], hidden, visual["layers"], eps)
+        self.attn_pool = Resampler(output, width, self.queries, heads, eps)
+        self.ln_post = nn.LayerNorm(output, eps)
+        self.proj = nn.Parameter(torch.zeros(output, output))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels of any square size that the patch size divides, in any dtype -> features [I, Q, D].
+
+        Raises:
+          ValueError: for pixels of another shape.
+        """
+        patch = self.conv1.stride[0]
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] % patch or not shape[2]:
+            raise ValueError(f"pixel_values must be [images, 3, size, size], size a multiple of {patch}, not {shape}")
+        weight = self.conv1.weight
+        x = self.conv1(pixel_values.to(weight.device, weight.dtype)).flatten(2).transpose(1, 2)
+        x = self.ln_pre(x + _resize_table(self.positional_embedding, x.shape[1]))
+        return self.ln_post(self.attn_pool(self.transformer(x))) @ self.proj
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """Draws the parameters that `module` itself holds, as the released code does for a model that starts from nothing.
+
+    Source: released visual.py, except that its in-house initial values of stage 1 are not published.
+    """
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.MultiheadAttention):
+        nn.init.xavier_uniform_(module.in_proj_weight)
+        nn.init.zeros_(module.in_proj_bias)
+    elif isinstance(module, Resampler):
+        nn.init.trunc_normal_(module.query, std=std)
+    elif isinstance(module, VisionTransformer):
+        nn.init.normal_(module.positional_embedding, std=module.positional_embedding.shape[1] ** -0.5)
+        nn.init.normal_(module.proj, std=len(module.proj) ** -0.5)
