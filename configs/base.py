@@ -42,6 +42,7 @@ def optimizer(*, peak: float, minimum: float, warmup: int, vit_layer_decay: floa
         weight_decay=0.05,
         clip_norm=1.0,
         vit_layer_decay=vit_layer_decay,
+        first_moment_dtype="float32",
     )
 
 

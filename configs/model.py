@@ -11,7 +11,15 @@ def qwen_vl_9b6() -> ml_collections.ConfigDict:
             # OpenCLIP ViT-bigG-14. 8192 = int(1664 * 4.9231). The stored position table is 16x16 (224 px) in all
             # stages; 448 px interpolates it. eps 1e-6 is the release's, OpenCLIP itself has 1e-5.
             vit=dict(
-                width=1664, layers=48, heads=16, mlp_dim=8192, patch_size=14, position_grid=16, layer_norm_eps=1e-6
+                width=1664,
+                layers=48,
+                heads=16,
+                mlp_dim=8192,
+                patch_size=14,
+                position_grid=16,
+                layer_norm_eps=1e-6,
+                window=0,  # 16 is the ablation of E.3: attention within 224 px, but for every fourth layer
+                global_every=4,
             ),
             # 256 queries, heads of 128 (released visual.py: output_dim // 128).
             resampler=dict(query_grid=16, heads=32, layer_norm_eps=1e-6),

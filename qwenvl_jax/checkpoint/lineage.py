@@ -66,7 +66,7 @@ def check_resumable(workdir: epath.PathLike, config: Config) -> None:
     path = epath.Path(workdir) / CONFIG
     if not path.exists():
         return
-    for key, here, there in differences(to_dict(config), artifacts.read_json(path), "config"):
+    for key, here, there in differences(to_dict(config), to_dict(read_config(workdir)), "config"):
         if not key.startswith(FREE_ON_RESUME):
             raise UserError(
                 f"{workdir} was started with {key} = {there!r}, not {here!r}; "

@@ -51,6 +51,8 @@ def released_config(
     vit, resampler, decoder = model.vit, model.resampler, model.decoder
     if not vit.layer_norm_eps == resampler.layer_norm_eps == decoder.rms_norm_eps:
         raise UserError("the released format has one layer_norm_epsilon, but vit, resampler and decoder differ in it")
+    if vit.window:
+        raise UserError("the released format has no window attention; release a model with config.model.vit.window 0")
     visual: dict[str, Any] = {
         "heads": vit.heads,
         "image_size": image_size,

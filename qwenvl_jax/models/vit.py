@@ -6,6 +6,7 @@ N heads, K head size, F hidden width, D width of the decoder.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -68,13 +69,29 @@ class VitAttention(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, x_IPW: jax.Array) -> jax.Array:
+    def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> jax.Array:
         width, heads = self.config.width, self.config.heads
         size, std = width // heads, width**-0.5
         init, out_init = nn.initializers.normal(std), nn.initializers.normal(std * (2 * self.config.layers) ** -0.5)
         qkv = named(Projection((width,), (3, heads, size), self.dtype, init, name="qkv")(x_IPW), "qkv")
-        out_IPNK = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation=self.implementation)
+        if windowed is None:
+            out_IPNK = self._attend(qkv)
+        else:
+            out_IPNK = jax.lax.cond(windowed, self._attend_in_windows, self._attend, qkv)
         return named(Projection((heads, size), (width,), self.dtype, out_init, name="out")(out_IPNK), "attention_out")
+
+    def _attend(self, qkv_IPCNK: jax.Array) -> jax.Array:
+        q, k, v = (qkv_IPCNK[:, :, part] for part in range(3))
+        return attention(q, k, v, implementation=self.implementation)
+
+    def _attend_in_windows(self, qkv_IPCNK: jax.Array) -> jax.Array:
+        window, rest = self.config.window, qkv_IPCNK.shape[2:]
+        images, grid = qkv_IPCNK.shape[0], math.isqrt(qkv_IPCNK.shape[1])
+        parts = grid // window
+        cut = qkv_IPCNK.reshape(images, parts, window, parts, window, *rest).swapaxes(2, 3)
+        out = self._attend(cut.reshape(images * parts**2, window**2, *rest))
+        out = out.reshape(images, parts, parts, window, window, *out.shape[2:]).swapaxes(2, 3)
+        return out.reshape(images, grid**2, *out.shape[5:])
 
 
 class VitMlp(nn.Module):
@@ -101,10 +118,10 @@ class VitBlock(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, x_IPW: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> tuple[jax.Array, None]:
         eps = self.config.layer_norm_eps
         x_IPW += VitAttention(self.config, self.dtype, self.implementation, name="attn")(
-            LayerNorm(eps, name="ln_1")(x_IPW)
+            LayerNorm(eps, name="ln_1")(x_IPW), windowed
         )
         x_IPW += VitMlp(self.config, self.dtype, name="mlp")(LayerNorm(eps, name="ln_2")(x_IPW))
         return x_IPW, None
@@ -143,7 +160,7 @@ class Vit(nn.Module):
             jnp.float32,
         )
         self.ln_pre = LayerNorm(config.layer_norm_eps)
-        blocks = scan_blocks(VitBlock, config.layers, self.remat, (), self.unroll)
+        blocks = scan_blocks(VitBlock, config.layers, self.remat, 0, self.unroll)
         self.blocks = blocks(config, self.dtype, self.implementation)
         self.ln_post = LayerNorm(config.layer_norm_eps)
         self.proj = self.param(
@@ -160,7 +177,14 @@ class Vit(nn.Module):
         """
         x_IPW = self.patch_embed(images_IHWC)
         x_IPW += resize_positions(self.position_embedding, x_IPW.shape[1]).astype(self.dtype)
-        return self.blocks(self.ln_pre(x_IPW))[0]
+        return self.blocks(self.ln_pre(x_IPW), self._windowed(x_IPW.shape[1]))[0]
+
+    def _windowed(self, patches: int) -> jax.Array | None:
+        """[S] bool, the layers that attend within windows; None if no layer does."""
+        config = self.config
+        if not config.window or math.isqrt(patches) <= config.window:
+            return None
+        return (jnp.arange(config.layers) + 1) % config.global_every != 0
 
     def head(self, x_IQD: jax.Array) -> jax.Array:
         """`ln_post`, then `@ proj`: [I, Q, D] to [I, Q, D]."""

@@ -100,7 +100,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, vit_layers: int) -> opta
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.first_moment_dtype),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         scale_by_rate(make_schedule(config, steps), vit_layers, config.vit_layer_decay),
     )

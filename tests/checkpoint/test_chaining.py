@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,17 @@ def test_a_missing_frozen_tree_is_said_in_one_sentence(tmp_path: Path, params: d
     shutil.rmtree(tmp_path / "run" / "frozen")
     with pytest.raises(UserError, match="frozen is missing"):
         load_params(tmp_path / "run")
+
+
+def test_a_run_from_before_a_key_was_added_is_read_and_continued(tmp_path: Path, params: dict[str, Any]) -> None:
+    config = tiny_run.make_config(Path("unused"))
+    write_run(tmp_path / "run", config, params)
+    path = tmp_path / "run" / "config.json"
+    older = json.loads(path.read_text())
+    del older["optimizer"]["first_moment_dtype"], older["model"]["vit"]["window"], older["model"]["vit"]["global_every"]
+    path.write_text(json.dumps(older))
+    assert load_params(tmp_path / "run")[1] == config
+    lineage.check_resumable(tmp_path / "run", config)
+    changed = tiny_run.make_config(Path("unused"), optimizer__first_moment_dtype="bfloat16")
+    with pytest.raises(UserError, match="first_moment_dtype = 'float32'"):
+        lineage.check_resumable(tmp_path / "run", changed)

@@ -1,5 +1,7 @@
 """The tower against the encoder layers of `transformers`' CLIP with torch's convolution and interpolation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,23 +64,65 @@ def test_vit_equals_clip_layers(model, params, side, images):
     ours = jax.jit(lambda p, x: vit.apply({"params": p}, x))(tree, pixels)
 
     with torch.no_grad():
+        theirs = clip_encoder(config, tree)(inputs_embeds=clip_embeddings(config, tree, pixels)).last_hidden_state
+    grid = side // config.patch_size
+    assert ours.shape == (images, grid * grid, config.width)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
+
+
+def clip_embeddings(config, tree, pixels) -> torch.Tensor:
+    """[I, P, W] what the first block reads."""
+    with torch.no_grad():
         x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - tensor(MEAN)[:, None, None]) / tensor(STD)[
             :, None, None
         ]
         weight = tensor(tree["patch_embed"]["kernel"]).permute(3, 2, 0, 1)
         x = torch.nn.functional.conv2d(x, weight, stride=config.patch_size).flatten(2).transpose(1, 2)
-        table, grid = tensor(tree["position_embedding"]), side // config.patch_size
+        table, grid = tensor(tree["position_embedding"]), pixels.shape[1] // config.patch_size
         table = table.reshape(1, config.position_grid, config.position_grid, -1).permute(0, 3, 1, 2)
         if grid != config.position_grid:
             table = torch.nn.functional.interpolate(table, (grid, grid), mode="bicubic", align_corners=False)
         x = x + table.permute(0, 2, 3, 1).reshape(grid * grid, -1)
         ln_pre = tree["ln_pre"]
-        x = torch.nn.functional.layer_norm(
+        return torch.nn.functional.layer_norm(
             x, (config.width,), tensor(ln_pre["scale"]), tensor(ln_pre["bias"]), eps=1e-6
         )
-        theirs = clip_encoder(config, tree)(inputs_embeds=x).last_hidden_state
-    assert ours.shape == (images, grid * grid, config.width)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(model, params, unroll):
+    """Each window alone through the first CLIP layer, then all patches through the second."""
+    config, tree = dataclasses.replace(model.vit, window=4, global_every=2), params["vit"]
+    grid = 8
+    pixels = RNG.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    vit = Vit(config, model.decoder.width, jnp.dtype("float32"), "xla", "full", unroll)
+    ours = jax.jit(lambda p, x: vit.apply({"params": p}, x))(tree, pixels)
+    first, second = clip_encoder(config, tree).layers
+    x = clip_embeddings(config, tree, pixels).reshape(2, grid, grid, -1)
+    with torch.no_grad():
+        for top in (0, 4):
+            for left in (0, 4):
+                window = x[:, top : top + 4, left : left + 4]
+                alone = first(window.reshape(2, 16, -1), attention_mask=None, causal_attention_mask=None)[0]
+                x[:, top : top + 4, left : left + 4] = alone.reshape(window.shape)
+        theirs = second(x.reshape(2, grid * grid, -1), attention_mask=None, causal_attention_mask=None)[0]
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
+
+    def energy(p):
+        return jnp.sum(vit.apply({"params": p}, pixels) ** 2)
+
+    gradients = jax.tree.leaves(jax.jit(jax.grad(energy))(tree))
+    assert all(np.isfinite(leaf).all() for leaf in gradients)
+
+
+def test_an_image_of_one_window_is_computed_as_without_windows(model, params):
+    pixels = RNG.integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
+    both = [
+        Vit(dataclasses.replace(model.vit, window=window), model.decoder.width, jnp.dtype("float32"), "xla", "none")
+        for window in (0, 4)
+    ]
+    plain, windowed = (vit.apply({"params": params["vit"]}, pixels) for vit in both)
+    np.testing.assert_array_equal(plain, windowed)
 
 
 def test_head_is_the_norm_then_the_product_with_proj(model, params):
