@@ -7,7 +7,7 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 600
+STEPS = 500
 
 # Multi-task samples stay in the mixture, as the paper mixes in data that keeps what the model can do.
 WEIGHTS = {"dialogue": 3.0, "vqa": 1.5, "ref_grounding": 2.0, "ocr": 1.0, "caption": 0.5, "text": 0.5}
