@@ -18,17 +18,19 @@ PILLOW = Font("Pillow default", "")
 WORDS = Lexicon(("tiger", "yellow", "bus", "walnut"), (PILLOW,))
 
 
+@pytest.mark.parametrize("grid", [1, 5])
 @pytest.mark.parametrize("level", [20, 235])
-def test_quads_are_tight_around_the_drawn_pixels(level: int) -> None:
+def test_quads_are_tight_around_the_drawn_pixels(level: int, grid: int) -> None:
     flat = [np.full((120, 120, 3), level, np.uint8)]
     for seed in range(40):
-        picture = render_words(np.random.default_rng(seed), "en", WORDS, flat, OcrSettings())
+        picture = render_words(np.random.default_rng(seed), "en", WORDS, flat, OcrSettings(grid_px=grid))
         base = picture.image_HWC[0, 0].astype(int)  # the margin is never drawn on
         changed = np.abs(picture.image_HWC.astype(int) - base).max(axis=-1)
         inside = np.zeros(changed.shape, bool)
         for line in picture.lines:
             (x1, y1), (x2, y1b), (x2b, y2), (x1b, y2b) = line.quad
             assert (x1, y1, x2, y2) == (x1b, y1b, x2b, y2b) and 1 <= x1 < x2 <= 99 and 1 <= y1 < y2 <= 99
+            assert all(place % grid == 0 for place in (x1, y1, x2, y2))
             inside[y1:y2, x1:x2] = True
             part = changed[y1:y2, x1:x2]
             strong = part >= part.max() * DRAWN_COVERAGE / 255 - 2
