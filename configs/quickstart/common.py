@@ -13,11 +13,11 @@ SIZE_MULTITASK = 84  # px, 12x12 patches: the quickstart's 448
 # The tasks of stage 2 and their weights, in the place of Table 3.
 MULTITASK_WEIGHTS = {
     "caption": 1.0,
-    "vqa": 2.0,
+    "vqa": 1.5,
     "grounding": 3.0,
-    "ref_grounding": 4.0,
+    "ref_grounding": 3.5,
     "grounded_caption": 0.5,
-    "ocr": 3.5,
+    "ocr": 4.5,
     "text": 0.5,
 }
 

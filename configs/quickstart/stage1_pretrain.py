@@ -7,7 +7,7 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 1900
+STEPS = 2000
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 2350
+STEPS = 2400
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

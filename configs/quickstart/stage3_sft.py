@@ -7,10 +7,10 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 400
+STEPS = 500
 
 # Multi-task samples stay in the mixture, as the paper mixes in data that keeps what the model can do.
-WEIGHTS = {"dialogue": 3.0, "vqa": 1.5, "ref_grounding": 2.0, "ocr": 1.5, "caption": 0.5, "text": 0.5}
+WEIGHTS = {"dialogue": 3.0, "vqa": 1.0, "ref_grounding": 1.5, "ocr": 2.0, "caption": 0.5, "text": 0.5}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
