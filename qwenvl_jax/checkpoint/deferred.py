@@ -7,15 +7,18 @@ save_frozen(workdir, tree)      # calls read_embedding, writes its array, forget
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
-# Pieces in which a leaf is stored: small enough to be read apart by the hosts that each need a part of it.
-CHUNK_BYTES = 32 << 20
+# Pieces in which a leaf is stored, to be read apart by the hosts that each need a part of it.
+CHUNK_BYTES = 8 << 20
+# What is read at once of a leaf.
+SLAB_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,43 @@ class _Handler(ocp.type_handlers.NumpyHandler):
             for written in await super().serialize([value.load()], [info], [arg]):
                 written.result()
         return []
+
+
+class _SlabReader(ocp.type_handlers.NumpyHandler):
+    """Reads a leaf slab by slab: read as a whole, TensorStore would hold nearly all of its pieces besides it."""
+
+    async def deserialize(
+        self, infos: Sequence[Any], args: Sequence[ocp.RestoreArgs] | None = None
+    ) -> Sequence[np.ndarray]:
+        leaves = []
+        for info in infos:
+            await info.await_path_creation()
+            spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
+            store = await tensorstore.open(tensorstore.Spec(spec), open=True, context=info.ts_context)
+            leaf = np.empty(store.shape, store.dtype.numpy_dtype)
+            chunk: Any = store.chunk_layout.read_chunk.shape or leaf.shape
+            for slab in _slabs(leaf.shape, chunk, leaf.itemsize):
+                leaf[slab] = await store[slab].read()
+            leaves.append(leaf)
+        return leaves
+
+
+def _slabs(shape: tuple[int, ...], chunk: tuple[int, ...], itemsize: int) -> Iterator[tuple[slice, ...]]:
+    """Cuts an array along the axis of most chunks, between chunks, into slabs of about SLAB_BYTES."""
+    if not shape or 0 in shape:
+        yield (slice(None),) * len(shape)
+        return
+    axis = max(range(len(shape)), key=lambda k: shape[k] / chunk[k])
+    row = int(np.prod(shape, dtype=np.int64)) * itemsize // shape[axis]
+    step = chunk[axis] * max(1, SLAB_BYTES // (row * chunk[axis]))
+    for start in range(0, shape[axis], step):
+        yield (slice(None),) * axis + (slice(start, min(start + step, shape[axis])),)
+
+
+def reader() -> ocp.PyTreeCheckpointHandler:
+    """Reads leaves of any checkpoint as NumPy arrays, with little more memory than they take themselves."""
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, _SlabReader()))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:

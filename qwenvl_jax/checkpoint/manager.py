@@ -139,7 +139,7 @@ def read_host_leaf(folder: epath.Path, path: tuple[str, ...]) -> np.ndarray:
     args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
     for key in reversed(path):
         item, args = {key: item}, {key: args}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(deferred.reader()) as checkpointer:
         restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
         leaf = checkpointer.restore(folder.resolve(), args=restore)
     for key in path:

@@ -34,9 +34,7 @@ def channel_stamps(settings: SceneSettings, shapes: list[np.ndarray]) -> list[St
         pixels[..., channel] = 255
         pixels[..., 3] = alpha
         name, views = "rgb"[channel], prepare_views(pixels, settings.sizes_px, settings.grid_px)
-        stamps.append(
-            Stamp(name, "c", name, f"a {name}", name, name, "CC0-1.0", "test", views)
-        )
+        stamps.append(Stamp(name, "c", name, f"a {name}", name, name, "CC0-1.0", "test", views))
     return stamps
 
 
