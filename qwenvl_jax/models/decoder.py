@@ -13,10 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from qwenvl_jax.config import DecoderConfig
 from qwenvl_jax.models.attention import attention, decode_attention
-from qwenvl_jax.models.layers import Projection, RMSNorm, named, scan_blocks
+from qwenvl_jax.models.layers import Projection, RMSNorm, named, over_rows, scan_blocks
 
 
 class Positional(NamedTuple):
@@ -97,6 +98,34 @@ def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array) -> jax.Arr
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLNK.dtype)
 
 
+def lookup(table_VD: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of the embedding table, [...] ids to [..., D] in `dtype`; an id outside the vocabulary gives NaN.
+
+    The width of the table is split over `fsdp`. Under a mesh (see `jax.set_mesh`) every device looks up its part of
+    the width for all rows of its `fsdp` group, then parts and rows change places. Left to itself the compiler sums
+    gradients of the whole table over all devices.
+    """
+
+    def local(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+        return table_VD.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = ("data", "fsdp")
+    if tokens.ndim != 2 or not set(axes) <= set(mesh.axis_names) - set(mesh.manual_axes):
+        return local(table_VD, tokens)
+    data, fsdp = (mesh.shape[axis] for axis in axes)
+    if fsdp == 1 or table_VD.shape[1] % fsdp or tokens.shape[0] % (data * fsdp):
+        return local(table_VD, tokens)
+
+    def group(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+        all_BL = jax.lax.all_gather(tokens_BL, "fsdp", axis=0, tiled=True)
+        return jax.lax.all_to_all(local(table_VD, all_BL), "fsdp", split_axis=0, concat_axis=2, tiled=True)
+
+    rows, width = PartitionSpec(axes), PartitionSpec(None, "fsdp")
+    mapped = jax.shard_map(group, in_specs=(width, rows), out_specs=rows, axis_names=set(axes), check_vma=False)
+    return mapped(table_VD, tokens)
+
+
 class DecoderAttention(nn.Module):
     config: DecoderConfig
     dtype: Any
@@ -153,6 +182,7 @@ class DecoderBlock(nn.Module):
         self, x_BLD: jax.Array, place: Positional, visible: jax.Array, cache: KeyValue | None
     ) -> tuple[jax.Array, KeyValue | None]:
         eps = self.config.rms_norm_eps
+        x_BLD = over_rows(x_BLD)
         update_BLD, new = DecoderAttention(self.config, self.dtype, self.implementation, name="attn")(
             RMSNorm(eps, name="ln_1")(x_BLD), place, visible, cache
         )
@@ -194,7 +224,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Ids [...] to [..., D] in the compute dtype; an id outside the vocabulary gives NaN, not another token."""
-        return self.embedding.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        return lookup(self.embedding, tokens, self.dtype)
 
     def __call__(
         self, x_BLD: jax.Array, place: Positional, visible: jax.Array, cache: KeyValue | None = None

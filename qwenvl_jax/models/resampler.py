@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from qwenvl_jax.config import ResamplerConfig
 from qwenvl_jax.models.attention import attention
-from qwenvl_jax.models.layers import LayerNorm, Projection, resize_positions, sincos_positions
+from qwenvl_jax.models.layers import LayerNorm, Projection, over_rows, resize_positions, sincos_positions
 
 
 class CrossAttention(nn.Module):
@@ -74,7 +74,7 @@ class Resampler(nn.Module):
         kv_proj = Projection(
             (self.input_width,), (self.width,), dtype, nn.initializers.normal(0.02), use_bias=False, name="kv_proj"
         )
-        y_IPD = LayerNorm(config.layer_norm_eps, name="ln_kv")(kv_proj(x_IPW))
+        y_IPD = LayerNorm(config.layer_norm_eps, name="ln_kv")(kv_proj(over_rows(x_IPW)))
         query_QD = LayerNorm(config.layer_norm_eps, name="ln_q")(query_QD) + positions_QD.astype(dtype)
         key_IPD = y_IPD + resize_positions(positions_QD, y_IPD.shape[1]).astype(dtype)
         return CrossAttention(self.width, config.heads, dtype, self.implementation, name="attn")(

@@ -16,7 +16,7 @@ import numpy as np
 
 from qwenvl_jax.config import VitConfig
 from qwenvl_jax.models.attention import attention
-from qwenvl_jax.models.layers import LayerNorm, Projection, named, resize_positions, scan_blocks
+from qwenvl_jax.models.layers import LayerNorm, Projection, named, over_rows, resize_positions, scan_blocks
 from qwenvl_jax.runtime.errors import UserError
 
 # Mean and standard deviation of the RGB channels in [0, 1] that CLIP was trained with.
@@ -120,6 +120,7 @@ class VitBlock(nn.Module):
     @nn.compact
     def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> tuple[jax.Array, None]:
         eps = self.config.layer_norm_eps
+        x_IPW = over_rows(x_IPW)
         x_IPW += VitAttention(self.config, self.dtype, self.implementation, name="attn")(
             LayerNorm(eps, name="ln_1")(x_IPW), windowed
         )
@@ -188,4 +189,4 @@ class Vit(nn.Module):
 
     def head(self, x_IQD: jax.Array) -> jax.Array:
         """`ln_post`, then `@ proj`: [I, Q, D] to [I, Q, D]."""
-        return self.ln_post(x_IQD) @ self.proj.astype(self.dtype)
+        return self.ln_post(over_rows(x_IQD)) @ self.proj.astype(self.dtype)

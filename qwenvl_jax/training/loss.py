@@ -26,6 +26,7 @@ def token_loss_sum(
     chunk: int,
     train_head: bool,
     parts: int = 1,
+    head_sharding: Any = None,
 ) -> jax.Array:
     """Sum over supervised tokens of -log p(target), float32 scalar; differentiable in `hidden` and `lm_head`.
 
@@ -38,15 +39,17 @@ def token_loss_sum(
       train_head: whether the gradient of `lm_head` is wanted; False saves its matrix product and memory.
       parts: over how many devices the rows are split. Each part is sorted and cut on its own, so that no token
         leaves its device. B must be a multiple of it.
+      head_sharding: how the gradient of `lm_head` lies on the devices, so that it is reduce-scattered, in the dtype of
+        `hidden` like those of all other kernels; None leaves it to the compiler.
     """
     rows, length, width = hidden_BLD.shape
     tokens = rows * length // parts
     hidden_NTD = hidden_BLD.reshape(parts, tokens, width)
     targets_NT, mask_NT = targets_BL.reshape(parts, tokens), mask_BL.reshape(parts, tokens)
-    return _loss(hidden_NTD, targets_NT, mask_NT, lm_head_DV, min(chunk, tokens), train_head)
+    return _loss(hidden_NTD, targets_NT, mask_NT, lm_head_DV, min(chunk, tokens), train_head, head_sharding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _loss(
     hidden_NTD: jax.Array,
     targets_NT: jax.Array,
@@ -54,8 +57,9 @@ def _loss(
     lm_head_DV: jax.Array,
     chunk: int,
     train_head: bool,
+    head_sharding: Any,
 ) -> jax.Array:
-    return _run(hidden_NTD, targets_NT, mask_NT, lm_head_DV, chunk, train_head, gradients=False)[0]
+    return _run(hidden_NTD, targets_NT, mask_NT, lm_head_DV, chunk, train_head, head_sharding, gradients=False)[0]
 
 
 def _forward(
@@ -65,14 +69,19 @@ def _forward(
     lm_head_DV: jax.Array,
     chunk: int,
     train_head: bool,
+    head_sharding: Any,
 ) -> tuple[jax.Array, Any]:
-    loss, dhidden_NTD, dhead_DV = _run(hidden_NTD, targets_NT, mask_NT, lm_head_DV, chunk, train_head, gradients=True)
+    loss, dhidden_NTD, dhead_DV = _run(
+        hidden_NTD, targets_NT, mask_NT, lm_head_DV, chunk, train_head, head_sharding, gradients=True
+    )
     like_head = jnp.zeros((), lm_head_DV.dtype)  # only its dtype is needed
     return loss, (dhidden_NTD, dhead_DV, like_head)
 
 
-def _backward(chunk: int, train_head: bool, residual: Any, cotangent: jax.Array) -> tuple[Any, Any, Any, Any]:
-    del chunk
+def _backward(
+    chunk: int, train_head: bool, head_sharding: Any, residual: Any, cotangent: jax.Array
+) -> tuple[Any, Any, Any, Any]:
+    del chunk, head_sharding
     dhidden_NTD, dhead_DV, like_head = residual
     dhead = (cotangent * dhead_DV).astype(like_head.dtype) if train_head else None
     return (cotangent * dhidden_NTD).astype(dhidden_NTD.dtype), None, None, dhead
@@ -88,6 +97,7 @@ def _run(
     lm_head_DV: jax.Array,
     chunk: int,
     train_head: bool,
+    head_sharding: Any,
     *,
     gradients: bool,
 ) -> tuple[jax.Array, Any, Any]:
@@ -124,7 +134,10 @@ def _run(
             dhidden_NCD = jnp.einsum("ncv,dv->ncd", dlogits_NCV, head_DV).astype(dtype)
             dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, dhidden_NCD, start, axis=1)
             if train_head:
-                dhead += jnp.einsum("ncd,ncv->dv", hidden_NCD, dlogits_NCV, preferred_element_type=jnp.float32)
+                product_DV = jnp.einsum("ncd,ncv->dv", hidden_NCD, dlogits_NCV)
+                if head_sharding is not None:
+                    product_DV = jax.lax.with_sharding_constraint(product_DV, head_sharding)
+                dhead += product_DV.astype(jnp.float32)
         return loss, dhidden, dhead
 
     carry: tuple[jax.Array, Any, Any] = (

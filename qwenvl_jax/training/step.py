@@ -21,8 +21,9 @@ from jax.sharding import PartitionSpec as P
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.sharding.compiler import compiler_options
 from qwenvl_jax.sharding.mesh import BATCH_AXES, batch_shards
-from qwenvl_jax.sharding.rules import batch_shardings, param_shardings, replicated
+from qwenvl_jax.sharding.rules import batch_shardings, param_shardings, param_spec, replicated
 from qwenvl_jax.training.loss import token_loss_sum
 from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
 from qwenvl_jax.training.partition import abstract_split, merge
@@ -134,6 +135,7 @@ def microbatch_loss(
         chunk=config.compute.loss_chunk,
         train_head="decoder" in config.train.trainable,
         parts=batch_shards(mesh),
+        head_sharding=NamedSharding(mesh, param_spec(("decoder", "lm_head"), params["decoder"]["lm_head"].shape, mesh)),
     )
     return loss / total_tokens
 
@@ -208,6 +210,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
             donate_argnums=(0, 1, 2),
             in_shardings=(*changing, shardings.frozen, batch_shardings(mesh)),
             out_shardings=(changing, replicated(mesh)),
+            compiler_options=compiler_options(mesh) or None,
         ),
         mesh,
     )

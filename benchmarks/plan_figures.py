@@ -1,0 +1,66 @@
+"""The table of docs/performance.md: all full-size stages on all chips, predicted by `qwenvl_jax.plan`.
+
+Usage, in an environment with requirements-tpu.txt: python benchmarks/plan_figures.py OUTPUT.json [ROW ...]
+
+Every row is one compilation of one to five minutes on two cores. What is in OUTPUT already is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from configs import stage1_pretrain, stage2_multitask, stage3_sft
+from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.perf import candidates, tables
+from qwenvl_jax.perf.hardware import parse_topology, read_prices
+from qwenvl_jax.runtime import artifacts, log
+
+STAGES = {1: stage1_pretrain, 2: stage2_multitask, 3: stage3_sft}
+SEVEN = {"data.images_per_row": 7.0}  # rows of image tasks full of images: the most that the vision side has to do
+
+# Row -> stage, topology, changes to the config. Stage 3 has 128 rows, so it takes no more than 128 chips.
+ROWS: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "1 v5p": (1, "v5p:8x8x8", {}),
+    "2 v5p": (2, "v5p:8x8x8", {**SEVEN, "data.accumulation": 4, "compute.loss_chunk": 512}),
+    "3 v5p": (3, "v5p:4x4x4", SEVEN),
+    "1 v5e": (1, "v5e:16x16", {}),
+    "2 v5e": (2, "v5e:16x16", SEVEN),
+    "1 v6e": (1, "v6e:16x16", {}),
+    "2 v6e": (2, "v6e:16x16", SEVEN),
+    "1 v4": (1, "v4:8x8x8", {}),
+    "2 v4": (2, "v4:8x8x8", SEVEN),
+    "2 four slices": (2, "v5p:8x8x8@4", {**SEVEN, "data.accumulation": 2, "compute.loss_chunk": 512}),
+}
+
+
+def candidate_of(row: str) -> candidates.Candidate:
+    """The compilation that stands behind a row."""
+    stage, name, changes = ROWS[row]
+    topology = parse_topology(name)
+    values = STAGES[stage].get_config(topology.chip.kind)
+    values.update_from_flattened_dict(changes)
+    return candidates.Candidate(row, validate(from_config_dict(Config, dict(values.items()))), topology)
+
+
+def main(output: str, *rows: str) -> None:
+    done: dict[str, Any] = artifacts.read_json(output) if Path(output).exists() else {}
+    prices = read_prices({})
+    for row in rows or ROWS:
+        if row in done:
+            continue
+        outcome = candidates.run(candidate_of(row))
+        log.line("  ".join(str(cell) for cell in tables.comparison_row(row, outcome, prices)))
+        if isinstance(outcome, candidates.Prediction):
+            done[row] = {**outcome.json(), "compile_seconds": outcome.compile_seconds, **outcome.settings}
+            artifacts.write_json(output, done)
+    print(json.dumps(done, indent=2))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

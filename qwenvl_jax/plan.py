@@ -1,0 +1,126 @@
+"""Predicts a run before any hardware is rented: does it fit, how fast is it, what does it cost.
+
+python -m qwenvl_jax.plan --config=configs/stage2_multitask.py --topology=v5p:8x8x8 [--config.key=value]
+    [--json] [--dump_hlo=step.txt] [--prices=prices.json] [--compare=v5e:16x16,v6e:16x16] [--search]
+
+The real training step is compiled by XLA's TPU compiler (libtpu) on this machine, and the figures are read off the
+schedule; no TPU is touched. A topology is KIND:AxB[xC][@SLICES]. A config without a MESH argument takes the recipe of
+the topology's chip (`configs/mesh_KIND.py`). `--prices` names a JSON file of dollars per chip and hour.
+
+libtpu must not become the default backend of other runs: install requirements-tpu.txt into an environment of its own.
+Compilation runs in processes that have JAX_PLATFORMS=cpu and the variables of `perf.aot.compiler_environment`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.runtime import artifacts, commandline
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+
+_CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Chips to plan for, e.g. v5p:8x8x8 or v5p:8x8x8@4 (four slices).")
+_JSON = flags.DEFINE_bool("json", False, "Print the figures as one JSON object and nothing else.")
+_DUMP_HLO = flags.DEFINE_string("dump_hlo", None, "File for the scheduled HLO that the figures are read from.")
+_COMPARE = flags.DEFINE_string("compare", None, "Further topologies, separated by commas, for one table of all.")
+_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and accumulations; rank what fits.")
+_PRICES = flags.DEFINE_string("prices", None, 'JSON file of dollars per chip and hour, e.g. {"v5p": 2.94}.')
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags say."""
+    with exit_on_user_error():
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+        if not _TOPOLOGY.value:
+            raise UserError("--topology is missing; name the chips, e.g. --topology=v5p:8x8x8")
+        if sum(map(bool, (_COMPARE.value, _SEARCH.value, _JSON.value))) > 1:
+            raise UserError("--compare, --search and --json exclude one another; choose one")
+        plan(_TOPOLOGY.value)
+
+
+def plan(name: str) -> None:
+    """One prediction, a comparison or a search."""
+    # jax reads its environment when it is imported, which the modules below do.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from qwenvl_jax.perf import aot, candidates, hardware, tables
+    from qwenvl_jax.perf.prediction import Prediction
+    from qwenvl_jax.runtime import log
+
+    prices = hardware.read_prices(artifacts.read_json(_PRICES.value) if _PRICES.value else {})
+    names = [name, *(part for part in (_COMPARE.value or "").split(",") if part)]
+    entries = [entry(part) for part in names]
+    aot.check_compiler()
+    candidate = entries[0]
+
+    def attempt(candidate: candidates.Candidate) -> candidates.Outcome:
+        outcome = candidates.run(candidate)
+        log.line("  ".join(str(cell) for cell in tables.comparison_row(candidate.name, outcome, prices) if cell))
+        return outcome
+
+    if _SEARCH.value:
+        found = candidates.ranked(candidates.search(candidate.config, candidate.topology, attempt))
+        if not found:
+            raise UserError(f"nothing that was tried fits {candidate.topology.name}; take more chips")
+        best = [(which.name, outcome) for which, outcome in found]
+        tables.show_comparison(f"what fits {candidate.topology.name}, fastest first", best, prices)
+    elif len(entries) > 1:
+        outcomes = [(which.name, attempt(which)) for which in entries]
+        tables.show_comparison("predicted, not measured", outcomes, prices)
+    else:
+        outcome = candidates.run(candidate, _DUMP_HLO.value)
+        if not isinstance(outcome, Prediction):
+            raise UserError(outcome.reason)
+        if _JSON.value:
+            print(json.dumps(outcome.json(), indent=2))
+            return
+        log.line(candidate.name)
+        tables.show(outcome, prices[candidate.topology.chip.kind])
+    tables.show_assumptions(", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib", "libtpu")))
+
+
+def entry(name: str) -> Any:
+    """The candidate that one topology of the command line means."""
+    import dataclasses
+
+    from qwenvl_jax.perf.candidates import Candidate
+    from qwenvl_jax.perf.hardware import parse_topology
+
+    topology = parse_topology(name)
+    path, values = config_of(topology.chip.kind)
+    config = validate(from_config_dict(Config, dict(values.items())))
+    if topology.slices == 1:
+        topology = dataclasses.replace(topology, slices=config.mesh.slices)
+    return Candidate(f"{path} on {topology.name}", config, topology)
+
+
+def config_of(kind: str) -> tuple[str, Any]:
+    """The config file's path and values with the recipe of a chip, and with the command line's overrides.
+
+    A MESH argument that the user gave stays as it is.
+    """
+    path, _, argument = str(config_flags.get_config_filename(flags.FLAGS["config"])).partition(":")
+    if not os.path.basename(path).startswith("stage") or argument.split(",")[0]:
+        return f"{path}:{argument}".rstrip(":"), _CONFIG.value
+    path = f"{path}:{kind}{argument}"
+    values: Any = flags.FLAGS["config"].parser.parse(path)
+    values.update_from_flattened_dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    return path, values
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags, ending with one sentence on a mistake."""
+    with exit_on_user_error():
+        return commandline.parse(argv)
+    raise AssertionError("unreachable")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

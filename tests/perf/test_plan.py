@@ -1,0 +1,215 @@
+"""`python -m qwenvl_jax.plan` as a user types it, and what it is made of where no TPU compiler is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+from configs import stage2_multitask
+from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.perf import aot, candidates, tables
+from qwenvl_jax.perf.candidates import Candidate, Failure, Outcome
+from qwenvl_jax.perf.hardware import parse_topology, read_prices
+from qwenvl_jax.perf.prediction import JSON_KEYS, Prediction, capacity_text, cost, expected_work, loss_chunks
+
+ROOT = Path(__file__).parents[2]
+TINY = f"--config={ROOT / 'tests' / 'tiny_config.py'}"
+HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
+
+DRIVER = """
+import os, sys
+from absl import app
+from qwenvl_jax import plan
+for line in sys.stdin.read().splitlines():
+    child = os.fork()
+    if not child:
+        os.dup2(1, 2)
+        sys.argv = ["plan", *line.split("\\t")]
+        app.run(plan.main, flags_parser=plan.parse)
+        os._exit(0)
+    print("===", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+MISTAKES = {
+    "no topology": ([TINY], "--topology is missing"),
+    "unknown chip": ([TINY, "--topology=v9:2x2"], "none of the chips"),
+    "bad form": ([TINY, "--topology=v5e-4"], "KIND:AxB"),
+    "unknown flag": ([TINY, "--topolgy=v5e:2x2"], "did you mean 'topology'"),
+    "two modes": ([TINY, "--topology=v5e:2x2", "--json", "--search"], "exclude one another"),
+    "no price file": ([TINY, "--topology=v5e:2x2", "--prices={tmp}/none.json"], "none.json does not exist"),
+    "bad price": ([TINY, "--topology=v5e:2x2", "--prices={tmp}/bad.json"], "the price table names 'v9'"),
+    "bad comparison": ([TINY, "--topology=v5e:2x2", "--compare=v5e:2"], "write v5e:AxB"),
+    "bad config": (["--config=configs/stage2_multitask.py", "--topology=v5p:2x2x1", "--config.train.steps=0"], "steps"),
+    "stray argument": ([TINY, "v5e:2x2"], "unexpected argument"),
+}
+if not HAS_COMPILER:
+    MISTAKES["no compiler"] = ([TINY, "--topology=v5e:2x2"], "pip install -r requirements-tpu.txt")
+
+
+def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"v9": 1}')
+    lines = ["\t".join(arguments).replace("{tmp}", str(tmp_path)) for arguments, _ in MISTAKES.values()]
+    command = [sys.executable, "-c", DRIVER]
+    run = subprocess.run(command, cwd=ROOT, input="\n".join(lines), capture_output=True, text=True, check=True)
+    answers = re.split(r"^=== (\d+)\n", run.stdout, flags=re.MULTILINE)
+    assert len(answers) == 2 * len(MISTAKES) + 1, run.stdout
+    for (name, (_, words)), text, code in zip(MISTAKES.items(), answers[::2], answers[1::2], strict=False):
+        assert code == "2", (name, text)
+        assert text.startswith("error: ") and text.count("\n") == 1, (name, text)
+        assert words in text, (name, text)
+
+
+def test_the_environment_keeps_what_is_set() -> None:
+    environment = {"JAX_PLATFORMS": "tpu"}
+    aot.compiler_environment(environment)
+    assert environment["JAX_PLATFORMS"] == "tpu"
+    assert environment["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+def full_size(**data) -> Config:
+    config = validate(from_config_dict(Config, dict(stage2_multitask.get_config("v5p").items())))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+
+
+def test_expected_work_of_stage_2() -> None:
+    work = expected_work(full_size(images_per_row=7.0, accumulation=4))
+    assert (work.tokens, work.images) == (4096 * 2048, 4096 * 7)
+    assert work.supervised == 4096 * (2048 - 7 * 258)
+    # 2 rows per device and microbatch, 242 supervised places each, in one chunk of 1024.
+    assert loss_chunks(full_size(images_per_row=7.0, accumulation=4), work, 512) == 1
+
+
+FITTING = Prediction(
+    topology="v5p:8x8x8",
+    chips=512,
+    hosts=128,
+    settings={"accumulation": 4},
+    steps=1000,
+    tokens=8_000_000,
+    images=28_000,
+    fits=True,
+    hbm_gib=45.0,
+    hbm_capacity_gib=95.0,
+    hbm_parts_gib={"arguments": 1.0},
+    model_flops=7e17,
+    compile_seconds=100.0,
+    hardware_flops=7.2e17,
+    kernel_flops=1e16,
+    hbm_bytes=1e12,
+    collective_bytes={"all-gather": 1e11},
+    collective_seconds=0.7,
+    exposed_seconds=0.4,
+    step_seconds_roofline=4.5,
+    step_seconds_cycles=5.4,
+    mfu_roofline=0.66,
+    mfu_cycles=0.55,
+    parts={"matmul": 4.0, "exposed": 0.4},
+)
+TOO_BIG = dataclasses.replace(
+    FITTING, fits=False, hbm_gib=120.0, step_seconds_roofline=None, step_seconds_cycles=None, hardware_flops=None
+)
+
+
+def test_cost_of_a_stage() -> None:
+    found = cost(FITTING, 2.0)
+    assert found is not None
+    assert found.days == pytest.approx((4500 / 86400, 5400 / 86400))
+    assert found.chip_hours == pytest.approx((512 * 4500 / 3600, 512 * 5400 / 3600))
+    assert found.dollars == pytest.approx((2 * found.chip_hours[0], 2 * found.chip_hours[1]))
+    assert cost(TOO_BIG, 2.0) is None
+
+
+def test_tables(capsys) -> None:
+    for outcome in (FITTING, TOO_BIG):
+        tables.show(dataclasses.replace(outcome, remedies=("more chips",)), 4.2)
+    tables.show_comparison(
+        "all", [("a", FITTING), ("b", TOO_BIG), ("c", Failure("it crashed", False))], read_prices({})
+    )
+    text = capsys.readouterr().out
+    for words in ("0.400 (8.9% of the step)", "25.0 GiB too much", "more chips", "it crashed", "1.029"):
+        assert words in text, words
+    assert capacity_text(FITTING) == "45.0 of 95 GiB"
+
+
+def test_search_grows_accumulation_until_it_fits() -> None:
+    tried = []
+
+    def attempt(candidate: Candidate) -> Outcome:
+        tried.append(candidate)
+        compute, accumulation = candidate.config.compute, candidate.config.data.accumulation
+        if candidate.config.mesh.fsdp == 8:
+            return Failure("the compiler crashed with SIGFPE", False)
+        seconds = {"matmuls_saved": 4.0, "attention_saved": 4.5, "full": 5.0}[compute.remat_vit] + 0.1 * accumulation
+        fits = accumulation >= 4 or compute.remat_vit == "full"
+        return dataclasses.replace(FITTING if fits else TOO_BIG, step_seconds_roofline=seconds)
+
+    found = candidates.search(full_size(), parse_topology("v5p:8x8x8"), attempt)
+    best = candidates.ranked(found)
+    assert [which for which, _ in found] == tried
+    assert best[0][0].config.data.accumulation == 4
+    assert best[0][0].config.compute.remat_decoder == "matmuls_saved"
+    assert {which.config.mesh.fsdp for which, _ in found} == {8, 32, 64}
+    assert all(outcome.fits for _, outcome in best)
+    assert 16 not in {which.config.data.accumulation for which in tried}  # 8 rows per shard at most are left
+
+
+def test_remedies_name_what_is_left() -> None:
+    from jax.sharding import AbstractMesh
+
+    mesh = AbstractMesh((8, 64, 1), ("data", "fsdp", "tensor"))
+    config = full_size(accumulation=4)
+    assert aot.remedies(config, mesh) == [  # type: ignore[arg-type]
+        "config.data.accumulation=8",
+        "config.compute.remat_decoder=attention_saved",
+        "config.compute.remat_vit=attention_saved",
+        "config.mesh.fsdp=128",
+        "more chips",
+    ]
+
+
+COMPILES = [
+    "--topology=v5e:2x2",
+    "--config.mesh.data=2",
+    "--config.mesh.fsdp=2",
+    "--config.compute.unroll_layers=False",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
+def test_json_of_a_live_compilation(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "qwenvl_jax.plan",
+        TINY,
+        *COMPILES,
+        "--json",
+        f"--dump_hlo={tmp_path / 'step.txt'}",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    values = json.loads(run.stdout)
+    assert tuple(values) == JSON_KEYS
+    assert values["fits"] and values["hbm_capacity_gib"] == 16.0
+    assert 0 < values["mfu_cycles"] <= values["mfu_roofline"] < 1
+    assert values["hardware_flops"] > values["model_flops"]
+    assert (tmp_path / "step.txt").read_text().startswith("HloModule")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
+def test_a_mesh_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
+    config = tiny_run.make_config(tmp_path, mesh__data=3)
+    found = candidates.run(Candidate("bad", config, parse_topology("v5e:2x2")))
+    assert isinstance(found, Failure) and found.mistake and "devices" in found.reason
