@@ -25,6 +25,13 @@ def base(mesh: str) -> ml_collections.ConfigDict:
     return config
 
 
+def adapt(config: ml_collections.ConfigDict, mesh: str) -> ml_collections.ConfigDict:
+    """The finished config of a stage with what the mesh's recipe changes for it."""
+    recipe = importlib.import_module(f"configs.mesh_{mesh}")
+    config.update_from_flattened_dict(getattr(recipe, "STAGES", {}).get(config.train.stage, {}))
+    return config
+
+
 def source(folder: str, name: str, task: str, weight: float) -> dict:
     """One mixture entry. `weight` is in millions of samples."""
     return dict(name=name, task=task, records=f"{folder}/{name}", weight=weight)
@@ -43,6 +50,7 @@ def optimizer(*, peak: float, minimum: float, warmup: int, vit_layer_decay: floa
         clip_norm=1.0,
         vit_layer_decay=vit_layer_decay,
         first_moment_dtype="float32",
+        moments_memory="device",
     )
 
 

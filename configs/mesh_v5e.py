@@ -1,7 +1,15 @@
 """TPU v5e, 16 GiB of HBM per chip; meant for 256 chips (2 x 128). More than 128 ways the ViT's width of
-1664 = 13 * 128 cannot be split. Predicted, not measured: stage 2 with accumulation 8 just fits."""
+1664 = 13 * 128 cannot be split.
+"""
 
 import ml_collections
+
+# What differs per stage, found by `python -m qwenvl_jax.plan --search`.
+STAGES = {
+    "pretrain": {"data.accumulation": 15, "compute.remat_decoder": "matmuls_saved"},
+    "multitask": {"data.accumulation": 8},
+    "sft": {"data.accumulation": 1, "mesh.tensor": 2},
+}
 
 
 def apply(config: ml_collections.ConfigDict) -> None:
@@ -14,5 +22,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_vit="attention_saved",
         remat_decoder="attention_saved",
         unroll_layers=False,
-        loss_chunk=1024,
+        loss_chunk=512,
     )

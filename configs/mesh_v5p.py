@@ -1,8 +1,16 @@
-"""TPU v5p, 95 GiB of HBM per chip; meant for 512 chips (8 x 64). Memory suffices to keep all matrix products, so
-nothing is computed twice. fsdp lies on two axes of the torus, data on the third: gradients are reduce-scattered so.
+"""TPU v5p, 95 GiB of HBM per chip; meant for 512 chips (8 x 64), stage 3 for 64. Memory suffices to keep all matrix
+products, so nothing is computed twice. fsdp lies on two axes of the torus, data on the third: over all three gradients
+would be all-reduced instead of reduce-scattered.
 """
 
 import ml_collections
+
+# What differs per stage, found by `python -m qwenvl_jax.plan --search`.
+STAGES = {
+    "pretrain": {"data.accumulation": 3},
+    "multitask": {"data.accumulation": 2},
+    "sft": {"data.accumulation": 1, "mesh.fsdp": 32},
+}
 
 
 def apply(config: ml_collections.ConfigDict) -> None:
@@ -15,5 +23,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_vit="matmuls_saved",
         remat_decoder="matmuls_saved",
         unroll_layers=False,
-        loss_chunk=1024,
+        loss_chunk=512,
     )

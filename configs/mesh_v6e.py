@@ -2,6 +2,13 @@
 
 import ml_collections
 
+# What differs per stage, found by `python -m qwenvl_jax.plan --search`.
+STAGES = {
+    "pretrain": {"data.accumulation": 8, "compute.remat_decoder": "matmuls_saved"},
+    "multitask": {"data.accumulation": 4},
+    "sft": {"data.accumulation": 1, "mesh.tensor": 2},
+}
+
 
 def apply(config: ml_collections.ConfigDict) -> None:
     """Sets `config.mesh` and `config.compute`."""

@@ -37,9 +37,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         images_per_row=1.0,  # an image takes 258 of the 512 places, so no row has two
         packing_window=32,  # ours
         seed=1,
+        image_groups=0,  # ours: no row has two images, so each keeps its own and devices exchange none
     )
     config.optimizer = base.optimizer(peak=2e-4, minimum=1e-6, warmup=500, vit_layer_decay=0.95)
     # OpenCLIP ViT-bigG and Qwen-7B, converted by `python -m qwenvl_jax.convert`; the resampler starts fresh.
     config.init = dict(stage="import", vit=f"{runs}/openclip_bigg", resampler="", decoder=f"{runs}/qwen_7b")
     config.train = base.train("pretrain", ("vit", "vit_head", "resampler"), 50_000)
-    return config
+    return base.adapt(config, mesh)

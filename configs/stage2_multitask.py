@@ -36,9 +36,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         images_per_row=4.0,  # ours: same-task rows of this mixture would hold about 4.1
         packing_window=32,  # ours
         seed=2,
+        image_groups=64,  # ours: images stay near their rows; groups of eight rows and more fill as evenly as one
     )
     config.optimizer = base.optimizer(peak=5e-5, minimum=1e-5, warmup=400, vit_layer_decay=0.95)
     stage1 = f"{runs}/stage1_pretrain"
     config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1)
     config.train = base.train("multitask", ("vit", "vit_head", "resampler", "decoder"), 19_000)
-    return config
+    return base.adapt(config, mesh)

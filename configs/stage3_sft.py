@@ -23,6 +23,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         images_per_row=4.0,  # ours
         packing_window=32,  # ours
         seed=3,
+        image_groups=16,  # ours
     )
     # The ViT is frozen: its layer-wise decay (0 in Table 8) has nothing to act on.
     config.optimizer = base.optimizer(peak=1e-5, minimum=1e-6, warmup=3000, vit_layer_decay=1.0)
@@ -30,8 +31,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.init = dict(stage="multitask", vit=stage2, resampler=stage2, decoder=stage2)
     # `ln_post` and `proj` stay frozen with the ViT, as in the released fine-tuning; add "vit_head" to train them.
     config.train = base.train("sft", ("resampler", "decoder"), 8000)
-    if mesh.startswith("v"):
-        # 16 rows per microbatch would leave most chips of a pod slice without one. The gradient is the same.
-        config.mesh.fsdp = 16
-        config.data.accumulation = 1
-    return config
+    return base.adapt(config, mesh)

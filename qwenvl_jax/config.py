@@ -119,6 +119,7 @@ class DataConfig:
     images_per_row: float  # image budget of a microbatch, per row
     packing_window: int  # rows held open per task while packing
     seed: int
+    image_groups: int = 1  # parts of a microbatch whose rows use only images of their own part; 0: each row is one
 
     @property
     def rows(self) -> int:
@@ -126,9 +127,24 @@ class DataConfig:
         return self.global_batch_size // self.accumulation
 
     @property
+    def groups(self) -> int:
+        """Image groups of one microbatch."""
+        return self.image_groups or self.rows
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of one image group."""
+        return self.rows // self.groups
+
+    @property
+    def group_images(self) -> int:
+        """Images of one image group; a stage without images still carries one so that shapes stay static."""
+        return max(1, math.ceil(self.group_rows * self.images_per_row))
+
+    @property
     def image_budget(self) -> int:
-        """Images of one microbatch; a stage without images still carries one so that shapes stay static."""
-        return max(1, math.ceil(self.rows * self.images_per_row))
+        """Images of one microbatch."""
+        return self.groups * self.group_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +161,7 @@ class OptimizerConfig:
     clip_norm: float
     vit_layer_decay: float
     first_moment_dtype: str = "float32"  # bfloat16 saves two bytes per trained parameter
+    moments_memory: str = "device"  # between steps; "pinned_host" frees the devices of them and costs transfers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,27 +226,6 @@ class Config:
     train: TrainConfig
     mesh: MeshConfig
     compute: ComputeConfig
-
-
-def untrained(model: ModelConfig, tokenizer: TokenizerConfig, *, image_size: int, stage: str) -> Config:
-    """The config that stands for weights no run of ours made: there is no data, schedule or mesh to tell of.
-
-    Args:
-      model: the architecture.
-      tokenizer: its vocabulary.
-      image_size: pixels of the side that it was last trained at.
-      stage: of `STAGES`, the one whose kind of prompt the weights understand.
-    """
-    return Config(
-        model=model,
-        tokenizer=tokenizer,
-        data=DataConfig((), image_size, model.decoder.train_length, 1, 1, 0.0, 1, 0),
-        optimizer=OptimizerConfig(0.0, 0.0, 0, 0.9, 0.98, 1e-6, 0.0, 1.0, 1.0),
-        init=InitConfig("", "", "", ""),
-        train=TrainConfig(stage, (), 0, 0, 1, 1, 1),
-        mesh=MeshConfig(-1, 1, 1, 1, 0),
-        compute=ComputeConfig("bfloat16", "bfloat16", "auto", "none", "none", False, 4096),
-    )
 
 
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
@@ -307,8 +303,7 @@ def validate(config: Config) -> Config:
     for name in train.trainable:
         _choice("config.train.trainable", name, COMPONENTS)
     _require(bool(train.trainable), "config.train.trainable is empty; name at least one component to train")
-    _require(train.steps > 0, "config.train.steps must be positive")
-    for key in ("log_every", "checkpoint_every", "keep_checkpoints"):
+    for key in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
         _require(getattr(train, key) > 0, f"config.train.{key} must be positive")
     _require(bool(data.mixture), "config.data.mixture is empty; name at least one source")
     for source in data.mixture:
@@ -321,16 +316,14 @@ def validate(config: Config) -> Config:
         f"config.data.global_batch_size {data.global_batch_size} must be a positive multiple of "
         f"config.data.accumulation {data.accumulation}",
     )
+    window, (side, rest) = config.model.vit.window, divmod(data.image_size, config.model.vit.patch_size)
     _require(
-        data.image_size > 0 and data.image_size % config.model.vit.patch_size == 0,
+        side > 0 and not rest,
         f"config.data.image_size {data.image_size} must be a multiple of the patch size {config.model.vit.patch_size}",
     )
     _require(
-        not config.model.vit.window
-        or data.image_size // config.model.vit.patch_size % config.model.vit.window == 0
-        or data.image_size // config.model.vit.patch_size < config.model.vit.window,
-        f"config.model.vit.window {config.model.vit.window} does not divide the "
-        f"{data.image_size // config.model.vit.patch_size} patches of a side",
+        not window or side % window == 0 or side < window,
+        f"config.model.vit.window {window} does not divide the {side} patches of a side",
     )
     _require(
         data.sequence_length > config.model.resampler.queries + 2,
@@ -339,6 +332,11 @@ def validate(config: Config) -> Config:
     )
     _require(data.images_per_row >= 0, "config.data.images_per_row must not be negative")
     _require(data.packing_window > 0, "config.data.packing_window must be positive")
+    _require(
+        data.image_groups >= 0 and data.rows % data.groups == 0,
+        f"config.data.image_groups {data.image_groups} must divide the {data.rows} rows of a microbatch "
+        "(config.data.global_batch_size / accumulation), or be 0 for a group of every row",
+    )
     opt = config.optimizer
     _require(
         0 <= opt.min_learning_rate <= opt.peak_learning_rate,
@@ -350,6 +348,7 @@ def validate(config: Config) -> Config:
         f"config.optimizer.warmup_steps {opt.warmup_steps} must be less than config.train.steps {train.steps}",
     )
     _choice("config.optimizer.first_moment_dtype", opt.first_moment_dtype, DTYPES)
+    _choice("config.optimizer.moments_memory", opt.moments_memory, ("device", "pinned_host"))
     _require(0 < opt.vit_layer_decay <= 1, "config.optimizer.vit_layer_decay must lie in (0, 1]")
     _choice("config.tokenizer.kind", config.tokenizer.kind, ("qwen", "sentencepiece"))
     compute = config.compute

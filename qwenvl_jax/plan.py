@@ -2,10 +2,15 @@
 
 python -m qwenvl_jax.plan --config=configs/stage2_multitask.py --topology=v5p:8x8x8 [--config.key=value]
     [--json] [--dump_hlo=step.txt] [--prices=prices.json] [--compare=v5e:16x16,v6e:16x16] [--search]
+    [--dump_sharding=sharding.json]
 
 The real training step is compiled by XLA's TPU compiler (libtpu) on this machine, and the figures are read off the
 schedule; no TPU is touched. A topology is KIND:AxB[xC][@SLICES]. A config without a MESH argument takes the recipe of
-the topology's chip (`configs/mesh_KIND.py`). `--prices` names a JSON file of dollars per chip and hour.
+the topology's chip (`configs/mesh_KIND.py`). `--prices` names a JSON file of dollars per chip and hour. A step that
+does not fit ends with exit code 2, after its table; `--json` says it with `fits`.
+
+`--dump_sharding` compiles nothing and needs no libtpu: it writes how every parameter lies on the topology, checks the
+mesh on the way and prints the sums per tower.
 
 libtpu must not become the default backend of other runs: install requirements-tpu.txt into an environment of its own.
 Compilation runs in processes that have JAX_PLATFORMS=cpu and the variables of `perf.aot.compiler_environment`.
@@ -31,6 +36,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print the figures as one JSON object a
 _DUMP_HLO = flags.DEFINE_string("dump_hlo", None, "File for the scheduled HLO that the figures are read from.")
 _COMPARE = flags.DEFINE_string("compare", None, "Further topologies, separated by commas, for one table of all.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and accumulations; rank what fits.")
+_DUMP_SHARDING = flags.DEFINE_string("dump_sharding", None, "JSON file for the shardings of the state; no compilation.")
 _PRICES = flags.DEFINE_string("prices", None, 'JSON file of dollars per chip and hour, e.g. {"v5p": 2.94}.')
 
 
@@ -41,9 +47,12 @@ def main(argv: list[str]) -> None:
             raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
         if not _TOPOLOGY.value:
             raise UserError("--topology is missing; name the chips, e.g. --topology=v5p:8x8x8")
-        if sum(map(bool, (_COMPARE.value, _SEARCH.value, _JSON.value))) > 1:
-            raise UserError("--compare, --search and --json exclude one another; choose one")
-        plan(_TOPOLOGY.value)
+        if sum(map(bool, (_COMPARE.value, _SEARCH.value, _JSON.value, _DUMP_SHARDING.value))) > 1:
+            raise UserError("--compare, --search, --json and --dump_sharding exclude one another; choose one")
+        if _DUMP_SHARDING.value:
+            dump_sharding(_TOPOLOGY.value, _DUMP_SHARDING.value)
+        else:
+            plan(_TOPOLOGY.value)
 
 
 def plan(name: str) -> None:
@@ -51,7 +60,7 @@ def plan(name: str) -> None:
     # jax reads its environment when it is imported, which the modules below do.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from qwenvl_jax.perf import aot, candidates, hardware, tables
-    from qwenvl_jax.perf.prediction import Prediction
+    from qwenvl_jax.perf.prediction import Prediction, misfit_text
     from qwenvl_jax.runtime import log
 
     prices = hardware.read_prices(artifacts.read_json(_PRICES.value) if _PRICES.value else {})
@@ -83,7 +92,26 @@ def plan(name: str) -> None:
             return
         log.line(candidate.name)
         tables.show(outcome, prices[candidate.topology.chip.kind])
+        if not outcome.fits:
+            raise UserError(misfit_text(outcome))
     tables.show_assumptions(", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib", "libtpu")))
+
+
+def dump_sharding(name: str, path: str) -> None:
+    """Writes the shardings of a topology as JSON and shows their sums per tower."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from qwenvl_jax.perf.aot import for_topology
+    from qwenvl_jax.sharding.mesh import abstract_mesh
+    from qwenvl_jax.sharding.report import as_json, json_text
+    from qwenvl_jax.training.placement import placed_state
+    from qwenvl_jax.training.summary import show_towers
+
+    candidate = entry(name)
+    config = for_topology(candidate.config, candidate.topology)
+    mesh = abstract_mesh(config.mesh, candidate.topology.chips)
+    state = placed_state(config, mesh)
+    artifacts.write_text(path, json_text(as_json(state.trainable, state.frozen, state.opt_state, mesh)))
+    show_towers(config, state, mesh)
 
 
 def entry(name: str) -> Any:

@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         weight_decay=0.05,
         clip_norm=1.0,
         vit_layer_decay=0.9,
+        moments_memory="device",
     )
     config.init = dict(stage="", vit="", resampler="", decoder="")
     config.train = dict(

@@ -73,18 +73,20 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
     slots = np.full(shape, -1, np.int32)
     images = np.zeros((data.accumulation, data.image_budget, data.image_size, data.image_size, 3), np.uint8)
     if data.images_per_row:
-        used = min(2 * data.rows, data.image_budget)
-        images[:, :used] = rng.integers(0, 256, (data.accumulation, used, *images.shape[2:]))
-        for image in range(used):
+        for image in range(2 * data.rows):
             row, start = image // 2, 1 + (image % 2) * half
-            slots[:, row, start : start + queries] = image * queries + np.arange(queries)
+            group, own = row // data.group_rows, image % (2 * data.group_rows)
+            if own < data.group_images:
+                place = group * data.group_images + own
+                images[:, place] = rng.integers(0, 256, (data.accumulation, *images.shape[2:]))
+                slots[:, row, start : start + queries] = own * queries + np.arange(queries)
     mask = (rng.random(shape) < 0.6) & (segments > 0) & (slots < 0)
     targets = np.roll(tokens, -1, axis=-1)
     return Batch(tokens, targets, mask.astype(np.float32), segments, positions, slots, images)
 
 
 def regroup(batch: Batch, queries: int) -> Batch:
-    """The same batch with all microbatches as one."""
+    """The same batch, of one image group, with all microbatches as one."""
     joined = [field.reshape(1, -1, *field.shape[2:]) for field in batch]
     slots, budget = batch.image_slot_ABL, batch.images_AIHWC.shape[1]
     offset = (np.arange(slots.shape[0]) * budget * queries)[:, None, None]

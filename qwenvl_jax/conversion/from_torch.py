@@ -231,7 +231,7 @@ def _foreign_config(folder: epath.Path, model: config_lib.ModelConfig, image_siz
     generation = folder / "generation_config.json"
     chat = generation.exists() and artifacts.read_json(generation).get("chat_format") == "chatml"
     vocabulary = folder / VOCABULARY_FILES["qwen"]
-    return config_lib.untrained(
+    return released_config.untrained_config(
         dataclasses.replace(model, name=folder.name),
         TokenizerConfig("qwen", str(vocabulary) if vocabulary.exists() else ""),
         image_size=image_size,

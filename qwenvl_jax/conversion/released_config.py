@@ -180,6 +180,29 @@ def model_from_released(content: Mapping[str, Any], where: str) -> ModelConfig:
     return config_lib.validate_model(model)
 
 
+def untrained_config(
+    model: ModelConfig, tokenizer: config_lib.TokenizerConfig, *, image_size: int, stage: str
+) -> config_lib.Config:
+    """The config that stands for weights no run of ours made: there is no data, schedule or mesh to tell of.
+
+    Args:
+      model: the architecture.
+      tokenizer: its vocabulary.
+      image_size: pixels of the side that it was last trained at.
+      stage: of `config.STAGES`, the one whose kind of prompt the weights understand.
+    """
+    return config_lib.Config(
+        model=model,
+        tokenizer=tokenizer,
+        data=config_lib.DataConfig((), image_size, model.decoder.train_length, 1, 1, 0.0, 1, 0),
+        optimizer=config_lib.OptimizerConfig(0.0, 0.0, 0, 0.9, 0.98, 1e-6, 0.0, 1.0, 1.0),
+        init=config_lib.InitConfig("", "", "", ""),
+        train=config_lib.TrainConfig(stage, (), 0, 0, 1, 1, 1),
+        mesh=config_lib.MeshConfig(-1, 1, 1, 1, 0),
+        compute=config_lib.ComputeConfig("bfloat16", "bfloat16", "auto", "none", "none", False, 4096),
+    )
+
+
 def generation_config(*, stage: str, end_id: int) -> dict[str, Any]:
     """The content of generation_config.json: `raw` for pre-trained models, `chatml` after supervised tuning."""
     chat = stage == "sft"

@@ -68,7 +68,9 @@ class Stream:
 
     def _reset(self) -> None:
         data = self._data
-        self._packer = Packer(data.rows, data.sequence_length, data.image_budget, data.packing_window)
+        self._packer = Packer(
+            data.group_rows, data.sequence_length, data.group_images, data.packing_window, data.groups
+        )
         self._held: dict[int, _Sample] = {}
         self._next = 0
         self._counts: dict[str, Any] = {
@@ -114,7 +116,7 @@ class Stream:
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
     def __next__(self) -> Batch:
-        microbatches: list[list[Row]] = []
+        microbatches: list[list[list[Row]]] = []
         while len(microbatches) < self._data.accumulation:
             item = self._fetch(self._next)
             self._next += 1
@@ -122,9 +124,9 @@ class Stream:
             if not self._packer.fits(item):
                 self._drop(self._held.pop(item.n), item)
                 continue
-            rows = self._packer.add(item)
-            if rows is not None:
-                microbatches.append(rows)
+            groups = self._packer.add(item)
+            if groups is not None:
+                microbatches.append(groups)
         return self._assemble(microbatches)
 
     def _fetch(self, n: int) -> Item:
@@ -146,10 +148,10 @@ class Stream:
             raise UserError(
                 f"no sample of source {name!r} fits a row: {sample.name!r} has {item.length} tokens and "
                 f"{item.images} images for config.data.sequence_length {self._data.sequence_length} and an image "
-                f"budget of {self._data.image_budget}; raise them"
+                f"budget of {self._data.group_images}; raise them"
             )
 
-    def _assemble(self, microbatches: Sequence[Sequence[Row]]) -> Batch:
+    def _assemble(self, microbatches: Sequence[Sequence[Sequence[Row]]]) -> Batch:
         """Lays samples out and decodes their images. A sample with a corrupt image leaves its places as padding."""
         data = self._data
         shape = (data.accumulation, data.rows, data.sequence_length)
@@ -158,16 +160,17 @@ class Stream:
         slots_ABL = np.full(shape, -1, np.int32)
         images_AIHWC = np.zeros((shape[0], data.image_budget, data.image_size, data.image_size, 3), np.uint8)
         placed = [
-            (a, b, segment, self._held.pop(item.n))
-            for a, rows in enumerate(microbatches)
-            for b, row in enumerate(rows)
+            (a, g, g * data.group_rows + k, segment, self._held.pop(item.n))
+            for a, groups in enumerate(microbatches)
+            for g, rows in enumerate(groups)
+            for k, row in enumerate(rows)
             for segment, item in enumerate(row.items, start=1)
         ]
         decoded = list(self._decoders.map(self._decode, [sample for *_, sample in placed]))
         self._counts["batches"] += 1
-        next_image = [0] * data.accumulation
+        next_image: collections.Counter[tuple[int, int]] = collections.Counter()
         next_place: collections.Counter[tuple[int, int]] = collections.Counter()
-        for (a, b, segment, sample), images_IHWC in zip(placed, decoded, strict=True):
+        for (a, g, b, segment, sample), images_IHWC in zip(placed, decoded, strict=True):
             start = next_place[a, b]
             tokens_L, is_target_L, query_L, _ = sample.tokens
             stop = start + len(tokens_L)
@@ -188,9 +191,10 @@ class Stream:
             mask_ABL[a, b, start : stop - 1] = is_target_L[1:]
             segments_ABL[a, b, start:stop] = segment
             positions_ABL[a, b, start:stop] = np.arange(len(tokens_L))
-            first = next_image[a]
-            next_image[a] = first + len(images_IHWC)
-            images_AIHWC[a, first : next_image[a]] = images_IHWC
+            first = next_image[a, g]
+            next_image[a, g] = first + len(images_IHWC)
+            place = g * data.group_images + first
+            images_AIHWC[a, place : place + len(images_IHWC)] = images_IHWC
             slots_ABL[a, b, start:stop] = np.where(query_L < 0, -1, query_L + first * self._queries)
         self._counts["targets"] += int(mask_ABL.sum())
         self._check_corruption()
@@ -285,7 +289,7 @@ class Loader(Iterator[Batch]):
         return self._slice(ready.batch)
 
     def _slice(self, batch: Batch) -> Batch:
-        """Rows and images of this process; image slots keep counting through the whole microbatch."""
+        """Rows and images of this process; image slots keep counting through the whole image group."""
         if self._count == 1:
             return batch
         parts = []

@@ -6,6 +6,7 @@ bookkeeping on lengths: no tokens, no pixels, no randomness, so the same samples
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,15 +43,20 @@ class Packer:
     where it comes first. If 2 * `rows` wait and no full microbatch is possible (a mixture richer in images than the
     budget), a microbatch leaves with fewer rows, so that memory and state stay bounded.
 
+    The microbatch may be cut into groups, each with its own rows and images (`config.data.image_groups`): rows rich
+    in images then go to different groups.
+
     Args:
-      rows: per microbatch.
+      rows: per group.
       length: tokens per row.
-      images: per microbatch; also the most that one row may show.
+      images: per group; also the most that one row may show.
       window: open rows per task.
+      groups: per microbatch.
     """
 
-    def __init__(self, rows: int, length: int, images: int, window: int):
+    def __init__(self, rows: int, length: int, images: int, window: int, groups: int = 1):
         self._rows, self._length, self._images, self._window = rows, length, images, window
+        self._groups = groups
         self._open: dict[str, list[Row]] = {}
         self._ready: list[Row] = []
 
@@ -58,8 +64,8 @@ class Packer:
         """Whether any row could hold the sample; one that does not fit must be dropped."""
         return 0 < item.length <= self._length and item.images <= self._images
 
-    def add(self, item: Item) -> list[Row] | None:
-        """Takes one sample that `fits`; returns a finished microbatch of 1 to `rows` rows, or None."""
+    def add(self, item: Item) -> list[list[Row]] | None:
+        """Takes one sample that `fits`; returns a finished microbatch, per group at most `rows` rows, or None."""
         rows = self._open.setdefault(item.task, [])
         candidates = [row for row in rows if self._room(row, item)]
         closed: Row | None = None
@@ -83,22 +89,48 @@ class Packer:
     def _room(self, row: Row, item: Item) -> bool:
         return row.length + item.length <= self._length and row.images + item.images <= self._images
 
-    def _take(self) -> list[Row] | None:
-        if len(self._ready) < self._rows:
+    def _take(self) -> list[list[Row]] | None:
+        wanted, budget = self._rows * self._groups, self._images * self._groups
+        if len(self._ready) < wanted:
             return None
+        crowded = len(self._ready) >= 2 * wanted
         chosen: list[Row] = []
-        kept: list[Row] = []
         images = 0
         for row in self._ready:
-            if len(chosen) < self._rows and images + row.images <= self._images:
+            if len(chosen) < wanted and images + row.images <= budget:
                 chosen.append(row)
                 images += row.images
-            else:
-                kept.append(row)
-        if len(chosen) < self._rows and len(self._ready) < 2 * self._rows:
+        if len(chosen) < wanted and not crowded:
             return None
-        self._ready = kept
-        return chosen
+        groups = self._spread(chosen)
+        if sum(map(len, groups)) < wanted and not crowded:
+            return None
+        taken = {id(row) for rows in groups for row in rows}
+        self._ready = [row for row in self._ready if id(row) not in taken]
+        return groups
+
+    def _spread(self, chosen: list[Row]) -> list[list[Row]]:
+        """Deals rows out to the groups, those with most images first, each to the group with fewest images so far.
+
+        Rows that their group's budget has no room for are left out. Within a group rows keep their order.
+        """
+        if self._groups == 1:
+            return [chosen]
+        groups: list[list[int]] = [[] for _ in range(self._groups)]
+        least = [(0, group) for group in range(self._groups)]  # images so far, of the groups that take more rows
+        for place in sorted(range(len(chosen)), key=lambda place: -chosen[place].images):
+            if not least:
+                break
+            images, group = least[0]
+            images += chosen[place].images
+            if images > self._images:
+                continue
+            groups[group].append(place)
+            if len(groups[group]) < self._rows:
+                heapq.heapreplace(least, (images, group))
+            else:
+                heapq.heappop(least)
+        return [[chosen[place] for place in sorted(places)] for places in groups]
 
     def held(self) -> list[int]:
         """Places in the stream of all samples taken and not yet returned."""

@@ -77,7 +77,8 @@ class Batch(NamedTuple):
       loss_mask_ABL: float32, 1 where `targets` is supervised.
       segment_ids_ABL: int32, 1.. numbers the samples of a row, 0 is padding.
       positions_ABL: int32, restarts at 0 with every sample.
-      image_slot_ABL: int32 into the [I * Q] features of the microbatch, -1 for text.
+      image_slot_ABL: int32 into the features of the row's image group, -1 for text. Rows and images are cut into
+        image groups (`config.data.image_groups`); feature q of the group's image i has the slot i * Q + q.
       images_AIHWC: uint8 pixels, zero where the budget is not used.
     """
 

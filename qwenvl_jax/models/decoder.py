@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from qwenvl_jax.config import DecoderConfig
 from qwenvl_jax.models.attention import attention, decode_attention
-from qwenvl_jax.models.layers import Projection, RMSNorm, named, over_rows, scan_blocks
+from qwenvl_jax.models.layers import Projection, RMSNorm, named, scan_blocks
+from qwenvl_jax.models.parallel import lookup, over_rows
 
 
 class Positional(NamedTuple):
@@ -98,34 +98,6 @@ def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array) -> jax.Arr
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLNK.dtype)
 
 
-def lookup(table_VD: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of the embedding table, [...] ids to [..., D] in `dtype`; an id outside the vocabulary gives NaN.
-
-    The width of the table is split over `fsdp`. Under a mesh (see `jax.set_mesh`) every device looks up its part of
-    the width for all rows of its `fsdp` group, then parts and rows change places. Left to itself the compiler sums
-    gradients of the whole table over all devices.
-    """
-
-    def local(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
-        return table_VD.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = ("data", "fsdp")
-    if tokens.ndim != 2 or not set(axes) <= set(mesh.axis_names) - set(mesh.manual_axes):
-        return local(table_VD, tokens)
-    data, fsdp = (mesh.shape[axis] for axis in axes)
-    if fsdp == 1 or table_VD.shape[1] % fsdp or tokens.shape[0] % (data * fsdp):
-        return local(table_VD, tokens)
-
-    def group(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
-        all_BL = jax.lax.all_gather(tokens_BL, "fsdp", axis=0, tiled=True)
-        return jax.lax.all_to_all(local(table_VD, all_BL), "fsdp", split_axis=0, concat_axis=2, tiled=True)
-
-    rows, width = PartitionSpec(axes), PartitionSpec(None, "fsdp")
-    mapped = jax.shard_map(group, in_specs=(width, rows), out_specs=rows, axis_names=set(axes), check_vma=False)
-    return mapped(table_VD, tokens)
-
-
 class DecoderAttention(nn.Module):
     config: DecoderConfig
     dtype: Any
@@ -149,8 +121,8 @@ class DecoderAttention(nn.Module):
         else:
             own = q_BLNK[:, 0], k_BLNK[:, 0], v_BLNK[:, 0]
             out_BLNK = decode_attention(*own, cache.key, cache.value, visible)[:, None]
-        out = Projection((heads, size), (width,), self.dtype, out_init, use_bias=False, name="out")(out_BLNK)
-        return named(out, "attention_out"), KeyValue(k_BLNK, v_BLNK)
+        project = Projection((heads, size), (width,), self.dtype, out_init, use_bias=False, name="out")
+        return named(project(out_BLNK), "attention_out"), KeyValue(k_BLNK, v_BLNK)
 
 
 class DecoderMlp(nn.Module):

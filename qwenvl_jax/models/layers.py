@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
 from qwenvl_jax.models.attention import SAVED_NAME
+from qwenvl_jax.models.parallel import product
+from qwenvl_jax.sharding.rules import fsdp_axis
 
 Initializer = Callable[..., jax.Array]
 
@@ -49,7 +50,8 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., *inputs] to [..., *outputs] in the compute dtype."""
         kernel = self.param("kernel", self.kernel_init, (*self.inputs, *self.outputs), jnp.float32)
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=len(self.inputs))
+        split_axis = fsdp_axis((*self.path, "kernel"))
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype), len(self.inputs), split_axis)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(self.dtype)
         return y
@@ -148,20 +150,6 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
 def named(x: jax.Array, name: str) -> jax.Array:
     """Marks a result that the remat policies of `scan_blocks` may keep."""
     return checkpoint_name(x, name)
-
-
-def over_rows(x: jax.Array) -> jax.Array:
-    """Keeps the rows (or images) of an activation split over `data` and `fsdp`, and that of its gradient.
-
-    Without it the compiler may split the gradient along the width of the weights instead, and gather whole activations
-    in every layer. Does nothing where no mesh is set (see `jax.set_mesh`) or the rows do not divide.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names and axis not in mesh.manual_axes)
-    parts = math.prod(mesh.shape[axis] for axis in axes)
-    if parts == 1 or x.shape[0] % parts:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
 def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, unroll: bool = False) -> Any:

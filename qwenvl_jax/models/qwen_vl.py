@@ -25,6 +25,7 @@ from qwenvl_jax.config import ComputeConfig, ModelConfig
 from qwenvl_jax.models import decoder
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.models.decoder import KeyValue
+from qwenvl_jax.models.parallel import take_features
 from qwenvl_jax.models.resampler import Resampler
 from qwenvl_jax.models.vit import Vit
 
@@ -146,13 +147,15 @@ def embed(
     tokens_BL: jax.Array,
     image_slot_BL: jax.Array,
     features_FD: jax.Array | None,
+    image_groups: int = 1,
 ) -> jax.Array:
     """Embeddings in which image features replace those of the image's slots.
 
     Args:
       tokens_BL: int32 ids.
-      image_slot_BL: int32, index into `features_FD` or -1 for text; ignored without features.
+      image_slot_BL: int32, index into the features of the row's group or -1 for text; ignored without features.
       features_FD: from `encode_images`, or None.
+      image_groups: equal parts that rows and features are cut into; a row uses features of its own part only.
 
     Returns:
       [B, L, D] in the compute dtype.
@@ -160,7 +163,7 @@ def embed(
     x_BLD = _apply(_network(model, compute), params, QwenVL.embed, tokens_BL)
     if features_FD is None:
         return x_BLD
-    slots_BLD = features_FD.at[jnp.maximum(image_slot_BL, 0)].get(mode="fill", fill_value=jnp.nan)
+    slots_BLD = take_features(features_FD, image_slot_BL, image_groups)
     return jnp.where(image_slot_BL[..., None] >= 0, slots_BLD.astype(x_BLD.dtype), x_BLD)
 
 
@@ -200,19 +203,20 @@ def forward(
     positions_BL: jax.Array,
     image_slot_BL: jax.Array,
     images_IHWC: jax.Array | None,
+    image_groups: int = 1,
     training: bool = True,
 ) -> jax.Array:
     """Images and packed rows to hidden states [B, L, D] after the final norm.
 
     The arguments are the fields of one microbatch of `qwenvl_jax.data.schema.Batch`; `images_IHWC` None skips the
-    vision side (then `params` may lack it). See `hidden_states` for `training`.
+    vision side (then `params` may lack it). See `embed` for `image_groups`, `hidden_states` for `training`.
     """
     features_FD = None if images_IHWC is None else encode_images(params, model, compute, images_IHWC)
     return hidden_states(
         params,
         model,
         compute,
-        embeddings_BLD=embed(params, model, compute, tokens_BL, image_slot_BL, features_FD),
+        embeddings_BLD=embed(params, model, compute, tokens_BL, image_slot_BL, features_FD, image_groups),
         segment_ids_BL=segment_ids_BL,
         positions_BL=positions_BL,
         training=training,

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from qwenvl_jax.config import ResamplerConfig
 from qwenvl_jax.models.attention import attention
-from qwenvl_jax.models.layers import LayerNorm, Projection, over_rows, resize_positions, sincos_positions
+from qwenvl_jax.models.layers import LayerNorm, Projection, resize_positions, sincos_positions
+from qwenvl_jax.models.parallel import over_rows
 
 
 class CrossAttention(nn.Module):

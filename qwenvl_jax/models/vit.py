@@ -16,8 +16,10 @@ import numpy as np
 
 from qwenvl_jax.config import VitConfig
 from qwenvl_jax.models.attention import attention
-from qwenvl_jax.models.layers import LayerNorm, Projection, named, over_rows, resize_positions, scan_blocks
+from qwenvl_jax.models.layers import LayerNorm, Projection, named, resize_positions, scan_blocks
+from qwenvl_jax.models.parallel import over_rows, product
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.rules import fsdp_axis
 
 # Mean and standard deviation of the RGB channels in [0, 1] that CLIP was trained with.
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -78,7 +80,8 @@ class VitAttention(nn.Module):
             out_IPNK = self._attend(qkv)
         else:
             out_IPNK = jax.lax.cond(windowed, self._attend_in_windows, self._attend, qkv)
-        return named(Projection((heads, size), (width,), self.dtype, out_init, name="out")(out_IPNK), "attention_out")
+        project = Projection((heads, size), (width,), self.dtype, out_init, name="out")
+        return named(project(out_IPNK), "attention_out")
 
     def _attend(self, qkv_IPCNK: jax.Array) -> jax.Array:
         q, k, v = (qkv_IPCNK[:, :, part] for part in range(3))
@@ -189,4 +192,4 @@ class Vit(nn.Module):
 
     def head(self, x_IQD: jax.Array) -> jax.Array:
         """`ln_post`, then `@ proj`: [I, Q, D] to [I, Q, D]."""
-        return self.ln_post(over_rows(x_IQD)) @ self.proj.astype(self.dtype)
+        return product(self.ln_post(over_rows(x_IQD)), self.proj.astype(self.dtype), 1, fsdp_axis(("vit", "proj")))

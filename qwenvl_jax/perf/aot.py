@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import re
 import time
 from collections.abc import Mapping, MutableMapping
@@ -21,22 +22,24 @@ from qwenvl_jax.config import Config
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.perf.hardware import GIB, Topology
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.sharding.report import check_replicated, report
-from qwenvl_jax.sharding.rules import check_batch
-from qwenvl_jax.training.partition import merge
-from qwenvl_jax.training.step import abstract_batch, abstract_state, make_train_step
+from qwenvl_jax.sharding.mesh import AnyMesh, make_mesh
+from qwenvl_jax.training.placement import placed_state
+from qwenvl_jax.training.step import abstract_batch, make_train_step
 
-_EXCEEDED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
+# How the compiler says that a step does not fit: with all it needs, or with its temporaries alone.
+_EXCEEDED = (
+    re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm"),
+    re.compile(r"HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)"),
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """HBM of one chip in GiB. `total` is the peak of what lives at once and the code; the parts add up to more, because
-    arguments and temporaries are not all needed at the same time.
+    arguments and temporaries are not all needed at the same time. `host` is what it keeps in its host's memory.
 
-    Where the step does not fit, the compiler tells only `total` and `capacity`.
+    Where the step does not fit, the compiler tells only `total`, or what of it are temporaries, and `capacity`.
     """
 
     fits: bool
@@ -45,6 +48,7 @@ class Memory:
     arguments: float = 0.0
     temporaries: float = 0.0
     code: float = 0.0
+    host: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +136,7 @@ def compile_step(config: Config, topology: Topology, options: Mapping[str, Any] 
     """
     config = for_topology(config, topology)
     mesh = make_mesh(config.mesh, devices(topology))
-    check_batch(config.data.rows, mesh)
-    state = abstract_state(config, mesh)
-    check_replicated(report(merge(state.trainable, state.frozen), mesh), mesh, config.mesh.max_replicated_bytes)
+    state = placed_state(config, mesh)
     coordinates = tuple(
         (*device.coords[: len(topology.shape)], getattr(device, "slice_index", 0) or 0) for device in mesh.devices.flat
     )
@@ -144,25 +146,35 @@ def compile_step(config: Config, topology: Topology, options: Mapping[str, Any] 
         lowered = make_train_step(config, mesh).lower(state, abstract_batch(config, mesh))
         compiled = lowered.compile(compiler_options=dict(options) if options else None)
     except jax.errors.JaxRuntimeError as error:
-        exceeded = _EXCEEDED.search(str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not exceeded:
+        memory = misfit(str(error))
+        if memory is None:
             raise
-        used, capacity = (float(exceeded[k]) * _UNITS[exceeded[k + 1]] / GIB for k in (1, 3))
-        memory = Memory(False, used, capacity)
     else:
         hlo = compiled.as_text()
         memory = _memory(compiled.memory_analysis(), topology)
     return CompiledStep(hlo, memory, mesh, coordinates, time.monotonic() - start)
 
 
+def misfit(message: str) -> Memory | None:
+    """What the compiler's message says of a step that does not fit; None if it is about something else."""
+    for pattern in _EXCEEDED if "RESOURCE_EXHAUSTED" in message else ():
+        if found := pattern.search(message):
+            used, capacity = (float(found[k]) * _UNITS[found[k + 1]] / GIB for k in (1, 3))
+            return Memory(False, used, capacity)
+    return None
+
+
 def _memory(stats: Any, topology: Topology) -> Memory:
     arguments = (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes) / GIB
     temporaries, code = stats.temp_size_in_bytes / GIB, stats.generated_code_size_in_bytes / GIB
-    total = stats.peak_memory_in_bytes / GIB + code
-    return Memory(True, total, topology.chip.hbm_bytes / GIB, arguments, temporaries, code)
+    host = stats.host_argument_size_in_bytes + stats.host_output_size_in_bytes - stats.host_alias_size_in_bytes
+    # The compiler's peak counts what lies in the host's memory all through the step as if it were here.
+    total = (stats.peak_memory_in_bytes - host) / GIB + code
+    host = (host + stats.host_temp_size_in_bytes) / GIB
+    return Memory(True, total, topology.chip.hbm_bytes / GIB, arguments, temporaries, code, host)
 
 
-def remedies(config: Config, mesh: Mesh) -> list[str]:
+def remedies(config: Config, mesh: AnyMesh) -> list[str]:
     """What would make a step that does not fit smaller, the cheapest first."""
     found = []
     data, compute = config.data, config.compute
@@ -175,7 +187,10 @@ def remedies(config: Config, mesh: Mesh) -> list[str]:
         policy = getattr(compute, f"remat_{tower}")
         if policy in weaker:
             found.append(f"config.compute.remat_{tower}={weaker[policy]}")
-    if mesh.shape["data"] > 1:
-        found.append(f"config.mesh.fsdp={2 * mesh.shape['fsdp']}")
+    if config.optimizer.moments_memory == "device":
+        found.append("config.optimizer.moments_memory=pinned_host")
+    copies, fsdp = mesh.shape["data"] // config.mesh.slices, 2 * mesh.shape["fsdp"]
+    if copies % 2 == 0 and math.gcd(config.model.vit.width, config.model.decoder.width) % fsdp == 0:
+        found.append(f"config.mesh.fsdp={fsdp}")
     found.append("more chips")
     return found

@@ -14,8 +14,10 @@ import dataclasses
 
 from qwenvl_jax.config import Config
 
-# Dense bfloat16 operations per second and device (vendors' data sheets), by a part of `jax.Device.device_kind`;
-# the first match counts. A v4 or v5p "device" is a chip (megacore).
+# Dense bfloat16 operations per second and device, by a part of the device's name (`jax.Device.device_kind`, for GPUs
+# also PyTorch's name); the first match counts. TPUs: `perf/hardware.py` tells the sources; a v4 or v5p "device" is a
+# chip (megacore). NVIDIA: data sheets, which give twice as much, with sparsity, for H100 (1,979 TFLOP/s as SXM, 1,671
+# as NVL, 1,513 as PCIe), H200 (1,979 as SXM, 1,671 as NVL) and B200 (4,500).
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("TPU v6", 918e12),
     ("TPU v5p", 459e12),
@@ -23,8 +25,12 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("TPU v5e", 197e12),
     ("TPU v5", 459e12),
     ("TPU v4", 275e12),
+    ("H200 NVL", 836e12),
     ("H200", 989e12),
+    ("H100 NVL", 836e12),
+    ("H100 PCIe", 756e12),
     ("H100", 989e12),
+    ("B200", 2250e12),
     ("A100", 312e12),
 )
 

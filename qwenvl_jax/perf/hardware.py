@@ -1,11 +1,17 @@
 """Chips and pod slices: what `plan` assumes about the hardware, in one table that its output prints.
 
-Units: operations and bytes per second, bytes, hertz; bandwidths of links are one way. Sources of the constants:
+Units: operations and bytes per second, bytes, hertz; bandwidths of links are one way. Sources of the constants, as of
+November 2026:
 
-  [cloud]   Google Cloud TPU documentation, system architecture pages of v4, v5e, v5p and v6e
-  [scaling] "How to Scale Your Model", chapter 2 (https://jax-ml.github.io/scaling-book/tpus): ring collectives, link
-            and data-centre bandwidths as they are reached in practice
-  [clock]   the rate at which the matrix units give the peak (v5e: 4 units * 128^2 * 2 * 1.5 GHz = 197 TFLOP/s)
+  [cloud]   Google Cloud TPU documentation, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e", table of key specifications
+            (https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p-training, /v6e)
+  [scaling] "How to Scale Your Model", chapter 2, "TPU Specs" (https://jax-ml.github.io/scaling-book/tpus): link and
+            data-centre bandwidths as they are reached in practice
+  [clock]   the rate at which the matrix units give the peak (v5e: 4 units * 128^2 * 2 * 1.5 GHz = 197 TFLOP/s);
+            in the compiler's cycles at this clock a product of 16384 x 4096 x 11008 takes 1.05 (v5e), 1.12 (v4),
+            1.14 (v6e) and 1.21 (v5p) times as long as at the peak, so the cycles are of this clock
+  [price]   list prices on demand per chip and hour: v4 3.22 (us-central2), v5e 1.20, v5p 4.20, v6e 2.70, as quoted by
+            others; the price list itself (https://cloud.google.com/tpu/pricing) decides, and `--prices` overrides
 """
 
 from __future__ import annotations
@@ -33,12 +39,13 @@ class Chip:
       hbm_bytes: memory [cloud]; the compiler keeps up to 1 % of it for itself.
       hbm_bandwidth: bytes per second [cloud].
       clock: hertz, turns the compiler's cycles into seconds [clock].
-      link_bandwidth: bytes per second of one ICI link, one way [scaling].
+      link_bandwidth: bytes per second of one ICI link, one way [scaling]; [cloud] has 10 % more.
       dcn_bandwidth: bytes per second of one chip's share of its host's network, one way [scaling].
-      torus_axes: 2 or 3.
+      host_bandwidth: bytes per second between a chip and its host's memory over PCIe, one way [scaling].
+      torus_axes: 2 or 3 [cloud].
       wrap_multiple: an axis whose length is a multiple of this closes into a ring (cubes of 4 on v4 and v5p by
-        optical switches, whole sides of 16 on v5e and v6e) [cloud].
-      price: US dollars per chip and hour, list price on demand in the cheapest US region; yours will differ.
+        optical switches, whole sides of 16 on v5e and v6e) [cloud], [scaling].
+      price: US dollars per chip and hour, list price on demand in the cheapest US region [price]; yours will differ.
       compiler_kind, compiler_config: how libtpu calls it.
     """
 
@@ -49,6 +56,7 @@ class Chip:
     clock: float
     link_bandwidth: float
     dcn_bandwidth: float
+    host_bandwidth: float
     torus_axes: int
     wrap_multiple: int
     price: float
@@ -59,13 +67,72 @@ class Chip:
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1.228e12, 1.05e9, 45e9, 6.25e9, 3, 4, 3.22, "v4", "megacore"),
-        Chip("v5e", 197e12, 16 * GIB, 0.819e12, 1.5e9, 45e9, 3.125e9, 2, 16, 1.20, "v5e", "default"),
-        Chip("v5p", 459e12, 95 * GIB, 2.765e12, 1.75e9, 90e9, 6.25e9, 3, 4, 4.20, "v5", "megacore"),
-        Chip("v6e", 918e12, 32 * GIB, 1.640e12, 1.75e9, 90e9, 12.5e9, 2, 16, 2.70, "v6e", "default"),
+        Chip(
+            kind="v4",
+            peak_flops=275e12,  # [cloud] 275 teraflops
+            hbm_bytes=32 * GIB,  # [cloud] 32 GiB
+            hbm_bandwidth=1.228e12,  # [cloud] 1200 GBps, rounded: 4 x 1024 bits at 2.4 Gbit/s
+            clock=1.05e9,  # [clock] 2 cores * 4 units * 128^2 * 2 * 1.05 GHz = 275 TFLOP/s
+            link_bandwidth=45e9,  # [scaling] 4.5e10
+            dcn_bandwidth=6.25e9,  # [scaling] 6.25e9 per TPU
+            host_bandwidth=16e9,  # [scaling] PCIe, 16 GB per second each way
+            torus_axes=3,
+            wrap_multiple=4,
+            price=3.22,
+            compiler_kind="v4",
+            compiler_config="megacore",
+        ),
+        Chip(
+            kind="v5e",
+            peak_flops=197e12,  # [cloud] 197 TFLOPs
+            hbm_bytes=16 * GIB,  # [cloud] 16 GB
+            hbm_bandwidth=0.819e12,  # [cloud] 819 GBps (a later version of the page: 800 GiBps)
+            clock=1.5e9,  # [clock] 4 units * 128^2 * 2 * 1.5 GHz = 197 TFLOP/s
+            link_bandwidth=45e9,  # [scaling] 4.5e10; [cloud] 400 GBps both ways on 4 links: 50e9
+            dcn_bandwidth=3.125e9,  # [scaling] 3.125e9; [cloud] 2 x 100 Gbps for the 8 chips of a host: the same
+            host_bandwidth=16e9,  # [scaling] "typically around 1.5e10 per chip"
+            torus_axes=2,
+            wrap_multiple=16,
+            price=1.20,
+            compiler_kind="v5e",
+            compiler_config="default",
+        ),
+        Chip(
+            kind="v5p",
+            peak_flops=459e12,  # [cloud] 459 TFLOPs
+            hbm_bytes=95 * GIB,  # [cloud] 95 GiB
+            hbm_bandwidth=2.765e12,  # [cloud] 2765 GBps
+            clock=1.75e9,  # [clock] 2 cores * 4 units * 128^2 * 2 * 1.75 GHz = 459 TFLOP/s
+            link_bandwidth=90e9,  # [scaling] 9e10; [cloud] 1200 GBps both ways on 6 links: 100e9
+            dcn_bandwidth=6.25e9,  # [scaling] 6.25e9 per TPU; [cloud] 50 Gbps per chip: the same
+            host_bandwidth=16e9,  # [scaling] the same
+            torus_axes=3,
+            wrap_multiple=4,
+            price=4.20,
+            compiler_kind="v5",
+            compiler_config="megacore",
+        ),
+        Chip(
+            kind="v6e",
+            peak_flops=918e12,  # [cloud] 918 TFLOPs
+            hbm_bytes=32 * GIB,  # [cloud] 32 GB
+            hbm_bandwidth=1.640e12,  # [cloud] 1638 GBps (an earlier version of the page: 1640 GBps)
+            # [clock] With the two units of 256^2 of [cloud] the peak would need 3.5 GHz; in the compiler's cycles at
+            # 1.75 GHz a large product reaches 87 % of it.
+            clock=1.75e9,
+            link_bandwidth=90e9,  # [scaling] 9e10; [cloud] 800 GBps both ways on 4 links: 100e9
+            dcn_bandwidth=12.5e9,  # [scaling] 12.5e9; [cloud] 4 x 200 Gbps for the 8 chips of a host: the same
+            host_bandwidth=32e9,  # [scaling] 32 GB per second
+            torus_axes=2,
+            wrap_multiple=16,
+            price=2.70,
+            compiler_kind="v6e",
+            compiler_config="default",
+        ),
     )
 }
 
+# Chips of one virtual machine in slices of several [cloud]; two such machines share a host on v5e and v6e.
 CHIPS_PER_HOST = 4
 
 # What the prediction rests on besides the table of chips; printed by `plan`.
@@ -75,6 +142,7 @@ ASSUMPTIONS = (
     ("everything else on chip", "its HBM bytes at 100 % of the bandwidth"),
     ("copies between HBM and VMEM", "asynchronous, one after another, at 100 % of the HBM bandwidth"),
     ("Pallas attention kernels", f"{KERNEL_EFFICIENCY:.0%} of the peak; skipped blocks of a causal mask not counted"),
+    ("copies between HBM and the host", "asynchronous, one after another each way, over PCIe"),
     ("collectives within a slice", "ring over every torus axis that the group spans, both ways where it wraps"),
     ("asynchronous collectives", "run beside computation, one at a time; exposed is what their end waits for"),
     ("collectives between slices", "ring over the slices at the chips' share of the data-centre network"),
@@ -144,11 +212,15 @@ def parse_topology(name: str) -> Topology:
         raise UserError(f"a slice of {kind} has {chip.torus_axes} axes, so write {kind}:{sides}, not {name!r}")
     if min(grid) < 1 or slices < 1:
         raise UserError(f"the sides and slices of the topology {name!r} must be positive; write e.g. {_EXAMPLES}")
+    for side in grid:
+        if side not in (1, 2) and (side % 4 if chip.torus_axes == 3 else side not in (4, 8, 16)):
+            sizes = "1, 2 or a multiple of 4" if chip.torus_axes == 3 else "1, 2, 4, 8 or 16"
+            raise UserError(f"a side of a slice of {kind} is {sizes} chips long, not {side} as in {name!r}; change it")
     return Topology(chip, grid, slices)
 
 
 def chip_rows() -> list[tuple[str, ...]]:
-    """The table of chips for people: kind, peak, HBM, bandwidth, clock, links, network, price."""
+    """The table of chips for people, with the columns of `CHIP_COLUMNS`."""
     return [
         (
             chip.kind,
@@ -158,6 +230,7 @@ def chip_rows() -> list[tuple[str, ...]]:
             f"{chip.clock / 1e9:.2f}",
             f"{chip.link_bandwidth / 1e9:.0f} x {2 * chip.torus_axes}",
             f"{chip.dcn_bandwidth / 1e9:.2f}",
+            f"{chip.host_bandwidth / 1e9:.0f}",
             f"{chip.price:.2f}",
         )
         for chip in CHIPS.values()
@@ -172,6 +245,7 @@ CHIP_COLUMNS = (
     "clock, GHz",
     "ICI links, GB/s one way",
     "network, GB/s",
+    "PCIe, GB/s one way",
     "price, $/h",
 )
 

@@ -38,7 +38,7 @@ class HloError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Array:
-    """One array of a result. `space` is the memory it lies in: 0 HBM, 1 VMEM, above that scalar memories."""
+    """One array of a result. `space` is the memory it lies in: 0 HBM, 1 VMEM, 5 the host's, else scalar memories."""
 
     dtype: str
     dims: tuple[int, ...]

@@ -24,6 +24,7 @@ _FREE = {
 _FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
 _READS_PART = ("dynamic-slice", "slice", "gather")
 _KERNEL = "tpu_custom_call"
+_HOST = 5  # the space of arrays in the host's memory
 _LABELS = re.compile(r"(\w+)_(\w+)->(\w+)")
 
 
@@ -152,6 +153,14 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
     if opcode == "fusion":
         return _fusion_bytes(module, computation, instruction)
     return written + sum(array.hbm_bytes for name in instruction.operands for array in computation[name].arrays)
+
+
+def host_bytes(instruction: Instruction) -> tuple[float, float]:
+    """Bytes that an asynchronous copy fetches from the host's memory, and bytes that it stores there."""
+    if instruction.opcode != "copy-start":
+        return 0.0, 0.0
+    result, source = instruction.arrays[:2]
+    return (result.bytes if source.space == _HOST else 0.0), (result.bytes if result.space == _HOST else 0.0)
 
 
 def _target(instruction: Instruction) -> str:

@@ -47,6 +47,7 @@ class Prediction:
       hbm_gib: of one chip, at its peak.
       hbm_capacity_gib: what one chip has.
       hbm_parts_gib: `arguments`, `temporaries`, `code`; not all live at once.
+      host_gib: what one chip keeps in its host's memory (`config.optimizer.moments_memory`).
       hardware_flops, model_flops: of one step on all chips.
       kernel_flops: the part of the hardware's within attention kernels.
       hbm_bytes, collective_bytes, collective_seconds, exposed_seconds: of one step on one chip.
@@ -70,6 +71,7 @@ class Prediction:
     hbm_parts_gib: Mapping[str, float]
     model_flops: float
     compile_seconds: float
+    host_gib: float = 0.0
     hardware_flops: float | None = None
     kernel_flops: float | None = None
     hbm_bytes: float | None = None
@@ -142,6 +144,7 @@ def predict(
         hbm_parts_gib={name: getattr(memory, name) for name in ("arguments", "temporaries", "code")},
         model_flops=model,
         compile_seconds=step.seconds,
+        host_gib=memory.host,
         remedies=() if memory.fits else tuple(aot.remedies(config, mesh)),
     )
     if not memory.fits:
@@ -195,3 +198,11 @@ def capacity_text(prediction: Prediction) -> str:
     over = prediction.hbm_gib - prediction.hbm_capacity_gib
     text = f"{prediction.hbm_gib:.1f} of {prediction.hbm_capacity_gib:.4g} GiB"
     return text if prediction.fits else f"{text}, {over:.1f} GiB too much"
+
+
+def misfit_text(prediction: Prediction) -> str:
+    """One sentence on a step that does not fit: by how much, and what would make it smaller."""
+    return (
+        f"the step does not fit {prediction.topology}: a chip needs {capacity_text(prediction)}; what would make it "
+        f"smaller: {', or '.join(prediction.remedies)}"
+    )

@@ -1,8 +1,9 @@
 """The seconds of a compiled step, from its schedule and the table of chips: nothing is run.
 
-Walks the entry computation in the order of its schedule with three clocks: one for the cores, one for the ICI, one
-for copies between HBM and VMEM. What is asynchronous advances its own clock and is waited for where it ends. The two
-ways to time matrix products, at the peak and by the compiler's cycles, give the two ends of the predicted range.
+Walks the entry computation in the order of its schedule with clocks of their own for the cores, the ICI, copies between
+HBM and VMEM, and copies from and to the host. What is asynchronous advances its own clock and is waited for where it
+ends. The two ways to time matrix products, at the peak and by the compiler's cycles, give the two ends of the predicted
+range.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class _Walk:
     def run(self, computation: Computation, values: Values) -> Tally:
         """One pass through a computation; nothing asynchronous is left at its end."""
         total = Tally()
-        now = ici = dma = 0.0
+        now = ici = dma = fetch = store = 0.0
         pending: dict[str, float] = {}  # channel or name -> when it ends
         copies: dict[str, float] = {}
         for instruction in computation.instructions.values():
@@ -139,8 +140,13 @@ class _Walk:
             if instruction.opcode.endswith("-start"):
                 moved = hlo_costs.hbm_bytes(self._module, computation, instruction)
                 total["hbm bytes"] += moved
-                dma = max(now, dma) + moved / self._chip.hbm_bandwidth
-                copies[instruction.name] = dma
+                fetched, stored = hlo_costs.host_bytes(instruction)
+                if fetched:
+                    copies[instruction.name] = fetch = max(now, fetch) + fetched / self._chip.host_bandwidth
+                elif stored:
+                    copies[instruction.name] = store = max(now, store) + stored / self._chip.host_bandwidth
+                else:
+                    copies[instruction.name] = dma = max(now, dma) + moved / self._chip.hbm_bandwidth
             elif instruction.opcode.endswith("-done"):
                 end = copies.pop(instruction.operands[0], now)
                 total["copy"] += max(0.0, end - now)

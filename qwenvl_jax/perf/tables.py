@@ -25,6 +25,8 @@ def show(prediction: Prediction, price: float) -> None:
     if p.fits:
         parts = ", ".join(f"{name} {size:.2f}" for name, size in p.hbm_parts_gib.items())
         rows.append(("HBM of one chip, GiB", parts))
+    if p.host_gib:
+        rows.append(("host memory of one chip, GiB", f"{p.host_gib:.2f}"))
     for remedy in p.remedies:
         rows.append(("what would make it smaller", remedy))
     rows.append(("model operations of a step, PFLOP", f"{p.model_flops / 1e15:,.1f}"))

@@ -27,7 +27,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 # What a file system refuses for reasons that are the user's to mend.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file for a folder
 
 
 @contextlib.contextmanager

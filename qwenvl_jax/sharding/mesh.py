@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from qwenvl_jax.config import MeshConfig
 from qwenvl_jax.runtime.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the axes that split the rows and the images of a batch
+
+AnyMesh = Mesh | AbstractMesh  # of devices, or of sizes alone: all that partitions are made of
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
@@ -36,9 +38,11 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
     if -1 in sizes and per_slice % fixed == 0:
         sizes[sizes.index(-1)] = per_slice // fixed
     if math.prod(sizes) != per_slice:
+        open_axis = -1 in (config.data, config.fsdp, config.tensor)
         raise UserError(
-            f"config.mesh (data {config.data}, fsdp {config.fsdp}, tensor {config.tensor}) needs a multiple of "
-            f"{fixed} devices per slice, but there are {per_slice}; set one of them to -1 to take what is left"
+            f"config.mesh (data {config.data}, fsdp {config.fsdp}, tensor {config.tensor}) needs "
+            f"{'a multiple of ' if open_axis else ''}{fixed} devices per slice, but there are {per_slice}; "
+            + ("lower those that are not -1" if open_axis else "set one of them to -1 to take what is left")
         )
     return sizes[0], sizes[1], sizes[2]
 
@@ -67,6 +71,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def abstract_mesh(config: MeshConfig, device_count: int) -> AbstractMesh:
+    """The sizes of `make_mesh` over so many devices, none of which is here.
+
+    Raises:
+      UserError: if the sizes do not fit the devices.
+    """
+    data, fsdp, tensor = mesh_shape(config, device_count)
+    return AbstractMesh((config.slices * data, fsdp, tensor), AXES)
+
+
+def batch_shards(mesh: AnyMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_memory(kind: str, mesh: Mesh) -> None:
+    """Raises UserError if the devices of a mesh cannot address a kind of memory (`config.optimizer.moments_memory`)."""
+    device = mesh.local_devices[0]
+    known = [memory.kind for memory in device.addressable_memories()]
+    if kind not in known:
+        raise UserError(
+            f"config.optimizer.moments_memory is {kind!r}, but the backend {device.platform!r} has only "
+            f"{', '.join(known)}; set it to 'device'"
+        )

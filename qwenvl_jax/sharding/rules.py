@@ -1,8 +1,7 @@
 """Which mesh axis splits which axis of every parameter and batch field.
 
-Two tables. `LOGICAL_AXES` names the axes of each parameter by its path; `MESH_AXES` says, per tower, which mesh axis
-a name is split over. Kernels split their input axis over `fsdp` where they can: then their gradients are
-reduce-scattered, while a split of the last axis gets them all-reduced.
+Two tables. `LOGICAL_AXES` names the axes of each parameter by its path; `MESH_AXES` says which mesh axis a name is
+split over. How the towers gather what is split here, and sum its gradients, is said in `models.parallel`.
 
 Shape suffixes as in `qwenvl_jax.models`; S stacked layers.
 """
@@ -12,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qwenvl_jax.config import ModelConfig
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.sharding.mesh import BATCH_AXES
+from qwenvl_jax.sharding.mesh import BATCH_AXES, AnyMesh, batch_shards
 
 # Path -> names of the axes. Norms and biases along the width are small and stay whole ("none").
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
@@ -31,7 +31,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "vit/blocks/ln_2/bias": ("layer", "none"),
     "vit/blocks/attn/qkv/kernel": ("layer", "width", "none", "head", "none"),
     "vit/blocks/attn/qkv/bias": ("layer", "none", "head", "none"),
-    "vit/blocks/attn/out/kernel": ("layer", "head", "head_size", "width_out"),
+    "vit/blocks/attn/out/kernel": ("layer", "head", "none", "width_out"),
     "vit/blocks/attn/out/bias": ("layer", "none"),
     "vit/blocks/mlp/up/kernel": ("layer", "width", "hidden"),
     "vit/blocks/mlp/up/bias": ("layer", "hidden"),
@@ -53,14 +53,14 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "resampler/attn/key/bias": ("head", "none"),
     "resampler/attn/value/kernel": ("width", "head", "none"),
     "resampler/attn/value/bias": ("head", "none"),
-    "resampler/attn/out/kernel": ("head", "head_size", "width_out"),
+    "resampler/attn/out/kernel": ("head", "none", "width_out"),
     "resampler/attn/out/bias": ("none",),
     "decoder/embedding": ("vocabulary", "width"),
     "decoder/blocks/ln_1/scale": ("layer", "none"),
     "decoder/blocks/ln_2/scale": ("layer", "none"),
     "decoder/blocks/attn/qkv/kernel": ("layer", "width", "none", "head", "none"),
     "decoder/blocks/attn/qkv/bias": ("layer", "none", "head", "none"),
-    "decoder/blocks/attn/out/kernel": ("layer", "head", "head_size", "width_out"),
+    "decoder/blocks/attn/out/kernel": ("layer", "head", "none", "width_out"),
     "decoder/blocks/mlp/up/kernel": ("layer", "width", "hidden"),
     "decoder/blocks/mlp/gate/kernel": ("layer", "width", "hidden"),
     "decoder/blocks/mlp/down/kernel": ("layer", "hidden_in", "none"),
@@ -68,20 +68,15 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "decoder/lm_head": ("width", "vocabulary"),
 }
 
-_COMMON: dict[str, Any] = {
+MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
     "none": None,
     "layer": None,  # the scan walks over it
     "width": "fsdp",
+    "width_out": "fsdp",
     "head": "tensor",
     "hidden": "tensor",
     "hidden_in": ("tensor", "fsdp"),
     "vocabulary": "tensor",
-}
-MESH_AXES: dict[str, dict[str, Any]] = {
-    # The ViT's heads are 104 wide, which only 2, 4 and 8 divide: its output kernels split their last axis instead.
-    "vit": {**_COMMON, "head_size": None, "width_out": "fsdp"},
-    "resampler": {**_COMMON, "head_size": "fsdp", "width_out": None},
-    "decoder": {**_COMMON, "head_size": "fsdp", "width_out": None},
 }
 
 
@@ -90,7 +85,7 @@ def path_of(key_path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(key.key for key in key_path)
 
 
-def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
+def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh) -> P:
     """The partition of one parameter.
 
     Args:
@@ -105,10 +100,9 @@ def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
     name = "/".join(path)
     if name not in LOGICAL_AXES:
         raise KeyError(f"parameter {name} has no entry in sharding.rules.LOGICAL_AXES")
-    table = MESH_AXES[path[0]]
     spec: list[Any] = []
     for logical, size in zip(LOGICAL_AXES[name], shape, strict=True):
-        axes = table[logical]
+        axes = MESH_AXES[logical]
         names = (axes,) if isinstance(axes, str) else axes or ()
         used = tuple(axis for axis in names if mesh.shape[axis] > 1)
         parts = 1
@@ -125,29 +119,48 @@ def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*spec)
 
 
-def param_shardings(params: Any, mesh: Mesh) -> Any:
+def fsdp_axis(path: tuple[str, ...]) -> int:
+    """The axis of a kernel that is split over `fsdp`, not counting the axis of the layers; 0 for an unknown one."""
+    names = [name for name in LOGICAL_AXES.get("/".join(path), ()) if name != "layer"]
+    split = [axis for axis, name in enumerate(names) if "fsdp" in (MESH_AXES[name] or ())]
+    return split[0] if split else 0
+
+
+def param_shardings(params: Any, mesh: AnyMesh) -> Any:
     """The `NamedSharding` of every leaf of a parameter tree (any part of the whole tree, arrays or shapes)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, param_spec(path_of(path), leaf.shape, mesh)), params
     )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, P())
 
 
-def batch_shardings(mesh: Mesh) -> Any:
+def batch_shardings(mesh: AnyMesh) -> Any:
     """A `Batch` of shardings: rows and images are split over `data` and `fsdp`, the microbatch axis A is not."""
     rows: Any = NamedSharding(mesh, P(None, BATCH_AXES))
     return Batch(*[rows] * len(Batch._fields))
 
 
-def check_batch(rows: int, mesh: Mesh) -> None:
+def check_batch(rows: int, mesh: AnyMesh) -> None:
     """Raises UserError if the rows of a microbatch cannot be split over the mesh."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = batch_shards(mesh)
     if rows % shards:
         raise UserError(
             f"a microbatch of {rows} rows (config.data.global_batch_size / accumulation) cannot be split over "
             f"data x fsdp = {shards} devices; change one of them"
+        )
+
+
+def check_heads(model: ModelConfig, mesh: AnyMesh) -> None:
+    """Raises UserError if the attention heads of a tower cannot be split over the mesh."""
+    heads = {"vit": model.vit.heads, "resampler": model.resampler.heads, "decoder": model.decoder.heads}
+    parts = mesh.shape["tensor"]
+    if any(count % parts for count in heads.values()):
+        fitting = [size for size in range(1, parts) if not any(count % size for count in heads.values())]
+        raise UserError(
+            f"config.mesh.tensor {parts} does not divide the attention heads of every tower "
+            f"({', '.join(f'{name} {count}' for name, count in heads.items())}); take {' or '.join(map(str, fitting))}"
         )

@@ -18,14 +18,14 @@ from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.runtime import distributed, log
 from qwenvl_jax.runtime.preemption import PreemptionGuard
-from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.sharding.report import check_replicated, report
-from qwenvl_jax.sharding.rules import check_batch, replicated
+from qwenvl_jax.sharding.mesh import check_memory, make_mesh
+from qwenvl_jax.sharding.rules import replicated
 from qwenvl_jax.training import summary
 from qwenvl_jax.training.metrics import Log, Window
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.partition import merge, split
-from qwenvl_jax.training.step import State, abstract_state, make_train_step, put_batch
+from qwenvl_jax.training.placement import placed_state
+from qwenvl_jax.training.step import State, make_train_step, put_batch
 
 
 def train(config: Config, workdir: epath.PathLike) -> int:
@@ -49,10 +49,9 @@ def train(config: Config, workdir: epath.PathLike) -> int:
         return start
     sources = check_init(config) if start is None else {}
     mesh = make_mesh(config.mesh)
-    check_batch(config.data.rows, mesh)
+    check_memory(config.optimizer.moments_memory, mesh)
     resolve_attention(config.compute.attention, jax.default_backend(), config.compute.compute_dtype)
-    abstract = abstract_state(config, mesh)
-    check_replicated(report(merge(abstract.trainable, abstract.frozen), mesh), mesh, config.mesh.max_replicated_bytes)
+    abstract = placed_state(config, mesh)
 
     with (
         make_loader(config, load_tokenizer(config.tokenizer)) as loader,
@@ -71,14 +70,14 @@ def train(config: Config, workdir: epath.PathLike) -> int:
         train_step = make_train_step(config, mesh)
         window = Window(progress["window"] if progress else None)
         with Log(workdir, config, start, mesh) as writer:
-            batch = put_batch(next(loader), mesh)
+            batch = put_batch(next(loader), config.data, mesh)
             for step in range(start + 1, config.train.steps + 1):
                 state, metrics = train_step(state, batch)
                 window.add(metrics)
                 place, counters = loader.state(), loader.counters()
                 last = step == config.train.steps
                 if not last:  # the next batch is fetched and copied while the devices work on this one
-                    batch = put_batch(next(loader), mesh)
+                    batch = put_batch(next(loader), config.data, mesh)
                 window.wait_for_previous()
                 writer.advance(step)
                 if step % config.train.log_every == 0 or last:

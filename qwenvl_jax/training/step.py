@@ -18,12 +18,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwenvl_jax.config import Config
+from qwenvl_jax.config import Config, DataConfig
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.sharding.compiler import compiler_options
-from qwenvl_jax.sharding.mesh import BATCH_AXES, batch_shards
-from qwenvl_jax.sharding.rules import batch_shardings, param_shardings, param_spec, replicated
+from qwenvl_jax.sharding.mesh import BATCH_AXES, AnyMesh, batch_shards
+from qwenvl_jax.sharding.rules import batch_shardings, param_shardings, replicated
 from qwenvl_jax.training.loss import token_loss_sum
 from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
 from qwenvl_jax.training.partition import abstract_split, merge
@@ -38,7 +38,7 @@ class State(NamedTuple):
       step: int32 scalar, global batches taken so far.
       trainable: float32 master weights of the trained components.
       frozen: the rest, in `config.compute.frozen_dtype`.
-      opt_state: optax state over `trainable`.
+      opt_state: optax state over `trainable`; its moments lie in `config.optimizer.moments_memory`.
     """
 
     step: Any
@@ -47,7 +47,7 @@ class State(NamedTuple):
     opt_state: Any
 
 
-def abstract_state(config: Config, mesh: Mesh | None = None) -> State:
+def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
     """Shapes, dtypes and (with a mesh) shardings of the state; allocates nothing."""
     params = qwen_vl.abstract_params(config.model)
     trainable, frozen = abstract_split(params, config.train.trainable, config.compute.frozen_dtype)
@@ -59,16 +59,16 @@ def abstract_state(config: Config, mesh: Mesh | None = None) -> State:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        state_shardings(state, optimizer, mesh),
+        state_shardings(state, optimizer, mesh, config.optimizer.moments_memory),
     )
 
 
-def state_shardings(state: State, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
-    """Moments lie where their parameters lie; counters are on every device."""
+def state_shardings(state: State, optimizer: optax.GradientTransformation, mesh: AnyMesh, moments_memory: str) -> State:
+    """Moments are split as their parameters are, in `moments_memory`; counters are on every device."""
     trainable = param_shardings(state.trainable, mesh)
     opt_state = optax.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda _, sharding: sharding.with_memory_kind(moments_memory),
         state.opt_state,
         trainable,
         transform_non_params=lambda _: replicated(mesh),
@@ -80,7 +80,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     """Shapes and shardings of one batch on the devices."""
     data, shards = config.data, batch_shards(mesh)
     rows = (data.accumulation, data.rows, data.sequence_length)
-    images = data.image_budget + -data.image_budget % shards
+    images = data.image_budget + data.groups * _spare_images(data, shards)
     shapes: dict[str, Any] = dict.fromkeys(Batch._fields, (rows, jnp.int32))
     shapes["loss_mask_ABL"] = (rows, jnp.float32)
     shapes["images_AIHWC"] = ((data.accumulation, images, data.image_size, data.image_size, 3), jnp.uint8)
@@ -91,15 +91,24 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     return Batch(**fields)
 
 
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+def _spare_images(data: DataConfig, shards: int) -> int:
+    """Empty images at the end of every image group, so that groups and devices share their borders."""
+    if data.groups % shards == 0:
+        return 0
+    return -data.group_images % (shards // data.groups if shards % data.groups == 0 else shards)
+
+
+def put_batch(batch: Batch, data: DataConfig, mesh: Mesh) -> Batch:
     """Copies a numpy batch to the devices, split by rows and images; returns before the copy is done.
 
-    Images are padded with empty ones to a multiple of the parts that the mesh splits them into.
+    Every image group is padded with empty images to what the mesh splits evenly.
     """
-    spare = -batch.images_AIHWC.shape[1] % batch_shards(mesh)
+    spare = _spare_images(data, batch_shards(mesh))
     if spare:
-        images = np.pad(batch.images_AIHWC, ((0, 0), (0, spare), (0, 0), (0, 0), (0, 0)))
-        batch = batch._replace(images_AIHWC=images)
+        micro, images, *pixels = batch.images_AIHWC.shape
+        groups = batch.images_AIHWC.reshape(micro, data.groups, images // data.groups, *pixels)
+        groups = np.pad(groups, ((0, 0), (0, 0), (0, spare), *[(0, 0)] * 3))
+        batch = batch._replace(images_AIHWC=groups.reshape(micro, -1, *pixels))
     shardings = batch_shardings(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
@@ -125,6 +134,7 @@ def microbatch_loss(
         positions_BL=micro.positions_ABL,
         image_slot_BL=micro.image_slot_ABL,
         images_IHWC=micro.images_AIHWC if config.data.images_per_row else None,
+        image_groups=config.data.groups,
     )
     hidden_BLD = jax.lax.with_sharding_constraint(hidden_BLD, rows)
     loss = token_loss_sum(
@@ -132,10 +142,8 @@ def microbatch_loss(
         micro.targets_ABL,
         micro.loss_mask_ABL,
         params["decoder"]["lm_head"],
-        chunk=config.compute.loss_chunk,
-        train_head="decoder" in config.train.trainable,
-        parts=batch_shards(mesh),
-        head_sharding=NamedSharding(mesh, param_spec(("decoder", "lm_head"), params["decoder"]["lm_head"].shape, mesh)),
+        config.compute.loss_chunk,
+        "decoder" in config.train.trainable,
     )
     return loss / total_tokens
 
@@ -168,7 +176,8 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     schedule = make_schedule(config.optimizer, config.train.steps)
-    shardings = state_shardings(abstract_state(config), optimizer, mesh)
+    shardings = state_shardings(abstract_state(config), optimizer, mesh, config.optimizer.moments_memory)
+    at_update = state_shardings(abstract_state(config), optimizer, mesh, "device").opt_state
     queries = config.model.resampler.queries
 
     def step_fn(
@@ -187,9 +196,20 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
 
         grad_norm = optax.global_norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, new_opt_state = optimizer.update(gradients, opt_state, trainable, step=step)
-        new_trainable = optax.apply_updates(trainable, updates)
-        keep = functools.partial(jnp.where, finite)
+
+        def update(trainable: Any, opt_state: Any) -> tuple[Any, Any]:
+            updates, new_opt_state = optimizer.update(gradients, opt_state, trainable, step=step)
+            return optax.apply_updates(trainable, updates), new_opt_state
+
+        def fetch_and_update(trainable: Any, opt_state: Any) -> tuple[Any, Any]:
+            new_trainable, new_opt_state = update(trainable, jax.device_put(opt_state, at_update))
+            return new_trainable, jax.device_put(new_opt_state, shardings.opt_state)
+
+        old = trainable, opt_state
+        if config.optimizer.moments_memory == "device":
+            new = jax.tree.map(functools.partial(jnp.where, finite), update(*old), old)
+        else:  # a branch, because only there the compiler waits for the gradients before it fetches the moments
+            new = jax.lax.cond(finite, fetch_and_update, lambda *unchanged: unchanged, *old)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -199,8 +219,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
             "images": jnp.sum(batch.image_slot_ABL >= 0) // queries,
             "skipped": 1 - finite.astype(jnp.int32),
         }
-        new = (step + 1, jax.tree.map(keep, new_trainable, trainable), jax.tree.map(keep, new_opt_state, opt_state))
-        return new, metrics
+        return (step + 1, *new), metrics
 
     # The frozen tree is a separate argument that is neither donated nor returned: it stays where it is.
     changing = (shardings.step, shardings.trainable, shardings.opt_state)

@@ -13,7 +13,8 @@ from qwenvl_jax.config import COMPONENTS, Config, config_hash
 from qwenvl_jax.models.qwen_vl import component_of
 from qwenvl_jax.perf.flops import full_work, training_flops
 from qwenvl_jax.runtime import log
-from qwenvl_jax.sharding.report import report
+from qwenvl_jax.sharding.mesh import AnyMesh
+from qwenvl_jax.sharding.report import memory_use, report, towers
 from qwenvl_jax.training.optimizer import layer_scales, make_schedule
 from qwenvl_jax.training.partition import flatten, merge
 from qwenvl_jax.training.step import State, abstract_state
@@ -37,7 +38,7 @@ def show(config: Config, sources: dict[str, Source | None], mesh: Mesh | None = 
     show_flops(config)
     show_start(config, sources)
     if mesh is not None:
-        show_sharding(config, state, mesh)
+        show_sharding(config, mesh)
 
 
 def show_start(config: Config, sources: dict[str, Source | None]) -> None:
@@ -133,13 +134,15 @@ def show_flops(config: Config) -> None:
     )
 
 
-def show_sharding(config: Config, state: State, mesh: Mesh) -> None:
-    """The mesh, and how every big parameter lies on it."""
+def show_sharding(config: Config, mesh: Mesh) -> None:
+    """The mesh, how every tower lies on it, and every big parameter."""
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     device = mesh.devices.flat[0]
     log.line(f"mesh: {sizes} on {mesh.size} x {device.device_kind}; attention {config.compute.attention}")
     if mesh.size == 1:
         return
+    state = abstract_state(config, mesh)
+    show_towers(config, state, mesh)
     rows = report(merge(state.trainable, state.frozen), mesh)
     log.table(
         f"sharding of parameters from {log.size(BIG)}",
@@ -150,4 +153,44 @@ def show_sharding(config: Config, state: State, mesh: Mesh) -> None:
             if row.bytes_total >= BIG
         ],
     )
-    log.line(f"parameters per device: {log.size(sum(row.bytes_per_device for row in rows))}")
+
+
+def show_towers(config: Config, state: State, mesh: AnyMesh) -> None:
+    """Bytes per tower and of the optimiser, how they are split, and what every device holds whole.
+
+    Args:
+      config: the run's.
+      state: with shardings (`abstract_state`).
+      mesh: theirs; sizes alone do.
+    """
+    found = towers(report(merge(state.trainable, state.frozen), mesh), mesh)
+    rows: list[tuple[object, ...]] = []
+    for tower in found:
+        shown = ((size, axes) for axes, size in tower.split.items() if axes and size >= tower.bytes_total / 1000)
+        rows.append(
+            (
+                tower.name,
+                "trained" if tower.name in config.train.trainable else "frozen",
+                log.size(tower.bytes_total),
+                log.size(tower.bytes_per_device),
+                ", ".join(
+                    f"{size / tower.bytes_total:.1%} {_ways(axes, mesh)}" for size, axes in sorted(shown, reverse=True)
+                ),
+                f"{tower.bytes_replicated / tower.bytes_total:.2%}",
+            )
+        )
+    whole, local, copied = (
+        sum(getattr(tower, key) for tower in found) for key in ("bytes_total", "bytes_per_device", "bytes_replicated")
+    )
+    rows.append(("all parameters", "", log.size(whole), log.size(local), "", f"{copied / whole:.2%}"))
+    for kind, (whole, local) in memory_use(state.opt_state).items():
+        if whole >= 1024:  # more than the counter, which stays on the devices whatever the moments do
+            rows.append(("optimiser", f"in {kind} memory", log.size(whole), log.size(local), "", ""))
+    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    log.table(
+        f"sharding over {sizes}", ("tower", "state", "bytes", "per device", "split over", "whole on every device"), rows
+    )
+
+
+def _ways(axes: tuple[str, ...], mesh: AnyMesh) -> str:
+    return " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)

@@ -126,6 +126,8 @@ def test_resuming_with_another_config_names_the_key(tmp_path: Path) -> None:
     lineage.write(tmp_path, config, dict.fromkeys(("vit", "resampler", "decoder")))
     lineage.check_resumable(tmp_path, config)
     lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), train__log_every=1, mesh__fsdp=2))
+    in_host_memory = tiny_run.make_config(Path("unused"), optimizer__moments_memory="pinned_host")
+    lineage.check_resumable(tmp_path, in_host_memory)
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm = 1.0, not 2.0"):
         lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), optimizer__clip_norm=2.0))
     with pytest.raises(UserError, match=r"config.compute.frozen_dtype"):
@@ -156,6 +158,7 @@ def test_a_run_from_before_a_key_was_added_is_read_and_continued(tmp_path: Path,
     path = tmp_path / "run" / "config.json"
     older = json.loads(path.read_text())
     del older["optimizer"]["first_moment_dtype"], older["model"]["vit"]["window"], older["model"]["vit"]["global_every"]
+    del older["optimizer"]["moments_memory"]
     path.write_text(json.dumps(older))
     assert load_params(tmp_path / "run")[1] == config
     lineage.check_resumable(tmp_path / "run", config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -42,6 +43,27 @@ MISTAKES = {
     "stray argument": ([TINY, "steps=3"], "unexpected argument 'steps=3'"),
     "bad range": ([TINY, "--config.train.steps=0"], "config.train.steps must be positive"),
     "bad mesh": ([TINY, "--workdir={tmp}/w", "--config.mesh.data=3"], "devices"),
+    "rows over the mesh": (
+        [TINY, "--workdir={tmp}/w", "--config.data.accumulation=4"],
+        "a microbatch of 2 rows (config.data.global_batch_size / accumulation) cannot be split over",
+    ),
+    "heads over the mesh": (
+        [TINY, "--workdir={tmp}/w", "--config.mesh.data=1", "--config.mesh.tensor=4"],
+        "config.mesh.tensor 4 does not divide the attention heads of every tower (vit 2, resampler 2, decoder 2)",
+    ),
+    "width over the mesh": (
+        [TINY, "--workdir={tmp}/w", "--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.model.vit.width=34"],
+        "cannot be split 4 ways over fsdp along its axis of 34",
+    ),
+    "nothing split": (
+        [TINY, "--workdir={tmp}/w", "--config.mesh.max_replicated_bytes=1000"],
+        "is held whole by every device",
+    ),
+    "no such kernel": (
+        [TINY, "--workdir={tmp}/w", "--config.compute.attention=splash"],
+        "attention 'splash' does not run on the backend 'cpu'",
+    ),
+    "no such memory": ([TINY, "--config.optimizer.moments_memory=host"], "which is none of device, pinned_host"),
     "rows do not divide": ([TINY, "--config.data.accumulation=3"], "multiple of"),
     "no vocabulary": ([TINY + ":{tmp}/none", "--workdir={tmp}/w"], "none/tiny.model"),
     "no start": ([TINY, "--workdir={tmp}/w", "--config.init.vit={tmp}/none"], "none"),
@@ -51,7 +73,10 @@ MISTAKES = {
 def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     lines = ["\t".join(arguments).replace("{tmp}", str(tmp_path)) for arguments, _ in MISTAKES.values()]
     command = [sys.executable, "-c", DRIVER]
-    run = subprocess.run(command, cwd=ROOT, input="\n".join(lines), capture_output=True, text=True, check=True)
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, input="\n".join(lines), capture_output=True, text=True, check=True
+    )
     answers = re.split(r"^=== (\d+)\n", run.stdout, flags=re.MULTILINE)
     assert len(answers) == 2 * len(MISTAKES) + 1, run.stdout
     for (name, (_, words)), text, code in zip(MISTAKES.items(), answers[::2], answers[1::2], strict=False):

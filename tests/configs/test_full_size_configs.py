@@ -82,7 +82,7 @@ def test_stages_follow_one_another() -> None:
 @pytest.mark.parametrize("mesh", ["cpu", "gpu", "v4", "v5e", "v5p", "v6e"])
 def test_every_stage_is_valid_on_every_mesh(stage: str, mesh: str) -> None:
     config = load(stage, mesh)
-    chips = 64 if mesh in CHIPS and stage == "sft" else CHIPS.get(mesh, 1)
+    chips = 64 if (mesh, stage) == ("v5p", "sft") else CHIPS.get(mesh, 1)
     check_batch(config.data.rows, AbstractMesh(mesh_shape(config.mesh, chips), AXES))
 
 

@@ -63,11 +63,13 @@ def known_examples(config: Config, tokenizer: Tokenizer) -> dict[bytes, list[Any
     return known
 
 
-def test_batches_hold_exactly_the_examples(run_config: Config, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batches_hold_exactly_the_examples(run_config: Config, tokenizer: Tokenizer, groups: int) -> None:
     """Each sample of a batch equals `make_example` of some record: tokens, targets, mask, positions and pixels."""
     known = known_examples(run_config, tokenizer)
-    data = run_config.data
-    for batch in take(run_config, tokenizer, 4):
+    config = with_data(run_config, image_groups=groups)
+    data = config.data
+    for batch in take(config, tokenizer, 4):
         shape = (data.accumulation, data.rows, data.sequence_length)
         assert all(array.shape == shape for array in batch[:6])
         assert batch.images_AIHWC.shape == (2, 16, 28, 28, 3) and batch.images_AIHWC.dtype == np.uint8
@@ -75,11 +77,14 @@ def test_batches_hold_exactly_the_examples(run_config: Config, tokenizer: Tokeni
         used = collections.defaultdict(list)
         for (a, b), cut in samples(batch):
             tokens_L, slots_L = cut["tokens_ABL"], cut["image_slot_ABL"]
-            images_QHWC = batch.images_AIHWC[a, np.unique(slots_L[slots_L >= 0] // QUERIES)]
+            group = b // data.group_rows
+            own = np.unique(slots_L[slots_L >= 0] // QUERIES)
+            assert (own < data.group_images).all()
+            images_QHWC = batch.images_AIHWC[a, group * data.group_images + own]
             candidates = known[tokens_L.tobytes()]
             [example, *_] = [e for e in candidates if np.array_equal(e.images_IHWC, images_QHWC)]
             tasks[a, b].add(example.task)
-            used[a] += slots_L[slots_L >= 0].tolist()
+            used[a, group] += slots_L[slots_L >= 0].tolist()
             length = len(tokens_L)
             assert cut["positions_ABL"].tolist() == list(range(length))
             assert cut["targets_ABL"].tolist() == [*tokens_L[1:], 0]

@@ -33,6 +33,7 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
         mesh__slices=slices,
         data__global_batch_size=16,
         data__images_per_row=1.5,
+        data__image_groups=4,
         train__trainable=("vit", "vit_head", "resampler", "decoder"),
         compute__loss_chunk=40,
     )
@@ -55,7 +56,7 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
         optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
         state = State(jax.numpy.zeros((), jax.numpy.int32), trainable, frozen, optimizer.init(trainable))
     for seed in range(first, first + 2):
-        batch = put_batch(tiny_run.random_batch(config, seed), mesh)
+        batch = put_batch(tiny_run.random_batch(config, seed), config.data, mesh)
         state, metrics = step_fn(state, batch)
         for key, value in metrics.items():
             answers[f"{key}_{seed}"] = np.asarray(value)

@@ -40,6 +40,10 @@ def test_several_slices_and_open_axes() -> None:
         ("v5e:8x8x8", "write v5e:AxB"),
         ("v4:8x8", "write v4:AxBxC"),
         ("v4:8x0x8", "must be positive"),
+        ("v5p:8x8x8@0", "must be positive"),
+        ("v5p:8x6x8", "1, 2 or a multiple of 4 chips long, not 6"),
+        ("v5e:16x32", "1, 2, 4, 8 or 16 chips long, not 32"),
+        ("v6e:3x4", "1, 2, 4, 8 or 16 chips long, not 3"),
     ],
 )
 def test_unknown_topologies(name: str, words: str) -> None:

@@ -263,3 +263,24 @@ ENTRY %main (a: f32[1024], b: f32[1024]) -> f32[1024] {
     module = hlo.parse(text)
     found = {name: hlo_costs.hbm_bytes(module, module.entry, i) for name, i in module.entry.instructions.items()}
     assert found == {"a": 0, "b": 0, "start": 4096, "copied": 0, "sum": 4096, "out": 4096}
+
+
+def test_copies_from_and_to_the_host_go_over_pcie() -> None:
+    text = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[4000000]) -> f32[4000000] {
+  %a = f32[4000000]{0:T(1024)S(5)} parameter(0)
+  %fetch = (f32[4000000]{0:T(1024)}, f32[4000000]{0:T(1024)S(5)}, u32[]{:S(2)}) copy-start(%a)
+  %here = f32[4000000]{0:T(1024)} copy-done(%fetch)
+  %new = f32[4000000]{0:T(1024)} negate(%here)
+  %store = (f32[4000000]{0:T(1024)S(5)}, f32[4000000]{0:T(1024)}, u32[]{:S(2)}) copy-start(%new)
+  ROOT %there = f32[4000000]{0:T(1024)S(5)} copy-done(%store)
+}
+"""
+    module, place = hlo.parse(text), parse_topology("v5p:1x1x1")
+    found = roofline.estimate(module, place, grid(place))
+    assert found.parts["copy"] == pytest.approx(2 * 16e6 / 16e9)
+    assert found.parts["memory"] == pytest.approx(2 * 16e6 / place.chip.hbm_bandwidth)
+    assert found.hbm_bytes == 4 * 16e6
+    moved = {name: hlo_costs.host_bytes(i) for name, i in module.entry.instructions.items()}
+    assert moved["fetch"] == (16e6, 0) and moved["store"] == (0, 16e6) and moved["new"] == (0, 0)

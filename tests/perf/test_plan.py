@@ -16,10 +16,18 @@ import tiny_run
 
 from configs import stage2_multitask
 from qwenvl_jax.config import Config, from_config_dict, validate
-from qwenvl_jax.perf import aot, candidates, tables
+from qwenvl_jax.perf import aot, candidates, hlo, hlo_costs, tables
 from qwenvl_jax.perf.candidates import Candidate, Failure, Outcome
 from qwenvl_jax.perf.hardware import parse_topology, read_prices
-from qwenvl_jax.perf.prediction import JSON_KEYS, Prediction, capacity_text, cost, expected_work, loss_chunks
+from qwenvl_jax.perf.prediction import (
+    JSON_KEYS,
+    Prediction,
+    capacity_text,
+    cost,
+    expected_work,
+    loss_chunks,
+    misfit_text,
+)
 
 ROOT = Path(__file__).parents[2]
 TINY = f"--config={ROOT / 'tests' / 'tiny_config.py'}"
@@ -39,6 +47,18 @@ for line in sys.stdin.read().splitlines():
     print("===", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+# The planner where libtpu cannot be imported, wherever this test runs.
+WITHOUT_LIBTPU = """
+import sys
+sys.modules["libtpu"] = None
+from absl import app
+from qwenvl_jax import plan
+sys.argv[0] = "plan"
+app.run(plan.main, flags_parser=plan.parse)
+"""
+
+STAGE_2, STAGE_3 = "--config=configs/stage2_multitask.py", "--config=configs/stage3_sft.py"
+DUMP = "--dump_sharding={tmp}/sharding.json"
 MISTAKES = {
     "no topology": ([TINY], "--topology is missing"),
     "unknown chip": ([TINY, "--topology=v9:2x2"], "none of the chips"),
@@ -48,6 +68,31 @@ MISTAKES = {
     "no price file": ([TINY, "--topology=v5e:2x2", "--prices={tmp}/none.json"], "none.json does not exist"),
     "bad price": ([TINY, "--topology=v5e:2x2", "--prices={tmp}/bad.json"], "the price table names 'v9'"),
     "bad comparison": ([TINY, "--topology=v5e:2x2", "--compare=v5e:2"], "write v5e:AxB"),
+    "bad side": (
+        [TINY, "--topology=v5p:3x4x4"],
+        "a side of a slice of v5p is 1, 2 or a multiple of 4 chips long, not 3",
+    ),
+    "compile or not": ([TINY, "--topology=v5e:2x2", "--json", "--dump_sharding=x"], "exclude one another"),
+    "no such folder": ([TINY, "--topology=v5e:1x1", "--dump_sharding=/dev/null/x.json"], "/dev/null"),
+    "mesh": ([TINY, "--topology=v5e:2x2", DUMP, "--config.mesh.data=3"], "devices"),
+    "rows": ([STAGE_3, "--topology=v5e:16x16", DUMP, "--config.mesh.tensor=1"], "a microbatch of 128 rows"),
+    "rows of slices": (
+        [STAGE_2, "--topology=v5p:8x8x8@4", DUMP, "--config.data.accumulation=8"],
+        "cannot be split over data x fsdp = 2048 devices",
+    ),
+    "heads": (
+        [STAGE_3, "--topology=v5p:8x8x8", DUMP, "--config.mesh.fsdp=16", "--config.mesh.tensor=32"],
+        "config.mesh.tensor 32 does not divide the attention heads of every tower",
+    ),
+    "width": (
+        [STAGE_2, "--topology=v5e:16x16", DUMP, "--config.mesh.fsdp=256", "--config.mesh.data=1"],
+        "cannot be split 256 ways over fsdp",
+    ),
+    "nothing split": ([STAGE_2, "--topology=v5p:8x8x8", DUMP, "--config.mesh.fsdp=1"], "is held whole by every device"),
+    "no such kernel": (
+        [STAGE_2, "--topology=v5p:8x8x8", DUMP, "--config.compute.attention=cudnn"],
+        "does not run on the backend 'tpu'",
+    ),
     "bad config": (["--config=configs/stage2_multitask.py", "--topology=v5p:2x2x1", "--config.train.steps=0"], "steps"),
     "stray argument": ([TINY, "v5e:2x2"], "unexpected argument"),
 }
@@ -66,6 +111,22 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
         assert code == "2", (name, text)
         assert text.startswith("error: ") and text.count("\n") == 1, (name, text)
         assert words in text, (name, text)
+    assert not (tmp_path / "sharding.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "topology", "golden"),
+    [("stage1_pretrain", "v5p:8x8x8", "stage1_v5p_8x8x8"), ("stage3_sft", "v5p:4x4x4", "stage3_v5p_4x4x4")],
+)
+def test_shardings_are_written_without_a_compiler(config: str, topology: str, golden: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_LIBTPU, f"--config=configs/{config}.py", f"--topology={topology}"]
+    command += [f"--dump_sharding={tmp_path / 'out' / 'sharding.json'}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    expected = ROOT / "tests" / "golden" / "sharding" / f"{golden}.json"
+    assert (tmp_path / "out" / "sharding.json").read_text() == expected.read_text()
+    for words in ("vit_head", "resampler", "decoder", "all parameters", "optimiser", "fsdp"):
+        assert words in run.stdout, words
 
 
 def test_the_environment_keeps_what_is_set() -> None:
@@ -140,6 +201,43 @@ def test_tables(capsys) -> None:
     assert capacity_text(FITTING) == "45.0 of 95 GiB"
 
 
+def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help() -> None:
+    text = misfit_text(dataclasses.replace(TOO_BIG, remedies=("config.data.accumulation=8", "more chips")))
+    assert text == (
+        "the step does not fit v5p:8x8x8: a chip needs 120.0 of 95 GiB, 25.0 GiB too much; "
+        "what would make it smaller: config.data.accumulation=8, or more chips"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "total", "capacity"),
+    [
+        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 120.50G of 95.74G hbm. Exceeded", 120.5, 95.74),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm.", 0.5, 15.75),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (146.36G) "
+            "exceeds available HBM (15.75G).",
+            146.36,
+            15.75,
+        ),
+    ],
+)
+def test_what_the_compiler_says_of_a_step_that_does_not_fit(message: str, total: float, capacity: float) -> None:
+    found = aot.misfit(message)
+    assert found is not None and not found.fits
+    assert (found.total, found.capacity) == pytest.approx((total, capacity))
+
+
+def test_other_errors_of_the_compiler_are_no_misfit() -> None:
+    assert aot.misfit("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20M of 16M vmem.") is None
+    assert aot.misfit("INTERNAL: Used 120.50G of 95.74G hbm") is None
+
+
+def test_host_memory_is_shown(capsys) -> None:
+    tables.show(dataclasses.replace(FITTING, host_gib=3.625), 4.2)
+    assert re.search(r"host memory of one chip, GiB.*3\.6", capsys.readouterr().out)
+
+
 def test_search_grows_accumulation_until_it_fits() -> None:
     tried = []
 
@@ -167,13 +265,25 @@ def test_remedies_name_what_is_left() -> None:
 
     mesh = AbstractMesh((8, 64, 1), ("data", "fsdp", "tensor"))
     config = full_size(accumulation=4)
-    assert aot.remedies(config, mesh) == [  # type: ignore[arg-type]
+    assert aot.remedies(config, mesh) == [
         "config.data.accumulation=8",
         "config.compute.remat_decoder=attention_saved",
         "config.compute.remat_vit=attention_saved",
+        "config.optimizer.moments_memory=pinned_host",
         "config.mesh.fsdp=128",
         "more chips",
     ]
+
+
+@pytest.mark.parametrize(("sizes", "slices"), [((2, 128, 1), 1), ((4, 64, 1), 4)])
+def test_remedies_name_no_mesh_that_is_none(sizes: tuple[int, int, int], slices: int) -> None:
+    """1664 = 13 * 128 does not divide by 256; the axis that slices multiply cannot be given to fsdp."""
+    from jax.sharding import AbstractMesh
+
+    config = full_size()
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
+    found = aot.remedies(config, AbstractMesh(sizes, ("data", "fsdp", "tensor")))
+    assert not any("fsdp" in remedy for remedy in found) and found[-1] == "more chips"
 
 
 COMPILES = [
@@ -205,6 +315,46 @@ def test_json_of_a_live_compilation(tmp_path: Path) -> None:
     assert 0 < values["mfu_cycles"] <= values["mfu_roofline"] < 1
     assert values["hardware_flops"] > values["model_flops"]
     assert (tmp_path / "step.txt").read_text().startswith("HloModule")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
+def test_a_step_that_does_not_fit_ends_with_a_sentence_and_exit_code_2() -> None:
+    command = [sys.executable, "-m", "qwenvl_jax.plan", TINY, "--topology=v5e:1x1", "--config.data.accumulation=1"]
+    command += ["--config.data.global_batch_size=262144", "--config.compute.unroll_layers=False"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert re.fullmatch(
+        r"error: the step does not fit v5e:1x1: a chip needs [\d.]+ of [\d.]+ GiB, [\d.]+ GiB too much; "
+        r"what would make it smaller: config\.data\.accumulation=2, .* or more chips\n",
+        run.stderr,
+    )
+    assert "what would make it smaller" in run.stdout and "predicted, not measured" in run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
+def test_moments_in_host_memory_are_fetched_after_the_gradients(tmp_path: Path) -> None:
+    changes = {"mesh__data": 1, "mesh__fsdp": 4, "compute__unroll_layers": False}
+    found = {}
+    for memory in ("device", "pinned_host"):
+        config = tiny_run.make_config(tmp_path, optimizer__moments_memory=memory, **changes)
+        dump = str(tmp_path / f"{memory}.txt")
+        found[memory] = candidates.run(Candidate(memory, config, parse_topology("v5p:2x2x1")), dump)
+        assert isinstance(found[memory], Prediction), found[memory]
+    here, there = found["device"], found["pinned_host"]
+    assert here.host_gib == 0 and there.host_gib > 0
+    assert there.hbm_parts_gib["arguments"] < 0.5 * here.hbm_parts_gib["arguments"]
+    peak = {memory: one.hbm_gib - one.hbm_parts_gib["code"] for memory, one in found.items()}
+    assert peak["pinned_host"] < peak["device"] - 0.5 * there.host_gib
+    module = hlo.parse((tmp_path / "pinned_host.txt").read_text())
+    moved = {
+        computation.name: sum(any(hlo_costs.host_bytes(i)) for i in computation.instructions.values())
+        for computation in module.computations.values()
+    }
+    # Both moments of all 44 trained leaves, both ways; all in a branch that waits for the gradients.
+    assert max(moved.values()) >= 2 * 2 * 44 and moved[module.entry.name] == 0
 
 
 @pytest.mark.slow

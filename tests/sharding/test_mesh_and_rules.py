@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,10 +14,11 @@ from jax.sharding import PartitionSpec as P
 from configs import model as models
 from qwenvl_jax.config import MeshConfig, ModelConfig, from_config_dict
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models.layers import Projection
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.sharding.mesh import AXES, make_mesh, mesh_shape
+from qwenvl_jax.sharding.mesh import AXES, abstract_mesh, check_memory, make_mesh, mesh_shape
 from qwenvl_jax.sharding.report import check_replicated, report
-from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_batch, param_spec
+from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_batch, check_heads, fsdp_axis, param_spec
 from qwenvl_jax.training.partition import flatten
 
 
@@ -24,9 +26,13 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> AbstractMesh:
     return AbstractMesh((data, fsdp, tensor), AXES)
 
 
-def shapes(name: str) -> dict:
+def model_of(name: str) -> ModelConfig:
     values = {"full": models.qwen_vl_9b6, "tiny": models.tiny}[name]()
-    return qwen_vl.abstract_params(from_config_dict(ModelConfig, dict(values.items())))
+    return from_config_dict(ModelConfig, dict(values.items()))
+
+
+def shapes(name: str) -> dict:
+    return qwen_vl.abstract_params(model_of(name))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,28 @@ def test_slices_multiply_the_data_axis() -> None:
 def test_sizes_that_do_not_fit_are_refused(sizes, slices) -> None:
     with pytest.raises(UserError, match="devices"):
         mesh_shape(MeshConfig(*sizes, slices=slices, max_replicated_bytes=0), 8)
+
+
+def test_every_projection_finds_its_kernel_in_the_table() -> None:
+    """By its module's path, and with it the axis that it gathers."""
+    model = from_config_dict(ModelConfig, dict(models.tiny().items()))
+    found = {}
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, Projection):
+            found["/".join(context.module.path)] = context.module
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda key: qwen_vl.init_params.__wrapped__(model, key), jax.random.key(0))
+    kernels = {name.removesuffix("/kernel") for name in LOGICAL_AXES if name.endswith("/kernel")}
+    assert set(found) == kernels - {"vit/patch_embed"}
+    mesh = mesh_of(1, 2, 1)
+    for name, module in found.items():
+        path = (*name.split("/"), "kernel")
+        layers = (1,) if "blocks" in path else ()
+        spec = param_spec(path, (*layers, *module.inputs, *module.outputs), mesh)
+        assert spec.index("fsdp") - len(layers) == fsdp_axis(path), name
 
 
 def test_the_table_names_every_parameter_and_axis() -> None:
@@ -98,6 +126,38 @@ def test_rows_must_divide_over_the_mesh() -> None:
     check_batch(8, mesh_of(2, 4, 1))
     with pytest.raises(UserError, match="6 rows"):
         check_batch(6, mesh_of(2, 2, 2))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8, 16])
+def test_heads_that_divide(parts: int) -> None:
+    check_heads(model_of("full"), mesh_of(1, 1, parts))
+
+
+@pytest.mark.parametrize(("parts", "fitting"), [(3, "1 or 2"), (32, "1 or 2 or 4 or 8 or 16")])
+def test_heads_must_divide_over_the_mesh(parts: int, fitting: str) -> None:
+    with pytest.raises(UserError, match=rf"mesh.tensor {parts} .*vit 16, resampler 32, decoder 32\); take {fitting}$"):
+        check_heads(model_of("full"), mesh_of(1, 1, parts))
+
+
+def test_a_hidden_width_that_does_not_divide_is_named() -> None:
+    with pytest.raises(UserError, match=r"mlp/down/kernel .* 512 ways over tensor x fsdp along its axis of 11008"):
+        report(shapes("full"), mesh_of(1, 64, 8))
+
+
+def test_a_mesh_of_sizes_is_that_of_devices() -> None:
+    config = MeshConfig(data=-1, fsdp=1, tensor=1, slices=1, max_replicated_bytes=0)
+    assert make_mesh(config).abstract_mesh.shape == abstract_mesh(config, jax.device_count()).shape
+    slices = abstract_mesh(MeshConfig(data=-1, fsdp=64, tensor=1, slices=4, max_replicated_bytes=0), 2048)
+    assert dict(slices.shape) == {"data": 32, "fsdp": 64, "tensor": 1}
+    with pytest.raises(UserError, match="devices"):
+        abstract_mesh(MeshConfig(data=3, fsdp=1, tensor=1, slices=1, max_replicated_bytes=0), 8)
+
+
+def test_a_memory_that_the_backend_lacks_is_refused() -> None:
+    mesh = make_mesh(MeshConfig(-1, 1, 1, 1, 0))
+    check_memory("device", mesh)
+    with pytest.raises(UserError, match=r"moments_memory is 'disk', but the backend 'cpu' has only device.*'device'$"):
+        check_memory("disk", mesh)
 
 
 def test_one_device_makes_a_mesh() -> None:

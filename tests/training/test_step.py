@@ -44,7 +44,7 @@ def step_of(config: Config) -> Any:
 def run(config: Config, batches: list[Any]) -> tuple[State, list[Metrics]]:
     state, metrics = fresh_state(config), []
     for batch in batches:
-        state, one = step_of(config)(state, put_batch(batch, make_mesh(config.mesh)))
+        state, one = step_of(config)(state, put_batch(batch, config.data, make_mesh(config.mesh)))
         metrics.append(one)
     return state, metrics
 
@@ -65,9 +65,14 @@ def test_accumulation_equals_one_big_batch() -> None:
     assert int(metrics[0]["supervised_tokens"]) == int(batch.loss_mask_ABL.sum())
 
 
-def test_loss_is_that_of_the_plain_model() -> None:
-    config = configure()
-    batch = tiny_run.random_batch(config)
+@pytest.mark.parametrize("groups", [1, 4, 0])
+def test_loss_is_that_of_the_plain_model(groups: int) -> None:
+    """Also with images that only rows of their own group may use: 0 makes a group of every row."""
+    config = configure(data__image_groups=groups)
+    batch, data = tiny_run.random_batch(config), config.data
+    first_B = np.arange(data.rows) // data.group_rows * data.group_images * config.model.resampler.queries
+    slots_ABL = np.where(batch.image_slot_ABL >= 0, batch.image_slot_ABL + first_B[:, None], -1)
+    assert len(np.unique(slots_ABL)) == 1 + data.image_budget * config.model.resampler.queries
     _, metrics = run(config, [batch])
     params = qwen_vl.init_params(config.model, jax.random.key(1))
     total, tokens = 0.0, 0.0
@@ -79,7 +84,7 @@ def test_loss_is_that_of_the_plain_model() -> None:
             tokens_BL=batch.tokens_ABL[a],
             segment_ids_BL=batch.segment_ids_ABL[a],
             positions_BL=batch.positions_ABL[a],
-            image_slot_BL=batch.image_slot_ABL[a],
+            image_slot_BL=slots_ABL[a],
             images_IHWC=batch.images_AIHWC[a],
         )
         log_p = jax.nn.log_softmax(qwen_vl.logits(params, config.model, config.compute, hidden))
@@ -105,7 +110,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_the_step() -> None:
     broken = state._replace(trainable=jax.tree.map(lambda leaf: leaf, state.trainable))
     broken.trainable["decoder"]["ln_f"]["scale"] = jnp.full_like(state.trainable["decoder"]["ln_f"]["scale"], jnp.nan)
     kept = jax.tree.map(np.asarray, broken)
-    batch = put_batch(tiny_run.random_batch(config), make_mesh(config.mesh))
+    batch = put_batch(tiny_run.random_batch(config), config.data, make_mesh(config.mesh))
     after, metrics = step_of(config)(broken, batch)
     assert int(metrics["skipped"]) == 1 and int(after.step) == 1
     for old, new in zip(jax.tree.leaves(kept.opt_state), jax.tree.leaves(after.opt_state), strict=True):

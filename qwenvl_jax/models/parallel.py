@@ -1,0 +1,165 @@
+"""What moves between devices in the towers, said here instead of left to the compiler.
+
+Rows (and images) of activations are split over the mesh axes `data` and `fsdp`, kernels over `fsdp` along the axis that
+`sharding.rules` names. Left to itself the compiler finds other ways: it splits gradients along the width of the weights
+and gathers activations, or sums gradients whole where each device needs a part of the sum.
+
+Every function computes the same without a mesh (see `jax.set_mesh`), where `fsdp` has one device, or where the rows do
+not divide; then it says nothing. Heads and hidden widths over `tensor` stay the compiler's work.
+
+Shape suffixes: B rows, L tokens, D width, V vocabulary, F features (of all images), G image groups, R rows of a group.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from qwenvl_jax.sharding.mesh import BATCH_AXES as ROWS
+
+
+class Split(NamedTuple):
+    """Devices along the mesh axes that split rows."""
+
+    data: int
+    fsdp: int
+
+
+def rows_split(rows: int) -> Split | None:
+    """How the mesh that is set splits `rows` rows; None without one, on one device, or where they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(ROWS) <= set(mesh.axis_names) - set(mesh.manual_axes):
+        return None
+    split = Split(*(mesh.shape[axis] for axis in ROWS))
+    return split if split.data * split.fsdp > 1 and rows % (split.data * split.fsdp) == 0 else None
+
+
+def _per_device(function: Any, in_specs: Any) -> Any:
+    """`function` on each device's part; its result is split by rows."""
+    return jax.shard_map(
+        function, in_specs=in_specs, out_specs=PartitionSpec(ROWS), axis_names=set(ROWS), check_vma=False
+    )
+
+
+def over_rows(x: jax.Array) -> jax.Array:
+    """Keeps the rows (or images) of an activation split over `data` and `fsdp`, and that of its gradient."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS)) if rows_split(x.shape[0]) else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(part: jax.Array, axis: int) -> jax.Array:
+    """Joins the parts of an array that lie over `fsdp` along `axis`; its gradient is summed by `scatter_sum`.
+
+    Like `scatter_sum` meant for functions that run on each device (`jax.shard_map`).
+    """
+    return jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
+
+
+def _gather_forward(part: jax.Array, axis: int) -> tuple[jax.Array, None]:
+    return gather(part, axis), None
+
+
+def _gather_backward(axis: int, _: None, whole: jax.Array) -> tuple[jax.Array]:
+    return (scatter_sum(whole, axis),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
+
+
+def scatter_sum(whole: jax.Array, axis: int) -> jax.Array:
+    """This device's part, along `axis`, of the sum over `fsdp`.
+
+    The parts are laid out along an axis of their own in front. Otherwise XLA's TPU compiler turns the reduce-scatter
+    into an all-reduce, twice the bytes, where the part's rows or columns do not fill its tiles evenly.
+    """
+    parts = jax.lax.axis_size("fsdp")
+    front = jnp.moveaxis(whole, axis, 0)
+    front = front.reshape(parts, -1, *front.shape[1:])
+    own = jax.lax.psum_scatter(front, "fsdp", scatter_dimension=0, tiled=True)
+    return jnp.moveaxis(own[0], 0, axis)
+
+
+def product(x: jax.Array, kernel: jax.Array, contract: int, split_axis: int) -> jax.Array:
+    """[B, ..., *inputs] times [*inputs, *outputs]: each device gathers the kernel for its own rows.
+
+    The gradient of the kernel is reduce-scattered over `fsdp`, never summed whole.
+
+    Args:
+      x: activations, in the compute dtype.
+      kernel: in the compute dtype.
+      contract: number of input axes.
+      split_axis: the axis of the kernel that lies over `fsdp`.
+    """
+    split = rows_split(x.shape[0]) if x.ndim > contract + 1 else None
+    if split is None or split.fsdp == 1 or kernel.shape[split_axis] % split.fsdp:
+        return jnp.tensordot(x, kernel, axes=contract)
+
+    def local(x: jax.Array, part: jax.Array) -> jax.Array:
+        return jnp.tensordot(x, gather(part, split_axis), axes=contract)
+
+    return _per_device(local, (PartitionSpec(ROWS), PartitionSpec(*[None] * split_axis, "fsdp")))(x, kernel)
+
+
+def lookup(table_VD: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of the embedding table, [...] ids to [..., D] in `dtype`; an id outside the vocabulary gives NaN.
+
+    The width of the table is split over `fsdp`: every device looks up its part of the width for all rows of its `fsdp`
+    group, then parts and rows change places.
+    """
+
+    def local(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+        return table_VD.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+
+    split = rows_split(tokens.shape[0]) if tokens.ndim == 2 else None
+    if split is None or split.fsdp == 1 or table_VD.shape[1] % split.fsdp:
+        return local(table_VD, tokens)
+
+    def group(table_VD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+        all_BL = jax.lax.all_gather(tokens_BL, "fsdp", axis=0, tiled=True)
+        return jax.lax.all_to_all(local(table_VD, all_BL), "fsdp", split_axis=0, concat_axis=2, tiled=True)
+
+    return _per_device(group, (PartitionSpec(None, "fsdp"), PartitionSpec(ROWS)))(table_VD, tokens)
+
+
+def take_features(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> jax.Array:
+    """The feature at every slot, [B, L, D]; a slot outside its group gives NaN, a negative one anything.
+
+    Features and rows are cut into `groups` equal parts, and the slots of a part count its own features. Only devices
+    that share a part exchange features; with a part or more per device none do.
+    """
+
+    def local(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> jax.Array:
+        features = features_FD.reshape(groups, -1, features_FD.shape[-1])
+        slots = jnp.maximum(slots_BL, 0).reshape(groups, -1, slots_BL.shape[1])
+        taken_GRLD = jax.vmap(lambda f, s: f.at[s].get(mode="fill", fill_value=jnp.nan))(features, slots)
+        return taken_GRLD.reshape(*slots_BL.shape, -1)
+
+    split = rows_split(math.gcd(slots_BL.shape[0], features_FD.shape[0]))
+    devices = math.prod(split) if split else 1
+    if split is None or (groups % devices and devices % groups):
+        return local(features_FD, slots_BL, groups)
+    sharing = max(1, devices // groups)  # neighbours along `fsdp` first
+    along_fsdp = math.gcd(sharing, split.fsdp)
+    along_data = sharing // along_fsdp
+    if split.data % along_data or split.fsdp % along_fsdp:
+        return local(features_FD, slots_BL, groups)
+
+    def of_group(features_FD: jax.Array, slots_BL: jax.Array) -> jax.Array:
+        features_FD = _gather_neighbours(features_FD, "fsdp", split.fsdp, along_fsdp)
+        features_FD = _gather_neighbours(features_FD, "data", split.data, along_data)
+        return local(features_FD, slots_BL, max(1, groups // devices))
+
+    return _per_device(of_group, (PartitionSpec(ROWS), PartitionSpec(ROWS)))(features_FD, slots_BL)
+
+
+def _gather_neighbours(x: jax.Array, axis: str, devices: int, neighbours: int) -> jax.Array:
+    """Joins the parts of each `neighbours` consecutive devices of a mesh axis."""
+    if neighbours == 1:
+        return x
+    groups = [list(range(first, first + neighbours)) for first in range(0, devices, neighbours)]
+    return jax.lax.all_gather(x, axis, axis_index_groups=groups if len(groups) > 1 else None, axis=0, tiled=True)

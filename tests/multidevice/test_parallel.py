@@ -1,0 +1,64 @@
+"""What says itself how it moves between devices (products, lookups, image features, the loss) equals the plain form
+on eight virtual devices, values and gradients, in a process of its own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from qwenvl_jax.models.parallel import lookup, product, take_features
+from qwenvl_jax.training.loss import token_loss_sum
+
+data, fsdp, tensor = map(int, sys.argv[1:])
+mesh = jax.make_mesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+rng = np.random.default_rng(0)
+rows = P(("data", "fsdp"))
+normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+def check(function, specs, *arrays):
+    # The same function with and without a mesh: without one it is plain.
+    weighted = jax.jit(jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(function(*a))), argnums=range(len(arrays))))
+    expected = weighted(*arrays)
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs)]
+        compiled = weighted.lower(*placed).compile()
+        found = compiled(*placed)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    return compiled.as_text()
+
+x = normal(16, 3, 8, 8)
+for split_axis, spec in enumerate([P("fsdp"), P(None, "fsdp"), P(None, None, ("tensor", "fsdp"))]):
+    text = check(lambda x, k: product(x, k, 2, split_axis), (rows, spec), x, normal(8, 8, 16))
+    if fsdp > 1:
+        assert "reduce-scatter" in text
+ids = jnp.asarray(rng.integers(0, 20, (16, 5)))
+check(lambda table: lookup(table, ids, jnp.float32), (P(None, "fsdp"),), normal(20, 8))
+for groups in (1, 2, 4, 8, 16):
+    slots = jnp.asarray(rng.integers(-1, 48 // groups, (16, 5)))
+    text = check(lambda f: take_features(f, slots, groups), (rows,), normal(48, 8))
+    assert ("all-gather" in text) == (groups < data * fsdp), (groups, text)
+targets, mask = jnp.asarray(rng.integers(0, 12, (16, 5))), jnp.asarray(rng.random((16, 5)) < 0.5, jnp.float32)
+for chunk in (3, 100):
+    loss = lambda hidden, head: token_loss_sum(hidden, targets, mask, head, chunk, True) / 100
+    check(loss, (rows, P("fsdp", "tensor")), normal(16, 5, 8), normal(8, 12))
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (4, 2, 1), (1, 2, 4)])
+def test_values_and_gradients_equal_the_plain_ones(mesh: tuple[int, int, int]) -> None:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(pathlib.Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
+    )
+    command = [sys.executable, "-c", SCRIPT, *map(str, mesh)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "equal"
