@@ -24,18 +24,21 @@ from qwenvl_jax.runtime import artifacts, log
 STAGES = {1: stage1_pretrain, 2: stage2_multitask, 3: stage3_sft}
 SEVEN = {"data.images_per_row": 7.0}  # rows of image tasks full of images: the most that the vision side has to do
 
-# Row -> stage, topology, changes to the config. Stage 3 has 128 rows, so it takes no more than 128 chips.
+# Row -> stage, topology, changes to the config, which takes the recipe of its chip.
 ROWS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "1 v5p": (1, "v5p:8x8x8", {}),
-    "2 v5p": (2, "v5p:8x8x8", {**SEVEN, "data.accumulation": 4, "compute.loss_chunk": 512}),
+    "2 v5p": (2, "v5p:8x8x8", SEVEN),
     "3 v5p": (3, "v5p:4x4x4", SEVEN),
     "1 v5e": (1, "v5e:16x16", {}),
     "2 v5e": (2, "v5e:16x16", SEVEN),
+    "3 v5e": (3, "v5e:16x16", SEVEN),
     "1 v6e": (1, "v6e:16x16", {}),
     "2 v6e": (2, "v6e:16x16", SEVEN),
+    "3 v6e": (3, "v6e:16x16", SEVEN),
     "1 v4": (1, "v4:8x8x8", {}),
     "2 v4": (2, "v4:8x8x8", SEVEN),
-    "2 four slices": (2, "v5p:8x8x8@4", {**SEVEN, "data.accumulation": 2, "compute.loss_chunk": 512}),
+    "3 v4": (3, "v4:8x8x8", SEVEN),
+    "2 four slices": (2, "v5p:8x8x8@4", {**SEVEN, "data.accumulation": 1}),
 }
 
 

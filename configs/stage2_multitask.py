@@ -36,7 +36,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         images_per_row=4.0,  # ours: same-task rows of this mixture would hold about 4.1
         packing_window=32,  # ours
         seed=2,
-        image_groups=64,  # ours: images stay near their rows; groups of eight rows and more fill as evenly as one
+        image_groups=64,  # ours: images stay near their rows; groups of 8 rows fill almost as evenly as one of all
     )
     config.optimizer = base.optimizer(peak=5e-5, minimum=1e-5, warmup=400, vit_layer_decay=0.95)
     stage1 = f"{runs}/stage1_pretrain"
