@@ -1,0 +1,195 @@
+"""What the step benchmarks share: the batch, this code's side, the measuring and the alternating.
+
+A side is one implementation of the training step over a given batch. Every measurement of a side is a process of its
+own, so that neither side's memory or threads disturb the other; sides alternate, so that a slow minute hits both.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qwenvl_jax.config import Config
+from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.runtime.errors import UserError
+
+GIB = 2**30
+OUT_OF_MEMORY = "out of memory"
+
+
+class Side(NamedTuple):
+    """One implementation, ready to step.
+
+    Attributes:
+      step: takes one optimiser step, waits until the devices are done, returns the loss.
+      trained: number of trained parameters; both sides must agree.
+      device: its name; `devices` how many of them.
+      peak: bytes in use at most on one device, so far.
+    """
+
+    step: Callable[[], float]
+    trained: int
+    device: str
+    devices: int
+    peak: Callable[[], float]
+
+
+def process_peak() -> float:
+    """Bytes of memory of this process at most; what a CPU's peak is taken to be."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def full_batch(config: Config, supervised: int | None = None) -> Batch:
+    """Full rows of noise: every row is cut into as many equal samples as it has images, each an image, then text.
+
+    Args:
+      config: `data.images_per_row` must be a whole number that divides the row; 0 gives one sample of text.
+      supervised: targets at the end of each sample; all of its text by default.
+    """
+    data, queries = config.data, config.model.resampler.queries
+    images = int(data.images_per_row)
+    samples = max(images, 1)
+    length = data.sequence_length // samples
+    if images != data.images_per_row or data.sequence_length % samples:
+        raise UserError(
+            f"rows of {data.sequence_length} cannot be cut into {data.images_per_row} equal samples, one per image"
+        )
+    shape = (data.accumulation, data.rows, samples, length)
+    rng = np.random.default_rng(0)
+    slots = np.full(shape, -1, np.int32)
+    if images:
+        own = np.arange(data.rows * images).reshape(data.rows, images, 1) % data.group_images
+        slots[..., 1 : 1 + queries] = own * queries + np.arange(queries)
+    # A place predicts the token after it; the first text follows the mark that ends the image.
+    first = queries + 1 if images else 0
+    mask = np.zeros(shape, np.float32)
+    mask[..., first if supervised is None else length - 1 - supervised : length - 1] = 1
+    tokens = rng.integers(0, config.model.decoder.vocab_size, shape).astype(np.int32)
+    targets = np.where(mask > 0, np.roll(tokens, -1, axis=-1), 0)
+    segments = np.broadcast_to(np.arange(1, samples + 1, dtype=np.int32)[:, None], shape)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
+    pixels = (data.accumulation, data.image_budget, data.image_size, data.image_size, 3)
+    rows = (field.reshape(*shape[:2], -1) for field in (tokens, targets, mask, segments, positions, slots))
+    return Batch._make([*rows, rng.integers(0, 256, pixels, dtype=np.uint8)])
+
+
+def jax_side(config: Config, batch: Batch) -> Side:
+    """This code: the step that `qwenvl_jax.train` takes, from fresh weights."""
+    import jax
+    import jax.numpy as jnp
+
+    from qwenvl_jax.models import qwen_vl
+    from qwenvl_jax.sharding.mesh import make_mesh
+    from qwenvl_jax.training.optimizer import make_optimizer
+    from qwenvl_jax.training.partition import split
+    from qwenvl_jax.training.placement import placed_state
+    from qwenvl_jax.training.step import State, make_train_step, put_batch
+
+    mesh = make_mesh(config.mesh)
+    abstract = placed_state(config, mesh)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
+
+    def begin(key: jax.Array) -> State:
+        trainable, frozen = split(qwen_vl.init_params(config.model, key), config.train.trainable)
+        frozen = jax.tree.map(lambda leaf: leaf.astype(config.compute.frozen_dtype), frozen)
+        return State(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state = jax.jit(begin, out_shardings=shardings)(jax.random.key(0))
+    on_devices = put_batch(batch, config.data, mesh)
+    train_step = make_train_step(config, mesh)
+    device = mesh.devices.flat[0]
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = train_step(state, on_devices)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    def peak() -> float:
+        found = device.memory_stats()
+        return float(found["peak_bytes_in_use"]) if found else process_peak()
+
+    trained = sum(leaf.size for leaf in jax.tree.leaves(abstract.trainable))
+    return Side(step, trained, device.device_kind, mesh.size, peak)
+
+
+def measure(make: Callable[[], Side], warm_up: int, steps: int) -> dict[str, Any]:
+    """Times each of `steps` steps after `warm_up` others, of which the first compiles.
+
+    Returns:
+      JSON values, or only `error` where the devices have too little memory.
+    """
+    try:
+        side = make()
+        started = time.perf_counter()
+        side.step()
+        first = time.perf_counter() - started
+        for _ in range(warm_up - 1):
+            side.step()
+        seconds, loss = [], 0.0
+        for _ in range(steps):
+            started = time.perf_counter()
+            loss = side.step()
+            seconds.append(time.perf_counter() - started)
+    except Exception as error:  # each framework has an exception of its own for this
+        if "out of memory" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
+            print(error, file=sys.stderr)
+            return {"error": OUT_OF_MEMORY}
+        raise
+    return {
+        "seconds": seconds,
+        "first_seconds": first,
+        "loss": loss,
+        "trained": side.trained,
+        "device": side.device,
+        "devices": side.devices,
+        "peak_gib": side.peak() / GIB,
+    }
+
+
+def alternate(
+    sides: Sequence[str],
+    command: Callable[[str], Sequence[str]],
+    repeat: int,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Runs `command(side)` for all sides in turn, `repeat` times; a side that lacks memory is not tried again.
+
+    Returns:
+      Per side what its processes printed in their last line, see `measure`.
+
+    Raises:
+      SystemExit: if a process fails, or two sides do not train the same number of parameters.
+    """
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for number in range(repeat):
+        for side in sides:
+            if found[side] and "error" in found[side][-1]:
+                continue
+            process = subprocess.run(command(side), stdout=subprocess.PIPE, text=True, env=environment)
+            if process.returncode:
+                sys.exit(f"the side {side!r} failed")
+            run = json.loads(process.stdout.splitlines()[-1])
+            found[side].append(run)
+            said = run.get("error") or f"best {min(run['seconds']):.4f} s"
+            print(f"{number + 1}/{repeat} {side:14} {said}", file=sys.stderr)
+    trained = {run["trained"] for runs in found.values() for run in runs if "error" not in run}
+    if len(trained) > 1:
+        sys.exit(f"the sides train different numbers of parameters: {trained}")
+    return found
+
+
+def best_and_median(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Seconds of the best step of all runs, and the median of the runs' medians."""
+    return min(min(run["seconds"]) for run in runs), statistics.median(
+        statistics.median(run["seconds"]) for run in runs
+    )

@@ -1,0 +1,157 @@
+"""The benchmarks against PyTorch: both sides compute the same thing, and the scripts run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs import model as models
+from qwenvl_jax import config as config_lib
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def gpu_step(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the script where no GPU is seen, even if there is one."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(BENCHMARKS / "gpu_step.py"), *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def tiny(remat: str) -> config_lib.Config:
+    """Two packed samples per row, two microbatches, and an optimiser in which everything shows."""
+    return config_lib.Config(
+        model=config_lib.from_config_dict(config_lib.ModelConfig, dict(models.tiny().items())),
+        tokenizer=config_lib.TokenizerConfig("qwen", ""),
+        data=config_lib.DataConfig((), 56, 32, 4, 2, 2.0, 1, 0),
+        optimizer=config_lib.OptimizerConfig(1e-2, 1e-2, 0, 0.9, 0.98, 1e-6, 0.5, 0.05, 0.5),
+        init=config_lib.InitConfig("", "", "", ""),
+        train=config_lib.TrainConfig("multitask", config_lib.COMPONENTS, 100, 0, 10, 100, 1),
+        mesh=config_lib.MeshConfig(1, 1, 1, 1, 0),
+        compute=config_lib.ComputeConfig("float32", "float32", "xla", remat, remat, False, 64),
+    )
+
+
+def copy_weights(params: Any, peer: Any) -> None:
+    """This code's parameter tree into the modules of `torch_peer`."""
+    import torch
+
+    def put(target: Any, values: Any) -> None:
+        with torch.no_grad():
+            target.copy_(torch.from_numpy(np.array(values)))
+
+    def linear(target: Any, tree: Any, inputs: int) -> None:
+        """A kernel whose first axes, `inputs` long together, are summed over, and its bias if there is one."""
+        put(target.weight, np.asarray(tree["kernel"]).reshape(inputs, -1).T)
+        if "bias" in tree:
+            put(target.bias, np.asarray(tree["bias"]).reshape(-1))
+
+    def norm(target: Any, tree: Any) -> None:
+        put(target.weight, tree["scale"])
+        if "bias" in tree:
+            put(target.bias, tree["bias"])
+
+    def layer(tree: Any, index: int) -> Any:
+        return {key: layer(value, index) if isinstance(value, dict) else value[index] for key, value in tree.items()}
+
+    def part(tree: Any, index: int) -> Any:
+        """One of q, k and v, which the tree holds in one kernel [inputs, 3, heads, size]."""
+        return {"kernel": tree["kernel"][:, index], "bias": tree["bias"][index]}
+
+    vit, resampler, decoder = params["vit"], params["resampler"], params["decoder"]
+    width, decoder_width = vit["position_embedding"].shape[1], decoder["embedding"].shape[1]
+    put(peer.patches.conv.weight, np.asarray(vit["patch_embed"]["kernel"]).transpose(3, 2, 0, 1))
+    put(peer.patches.positions, vit["position_embedding"])
+    norm(peer.patches.norm, vit["ln_pre"])
+    for index, block in enumerate(peer.vit_blocks):
+        own = layer(vit["blocks"], index)
+        norm(block.layer_norm1, own["ln_1"])
+        norm(block.layer_norm2, own["ln_2"])
+        for place, name in enumerate("qkv"):
+            linear(getattr(block.self_attn, f"{name}_proj"), part(own["attn"]["qkv"], place), width)
+        linear(block.self_attn.out_proj, own["attn"]["out"], width)
+        linear(block.mlp.fc1, own["mlp"]["up"], width)
+        linear(block.mlp.fc2, own["mlp"]["down"], own["mlp"]["down"]["kernel"].shape[0])
+    put(peer.resampler.query, resampler["query"])
+    linear(peer.resampler.kv_proj, resampler["kv_proj"], width)
+    norm(peer.resampler.ln_q, resampler["ln_q"])
+    norm(peer.resampler.ln_kv, resampler["ln_kv"])
+    inputs = [resampler["attn"][name] for name in ("query", "key", "value")]
+    kernels = [np.asarray(tree["kernel"]).reshape(decoder_width, -1).T for tree in inputs]
+    put(peer.resampler.attn.in_proj_weight, np.concatenate(kernels))
+    put(peer.resampler.attn.in_proj_bias, np.concatenate([np.asarray(tree["bias"]).reshape(-1) for tree in inputs]))
+    linear(peer.resampler.attn.out_proj, resampler["attn"]["out"], decoder_width)
+    norm(peer.vit_head.norm, vit["ln_post"])
+    put(peer.vit_head.proj.weight, np.asarray(vit["proj"]).T)
+    put(peer.embedding.weight, decoder["embedding"])
+    for index, block in enumerate(peer.blocks):
+        own = layer(decoder["blocks"], index)
+        norm(block.input_layernorm, own["ln_1"])
+        norm(block.post_attention_layernorm, own["ln_2"])
+        for place, name in enumerate("qkv"):
+            linear(getattr(block.self_attn, f"{name}_proj"), part(own["attn"]["qkv"], place), decoder_width)
+        linear(block.self_attn.o_proj, own["attn"]["out"], decoder_width)
+        linear(block.mlp.up_proj, own["mlp"]["up"], decoder_width)
+        linear(block.mlp.gate_proj, own["mlp"]["gate"], decoder_width)
+        linear(block.mlp.down_proj, own["mlp"]["down"], own["mlp"]["down"]["kernel"].shape[0])
+    norm(peer.head.norm, decoder["ln_f"])
+    put(peer.head.lm_head.weight, np.asarray(decoder["lm_head"]).T)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full", "matmuls_saved"])
+def test_both_sides_take_the_same_steps(remat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same weights the losses of four steps agree: model, targets, clipping, decay, rates, optimiser."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import jax
+    import steps
+    import torch_peer
+
+    from qwenvl_jax.models import qwen_vl
+
+    config = tiny(remat)
+    batch = steps.full_batch(config)
+    ours = steps.jax_side(config, batch)
+    peer = torch_peer.Peer(config.model)
+    copy_weights(jax.device_get(qwen_vl.init_params(config.model, jax.random.key(0))), peer)
+    monkeypatch.setattr(torch_peer, "Peer", lambda model: peer)
+    theirs = torch_peer.torch_side(config, batch, compiled=False)
+    assert ours.trained == theirs.trained
+    losses = np.array([(ours.step(), theirs.step()) for _ in range(4)])
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=2e-4)
+    assert losses[-1, 0] < losses[0, 0] - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gpu_step_in_miniature(stage: int, tmp_path: Path) -> None:
+    """Every line but CUDA's; compiled PyTorch in one stage alone, because its C++ takes a minute."""
+    sides = ["jax", "torch", "torch_compile"] if stage == 1 else ["jax", "torch"]
+    options = ("--size=tiny", "--repeat=1", "--steps=2", "--accumulation=2")
+    process = gpu_step(*options, f"--stage={stage}", f"--sides={','.join(sides)}", folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
+    assert (result["stage"], result["size"], result["device"], result["devices"]) == (stage, "tiny", "cpu", 1)
+    assert result["tokens_per_step"] == 2 * 2 * 64
+    assert result["images_per_step"] == 4 * (1 if stage == 1 else 4)
+    assert result["first_moment_dtype"] == ("bfloat16" if stage == 2 else "float32")
+    assert list(result["sides"]) == sides
+    for side in result["sides"].values():
+        assert 0 < side["seconds_best"] <= side["seconds_median"]
+        assert side["tokens_per_second"] > 0 and side["images_per_second"] > 0 and side["peak_gib"] > 0
+        assert side["mfu"] is None and len(side["seconds"][0]) == 2
+        assert side["loss"] == pytest.approx(np.log(512), rel=0.1)
+    assert result["jax_time_over_best_pytorch"] > 0
+
+
+def test_gpu_step_wants_a_gpu(tmp_path: Path) -> None:
+    process = gpu_step("--side=torch", folder=tmp_path)
+    assert process.returncode == 2
+    assert "PyTorch sees no GPU" in process.stderr
