@@ -9,7 +9,12 @@ import ml_collections
 STAGES = {
     "pretrain": {"data.accumulation": 3},
     "multitask": {"data.accumulation": 2},
-    "sft": {"data.accumulation": 1, "mesh.fsdp": 32},
+    "sft": {
+        "data.accumulation": 1,
+        "mesh.fsdp": 32,
+        # Gathers of the next layer begin in this one.
+        "compute.xla_options": ("xla_tpu_enable_ici_ag_pipelining=true",),
+    },
 }
 
 
@@ -24,4 +29,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_decoder="matmuls_saved",
         unroll_layers=False,
         loss_chunk=512,
+        xla_options=(),
     )

@@ -211,7 +211,8 @@ class ComputeConfig:
     remat_vit: str
     remat_decoder: str
     unroll_layers: bool  # layers as straight code instead of a loop: faster on CPUs, slower to compile when deep
-    loss_chunk: int  # tokens whose logits exist at once
+    loss_chunk: int  # tokens of a device whose logits exist at once
+    xla_options: tuple[str, ...] = ()  # "name=value" each, beside those of `sharding.compiler`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,6 +359,8 @@ def validate(config: Config) -> Config:
     _choice("config.compute.remat_vit", compute.remat_vit, REMAT_POLICIES)
     _choice("config.compute.remat_decoder", compute.remat_decoder, REMAT_POLICIES)
     _require(compute.loss_chunk > 0, "config.compute.loss_chunk must be positive")
+    for option in compute.xla_options:
+        _require("=" in option, f"config.compute.xla_options holds {option!r}; write name=value")
     mesh = config.mesh
     axes = (mesh.data, mesh.fsdp, mesh.tensor)
     _require(

@@ -152,6 +152,11 @@ def named(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
+def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A remat policy: what cuDNN's backward pass needs of its forward pass, which no name can be given to."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
 def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, unroll: bool = False) -> Any:
     """Stacks `layers` copies of a block, with parameters on a leading layer axis.
 
@@ -166,11 +171,10 @@ def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, u
     """
     if remat != "none":
         policies = jax.checkpoint_policies
-        policy = {
-            "matmuls_saved": policies.save_only_these_names(*MATMUL_NAMES),
-            "attention_saved": policies.save_only_these_names(SAVED_NAME),
-            "full": policies.nothing_saveable,
-        }[remat]
+        kept = {"matmuls_saved": MATMUL_NAMES, "attention_saved": (SAVED_NAME,), "full": ()}[remat]
+        policy = policies.save_only_these_names(*kept)
+        if kept:
+            policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
         # Inside a scan nothing can be merged across iterations, so the barrier against it is not needed.
         block = nn.remat(block, policy=policy, prevent_cse=False)
     return nn.scan(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jax.sharding import Mesh
 
 # Without these every collective on a TPU stops the cores until it is done.
@@ -19,12 +21,17 @@ ASYNC_COLLECTIVES: dict[str, bool | int | str] = {
 SCOPED_VMEM_KIB = {"TPU v5": 32768, "TPU v5p": 32768}
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:
-    """Options for the devices of a mesh; none for other devices than TPUs."""
+def compiler_options(mesh: Mesh, chosen: Sequence[str] = ()) -> dict[str, bool | int | str]:
+    """Options for the devices of a mesh: ours for TPUs, then those that the config chose.
+
+    Args:
+      mesh: of the step.
+      chosen: `config.compute.xla_options`, "name=value" each.
+    """
     device = mesh.devices.flat[0]
-    if device.platform != "tpu":
-        return {}
-    options = dict(ASYNC_COLLECTIVES) if mesh.size > 1 else {}
-    if device.device_kind in SCOPED_VMEM_KIB:
-        options["xla_tpu_scoped_vmem_limit_kib"] = SCOPED_VMEM_KIB[device.device_kind]
-    return options
+    options: dict[str, bool | int | str] = {}
+    if device.platform == "tpu":
+        options |= ASYNC_COLLECTIVES if mesh.size > 1 else {}
+        if device.device_kind in SCOPED_VMEM_KIB:
+            options["xla_tpu_scoped_vmem_limit_kib"] = SCOPED_VMEM_KIB[device.device_kind]
+    return options | dict(option.split("=", 1) for option in chosen)

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from qwenvl_jax.config import Config, DataConfig
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.compiler import compiler_options
 from qwenvl_jax.sharding.mesh import BATCH_AXES, AnyMesh, batch_shards
 from qwenvl_jax.sharding.rules import batch_shardings, param_shardings, replicated
@@ -155,10 +156,15 @@ class TrainStep(NamedTuple):
     mesh: Mesh
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        with jax.set_mesh(self.mesh):
-            (step, trainable, opt_state), metrics = self.compiled(
-                state.step, state.trainable, state.opt_state, state.frozen, batch
-            )
+        try:
+            with jax.set_mesh(self.mesh):
+                (step, trainable, opt_state), metrics = self.compiled(
+                    state.step, state.trainable, state.opt_state, state.frozen, batch
+                )
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" in str(error):
+                raise UserError(f"the compiler refuses an option of config.compute.xla_options: {error}") from error
+            raise
         return State(step, trainable, state.frozen, opt_state), metrics
 
     def lower(self, state: State, batch: Batch) -> Any:
@@ -229,7 +235,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
             donate_argnums=(0, 1, 2),
             in_shardings=(*changing, shardings.frozen, batch_shardings(mesh)),
             out_shardings=(changing, replicated(mesh)),
-            compiler_options=compiler_options(mesh) or None,
+            compiler_options=compiler_options(mesh, config.compute.xla_options) or None,
         ),
         mesh,
     )

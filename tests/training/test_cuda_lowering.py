@@ -59,28 +59,38 @@ def test_attention_of_the_decoder_is_causal_within_segments() -> None:
     assert list(calls(gradient(causal=True), *shapes(512, 512, 128)).values()) == [1, 1]  # forward and backward
 
 
-@pytest.mark.parametrize(
-    "trainable",
-    [("vit", "vit_head", "resampler"), ("vit", "vit_head", "resampler", "decoder"), ("resampler", "decoder")],
-    ids=["stage1", "stage2", "stage3"],
-)
-def test_the_step_lowers_for_cuda(trainable: tuple[str, ...]) -> None:
+def full_step(trainable: tuple[str, ...], remat: str) -> dict[str, int]:
     config = tiny_run.make_config(
         Path("unused"),
         train__trainable=trainable,
         compute__compute_dtype="bfloat16",
         compute__frozen_dtype="bfloat16",
         compute__attention="cudnn",
-        compute__remat_vit="full",
-        compute__remat_decoder="full",
+        compute__remat_vit=remat,
+        compute__remat_decoder=remat,
         compute__unroll_layers=False,
     )
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state, batch = abstract_state(config, mesh), abstract_batch(config, mesh)
     with jax.set_mesh(mesh):
-        found = calls(
+        return calls(
             make_train_step(config, mesh).compiled, state.step, state.trainable, state.opt_state, state.frozen, batch
         )
+
+
+@pytest.mark.parametrize(
+    "trainable",
+    [("vit", "vit_head", "resampler"), ("vit", "vit_head", "resampler", "decoder"), ("resampler", "decoder")],
+    ids=["stage1", "stage2", "stage3"],
+)
+def test_the_step_lowers_for_cuda(trainable: tuple[str, ...]) -> None:
+    found = full_step(trainable, "full")
     backward = sum(count for name, count in found.items() if name.endswith("Backward"))
     # One loop over the ViT's layers, the resampler, one loop over the decoder's; a frozen ViT has no backward pass.
     assert backward == (3 if "vit" in trainable else 2), found
+
+
+@pytest.mark.parametrize(("remat", "forward"), [("full", 5), ("attention_saved", 3), ("matmuls_saved", 3)])
+def test_a_kept_attention_is_not_computed_again(remat: str, forward: int) -> None:
+    found = full_step(("vit", "vit_head", "resampler", "decoder"), remat)
+    assert sum(count for name, count in found.items() if not name.endswith("Backward")) == forward, found
