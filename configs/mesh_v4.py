@@ -4,7 +4,7 @@ import ml_collections
 
 # What differs per stage, found by `python -m qwenvl_jax.plan --search`.
 STAGES = {
-    "pretrain": {"data.accumulation": 4, "compute.remat_vit": "matmuls_saved"},
+    "pretrain": {"data.accumulation": 5, "compute.remat_vit": "matmuls_saved"},
     "multitask": {"data.accumulation": 4},
     "sft": {"data.accumulation": 1, "mesh.tensor": 4},
 }

@@ -266,24 +266,33 @@ def _turn_content(
 ) -> tuple[list[Piece], int]:
     """Pieces of one turn and the number of pictures so far. Neighbouring text is tokenised as one string."""
     pieces: list[Piece] = []
+    found: list[Piece]
     text = ""
     for part in parts:
         if "text" in part:
             text += part["text"]
             continue
-        if "ref" in part:
-            found: list[Piece] = _ref(part["ref"])
-            width, height = sizes[part.get("image", 0)]
-            for box in part["boxes"]:
-                found += _box(box, {"width": width, "height": height})
-            after = ""
+        after = ""
+        if part.keys() & {"ref", "boxes", "quads"}:
+            found = _places(part, sizes)
         elif "image" in part:
-            pictures += 1
-            text += f"Picture {pictures}: "
             found = [Piece("image", int(part["image"]))]
-            after = "\n"
+            if part.get("numbered", True):
+                pictures += 1
+                text += f"Picture {pictures}: "
+                after = "\n"
         else:
             raise UserError(f"a dialogue part has the keys {', '.join(part)}; use text, image, or ref with boxes")
         pieces += [Piece("text", text), *found] if text else found
         text = after
     return ([*pieces, Piece("text", text)] if text else pieces), pictures
+
+
+def _places(part: Mapping[str, Any], sizes: Sequence[Sequence[float]]) -> list[Piece]:
+    """A reference, if the part has one, and the shapes that follow it."""
+    pieces = _ref(part["ref"]) if "ref" in part else []
+    shapes = [(_box, box) for box in part.get("boxes", ())] + [(_quad, quad) for quad in part.get("quads", ())]
+    for write, shape in shapes:
+        width, height = sizes[part.get("image", 0)]
+        pieces += write(shape, {"width": width, "height": height})
+    return pieces

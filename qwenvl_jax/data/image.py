@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,17 @@ from PIL import Image
 from qwenvl_jax.runtime.errors import UserError
 
 MAX_PIXELS = 178_956_970  # what Pillow itself takes for a decompression bomb, raised to an error here
+
+MAX_BYTES = 1 << 28  # of one encoded image; what is longer is read only so far
+
+
+def read_encoded(file: BinaryIO, size: int = MAX_BYTES) -> bytes:
+    """Reads one encoded image of `size` bytes from where `file` stands, but never more than MAX_BYTES.
+
+    A longer file becomes an image that is cut off, which `decode_image` refuses: it is counted as corrupt like any
+    other, and never fills the memory.
+    """
+    return file.read(min(size, MAX_BYTES))
 
 
 def decode_image(payload: bytes) -> Image.Image:

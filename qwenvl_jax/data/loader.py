@@ -28,8 +28,8 @@ from qwenvl_jax.data.examples import Tokens, decode_images, tokenize_pieces
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.mixture import Mixture, open_sources
 from qwenvl_jax.data.packing import Item, Packer, Row
-from qwenvl_jax.data.records import RecordReader
 from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.data.sources import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
@@ -58,7 +58,7 @@ class Stream:
       tokenizer, queries: as for `make_example`.
     """
 
-    def __init__(self, data: DataConfig, readers: Sequence[RecordReader], tokenizer: Tokenizer, queries: int):
+    def __init__(self, data: DataConfig, readers: Sequence[Source], tokenizer: Tokenizer, queries: int):
         self._data, self._readers, self._tokenizer, self._queries = data, readers, tokenizer, queries
         lengths = [len(reader) for reader in readers]
         self._mixture = Mixture(data.mixture, lengths, data.seed)
@@ -211,7 +211,7 @@ class Stream:
         if corrupt and (corrupt == read or (read >= MIN_READ and corrupt > MAX_CORRUPT_SHARE * read)):
             raise UserError(
                 f"{corrupt} of {read} images read so far are corrupt, the first in {self._counts['first_corrupt']}; "
-                "write the record folders again"
+                "mend or remove them, or write the record folders again"
             )
 
 

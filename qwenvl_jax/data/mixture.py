@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import grain
 
 from qwenvl_jax.config import DataConfig, SourceConfig
-from qwenvl_jax.data.records import RecordReader
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.data.sources import Source, open_source
 
 
 def source_seed(seed: int, name: str) -> int:
@@ -53,21 +52,10 @@ class _Numbered(grain.transforms.Map):
         return self._number, int(element)
 
 
-def open_sources(data: DataConfig, split: str = "train") -> list[RecordReader]:
+def open_sources(data: DataConfig, split: str = "train") -> list[Source]:
     """Opens the records of every source.
 
     Raises:
-      UserError: if a folder, manifest or shard is missing, a folder holds other tasks than its source says, or no
-        records.
+      UserError: if one cannot be opened (`sources.open_source`).
     """
-    readers = []
-    for source in data.mixture:
-        reader = RecordReader(source.records, split)
-        found = sorted(reader.summary["tasks"])
-        if found != [source.task]:
-            raise UserError(
-                f"source {source.name!r} is for task {source.task!r}, but {source.records} holds "
-                f"{', '.join(found) or 'nothing'}; correct the task or the folder"
-            )
-        readers.append(reader)
-    return readers
+    return [open_source(source, split) for source in data.mixture]

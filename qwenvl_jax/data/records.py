@@ -202,7 +202,7 @@ def write_manifest(
     ]
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
-        features=_tfds_features(),
+        features=tfds_features(),
         split_infos=infos,
         filename_template=template,
         check_data=False,
@@ -218,7 +218,8 @@ def write_manifest(
     artifacts.write_json(folder / MANIFEST, manifest)
 
 
-def _tfds_features() -> Any:
+def tfds_features() -> Any:
+    """The features of a record as TFDS describes them."""
     import tensorflow_datasets as tfds
 
     texts = {name: tfds.features.Text() for name in (*TEXT_FIELDS, "content")}

@@ -35,7 +35,9 @@ class Record:
                       {"task": str, "words": str, and that task's content}; for decoders that cannot see yet
     dialogue          {"system": str, "turns": [{"role": "user" | "assistant", "parts": [part]}]} with
                       part = {"text": str} | {"image": index into images} | {"ref": str, "boxes": [box], "image": index}
-                      and "sizes": [[width, height]] per image
+                      and "sizes": [[width, height]] per image. {"image": index, "numbered": false} stands without
+                      "Picture n: " before it and the line break after it. A place may lack "ref" or have "quads"
+                      for "boxes".
     """
 
     id: str

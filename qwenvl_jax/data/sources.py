@@ -1,0 +1,66 @@
+"""Opens one source of a mixture, whatever its files are. docs/data.md shows every kind."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from etils import epath
+
+from qwenvl_jax.config import SourceConfig
+from qwenvl_jax.data import tfds_source
+from qwenvl_jax.data.json_source import SUFFIXES, JsonReader
+from qwenvl_jax.data.records import MANIFEST, RecordReader
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.tar_source import TarReader
+from qwenvl_jax.data.tfds_source import TfdsReader
+from qwenvl_jax.runtime.errors import UserError
+
+
+class Source(Protocol):
+    """Random access to records whose number and order never change, so that all hosts see the same ones."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+def open_source(source: SourceConfig, split: str = "train") -> Source:
+    """Opens the records of a source, of the kind that its path says.
+
+    tfds:NAME..        a TFDS data set
+    *.json, *.jsonl    conversations of the released fine-tuning, or one record's fields per line
+    *.tar              a WebDataset shard or a pattern of them, or a folder that holds some and no manifest
+    any other          a record folder
+
+    JSON files and WebDataset shards have no splits: all of them is training data.
+
+    Raises:
+      UserError: if the files are missing, damaged, or hold another task than the source says, or no records.
+    """
+    path = source.records
+    if path.startswith(tfds_source.PREFIX):
+        return TfdsReader(path, source.task, split)
+    if path.endswith(SUFFIXES):
+        return JsonReader(path, source.task)
+    if _is_webdataset(path):
+        if source.task != "caption":
+            raise UserError(
+                f"source {source.name!r} is for task {source.task!r}, but {path} holds WebDataset shards, which are "
+                "read as captions; correct the task or the path"
+            )
+        return TarReader(path)
+    reader = RecordReader(path, split)
+    found = sorted(reader.summary["tasks"])
+    if found != [source.task]:
+        raise UserError(
+            f"source {source.name!r} is for task {source.task!r}, but {path} holds "
+            f"{', '.join(found) or 'nothing'}; correct the task or the folder"
+        )
+    return reader
+
+
+def _is_webdataset(path: str) -> bool:
+    if path.endswith(".tar"):
+        return True
+    folder = epath.Path(path)
+    return folder.is_dir() and not (folder / MANIFEST).exists() and any(True for _ in folder.glob("*.tar"))

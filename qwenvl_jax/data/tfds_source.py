@@ -1,0 +1,77 @@
+"""Records of a TFDS data set, read without TensorFlow and without the code that made it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from qwenvl_jax.data.records import FEATURES, check_record, decode_record, tfds_features
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.runtime.errors import UserError, nearest
+
+PREFIX = "tfds:"
+_FORM = re.compile(r"tfds:(?P<name>\w+)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?(@(?P<folder>.+))?")
+
+
+class TfdsReader:
+    """Random access to one split: `len(reader)`, `reader[i]`.
+
+    The data set must lie in the folder already (nothing is downloaded), as ArrayRecord, and have the features of a
+    record folder: texts `id, task, source, language, license, content` (JSON) and a sequence `images`.
+
+    Args:
+      name: `tfds:NAME[/CONFIG][:VERSION][@FOLDER]`; without a folder TFDS looks in its own (`TFDS_DATA_DIR`,
+        `~/tensorflow_datasets`).
+      task: of all records; one of another task is refused when it is read.
+
+    Raises:
+      UserError: for a name of another form, a data set that is not there, or of another format or other features.
+    """
+
+    def __init__(self, name: str, task: str, split: str = "train"):
+        from tensorflow_datasets.core import decode, read_only_builder, registered
+
+        self._name, self._task = name, task
+        match = _FORM.fullmatch(name)
+        if match is None:
+            raise UserError(f"{name!r} is not of the form tfds:NAME[/CONFIG][:VERSION][@FOLDER]; correct it")
+        given = {"config": match["config"], "version": match["version"], "data_dir": match["folder"]}
+        arguments: dict[str, Any] = {key: value for key, value in given.items() if value}
+        try:
+            builder = read_only_builder.builder_from_files(match["name"], **arguments)
+        except registered.DatasetNotFoundError as error:
+            raise UserError(f"{name} is not there ({' '.join(str(error).split())[:300]})") from None
+        info = builder.info
+        if info.file_format is None or info.file_format.value != "array_record":
+            raise UserError(f"{name} is not stored as ArrayRecord; prepare it with file_format='array_record'")
+        if info.features is None or info.features.get_serialized_info() != tfds_features().get_serialized_info():
+            found = ", ".join(sorted(info.features or ()))
+            raise UserError(
+                f"{name} has the features {found}; it needs those of a record folder: {', '.join(FEATURES)}"
+            )
+        if split not in info.splits:
+            raise UserError(
+                f"{name} has no split {split!r}, only {', '.join(info.splits)}{nearest(split, info.splits)}"
+            )
+        # The bytes themselves, because images stay encoded until their row is known.
+        self._source = builder.as_data_source(split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
+        if not len(self):
+            raise UserError(f"{name} holds no records in {split!r}")
+        self[0]  # says at once what is wrong with all of them
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            record = check_record(decode_record(self._source[int(index)]))
+        except UserError as error:
+            raise UserError(f"{self._name}, record {index}: {error}") from None
+        if record.task != self._task:
+            raise UserError(
+                f"{self._name}, record {index}: it is of task {record.task!r}, but the source is for {self._task!r}; "
+                "correct one"
+            )
+        return record

@@ -1,0 +1,142 @@
+"""A mixture of one source of each kind."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwenvl_jax.config import Config, SourceConfig
+from qwenvl_jax.data.examples import make_example
+from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.mixture import open_sources
+from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.runtime.errors import UserError
+
+from .record_samples import encoded_image, make_record, with_data
+from .source_files import line_of, write_jsonl, write_tar, write_tfds
+
+QUERIES = 4
+
+
+@pytest.fixture
+def mixed(run_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Five sources: a record folder, JSON conversations, JSONL fields, WebDataset shards, a TFDS data set."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_records(tmp_path / "text", {"train": [make_record("text", k) for k in range(9)]}, name="text")
+    (tmp_path / "chat.png").write_bytes(encoded_image(5))
+    chats = [
+        {
+            "id": f"chat{k}",
+            "conversations": [
+                {"from": "user", "value": f"Picture 1: <img>chat.png</img>\nWhere is dog {k}?"},
+                {"from": "assistant", "value": f"<ref>dog</ref><box>({k},{k}),(500,999)</box>"},
+            ],
+        }
+        for k in range(11)
+    ]
+    (tmp_path / "chat.json").write_text(json.dumps(chats))
+    write_jsonl(tmp_path / "vqa.jsonl", [line_of(make_record("vqa", k), tmp_path) for k in range(13)])
+    (tmp_path / "web").mkdir()
+    for number in range(2):
+        members = [
+            (f"{number}{k}.{suffix}", payload)
+            for k in range(6)
+            for suffix, payload in (("jpg", encoded_image(k, form="JPEG")), ("txt", f"a bird {number} {k}".encode()))
+        ]
+        write_tar(tmp_path / "web" / f"{number:05d}.tar", members)
+    tfds_name = write_tfds(tmp_path / "tfds", [make_record("ref_grounding", k) for k in range(10)])
+    mixture = (
+        SourceConfig("records", "text", str(tmp_path / "text"), 1.0),
+        SourceConfig("chats", "dialogue", str(tmp_path / "chat.json"), 2.0),
+        SourceConfig("lines", "vqa", str(tmp_path / "vqa.jsonl"), 1.0),
+        SourceConfig("web", "caption", str(tmp_path / "web"), 2.0),
+        SourceConfig("tfds", "ref_grounding", tfds_name, 1.0),
+    )
+    return with_data(run_config, mixture=mixture)
+
+
+def assert_equal(a: list[Batch], b: list[Batch]) -> None:
+    for left, right in zip(a, b, strict=True):
+        for name, x, y in zip(Batch._fields, left, right, strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def cuts(batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
+    """Tokens, loss mask, image slots and microbatch of every sample."""
+    for a, b in np.ndindex(*batch.segment_ids_ABL.shape[:2]):
+        for segment in range(1, batch.segment_ids_ABL[a, b].max() + 1):
+            places = batch.segment_ids_ABL[a, b] == segment
+            yield (*(getattr(batch, f)[a, b][places] for f in ("tokens_ABL", "loss_mask_ABL", "image_slot_ABL")), a)
+
+
+def test_batches_hold_exactly_the_examples(mixed: Config, tokenizer: Tokenizer) -> None:
+    sources = open_sources(mixed.data)
+    assert [len(source) for source in sources] == [9, 11, 13, 12, 10]
+    known: dict[bytes, list[Any]] = collections.defaultdict(list)
+    for source, config in zip(sources, mixed.data.mixture, strict=True):
+        for k in range(len(source)):
+            example = make_example(source[k], config.name, tokenizer, QUERIES, 28)
+            known[example.tokens_L.tobytes()].append(example)
+    met = set()
+    with make_loader(mixed, tokenizer) as loader:
+        batches = [next(loader) for _ in range(8)]
+        counters = loader.counters()
+    for batch in batches:
+        for tokens_L, mask_L, slots_L, a in cuts(batch):
+            images_IHWC = batch.images_AIHWC[a, np.unique(slots_L[slots_L >= 0] // QUERIES)]
+            [example, *_] = [
+                e for e in known[tokens_L.tobytes()] if np.array_equal(e.images_IHWC, images_IHWC)
+            ]  # unpacking fails if there is none
+            assert mask_L.tolist() == [*example.is_target_L[1:].astype(float), 0.0]
+            met.add(example.source)
+    assert met == {source.name for source in mixed.data.mixture}
+    assert not any(counters["corrupt"].values()) and not any(counters["dropped"].values())
+
+
+def test_restoring_is_bitwise(mixed: Config, tokenizer: Tokenizer) -> None:
+    with make_loader(mixed, tokenizer) as loader:
+        for _ in range(3):
+            next(loader)
+        state = json.loads(json.dumps(loader.state()))
+        after = [next(loader) for _ in range(3)]
+    with make_loader(mixed, tokenizer) as restored:
+        restored.restore(state)
+        assert_equal([next(restored) for _ in range(3)], after)
+    write_jsonl(Path(mixed.data.mixture[2].records), [{"image": "chat.png", "question": "a", "answer": "b"}])
+    with make_loader(mixed, tokenizer) as other, pytest.raises(UserError, match="another stream"):
+        other.restore(state)  # one source has another length
+
+
+@pytest.mark.parametrize("kind", ["lines", "web", "tfds"])
+def test_a_bad_image_is_counted_whatever_the_source(
+    mixed: Config, tokenizer: Tokenizer, tmp_path: Path, kind: str
+) -> None:
+    """One empty image in 300 leaves padding, as in a record folder."""
+    records = [make_record("caption", k) for k in range(300)]
+    records[7] = dataclasses.replace(records[7], images=(b"",))
+    if kind == "lines":
+        path = str(write_jsonl(tmp_path / "captions.jsonl", [line_of(record, tmp_path) for record in records]))
+    elif kind == "web":
+        members = [
+            (f"{record.id}.{suffix}", payload)
+            for record in records
+            for suffix, payload in (("png", record.images[0]), ("txt", record.content["caption"].encode()))
+        ]
+        path = str(write_tar(tmp_path / "captions.tar", members))
+    else:
+        path = write_tfds(tmp_path / "captions", records)
+    config = with_data(mixed, mixture=(SourceConfig("only", "caption", path, 1.0),))
+    with make_loader(config, tokenizer) as loader:
+        while not loader.counters()["corrupt"]["only"]:
+            next(loader)
+        counters = loader.counters()
+    assert counters["corrupt"] == {"only": 1} and counters["seen"]["only"] > 0
