@@ -2,7 +2,7 @@
 
 import ml_collections
 
-# What differs per stage, found by `python -m qwenvl_jax.plan --search`.
+# What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).
 STAGES = {
     "pretrain": {"data.accumulation": 5, "compute.remat_vit": "matmuls_saved"},
     "multitask": {"data.accumulation": 4},

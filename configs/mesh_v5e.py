@@ -4,7 +4,7 @@
 
 import ml_collections
 
-# What differs per stage, found by `python -m qwenvl_jax.plan --search`.
+# What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).
 STAGES = {
     "pretrain": {"data.accumulation": 15, "compute.remat_decoder": "matmuls_saved"},
     "multitask": {"data.accumulation": 8},

@@ -5,7 +5,7 @@ would be all-reduced instead of reduce-scattered.
 
 import ml_collections
 
-# What differs per stage, found by `python -m qwenvl_jax.plan --search`.
+# What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).
 STAGES = {
     "pretrain": {"data.accumulation": 3},
     "multitask": {"data.accumulation": 2},
