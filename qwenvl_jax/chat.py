@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
 from qwenvl_jax.checkpoint import restore
@@ -109,12 +109,5 @@ def main(argv: list[str]) -> None:
         talk(conversation, _typed(), epath.Path(_BOXES.value), config.data.sequence_length)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags, ending with one sentence on a mistake."""
-    with exit_on_user_error():
-        return commandline.parse(argv)
-    raise AssertionError("unreachable")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    commandline.run(main)

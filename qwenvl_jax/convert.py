@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
 from qwenvl_jax.checkpoint import restore
@@ -128,12 +128,5 @@ def main(argv: list[str]) -> None:
         {"release": release, "import": import_checkpoint, "verify": verify}[command]()
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags, ending with one sentence on a mistake."""
-    with exit_on_user_error():
-        return commandline.parse(argv, needs_config=False)
-    raise AssertionError("unreachable")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    commandline.run(main, needs_config=False)

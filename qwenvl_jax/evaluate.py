@@ -8,7 +8,7 @@ The first writes predictions, scores.json and a table; the second report.html fr
 
 from __future__ import annotations
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation import config as eval_config
@@ -41,12 +41,5 @@ def main(argv: list[str]) -> None:
         sweep(eval_config.validate(from_config_dict(eval_config.EvalConfig, values)))
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags, ending with one sentence on a mistake."""
-    with exit_on_user_error():
-        return commandline.parse(argv, needs_config=False)
-    raise AssertionError("unreachable")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    commandline.run(main, needs_config=False)

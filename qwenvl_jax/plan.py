@@ -23,7 +23,7 @@ import json
 import os
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from qwenvl_jax.config import Config, from_config_dict, validate
@@ -143,12 +143,5 @@ def config_of(kind: str) -> tuple[str, Any]:
     return path, values
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags, ending with one sentence on a mistake."""
-    with exit_on_user_error():
-        return commandline.parse(argv)
-    raise AssertionError("unreachable")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    commandline.run(main)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import check_init
@@ -41,12 +41,5 @@ def main(argv: list[str]) -> None:
         sys.exit(EXIT_CODE)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags, ending with one sentence on a mistake."""
-    with exit_on_user_error():
-        return commandline.parse(argv)
-    raise AssertionError("unreachable")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    commandline.run(main)

@@ -20,7 +20,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from qwenvl_jax.models.attention import SAVED_NAME
-from qwenvl_jax.models.parallel import product
+from qwenvl_jax.models.parallel import product, splits_kernels
 from qwenvl_jax.sharding.rules import fsdp_axis
 
 Initializer = Callable[..., jax.Array]
@@ -157,6 +157,13 @@ def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name.startswith("dot_product_attention_fwd")
 
 
+def _is_not_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """A remat policy: everything but what `models.parallel.gather`, a function with its own gradient, joins."""
+    own_gradient = primitive.name.startswith("custom_vjp_call")
+    inner = [eqn.primitive.name for eqn in params["call_jaxpr"].eqns] if own_gradient else [primitive.name]
+    return "all_gather" not in inner
+
+
 def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, unroll: bool = False) -> Any:
     """Stacks `layers` copies of a block, with parameters on a leading layer axis.
 
@@ -169,8 +176,11 @@ def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, u
       in_axes: for every input after the carry `nn.broadcast` or the layer axis 0.
       unroll: whether the loop is written out layer by layer; parameters stay stacked.
     """
-    if remat != "none":
-        policies = jax.checkpoint_policies
+    policies = jax.checkpoint_policies
+    if remat == "none" and splits_kernels():
+        # Kernels that `product` gathers are gathered again: kept, every device would hold all layers whole.
+        block = nn.remat(block, policy=_is_not_gathered, prevent_cse=False)
+    elif remat != "none":
         kept = {"matmuls_saved": MATMUL_NAMES, "attention_saved": (SAVED_NAME,), "full": ()}[remat]
         policy = policies.save_only_these_names(*kept)
         if kept:

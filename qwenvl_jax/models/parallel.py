@@ -46,6 +46,12 @@ def _per_device(function: Any, in_specs: Any) -> Any:
     )
 
 
+def splits_kernels() -> bool:
+    """Whether the mesh that is set splits kernels over `fsdp`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return "fsdp" in mesh.axis_names and mesh.shape["fsdp"] > 1
+
+
 def over_rows(x: jax.Array) -> jax.Array:
     """Keeps the rows (or images) of an activation split over `data` and `fsdp`, and that of its gradient."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS)) if rows_split(x.shape[0]) else x

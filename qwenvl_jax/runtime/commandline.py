@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from qwenvl_jax.runtime.errors import UserError, nearest
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
 _OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
 
@@ -19,8 +19,24 @@ def define_config(help_text: str) -> Any:
     return config_flags.DEFINE_config_file("config", None, help_text)
 
 
+def run(main: Callable[[list[str]], None], *, needs_config: bool = True) -> None:
+    """Runs a main as absl does, but a mistake on the command line ends it with one sentence and exit code 2.
+
+    Args:
+      main: takes what `parse` leaves.
+      needs_config: as for `parse`.
+    """
+
+    def parser(argv: list[str]) -> list[str]:
+        with exit_on_user_error():
+            return parse(argv, needs_config=needs_config)
+        raise AssertionError("unreachable")
+
+    app.run(main, flags_parser=parser)
+
+
 def parse(argv: Sequence[str], *, needs_config: bool = True) -> list[str]:
-    """Parses the command line; a stand-in for absl's own parser (`app.run(main, flags_parser=...)`).
+    """Parses the command line; a stand-in for absl's own parser.
 
     Args:
       argv: the program's name and its arguments.

@@ -128,6 +128,7 @@ def test_resuming_with_another_config_names_the_key(tmp_path: Path) -> None:
     lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), train__log_every=1, mesh__fsdp=2))
     in_host_memory = tiny_run.make_config(Path("unused"), optimizer__moments_memory="pinned_host")
     lineage.check_resumable(tmp_path, in_host_memory)
+    lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), compute__xla_options=("a=1",)))
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm = 1.0, not 2.0"):
         lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), optimizer__clip_norm=2.0))
     with pytest.raises(UserError, match=r"config.compute.frozen_dtype"):

@@ -17,14 +17,14 @@ TINY = f"--config={ROOT / 'tests' / 'tiny_config.py'}"
 # Runs main for each line of arguments in a forked process: the imports, most of the time, are paid once.
 DRIVER = """
 import os, sys
-from absl import app
+from qwenvl_jax.runtime import commandline
 from qwenvl_jax import train
 for line in sys.stdin.read().splitlines():
     child = os.fork()
     if not child:
         os.dup2(1, 2)
         sys.argv = ["train", *line.split("\\t")]  # config_flags reads this one
-        app.run(train.main, flags_parser=train.parse)
+        commandline.run(train.main)
         os._exit(0)
     print("===", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

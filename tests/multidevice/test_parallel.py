@@ -48,6 +48,23 @@ targets, mask = jnp.asarray(rng.integers(0, 12, (16, 5))), jnp.asarray(rng.rando
 for chunk in (3, 100):
     loss = lambda hidden, head: token_loss_sum(hidden, targets, mask, head, chunk, True) / 100
     check(loss, (rows, P("fsdp", "tensor")), normal(16, 5, 8), normal(8, 12))
+
+# Without remat a scan keeps what its backward pass needs, but never the gathered kernels of all layers.
+from configs import model as models
+from qwenvl_jax.config import ComputeConfig, ModelConfig, from_config_dict
+from qwenvl_jax.models import qwen_vl
+
+model = from_config_dict(ModelConfig, dict(models.tiny().items()))
+compute = ComputeConfig("float32", "float32", "xla", "none", "none", False, 100)
+params = qwen_vl.abstract_params(model)
+rows_in = {"embeddings_BLD": jnp.zeros((8, 3, model.decoder.width)), "segment_ids_BL": jnp.ones((8, 3), jnp.int32)}
+states = lambda params: qwen_vl.hidden_states(
+    params, model, compute, **rows_in, positions_BL=jnp.zeros((8, 3), jnp.int32)
+)
+kept = lambda: sorted(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(states, p)[1], params)))
+plain = kept()
+with jax.set_mesh(mesh):
+    assert kept()[-1] == plain[-1], (kept()[-3:], plain[-3:])
 print("equal")
 """
 

@@ -35,14 +35,14 @@ HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
 
 DRIVER = """
 import os, sys
-from absl import app
+from qwenvl_jax.runtime import commandline
 from qwenvl_jax import plan
 for line in sys.stdin.read().splitlines():
     child = os.fork()
     if not child:
         os.dup2(1, 2)
         sys.argv = ["plan", *line.split("\\t")]
-        app.run(plan.main, flags_parser=plan.parse)
+        commandline.run(plan.main)
         os._exit(0)
     print("===", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -51,10 +51,10 @@ for line in sys.stdin.read().splitlines():
 WITHOUT_LIBTPU = """
 import sys
 sys.modules["libtpu"] = None
-from absl import app
+from qwenvl_jax.runtime import commandline
 from qwenvl_jax import plan
 sys.argv[0] = "plan"
-app.run(plan.main, flags_parser=plan.parse)
+commandline.run(plan.main)
 """
 
 STAGE_2, STAGE_3 = "--config=configs/stage2_multitask.py", "--config=configs/stage3_sft.py"
