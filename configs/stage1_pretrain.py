@@ -35,9 +35,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         global_batch_size=30720,
         accumulation=6,
         images_per_row=1.0,  # an image takes 258 of the 512 places, so no row has two
-        packing_window=32,  # ours
+        packing_window=32,  # ours: a row is the fullest of so many samples
         seed=1,
         image_groups=0,  # ours: no row has two images, so each keeps its own and devices exchange none
+        streams=256,  # ours: up to so many hosts build only their own rows
+        max_corrupt_share=0.01,  # ours
+        decode_workers=32,  # ours: per host, at most one per core
+        jpeg_draft=False,
     )
     config.optimizer = base.optimizer(peak=2e-4, minimum=1e-6, warmup=500, vit_layer_decay=0.95)
     # OpenCLIP ViT-bigG and Qwen-7B, converted by `python -m qwenvl_jax.convert`; the resampler starts fresh.

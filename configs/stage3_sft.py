@@ -21,9 +21,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         global_batch_size=128,
         accumulation=8,
         images_per_row=4.0,  # ours
-        packing_window=32,  # ours
+        packing_window=32,  # ours: a row is the fullest of so many samples
         seed=3,
         image_groups=16,  # ours
+        streams=16,  # ours: up to so many hosts build only their own rows
+        max_corrupt_share=0.01,  # ours
+        decode_workers=32,  # ours: per host, at most one per core
+        jpeg_draft=False,
     )
     # The ViT is frozen: its layer-wise decay (0 in Table 8) has nothing to act on.
     config.optimizer = base.optimizer(peak=1e-5, minimum=1e-6, warmup=3000, vit_layer_decay=1.0)

@@ -99,12 +99,14 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One entry of a mixture. `weight` is relative, in samples (Tables 2 and 3: millions of samples)."""
+    """One entry of a mixture. `weight` is relative, in samples (Tables 2 and 3: millions of samples).
+    `schedule` holds later (step, weight) pairs, between which the weight changes linearly; after the last it stays."""
 
     name: str
     task: str
     records: str
     weight: float
+    schedule: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +119,13 @@ class DataConfig:
     global_batch_size: int  # packed rows per optimiser step
     accumulation: int  # microbatches per optimiser step
     images_per_row: float  # image budget of a microbatch, per row
-    packing_window: int  # rows held open per task while packing
+    packing_window: int  # samples of a task among which a row is chosen
     seed: int
     image_groups: int = 1  # parts of a microbatch whose rows use only images of their own part; 0: each row is one
+    streams: int = 1  # logical streams with an equal part of every microbatch; a process builds those it needs
+    max_corrupt_share: float = 0.01  # samples that cannot be read, before the run is refused
+    decode_workers: int = 0  # processes per host that decode images, at most one per core; 0: threads
+    jpeg_draft: bool = False  # large JPEGs are scaled down while they are decoded: faster, not exact
 
     @property
     def rows(self) -> int:
@@ -309,7 +315,8 @@ def validate(config: Config) -> Config:
     _require(bool(data.mixture), "config.data.mixture is empty; name at least one source")
     for source in data.mixture:
         _choice(f"the task of source {source.name!r}", source.task, TASKS)
-        _require(source.weight > 0, f"the weight of source {source.name!r} must be positive")
+        allowed = source.weight > 0 or (source.weight == 0 and source.schedule)
+        _require(bool(allowed), f"the weight of source {source.name!r} must be positive")
     names = [source.name for source in data.mixture]
     _require(len(set(names)) == len(names), "two sources of config.data.mixture share one name; rename one")
     _require(
@@ -331,13 +338,18 @@ def validate(config: Config) -> Config:
         f"config.data.sequence_length {data.sequence_length} cannot hold one image of "
         f"{config.model.resampler.queries + 2} tokens",
     )
-    _require(data.images_per_row >= 0, "config.data.images_per_row must not be negative")
     _require(data.packing_window > 0, "config.data.packing_window must be positive")
     _require(
         data.image_groups >= 0 and data.rows % data.groups == 0,
         f"config.data.image_groups {data.image_groups} must divide the {data.rows} rows of a microbatch "
         "(config.data.global_batch_size / accumulation), or be 0 for a group of every row",
     )
+    _require(
+        data.streams > 0 and data.groups % data.streams == 0,
+        f"config.data.streams {data.streams} must divide the {data.groups} image groups of a microbatch",
+    )
+    for key in ("images_per_row", "max_corrupt_share", "decode_workers"):
+        _require(getattr(data, key) >= 0, f"config.data.{key} must not be negative")
     opt = config.optimizer
     _require(
         0 <= opt.min_learning_rate <= opt.peak_learning_rate,

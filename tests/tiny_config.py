@@ -24,6 +24,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         images_per_row=3.0,
         packing_window=4,
         seed=0,
+        image_groups=1,
+        streams=1,
+        decode_workers=0,
     )
     config.optimizer = dict(
         peak_learning_rate=3e-3,

@@ -19,6 +19,8 @@ FREE_ON_RESUME = (
     "config.mesh.",
     "config.compute.compute_dtype",
     "config.compute.attention",
+    "config.data.decode_workers",
+    "config.data.max_corrupt_share",
     "config.compute.remat_",
     "config.compute.unroll_layers",
     "config.compute.loss_chunk",

@@ -28,8 +28,12 @@ def read_encoded(file: BinaryIO, size: int = MAX_BYTES) -> bytes:
     return file.read(min(size, MAX_BYTES))
 
 
-def decode_image(payload: bytes) -> Image.Image:
+def decode_image(payload: bytes, draft: int = 0) -> Image.Image:
     """Decodes PNG, JPEG, WebP, ... to an RGB image; no EXIF rotation (released visual.py: `convert("RGB")`).
+
+    Args:
+      payload: an encoded image.
+      draft: a JPEG may come out scaled down by 2, 4 or 8, as long as its sides keep this many pixels (0: never).
 
     Raises:
       UserError: if the bytes are not an image, are cut off, or hold more than MAX_PIXELS pixels.
@@ -40,6 +44,8 @@ def decode_image(payload: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(payload))
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"an image of {image.width} x {image.height} pixels is too large; scale it down")
+            if draft:
+                image.draft("RGB", (draft, draft))
             image.load()
             return image.convert("RGB")
     except UserError:
@@ -59,3 +65,19 @@ def resize_square(image: Image.Image, size: int) -> np.ndarray:
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def decode_into(payload: bytes, pixels_HWC: np.ndarray, draft: bool = False) -> None:
+    """Decodes an image into square pixels [H, H, 3] uint8 that are there already.
+
+    Args:
+      payload: an encoded image.
+      pixels_HWC: where to.
+      draft: whether a large JPEG is scaled down while it is decoded, to no less than twice H; faster, and not what
+        the released model saw to the bit (docs/data.md has the difference).
+
+    Raises:
+      UserError: as `decode_image`.
+    """
+    size = pixels_HWC.shape[0]
+    pixels_HWC[...] = resize_square(decode_image(payload, 2 * size if draft else 0), size)

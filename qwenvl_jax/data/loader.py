@@ -1,8 +1,7 @@
-"""Batches for the training step: mixture -> records -> tokens -> packing -> pixels, prefetched on a thread.
+"""Batches for the training step: streams -> rows -> arrays and pixels, prefetched on a thread.
 
-The stream is defined by (config.data, tokenizer, records) alone. Every process builds the whole global batch and
-hands out its slice, so the number of hosts changes nothing. The state names only places in the mixture (which
-samples the packer holds, and which place comes next); samples are read again on restore.
+The global batch is the parts of `config.data.streams` logical streams one after the other. A process builds those
+whose rows its devices hold; how many processes there are changes nothing.
 
 Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels.
 """
@@ -13,8 +12,6 @@ import atexit
 import collections
 import concurrent.futures
 import copy
-import hashlib
-import json
 import os
 import queue
 import threading
@@ -23,80 +20,163 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwenvl_jax.config import Config, DataConfig, to_dict
-from qwenvl_jax.data.examples import Tokens, decode_images, tokenize_pieces
-from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.mixture import Mixture, open_sources
-from qwenvl_jax.data.packing import Item, Packer, Row
+from qwenvl_jax.config import Config
+from qwenvl_jax.data.decoding import DecodePool, PixelBuffer
+from qwenvl_jax.data.mixture import open_sources
 from qwenvl_jax.data.schema import Batch
-from qwenvl_jax.data.sources import Source
+from qwenvl_jax.data.stream import Corpus, Sample, Stream, check_corruption
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
-# Images that cannot be decoded are left out of the loss and counted; beyond this share, once this many were read,
-# the data are taken to be broken. So are they if not one image of the first batch that has any can be read.
-MAX_CORRUPT_SHARE = 0.01
-MIN_READ = 100
-ALL_DROPPED = 1000  # samples of a source that did not fit, and none that did, before the run is refused
+READERS = 16  # threads that read and tokenise ahead
 
 
-class _Sample(NamedTuple):
-    """A tokenised sample waiting for its row; images stay encoded until then."""
+class _Placed(NamedTuple):
+    """A sample in its place in the batch, its images being decoded."""
 
-    source: int
-    name: str
-    tokens: Tokens
-    images: tuple[bytes, ...]
+    stream: int
+    sample: Sample
+    a: int
+    row: int
+    tokens: slice
+    images: slice
+    error: concurrent.futures.Future[str]
 
 
-class Stream:
-    """The endless sequence of global batches, built in the calling thread. `Loader` adds the thread.
+class _Ready(NamedTuple):
+    """What the thread hands over: a batch whose images are being decoded, and the states of the streams after it."""
+
+    batch: Batch
+    placed: list[_Placed]
+    buffer: PixelBuffer | None
+    states: dict[int, dict[str, Any]]
+
+
+class Loader(Iterator[Batch]):
+    """The parts of some logical streams, joined to batches and built ahead on a background thread.
+
+    `state` and `counters` speak of the batches handed out, never of those prefetched. Use as a context manager, or
+    call `close`, to end the threads.
 
     Args:
-      data: the stream's definition.
-      readers: records of each source of `data.mixture`, in order.
-      tokenizer, queries: as for `make_example`.
+      corpus: what to read.
+      streams: numbers of the streams, ascending.
+      prefetch: batches built ahead.
     """
 
-    def __init__(self, data: DataConfig, readers: Sequence[Source], tokenizer: Tokenizer, queries: int):
-        self._data, self._readers, self._tokenizer, self._queries = data, readers, tokenizer, queries
-        lengths = [len(reader) for reader in readers]
-        self._mixture = Mixture(data.mixture, lengths, data.seed)
-        self._fingerprint = _fingerprint(data, lengths, tokenizer, queries)
-        self._decoders = concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1), "decode")
-        self._reset()
+    def __init__(self, corpus: Corpus, streams: Sequence[int], prefetch: int):
+        data = corpus.data
+        self._corpus, self._data, self._fingerprint, self._prefetch = corpus, data, corpus.fingerprint(), prefetch
+        self._readers = concurrent.futures.ThreadPoolExecutor(READERS, "read")
+        workers = min(data.decode_workers, os.cpu_count() or 1)
+        self._decoders = DecodePool(workers, data.image_size, data.jpeg_draft)
+        self._streams = {number: Stream(corpus, number, self._readers) for number in streams}
+        self._states = {number: stream.state() for number, stream in self._streams.items()}
+        self._totals = {number: self._no_totals() for number in streams}
+        self._first_corrupt = ""
+        self._thread: threading.Thread | None = None
+        self._queue: queue.Queue[_Ready | BaseException] = queue.Queue(maxsize=prefetch)
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
 
-    def _reset(self) -> None:
+    def _no_totals(self) -> dict[str, Any]:
+        zeros = [0] * len(self._data.mixture)
+        return {"batches": 0, "tokens": 0, "targets": 0, "images": 0, "seen": [*zeros], "corrupt": [*zeros]}
+
+    def __next__(self) -> Batch:
+        if self._error is None and self._thread is None:
+            self._start()
+        if self._error is None:
+            ready = self._queue.get()
+            if isinstance(ready, _Ready):
+                try:
+                    self._finish(ready.batch, ready.placed)
+                    self._states = ready.states
+                    return ready.batch
+                except UserError as error:
+                    self._error = error
+                finally:
+                    if ready.buffer:
+                        ready.buffer.close()
+            else:
+                self._error = ready
+        raise self._error  # whoever asks again gets the same answer
+
+    def _finish(self, batch: Batch, placed: Sequence[_Placed]) -> None:
+        """Waits for the images and counts. A sample with one that cannot be read leaves its places as padding."""
+        for total in self._totals.values():
+            total["batches"] += 1
+        for stream, sample, a, row, tokens, images, reading in placed:
+            total = self._totals[stream]
+            error = reading.result()
+            if error:
+                total["corrupt"][sample.source] += 1
+                self._first_corrupt = self._first_corrupt or f"record {sample.name!r}: {error}"
+                for array_ABL in batch[:6]:
+                    array_ABL[a, row, tokens] = 0
+                batch.image_slot_ABL[a, row, tokens] = -1
+                batch.images_AIHWC[a, images] = 0
+                continue
+            total["seen"][sample.source] += 1
+            total["tokens"] += len(sample.tokens.tokens_L)
+            total["targets"] += int(sample.tokens.is_target_L[1:].sum())
+            total["images"] += len(sample.images)
+        corrupt = sum(sum(total["corrupt"]) for total in self._totals.values())
+        seen = sum(sum(total["seen"]) for total in self._totals.values())
+        check_corruption(corrupt, corrupt + seen, self._data.max_corrupt_share, self._first_corrupt)
+
+    def _build(self) -> _Ready:
+        """Lays out the next batch and has its images decoded."""
+        data, queries = self._data, self._corpus.queries
+        share = len(self._streams) / data.streams
+        shape = (data.accumulation, round(data.rows * share), data.sequence_length)
+        tokens_ABL, targets_ABL, segments_ABL, positions_ABL = (np.zeros(shape, np.int32) for _ in range(4))
+        mask_ABL = np.zeros(shape, np.float32)
+        slots_ABL = np.full(shape, -1, np.int32)
+        images = (shape[0], round(data.image_budget * share), data.image_size, data.image_size, 3)
+        buffer = self._decoders.buffer(images)
+        images_AIHWC = buffer.array if buffer else np.zeros(images, np.uint8)
+        pixels_IHWC = images_AIHWC.reshape(-1, *images[2:])
+        placed = []
+        next_image: collections.Counter[tuple[int, int]] = collections.Counter()
+        for number, a, group, row, samples in self._next_rows():
+            start = 0
+            for segment, sample in enumerate(samples, start=1):
+                tokens_L, is_target_L, query_L, _ = sample.tokens
+                stop = start + len(tokens_L)
+                tokens_ABL[a, row, start:stop] = tokens_L
+                targets_ABL[a, row, start : stop - 1] = tokens_L[1:]
+                mask_ABL[a, row, start : stop - 1] = is_target_L[1:]
+                segments_ABL[a, row, start:stop] = segment
+                positions_ABL[a, row, start:stop] = np.arange(len(tokens_L))
+                place = next_image[a, group]
+                next_image[a, group] += len(sample.images)
+                slots_ABL[a, row, start:stop] = np.where(query_L < 0, -1, query_L + place * queries)
+                first = group * data.group_images + place
+                error = self._decoders.submit(sample.images, pixels_IHWC, buffer, a * images[1] + first)
+                own = slice(first, first + len(sample.images))
+                placed.append(_Placed(number, sample, a, row, slice(start, stop), own, error))
+                start = stop
+        batch = Batch(tokens_ABL, targets_ABL, mask_ABL, segments_ABL, positions_ABL, slots_ABL, images_AIHWC)
+        states = {number: stream.state() for number, stream in self._streams.items()}
+        return _Ready(batch, placed, buffer, states)
+
+    def _next_rows(self) -> Iterator[tuple[int, int, int, int, list[Sample]]]:
+        """The rows of the next batch: stream, microbatch, group and row in this process's part, and the samples."""
         data = self._data
-        self._packer = Packer(
-            data.group_rows, data.sequence_length, data.group_images, data.packing_window, data.groups
-        )
-        self._held: dict[int, _Sample] = {}
-        self._next = 0
-        self._counts: dict[str, Any] = {
-            "batches": 0,
-            "tokens": 0,
-            "targets": 0,
-            "images": 0,
-            "corrupt_images": 0,
-            "first_corrupt": "",
-            "read": {source.name: 0 for source in data.mixture},
-            "seen": {source.name: 0 for source in data.mixture},
-            "dropped": {source.name: 0 for source in data.mixture},
-            "corrupt": {source.name: 0 for source in data.mixture},
-        }
+        for at, (number, stream) in enumerate(self._streams.items()):
+            for a, groups in enumerate(stream.next_part()):
+                for group, rows in enumerate(groups, start=at * data.groups // data.streams):
+                    for row, samples in enumerate(rows, start=group * data.group_rows):
+                        yield number, a, group, row, samples
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands after the batches built so far, as JSON values."""
-        return {
-            "stream": self._fingerprint,
-            "next": self._next,
-            "packer": self._packer.state(),
-            "counts": copy.deepcopy(self._counts),
-        }
+        """JSON values from which `restore` continues after the last batch handed out; see `join_states`."""
+        streams = {str(number): state | {"totals": self._totals[number]} for number, state in self._states.items()}
+        return copy.deepcopy({"stream": self._fingerprint, "streams": streams})
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues after a `state`, bitwise as if never stopped.
+        """Continues after a state of all streams; the next batches are bitwise those of an unbroken run.
 
         Raises:
           UserError: if the state belongs to another stream.
@@ -106,226 +186,59 @@ class Stream:
                 "the checkpoint's place in the data belongs to another stream (config.data, the records or the "
                 "tokenizer changed); restore the old settings or start a new run from its parameters"
             )
-        self._reset()
-        self._next = state["next"]
-        self._counts = copy.deepcopy(state["counts"])
-        self._packer.restore(state["packer"], self._fetch)
-
-    def close(self) -> None:
-        """Ends the decoding threads."""
-        self._decoders.shutdown(wait=True, cancel_futures=True)
-
-    def __next__(self) -> Batch:
-        microbatches: list[list[list[Row]]] = []
-        while len(microbatches) < self._data.accumulation:
-            item = self._fetch(self._next)
-            self._next += 1
-            self._counts["read"][self._data.mixture[self._held[item.n].source].name] += 1
-            if not self._packer.fits(item):
-                self._drop(self._held.pop(item.n), item)
-                continue
-            groups = self._packer.add(item)
-            if groups is not None:
-                microbatches.append(groups)
-        return self._assemble(microbatches)
-
-    def _fetch(self, n: int) -> Item:
-        """Reads and tokenises the sample at place `n`, and keeps it until it is emitted."""
-        number, index = self._mixture[n]
-        source = self._data.mixture[number]
-        record = self._readers[number][index]
-        tokens = tokenize_pieces(training_pieces(record), self._tokenizer, self._queries)
-        images = tuple(record.images[k] for k in tokens.image_indices)
-        self._held[n] = _Sample(number, record.id, tokens, images)
-        return Item(n, source.task, len(tokens.tokens_L), len(images))
-
-    def _drop(self, sample: _Sample, item: Item) -> None:
-        """Counts a sample that no row can hold. A source of which nothing fits is a mistake in the config."""
-        name = self._data.mixture[sample.source].name
-        self._counts["dropped"][name] += 1
-        read = self._counts["read"][name]
-        if self._counts["dropped"][name] == read >= min(len(self._readers[sample.source]), ALL_DROPPED):
-            raise UserError(
-                f"no sample of source {name!r} fits a row: {sample.name!r} has {item.length} tokens and "
-                f"{item.images} images for config.data.sequence_length {self._data.sequence_length} and an image "
-                f"budget of {self._data.group_images}; raise them"
-            )
-
-    def _assemble(self, microbatches: Sequence[Sequence[Sequence[Row]]]) -> Batch:
-        """Lays samples out and decodes their images. A sample with a corrupt image leaves its places as padding."""
-        data = self._data
-        shape = (data.accumulation, data.rows, data.sequence_length)
-        tokens_ABL, targets_ABL, segments_ABL, positions_ABL = (np.zeros(shape, np.int32) for _ in range(4))
-        mask_ABL = np.zeros(shape, np.float32)
-        slots_ABL = np.full(shape, -1, np.int32)
-        images_AIHWC = np.zeros((shape[0], data.image_budget, data.image_size, data.image_size, 3), np.uint8)
-        placed = [
-            (a, g, g * data.group_rows + k, segment, self._held.pop(item.n))
-            for a, groups in enumerate(microbatches)
-            for g, rows in enumerate(groups)
-            for k, row in enumerate(rows)
-            for segment, item in enumerate(row.items, start=1)
-        ]
-        decoded = list(self._decoders.map(self._decode, [sample for *_, sample in placed]))
-        self._counts["batches"] += 1
-        next_image: collections.Counter[tuple[int, int]] = collections.Counter()
-        next_place: collections.Counter[tuple[int, int]] = collections.Counter()
-        for (a, g, b, segment, sample), images_IHWC in zip(placed, decoded, strict=True):
-            start = next_place[a, b]
-            tokens_L, is_target_L, query_L, _ = sample.tokens
-            stop = start + len(tokens_L)
-            next_place[a, b] = stop
-            source = data.mixture[sample.source].name
-            self._counts["images"] += len(sample.images)
-            if isinstance(images_IHWC, UserError):
-                self._counts["corrupt"][source] += 1
-                self._counts["corrupt_images"] += 1
-                self._counts["first_corrupt"] = (
-                    self._counts["first_corrupt"] or f"record {sample.name!r}: {images_IHWC}"
-                )
-                continue
-            self._counts["seen"][source] += 1
-            self._counts["tokens"] += len(tokens_L)
-            tokens_ABL[a, b, start:stop] = tokens_L
-            targets_ABL[a, b, start : stop - 1] = tokens_L[1:]
-            mask_ABL[a, b, start : stop - 1] = is_target_L[1:]
-            segments_ABL[a, b, start:stop] = segment
-            positions_ABL[a, b, start:stop] = np.arange(len(tokens_L))
-            first = next_image[a, g]
-            next_image[a, g] = first + len(images_IHWC)
-            place = g * data.group_images + first
-            images_AIHWC[a, place : place + len(images_IHWC)] = images_IHWC
-            slots_ABL[a, b, start:stop] = np.where(query_L < 0, -1, query_L + first * self._queries)
-        self._counts["targets"] += int(mask_ABL.sum())
-        self._check_corruption()
-        return Batch(tokens_ABL, targets_ABL, mask_ABL, segments_ABL, positions_ABL, slots_ABL, images_AIHWC)
-
-    def _decode(self, sample: _Sample) -> np.ndarray | UserError:
-        try:
-            return decode_images(sample.images, range(len(sample.images)), self._data.image_size)
-        except UserError as error:
-            return error
-
-    def _check_corruption(self) -> None:
-        read, corrupt = self._counts["images"], self._counts["corrupt_images"]
-        if corrupt and (corrupt == read or (read >= MIN_READ and corrupt > MAX_CORRUPT_SHARE * read)):
-            raise UserError(
-                f"{corrupt} of {read} images read so far are corrupt, the first in {self._counts['first_corrupt']}; "
-                "mend or remove them, or write the record folders again"
-            )
-
-
-def summarize(counts: dict[str, Any], data: DataConfig) -> dict[str, Any]:
-    """Raw totals to what `Loader.counters` returns."""
-    microbatches = counts["batches"] * data.accumulation
-    token_places = microbatches * data.rows * data.sequence_length
-    return {
-        "batches": counts["batches"],
-        "seen": dict(counts["seen"]),
-        "dropped": dict(counts["dropped"]),
-        "corrupt": dict(counts["corrupt"]),
-        "tokens": counts["tokens"],
-        "targets": counts["targets"],
-        "images": counts["images"] - counts["corrupt_images"],
-        "token_fill": counts["tokens"] / token_places if token_places else 0.0,
-        "image_fill": counts["images"] / (microbatches * data.image_budget) if microbatches else 0.0,
-    }
-
-
-def _fingerprint(data: DataConfig, lengths: Sequence[int], tokenizer: Tokenizer, queries: int) -> str:
-    """Twelve hex digits of everything the batches depend on; the records' folder may move."""
-    values = to_dict(data)
-    for source, length in zip(values["mixture"], lengths, strict=True):
-        source["records"] = length
-    probe = tokenizer.encode("A dog, 12 birds\n一只猫 été")
-    text = json.dumps([values, queries, tokenizer.vocab_size, probe], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-class _Ready(NamedTuple):
-    """What the thread hands over: a batch with the stream's state after it, or the error that ended it."""
-
-    batch: Batch | None
-    state: dict[str, Any] | None
-    error: BaseException | None
-
-
-class Loader(Iterator[Batch]):
-    """Batches of a stream, built ahead on a background thread.
-
-    `state` and `counters` speak of the batches handed out, never of those prefetched. Use as a context manager, or
-    call `close`, to end the thread.
-
-    Args:
-      stream: what to read.
-      data: its config.
-      process_index, process_count: which slice of rows and images to hand out.
-      prefetch: batches built ahead.
-    """
-
-    def __init__(self, stream: Stream, data: DataConfig, process_index: int, process_count: int, prefetch: int):
-        for what, size in (("rows", data.rows), ("images", data.image_budget)):
-            if size % process_count:
-                raise UserError(
-                    f"the {size} {what} of a microbatch do not divide among {process_count} processes; change "
-                    "config.data.global_batch_size, accumulation or images_per_row"
-                )
-        self._stream, self._data, self._prefetch = stream, data, prefetch
-        self._index, self._count = process_index, process_count
-        self._state = stream.state()
-        self._thread: threading.Thread | None = None
-        self._queue: queue.Queue[_Ready] = queue.Queue(maxsize=prefetch)
-        self._stop = threading.Event()
-
-    def __next__(self) -> Batch:
-        if self._thread is None:
-            self._start()
-        ready = self._queue.get()
-        if ready.error is not None:
-            self._queue.put(ready)  # whoever asks again gets the same answer
-            raise ready.error
-        assert ready.batch is not None and ready.state is not None
-        self._state = ready.state
-        return self._slice(ready.batch)
-
-    def _slice(self, batch: Batch) -> Batch:
-        """Rows and images of this process; image slots keep counting through the whole image group."""
-        if self._count == 1:
-            return batch
-        parts = []
-        for array in batch:
-            share = array.shape[1] // self._count
-            parts.append(array[:, self._index * share : (self._index + 1) * share])
-        return Batch(*parts)
-
-    def state(self) -> dict[str, Any]:
-        """JSON values from which `restore` continues after the last batch handed out."""
-        return copy.deepcopy(self._state)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continues after `state`; the next batches are bitwise those of an unbroken run.
-
-        Raises:
-          UserError: if the state belongs to another stream.
-        """
         self._halt()
-        self._stream.restore(state)
-        self._state = self._stream.state()
+        self._error = None
+        for number, stream in self._streams.items():
+            own = state["streams"][str(number)]
+            stream.restore(own)
+            self._totals[number] = copy.deepcopy(own["totals"])
+        self._states = {number: stream.state() for number, stream in self._streams.items()}
 
-    def counters(self) -> dict[str, Any]:
-        """Totals over the batches handed out since the stream began, over all processes.
+    def counters(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Totals over the batches handed out since the stream began.
+
+        Args:
+          state: of all streams (`join_states`); default that of this loader's.
 
         Returns:
-          `batches`; per source `seen` samples, `dropped` (too long or too many images for a row) and `corrupt`
-          (left out for an unreadable image); `tokens`, `targets` (supervised) and `images`; and the shares of
-          places used, `token_fill` and `image_fill`.
+          `batches`; by source `seen` samples, `epochs` of its records that were read, `dropped` samples (too long or
+          too many images for a row) and `corrupt` ones (left out for a record or an image that cannot be read);
+          `tokens`, `targets` (supervised) and `images`; the shares of places used, `token_fill` and `image_fill`.
         """
-        return summarize(self._state["counts"], self._data)
+        data = self._data
+        streams = list((state or self.state())["streams"].values())
+        totals = [own["totals"] for own in streams]
+        names = [source.name for source in data.mixture]
+
+        def summed(lists: Sequence[Sequence[int]]) -> list[int]:
+            return [sum(column) for column in zip(*lists, strict=True)]
+
+        read, dropped, unreadable = (
+            summed([own["counts"][kind] for own in streams]) for kind in ("read", "dropped", "unreadable")
+        )
+        epochs = [round(count / length, 4) for count, length in zip(read, self._corpus.lengths, strict=True)]
+        corrupt = summed([unreadable, *(total["corrupt"] for total in totals)])
+        tokens, targets, images = (sum(total[key] for total in totals) for key in ("tokens", "targets", "images"))
+        batches = totals[0]["batches"]
+        microbatches = max(1, batches * data.accumulation) * len(streams) / data.streams
+        return {
+            "batches": batches,
+            "seen": dict(zip(names, summed([total["seen"] for total in totals]), strict=True)),
+            "epochs": dict(zip(names, epochs, strict=True)),
+            "dropped": dict(zip(names, dropped, strict=True)),
+            "corrupt": dict(zip(names, corrupt, strict=True)),
+            "tokens": tokens,
+            "targets": targets,
+            "images": images,
+            "token_fill": tokens / (microbatches * data.rows * data.sequence_length),
+            "image_fill": images / (microbatches * data.image_budget),
+        }
 
     def close(self) -> None:
         """Ends the threads. The loader cannot be used any more."""
         self._halt()
-        self._stream.close()
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._decoders.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -344,34 +257,48 @@ class Loader(Iterator[Batch]):
         if self._thread is None:
             return
         self._stop.set()
-        while self._thread.is_alive():
+        while self._thread.is_alive() or not self._queue.empty():
             try:  # makes room, so that a producer waiting on a full queue sees the event
-                self._queue.get(timeout=0.05)
+                ready = self._queue.get(timeout=0.05)
             except queue.Empty:
                 continue
+            if isinstance(ready, _Ready):
+                concurrent.futures.wait([placed.error for placed in ready.placed])
+                if ready.buffer:
+                    ready.buffer.close()
         atexit.unregister(self._halt)
         self._thread = None
-        self._queue = queue.Queue(maxsize=self._prefetch)
 
     def _produce(self) -> None:
         target = self._queue
         try:
             while not self._stop.is_set():
-                batch = next(self._stream)
-                target.put(_Ready(batch, self._stream.state(), None))
+                target.put(self._build())
         except BaseException as error:  # handed to whoever asks for the next batch
-            target.put(_Ready(None, None, error))
+            target.put(error)
+
+
+def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The states of the loaders of all processes as one, which any number of processes can restore."""
+    streams = {number: own for state in states for number, own in state["streams"].items()}
+    return {"stream": states[0]["stream"], "streams": {number: streams[number] for number in sorted(streams, key=int)}}
 
 
 def make_loader(
-    config: Config, tokenizer: Tokenizer, *, process_index: int = 0, process_count: int = 1, prefetch: int = 2
+    config: Config, tokenizer: Tokenizer, *, streams: Sequence[int] | None = None, prefetch: int = 2
 ) -> Loader:
     """The batches of a stage: numpy arrays with a leading accumulation axis.
 
+    Args:
+      config: of the run.
+      tokenizer: of the run.
+      streams: which logical streams to build, ascending; default all of them, the whole global batch. Rows and
+        images are those of these streams alone.
+      prefetch: batches built ahead.
+
     Raises:
-      UserError: if records are missing or of another task, the tokenizer does not fit the model's vocabulary, or
-        the batch does not divide among the processes. While iterating: for content that does not fit its task, or
-        too many corrupt images.
+      UserError: if records are missing or of another task, or the tokenizer does not fit the model's vocabulary.
+        While iterating: for a source of which nothing fits a row, or too much that cannot be read.
     """
     decoder = config.model.decoder
     if tokenizer.vocab_size > decoder.vocab_size:
@@ -379,6 +306,5 @@ def make_loader(
             f"the tokenizer uses {tokenizer.vocab_size} ids, but config.model.decoder.vocab_size is "
             f"{decoder.vocab_size}; choose a smaller vocabulary or a larger model vocabulary"
         )
-    readers = open_sources(config.data)
-    stream = Stream(config.data, readers, tokenizer, config.model.resampler.queries)
-    return Loader(stream, config.data, process_index, process_count, prefetch)
+    corpus = Corpus(config.data, open_sources(config.data), tokenizer, config.model.resampler.queries)
+    return Loader(corpus, range(config.data.streams) if streams is None else streams, prefetch)

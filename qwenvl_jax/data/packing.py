@@ -1,4 +1,4 @@
-"""Packing samples into rows, and rows into microbatches, under a budget of tokens and one of images.
+"""Packing samples into rows, and rows into groups, under a budget of tokens and one of images.
 
 Only samples of one task share a row (paper 3.2: sequences of 2048 are made from data of the same task). Pure
 bookkeeping on lengths: no tokens, no pixels, no randomness, so the same samples in the same order give the same rows.
@@ -6,8 +6,7 @@ bookkeeping on lengths: no tokens, no pixels, no randomness, so the same samples
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -20,138 +19,118 @@ class Item(NamedTuple):
     images: int
 
 
-class Row:
+class Row(NamedTuple):
     """Samples of one task that share a row, in order of arrival."""
 
-    def __init__(self) -> None:
-        self.items: list[Item] = []
-        self.length = 0
-        self.images = 0
+    items: tuple[Item, ...]
 
-    def add(self, item: Item) -> None:
-        self.items.append(item)
-        self.length += item.length
-        self.images += item.images
+    @property
+    def length(self) -> int:
+        return sum(item.length for item in self.items)
+
+    @property
+    def images(self) -> int:
+        return sum(item.images for item in self.items)
 
 
 class Packer:
-    """Best-fit packing with a bounded number of open rows per task.
+    """Packs the fullest rows and the groups richest in images that a bounded choice of samples allows.
 
-    A sample goes to the open row of its task that it fills best. If none can take it, a new row is opened; at
-    `window` open rows the fullest one closes first. Closed rows wait, oldest first, until `rows` of them fit the
-    image budget of a microbatch together; a row whose images do not fit any more is held back for the next one,
-    where it comes first. If 2 * `rows` wait and no full microbatch is possible (a mixture richer in images than the
-    budget), a microbatch leaves with fewer rows, so that memory and state stay bounded.
+    Samples wait until there are more than `window` of their task. Then the oldest gets a row, filled up by those of
+    the others whose lengths come closest to what is left: the exact optimum over all subsets. Rows wait until there
+    are twice as many as a group has. Then the oldest goes with those of the others that use up the image budget best,
+    again over all subsets. As the oldest always goes, nothing waits for ever.
 
-    The microbatch may be cut into groups, each with its own rows and images (`config.data.image_groups`): rows rich
-    in images then go to different groups.
+    If the rows that wait show more images than a group may, the group leaves with fewer rows.
 
     Args:
       rows: per group.
       length: tokens per row.
       images: per group; also the most that one row may show.
-      window: open rows per task.
-      groups: per microbatch.
+      window: samples of a task among which a row is chosen.
     """
 
-    def __init__(self, rows: int, length: int, images: int, window: int, groups: int = 1):
+    def __init__(self, rows: int, length: int, images: int, window: int):
         self._rows, self._length, self._images, self._window = rows, length, images, window
-        self._groups = groups
-        self._open: dict[str, list[Row]] = {}
+        self._waiting: dict[str, list[Item]] = {}
         self._ready: list[Row] = []
 
     def fits(self, item: Item) -> bool:
         """Whether any row could hold the sample; one that does not fit must be dropped."""
         return 0 < item.length <= self._length and item.images <= self._images
 
-    def add(self, item: Item) -> list[list[Row]] | None:
-        """Takes one sample that `fits`; returns a finished microbatch, per group at most `rows` rows, or None."""
-        rows = self._open.setdefault(item.task, [])
-        candidates = [row for row in rows if self._room(row, item)]
-        closed: Row | None = None
-        if candidates:
-            row = max(candidates, key=lambda row: row.length)  # of equals the oldest
-        else:
-            if len(rows) == self._window:
-                closed = max(rows, key=lambda row: row.length)
-                rows.remove(closed)
-            row = Row()
-            rows.append(row)
-        row.add(item)
-        if closed is None and row.length == self._length:
-            rows.remove(row)
-            closed = row
-        if closed is None:
+    def add(self, item: Item) -> list[Row] | None:
+        """Takes one sample that `fits`; returns a finished group of at most `rows` rows, or None."""
+        waiting = self._waiting.setdefault(item.task, [])
+        waiting.append(item)
+        if len(waiting) <= self._window:
             return None
-        self._ready.append(closed)
+        chosen = _choose([(item.images, item.length) for item in waiting], self._images, self._length, _by_size)
+        self._ready.append(Row(tuple(waiting[k] for k in chosen)))
+        self._waiting[item.task] = [other for k, other in enumerate(waiting) if k not in chosen]
         return self._take()
 
-    def _room(self, row: Row, item: Item) -> bool:
-        return row.length + item.length <= self._length and row.images + item.images <= self._images
-
-    def _take(self) -> list[list[Row]] | None:
-        wanted, budget = self._rows * self._groups, self._images * self._groups
-        if len(self._ready) < wanted:
+    def _take(self) -> list[Row] | None:
+        if len(self._ready) < 2 * self._rows:
             return None
-        crowded = len(self._ready) >= 2 * wanted
-        chosen: list[Row] = []
-        images = 0
-        for row in self._ready:
-            if len(chosen) < wanted and images + row.images <= budget:
-                chosen.append(row)
-                images += row.images
-        if len(chosen) < wanted and not crowded:
-            return None
-        groups = self._spread(chosen)
-        if sum(map(len, groups)) < wanted and not crowded:
-            return None
-        taken = {id(row) for rows in groups for row in rows}
-        self._ready = [row for row in self._ready if id(row) not in taken]
-        return groups
+        chosen = _choose([(1, row.images) for row in self._ready], self._rows, self._images, _by_count)
+        group = [self._ready[k] for k in chosen]
+        self._ready = [row for k, row in enumerate(self._ready) if k not in chosen]
+        return group
 
-    def _spread(self, chosen: list[Row]) -> list[list[Row]]:
-        """Deals rows out to the groups, those with most images first, each to the group with fewest images so far.
-
-        Rows that their group's budget has no room for are left out. Within a group rows keep their order.
-        """
-        if self._groups == 1:
-            return [chosen]
-        groups: list[list[int]] = [[] for _ in range(self._groups)]
-        least = [(0, group) for group in range(self._groups)]  # images so far, of the groups that take more rows
-        for place in sorted(range(len(chosen)), key=lambda place: -chosen[place].images):
-            if not least:
-                break
-            images, group = least[0]
-            images += chosen[place].images
-            if images > self._images:
-                continue
-            groups[group].append(place)
-            if len(groups[group]) < self._rows:
-                heapq.heapreplace(least, (images, group))
-            else:
-                heapq.heappop(least)
-        return [[chosen[place] for place in sorted(places)] for places in groups]
-
-    def held(self) -> list[int]:
-        """Places in the stream of all samples taken and not yet returned."""
-        rows = [*self._ready, *(row for rows in self._open.values() for row in rows)]
-        return [item.n for row in rows for item in row.items]
+    def held(self) -> list[Item]:
+        """All samples taken and not yet returned."""
+        rows = [item for row in self._ready for item in row.items]
+        return [*rows, *(item for waiting in self._waiting.values() for item in waiting)]
 
     def state(self) -> dict[str, Any]:
         """What is held, as JSON values: only places in the stream."""
         return {
-            "open": {task: [[item.n for item in row.items] for row in rows] for task, rows in self._open.items()},
+            "waiting": {task: [item.n for item in items] for task, items in self._waiting.items()},
             "ready": [[item.n for item in row.items] for row in self._ready],
         }
 
     def restore(self, state: dict[str, Any], item: Callable[[int], Item]) -> None:
         """Takes back a `state`; `item` looks up the sample at a place in the stream."""
+        self._waiting = {task: [item(n) for n in places] for task, places in state["waiting"].items()}
+        self._ready = [Row(tuple(item(n) for n in places)) for places in state["ready"]]
 
-        def rebuild(places: list[int]) -> Row:
-            row = Row()
-            for n in places:
-                row.add(item(n))
-            return row
 
-        self._open = {task: [rebuild(places) for places in rows] for task, rows in state["open"].items()}
-        self._ready = [rebuild(places) for places in state["ready"]]
+def _by_size(reached: tuple[int, int]) -> tuple[int, int]:
+    count, size = reached
+    return size, count
+
+
+def _by_count(reached: tuple[int, int]) -> tuple[int, int]:
+    return reached
+
+
+def _choose(
+    things: Sequence[tuple[int, int]], counts: int, total: int, best: Callable[[tuple[int, int]], tuple[int, int]]
+) -> list[int]:
+    """The subset with the first of some things whose sums are best; of equals one of early things.
+
+    Args:
+      things: (count, size) of each.
+      counts, total: the most that the counts and the sizes of a subset may add up to.
+      best: orders pairs of sums; the greatest wins.
+
+    Returns:
+      Their indices, in order.
+    """
+    (count, size), mask = things[0], (1 << total + 1) - 1
+    # reached[k][c] has bit s set if a subset of the first k + 1 things adds up to count c and size s.
+    reached = [{count: 1 << size}]
+    for count, size in things[1:]:
+        sums = dict(reached[-1])
+        for c, bits in reached[-1].items():
+            if c + count <= counts and (moved := bits << size & mask):
+                sums[c + count] = sums.get(c + count, 0) | moved
+        reached.append(sums)
+    count, size = max(((c, bits.bit_length() - 1) for c, bits in reached[-1].items()), key=best)
+    chosen = []
+    for k in range(len(things) - 1, 0, -1):
+        if not reached[k - 1].get(count, 0) >> size & 1:
+            chosen.append(k)
+            count, size = count - things[k][0], size - things[k][1]
+    return [0, *reversed(chosen)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
 
 def several_processes(environment: Mapping[str, str]) -> bool:
@@ -35,3 +38,15 @@ def initialize() -> None:
 def is_primary() -> bool:
     """Whether this process writes logs, tables and JSON files."""
     return jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON value of every process, on every process; all of them must call it, in the same order."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int64(text.size))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, sizes.max() - text.size)))
+    return [json.loads(own[:size].tobytes()) for own, size in zip(texts, sizes, strict=True)]

@@ -13,7 +13,7 @@ from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.manager import Manager, latest_step, restore_frozen, save_frozen
 from qwenvl_jax.checkpoint.restore import Source, check_init, initial_params
 from qwenvl_jax.config import Config
-from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.loader import join_states, make_loader
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.runtime import distributed, log
@@ -25,7 +25,7 @@ from qwenvl_jax.training.metrics import Log, Window
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.partition import merge, split
 from qwenvl_jax.training.placement import placed_state
-from qwenvl_jax.training.step import State, make_train_step, put_batch
+from qwenvl_jax.training.step import State, local_streams, make_train_step, put_batch
 
 
 def train(config: Config, workdir: epath.PathLike) -> int:
@@ -54,7 +54,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     abstract = placed_state(config, mesh)
 
     with (
-        make_loader(config, load_tokenizer(config.tokenizer)) as loader,
+        make_loader(config, load_tokenizer(config.tokenizer), streams=local_streams(config.data, mesh)) as loader,
         Manager(workdir, keep=config.train.keep_checkpoints) as manager,
         PreemptionGuard() as guard,
     ):
@@ -74,18 +74,18 @@ def train(config: Config, workdir: epath.PathLike) -> int:
             for step in range(start + 1, config.train.steps + 1):
                 state, metrics = train_step(state, batch)
                 window.add(metrics)
-                place, counters = loader.state(), loader.counters()
-                last = step == config.train.steps
+                place, last = loader.state(), step == config.train.steps
                 if not last:  # the next batch is fetched and copied while the devices work on this one
                     batch = put_batch(next(loader), config.data, mesh)
                 window.wait_for_previous()
                 writer.advance(step)
                 if step % config.train.log_every == 0 or last:
-                    writer.write(step, window.values(), counters)
+                    writer.write(step, window.values(), loader.counters(join_states(distributed.gather(place))))
                     window.clear()
                 stop = guard.stop(step)
                 if step % config.train.checkpoint_every == 0 or last or stop:
-                    manager.save(step, state.trainable, state.opt_state, {"loader": place, "window": window.values()})
+                    progress = {"loader": join_states(distributed.gather(place)), "window": window.values()}
+                    manager.save(step, state.trainable, state.opt_state, progress)
                 if stop and not last:
                     log.line(f"stopped by SIGTERM after step {step}; run the same command again to continue")
                     return step

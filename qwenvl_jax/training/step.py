@@ -99,25 +99,45 @@ def _spare_images(data: DataConfig, shards: int) -> int:
     return -data.group_images % (shards // data.groups if shards % data.groups == 0 else shards)
 
 
+def local_streams(data: DataConfig, mesh: Mesh) -> list[int]:
+    """The logical streams of the input that hold rows of this process's devices."""
+    shards = batch_shardings(mesh)[0].addressable_devices_indices_map((1, batch_shards(mesh)))
+    found: set[int] = set()
+    for _, rows in shards.values():
+        start, stop, _ = rows.indices(batch_shards(mesh))
+        found.update(range(start * data.streams // batch_shards(mesh), -(-stop * data.streams // batch_shards(mesh))))
+    return sorted(found)
+
+
 def put_batch(batch: Batch, data: DataConfig, mesh: Mesh) -> Batch:
     """Copies a numpy batch to the devices, split by rows and images; returns before the copy is done.
 
-    Every image group is padded with empty images to what the mesh splits evenly.
+    Every image group is padded with empty images to what the mesh splits evenly. Where several processes run, each
+    brings the parts of its `local_streams`.
     """
+    streams = local_streams(data, mesh)
     spare = _spare_images(data, batch_shards(mesh))
     if spare:
-        micro, images, *pixels = batch.images_AIHWC.shape
-        groups = batch.images_AIHWC.reshape(micro, data.groups, images // data.groups, *pixels)
+        micro, _, *pixels = batch.images_AIHWC.shape
+        groups = batch.images_AIHWC.reshape(micro, data.groups * len(streams) // data.streams, -1, *pixels)
         groups = np.pad(groups, ((0, 0), (0, 0), (0, spare), *[(0, 0)] * 3))
         batch = batch._replace(images_AIHWC=groups.reshape(micro, -1, *pixels))
     shardings = batch_shardings(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
-    return jax.tree.map(
-        lambda field, sharding: jax.make_array_from_callback(field.shape, sharding, lambda index: field[index]),
-        batch,
-        shardings,
-    )
+
+    def put(field: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        part = field.shape[1] // len(streams)  # rows or images of a stream
+        shape = (field.shape[0], part * data.streams, *field.shape[2:])
+
+        def shard(index: Any) -> np.ndarray:
+            start, stop, _ = index[1].indices(shape[1])
+            at = streams.index(start // part) * part + start % part
+            return field[:, at : at + stop - start]
+
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return jax.tree.map(put, batch, shardings)
 
 
 def microbatch_loss(

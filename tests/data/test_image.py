@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qwenvl_jax.data import image as image_module
-from qwenvl_jax.data.image import decode_image, resize_square
+from qwenvl_jax.data.image import decode_image, decode_into, resize_square
 from qwenvl_jax.runtime.errors import UserError
 
 from .record_samples import encoded_image
@@ -42,3 +42,19 @@ def test_huge_images_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(image_module, "MAX_PIXELS", 100)
     with pytest.raises(UserError, match="too large"):
         decode_image(encoded_image(1))
+
+
+def test_a_draft_differs_little_and_only_for_large_jpegs() -> None:
+    x, y = np.meshgrid(np.arange(2000), np.arange(1600))
+    pixels = np.stack([x % 256, (x // 8 + y) % 256, (x * y // 4096) % 256], -1).astype(np.uint8)
+    smooth = Image.fromarray(pixels).resize((100, 80)).resize((2000, 1600), Image.Resampling.BICUBIC)
+    for form, size, exact in (("JPEG", 224, False), ("JPEG", 1000, True), ("PNG", 224, True)):
+        payload = io.BytesIO()
+        smooth.save(payload, form)
+        plain, draft = (np.zeros((size, size, 3), np.uint8) for _ in range(2))
+        decode_into(payload.getvalue(), plain)
+        decode_into(payload.getvalue(), draft, draft=True)
+        difference = np.abs(plain.astype(int) - draft.astype(int))
+        np.testing.assert_array_equal(plain, resize_square(decode_image(payload.getvalue()), size))
+        assert (difference.max() == 0) == exact
+        assert difference.mean() < 1 and difference.max() <= 16

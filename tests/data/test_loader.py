@@ -16,7 +16,7 @@ import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.examples import make_example
-from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.loader import join_states, make_loader
 from qwenvl_jax.data.records import RecordReader, write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -107,13 +107,15 @@ def test_same_config_same_batches(run_config: Config, tokenizer: Tokenizer) -> N
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, 9])
-def test_restoring_is_bitwise(run_config: Config, tokenizer: Tokenizer, cut: int) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_restoring_is_bitwise(run_config: Config, tokenizer: Tokenizer, cut: int, workers: int) -> None:
+    """However images are decoded."""
     with make_loader(run_config, tokenizer) as loader:
         before = [next(loader) for _ in range(cut)]
         state = json.loads(json.dumps(loader.state()))
         after = [next(loader) for _ in range(4)]
         counters = loader.counters()
-    with make_loader(run_config, tokenizer) as restored:
+    with make_loader(with_data(run_config, decode_workers=workers), tokenizer) as restored:
         next(restored)
         restored.restore(state)
         assert restored.state() == state
@@ -134,16 +136,52 @@ def test_state_of_another_stream_is_refused(run_config: Config, tokenizer: Token
         other.restore(state)
 
 
-def test_processes_share_the_same_batches(run_config: Config, tokenizer: Tokenizer) -> None:
-    whole = take(run_config, tokenizer, 3)
-    parts = [take(run_config, tokenizer, 3, process_index=index, process_count=4) for index in range(4)]
-    joined = [
+def join(parts: list[list[Batch]]) -> list[Batch]:
+    """Batches of the processes, one after the other, as those of one."""
+    return [
         Batch(*(np.concatenate(arrays, axis=1) for arrays in zip(*batches, strict=True)))
         for batches in zip(*parts, strict=True)
     ]
-    assert_equal(joined, whole)
-    with pytest.raises(UserError, match="do not divide among 3 processes"):
-        make_loader(run_config, tokenizer, process_count=3)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+def test_any_number_of_hosts_continues_the_same_batches(run_config: Config, tokenizer: Tokenizer, hosts: int) -> None:
+    """Stopped on two hosts, continued on any: the global batches stay those of a run on one, and so do the counts."""
+    config = with_data(run_config, global_batch_size=16, streams=8, image_groups=8, packing_window=2)
+    with make_loader(config, tokenizer) as loader:
+        whole = [next(loader) for _ in range(5)]
+        state, counters = loader.state(), loader.counters()
+    assert whole[0].tokens_ABL.shape[:2] == (2, 8)
+
+    def on(count: int, place: dict[str, Any] | None, batches: int) -> tuple[list[Batch], dict[str, Any]]:
+        parts, states = [], []
+        for host in range(count):
+            streams = range(host * 8 // count, (host + 1) * 8 // count)
+            with make_loader(config, tokenizer, streams=streams) as loader:
+                if place:
+                    loader.restore(place)
+                parts.append([next(loader) for _ in range(batches)])
+                states.append(json.loads(json.dumps(loader.state())))
+        return join(parts), join_states(states)
+
+    before, place = on(2, None, 2)
+    after, end = on(hosts, place, 3)
+    assert_equal(before + after, whole)
+    assert end == json.loads(json.dumps(state))
+    with make_loader(config, tokenizer) as loader:
+        assert loader.counters(end) == counters
+
+
+def test_state_is_small_and_late_places_are_as_near_as_early_ones(run_config: Config, tokenizer: Tokenizer) -> None:
+    with make_loader(run_config, tokenizer) as loader:
+        next(loader)
+        state = loader.state()
+        own = state["streams"]["0"]
+        assert len(json.dumps(own)) < 4096
+        own["sampler"]["drawn"] = [10**9] * 8
+        loader.restore(state)
+        next(loader)
+        assert min(loader.counters()["epochs"].values()) >= 0
 
 
 def test_every_record_once_per_epoch(run_config: Config, tokenizer: Tokenizer) -> None:
@@ -152,14 +190,14 @@ def test_every_record_once_per_epoch(run_config: Config, tokenizer: Tokenizer) -
     config = with_data(run_config, mixture=(source,), global_batch_size=2, accumulation=1)
     with make_loader(config, tokenizer) as loader:
         seen: collections.Counter[bytes] = collections.Counter()
-        while loader.state()["next"] < 23:
+        while (own := loader.state()["streams"]["0"])["next"] < 23:
             seen.update(cut["tokens_ABL"].tobytes() for _, cut in samples(next(loader)))
-        assert loader.state()["next"] < 46
+        assert own["next"] < 46
         assert max(seen.values()) <= 2  # at most two epochs begun
-        held = sum(map(len, loader.state()["packer"]["ready"]))
-        held += sum(len(row) for rows in loader.state()["packer"]["open"].values() for row in rows)
-        assert sum(seen.values()) + held == loader.state()["next"]
-        assert loader.counters()["seen"] == {"vqa": sum(seen.values())}
+        assert sum(seen.values()) + len(own["held"]) == own["next"]
+        counters = loader.counters()
+        assert counters["seen"] == {"vqa": sum(seen.values())}
+        assert counters["epochs"] == {"vqa": round(own["next"] / 23, 4)}
 
 
 def test_counters(run_config: Config, tokenizer: Tokenizer) -> None:
@@ -188,8 +226,8 @@ def test_long_samples_are_dropped_and_counted(run_config: Config, tokenizer: Tok
     with make_loader(config, tokenizer) as loader:
         next(loader)
         counters = loader.counters()
-    assert counters["dropped"]["only"] > 0
-    assert counters["seen"]["only"] >= 4 * counters["dropped"]["only"]
+    assert counters["dropped"]["only"] == pytest.approx(counters["epochs"]["only"], abs=1)  # once per epoch
+    assert counters["seen"]["only"] > 0
 
 
 def test_a_source_that_never_fits_is_refused(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -233,11 +271,47 @@ def test_many_corrupt_images_end_the_run(
     bad = round(60 * share)
     config = one_source(run_config, tmp_path, [*map(corrupt, records[:bad]), *records[bad:]])
     with make_loader(config, tokenizer) as loader:
-        with pytest.raises(UserError, match="images read so far are corrupt, the first in record 'caption"):
+        with pytest.raises(UserError, match="samples read so far are corrupt, among them this one: record 'caption"):
             for _ in range(20):
                 next(loader)
         with pytest.raises(UserError, match="corrupt"):  # and says so again instead of hanging
             next(loader)
+
+
+def test_records_that_do_not_fit_their_task_are_counted(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    records = [make_record("ref_grounding", k) for k in range(200)]
+    outside = dataclasses.replace(records[7], content={**records[7].content, "box": [0, 0, 29, 9]})
+    config = one_source(run_config, tmp_path, [*records[:7], outside, *records[8:]])
+    with make_loader(config, tokenizer) as loader:
+        while not (counters := loader.counters())["corrupt"]["only"]:
+            next(loader)
+    assert counters["corrupt"] == {"only": 1} and counters["dropped"] == {"only": 0}
+    with (
+        make_loader(with_data(config, max_corrupt_share=0.0), tokenizer) as loader,
+        pytest.raises(UserError, match=r"'ref_grounding7'.*outside its image.*max_corrupt_share above 0"),
+    ):
+        for _ in range(100):
+            next(loader)
+
+
+def test_a_decoding_process_that_dies_is_replaced(run_config: Config, tokenizer: Tokenizer) -> None:
+    expected = take(run_config, tokenizer, 8)
+    with make_loader(with_data(run_config, decode_workers=1), tokenizer) as loader:
+        batches = [next(loader) for _ in range(3)]
+        [worker] = loader._decoders._started
+        worker._process.kill()
+        batches += [next(loader) for _ in range(5)]
+    assert_equal(batches, expected)
+
+
+def test_workers_leave_nothing_open(run_config: Config, tokenizer: Tokenizer) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    batches = take(with_data(run_config, decode_workers=2), tokenizer, 6)
+    assert all(batch.images_AIHWC.any() for batch in batches)  # the pixels live as long as their batch
+    del batches
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_box_outside_its_image_ends_the_run(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -270,7 +344,7 @@ def test_a_loader_left_open_does_not_disturb_the_exit(run_config: Config) -> Non
     values = repr((run_config.data, run_config.model, run_config.tokenizer))
     code = (
         "from qwenvl_jax.config import *\n"
-        "from qwenvl_jax.data.loader import make_loader\n"
+        "from qwenvl_jax.data.loader import join_states, make_loader\n"
         "from qwenvl_jax.data.tokenizer import load_tokenizer\n"
         f"data, model, vocabulary = {values}\n"
         "config = Config(model, vocabulary, data, None, None, None, None, None)\n"

@@ -22,7 +22,9 @@ CONFIG = ROOT / "tests" / "tiny_config.py"
 
 def start(workdir: Path, data: Path, *overrides: str, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "qwenvl_jax.train", f"--config={CONFIG}:{data}", f"--workdir={workdir}"]
-    overrides = ("train.steps=6", "train.checkpoint_every=3", "train.log_every=1", *overrides)
+    steps = ("train.steps=6", "train.checkpoint_every=3", "train.log_every=1")
+    parts = ("data.image_groups=4", "data.streams=4", "data.decode_workers=1")  # each process builds two streams
+    overrides = (*steps, *parts, *overrides)
     command += [f"--config.{override}" for override in overrides]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
     return subprocess.Popen(

@@ -1,0 +1,146 @@
+"""Decoding the images of a batch in parallel: on threads, or in processes that write into memory shared with this one.
+
+A process is a plain `python -m qwenvl_jax.data.decode_worker`, so nothing of the program that trains is imported or
+run in it, and an image that crashes the decoder costs one worker and counts as corrupt.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import math
+import mmap
+import multiprocessing.connection
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from qwenvl_jax.data.image import decode_into
+from qwenvl_jax.runtime.errors import UserError
+
+_numbers = itertools.count()
+
+
+class PixelBuffer:
+    """Zeroed pixels [..., H, W, 3] uint8 that several processes can write; the memory lives as long as `array`.
+
+    Call `close` once all of them have.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._descriptor = os.memfd_create("qwenvl_jax pixels")
+        os.ftruncate(self._descriptor, max(1, math.prod(shape)))
+        self.array = np.frombuffer(mmap.mmap(self._descriptor, 0), np.uint8, math.prod(shape)).reshape(shape)
+        # The number tells apart buffers that get the same descriptor one after the other.
+        self.name = (next(_numbers), f"/proc/{os.getpid()}/fd/{self._descriptor}")
+
+    def close(self) -> None:
+        """Ends the access of other processes."""
+        os.close(self._descriptor)
+
+
+class _Worker:
+    """A decoding process and the socket to it."""
+
+    def __init__(self, image_size: int, draft: bool):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "qwenvl_jax.data.decode_worker", str(theirs.fileno())]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+            self._process = subprocess.Popen(
+                [*command, str(image_size), str(int(draft))], env=environment, pass_fds=[theirs.fileno()]
+            )
+        self._connection = multiprocessing.connection.Connection(ours.detach())
+
+    def decode(self, images: Sequence[bytes], buffer: PixelBuffer, first: int) -> str:
+        """Has images decoded to places `first`.. of a buffer; returns what is wrong with them, or ''.
+
+        Raises:
+          EOFError, OSError: if the process has died.
+        """
+        self._connection.send((buffer.name, first, images))
+        return self._connection.recv()
+
+    def close(self) -> None:
+        """Ends the process and waits for it."""
+        self._connection.close()
+        self._process.wait()
+
+
+class DecodePool:
+    """Decodes images to squares of `image_size` pixels.
+
+    Args:
+      workers: processes; 0 decodes on threads of this process.
+      image_size: H = W.
+      draft: see `image.decode_into`.
+
+    Raises:
+      UserError: for workers on a system without memory files (any but Linux).
+    """
+
+    def __init__(self, workers: int, image_size: int, draft: bool):
+        if workers and not hasattr(os, "memfd_create"):
+            raise UserError("config.data.decode_workers needs Linux; set it to 0 to decode on threads")
+        self._workers, self._size, self._draft = workers, image_size, draft
+        self._threads = concurrent.futures.ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "decode")
+        self._own = threading.local()
+        self._started: list[_Worker] = []
+
+    def buffer(self, shape: tuple[int, ...]) -> PixelBuffer | None:
+        """Shared pixels for `submit`; None where the pool needs none."""
+        return PixelBuffer(shape) if self._workers else None
+
+    def submit(
+        self, images: Sequence[bytes], pixels_IHWC: np.ndarray, buffer: PixelBuffer | None, first: int
+    ) -> concurrent.futures.Future[str]:
+        """Decodes into places `first`.. of all images of a batch.
+
+        Args:
+          images: encoded.
+          pixels_IHWC: of the batch; the buffer's array, if there is one.
+          buffer: from `buffer`.
+          first: place of the first image.
+
+        Returns:
+          What is wrong with the images, or ''.
+        """
+        if buffer is None:
+            return self._threads.submit(decode_all, images, pixels_IHWC[first:], self._draft)
+        return self._threads.submit(self._remotely, images, buffer, first)
+
+    def _remotely(self, images: Sequence[bytes], buffer: PixelBuffer, first: int) -> str:
+        """Asks this thread's process. One that dies is replaced and asked once more: it may not have been the image."""
+        for _ in range(2):
+            if not hasattr(self._own, "worker"):
+                self._own.worker = _Worker(self._size, self._draft)
+                self._started.append(self._own.worker)
+            try:
+                return self._own.worker.decode(images, buffer, first)
+            except (EOFError, OSError):
+                self._started.remove(self._own.worker)
+                self._own.worker.close()
+                del self._own.worker
+        return "the decoder crashes on it"
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._started:
+            worker.close()
+        self._started.clear()
+
+
+def decode_all(images: Sequence[bytes], pixels_IHWC: np.ndarray, draft: bool) -> str:
+    """Decodes images into the first places of `pixels_IHWC`; returns what is wrong with one, or ''."""
+    try:
+        for place, payload in enumerate(images):
+            decode_into(payload, pixels_IHWC[place], draft)
+    except UserError as error:
+        return str(error)
+    return ""
