@@ -52,7 +52,7 @@ class _Worker:
         with theirs:
             command = [sys.executable, "-m", "qwenvl_jax.data.decode_worker", str(theirs.fileno())]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [*command, str(image_size), str(int(draft))], env=environment, pass_fds=[theirs.fileno()]
             )
         self._connection = multiprocessing.connection.Connection(ours.detach())
@@ -69,7 +69,7 @@ class _Worker:
     def close(self) -> None:
         """Ends the process and waits for it."""
         self._connection.close()
-        self._process.wait()
+        self.process.wait()
 
 
 class DecodePool:
@@ -127,6 +127,10 @@ class DecodePool:
                 self._own.worker.close()
                 del self._own.worker
         return "the decoder crashes on it"
+
+    def processes(self) -> list[int]:
+        """Ids of the processes that run."""
+        return [worker.process.pid for worker in self._started]
 
     def close(self) -> None:
         """Ends threads and processes."""

@@ -47,7 +47,7 @@ def decode_image(payload: bytes, draft: int = 0) -> Image.Image:
             if draft:
                 image.draft("RGB", (draft, draft))
             image.load()
-            return image.convert("RGB")
+            return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
     except UserError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files

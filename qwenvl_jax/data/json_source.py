@@ -7,6 +7,7 @@ memory; images are read when they are needed.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -145,7 +146,8 @@ class JsonReader:
 def _object(payload: bytes) -> dict[str, Any]:
     """Parses one entry. Raises UserError if it is not a JSON object of texts that UTF-8 can hold."""
     try:
-        value = json.loads(payload.decode("utf-8-sig"))  # json would guess UTF-16 and let surrogates pass
+        text = payload.removeprefix(codecs.BOM_UTF8).decode()  # json would guess UTF-16 and let surrogates pass
+        value = json.loads(text)
         if b"\\u" in payload:
             json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair
     except (ValueError, RecursionError) as error:
@@ -157,7 +159,7 @@ def _object(payload: bytes) -> dict[str, Any]:
 
 def _lines(path: epath.Path, payload: bytes) -> Iterator[tuple[int, bytes]]:
     """The lines of a JSONL file that are not blank, with their numbers."""
-    for number, line in enumerate(payload.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(payload.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             yield number, line
 

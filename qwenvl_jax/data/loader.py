@@ -234,6 +234,10 @@ class Loader(Iterator[Batch]):
             "image_fill": images / (microbatches * data.image_budget),
         }
 
+    def workers(self) -> list[int]:
+        """Ids of the decoding processes that have started."""
+        return self._decoders.processes()
+
     def close(self) -> None:
         """Ends the threads. The loader cannot be used any more."""
         self._halt()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -300,8 +302,8 @@ def test_a_decoding_process_that_dies_is_replaced(run_config: Config, tokenizer:
     expected = take(run_config, tokenizer, 8)
     with make_loader(with_data(run_config, decode_workers=1), tokenizer) as loader:
         batches = [next(loader) for _ in range(3)]
-        [worker] = loader._decoders._started
-        worker._process.kill()
+        [worker] = loader.workers()
+        os.kill(worker, signal.SIGKILL)
         batches += [next(loader) for _ in range(5)]
     assert_equal(batches, expected)
 
