@@ -1,12 +1,13 @@
 """Packed, ready batches per second, beside the bare decoding and resizing of the same files, PyTorch and tf.data.
 
 Usage: python benchmarks/input.py [--images=FOLDER] [--seconds=20] [--rounds=3] [--size=448]   (no accelerator)
-       pip install tensorflow-cpu adds the peer tf.data; torchvision the fastest form of PyTorch's.
+       The loader uses numba and simplejpeg if they are installed (requirements-test.txt); tensorflow-cpu adds the
+       peer tf.data, opencv-python-headless the fastest form of PyTorch's.
 
 Every side reads the same JPEG files with a caption each, on as many processes as there are cores. `bare` decodes and
 resizes with Pillow and does nothing else. The loader packs rows of 2,048 tokens; the peers decode, resize and tokenise
-without packing. All resize with Pillow's antialiased bicubic, to the same pixels, but those called `fastest`, which
-use what each library has of its own. Sides take turns, each in processes of its own.
+without packing. All give the pixels of Pillow's antialiased bicubic but the peers called `fastest`, which resize
+without antialiasing, as OpenCV and TensorFlow do. Sides take turns, each in processes of its own.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def _torch(folder: str, size: int, seconds: float, pixels: Callable[[bytes, int]
             while True:
                 for path in paths_in(folder):
                     ids = torch.zeros(64, dtype=torch.int32)
-                    encoded = torch.from_numpy(tokenizer.encode_array(CAPTION))
+                    encoded = torch.from_numpy(tokenizer.encode_array(CAPTION).copy())
                     ids[: len(encoded)] = encoded
                     yield torch.as_tensor(pixels(pathlib.Path(path).read_bytes(), size)), ids
 

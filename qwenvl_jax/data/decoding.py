@@ -25,6 +25,9 @@ from qwenvl_jax.runtime.errors import UserError
 
 _numbers = itertools.count()
 
+# Freed memory stays with a worker: an image's buffers, mapped anew each time, would cost a fifth of its time.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+
 
 class PixelBuffer:
     """Zeroed pixels [..., H, W, 3] uint8 that several processes can write; the memory lives as long as `array`.
@@ -50,11 +53,11 @@ class _Worker:
     def __init__(self, image_size: int, draft: bool):
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "qwenvl_jax.data.decode_worker", str(theirs.fileno())]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-            self.process = subprocess.Popen(
-                [*command, str(image_size), str(int(draft))], env=environment, pass_fds=[theirs.fileno()]
-            )
+            command = [sys.executable, "-m", "qwenvl_jax.data.decode_worker"]
+            command += [str(theirs.fileno()), str(image_size), str(int(draft))]
+            paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+            environment = os.environ | paths | _MALLOC
+            self.process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
         self._connection = multiprocessing.connection.Connection(ours.detach())
 
     def decode(self, images: Sequence[bytes], buffer: PixelBuffer, first: int) -> str:

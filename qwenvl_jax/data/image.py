@@ -5,8 +5,11 @@ H, W: pixels.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
 import warnings
+from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
@@ -72,12 +75,28 @@ def decode_into(payload: bytes, pixels_HWC: np.ndarray, draft: bool = False) -> 
 
     Args:
       payload: an encoded image.
-      pixels_HWC: where to.
+      pixels_HWC: where to; contiguous.
       draft: whether a large JPEG is scaled down while it is decoded, to no less than twice H; faster, and not what
-        the released model saw to the bit (docs/data.md has the difference).
+        the released model saw to the bit (docs/input.md has the difference).
 
     Raises:
       UserError: as `decode_image`.
     """
-    size = pixels_HWC.shape[0]
-    pixels_HWC[...] = resize_square(decode_image(payload, 2 * size if draft else 0), size)
+    size, fast = pixels_HWC.shape[0], _fast()
+    if fast is None:
+        pixels_HWC[...] = resize_square(decode_image(payload, 2 * size if draft else 0), size)
+        return
+    decoded = None if draft else fast.decode_jpeg(payload)
+    if decoded is None:
+        decoded = np.asarray(decode_image(payload, 2 * size if draft else 0))
+    fast.resize_square(decoded, pixels_HWC)
+
+
+@functools.cache
+def _fast() -> ModuleType | None:
+    """The module of the same functions for which numba and simplejpeg are needed, if it can be used."""
+    if any(importlib.util.find_spec(name) is None for name in ("numba", "simplejpeg")):
+        return None
+    from qwenvl_jax.data import fast_image
+
+    return fast_image if fast_image.agrees() else None

@@ -22,9 +22,8 @@ import numpy as np
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.decoding import DecodePool, PixelBuffer
-from qwenvl_jax.data.mixture import open_sources
 from qwenvl_jax.data.schema import Batch
-from qwenvl_jax.data.stream import Corpus, Sample, Stream, check_corruption
+from qwenvl_jax.data.stream import Corpus, Sample, Stream, check_corruption, open_corpus
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
@@ -304,11 +303,5 @@ def make_loader(
       UserError: if records are missing or of another task, or the tokenizer does not fit the model's vocabulary.
         While iterating: for a source of which nothing fits a row, or too much that cannot be read.
     """
-    decoder = config.model.decoder
-    if tokenizer.vocab_size > decoder.vocab_size:
-        raise UserError(
-            f"the tokenizer uses {tokenizer.vocab_size} ids, but config.model.decoder.vocab_size is "
-            f"{decoder.vocab_size}; choose a smaller vocabulary or a larger model vocabulary"
-        )
-    corpus = Corpus(config.data, open_sources(config.data), tokenizer, config.model.resampler.queries)
+    corpus = open_corpus(config, tokenizer)
     return Loader(corpus, range(config.data.streams) if streams is None else streams, prefetch)

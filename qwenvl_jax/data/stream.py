@@ -17,10 +17,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from qwenvl_jax.config import DataConfig, to_dict
+from qwenvl_jax.config import Config, DataConfig, to_dict
 from qwenvl_jax.data.examples import Tokens, tokenize_pieces
 from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.mixture import Sampler
+from qwenvl_jax.data.mixture import Sampler, open_sources
 from qwenvl_jax.data.packing import Item, Packer
 from qwenvl_jax.data.sources import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -92,6 +92,21 @@ class Corpus:
         probe = self._tokenizer.encode("A dog, 12 birds\n一只猫 été")
         text = json.dumps([values, self.queries, self._tokenizer.vocab_size, probe], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
+    """Opens the records of a stage.
+
+    Raises:
+      UserError: if records are missing or of another task, or the tokenizer does not fit the model's vocabulary.
+    """
+    rows = config.model.decoder.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer uses {tokenizer.vocab_size} ids, but config.model.decoder.vocab_size is {rows}; choose a "
+            "smaller vocabulary or a larger model vocabulary"
+        )
+    return Corpus(config.data, open_sources(config.data), tokenizer, config.model.resampler.queries)
 
 
 class Stream:

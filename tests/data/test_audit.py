@@ -1,0 +1,404 @@
+"""The audit of a stage's input: what it draws, counts, draws into images and writes, against training itself."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import contextlib
+import dataclasses
+import html
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwenvl_jax.config import Config, SourceConfig
+from qwenvl_jax.data.audit_page import page
+from qwenvl_jax.data.audit_samples import Audit, audit, draw, places_of, spans_of
+from qwenvl_jax.data.examples import make_example, tokenize_pieces
+from qwenvl_jax.data.formats import Piece, training_pieces
+from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.mixture import open_sources
+from qwenvl_jax.data.records import RecordReader, write_records
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.stream import Corpus, Sample, Stream
+from qwenvl_jax.data.tokenizer import Tokenizer
+
+from .record_samples import make_record, with_data
+
+ROOT = Path(__file__).parents[2]
+QUERIES = 4
+
+
+class Recorder(Corpus):
+    """Notes what is read, in order, if read from one thread."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.seen: list[tuple[int, int]] = []
+
+    def read(self, number: int, index: int) -> Sample:
+        self.seen.append((number, index))
+        return super().read(number, index)
+
+
+def corpus_of(config: Config, tokenizer: Tokenizer) -> Recorder:
+    return Recorder(config.data, open_sources(config.data), tokenizer, QUERIES)
+
+
+def drawn_by_training(config: Config, tokenizer: Tokenizer, stream: int, steps: int) -> list[tuple[int, int]]:
+    """The samples that a stream takes in its first steps, by the code that training uses."""
+    corpus = corpus_of(config, tokenizer)
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        own = Stream(corpus, stream, reader)
+        for _ in range(steps):
+            own.next_part()
+        taken = sum(own.counts()["read"])
+    return corpus.seen[:taken]
+
+
+def first_drawn(config: Config, tokenizer: Tokenizer, count: int) -> list[tuple[int, int]]:
+    with contextlib.closing(draw(corpus_of(config, tokenizer))) as found:
+        return [(finding.source, finding.record) for finding in itertools.islice(found, count)]
+
+
+def one_source(config: Config, folder: Path, records: list[Record], **changes: Any) -> Config:
+    """A config that reads only these records, all of one task."""
+    task = records[0].task
+    write_records(folder / "only", {"train": records}, name="only")
+    return with_data(config, mixture=(SourceConfig("only", task, str(folder / "only"), 1.0),), **changes)
+
+
+def text_of(shown: str) -> str:
+    """What a reader sees of the samples' tokens on a page."""
+    return html.unescape(re.sub(r"<[^>]*>", "", "".join(re.findall(r'<div class="tokens">(.*?)</div>', shown, re.S))))
+
+
+def shape_of(points: str, kind: str = "place k0") -> str:
+    return f'<polygon class="{kind}" points="{points}"/>'
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_draws_what_training_draws(run_config: Config, tokenizer: Tokenizer, tmp_path: Path, streams: int) -> None:
+    """Of every stream, in its order, over steps at which weights change, and the streams in turn.
+
+    Broken images keep their samples' places in the rows; samples that do not fit, or are no records, have none.
+    """
+    records = [make_record("ref_grounding", k) for k in range(12)]
+    for k in range(3):
+        long, outside = ({**records[k].content, **new} for new in ({"phrase": "dog " * 300}, {"box": [0, 0, 99, 9]}))
+        records[k] = dataclasses.replace(records[k], images=(b"no picture",))
+        records[k + 3] = dataclasses.replace(records[k + 3], content=long)
+        records[k + 6] = dataclasses.replace(records[k + 6], content=outside)
+    broken = one_source(run_config, tmp_path, records, max_corrupt_share=1.0)
+    first, second, *rest = run_config.data.mixture
+    mixture = (
+        dataclasses.replace(first, schedule=((1.0, 0.0), (3.0, 40.0))),
+        dataclasses.replace(second, schedule=((2.0, 0.0),)),
+        *rest,
+        dataclasses.replace(broken.data.mixture[0], weight=5.0),
+    )
+    config = with_data(broken, mixture=mixture, image_groups=2, streams=streams)
+    trained = [drawn_by_training(config, tokenizer, stream, 5) for stream in range(streams)]
+    together = [sample for turn in zip(*trained, strict=False) for sample in turn]
+    assert len(together) > 100
+    assert first_drawn(config, tokenizer, len(together)) == together
+
+
+def test_numbers_are_those_of_the_examples(run_config: Config, tokenizer: Tokenizer) -> None:
+    """Tokens, supervised tokens, images and quantiles, summed over `make_example` of every record drawn."""
+    count, mixture = 150, run_config.data.mixture
+    numbers = audit(run_config, count, 0).numbers
+    drawn = first_drawn(run_config, tokenizer, count)
+    readers = [RecordReader(source.records) for source in mixture]
+    supervised_in_all = 0
+    for number, own in enumerate(numbers["sources"]):
+        examples = [
+            make_example(readers[number][index], "", tokenizer, QUERIES, 28)
+            for source, index in drawn
+            if source == number
+        ]
+        lengths = sorted(len(example.tokens_L) for example in examples)
+        supervised = sum(int(example.is_target_L[1:].sum()) for example in examples)
+        images = [len(example.images_IHWC) for example in examples]
+        assert lengths[-1] <= run_config.data.sequence_length, "nothing is dropped here"
+        assert (own["name"], own["task"]) == (mixture[number].name, mixture[number].task)
+        assert own["records"] == 23
+        assert own["samples"] == own["used"] == len(examples)
+        assert own["share"] == pytest.approx(len(examples) / count)
+        assert (own["tokens"], own["supervised"], own["images"]) == (sum(lengths), supervised, sum(images))
+        assert own["supervised_share"] == pytest.approx(supervised / sum(lengths))
+        assert (own["length"]["min"], own["length"]["max"]) == (lengths[0], lengths[-1])
+        assert own["length"]["median"] == lengths[(len(lengths) - 1) // 2]
+        for bar in own["length_histogram"]:
+            assert bar["samples"] == sum(bar["first"] <= length <= bar["last"] for length in lengths)
+        assert sum(bar["samples"] for bar in own["length_histogram"]) == len(lengths)
+        by_images = {bar["first"]: bar["samples"] for bar in own["image_histogram"] if bar["samples"]}
+        assert by_images == {value: images.count(value) for value in set(images)}
+        supervised_in_all += supervised
+    total = numbers["total"]
+    assert total["supervised"] == supervised_in_all
+    assert total["samples"] == sum(own["samples"] for own in numbers["sources"]) == count
+    assert sum(own["loss_share"] for own in numbers["sources"]) == pytest.approx(1)
+
+
+def test_shares_are_those_that_the_loader_counts(run_config: Config, tokenizer: Tokenizer) -> None:
+    """Over whole epochs of one source both see every record as often."""
+    config = with_data(run_config, mixture=run_config.data.mixture[:1])
+    with make_loader(config, tokenizer) as loader:
+        while (counters := loader.counters())["batches"] < 12:
+            next(loader)
+    total = audit(config, 23 * 8, 0).numbers["total"]
+    assert total["tokens"] / total["used"] == pytest.approx(
+        counters["tokens"] / counters["seen"]["caption_mix"], rel=0.02
+    )
+    assert total["supervised_share"] == pytest.approx(counters["targets"] / counters["tokens"], rel=0.02)
+
+
+def test_dropped_and_corrupt_are_counted_and_named(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Each once: too long, an image that is none, a box outside its image; a broken image of a long one is not read."""
+    records = [make_record("ref_grounding", k) for k in range(20)]
+    outside = {**records[1].content, "box": [0, 0, 99, 9]}
+    long = {**records[2].content, "phrase": "dog " * 300}
+    records[0] = dataclasses.replace(records[0], images=(b"not a picture",))
+    records[1] = dataclasses.replace(records[1], content=outside)
+    records[2] = dataclasses.replace(records[2], content=long, images=(b"never seen",))
+    config = one_source(run_config, tmp_path, records)
+    numbers = audit(config, 40, 40).numbers
+    [own] = numbers["sources"]
+    assert (own["samples"], own["used"], own["dropped"], own["corrupt"]) == (40, 34, 2, 4)
+    good = [make_example(record, "", tokenizer, QUERIES, 28) for record in records[3:]]
+    assert own["tokens"] == 2 * sum(len(example.tokens_L) for example in good)
+    assert own["images"] == 34
+    assert own["length"]["max"] > 160 and own["length_histogram"][-1]["dropped"] == 2
+    assert own["length_histogram"][-1]["first"] == 161
+    named = {(entry["state"], entry["record"]): entry["message"] for entry in own["left_out"]}
+    assert len(own["left_out"]) == 3, "each once"
+    assert set(named) == {("corrupt", 0), ("corrupt", 1), ("dropped", 2)}
+    assert "'ref_grounding0': 13 bytes" in named["corrupt", 0]
+    assert "'ref_grounding1'" in named["corrupt", 1] and "outside its image" in named["corrupt", 1]
+    assert "'ref_grounding2'" in named["dropped", 2] and "a row 160" in named["dropped", 2]
+    [note] = numbers["notes"]
+    assert note.startswith("4 of 40 samples are corrupt, above config.data.max_corrupt_share 0.01")
+    shown = page(audit(config, 40, 3), config)
+    assert html.escape(note) in shown and html.escape(named["corrupt", 1]) in shown
+    assert shown.count("<article") == 3 and ">over 160</text>" in shown
+
+
+def test_too_many_images_are_dropped(run_config: Config, tmp_path: Path) -> None:
+    config = one_source(
+        run_config, tmp_path, [make_record("dialogue", k) for k in range(5)], images_per_row=0.25, image_groups=4
+    )
+    assert config.data.group_images == 1
+    numbers = audit(config, 10, 1).numbers
+    assert numbers["total"]["dropped"] == 10 and not numbers["total"]["tokens"]
+    assert "it has 2 images" in numbers["sources"][0]["left_out"][0]["message"]
+    assert any("no sample of source 'only' fits a row" in note for note in numbers["notes"])
+
+
+def test_a_source_that_was_not_drawn_is_named(run_config: Config) -> None:
+    found = audit(run_config, 3, 1)
+    assert any("no sample of source 'dialogue_mix' was drawn" in note for note in found.numbers["notes"])
+    assert "No sample to show." in page(found, run_config)
+
+
+def test_a_box_is_drawn_where_the_tokens_say(run_config: Config, tmp_path: Path) -> None:
+    """[7, 14, 21, 28] of 28 pixels is (250,500),(750,999); the image beneath it is the one the model sees."""
+    pixels = np.zeros((56, 28, 3), np.uint8)  # upright, so that a square one has been resized
+    pixels[28:, 7:21] = (250, 20, 20)
+    payload = io.BytesIO()
+    Image.fromarray(pixels).save(payload, "PNG")
+    content = {"phrase": "the red one", "box": [7, 28, 21, 56], "width": 28, "height": 56}
+    record = dataclasses.replace(make_record("ref_grounding", 0), content=content, images=(payload.getvalue(),))
+    config = one_source(run_config, tmp_path, [record])
+    found = audit(config, 1, 1)
+    shown = page(found, config)
+    assert shape_of("250,500 750,500 750,999 250,999") in shown
+    assert "<ref>the red one</ref><box>1(250,500),(750,999)</box><|endoftext|>" in text_of(shown)
+    assert (found.numbers["total"]["places"], found.numbers["total"]["empty_places"]) == (1, 0)
+    [picture] = re.findall(r'href="data:image/jpeg;base64,([^"]*)" width="1000" height="1000"', shown)
+    seen_HWC = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
+    example = make_example(record, "", found.tokenizer, QUERIES, 28)
+    assert seen_HWC.shape == (28, 28, 3)
+    assert np.abs(seen_HWC - example.images_IHWC[0]).mean() < 3
+
+
+def test_given_places_are_dashed_and_quadrilaterals_keep_their_corners(run_config: Config, tmp_path: Path) -> None:
+    record = make_record("grounded_caption", 0)
+    config = one_source(run_config, tmp_path, [record])
+    assert shape_of("0,0 999,0 999,999 0,999", "place k0 given") in page(audit(config, 1, 1), config)
+    lines = [{"text": "STOP", "quad": [[2, 1], [14, 3], [13, 9], [1, 7]]}]
+    record = dataclasses.replace(make_record("ocr", 0), content={"lines": lines, "width": 28, "height": 28})
+    config = one_source(run_config, tmp_path / "ocr", [record])
+    assert shape_of("71,35 500,107 464,321 35,250") in page(audit(config, 1, 1), config)
+
+
+def test_a_place_belongs_to_the_images_before_it(tokenizer: Tokenizer) -> None:
+    def box(text: str, supervised: bool = False) -> list[Piece]:
+        return [Piece("special", "<box>", supervised), Piece("text", text), Piece("special", "</box>", supervised)]
+
+    one, two = Piece("image", 5), Piece("image", 3)
+    pieces = [*box("(1,2),(3,4)"), one, *box("(5,6),(5,8)", True), two, *box("(9,8),(7,6)"), one]
+    pieces += [*box("(1,2),(3"), *box("(0,0),(999,999)")]
+    found = places_of(spans_of(tokenize_pieces(pieces, tokenizer, QUERIES), tokenizer, QUERIES))
+    assert [place.images for place in found] == [(), (0,), (0, 1), (1, 0), (1, 0)]
+    assert [place.corners for place in found] == [
+        ((1, 2), (3, 4)),
+        ((5, 6), (5, 8)),
+        ((9, 8), (7, 6)),
+        (),
+        ((0, 0), (999, 999)),
+    ]
+    assert [place.empty for place in found] == [False, True, True, True, False]
+    assert [place.supervised for place in found] == [False, True, False, False, False]
+
+
+def test_a_place_is_drawn_into_the_images_before_it_alone(run_config: Config, tmp_path: Path) -> None:
+    """The first answer's box only into the first image, the second's into the second, and faintly into the first."""
+    turns = [
+        {"role": role, "parts": [part]}
+        for image in (0, 1)
+        for role, part in (
+            ("user", {"image": image}),
+            ("assistant", {"boxes": [[0, 0, 7, 7 * (image + 1)]], "image": image}),
+        )
+    ]
+    record = make_record("dialogue", 0)
+    record = dataclasses.replace(record, content={**record.content, "turns": turns})
+    config = one_source(run_config, tmp_path, [record])
+    one, two = re.findall("<figure>.*?</figure>", page(audit(config, 1, 1), config))
+    first, second = "0,0 250,0 250,250 0,250", "0,0 250,0 250,500 0,500"
+    assert shape_of(first) in one and shape_of(second, "place k1 earlier") in one
+    assert first not in two and shape_of(second, "place k1") in two
+
+
+@pytest.mark.parametrize("task", ["caption", "dialogue", "grounding", "text", "ocr"])
+def test_spans_are_the_tokens(tokenizer: Tokenizer, task: str) -> None:
+    """Their text is the decoded sample, and as many tokens are marked as the loss counts."""
+    for k in range(6):
+        tokens = tokenize_pieces(training_pieces(make_record(task, k)), tokenizer, QUERIES)
+        spans = spans_of(tokens, tokenizer, QUERIES)
+        text = "".join("<imgpad>" * span.tokens if span.kind == "image" else span.text for span in spans)
+        assert text == tokenizer.decode(tokens.tokens_L)
+        assert sum(span.tokens for span in spans) == len(tokens.tokens_L)
+        assert sum(span.tokens for span in spans if span.supervised) == tokens.is_target_L[1:].sum()
+        assert all(span.tokens == QUERIES for span in spans if span.kind == "image")
+
+
+def test_a_character_that_starts_a_text_stays_whole(tokenizer: Tokenizer) -> None:
+    """Its first byte is predicted by nothing, the others are: it counts as supervised, and nothing is lost."""
+    assert len(tokenizer.encode("𝄞")) == 4, "bytes"
+    spans = spans_of(tokenize_pieces([Piece("text", "𝄞 sounds", True)], tokenizer, QUERIES), tokenizer, QUERIES)
+    assert [(span.text, span.supervised) for span in spans] == [("", False), ("𝄞 sounds", True)]
+
+
+def test_texts_cannot_become_markup(run_config: Config, tmp_path: Path) -> None:
+    """Neither HTML nor tags spelled out in a caption, a name or an error."""
+    evil = '<script>alert("1")</script> & <box>(1,1),(20,20)</box></div>'
+    records = [
+        dataclasses.replace(make_record("caption", k), id=f"<i>{k}</i>", content={"caption": evil}) for k in range(2)
+    ]
+    records[1] = dataclasses.replace(records[1], images=(b"<b>oh</b>",))
+    config = one_source(run_config, tmp_path, records)
+    config = with_data(config, mixture=(dataclasses.replace(config.data.mixture[0], name="<u>x</u>"),))
+    found = audit(config, 4, 2)
+    shown = page(found, config)
+    assert not re.search(r"<(script|i|u)\b", shown) and "<polygon" not in shown
+    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp;" in shown and "&lt;i&gt;0&lt;/i&gt;" in shown
+    assert evil in text_of(shown)
+    assert found.numbers["total"]["places"] == 0
+
+
+def test_the_page_stands_alone_and_shows_the_first_samples(run_config: Config, tokenizer: Tokenizer) -> None:
+    found = audit(run_config, 60, 2)
+    shown = page(found, run_config)
+    assert not re.search(r'(href|src)="(?!#|data:)', shown) and "url(" not in shown and "<script" not in shown
+    drawn = first_drawn(run_config, tokenizer, 60)
+    for number, source in enumerate(run_config.data.mixture):
+        expected = [RecordReader(source.records)[index] for own, index in drawn if own == number][:2]
+        assert [sample.name for sample in found.examples[number]] == [record.id for record in expected]
+        assert all(f"<h3>{record.id} · " in shown for record in expected)
+    caption = RecordReader(run_config.data.mixture[0].records)[drawn[[own for own, _ in drawn].index(0)][1]]
+    assert '<span class="taught" title="' in shown and f" {caption.content['caption']}" in text_of(shown)
+    assert '<span class="image" title="4 tokens, not supervised">image 1: 4 places</span>' in shown
+
+
+def test_the_same_audit_twice_gives_the_same_bytes(run_config: Config) -> None:
+    def once() -> tuple[str, str]:
+        found: Audit = audit(run_config, 80, 2)
+        return json.dumps(found.numbers), page(found, run_config)
+
+    assert once() == once()
+
+
+# Runs main for each line of arguments in a forked process, and says at the end what each has loaded.
+DRIVER = """
+import os, sys
+from jax._src import xla_bridge
+from qwenvl_jax.data import audit
+from qwenvl_jax.runtime import commandline
+for line in sys.stdin.read().splitlines():
+    child = os.fork()
+    if not child:
+        os.dup2(1, 2)
+        sys.argv = ["audit", *line.split("\\t")]
+        try:
+            commandline.run(audit.main)
+        except SystemExit as exit:
+            heavy = {"torch", "tensorflow", "flax", "qwenvl_jax.models"} & set(sys.modules)
+            print("backends", len(xla_bridge._backends), "heavy", len(heavy), flush=True)
+            os._exit(exit.code or 0)
+    print("===", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_the_command(tiny_data: Path, tmp_path: Path) -> None:
+    """Tables, both files, no device; one sentence and exit code 2 for every mistake."""
+    config = f"--config={ROOT / 'tests' / 'tiny_config.py'}:{tiny_data}"
+    output, blocked = tmp_path / "seen", tmp_path / "a file"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    (output / "audit.html").write_text("old")
+    blocked.write_text("")
+    lines = {
+        (config, f"--output={output}", "--samples=40", "--shown=1"): "supervision in the first 40 samples",
+        (config,): "error: --output is missing",
+        (config, f"--output={output}", "--samples=0"): "error: --samples must be at least 1",
+        (config, f"--output={output}", "--sample=9"): "error: unknown flag --sample; did you mean 'samples'?",
+        (config, f"--output={output}", "--config.data.sequence_lengt=9"): "did you mean 'sequence_length'",
+        (
+            config,
+            f"--output={output}",
+            "--config.tokenizer.path=none.model",
+        ): "the vocabulary none.model does not exist",
+        (config, f"--output={output}", "--config.model.decoder.vocab_size=8"): "choose a smaller vocabulary",
+        (config, f"--output={blocked}"): "name another path",
+        (config, "stray"): "unexpected argument 'stray'",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input="\n".join("\t".join(line) for line in lines),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    outcomes = re.split(r"=== (\d+)\n", run.stdout)
+    codes = [int(code) for code in outcomes[1::2]]
+    assert codes == [0, *[2] * (len(lines) - 1)], run.stdout
+    for said, expected in zip(outcomes[::2], lines.values(), strict=False):
+        assert expected in said and "Traceback" not in said
+        assert "backends 0 heavy 0" in said
+    assert sorted(path.name for path in output.iterdir()) == ["audit.html", "audit.json", "notes.txt"]
+    numbers = json.loads((output / "audit.json").read_text())
+    assert [own["name"] for own in numbers["sources"]] == ["caption", "vqa", "text"]
+    assert [own["samples"] for own in numbers["sources"]] == [20, 10, 10]
+    assert (output / "audit.html").read_text().startswith("<!doctype html>")
