@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         global_batch_size=16,
         accumulation=1,
         images_per_row=0.0,
-        packing_window=8,
+        packing_window=32,
         seed=0,
     )
     config.optimizer = common.optimizer(3e-3, steps)

@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         global_batch_size=8,
         accumulation=1,
         images_per_row=4.0,
-        packing_window=8,
+        packing_window=32,
         seed=2,
     )
     config.optimizer = common.optimizer(1e-3, steps)
