@@ -1,7 +1,7 @@
 """Shows what a stage would be taught, before it is run: its first samples, counted and decoded.
 
 python -m qwenvl_jax.data.audit --config=configs/stage2_multitask.py --output=DIR [--config.key=value]
-    [--samples=1000] [--shown=4]
+    [--samples=1000] [--shown=4] [--verify]
 
 Prints tables and writes DIR/audit.json (the same numbers) and DIR/audit.html (with decoded samples, places drawn into
 their images). Needs the records and the vocabulary, but no device. docs/data.md says how to read it.
@@ -28,6 +28,7 @@ from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 _CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for audit.html and audit.json, local or gs://.")
 _SAMPLES = flags.DEFINE_integer("samples", 1000, "How many samples to draw.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Also compare the checksums of all shards of record folders.")
 _SHOWN = flags.DEFINE_integer("shown", 4, "How many of every source to show decoded.")
 
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
         if _SAMPLES.value < 1 or _SHOWN.value < 0:
             raise UserError("--samples must be at least 1 and --shown must not be negative")
         config = validate(from_config_dict(Config, dict(_CONFIG.value.items())))
-        found = audit(config, _SAMPLES.value, _SHOWN.value)
+        found = audit(config, _SAMPLES.value, _SHOWN.value, verify=_VERIFY.value)
         shown = page(found, config)
         show(found.numbers)
         folder = epath.Path(_OUTPUT.value)

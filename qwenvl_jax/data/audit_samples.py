@@ -128,19 +128,20 @@ class _Count(NamedTuple):
     empty: int
 
 
-def audit(config: Config, samples: int, shown: int) -> Audit:
+def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> Audit:
     """Reads the first samples of a stage.
 
     Args:
       config: of the stage.
       samples: how many, of all its logical streams in turn.
       shown: examples of every source to keep.
+      verify: as for `sources.open_source`.
 
     Raises:
       UserError: if the records or the vocabulary cannot be opened, or do not fit the config.
     """
     tokenizer = load_tokenizer(config.tokenizer)
-    corpus = open_corpus(config, tokenizer)
+    corpus = open_corpus(config, tokenizer, verify=verify)
     queries, mixture = corpus.queries, config.data.mixture
     counts: list[list[_Count]] = [[] for _ in mixture]
     examples: list[list[Sample]] = [[] for _ in mixture]

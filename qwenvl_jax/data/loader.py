@@ -83,23 +83,22 @@ class Loader(Iterator[Batch]):
         return {"batches": 0, "tokens": 0, "targets": 0, "images": 0, "seen": [*zeros], "corrupt": [*zeros]}
 
     def __next__(self) -> Batch:
-        if self._error is None and self._thread is None:
+        if self._error is not None:
+            raise self._error  # whoever asks again gets the same answer
+        if self._thread is None:
             self._start()
-        if self._error is None:
-            ready = self._queue.get()
-            if isinstance(ready, _Ready):
-                try:
-                    self._finish(ready.batch, ready.placed)
-                    self._states = ready.states
-                    return ready.batch
-                except UserError as error:
-                    self._error = error
-                finally:
-                    if ready.buffer:
-                        ready.buffer.close()
-            else:
-                self._error = ready
-        raise self._error  # whoever asks again gets the same answer
+        ready = self._queue.get()
+        try:
+            if not isinstance(ready, _Ready):
+                raise ready
+            self._finish(ready.batch, ready.placed)
+            if ready.buffer:
+                ready.buffer.close()
+        except Exception as error:
+            self._error = error
+            raise
+        self._states = ready.states
+        return ready.batch
 
     def _finish(self, batch: Batch, placed: Sequence[_Placed]) -> None:
         """Waits for the images and counts. A sample with one that cannot be read leaves its places as padding."""
@@ -171,8 +170,9 @@ class Loader(Iterator[Batch]):
 
     def state(self) -> dict[str, Any]:
         """JSON values from which `restore` continues after the last batch handed out; see `join_states`."""
-        streams = {str(number): state | {"totals": self._totals[number]} for number, state in self._states.items()}
-        return copy.deepcopy({"stream": self._fingerprint, "streams": streams})
+        totals = copy.deepcopy(self._totals)  # counted on in place; the streams' own states are new with every batch
+        streams = {str(number): state | {"totals": totals[number]} for number, state in self._states.items()}
+        return {"stream": self._fingerprint, "streams": streams}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues after a state of all streams; the next batches are bitwise those of an unbroken run.

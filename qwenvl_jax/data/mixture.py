@@ -97,11 +97,11 @@ class Sampler:
         self._credits, self._drawn = list(state["credits"]), list(state["drawn"])
 
 
-def open_sources(data: DataConfig, split: str = "train") -> list[Source]:
-    """Opens the records of every source.
+def open_sources(data: DataConfig, split: str = "train", *, verify: bool = False) -> list[Source]:
+    """Opens the records of every source (`sources.open_source`).
 
     Raises:
       UserError: if one cannot be opened (`sources.open_source`), or a schedule is none.
     """
     check_schedules(data.mixture)
-    return [open_source(source, split) for source in data.mixture]
+    return [open_source(source, split, verify=verify) for source in data.mixture]

@@ -24,7 +24,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def open_source(source: SourceConfig, split: str = "train") -> Source:
+def open_source(source: SourceConfig, split: str = "train", *, verify: bool = False) -> Source:
     """Opens the records of a source, of the kind that its path says.
 
     tfds:NAME..        a TFDS data set
@@ -32,7 +32,8 @@ def open_source(source: SourceConfig, split: str = "train") -> Source:
     *.tar              a WebDataset shard or a pattern of them, or a folder that holds some and no manifest
     any other          a record folder
 
-    JSON files and WebDataset shards have no splits: all of them is training data.
+    JSON files and WebDataset shards have no splits: all of them is training data. `verify` also compares the shards
+    of a record folder with the checksums of its manifest, which reads everything once.
 
     Raises:
       UserError: if the files are missing, damaged, or hold another task than the source says, or no records.
@@ -49,7 +50,7 @@ def open_source(source: SourceConfig, split: str = "train") -> Source:
                 "read as captions; correct the task or the path"
             )
         return TarReader(path)
-    reader = RecordReader(path, split)
+    reader = RecordReader(path, split, verify=verify)
     found = sorted(reader.summary["tasks"])
     if found != [source.task]:
         raise UserError(

@@ -94,8 +94,8 @@ class Corpus:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
-    """Opens the records of a stage.
+def open_corpus(config: Config, tokenizer: Tokenizer, *, verify: bool = False) -> Corpus:
+    """Opens the records of a stage; `verify` as for `sources.open_source`.
 
     Raises:
       UserError: if records are missing or of another task, or the tokenizer does not fit the model's vocabulary.
@@ -106,7 +106,7 @@ def open_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
             f"the tokenizer uses {tokenizer.vocab_size} ids, but config.model.decoder.vocab_size is {rows}; choose a "
             "smaller vocabulary or a larger model vocabulary"
         )
-    return Corpus(config.data, open_sources(config.data), tokenizer, config.model.resampler.queries)
+    return Corpus(config.data, open_sources(config.data, verify=verify), tokenizer, config.model.resampler.queries)
 
 
 class Stream:

@@ -31,6 +31,7 @@ from qwenvl_jax.data.records import RecordReader, write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus, Sample, Stream
 from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.runtime.errors import UserError
 
 from .record_samples import make_record, with_data
 
@@ -402,3 +403,14 @@ def test_the_command(tiny_data: Path, tmp_path: Path) -> None:
     assert [own["name"] for own in numbers["sources"]] == ["caption", "vqa", "text"]
     assert [own["samples"] for own in numbers["sources"]] == [20, 10, 10]
     assert (output / "audit.html").read_text().startswith("<!doctype html>")
+
+
+def test_checksums_are_compared_on_demand(run_config: Config, tmp_path: Path) -> None:
+    config = one_source(run_config, tmp_path, [make_record("caption", k) for k in range(30)])
+    audit(config, 5, 0, verify=True)
+    [shard] = (tmp_path / "only").glob("*.array_record*")
+    payload = bytearray(shard.read_bytes())
+    payload[len(payload) // 2] ^= 1
+    shard.write_bytes(payload)
+    with pytest.raises(UserError, match="does not have the sha256 of the manifest"):
+        audit(config, 5, 0, verify=True)
