@@ -16,7 +16,7 @@ import numpy as np
 
 from qwenvl_jax.data.decoding import decode_all
 
-_MAPPED = 4  # buffers kept mapped; a batch ahead and the one before have one each
+_MAPPED = 16  # buffers kept mapped; as many are used in turn as there are batches alive at once
 
 
 def main(descriptor: int, image_size: int, draft: bool) -> None:

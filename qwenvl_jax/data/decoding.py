@@ -16,7 +16,9 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,22 +31,22 @@ _numbers = itertools.count()
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 
 
-class PixelBuffer:
-    """Zeroed pixels [..., H, W, 3] uint8 that several processes can write; the memory lives as long as `array`.
+class _Memory:
+    """Memory that other processes can map; `name` says where, with a number that no other memory has."""
 
-    Call `close` once all of them have.
-    """
+    def __init__(self, size: int):
+        descriptor = os.memfd_create("qwenvl_jax pixels")
+        weakref.finalize(self, os.close, descriptor)
+        os.ftruncate(descriptor, size)
+        self.mapped = mmap.mmap(descriptor, size)
+        self.name = (next(_numbers), f"/proc/{os.getpid()}/fd/{descriptor}")
 
-    def __init__(self, shape: tuple[int, ...]):
-        self._descriptor = os.memfd_create("qwenvl_jax pixels")
-        os.ftruncate(self._descriptor, max(1, math.prod(shape)))
-        self.array = np.frombuffer(mmap.mmap(self._descriptor, 0), np.uint8, math.prod(shape)).reshape(shape)
-        # The number tells apart buffers that get the same descriptor one after the other.
-        self.name = (next(_numbers), f"/proc/{os.getpid()}/fd/{self._descriptor}")
 
-    def close(self) -> None:
-        """Ends the access of other processes."""
-        os.close(self._descriptor)
+class PixelBuffer(NamedTuple):
+    """Zeroed pixels [..., H, W, 3] uint8 that decoding processes can write, and where those find them."""
+
+    array: np.ndarray
+    name: tuple[int, str]
 
 
 class _Worker:
@@ -92,12 +94,23 @@ class DecodePool:
             raise UserError("config.data.decode_workers needs Linux; set it to 0 to decode on threads")
         self._workers, self._size, self._draft = workers, image_size, draft
         self._threads = concurrent.futures.ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "decode")
+        self._free: list[_Memory] = []
         self._own = threading.local()
         self._started: list[_Worker] = []
 
     def buffer(self, shape: tuple[int, ...]) -> PixelBuffer | None:
-        """Shared pixels for `submit`; None where the pool needs none."""
-        return PixelBuffer(shape) if self._workers else None
+        """Shared pixels for `submit`; None where the pool needs none.
+
+        Once nothing refers to the array any more, a later buffer of this pool takes its memory: fresh memory costs
+        a fault for every page. All buffers of a pool have one shape.
+        """
+        if not self._workers:
+            return None
+        memory = self._free.pop() if self._free else _Memory(math.prod(shape))
+        pixels = np.frombuffer(memory.mapped, np.uint8)
+        weakref.finalize(pixels, self._free.append, memory).atexit = False
+        pixels[:] = 0
+        return PixelBuffer(pixels.reshape(shape), memory.name)
 
     def submit(
         self, images: Sequence[bytes], pixels_IHWC: np.ndarray, buffer: PixelBuffer | None, first: int

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwenvl_jax.config import Config
-from qwenvl_jax.data.decoding import DecodePool, PixelBuffer
+from qwenvl_jax.data.decoding import DecodePool
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.data.stream import Corpus, Sample, Stream, check_corruption, open_corpus
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -47,7 +47,6 @@ class _Ready(NamedTuple):
 
     batch: Batch
     placed: list[_Placed]
-    buffer: PixelBuffer | None
     states: dict[int, dict[str, Any]]
 
 
@@ -92,8 +91,6 @@ class Loader(Iterator[Batch]):
             if not isinstance(ready, _Ready):
                 raise ready
             self._finish(ready.batch, ready.placed)
-            if ready.buffer:
-                ready.buffer.close()
         except Exception as error:
             self._error = error
             raise
@@ -157,7 +154,7 @@ class Loader(Iterator[Batch]):
                 start = stop
         batch = Batch(tokens_ABL, targets_ABL, mask_ABL, segments_ABL, positions_ABL, slots_ABL, images_AIHWC)
         states = {number: stream.state() for number, stream in self._streams.items()}
-        return _Ready(batch, placed, buffer, states)
+        return _Ready(batch, placed, states)
 
     def _next_rows(self) -> Iterator[tuple[int, int, int, int, list[Sample]]]:
         """The rows of the next batch: stream, microbatch, group and row in this process's part, and the samples."""
@@ -267,8 +264,6 @@ class Loader(Iterator[Batch]):
                 continue
             if isinstance(ready, _Ready):
                 concurrent.futures.wait([placed.error for placed in ready.placed])
-                if ready.buffer:
-                    ready.buffer.close()
         atexit.unregister(self._halt)
         self._thread = None
 

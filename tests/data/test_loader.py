@@ -308,6 +308,23 @@ def test_a_decoding_process_that_dies_is_replaced(run_config: Config, tokenizer:
     assert_equal(batches, expected)
 
 
+def test_memory_is_used_again_but_not_under_a_batch_in_use(run_config: Config, tokenizer: Tokenizer) -> None:
+    expected = take(run_config, tokenizer, 12)
+    kept: dict[int, np.ndarray] = {}
+    with make_loader(with_data(run_config, decode_workers=1), tokenizer) as loader:
+        for number, batch in enumerate(loader):
+            np.testing.assert_array_equal(batch.images_AIHWC, expected[number].images_AIHWC)
+            if number % 3 == 0:
+                kept[number] = batch.images_AIHWC[0, 1:]  # a view alone
+            if number == 11:
+                break
+        del batch
+        maps = Path("/proc/self/maps").read_text().count("qwenvl_jax pixels")
+    assert maps < 12
+    for number, view in kept.items():
+        np.testing.assert_array_equal(view, expected[number].images_AIHWC[0, 1:])
+
+
 def test_workers_leave_nothing_open(run_config: Config, tokenizer: Tokenizer) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     batches = take(with_data(run_config, decode_workers=2), tokenizer, 6)
