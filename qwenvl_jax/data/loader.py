@@ -194,7 +194,7 @@ class Loader(Iterator[Batch]):
         """Totals over the batches handed out since the stream began.
 
         Args:
-          state: of all streams (`join_states`); default that of this loader's.
+          state: of all streams (`join_states`), or its `tallies`; default that of this loader's.
 
         Returns:
           `batches`; by source `seen` samples, `epochs` of its records that were read, `dropped` samples (too long or
@@ -276,8 +276,14 @@ class Loader(Iterator[Batch]):
             target.put(error)
 
 
+def tallies(state: dict[str, Any]) -> dict[str, Any]:
+    """What `Loader.counters` needs of a state, which is a small part of it."""
+    streams = {number: {key: own[key] for key in ("totals", "counts")} for number, own in state["streams"].items()}
+    return {**state, "streams": streams}
+
+
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The states of the loaders of all processes as one, which any number of processes can restore."""
+    """The states (or tallies) of the loaders of all processes as one, which any number of processes can restore."""
     streams = {number: own for state in states for number, own in state["streams"].items()}
     return {"stream": states[0]["stream"], "streams": {number: streams[number] for number in sorted(streams, key=int)}}
 

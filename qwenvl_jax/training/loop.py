@@ -13,7 +13,7 @@ from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.manager import Manager, latest_step, restore_frozen, save_frozen
 from qwenvl_jax.checkpoint.restore import Source, check_init, initial_params
 from qwenvl_jax.config import Config
-from qwenvl_jax.data.loader import join_states, make_loader
+from qwenvl_jax.data.loader import join_states, make_loader, tallies
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.runtime import distributed, log
@@ -80,7 +80,8 @@ def train(config: Config, workdir: epath.PathLike) -> int:
                 window.wait_for_previous()
                 writer.advance(step)
                 if step % config.train.log_every == 0 or last:
-                    writer.write(step, window.values(), loader.counters(join_states(distributed.gather(place))))
+                    counts = join_states(distributed.gather(tallies(place)))
+                    writer.write(step, window.values(), loader.counters(counts))
                     window.clear()
                 stop = guard.stop(step)
                 if step % config.train.checkpoint_every == 0 or last or stop:

@@ -18,7 +18,7 @@ import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.examples import make_example
-from qwenvl_jax.data.loader import join_states, make_loader
+from qwenvl_jax.data.loader import join_states, make_loader, tallies
 from qwenvl_jax.data.records import RecordReader, write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -171,7 +171,7 @@ def test_any_number_of_hosts_continues_the_same_batches(run_config: Config, toke
     assert_equal(before + after, whole)
     assert end == json.loads(json.dumps(state))
     with make_loader(config, tokenizer) as loader:
-        assert loader.counters(end) == counters
+        assert loader.counters(end) == loader.counters(tallies(end)) == counters
 
 
 def test_state_is_small_and_late_places_are_as_near_as_early_ones(run_config: Config, tokenizer: Tokenizer) -> None:
