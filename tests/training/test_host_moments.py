@@ -92,15 +92,14 @@ def test_a_run_changes_its_memory_on_the_way(tmp_path: Path, tiny_data: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
-def test_eight_devices(mesh: tuple[int, int, int]) -> None:
+def test_eight_devices() -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, str(HERE / "host_moments.py"), *map(str, mesh)]
+    command = [sys.executable, str(HERE / "host_moments.py"), "2", "2", "2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "equal"
