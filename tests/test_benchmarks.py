@@ -25,7 +25,7 @@ def gpu_step(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
-def tiny(remat: str) -> config_lib.Config:
+def tiny() -> config_lib.Config:
     """Two packed samples per row, two microbatches, and an optimiser in which everything shows."""
     return config_lib.Config(
         model=config_lib.from_config_dict(config_lib.ModelConfig, dict(models.tiny().items())),
@@ -35,7 +35,7 @@ def tiny(remat: str) -> config_lib.Config:
         init=config_lib.InitConfig("", "", "", ""),
         train=config_lib.TrainConfig("multitask", config_lib.COMPONENTS, 100, 0, 10, 100, 1),
         mesh=config_lib.MeshConfig(1, 1, 1, 1, 0),
-        compute=config_lib.ComputeConfig("float32", "float32", "xla", remat, remat, False, 64),
+        compute=config_lib.ComputeConfig("float32", "float32", "xla", "matmuls_saved", "matmuls_saved", False, 64),
     )
 
 
@@ -115,7 +115,7 @@ def test_both_sides_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None
 
     from qwenvl_jax.models import qwen_vl
 
-    config = tiny("matmuls_saved")
+    config = tiny()
     batch = steps.full_batch(config)
     ours = steps.jax_side(config, batch)
     peer = torch_peer.Peer(config.model)
