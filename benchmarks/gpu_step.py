@@ -58,6 +58,7 @@ def config_of(arguments: argparse.Namespace, devices: int, attention: str) -> Co
             global_batch_size=rows * arguments.accumulation,
             accumulation=arguments.accumulation,
             image_groups=math.gcd(values.data.image_groups, rows),
+            streams=1,
         )
     )
     values.compute.update(dict(remat_vit=arguments.remat, remat_decoder=arguments.remat, attention=attention))

@@ -40,10 +40,15 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def gather(value: Any) -> list[Any]:
-    """The JSON value of every process, on every process; all of them must call it, in the same order."""
+def gather(value: Any, after: Any) -> list[Any]:
+    """The JSON value of every process, on every process; all of them must call it, in the same order.
+
+    Waits until `after`, what the devices compute now, is done: on CPUs two programs that wait for other processes can
+    block one another.
+    """
     if jax.process_count() == 1:
         return [value]
+    jax.block_until_ready(after)
     from jax.experimental import multihost_utils
 
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)

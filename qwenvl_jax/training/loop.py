@@ -80,12 +80,13 @@ def train(config: Config, workdir: epath.PathLike) -> int:
                 window.wait_for_previous()
                 writer.advance(step)
                 if step % config.train.log_every == 0 or last:
-                    counts = join_states(distributed.gather(tallies(place)))
+                    counts = join_states(distributed.gather(tallies(place), after=state))
                     writer.write(step, window.values(), loader.counters(counts))
                     window.clear()
                 stop = guard.stop(step)
                 if step % config.train.checkpoint_every == 0 or last or stop:
-                    progress = {"loader": join_states(distributed.gather(place)), "window": window.values()}
+                    places = join_states(distributed.gather(place, after=state))
+                    progress = {"loader": places, "window": window.values()}
                     manager.save(step, state.trainable, state.opt_state, progress)
                 if stop and not last:
                     log.line(f"stopped by SIGTERM after step {step}; run the same command again to continue")
