@@ -59,6 +59,7 @@ def config_of(arguments: argparse.Namespace, devices: int, attention: str) -> Co
             accumulation=arguments.accumulation,
             image_groups=math.gcd(values.data.image_groups, rows),
             streams=1,
+            images_per_row=float(round(values.data.images_per_row)),
         )
     )
     values.compute.update(dict(remat_vit=arguments.remat, remat_decoder=arguments.remat, attention=attention))
