@@ -64,6 +64,7 @@ MISTAKES = {
         "attention 'splash' does not run on the backend 'cpu'",
     ),
     "no such memory": ([TINY, "--config.optimizer.moments_memory=host"], "which is none of device, pinned_host"),
+    "streams do not divide": ([TINY, "--config.data.streams=2"], "must divide the 1 image groups"),
     "rows do not divide": ([TINY, "--config.data.accumulation=3"], "multiple of"),
     "no vocabulary": ([TINY + ":{tmp}/none", "--workdir={tmp}/w"], "none/tiny.model"),
     "no start": ([TINY, "--workdir={tmp}/w", "--config.init.vit={tmp}/none"], "none"),
