@@ -145,6 +145,7 @@ ASSUMPTIONS = (
     ("copies between HBM and the host", "asynchronous, one after another each way, over PCIe"),
     ("collectives within a slice", "ring over every torus axis that the group spans, both ways where it wraps"),
     ("asynchronous collectives", "run beside computation, one at a time; exposed is what their end waits for"),
+    ("collectives on SparseCores", "as fast as others, beside the cores; their part of the HBM bandwidth is not seen"),
     ("collectives between slices", "ring over the slices at the chips' share of the data-centre network"),
     ("not seen", "launch gaps, contention of DMA engines, input stalls, checkpoints, restarts"),
 )

@@ -26,8 +26,10 @@ ITEM_BYTES = {
 
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?|\b(token|opaque)\[\]")
 _SPACE = re.compile(r"S\((\d+)\)")
+_TILE = re.compile(r"\{([\d,]*):T\(([\d,]+)\)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$", re.DOTALL)
+_END = re.compile(r'^\}(, execution_thread="\w+")?\s*$')
 _OPCODE = re.compile(r"([\w\-]+)\(")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
 
@@ -38,19 +40,31 @@ class HloError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Array:
-    """One array of a result. `space` is the memory it lies in: 0 HBM, 1 VMEM, 5 the host's, else scalar memories."""
+    """One array of a result.
+
+    Attributes:
+      dtype, dims: as HLO writes them.
+      space: the memory it lies in: 0 HBM, 1 VMEM, 5 the host's, else scalar memories.
+      stored: elements with the padding to whole tiles: 104 lanes take the place of 128.
+    """
 
     dtype: str
     dims: tuple[int, ...]
     space: int
+    stored: int
 
     @property
     def bytes(self) -> float:
+        """Without padding."""
         return math.prod(self.dims) * ITEM_BYTES[self.dtype]
 
     @property
+    def stored_bytes(self) -> float:
+        return self.stored * ITEM_BYTES[self.dtype]
+
+    @property
     def hbm_bytes(self) -> float:
-        return self.bytes if self.space == 0 else 0.0
+        return self.stored_bytes if self.space == 0 else 0.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -130,10 +144,11 @@ class Module:
         return self.computations[name]
 
     def inner(self, instruction: Instruction) -> Computation | None:
-        """What a fusion or an asynchronous wrapper runs, or None."""
-        if instruction.attribute("calls") is None:
-            return None
-        return self[instruction.called("calls")]
+        """What a fusion, a call or an asynchronous wrapper runs, or None."""
+        for name in ("calls", "to_apply"):
+            if instruction.attribute(name) is not None:
+                return self[instruction.called(name)]
+        return None
 
 
 def parse(text: str) -> Module:
@@ -155,7 +170,7 @@ def parse(text: str) -> Module:
             if header:
                 name, lines = header[2], []
                 entry = name if header[1] else entry
-        elif line.rstrip() == "}":
+        elif _END.match(line):
             computations[name] = _computation(name, lines)
             name = ""
         elif line.startswith("  ") and _INSTRUCTION.match(line):
@@ -214,5 +229,15 @@ def _arrays(text: str) -> tuple[Array, ...]:
             raise HloError(f"unknown element type {dtype!r}")
         space = _SPACE.search(layout)
         sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
-        found.append(Array(dtype, sizes, int(space[1]) if space else 0))
+        found.append(Array(dtype, sizes, int(space[1]) if space else 0, _stored(sizes, layout)))
     return tuple(found)
+
+
+def _stored(dims: tuple[int, ...], layout: str) -> int:
+    """Elements of an array whose most minor axes are padded to the tile of its layout, `{minor, ..., major:T(..)}`."""
+    sizes, tiled = list(dims), _TILE.match(layout)
+    if tiled and tiled[1]:
+        tile = [int(side) for side in tiled[2].split(",")]
+        for axis, side in zip(map(int, tiled[1].split(",")), reversed(tile), strict=False):
+            sizes[axis] = -(-sizes[axis] // side) * side
+    return math.prod(sizes)

@@ -2,7 +2,8 @@
 
 A collective appears as one instruction, as a `-start` and `-done` pair, or, on TPU, as fusions: one that begins it
 (`AsyncCollectiveStart`), some that compute while it goes on, and one that ends it (`AsyncCollectiveDone`), all with
-the same channel. A reduce-scatter is a fusion of an all-reduce and the slice that follows.
+the same channel. A reduce-scatter is a fusion of an all-reduce and the slice that follows. What runs on the
+SparseCores is a computation that a `call-start` begins and a `call-done` ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ COLLECTIVE_OPCODES: dict[str, str] = {
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _DEVICE_IDS = re.compile(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)")
 _MESH_SIZE = re.compile(r"'([^']+)'=(\d+)")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
 _MESH_AXES = re.compile(r"\{('[^{}]*)\}")
 _MESH_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
@@ -39,12 +41,14 @@ class Collective:
         operand of the others.
       group: partitions of one of the groups; for a permute, one pair.
       channel: the same for all instructions that belong together, or None.
+      source: where the program asks for it, as JAX names it (`jit(step)/...`); empty if the compiler made it up.
     """
 
     kind: str
     bytes: float
     group: tuple[int, ...]
     channel: str | None
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +67,11 @@ def role(module: Module, computation: Computation, instruction: Instruction) -> 
         if base in COLLECTIVE_OPCODES and (suffix == "" or base != opcode):
             source = computation[instruction.operands[0]] if phase == "done" else instruction
             return Role(_collective(module, source), phase)
-    if opcode not in ("fusion", "async-start", "async-done", "call"):
-        return None
-    if opcode == "async-done":
-        source = computation[instruction.operands[0]]
-        started = role(module, computation, source)
+    if opcode in ("async-done", "call-done"):
+        started = role(module, computation, computation[instruction.operands[0]])
         return Role(started.collective, "done") if started else None
+    if opcode not in ("fusion", "async-start", "call-start"):
+        return None
     inner = module.inner(instruction)
     if inner is None:
         return None
@@ -76,7 +79,9 @@ def role(module: Module, computation: Computation, instruction: Instruction) -> 
     if not found:
         return None
     collective = _collective(module, found[0], scattered=_is_scattered(inner, found[0]))
-    if opcode == "async-start":
+    if not collective.source:
+        collective = dataclasses.replace(collective, source=_source(instruction))
+    if opcode in ("async-start", "call-start"):
         return Role(collective, "start")
     targets = {i.attribute("custom_call_target") for i in inner.instructions.values() if i.opcode == "custom-call"}
     if '"AsyncCollectiveStart"' in targets:
@@ -104,7 +109,12 @@ def _collective(module: Module, instruction: Instruction, *, scattered: bool = F
     size = sum(array.bytes for array in arrays)
     if base == "reduce-scatter":
         size *= len(group)
-    return Collective(kind, size, group, instruction.attribute("channel_id"))
+    return Collective(kind, size, group, instruction.attribute("channel_id"), _source(instruction))
+
+
+def _source(instruction: Instruction) -> str:
+    found = _SOURCE.search(instruction.attributes)
+    return found[1] if found else ""
 
 
 def group_of(instruction: Instruction, partitions: int) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ _FREE = {
 _FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
 _READS_PART = ("dynamic-slice", "slice", "gather")
 _KERNEL = "tpu_custom_call"
+_LANES = 128  # of a matrix unit; smaller heads leave some idle
 _HOST = 5  # the space of arrays in the host's memory
 _LABELS = re.compile(r"(\w+)_(\w+)->(\w+)")
 
@@ -106,14 +107,18 @@ def _valid_places(
     return count
 
 
-def kernel_of(instruction: Instruction) -> Kernel | None:
-    """The Pallas kernel that an instruction calls, or None.
+def kernel_of(module: Module, instruction: Instruction) -> Kernel | None:
+    """The Pallas kernel that an instruction calls, itself or within a fusion with a collective, or None.
 
     Splash attention is known by its name. With queries [.., N, L, K], keys [.., T, K] and n query blocks the forward
-    kernel does 2 products of 2 B N L T K operations, the fused backward kernel 5; a causal mask, which shows as an
-    operand with the query positions, leaves (n + 1) / 2n of the blocks. Other kernels count as memory traffic only.
+    kernel does 2 products of 2 B N L T K operations, the fused backward kernel 5, K padded to whole lanes; a causal
+    mask, which shows as an operand with the query positions, leaves (n + 1) / 2n of the blocks. Other kernels count as
+    memory traffic only.
     """
-    if instruction.opcode != "custom-call" or _target(instruction) != _KERNEL:
+    if instruction.opcode == "fusion":
+        inside = module[instruction.called("calls")].instructions.values()
+        return next((kernel for kernel in (kernel_of(module, inner) for inner in inside) if kernel), None)
+    if not _is_kernel(instruction):
         return None
     shapes = re.findall(r"(\w+)\[([\d,]*)\]", instruction.attribute("operand_layout_constraints") or "")
     sizes = [(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in shapes]
@@ -122,7 +127,7 @@ def kernel_of(instruction: Instruction) -> Kernel | None:
     if not products or len(wide) < 2:
         return Kernel(instruction.name, 0.0)
     queries, keys = wide[0], wide[1]
-    flops = products * 2.0 * math.prod(queries) * keys[-2]
+    flops = products * 2.0 * math.prod(queries[:-1]) * -(-queries[-1] // _LANES) * _LANES * keys[-2]
     blocks = [dims for dtype, dims in sizes if dtype == "s8" and len(dims) == 3]
     if blocks and sizes[-1][0] == "s32" and len(sizes[-1][1]) == 2:
         side = max(blocks[0][-2:])
@@ -143,13 +148,13 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
         source, result = instruction.arrays[0], instruction.arrays[1]
         if opcode == "copy-start":
             source, result = result, source
-        return result.bytes * ((source.space == 0) + (result.space == 0))
+        return result.stored_bytes * ((source.space == 0) + (result.space == 0))
     if opcode in _READS_PART:
         source = computation[instruction.operands[0]].arrays[0]
-        return written + (instruction.arrays[0].bytes if source.space == 0 else 0.0)
+        return written + (instruction.arrays[0].stored_bytes if source.space == 0 else 0.0)
     if opcode in ("dynamic-update-slice", "scatter"):
         update = computation[instruction.operands[-1 if opcode == "scatter" else 1]].arrays[0]
-        return (2 if opcode == "scatter" else 1) * (update.bytes if written else 0.0) + update.hbm_bytes
+        return (2 if opcode == "scatter" else 1) * (update.stored_bytes if written else 0.0) + update.hbm_bytes
     if opcode == "fusion":
         return _fusion_bytes(module, computation, instruction)
     return written + sum(array.hbm_bytes for name in instruction.operands for array in computation[name].arrays)
@@ -160,11 +165,16 @@ def host_bytes(instruction: Instruction) -> tuple[float, float]:
     if instruction.opcode != "copy-start":
         return 0.0, 0.0
     result, source = instruction.arrays[:2]
-    return (result.bytes if source.space == _HOST else 0.0), (result.bytes if result.space == _HOST else 0.0)
+    moved = result.stored_bytes
+    return (moved if source.space == _HOST else 0.0), (moved if result.space == _HOST else 0.0)
 
 
 def _target(instruction: Instruction) -> str:
     return (instruction.attribute("custom_call_target") or "").strip('"')
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and _target(instruction) == _KERNEL
 
 
 def _fusion_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
@@ -183,14 +193,16 @@ def _fusion_bytes(module: Module, computation: Computation, instruction: Instruc
 
 def _read(module: Module, computation: Computation, parameter: Instruction) -> float:
     """Bytes of an operand that a fusion looks at."""
-    whole = sum(array.bytes for array in parameter.arrays)
+    whole = sum(array.stored_bytes for array in parameter.arrays)
     total = 0.0
     for user, position in computation.users[parameter.name]:
         opcode = user.opcode
+        if _is_kernel(user):
+            return whole
         if opcode in ("tuple", "custom-call", *COLLECTIVE_OPCODES):
             continue  # handed on, or moved by a collective
         if opcode in _READS_PART and position == 0:
-            total += sum(array.bytes for array in user.arrays)
+            total += sum(array.stored_bytes for array in user.arrays)
         elif opcode in ("dynamic-update-slice", "scatter") and position == 0:
             continue
         elif opcode in ("bitcast", "reshape"):
@@ -207,15 +219,15 @@ def _written(module: Module, computation: Computation, result: Instruction) -> f
     """Bytes of a result that a fusion writes."""
     while result.opcode in ("bitcast", "reshape"):
         result = computation[result.operands[0]]
-    if result.opcode in ("parameter", "custom-call", *COLLECTIVE_OPCODES):
-        return 0.0  # handed on, or moved by a collective
-    if result.opcode == "get-tuple-element":
-        return 0.0
+    maker = computation[result.operands[0]] if result.opcode == "get-tuple-element" else result
+    handed_on = ("parameter", "get-tuple-element", "custom-call", *COLLECTIVE_OPCODES)
+    if result.opcode in handed_on and not _is_kernel(maker):
+        return 0.0  # or moved by a collective
     if result.opcode in ("dynamic-update-slice", "scatter"):
         update = result.operands[-1 if result.opcode == "scatter" else 1]
-        return sum(array.bytes for array in computation[update].arrays)
+        return sum(array.stored_bytes for array in computation[update].arrays)
     if result.opcode == "fusion":
         inner = module[result.called("calls")]
         results = inner.root.operands if inner.root.opcode == "tuple" else (inner.root.name,)
         return sum(_written(module, inner, inner[name]) for name in results)
-    return sum(array.bytes for array in result.arrays)
+    return sum(array.stored_bytes for array in result.arrays)

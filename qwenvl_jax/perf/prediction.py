@@ -54,6 +54,7 @@ class Prediction:
       step_seconds_roofline, step_seconds_cycles: the two ends of the range.
       mfu_roofline, mfu_cycles: model operations by the peak of all chips.
       parts: seconds of the roofline by cause.
+      waits: exposed seconds of the roofline by collective, `kind source`, the longest first.
       remedies: what to try where it does not fit.
       compile_seconds: here, on this machine.
     """
@@ -83,6 +84,7 @@ class Prediction:
     mfu_roofline: float | None = None
     mfu_cycles: float | None = None
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    waits: Mapping[str, float] = dataclasses.field(default_factory=dict)
     remedies: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
@@ -171,6 +173,7 @@ def predict(
         mfu_roofline=model / peak / at_peak.seconds,
         mfu_cycles=model / peak / by_cycles.seconds,
         parts=dict(at_peak.parts),
+        waits=dict(at_peak.waits),
     )
 
 

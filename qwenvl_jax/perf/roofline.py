@@ -36,6 +36,7 @@ class Estimate:
       collective_bytes: by kind, whole buffers (see `Collective.bytes`).
       collective_seconds: what the collectives would take one after another.
       exposed_seconds: of these, what nothing else hides.
+      waits: the exposed seconds by collective, `kind module`, the longest first.
       parts: seconds by what the cores do: `matmul`, `kernel`, `memory`, `exposed`, `copy`.
       dynamic_loops: loops whose number of turns is data; they were counted as the caller said.
     """
@@ -47,6 +48,7 @@ class Estimate:
     collective_bytes: Mapping[str, float]
     collective_seconds: float
     exposed_seconds: float
+    waits: Mapping[str, float]
     parts: Mapping[str, float]
     dynamic_loops: int
 
@@ -78,6 +80,7 @@ def estimate(
     walk = _Walk(module, topology, coordinates, cycles, dynamic_trips)
     total = walk.run(module.entry, (None,) * len(module.entry.parameters))
     kinds = {key.removeprefix("bytes "): value for key, value in total.items() if key.startswith("bytes ")}
+    waits = {key.removeprefix("wait "): value for key, value in total.items() if key.startswith("wait ")}
     parts = {key: total[key] for key in ("matmul", "kernel", "memory", "exposed", "copy")}
     return Estimate(
         seconds=total["seconds"],
@@ -87,6 +90,7 @@ def estimate(
         collective_bytes=kinds,
         collective_seconds=total["collective"],
         exposed_seconds=total["exposed"],
+        waits=dict(sorted(waits.items(), key=lambda wait: -wait[1])),
         parts=parts,
         dynamic_loops=walk.dynamic_loops,
     )
@@ -128,12 +132,12 @@ class _Walk:
                 if part.phase == "start":
                     pending[self._key(part, instruction)] = ici
                 else:
-                    total["exposed"] += ici - now
+                    self._wait(total, part, ici - now)
                     now = ici
                     continue
             elif part is not None and part.phase == "done":
                 end = pending.pop(self._key(part, computation[instruction.operands[0]]), now)
-                total["exposed"] += max(0.0, end - now)
+                self._wait(total, part, end - now)
                 now = max(now, end)
             if part is not None and instruction.opcode != "fusion":
                 continue
@@ -158,8 +162,18 @@ class _Walk:
         total["seconds"] += end
         return total
 
+    def _wait(self, total: Tally, part: Role, seconds: float) -> None:
+        """Adds what the cores wait for a collective."""
+        if seconds > 0.0:
+            total["exposed"] += seconds
+            total[f"wait {part.collective.kind} {part.collective.source}"] += seconds
+
     def _key(self, part: Role, instruction: Instruction) -> str:
-        return part.collective.channel or instruction.name
+        """What the start and the end of a collective have in common; `instruction` is the one that starts it.
+
+        Fusions form a chain in which only the channel tells; others name their start, and may share a channel.
+        """
+        return part.collective.channel or "" if instruction.opcode == "fusion" else instruction.name
 
     def _compute(self, computation: Computation, instruction: Instruction, values: Values, total: Tally) -> float:
         """Adds an instruction to the totals and returns its seconds on the cores."""
@@ -170,7 +184,7 @@ class _Walk:
             return seconds
         flops = hlo_costs.matmul_flops(self._module, computation, instruction)
         moved = hlo_costs.hbm_bytes(self._module, computation, instruction)
-        kernel = hlo_costs.kernel_of(instruction)
+        kernel = hlo_costs.kernel_of(self._module, instruction)
         total["matmul flops"] += flops
         total["hbm bytes"] += moved
         memory = moved / self._chip.hbm_bandwidth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from qwenvl_jax.perf.candidates import Failure, Outcome
@@ -10,6 +11,12 @@ from qwenvl_jax.perf.prediction import Prediction, capacity_text, cost
 from qwenvl_jax.runtime import log
 
 Row = tuple[object, ...]
+
+LONGEST_WAITS = 10
+
+# Parts of an operation's name that are no module: control flow, the step itself, methods of the whole model.
+_TRANSFORMED = re.compile(r"(?:(?:jit|jvp|transpose|vmap)\()*([^()]*)\)*")
+_NO_MODULE = re.compile(r"(|while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|step_fn|QwenVL\.\w+)")
 
 
 def _range(first: float | None, second: float | None, form: str = ".2f") -> str:
@@ -42,6 +49,31 @@ def show(prediction: Prediction, price: float) -> None:
     rows.append(("compiled here in, s", f"{p.compile_seconds:.0f}"))
     log.line(f"{p.topology}: {settings}")
     log.table(f"predicted, not measured: {p.topology}", ("", "value"), rows)
+    if waits := _waits(p):
+        log.table(f"what the cores wait for, the longest {len(waits)}", ("collective", "of", "s", "of step"), waits)
+
+
+def _waits(p: Prediction) -> list[Row]:
+    """Exposed communication by the module that asks for it."""
+    assert p.step_seconds_roofline or not p.waits
+    rows: list[Row] = []
+    for wait, seconds in list(p.waits.items())[:LONGEST_WAITS]:
+        kind, _, source = wait.partition(" ")
+        rows.append((kind, place(source), f"{seconds:.3f}", f"{seconds / (p.step_seconds_roofline or 1.0):.1%}"))
+    return rows
+
+
+def place(source: str) -> str:
+    """What JAX calls an operation, for people: `decoder/blocks/mlp/up, forward`; what is no module is left out."""
+    if not source:
+        return "made up by the compiler"
+    *modules, operation = source.split("/")
+    modules = [_TRANSFORMED.sub(r"\1", part) for part in modules]
+    modules = [part for part in modules if not _NO_MODULE.fullmatch(part)]
+    named = "/".join(modules) or operation
+    if "jvp(" not in source:
+        return named
+    return f"{named}, {'recomputed' if 'rematted' in source else 'backward' if 'transpose(' in source else 'forward'}"
 
 
 def _timing(p: Prediction) -> list[Row]:

@@ -158,14 +158,15 @@ def microbatch_loss(
         image_groups=config.data.groups,
     )
     hidden_BLD = jax.lax.with_sharding_constraint(hidden_BLD, rows)
-    loss = token_loss_sum(
-        hidden_BLD,
-        micro.targets_ABL,
-        micro.loss_mask_ABL,
-        params["decoder"]["lm_head"],
-        config.compute.loss_chunk,
-        "decoder" in config.train.trainable,
-    )
+    with jax.named_scope("loss"):
+        loss = token_loss_sum(
+            hidden_BLD,
+            micro.targets_ABL,
+            micro.loss_mask_ABL,
+            params["decoder"]["lm_head"],
+            config.compute.loss_chunk,
+            "decoder" in config.train.trainable,
+        )
     return loss / total_tokens
 
 

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from qwenvl_jax.models.attention import attention  # noqa: E402
 from qwenvl_jax.perf.hardware import parse_topology  # noqa: E402
-from qwenvl_jax.sharding.compiler import ASYNC_COLLECTIVES  # noqa: E402
+from qwenvl_jax.sharding.compiler import ASYNC_COLLECTIVES, SPARSE_CORE_COLLECTIVES  # noqa: E402
 
 FOLDER = Path(__file__).parents[1] / "golden" / "hlo"
 BF16 = jnp.bfloat16
@@ -71,9 +71,9 @@ def sharded() -> jax.stages.Lowered:
     )
 
 
-def overlapped() -> jax.stages.Lowered:
-    """Six feed-forward layers 4096 -> 16384 -> 4096 on v5p:4x4x4, data 4 x fsdp 16: gathers run beside products."""
-    mesh = mesh_of("v5p:4x4x4", (4, 16), ("data", "fsdp"))
+def feed_forward(topology: str, shape: tuple[int, int], rows: int, options: dict) -> jax.stages.Lowered:
+    """Gradient of six layers 4096 -> 16384 -> 4096 over data x fsdp, for `rows` rows of each device."""
+    mesh = mesh_of(topology, shape, ("data", "fsdp"))
 
     def layer(h, w):
         return h + jnp.tanh(jax.nn.silu(h @ w["a"].astype(BF16)) @ w["b"].astype(BF16)), None
@@ -89,27 +89,37 @@ def overlapped() -> jax.stages.Lowered:
     step = jax.jit(
         jax.value_and_grad(loss),
         out_shardings=(NamedSharding(mesh, P()), {"a": weights, "b": weights}),
-        compiler_options=ASYNC_COLLECTIVES,
+        compiler_options=options,
     )
-    return step.lower(w, shaped(mesh, (64 * 4096, 4096), BF16, ("data", "fsdp")))
+    return step.lower(w, shaped(mesh, (mesh.size * rows, 4096), BF16, ("data", "fsdp")))
+
+
+def overlapped() -> jax.stages.Lowered:
+    """On v5p:4x4x4, data 4 x fsdp 16: gathers run beside products."""
+    return feed_forward("v5p:4x4x4", (4, 16), 4096, ASYNC_COLLECTIVES)
+
+
+def sparse_cores() -> jax.stages.Lowered:
+    """On v6e:16x16, data 16 x fsdp 16: gathers and sums of gradients run on the SparseCores, beside products."""
+    return feed_forward("v6e:16x16", (16, 16), 8192, ASYNC_COLLECTIVES | SPARSE_CORE_COLLECTIVES)
 
 
 def splash() -> jax.stages.Lowered:
-    """Causal attention with segments and its gradients, 8 rows of 1024 tokens, 4 heads of 128, on v5e:2x2."""
+    """Causal attention with segments and its gradients, 8 rows of 1024 tokens, 4 heads of 104, on v5e:2x2."""
     mesh = mesh_of("v5e:2x2", (2, 2, 1), ("data", "fsdp", "tensor"))
 
     def loss(q, k, v, ids):
         out = attention(q, k, v, segment_ids_BL=ids, causal=True, implementation="splash")
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
-    rows = shaped(mesh, (8, 1024, 4, 128), BF16, ("data", "fsdp"))
+    rows = shaped(mesh, (8, 1024, 4, 104), BF16, ("data", "fsdp"))
     with jax.set_mesh(mesh):
         return jax.jit(jax.grad(loss, (0, 1, 2))).lower(
             rows, rows, rows, shaped(mesh, (8, 1024), jnp.int32, ("data", "fsdp"))
         )
 
 
-PROGRAMS: tuple[Callable[[], jax.stages.Lowered], ...] = (matmul, scan, sharded, overlapped, splash)
+PROGRAMS: tuple[Callable[[], jax.stages.Lowered], ...] = (matmul, scan, sharded, overlapped, sparse_cores, splash)
 
 
 def main(names: list[str]) -> None:
