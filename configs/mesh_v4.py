@@ -21,4 +21,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_decoder="matmuls_saved",
         unroll_layers=False,
         loss_chunk=512,
+        rotary_by_product=True,
     )

@@ -23,4 +23,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_decoder="attention_saved",
         unroll_layers=False,
         loss_chunk=512,
+        rotary_by_product=True,
     )

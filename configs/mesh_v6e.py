@@ -1,12 +1,12 @@
-"""TPU v6e, 32 GiB of HBM per chip; meant for 256 chips (16 x 16)."""
+"""TPU v6e, 32 GiB of HBM per chip; meant for 256 chips (2 x 128, in stage 2 16 x 16)."""
 
 import ml_collections
 
 # What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).
 STAGES = {
-    "pretrain": {"data.accumulation": 8, "compute.remat_decoder": "matmuls_saved"},
+    "pretrain": {"data.accumulation": 8, "mesh.fsdp": 128, "compute.remat_decoder": "matmuls_saved"},
     "multitask": {"data.accumulation": 4},
-    "sft": {"data.accumulation": 1, "mesh.tensor": 2},
+    "sft": {"data.accumulation": 1, "mesh.fsdp": 128, "mesh.tensor": 2},
 }
 
 
@@ -21,4 +21,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_decoder="attention_saved",
         unroll_layers=False,
         loss_chunk=1024,
+        rotary_by_product=True,
     )

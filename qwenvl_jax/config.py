@@ -218,6 +218,7 @@ class ComputeConfig:
     remat_decoder: str
     unroll_layers: bool  # layers as straight code instead of a loop: faster on CPUs, slower to compile when deep
     loss_chunk: int  # tokens of a device whose logits exist at once
+    rotary_by_product: bool = False  # see `models.decoder.rotate`: for TPUs whose memory is slow against their products
     xla_options: tuple[str, ...] = ()  # "name=value" each, beside those of `sharding.compiler`
 
 

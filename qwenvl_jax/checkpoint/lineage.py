@@ -24,6 +24,7 @@ FREE_ON_RESUME = (
     "config.compute.remat_",
     "config.compute.unroll_layers",
     "config.compute.loss_chunk",
+    "config.compute.rotary_by_product",
     "config.compute.xla_options",
     "config.optimizer.moments_memory",
     "config.train.log_every",

@@ -177,7 +177,7 @@ def _splash(
         segment_ids_BL = jnp.zeros((rows, length), jnp.int32)
         kv_segment_ids_BT = jnp.zeros((rows, keys), jnp.int32)
     q_BLNK = q_BLNK * jnp.asarray(1.0 / math.sqrt(size), q_BLNK.dtype)  # the kernel itself does not scale
-    q_BLNK, k_BTNK, v_BTNK = (_pad(_pad(x, 1), 3) for x in (q_BLNK, k_BTNK, v_BTNK))
+    q_BLNK, k_BTNK, v_BTNK = (_pad(x, 1) for x in (q_BLNK, k_BTNK, v_BTNK))
     # Padded places get an id that no sample has.
     segment_ids_BL, kv_segment_ids_BT = (_pad(x, 1, value=-1) for x in (segment_ids_BL, kv_segment_ids_BT))
 
@@ -208,7 +208,10 @@ def _splash_local(
     length, heads = q_BLNK.shape[1:3]
     shape = (length, k_BTNK.shape[1])
     one_mask = splash_attention.CausalMask(shape) if causal else splash_attention.FullMask(shape)
-    block_q, block_kv = (next(b for b in (512, 256, LANES) if n % b == 0) for n in shape)
+    # A causal mask lets whole blocks be skipped, so its blocks are smaller. The backward pass writes and sums one
+    # gradient of the queries per block of keys.
+    sides = (512, 256, LANES) if causal else (1024, 512, 256, LANES)
+    block_q, block_kv = (next(side for side in sides if n % side == 0) for n in shape)
     blocks = splash_attention.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,

@@ -91,17 +91,38 @@ def positional(config: DecoderConfig, positions_BL: jax.Array, alpha: jax.Array 
     return Positional(jnp.cos(angles_BLR), jnp.sin(angles_BLR), logn_BL)
 
 
-def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array) -> jax.Array:
-    """Rotary embedding of the two halves of each head (NeoX), in float32, cast back."""
-    first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos_BLR[:, :, None], sin_BLR[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLNK.dtype)
+def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array, by_product: bool = False) -> jax.Array:
+    """Rotary embedding of the two halves of each head (NeoX), in float32, cast back.
+
+    Args:
+      x_BLNK: queries or keys, in the compute dtype.
+      cos_BLR, sin_BLR: float32, of `positional`.
+      by_product: whether the halves change places by a product with a permutation, which is exact. TPUs cannot shift
+        within their 128 lanes while they compute: the halves would be written to memory, in float32, and read again.
+    """
+    if not by_product:
+        first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
+        cos, sin = cos_BLR[:, :, None], sin_BLR[:, :, None]
+        return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLNK.dtype)
+    size = x_BLNK.shape[-1]
+    swap_KK = jnp.roll(jnp.eye(size, dtype=x_BLNK.dtype), size // 2, axis=1)
+    swapped = jnp.einsum(
+        "BLNK,KJ->BLNJ",
+        x_BLNK,
+        swap_KK,
+        precision=jax.lax.Precision.HIGHEST if x_BLNK.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+    cos = jnp.concatenate([cos_BLR, cos_BLR], axis=-1)[:, :, None]
+    sin = jnp.concatenate([-sin_BLR, sin_BLR], axis=-1)[:, :, None]
+    return (x_BLNK.astype(jnp.float32) * cos + swapped * sin).astype(x_BLNK.dtype)
 
 
 class DecoderAttention(nn.Module):
     config: DecoderConfig
     dtype: Any
     implementation: str
+    rotary_by_product: bool
 
     @nn.compact
     def __call__(
@@ -109,9 +130,9 @@ class DecoderAttention(nn.Module):
     ) -> tuple[jax.Array, KeyValue]:
         width, heads, size = self.config.width, self.config.heads, self.config.head_dim
         init, out_init = nn.initializers.normal(0.02), nn.initializers.normal(0.02 * (2 * self.config.layers) ** -0.5)
-        qkv = named(Projection((width,), (3, heads, size), self.dtype, init, name="qkv")(x_BLD), "qkv")
-        q_BLNK = rotate(qkv[:, :, 0], place.cos_BLR, place.sin_BLR)
-        k_BLNK, v_BLNK = rotate(qkv[:, :, 1], place.cos_BLR, place.sin_BLR), qkv[:, :, 2]
+        project = Projection((width,), (3, heads, size), self.dtype, init, unstack=True, name="qkv")
+        q_BLNK, k_BLNK, v_BLNK = (named(part, "qkv") for part in project(x_BLD))
+        q_BLNK, k_BLNK = (rotate(x, place.cos_BLR, place.sin_BLR, self.rotary_by_product) for x in (q_BLNK, k_BLNK))
         if place.logn_BL is not None:
             q_BLNK *= place.logn_BL[:, :, None, None].astype(q_BLNK.dtype)
         if cache is None:
@@ -148,6 +169,7 @@ class DecoderBlock(nn.Module):
     dtype: Any
     implementation: str
     keep_kv: bool
+    rotary_by_product: bool
 
     @nn.compact
     def __call__(
@@ -155,9 +177,8 @@ class DecoderBlock(nn.Module):
     ) -> tuple[jax.Array, KeyValue | None]:
         eps = self.config.rms_norm_eps
         x_BLD = over_rows(x_BLD)
-        update_BLD, new = DecoderAttention(self.config, self.dtype, self.implementation, name="attn")(
-            RMSNorm(eps, name="ln_1")(x_BLD), place, visible, cache
-        )
+        attn = DecoderAttention(self.config, self.dtype, self.implementation, self.rotary_by_product, name="attn")
+        update_BLD, new = attn(RMSNorm(eps, name="ln_1")(x_BLD), place, visible, cache)
         x_BLD += update_BLD
         x_BLD += DecoderMlp(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="ln_2")(x_BLD))
         return x_BLD, new if self.keep_kv else None
@@ -176,6 +197,7 @@ class Decoder(nn.Module):
       remat: policy of the blocks.
       unroll: whether the layers are written out instead of looped over.
       keep_kv: whether a call returns keys and values (inference).
+      rotary_by_product: see `rotate`.
     """
 
     config: DecoderConfig
@@ -184,13 +206,14 @@ class Decoder(nn.Module):
     remat: str
     unroll: bool
     keep_kv: bool = False
+    rotary_by_product: bool = False
 
     def setup(self) -> None:
         config, init = self.config, nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", init, (config.vocab_size, config.width), jnp.float32)
         # Place and visibility are the same for all layers, the cache has one entry per layer.
         blocks = scan_blocks(DecoderBlock, config.layers, self.remat, (nn.broadcast, nn.broadcast, 0), self.unroll)
-        self.blocks = blocks(config, self.dtype, self.implementation, self.keep_kv)
+        self.blocks = blocks(config, self.dtype, self.implementation, self.keep_kv, self.rotary_by_product)
         self.ln_f = RMSNorm(config.rms_norm_eps)
         self.lm_head = self.param("lm_head", init, (config.width, config.vocab_size), jnp.float32)
 

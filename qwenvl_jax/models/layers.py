@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qwenvl_jax.models.attention import SAVED_NAME
 from qwenvl_jax.models.parallel import product, splits_kernels
-from qwenvl_jax.sharding.rules import fsdp_axis
+from qwenvl_jax.sharding.rules import kernel_axes
 
 Initializer = Callable[..., jax.Array]
 
@@ -38,6 +38,7 @@ class Projection(nn.Module):
       dtype: compute dtype.
       kernel_init: initialiser of the kernel, called with its full shape.
       use_bias: whether to add a bias of shape `outputs`, initialised to zero.
+      unstack: whether the result is a tuple over the first axis of `outputs`.
     """
 
     inputs: tuple[int, ...]
@@ -45,15 +46,17 @@ class Projection(nn.Module):
     dtype: Any
     kernel_init: Initializer
     use_bias: bool = True
+    unstack: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Any:
         """Maps [..., *inputs] to [..., *outputs] in the compute dtype."""
         kernel = self.param("kernel", self.kernel_init, (*self.inputs, *self.outputs), jnp.float32)
-        split_axis = fsdp_axis((*self.path, "kernel"))
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype), len(self.inputs), split_axis)
+        axes = kernel_axes((*self.path, "kernel"))
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype), len(self.inputs), axes, self.unstack)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(self.dtype)
+            y = tuple(part + bias[i] for i, part in enumerate(y)) if self.unstack else y + bias
         return y
 
 

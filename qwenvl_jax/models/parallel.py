@@ -5,7 +5,7 @@ Rows (and images) of activations are split over the mesh axes `data` and `fsdp`,
 and gathers activations, or sums gradients whole where each device needs a part of the sum.
 
 Every function computes the same without a mesh (see `jax.set_mesh`), where `fsdp` has one device, or where the rows do
-not divide; then it says nothing. Heads and hidden widths over `tensor` stay the compiler's work.
+not divide; then it says nothing. Between products, heads and hidden widths over `tensor` stay the compiler's work.
 
 Shape suffixes: B rows, L tokens, D width, V vocabulary, F features (of all images), G image groups, R rows of a group.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from qwenvl_jax.sharding.mesh import BATCH_AXES as ROWS
+from qwenvl_jax.sharding.rules import KernelAxes
 
 
 class Split(NamedTuple):
@@ -90,25 +92,56 @@ def scatter_sum(whole: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(own[0], 0, axis)
 
 
-def product(x: jax.Array, kernel: jax.Array, contract: int, split_axis: int) -> jax.Array:
+def product(x: jax.Array, kernel: jax.Array, contract: int, axes: KernelAxes, unstack: bool = False) -> Any:
     """[B, ..., *inputs] times [*inputs, *outputs]: each device gathers the kernel for its own rows.
 
-    The gradient of the kernel is reduce-scattered over `fsdp`, never summed whole.
+    The gradient of the kernel is reduce-scattered over `fsdp`, never summed whole. Over `tensor` nothing is gathered:
+    each device computes its part of the outputs, or of the sum over the inputs, which is then added up.
 
     Args:
       x: activations, in the compute dtype.
       kernel: in the compute dtype.
       contract: number of input axes.
-      split_axis: the axis of the kernel that lies over `fsdp`.
+      axes: of the kernel, from `sharding.rules.kernel_axes`.
+      unstack: whether the result is a tuple over the first output axis, each of a product of its own: XLA's TPU
+        compiler copies what it slices out of one result, and the first product need not wait for all kernels.
     """
+
+    def multiply(x: jax.Array, kernel: jax.Array, whole: Callable[[jax.Array], jax.Array]) -> Any:
+        parts = jnp.unstack(kernel, axis=contract) if unstack else (kernel,)
+        results = tuple(jnp.tensordot(x, whole(part), axes=contract) for part in parts)
+        return results if unstack else results[0]
+
     split = rows_split(x.shape[0]) if x.ndim > contract + 1 else None
-    if split is None or split.fsdp == 1 or kernel.shape[split_axis] % split.fsdp:
-        return jnp.tensordot(x, kernel, axes=contract)
+    if split is None or split.fsdp == 1 or kernel.shape[axes.fsdp] % split.fsdp:
+        return multiply(x, kernel, whole=lambda kernel: kernel)
 
-    def local(x: jax.Array, part: jax.Array) -> jax.Array:
-        return jnp.tensordot(x, gather(part, split_axis), axes=contract)
+    size = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    tensor = axes.tensor if axes.tensor is not None and size > 1 and kernel.shape[axes.tensor] % size == 0 else None
+    sums_over_tensor = tensor is not None and tensor < contract
+    x_spec: list[Any] = [ROWS, *[None] * (x.ndim - 1)]
+    kernel_spec: list[Any] = [None] * kernel.ndim
+    y_spec: list[Any] = [ROWS, *[None] * (x.ndim + kernel.ndim - 2 * contract - 1 - unstack)]
+    kernel_spec[axes.fsdp] = "fsdp"
+    if tensor is not None:
+        kernel_spec[tensor] = ("tensor", "fsdp") if tensor == axes.fsdp else "tensor"
+        if sums_over_tensor:
+            x_spec[tensor - contract] = "tensor"
+        else:
+            y_spec[tensor - kernel.ndim] = "tensor"
 
-    return _per_device(local, (PartitionSpec(ROWS), PartitionSpec(*[None] * split_axis, "fsdp")))(x, kernel)
+    def local(x: jax.Array, part: jax.Array) -> Any:
+        axis = axes.fsdp - (unstack and axes.fsdp > contract)  # without the one that is unstacked
+        y = multiply(x, part, whole=lambda part: gather(part, axis))
+        return jax.lax.psum(y, "tensor") if sums_over_tensor else y
+
+    return jax.shard_map(
+        local,
+        in_specs=(PartitionSpec(*x_spec), PartitionSpec(*kernel_spec)),
+        out_specs=PartitionSpec(*y_spec),
+        axis_names=set(ROWS) if tensor is None else {*ROWS, "tensor"},
+        check_vma=False,
+    )(x, kernel)
 
 
 def lookup(table_VD: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

@@ -49,13 +49,20 @@ class QwenVL(nn.Module):
     remat_decoder: str
     unroll: bool
     keep_kv: bool = False
+    rotary_by_product: bool = False
 
     def setup(self) -> None:
         model, width = self.model, self.model.decoder.width
         self.vit = Vit(model.vit, width, self.dtype, self.implementation, self.remat_vit, self.unroll)
         self.resampler = Resampler(model.resampler, model.vit.width, width, self.dtype, self.implementation)
         self.decoder = decoder.Decoder(
-            model.decoder, self.dtype, self.implementation, self.remat_decoder, self.unroll, self.keep_kv
+            model.decoder,
+            self.dtype,
+            self.implementation,
+            self.remat_decoder,
+            self.unroll,
+            self.keep_kv,
+            self.rotary_by_product,
         )
 
     def encode_images(self, images_IHWC: jax.Array) -> jax.Array:
@@ -89,7 +96,8 @@ def _network(model: ModelConfig, compute: ComputeConfig, *, inference: bool = Fa
         name = resolve_attention(name, jax.default_backend(), compute.compute_dtype)
     remat_vit, remat_decoder = ("none", "none") if inference else (compute.remat_vit, compute.remat_decoder)
     dtype = jnp.dtype(compute.compute_dtype)
-    return QwenVL(model, dtype, name, remat_vit, remat_decoder, compute.unroll_layers, keep_kv=inference)
+    by_product = compute.rotary_by_product
+    return QwenVL(model, dtype, name, remat_vit, remat_decoder, compute.unroll_layers, inference, by_product)
 
 
 def _apply(network: QwenVL, params: Params, method: Callable[..., Any], *args: Any) -> Any:

@@ -19,7 +19,7 @@ from qwenvl_jax.models.attention import attention
 from qwenvl_jax.models.layers import LayerNorm, Projection, named, resize_positions, scan_blocks
 from qwenvl_jax.models.parallel import over_rows, product
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.sharding.rules import fsdp_axis
+from qwenvl_jax.sharding.rules import kernel_axes
 
 # Mean and standard deviation of the RGB channels in [0, 1] that CLIP was trained with.
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -45,6 +45,16 @@ def normalize_pixels(pixels: jax.Array) -> jax.Array:
     repeat = pixels.shape[-1] // 3
     scale, shift = np.tile(1 / (255 * PIXEL_STD), repeat), np.tile(PIXEL_MEAN / PIXEL_STD, repeat)
     return pixels.astype(jnp.float32) * scale - shift
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, neither tanh nor quick: in float32, rounded once to the dtype of `x`, as PyTorch does it.
+
+    `jax.nn.gelu` rounds after every operation in bfloat16, and asks for erfc, whose two branches cost a TPU more than
+    the matrix product that they are fused with.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -75,26 +85,30 @@ class VitAttention(nn.Module):
         width, heads = self.config.width, self.config.heads
         size, std = width // heads, width**-0.5
         init, out_init = nn.initializers.normal(std), nn.initializers.normal(std * (2 * self.config.layers) ** -0.5)
-        qkv = named(Projection((width,), (3, heads, size), self.dtype, init, name="qkv")(x_IPW), "qkv")
+        project = Projection((width,), (3, heads, size), self.dtype, init, unstack=True, name="qkv")
+        qkv = tuple(named(part, "qkv") for part in project(x_IPW))
         if windowed is None:
-            out_IPNK = self._attend(qkv)
+            out_IPNK = self._attend(*qkv)
         else:
-            out_IPNK = jax.lax.cond(windowed, self._attend_in_windows, self._attend, qkv)
+            out_IPNK = jax.lax.cond(windowed, self._attend_in_windows, self._attend, *qkv)
         project = Projection((heads, size), (width,), self.dtype, out_init, name="out")
         return named(project(out_IPNK), "attention_out")
 
-    def _attend(self, qkv_IPCNK: jax.Array) -> jax.Array:
-        q, k, v = (qkv_IPCNK[:, :, part] for part in range(3))
-        return attention(q, k, v, implementation=self.implementation)
+    def _attend(self, q_IPNK: jax.Array, k_IPNK: jax.Array, v_IPNK: jax.Array) -> jax.Array:
+        return attention(q_IPNK, k_IPNK, v_IPNK, implementation=self.implementation)
 
-    def _attend_in_windows(self, qkv_IPCNK: jax.Array) -> jax.Array:
-        window, rest = self.config.window, qkv_IPCNK.shape[2:]
-        images, grid = qkv_IPCNK.shape[0], math.isqrt(qkv_IPCNK.shape[1])
+    def _attend_in_windows(self, *qkv_IPNK: jax.Array) -> jax.Array:
+        window, (images, patches, *rest) = self.config.window, qkv_IPNK[0].shape
+        grid = math.isqrt(patches)
         parts = grid // window
-        cut = qkv_IPCNK.reshape(images, parts, window, parts, window, *rest).swapaxes(2, 3)
-        out = self._attend(cut.reshape(images * parts**2, window**2, *rest))
-        out = out.reshape(images, parts, parts, window, window, *out.shape[2:]).swapaxes(2, 3)
-        return out.reshape(images, grid**2, *out.shape[5:])
+
+        def cut(x_IPNK: jax.Array) -> jax.Array:
+            x = x_IPNK.reshape(images, parts, window, parts, window, *rest).swapaxes(2, 3)
+            return x.reshape(images * parts**2, window**2, *rest)
+
+        out = self._attend(*map(cut, qkv_IPNK))
+        out = out.reshape(images, parts, parts, window, window, *rest).swapaxes(2, 3)
+        return out.reshape(images, patches, *rest)
 
 
 class VitMlp(nn.Module):
@@ -107,10 +121,7 @@ class VitMlp(nn.Module):
         up_init = nn.initializers.normal((2 * width) ** -0.5)
         down_init = nn.initializers.normal((width * 2 * self.config.layers) ** -0.5)
         up_IPF = named(Projection((width,), (hidden,), self.dtype, up_init, name="up")(x_IPW), "mlp_up")
-        # The exact (erf) GELU: neither tanh nor quick.
-        return Projection((hidden,), (width,), self.dtype, down_init, name="down")(
-            jax.nn.gelu(up_IPF, approximate=False)
-        )
+        return Projection((hidden,), (width,), self.dtype, down_init, name="down")(gelu(up_IPF))
 
 
 class VitBlock(nn.Module):
@@ -192,4 +203,4 @@ class Vit(nn.Module):
 
     def head(self, x_IQD: jax.Array) -> jax.Array:
         """`ln_post`, then `@ proj`: [I, Q, D] to [I, Q, D]."""
-        return product(self.ln_post(over_rows(x_IQD)), self.proj.astype(self.dtype), 1, fsdp_axis(("vit", "proj")))
+        return product(self.ln_post(over_rows(x_IQD)), self.proj.astype(self.dtype), 1, kernel_axes(("vit", "proj")))

@@ -8,7 +8,7 @@ Shape suffixes as in `qwenvl_jax.models`; S stacked layers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding
@@ -119,11 +119,22 @@ def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh) -> 
     return P(*spec)
 
 
-def fsdp_axis(path: tuple[str, ...]) -> int:
-    """The axis of a kernel that is split over `fsdp`, not counting the axis of the layers; 0 for an unknown one."""
+class KernelAxes(NamedTuple):
+    """The axis of a kernel that is split over `fsdp`, and the one over `tensor`, or None; if they are the same, then
+    over `tensor` first."""
+
+    fsdp: int
+    tensor: int | None
+
+
+def kernel_axes(path: tuple[str, ...]) -> KernelAxes:
+    """How a kernel is split, not counting the axis of the layers; along its first axis if its path is unknown."""
     names = [name for name in LOGICAL_AXES.get("/".join(path), ()) if name != "layer"]
-    split = [axis for axis, name in enumerate(names) if "fsdp" in (MESH_AXES[name] or ())]
-    return split[0] if split else 0
+    fsdp, tensor = (
+        [axis for axis, name in enumerate(names) if mesh_axis in (MESH_AXES[name] or ())]
+        for mesh_axis in ("fsdp", "tensor")
+    )
+    return KernelAxes(fsdp[0] if fsdp else 0, tensor[0] if tensor else None)
 
 
 def param_shardings(params: Any, mesh: AnyMesh) -> Any:

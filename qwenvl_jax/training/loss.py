@@ -86,6 +86,9 @@ def _loss(
     if split is None or lm_head_DV.shape[0] % split.fsdp:
         return run(hidden_BLD, targets_BL, mask_BL, lm_head_DV)
 
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    vocabulary = "tensor" if tensor > 1 and lm_head_DV.shape[1] % tensor == 0 else None
+
     def on_device(hidden_BLD: jax.Array, targets_BL: jax.Array, mask_BL: jax.Array, part: jax.Array) -> Any:
         loss, dhidden_BLD, dhead = run(
             hidden_BLD,
@@ -94,15 +97,16 @@ def _loss(
             gather(part, 0),
             most=lambda chunks: jax.lax.pmax(chunks, ROWS),
             reduce=lambda dhead_DV: scatter_sum(dhead_DV, 0),
+            vocabulary=vocabulary,
         )
         return jax.lax.psum(loss, ROWS), dhidden_BLD, None if dhead is None else jax.lax.psum(dhead, "data")
 
-    rows, head = P(ROWS), P("fsdp")
+    rows, head = P(ROWS), P("fsdp", vocabulary)
     return jax.shard_map(
         on_device,
         in_specs=(rows, rows, rows, head),
         out_specs=(P(), rows if gradients else None, head if train_head and gradients else None),
-        axis_names=set(ROWS),
+        axis_names={*ROWS, vocabulary} - {None},
         check_vma=False,
     )(hidden_BLD, targets_BL, mask_BL, lm_head_DV)
 
@@ -118,13 +122,19 @@ def _of_device(
     gradients: bool,
     most: Callable[[jax.Array], jax.Array] = lambda chunks: chunks,
     reduce: Callable[[jax.Array], jax.Array] = lambda dhead_DV: dhead_DV,
+    vocabulary: str | None = None,
 ) -> tuple[jax.Array, Any, Any]:
     """`_loss` for the rows of one device and the whole head.
 
     Args:
       most: the most of a number over all devices, which run as many chunks as the one with most supervised tokens.
       reduce: the part of the head's gradient that stays here, summed over devices.
+      vocabulary: the mesh axis over which the head's columns are split, each device having its own, or None.
     """
+
+    def across(combine: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+        return combine(x, vocabulary) if vocabulary else x
+
     dtype, shape = hidden_BLD.dtype, hidden_BLD.shape
     tokens = shape[0] * shape[1]
     chunk = min(chunk, tokens)
@@ -136,6 +146,7 @@ def _of_device(
     fill = (0, chunks * chunk - tokens)
     sorted_hidden = jnp.pad(hidden_TD[order_T], (fill, (0, 0)))
     sorted_targets, sorted_mask = (jnp.pad(x[order_T], fill) for x in (targets_T, mask_T))
+    first = jax.lax.axis_index(vocabulary) * head_DV.shape[1] if vocabulary else 0  # id of this device's first column
     needed = most((jnp.sum(mask_T != 0) + chunk - 1) // chunk)
 
     def one_chunk(index: jax.Array | int, carry: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, Any, Any]:
@@ -145,15 +156,17 @@ def _of_device(
             jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in (sorted_hidden, sorted_targets, sorted_mask)
         )
         logits_CV = jnp.matmul(hidden_CD, head_DV, preferred_element_type=jnp.float32)
-        lse_C = jax.nn.logsumexp(logits_CV, axis=-1)
-        # A comparison instead of a gather: it fuses, and it needs no communication when V is split over devices.
-        hit_CV = jax.lax.broadcasted_iota(jnp.int32, logits_CV.shape, 1) == targets_C[:, None]
-        target_C = jnp.sum(jnp.where(hit_CV, logits_CV, 0.0), axis=-1)
+        top_C = across(jax.lax.pmax, jnp.max(logits_CV, axis=-1))
+        sum_C = across(jax.lax.psum, jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=-1))
+        lse_C = top_C + jnp.log(sum_C)
+        # A comparison instead of a gather, because it fuses.
+        hit_CV = jax.lax.broadcasted_iota(jnp.int32, logits_CV.shape, 1) + first == targets_C[:, None]
+        target_C = across(jax.lax.psum, jnp.sum(jnp.where(hit_CV, logits_CV, 0.0), axis=-1))
         loss += jnp.sum((lse_C - target_C) * mask_C)
         if gradients:
             probability_CV = jnp.exp(logits_CV - lse_C[:, None])
             dlogits_CV = ((probability_CV - hit_CV) * mask_C[:, None]).astype(dtype)
-            dhidden_CD = jnp.einsum("cv,dv->cd", dlogits_CV, head_DV).astype(dtype)
+            dhidden_CD = across(jax.lax.psum, jnp.einsum("cv,dv->cd", dlogits_CV, head_DV).astype(dtype))
             dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, dhidden_CD, start, axis=0)
             if train_head:
                 dhead += reduce(jnp.einsum("cd,cv->dv", hidden_CD, dlogits_CV)).astype(jnp.float32)

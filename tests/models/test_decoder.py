@@ -184,3 +184,11 @@ def test_ntk_alpha_at_the_released_train_length(model):
 def test_an_id_outside_the_vocabulary_is_loud(model, compute, params):
     tokens = np.array([[1, model.decoder.vocab_size, 2]])
     assert np.isnan(our_logits(params, model, compute, tokens)[0, 1]).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_halves_change_places_by_a_product_without_a_rounding(dtype):
+    x = jnp.asarray(RNG.normal(size=(2, 5, 3, 16)), dtype)
+    angles = jnp.asarray(RNG.uniform(0, 100, (2, 5, 8)), jnp.float32)
+    plain = decoder.rotate(x, jnp.cos(angles), jnp.sin(angles))
+    np.testing.assert_array_equal(decoder.rotate(x, jnp.cos(angles), jnp.sin(angles), by_product=True), plain)

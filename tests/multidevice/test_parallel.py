@@ -9,10 +9,11 @@ import sys
 import pytest
 
 SCRIPT = """
-import sys
+import math, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from qwenvl_jax.models.parallel import lookup, product, take_features
+from qwenvl_jax.sharding.rules import KernelAxes
 from qwenvl_jax.training.loss import token_loss_sum
 
 data, fsdp, tensor = map(int, sys.argv[1:])
@@ -30,14 +31,26 @@ def check(function, specs, *arrays):
         compiled = weighted.lower(*placed).compile()
         found = compiled(*placed)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-6)
     return compiled.as_text()
 
 x = normal(16, 3, 8, 8)
-for split_axis, spec in enumerate([P("fsdp"), P(None, "fsdp"), P(None, None, ("tensor", "fsdp"))]):
-    text = check(lambda x, k: product(x, k, 2, split_axis), (rows, spec), x, normal(8, 8, 16))
+kernels = {
+    KernelAxes(0, None): P("fsdp"),
+    KernelAxes(1, None): P(None, "fsdp"),
+    KernelAxes(0, 2): P("fsdp", None, "tensor"),
+    KernelAxes(2, 0): P("tensor", None, "fsdp"),
+    KernelAxes(0, 0): P(("tensor", "fsdp")),
+}
+for axes, spec in kernels.items():
+    text = check(lambda x, k: product(x, k, 2, axes), (rows, spec), x, normal(8, 8, 16))
     if fsdp > 1:
-        assert "reduce-scatter" in text
+        # What is split over tensor stays so: each device reduces its own part and no more.
+        own = re.findall(r"= f32.([0-9,]+).\\S* reduce-scatter", text)
+        parts = fsdp * (tensor if axes.tensor is not None else 1)
+        assert [math.prod(map(int, dims.split(","))) for dims in own] == [8 * 8 * 16 // parts], (axes, own)
+three = lambda x, k: jnp.stack(product(x, k, 2, KernelAxes(0, 3), unstack=True))
+check(three, (rows, P("fsdp", None, None, "tensor")), x, normal(8, 8, 3, 16))
 ids = jnp.asarray(rng.integers(0, 20, (16, 5)))
 check(lambda table: lookup(table, ids, jnp.float32), (P(None, "fsdp"),), normal(20, 8))
 for groups in (1, 2, 4, 8, 16):
@@ -62,9 +75,9 @@ states = lambda params: qwen_vl.hidden_states(
     params, model, compute, **rows_in, positions_BL=jnp.zeros((8, 3), jnp.int32)
 )
 kept = lambda: sorted(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(states, p)[1], params)))
-plain = kept()
+out = params["decoder"]["blocks"]["attn"]["out"]["kernel"]  # no other that is gathered is smaller
 with jax.set_mesh(mesh):
-    assert kept()[-1] == plain[-1], (kept()[-3:], plain[-3:])
+    assert kept()[-1] < mesh.size * out.size, kept()[-3:]
 print("equal")
 """
 

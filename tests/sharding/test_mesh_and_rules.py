@@ -18,7 +18,7 @@ from qwenvl_jax.models.layers import Projection
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AXES, abstract_mesh, check_memory, make_mesh, mesh_shape
 from qwenvl_jax.sharding.report import check_replicated, report
-from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_batch, check_heads, fsdp_axis, param_spec
+from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_batch, check_heads, kernel_axes, param_spec
 from qwenvl_jax.training.partition import flatten
 
 
@@ -60,7 +60,7 @@ def test_sizes_that_do_not_fit_are_refused(sizes, slices) -> None:
 
 
 def test_every_projection_finds_its_kernel_in_the_table() -> None:
-    """By its module's path, and with it the axis that it gathers."""
+    """By its module's path, and with it the axis that it gathers and the one that stays split."""
     model = from_config_dict(ModelConfig, dict(models.tiny().items()))
     found = {}
 
@@ -73,12 +73,13 @@ def test_every_projection_finds_its_kernel_in_the_table() -> None:
         jax.eval_shape(lambda key: qwen_vl.init_params.__wrapped__(model, key), jax.random.key(0))
     kernels = {name.removesuffix("/kernel") for name in LOGICAL_AXES if name.endswith("/kernel")}
     assert set(found) == kernels - {"vit/patch_embed"}
-    mesh = mesh_of(1, 2, 1)
     for name, module in found.items():
         path = (*name.split("/"), "kernel")
         layers = (1,) if "blocks" in path else ()
-        spec = param_spec(path, (*layers, *module.inputs, *module.outputs), mesh)
-        assert spec.index("fsdp") - len(layers) == fsdp_axis(path), name
+        axes = kernel_axes(path)
+        for name, axis, mesh in (("fsdp", axes.fsdp, mesh_of(1, 2, 1)), ("tensor", axes.tensor, mesh_of(1, 1, 2))):
+            spec = param_spec(path, (*layers, *module.inputs, *module.outputs), mesh)
+            assert (spec.index(name) - len(layers) if name in spec else None) == axis, path
 
 
 def test_the_table_names_every_parameter_and_axis() -> None:
