@@ -166,7 +166,7 @@ def _splash(
     causal: bool,
     interpret: bool,
 ) -> jax.Array:
-    """Pads to what the kernel wants, and runs it per device if a mesh is set (see `jax.set_mesh`).
+    """Pads lengths to whole lanes, and runs the kernel per device if a mesh is set (see `jax.set_mesh`).
 
     XLA cannot partition a Pallas kernel by itself, so under a mesh the call is mapped over it: rows over `data` and
     `fsdp`, heads over `tensor`.
