@@ -5,6 +5,10 @@ would be all-reduced instead of reduce-scattered.
 
 import ml_collections
 
+# The compiler aborts with this where a collective and the backward pass of attention become one operation, as it may
+# with other numbers of rows; then leave it out.
+BESIDE_KERNELS = "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call=true"
+
 # What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).
 STAGES = {
     "pretrain": {"data.accumulation": 3},
@@ -13,7 +17,7 @@ STAGES = {
         "data.accumulation": 1,
         "mesh.fsdp": 32,
         # Gathers of the next layer begin in this one.
-        "compute.xla_options": ("xla_tpu_enable_ici_ag_pipelining=true",),
+        "compute.xla_options": (BESIDE_KERNELS, "xla_tpu_enable_ici_ag_pipelining=true"),
     },
 }
 
@@ -29,5 +33,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_decoder="matmuls_saved",
         unroll_layers=False,
         loss_chunk=512,
-        xla_options=(),
+        xla_options=(BESIDE_KERNELS,),
     )

@@ -11,10 +11,14 @@ ASYNC_COLLECTIVES: dict[str, bool | int | str] = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
-    "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call": True,  # beside Pallas kernels as well
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
 }
+
+# Collectives beside Pallas kernels as well. Where two cores share the memory of a chip (v4, v5p) the compiler aborts in
+# some programs; there a recipe may choose it.
+BESIDE_KERNELS = {"xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call": True}
+ONE_CORE = ("TPU v5 lite", "TPU v6 lite")
 
 # The SparseCores of a chip exchange data while its TensorCores compute: the only way to hide a reduce-scatter. What
 # they do cannot be part of a fusion.
@@ -49,6 +53,7 @@ def compiler_options(mesh: Mesh, chosen: Sequence[str] = ()) -> dict[str, bool |
     options: dict[str, bool | int | str] = {}
     if device.platform == "tpu":
         options |= ASYNC_COLLECTIVES if mesh.size > 1 else {}
+        options |= BESIDE_KERNELS if mesh.size > 1 and device.device_kind in ONE_CORE else {}
         options |= SPARSE_CORE_COLLECTIVES if mesh.size > 1 and device.device_kind in SPARSE_CORES else {}
         if device.device_kind in SCOPED_VMEM_KIB:
             options["xla_tpu_scoped_vmem_limit_kib"] = SCOPED_VMEM_KIB[device.device_kind]
