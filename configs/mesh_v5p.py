@@ -13,12 +13,7 @@ BESIDE_KERNELS = "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call
 STAGES = {
     "pretrain": {"data.accumulation": 3},
     "multitask": {"data.accumulation": 2},
-    "sft": {
-        "data.accumulation": 1,
-        "mesh.fsdp": 32,
-        # Gathers of the next layer begin in this one.
-        "compute.xla_options": (BESIDE_KERNELS, "xla_tpu_enable_ici_ag_pipelining=true"),
-    },
+    "sft": {"data.accumulation": 1, "mesh.fsdp": 32},
 }
 
 
