@@ -8,7 +8,7 @@ import ml_collections
 STAGES = {
     "pretrain": {"data.accumulation": 15, "compute.remat_decoder": "matmuls_saved"},
     "multitask": {"data.accumulation": 8},
-    "sft": {"data.accumulation": 1, "mesh.tensor": 2},
+    "sft": {"data.accumulation": 1, "mesh.tensor": 2, "compute.remat_decoder": "matmuls_saved"},
 }
 
 

@@ -6,7 +6,12 @@ import ml_collections
 STAGES = {
     "pretrain": {"data.accumulation": 8, "mesh.fsdp": 128, "compute.remat_decoder": "matmuls_saved"},
     "multitask": {"data.accumulation": 4},
-    "sft": {"data.accumulation": 1, "mesh.fsdp": 128, "mesh.tensor": 2},
+    "sft": {
+        "data.accumulation": 1,
+        "mesh.fsdp": 128,
+        "mesh.tensor": 2,
+        "compute.remat_decoder": "matmuls_saved",
+    },
 }
 
 
