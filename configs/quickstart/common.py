@@ -15,9 +15,9 @@ MULTITASK_WEIGHTS = {
     "caption": 1.0,
     "vqa": 1.5,
     "grounding": 3.0,
-    "ref_grounding": 3.5,
+    "ref_grounding": 4.0,
     "grounded_caption": 0.5,
-    "ocr": 4.5,
+    "ocr": 4.0,
     "text": 0.5,
 }
 

@@ -7,7 +7,7 @@ import ml_collections
 
 from configs.quickstart import common
 
-STEPS = 2400
+STEPS = 2900
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
