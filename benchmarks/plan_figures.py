@@ -2,7 +2,8 @@
 
 Usage, in an environment with requirements-tpu.txt: python benchmarks/plan_figures.py OUTPUT.json [ROW ...]
 
-Every row is one compilation of one to five minutes on two cores. What is in OUTPUT already is not done again.
+Every row is one compilation of two to six minutes on two cores, twice that for v6e. What is in OUTPUT already is not
+done again.
 """
 
 from __future__ import annotations

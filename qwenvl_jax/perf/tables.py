@@ -49,18 +49,12 @@ def show(prediction: Prediction, price: float) -> None:
     rows.append(("compiled here in, s", f"{p.compile_seconds:.0f}"))
     log.line(f"{p.topology}: {settings}")
     log.table(f"predicted, not measured: {p.topology}", ("", "value"), rows)
-    if waits := _waits(p):
+    if p.waits and p.step_seconds_roofline:
+        waits: list[Row] = []
+        for wait, seconds in list(p.waits.items())[:LONGEST_WAITS]:
+            kind, _, source = wait.partition(" ")
+            waits.append((kind, place(source), f"{seconds:.3f}", f"{seconds / p.step_seconds_roofline:.1%}"))
         log.table(f"what the cores wait for, the longest {len(waits)}", ("collective", "of", "s", "of step"), waits)
-
-
-def _waits(p: Prediction) -> list[Row]:
-    """Exposed communication by the module that asks for it."""
-    assert p.step_seconds_roofline or not p.waits
-    rows: list[Row] = []
-    for wait, seconds in list(p.waits.items())[:LONGEST_WAITS]:
-        kind, _, source = wait.partition(" ")
-        rows.append((kind, place(source), f"{seconds:.3f}", f"{seconds / (p.step_seconds_roofline or 1.0):.1%}"))
-    return rows
 
 
 def place(source: str) -> str:

@@ -24,14 +24,16 @@ normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 def check(function, specs, *arrays):
     # The same function with and without a mesh: without one it is plain.
-    weighted = jax.jit(jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(function(*a))), argnums=range(len(arrays))))
+    # Values one by one, for their sum is large enough to round by more than they differ.
+    sine = lambda *a: (jnp.sum(y := jnp.sin(function(*a))), y)
+    weighted = jax.jit(jax.grad(sine, argnums=range(len(arrays)), has_aux=True))
     expected = weighted(*arrays)
     with jax.set_mesh(mesh):
         placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs)]
         compiled = weighted.lower(*placed).compile()
         found = compiled(*placed)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
-        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-6)
+        np.testing.assert_allclose(a, b, atol=2e-5)
     return compiled.as_text()
 
 x = normal(16, 3, 8, 8)
@@ -75,9 +77,12 @@ states = lambda params: qwen_vl.hidden_states(
     params, model, compute, **rows_in, positions_BL=jnp.zeros((8, 3), jnp.int32)
 )
 kept = lambda: sorted(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(states, p)[1], params)))
-out = params["decoder"]["blocks"]["attn"]["out"]["kernel"]  # no other that is gathered is smaller
+plain = kept()[-1]
+query = params["decoder"]["blocks"]["attn"]["qkv"]["kernel"].size // 3
+# A device may keep its own part of a kernel, here unstacked; what is on several devices counts once for each.
+own = query * data if fsdp > 1 and tensor == 1 else 0
 with jax.set_mesh(mesh):
-    assert kept()[-1] < mesh.size * out.size, kept()[-3:]
+    assert kept()[-1] == max(plain, own), (kept()[-3:], plain, own)
 print("equal")
 """
 
