@@ -19,6 +19,8 @@ from typing import Any
 
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2  # here: imported first by reading threads, it blocks them
 
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.runtime import artifacts
@@ -88,8 +90,6 @@ def encode_record(record: Record) -> bytes:
     Raises:
       UserError: if the record is not well formed (`check_record`).
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
     check_record(record)
     example = tf_example_pb2.Example()
     fields = example.features.feature
@@ -107,9 +107,6 @@ def decode_record(payload: bytes) -> Record:
     Raises:
       UserError: if the bytes are no record or its task is unknown.
     """
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2
-
     try:
         fields = tf_example_pb2.Example.FromString(payload).features.feature
         texts = {name: fields[name].bytes_list.value[0].decode() for name in TEXT_FIELDS}

@@ -186,3 +186,15 @@ def test_the_input_pipeline_imports_no_tensorflow_or_torch() -> None:
     root = Path(records.__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_reading_imports_nothing(record_folders: Path) -> None:
+    """While TFDS is imported, imports of other threads are not what they seem; threads that read then hang."""
+    code = (
+        "import sys; from qwenvl_jax.data.records import RecordReader; reader = RecordReader(sys.argv[1]); "
+        "before = set(sys.modules); reader[0]; print(sorted(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-c", code, str(record_folders / "ocr")]
+    root = Path(records.__file__).parents[2]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert found.stdout.strip() == "[]"
