@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
+PLAN   ?= .venv-plan
 
 # glibc asks for huge pages: the buffers of a training step are mapped anew each time, and with small pages a third of
 # a CPU's time goes into page faults. Elsewhere the variable means nothing.
@@ -20,7 +21,14 @@ $(VENV)/.test: $(VENV)/.base requirements-test.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
-.PHONY: quickstart test lint chat clean
+# The TPU compiler, in an environment of its own: where it is installed, JAX takes it for its default backend.
+$(PLAN)/.test: requirements.txt requirements-tpu.txt requirements-test.txt
+	$(PYTHON) -m venv $(PLAN)
+	$(PLAN)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tpu.txt \
+		-r requirements.txt -r requirements-test.txt
+	touch $@
+
+.PHONY: quickstart test test-plan lint chat clean
 
 quickstart: $(VENV)/.base  ## data, three stages, evaluation, release, report; about 20 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
@@ -28,6 +36,9 @@ quickstart: $(VENV)/.base  ## data, three stages, evaluation, release, report; a
 test: $(VENV)/.test lint  ## linters, fast tests, slow tests
 	$(RUN) -m pytest -n 2 -m "not slow"
 	$(RUN) -m pytest -n 2 -m slow
+
+test-plan: $(PLAN)/.test  ## the planner's tests that compile for TPUs
+	$(PLAN)/bin/python -m pytest -m slow tests/perf
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_config
 import tiny_run
 
 from configs import stage2_multitask
@@ -363,3 +364,21 @@ def test_a_mesh_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
     config = tiny_run.make_config(tmp_path, mesh__data=3)
     found = candidates.run(Candidate("bad", config, parse_topology("v5e:2x2")))
     assert isinstance(found, Failure) and found.mistake and "devices" in found.reason
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2"])
+def test_every_recipe_compiles_for_its_chip(name: str, tmp_path: Path) -> None:
+    """The tiny model with kernels, remat and XLA options as in the recipe; the compiler refuses options it lacks."""
+    topology = parse_topology(name)
+    values = stage2_multitask.get_config(topology.chip.kind)
+    tiny = tiny_config.get_config(str(tmp_path))
+    with values.unlocked():
+        values.model, values.data, values.tokenizer = tiny.model, tiny.data, tiny.tokenizer
+        values.mesh.fsdp = 2
+    config = validate(from_config_dict(Config, dict(values.items())))
+    found = candidates.run(Candidate(name, config, topology), str(tmp_path / "step.txt"))
+    assert isinstance(found, Prediction), found
+    on_sparse_cores = 'execution_thread="sparsecore"' in (tmp_path / "step.txt").read_text()
+    assert on_sparse_cores == (topology.chip.kind == "v6e")

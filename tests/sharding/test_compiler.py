@@ -1,0 +1,48 @@
+"""XLA's options of the step: which chip gets which, and that the TPU compiler takes them."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwenvl_jax.sharding.compiler import compiler_options
+
+TPUS = ("TPU v4", "TPU v5p", "TPU v5 lite", "TPU v6 lite")  # JAX's names
+
+
+def options(kind: str, chips: int = 4, chosen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Those of a mesh of `chips` devices of the kind; of a mesh only its devices matter."""
+    device = types.SimpleNamespace(platform="tpu" if kind in TPUS else kind, device_kind=kind)
+    return compiler_options(types.SimpleNamespace(devices=np.full((chips, 1, 1), device), size=chips), chosen)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_options_of_tpus_go_to_tpus_alone(kind: str) -> None:
+    assert options(kind) == {}
+    assert options(kind, chosen=("xla_cpu_a=1",)) == {"xla_cpu_a": "1"}
+
+
+@pytest.mark.parametrize("kind", TPUS)
+def test_one_chip_has_no_options_of_collectives(kind: str) -> None:
+    assert set(options(kind, chips=1)) <= {"xla_tpu_scoped_vmem_limit_kib"}
+    assert options(kind)["xla_tpu_enable_async_collective_fusion"] is True
+
+
+@pytest.mark.parametrize("kind", TPUS)
+def test_collectives_of_sparse_cores_are_no_part_of_a_fusion(kind: str) -> None:
+    """A fusion runs on the TensorCore; a collective in one cannot run on a SparseCore."""
+    found = options(kind)
+    offloaded = {name for name, value in found.items() if "sparse_core_collective_offload" in name and value}
+    fused = {name for name, value in found.items() if "async_collective_fusion_fuse" in name and value}
+    assert not (offloaded and fused) and (offloaded or fused)
+
+
+@pytest.mark.parametrize("kind", TPUS)
+def test_the_config_overrules(kind: str) -> None:
+    found = options(kind, chosen=("xla_tpu_scoped_vmem_limit_kib=8192", "xla_tpu_enable_async_collective_fusion=false"))
+    assert found["xla_tpu_scoped_vmem_limit_kib"] == "8192"
+    assert found["xla_tpu_enable_async_collective_fusion"] == "false"
+    assert set(found) == set(options(kind)) | {"xla_tpu_scoped_vmem_limit_kib"}
