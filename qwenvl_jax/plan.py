@@ -2,7 +2,7 @@
 
 python -m qwenvl_jax.plan --config=configs/stage2_multitask.py --topology=v5p:8x8x8 [--config.key=value]
     [--json] [--dump_hlo=step.txt] [--prices=prices.json] [--compare=v5e:16x16,v6e:16x16] [--search]
-    [--dump_sharding=sharding.json]
+    [--jobs=4] [--dump_sharding=sharding.json]
 
 The real training step is compiled by XLA's TPU compiler (libtpu) on this machine, and the figures are read off the
 schedule; no TPU is touched. A topology is KIND:AxB[xC][@SLICES]. A config without a MESH argument takes the recipe of
@@ -18,6 +18,7 @@ Compilation runs in processes that have JAX_PLATFORMS=cpu and the variables of `
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.metadata
 import json
 import os
@@ -36,6 +37,9 @@ _JSON = flags.DEFINE_bool("json", False, "Print the figures as one JSON object a
 _DUMP_HLO = flags.DEFINE_string("dump_hlo", None, "File for the scheduled HLO that the figures are read from.")
 _COMPARE = flags.DEFINE_string("compare", None, "Further topologies, separated by commas, for one table of all.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and accumulations; rank what fits.")
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "Compilations at once for --compare and --search; each takes 2-4 GiB.", lower_bound=1
+)
 _DUMP_SHARDING = flags.DEFINE_string("dump_sharding", None, "JSON file for the shardings of the state; no compilation.")
 _PRICES = flags.DEFINE_string("prices", None, 'JSON file of dollars per chip and hour, e.g. {"v5p": 2.94}.')
 
@@ -75,13 +79,14 @@ def plan(name: str) -> None:
         return outcome
 
     if _SEARCH.value:
-        found = candidates.ranked(candidates.search(candidate.config, candidate.topology, attempt))
+        found = candidates.ranked(candidates.search(candidate.config, candidate.topology, attempt, _JOBS.value))
         if not found:
             raise UserError(f"nothing that was tried fits {candidate.topology.name}; take more chips")
         best = [(which.name, outcome) for which, outcome in found]
         tables.show_comparison(f"what fits {candidate.topology.name}, fastest first", best, prices)
     elif len(entries) > 1:
-        outcomes = [(which.name, attempt(which)) for which in entries]
+        with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
+            outcomes = list(zip([which.name for which in entries], pool.map(attempt, entries), strict=True))
         tables.show_comparison("predicted, not measured", outcomes, prices)
     else:
         outcome = candidates.run(candidate, _DUMP_HLO.value)

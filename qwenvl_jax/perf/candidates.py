@@ -5,7 +5,9 @@ Also the worker that such a process runs: `python -m qwenvl_jax.perf.candidates 
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -13,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +92,9 @@ def worker(request: str, answer: str) -> None:
 
 
 def search(
-    config: Config, topology: Topology, attempt: Callable[[Candidate], Outcome]
+    config: Config, topology: Topology, attempt: Callable[[Candidate], Outcome], jobs: int = 1
 ) -> list[tuple[Candidate, Outcome]]:
-    """Tries meshes, remat policies and accumulations; everything tried, in the order of trying.
+    """Tries meshes, remat policies and accumulations; everything tried, ordered by mesh, policy and accumulation.
 
     For each mesh and remat policy the smallest accumulation that fits is the fastest: every further microbatch
     gathers the weights once more. So accumulation grows until the step fits.
@@ -100,18 +102,33 @@ def search(
     Args:
       config: the run; what is not searched stays.
       topology: the chips.
-      attempt: `run`, or something that reports as well.
+      attempt: `run`, or something that reports as well; called from `jobs` threads.
+      jobs: how many to try at once.
+
+    Raises:
+      UserError: if no mesh gives every device whole rows.
     """
-    tried = []
-    for data, fsdp in meshes(config, topology):
-        for remat in REMAT_ORDER:
-            for accumulation in accumulations(config, topology, data * fsdp):
-                candidate = _changed(config, topology, data, fsdp, remat, accumulation)
-                outcome = attempt(candidate)
-                tried.append((candidate, outcome))
-                if not isinstance(outcome, Prediction) or outcome.fits:
-                    break
-    return tried
+    found = meshes(config, topology)
+    if not found:
+        raise UserError(
+            f"config.data.global_batch_size {config.data.global_batch_size} does not give every chip of "
+            f"{topology.name} whole rows with config.mesh.tensor {config.mesh.tensor}; raise one of them or take fewer "
+            "chips"
+        )
+
+    def grow(choice: tuple[tuple[int, int], str]) -> list[tuple[Candidate, Outcome]]:
+        (data, fsdp), remat = choice
+        tried = []
+        for accumulation in accumulations(config, topology, data * fsdp):
+            candidate = _changed(config, topology, data, fsdp, remat, accumulation)
+            outcome = attempt(candidate)
+            tried.append((candidate, outcome))
+            if not isinstance(outcome, Prediction) or outcome.fits:
+                break
+        return tried
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        return [pair for tried in pool.map(grow, itertools.product(found, REMAT_ORDER)) for pair in tried]
 
 
 def ranked(tried: list[tuple[Candidate, Outcome]]) -> list[tuple[Candidate, Prediction]]:
@@ -124,19 +141,18 @@ def ranked(tried: list[tuple[Candidate, Outcome]]) -> list[tuple[Candidate, Pred
     return sorted(fitting, key=lambda pair: seconds(pair[1]))
 
 
-def meshes(config: Config, topology: Topology) -> Iterator[tuple[int, int]]:
+def meshes(config: Config, topology: Topology) -> list[tuple[int, int]]:
     """(data, fsdp) within one slice: fsdp over one or two whole axes of the torus, or the config's own.
 
-    Over all three axes gradients are all-reduced instead of reduce-scattered, and an fsdp that does not divide the
-    ViT's width of 1664 = 13 * 128 is no choice.
+    Over all three axes gradients are all-reduced instead of reduce-scattered, an fsdp that does not divide the ViT's
+    width of 1664 = 13 * 128 is no choice, and every device needs whole rows.
     """
     per_slice = math.prod(topology.shape) // config.mesh.tensor
     sides = sorted(topology.shape)
     sizes = {sides[0], sides[-1], math.prod(sides[-2:]), math.prod(sides[-2:]) // 2, config.mesh.fsdp}
     width = math.gcd(config.model.vit.width, config.model.decoder.width)
-    for fsdp in sorted(sizes, reverse=True):
-        if fsdp > 0 and per_slice % fsdp == 0 and width % fsdp == 0:
-            yield per_slice // fsdp, fsdp
+    fitting = (fsdp for fsdp in sorted(sizes, reverse=True) if fsdp > 0 and not (per_slice % fsdp or width % fsdp))
+    return [(per_slice // fsdp, fsdp) for fsdp in fitting if accumulations(config, topology, per_slice)]
 
 
 def accumulations(config: Config, topology: Topology, shards: int) -> list[int]:

@@ -29,6 +29,7 @@ from qwenvl_jax.perf.prediction import (
     loss_chunks,
     misfit_text,
 )
+from qwenvl_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TINY = f"--config={ROOT / 'tests' / 'tiny_config.py'}"
@@ -254,11 +255,19 @@ def test_search_grows_accumulation_until_it_fits() -> None:
     found = candidates.search(full_size(), parse_topology("v5p:8x8x8"), attempt)
     best = candidates.ranked(found)
     assert [which for which, _ in found] == tried
+    assert candidates.search(full_size(), parse_topology("v5p:8x8x8"), attempt, jobs=3) == found
     assert best[0][0].config.data.accumulation == 4
     assert best[0][0].config.compute.remat_decoder == "matmuls_saved"
     assert {which.config.mesh.fsdp for which, _ in found} == {8, 32, 64}
     assert all(outcome.fits for _, outcome in best)
     assert 16 not in {which.config.data.accumulation for which in tried}  # 8 rows per shard at most are left
+
+
+def test_a_search_needs_whole_rows() -> None:
+    config = full_size()
+    rows = dataclasses.replace(config, data=dataclasses.replace(config.data, global_batch_size=128))
+    with pytest.raises(UserError, match=r"does not give every chip of v5e:16x16 whole rows with config.mesh.tensor 1"):
+        candidates.search(rows, parse_topology("v5e:16x16"), lambda candidate: pytest.fail(candidate.name))
 
 
 def test_remedies_name_what_is_left() -> None:
