@@ -15,7 +15,7 @@ from qwenvl_jax.runtime.distributed import is_primary
 def console() -> Console:
     """The console of this process. Away from a terminal lines are not wrapped to some guessed width."""
     out = Console(quiet=not is_primary(), highlight=False)
-    return out if out.is_terminal else Console(quiet=not is_primary(), highlight=False, width=160, soft_wrap=True)
+    return out if out.is_terminal else Console(quiet=not is_primary(), highlight=False, width=1000, soft_wrap=True)
 
 
 def line(text: str) -> None:
@@ -24,10 +24,10 @@ def line(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table; numbers are shown as given, the first column to the left, the others to the right."""
+    """Prints a table, the first column to the left, the others to the right. Narrow terminals wrap the first."""
     made = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     console().print(made)

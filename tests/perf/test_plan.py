@@ -29,6 +29,7 @@ from qwenvl_jax.perf.prediction import (
     loss_chunks,
     misfit_text,
 )
+from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -238,6 +239,22 @@ def test_other_errors_of_the_compiler_are_no_misfit() -> None:
 def test_host_memory_is_shown(capsys) -> None:
     tables.show(dataclasses.replace(FITTING, host_gib=3.625), 4.2)
     assert re.search(r"host memory of one chip, GiB.*3\.6", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_comparison_is_never_cut(terminal: bool, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "140")
+    name = "data 16 x fsdp 32 x tensor 1, accumulation 1, remat attention_saved"
+    prices = {FITTING.topology.partition(":")[0]: 4.2}
+    log.console.cache_clear()
+    tables.show_comparison("fastest first", [(name, FITTING)], prices)
+    shown = capsys.readouterr().out
+    log.console.cache_clear()
+    assert "…" not in shown
+    assert all(cell in shown for cell in tables.comparison_row(name, FITTING, prices)[1:])
+    assert terminal == (name not in shown)  # on the narrow terminal it takes several lines
 
 
 def test_search_grows_accumulation_until_it_fits() -> None:
