@@ -59,10 +59,15 @@ for groups in (1, 2, 4, 8, 16):
     slots = jnp.asarray(rng.integers(-1, 48 // groups, (16, 5)))
     text = check(lambda f: take_features(f, slots, groups), (rows,), normal(48, 8))
     assert ("all-gather" in text) == (groups < data * fsdp), (groups, text)
-targets, mask = jnp.asarray(rng.integers(0, 12, (16, 5))), jnp.asarray(rng.random((16, 5)) < 0.5, jnp.float32)
-for chunk in (3, 100):
+targets = jnp.asarray(rng.integers(0, 12, (16, 5)))
+some = rng.random((16, 5)) < 0.5
+uneven = np.arange(16)[:, None] + 0 * some  # the devices of some rows need no chunk, those of others all
+for mask, chunk in ((some, 3), (some, 100), (uneven > 6, 2)):
+    mask = jnp.asarray(mask, jnp.float32)
     loss = lambda hidden, head: token_loss_sum(hidden, targets, mask, head, chunk, True) / 100
-    check(loss, (rows, P("fsdp", "tensor")), normal(16, 5, 8), normal(8, 12))
+    text = check(loss, (rows, P("fsdp", "tensor")), normal(16, 5, 8), normal(8, 12))
+    scattered = re.findall(r'reduce-scatter\\(.*op_name=.([^"]*)', text)
+    assert len(scattered) == 1 and "while" not in scattered[0], scattered
 
 # Without remat a scan keeps what its backward pass needs, but never the gathered kernels of all layers.
 from configs import model as models
