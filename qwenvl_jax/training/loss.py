@@ -90,11 +90,16 @@ def _loss(
     vocabulary = "tensor" if tensor > 1 and lm_head_DV.shape[1] % tensor == 0 else None
 
     def on_device(hidden_BLD: jax.Array, targets_BL: jax.Array, mask_BL: jax.Array, part: jax.Array) -> Any:
-        loss, dhidden_BLD, dhead_DV = run(hidden_BLD, targets_BL, mask_BL, gather(part, 0), vocabulary=vocabulary)
-        dhead = None
-        if dhead_DV is not None:
-            dhead = jax.lax.psum(scatter_sum(dhead_DV.astype(hidden_BLD.dtype), 0).astype(jnp.float32), "data")
-        return jax.lax.psum(loss, ROWS), dhidden_BLD, dhead
+        loss, dhidden_BLD, dhead = run(
+            hidden_BLD,
+            targets_BL,
+            mask_BL,
+            gather(part, 0),
+            most=lambda chunks: jax.lax.pmax(chunks, ROWS),
+            reduce=lambda dhead_DV: scatter_sum(dhead_DV, 0),
+            vocabulary=vocabulary,
+        )
+        return jax.lax.psum(loss, ROWS), dhidden_BLD, None if dhead is None else jax.lax.psum(dhead, "data")
 
     rows, head = P(ROWS), P("fsdp", vocabulary)
     return jax.shard_map(
@@ -115,16 +120,16 @@ def _of_device(
     chunk: int,
     train_head: bool,
     gradients: bool,
+    most: Callable[[jax.Array], jax.Array] = lambda chunks: chunks,
+    reduce: Callable[[jax.Array], jax.Array] = lambda dhead_DV: dhead_DV,
     vocabulary: str | None = None,
 ) -> tuple[jax.Array, Any, Any]:
     """`_loss` for the rows of one device and the whole head.
 
-    The head's gradient is summed over chunks here, in float32: to reduce-scatter it once per chunk, which would spare
-    its memory, takes longer than the chunk's products.
-
     Args:
-      vocabulary: the mesh axis over which the head's columns are split, each device having its own, or None. Its
-        devices have the same rows, so they run the same number of chunks; others may run fewer.
+      most: the most of a number over all devices, which run as many chunks as the one with most supervised tokens.
+      reduce: the part of the head's gradient that stays here, summed over devices.
+      vocabulary: the mesh axis over which the head's columns are split, each device having its own, or None.
     """
 
     def across(combine: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
@@ -142,7 +147,7 @@ def _of_device(
     sorted_hidden = jnp.pad(hidden_TD[order_T], (fill, (0, 0)))
     sorted_targets, sorted_mask = (jnp.pad(x[order_T], fill) for x in (targets_T, mask_T))
     first = jax.lax.axis_index(vocabulary) * head_DV.shape[1] if vocabulary else 0  # id of this device's first column
-    needed = (jnp.sum(mask_T != 0) + chunk - 1) // chunk
+    needed = most((jnp.sum(mask_T != 0) + chunk - 1) // chunk)
 
     def one_chunk(index: jax.Array | int, carry: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, Any, Any]:
         loss, dhidden, dhead = carry
@@ -164,13 +169,14 @@ def _of_device(
             dhidden_CD = across(jax.lax.psum, jnp.einsum("cv,dv->cd", dlogits_CV, head_DV).astype(dtype))
             dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, dhidden_CD, start, axis=0)
             if train_head:
-                dhead += jnp.einsum("cd,cv->dv", hidden_CD, dlogits_CV, preferred_element_type=jnp.float32)
+                dhead += reduce(jnp.einsum("cd,cv->dv", hidden_CD, dlogits_CV)).astype(jnp.float32)
         return loss, dhidden, dhead
 
+    kept = jax.eval_shape(reduce, head_DV) if train_head else None
     carry: tuple[jax.Array, Any, Any] = (
         jnp.zeros((), jnp.float32),
         jnp.zeros(sorted_hidden.shape, dtype) if gradients else None,
-        jnp.zeros(head_DV.shape, jnp.float32) if train_head else None,
+        None if kept is None else jnp.zeros(kept.shape, jnp.float32),
     )
     carry = one_chunk(0, carry) if chunks == 1 else jax.lax.fori_loop(0, needed, one_chunk, carry)
     loss, dhidden, dhead = carry
