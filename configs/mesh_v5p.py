@@ -27,6 +27,6 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_vit="matmuls_saved",
         remat_decoder="matmuls_saved",
         unroll_layers=False,
-        loss_chunk=1024,
+        loss_chunk=512,
         xla_options=(BESIDE_KERNELS,),
     )
