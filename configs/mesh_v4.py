@@ -2,15 +2,13 @@
 
 import ml_collections
 
-# The compiler aborts with this where a collective and the backward pass of attention become one operation, as in
-# stage 3; then leave it out.
-BESIDE_KERNELS = "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call=true"
+from configs.mesh_v5p import BESIDE_KERNELS
 
 # What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).
 STAGES = {
     "pretrain": {"data.accumulation": 5, "compute.remat_vit": "matmuls_saved"},
     "multitask": {"data.accumulation": 4},
-    "sft": {"data.accumulation": 1, "mesh.tensor": 4, "compute.xla_options": ()},
+    "sft": {"data.accumulation": 1, "mesh.tensor": 4, "compute.xla_options": ()},  # BESIDE_KERNELS aborts the compiler
 }
 
 

@@ -5,8 +5,8 @@ would be all-reduced instead of reduce-scattered.
 
 import ml_collections
 
-# The compiler aborts with this where a collective and the backward pass of attention become one operation, as it may
-# with other numbers of rows; then leave it out.
+# On chips of two cores (v4, v5p) the compiler aborts with this where a collective and the backward pass of attention
+# become one operation, as they may with other numbers of rows; then leave it out.
 BESIDE_KERNELS = "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call=true"
 
 # What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).

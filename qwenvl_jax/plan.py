@@ -1,13 +1,14 @@
 """Predicts a run before any hardware is rented: does it fit, how fast is it, what does it cost.
 
 python -m qwenvl_jax.plan --config=configs/stage2_multitask.py --topology=v5p:8x8x8 [--config.key=value]
-    [--json] [--dump_hlo=step.txt] [--prices=prices.json] [--compare=v5e:16x16,v6e:16x16] [--search]
-    [--jobs=4] [--dump_sharding=sharding.json]
+    [--json] [--dump_hlo=step.txt] [--prices=prices.json] [--compare=v5e:16x16,compute.remat_vit=full]
+    [--search] [--jobs=4] [--dump_sharding=sharding.json]
 
 The real training step is compiled by XLA's TPU compiler (libtpu) on this machine, and the figures are read off the
 schedule; no TPU is touched. A topology is KIND:AxB[xC][@SLICES]. A config without a MESH argument takes the recipe of
-the topology's chip (`configs/mesh_KIND.py`). `--prices` names a JSON file of dollars per chip and hour. A step that
-does not fit ends with exit code 2, after its table; `--json` says it with `fits`.
+the topology's chip (`configs/mesh_KIND.py`). `--compare` takes topologies, settings, or both with a space between, one
+for each line of its table. `--prices` names a JSON file of dollars per chip and hour. A step that does not fit ends
+with exit code 2, after its table; `--json` says it with `fits`.
 
 `--dump_sharding` compiles nothing and needs no libtpu: it writes how every parameter lies on the topology, checks the
 mesh on the way and prints the sums per tower.
@@ -35,7 +36,11 @@ _CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips to plan for, e.g. v5p:8x8x8 or v5p:8x8x8@4 (four slices).")
 _JSON = flags.DEFINE_bool("json", False, "Print the figures as one JSON object and nothing else.")
 _DUMP_HLO = flags.DEFINE_string("dump_hlo", None, "File for the scheduled HLO that the figures are read from.")
-_COMPARE = flags.DEFINE_string("compare", None, "Further topologies, separated by commas, for one table of all.")
+_COMPARE = flags.DEFINE_string(
+    "compare",
+    None,
+    "For one table: further topologies or settings, 'v5e:16x16,data.accumulation=4 mesh.fsdp=32'.",
+)
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and accumulations; rank what fits.")
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "Compilations at once for --compare and --search; each takes 2-4 GiB.", lower_bound=1
@@ -68,8 +73,7 @@ def plan(name: str) -> None:
     from qwenvl_jax.runtime import log
 
     prices = hardware.read_prices(artifacts.read_json(_PRICES.value) if _PRICES.value else {})
-    names = [name, *(part for part in (_COMPARE.value or "").split(",") if part)]
-    entries = [entry(part) for part in names]
+    entries = [entry(name), *(entry(name, part) for part in (_COMPARE.value or "").split(",") if part)]
     aot.check_compiler()
     candidate = entries[0]
 
@@ -86,7 +90,7 @@ def plan(name: str) -> None:
         tables.show_comparison(f"what fits {candidate.topology.name}, fastest first", best, prices)
     elif len(entries) > 1:
         with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
-            outcomes = list(zip([which.name for which in entries], pool.map(attempt, entries), strict=True))
+            outcomes = list(pool.map(lambda which: (which.name, attempt(which)), entries))
         tables.show_comparison("predicted, not measured", outcomes, prices)
     else:
         outcome = candidates.run(candidate, _DUMP_HLO.value)
@@ -119,19 +123,27 @@ def dump_sharding(name: str, path: str) -> None:
     show_towers(config, state, mesh)
 
 
-def entry(name: str) -> Any:
-    """The candidate that one topology of the command line means."""
+def entry(name: str, changes: str = "") -> Any:
+    """The candidate that a topology of the command line means, with what `--compare` changes.
+
+    Args:
+      name: the topology.
+      changes: another topology, settings as `compute.remat_vit=full`, or both, separated by spaces.
+    """
     import dataclasses
 
     from qwenvl_jax.perf.candidates import Candidate
     from qwenvl_jax.perf.hardware import parse_topology
 
+    settings = [word for word in changes.split() if "=" in word]
+    *_, name = [name, *(word for word in changes.split() if "=" not in word)]
     topology = parse_topology(name)
     path, values = config_of(topology.chip.kind)
+    values = commandline.changed(values, settings)
     config = validate(from_config_dict(Config, dict(values.items())))
     if topology.slices == 1:
         topology = dataclasses.replace(topology, slices=config.mesh.slices)
-    return Candidate(f"{path} on {topology.name}", config, topology)
+    return Candidate(", ".join([f"{path} on {topology.name}", *settings]), config, topology)
 
 
 def config_of(kind: str) -> tuple[str, Any]:

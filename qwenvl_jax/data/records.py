@@ -20,7 +20,9 @@ from typing import Any
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2  # here: imported first by reading threads, it blocks them
+
+# Not where it is used: TFDS swaps Python's import while it is imported, and threads that read would block one another.
+from tensorflow_datasets.proto import tf_example_pb2
 
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.runtime import artifacts

@@ -111,9 +111,8 @@ def search(
     found = meshes(config, topology)
     if not found:
         raise UserError(
-            f"config.data.global_batch_size {config.data.global_batch_size} does not give every chip of "
-            f"{topology.name} whole rows with config.mesh.tensor {config.mesh.tensor}; raise one of them or take fewer "
-            "chips"
+            f"no mesh of {topology.name} with config.mesh.tensor {config.mesh.tensor} gives every chip whole rows of "
+            f"config.data.global_batch_size {config.data.global_batch_size}; change one of the two or take fewer chips"
         )
 
     def grow(choice: tuple[tuple[int, int], str]) -> list[tuple[Candidate, Outcome]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,6 +64,28 @@ def parse(argv: Sequence[str], *, needs_config: bool = True) -> list[str]:
     if needs_config and "config" in flags.FLAGS and not asks_help and flags.FLAGS.config is None:
         raise UserError("--config is missing; name a config file, e.g. --config=configs/quickstart/stage0_text.py")
     return left
+
+
+def changed(values: Any, settings: Sequence[str]) -> Any:
+    """A copy of a config with settings as `data.accumulation=4`, whose values are written as in Python.
+
+    Raises:
+      UserError: for a key that is none, or a value of another type than the key's.
+    """
+    values = values.copy_and_resolve_references()
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        key = key.removeprefix("config.")
+        _check_key(key, values)
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        try:
+            values.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{key} cannot be {text!r}: {_first_line(error)}") from None
+    return values
 
 
 def _check_overrides(argv: Sequence[str]) -> None:

@@ -61,8 +61,8 @@ for groups in (1, 2, 4, 8, 16):
     assert ("all-gather" in text) == (groups < data * fsdp), (groups, text)
 targets = jnp.asarray(rng.integers(0, 12, (16, 5)))
 some = rng.random((16, 5)) < 0.5
-uneven = np.arange(16)[:, None] + 0 * some  # devices of some rows need no chunk, those of others all
-for mask, chunk in ((some, 3), (some, 100), (uneven > 6, 2)):
+uneven = np.repeat(np.arange(16)[:, None] > 6, 5, axis=1)  # devices of some rows need no chunk, those of others all
+for mask, chunk in ((some, 3), (some, 100), (uneven, 2)):
     mask = jnp.asarray(mask, jnp.float32)
     loss = lambda hidden, head: token_loss_sum(hidden, targets, mask, head, chunk, True) / 100
     check(loss, (rows, P("fsdp", "tensor")), normal(16, 5, 8), normal(8, 12))

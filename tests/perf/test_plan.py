@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import tiny_config
-import tiny_run
 
 from configs import stage2_multitask
 from qwenvl_jax.config import Config, from_config_dict, validate
-from qwenvl_jax.perf import aot, candidates, hlo, hlo_costs, tables
+from qwenvl_jax.perf import aot, candidates, tables
 from qwenvl_jax.perf.candidates import Candidate, Failure, Outcome
 from qwenvl_jax.perf.hardware import parse_topology, read_prices
 from qwenvl_jax.perf.prediction import (
-    JSON_KEYS,
     Prediction,
     capacity_text,
     cost,
@@ -71,6 +66,8 @@ MISTAKES = {
     "no price file": ([TINY, "--topology=v5e:2x2", "--prices={tmp}/none.json"], "none.json does not exist"),
     "bad price": ([TINY, "--topology=v5e:2x2", "--prices={tmp}/bad.json"], "the price table names 'v9'"),
     "bad comparison": ([TINY, "--topology=v5e:2x2", "--compare=v5e:2"], "write v5e:AxB"),
+    "bad setting": ([TINY, "--topology=v5e:2x2", "--compare=data.acumulation=2"], "did you mean 'accumulation'"),
+    "bad value": ([TINY, "--topology=v5e:2x2", "--compare=data.accumulation=two"], "cannot be 'two'"),
     "bad side": (
         [TINY, "--topology=v5p:3x4x4"],
         "a side of a slice of v5p is 1, 2 or a multiple of 4 chips long, not 3",
@@ -137,6 +134,27 @@ def test_the_environment_keeps_what_is_set() -> None:
     aot.compiler_environment(environment)
     assert environment["JAX_PLATFORMS"] == "tpu"
     assert environment["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+def test_a_comparison_takes_topologies_and_settings() -> None:
+    code = """
+import sys
+from qwenvl_jax import plan
+from qwenvl_jax.runtime import commandline
+commandline.parse(sys.argv)
+for changes in ("", "v6e:16x16", "compute.remat_vit=full config.data.accumulation=2", "v4:8x8x8 mesh.fsdp=32"):
+    found = plan.entry("v5p:8x8x8", changes)
+    config = found.config
+    print(found.topology.name, config.mesh.fsdp, config.compute.remat_vit, config.data.accumulation, found.name)
+"""
+    run = subprocess.run([sys.executable, "-c", code, STAGE_2], cwd=ROOT, capture_output=True, text=True, check=True)
+    path = "configs/stage2_multitask.py"
+    assert run.stdout.splitlines() == [
+        f"v5p:8x8x8 64 matmuls_saved 2 {path}:v5p on v5p:8x8x8",
+        f"v6e:16x16 16 attention_saved 4 {path}:v6e on v6e:16x16",
+        f"v5p:8x8x8 64 full 2 {path}:v5p on v5p:8x8x8, compute.remat_vit=full, config.data.accumulation=2",
+        f"v4:8x8x8 32 attention_saved 4 {path}:v4 on v4:8x8x8, mesh.fsdp=32",
+    ]
 
 
 def full_size(**data) -> Config:
@@ -283,7 +301,7 @@ def test_search_grows_accumulation_until_it_fits() -> None:
 def test_a_search_needs_whole_rows() -> None:
     config = full_size()
     rows = dataclasses.replace(config, data=dataclasses.replace(config.data, global_batch_size=128))
-    with pytest.raises(UserError, match=r"does not give every chip of v5e:16x16 whole rows with config.mesh.tensor 1"):
+    with pytest.raises(UserError, match=r"no mesh of v5e:16x16 with config.mesh.tensor 1 gives every chip whole rows"):
         candidates.search(rows, parse_topology("v5e:16x16"), lambda candidate: pytest.fail(candidate.name))
 
 
@@ -311,100 +329,3 @@ def test_remedies_name_no_mesh_that_is_none(sizes: tuple[int, int, int], slices:
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
     found = aot.remedies(config, AbstractMesh(sizes, ("data", "fsdp", "tensor")))
     assert not any("fsdp" in remedy for remedy in found) and found[-1] == "more chips"
-
-
-COMPILES = [
-    "--topology=v5e:2x2",
-    "--config.mesh.data=2",
-    "--config.mesh.fsdp=2",
-    "--config.compute.unroll_layers=False",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
-def test_json_of_a_live_compilation(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "qwenvl_jax.plan",
-        TINY,
-        *COMPILES,
-        "--json",
-        f"--dump_hlo={tmp_path / 'step.txt'}",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    values = json.loads(run.stdout)
-    assert tuple(values) == JSON_KEYS
-    assert values["fits"] and values["hbm_capacity_gib"] == 16.0
-    assert 0 < values["mfu_cycles"] <= values["mfu_roofline"] < 1
-    assert values["hardware_flops"] > values["model_flops"]
-    assert (tmp_path / "step.txt").read_text().startswith("HloModule")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
-def test_a_step_that_does_not_fit_ends_with_a_sentence_and_exit_code_2() -> None:
-    command = [sys.executable, "-m", "qwenvl_jax.plan", TINY, "--topology=v5e:1x1", "--config.data.accumulation=1"]
-    command += ["--config.data.global_batch_size=262144", "--config.compute.unroll_layers=False"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 2, run.stderr
-    assert re.fullmatch(
-        r"error: the step does not fit v5e:1x1: a chip needs [\d.]+ of [\d.]+ GiB, [\d.]+ GiB too much; "
-        r"what would make it smaller: config\.data\.accumulation=2, .* or more chips\n",
-        run.stderr,
-    )
-    assert "what would make it smaller" in run.stdout and "predicted, not measured" in run.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
-def test_moments_in_host_memory_are_fetched_after_the_gradients(tmp_path: Path) -> None:
-    changes = {"mesh__data": 1, "mesh__fsdp": 4, "compute__unroll_layers": False}
-    found = {}
-    for memory in ("device", "pinned_host"):
-        config = tiny_run.make_config(tmp_path, optimizer__moments_memory=memory, **changes)
-        dump = str(tmp_path / f"{memory}.txt")
-        found[memory] = candidates.run(Candidate(memory, config, parse_topology("v5p:2x2x1")), dump)
-        assert isinstance(found[memory], Prediction), found[memory]
-    here, there = found["device"], found["pinned_host"]
-    assert here.host_gib == 0 and there.host_gib > 0
-    assert there.hbm_parts_gib["arguments"] < 0.5 * here.hbm_parts_gib["arguments"]
-    peak = {memory: one.hbm_gib - one.hbm_parts_gib["code"] for memory, one in found.items()}
-    assert peak["pinned_host"] < peak["device"] - 0.5 * there.host_gib
-    module = hlo.parse((tmp_path / "pinned_host.txt").read_text())
-    moved = {
-        computation.name: sum(any(hlo_costs.host_bytes(i)) for i in computation.instructions.values())
-        for computation in module.computations.values()
-    }
-    # Both moments of all 44 trained leaves, both ways; all in a branch that waits for the gradients.
-    assert max(moved.values()) >= 2 * 2 * 44 and moved[module.entry.name] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
-def test_a_mesh_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
-    config = tiny_run.make_config(tmp_path, mesh__data=3)
-    found = candidates.run(Candidate("bad", config, parse_topology("v5e:2x2")))
-    assert isinstance(found, Failure) and found.mistake and "devices" in found.reason
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is not installed")
-@pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2"])
-def test_every_recipe_compiles_for_its_chip(name: str, tmp_path: Path) -> None:
-    """The tiny model with kernels, remat and XLA options as in the recipe; the compiler refuses options it lacks."""
-    topology = parse_topology(name)
-    values = stage2_multitask.get_config(topology.chip.kind)
-    tiny = tiny_config.get_config(str(tmp_path))
-    with values.unlocked():
-        values.model, values.data, values.tokenizer = tiny.model, tiny.data, tiny.tokenizer
-        values.mesh.fsdp = 2
-    config = validate(from_config_dict(Config, dict(values.items())))
-    found = candidates.run(Candidate(name, config, topology), str(tmp_path / "step.txt"))
-    assert isinstance(found, Prediction), found
-    on_sparse_cores = 'execution_thread="sparsecore"' in (tmp_path / "step.txt").read_text()
-    assert on_sparse_cores == (topology.chip.kind == "v6e")

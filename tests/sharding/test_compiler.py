@@ -1,4 +1,4 @@
-"""XLA's options of the step: which chip gets which, and that the TPU compiler takes them."""
+"""XLA's options of the step: which chip gets which. `tests/perf/test_plan_compiled.py` has the compiler take them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwenvl_jax.sharding.compiler import compiler_options
+from configs import mesh_v5p
+from qwenvl_jax.sharding.compiler import BESIDE_KERNELS, compiler_options
 
 TPUS = ("TPU v4", "TPU v5p", "TPU v5 lite", "TPU v6 lite")  # JAX's names
 
@@ -46,3 +47,9 @@ def test_the_config_overrules(kind: str) -> None:
     assert found["xla_tpu_scoped_vmem_limit_kib"] == "8192"
     assert found["xla_tpu_enable_async_collective_fusion"] == "false"
     assert set(found) == set(options(kind)) | {"xla_tpu_scoped_vmem_limit_kib"}
+
+
+def test_recipes_choose_what_chips_of_one_core_get() -> None:
+    """Config files import no JAX, so they spell the option."""
+    name, _, value = mesh_v5p.BESIDE_KERNELS.partition("=")
+    assert {name: value == "true"} == BESIDE_KERNELS
