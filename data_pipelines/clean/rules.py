@@ -42,19 +42,28 @@ _HANZI = re.compile(r"[\u4e00-\u9fff]")
 
 
 def special_tags(captions: Sequence[Caption]) -> list[Caption]:
-    """Removes strings that look like a model's or a corpus' special tokens, e.g. `<PERSON>`, `<|endoftext|>`."""
-    return [_with_text(c, _SPECIAL.sub(" ", c.text)) for c in captions]
+    """Removes strings that look like a model's or a corpus' special tokens, e.g. `<PERSON>`, `<|endoftext|>`.
+
+    What is left around one may be a tag in its turn, as in `<a<|endoftext|>>`; it is removed too.
+    """
+    return [_with_text(c, _to_the_end(lambda text: _without_html(_SPECIAL.sub(" ", text)), c.text)) for c in captions]
 
 
 def html_tags(captions: Sequence[Caption]) -> list[Caption]:
     """Removes HTML tags and resolves entities such as `&amp;`; a tag that an entity hid is removed too."""
-    cleaned = []
-    for item in captions:
-        text, before = item.text, None
-        while text != before:
-            before, text = text, _TAG.sub(" ", html.unescape(text))
-        cleaned.append(_with_text(item, text))
-    return cleaned
+    return [_with_text(c, _without_html(c.text)) for c in captions]
+
+
+def _without_html(text: str) -> str:
+    return _to_the_end(lambda text: _TAG.sub(" ", html.unescape(text)), text)
+
+
+def _to_the_end(rewrite: Callable[[str], str], text: str) -> str:
+    """Rewrites a text until nothing changes any more; `rewrite` must shorten what it changes."""
+    before = None
+    while text != before:
+        before, text = text, rewrite(text)
+    return text
 
 
 def white_space(captions: Sequence[Caption]) -> list[Caption]:
@@ -103,7 +112,7 @@ def repeated_sentences(captions: Sequence[Caption]) -> list[Caption]:
 
 
 # Rules that rewrite come before those that drop, so that what a tag hid is judged too. HTML comes first: an entity
-# may hide a special tag, while a space in place of a special tag cannot form HTML.
+# may hide a special tag.
 RULES: tuple[Rule, ...] = (
     html_tags,
     special_tags,

@@ -29,6 +29,7 @@ def texts(captions: list[Caption]) -> list[str]:
         (rules.html_tags, "1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
         (rules.special_tags, "A fox<|endoftext|>.", "A fox ."),
         (rules.special_tags, "<PERSON> runs", "  runs"),
+        (rules.special_tags, "owl<a<|im_end|>> <|a<|b|>|>", "owl   "),
         (rules.special_tags, "<box>(1,2)</box>", " (1,2) "),
         (rules.white_space, "  a \t b\n", "a b"),
     ],
