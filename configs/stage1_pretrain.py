@@ -45,6 +45,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.optimizer = base.optimizer(peak=2e-4, minimum=1e-6, warmup=500, vit_layer_decay=0.95)
     # OpenCLIP ViT-bigG and Qwen-7B, converted by `python -m qwenvl_jax.convert`; the resampler starts fresh.
-    config.init = dict(stage="import", vit=f"{runs}/openclip_bigg", resampler="", decoder=f"{runs}/qwen_7b")
+    config.init = dict(stage="import", vit=f"{runs}/openclip_bigg", resampler="", decoder=f"{runs}/qwen_7b", step=-1)
     config.train = base.train("pretrain", ("vit", "vit_head", "resampler"), 50_000)
     return base.adapt(config, mesh)

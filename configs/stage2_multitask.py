@@ -44,6 +44,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.optimizer = base.optimizer(peak=5e-5, minimum=1e-5, warmup=400, vit_layer_decay=0.95)
     stage1 = f"{runs}/stage1_pretrain"
-    config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1)
+    config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1, step=-1)
     config.train = base.train("multitask", ("vit", "vit_head", "resampler", "decoder"), 19_000)
     return base.adapt(config, mesh)

@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # The ViT is frozen: its layer-wise decay (0 in Table 8) has nothing to act on.
     config.optimizer = base.optimizer(peak=1e-5, minimum=1e-6, warmup=3000, vit_layer_decay=1.0)
     stage2 = f"{runs}/stage2_multitask"
-    config.init = dict(stage="multitask", vit=stage2, resampler=stage2, decoder=stage2)
+    config.init = dict(stage="multitask", vit=stage2, resampler=stage2, decoder=stage2, step=-1)
     # `ln_post` and `proj` stay frozen with the ViT, as in the released fine-tuning; add "vit_head" to train them.
     config.train = base.train("sft", ("resampler", "decoder"), 8000)
     return base.adapt(config, mesh)

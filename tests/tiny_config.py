@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         vit_layer_decay=0.9,
         moments_memory="device",
     )
-    config.init = dict(stage="", vit="", resampler="", decoder="")
+    config.init = dict(stage="", vit="", resampler="", decoder="", step=-1)
     config.train = dict(
         stage="multitask",
         trainable=("vit", "vit_head", "resampler", "decoder"),

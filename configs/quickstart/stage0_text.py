@@ -25,6 +25,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         seed=0,
     )
     config.optimizer = common.optimizer(3e-3, steps)
-    config.init = dict(stage="", vit="", resampler="", decoder="")
+    config.init = dict(stage="", vit="", resampler="", decoder="", step=-1)
     config.train = common.train("text", ("decoder",), steps)
     return config

@@ -25,6 +25,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         seed=1,
     )
     config.optimizer = common.optimizer(1e-3, steps)
-    config.init = dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text")
+    config.init = dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text", step=-1)
     config.train = common.train("pretrain", ("vit", "vit_head", "resampler"), steps)
     return config

@@ -26,6 +26,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.optimizer = common.optimizer(1e-3, steps)
     stage1 = f"{runs}/stage1_pretrain"
-    config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1)
+    config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1, step=-1)
     config.train = common.train("multitask", ("vit", "vit_head", "resampler", "decoder"), steps)
     return config

@@ -29,6 +29,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.optimizer = common.optimizer(5e-4, steps)
     stage2 = f"{runs}/stage2_multitask"
-    config.init = dict(stage="multitask", vit=stage2, resampler=stage2, decoder=stage2)
+    config.init = dict(stage="multitask", vit=stage2, resampler=stage2, decoder=stage2, step=-1)
     config.train = common.train("sft", ("resampler", "decoder"), steps)
     return config

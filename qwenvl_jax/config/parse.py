@@ -1,0 +1,61 @@
+"""From the nested mapping of a config file or of JSON to the dataclasses of the schema, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from qwenvl_jax.runtime.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
+    """Builds the dataclass `cls` from a nested mapping.
+
+    A key may be missing where its field has a default. Keys that are added to the schema get one that means what runs
+    did before, so that older checkpoints and releases can still be read.
+
+    Raises:
+      UserError: on an unknown or missing key (naming the nearest valid one) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise UserError(f"{path} has no key {key!r}{nearest(key, hints)}")
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    missing = [field.name for field in fields if field.name not in values and field.default is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"{path} lacks the key {missing[0]!r}; add it to the config file")
+    return cls(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping) and not hasattr(value, "items"):
+            raise UserError(f"{path} must be a group of keys, not {value!r}")
+        return from_config_dict(typing.cast(type, hint), dict(value.items()), path)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise UserError(f"{path} must be a sequence, not {value!r}")
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The resolved config as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_hash(config: Any) -> str:
+    """Twelve hex digits that change with any value of the config."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
