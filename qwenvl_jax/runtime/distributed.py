@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed as _jax_distributed
+
+from qwenvl_jax.runtime import errors
+from qwenvl_jax.runtime.errors import UserError
+
+_POLL = 2.0  # seconds of one wait for another process; then it is asked again
+_calls = itertools.count()  # exchanges so far: all processes make the same ones in the same order
 
 
 def several_processes(environment: Mapping[str, str]) -> bool:
@@ -35,9 +43,94 @@ def initialize() -> None:
         jax.distributed.initialize()
 
 
+def process_index() -> int:
+    """The number of this process, known before any device is touched."""
+    return _jax_distributed.global_state.process_id
+
+
+def process_count() -> int:
+    """How many processes have joined, known before any device is touched."""
+    return _jax_distributed.global_state.num_processes
+
+
 def is_primary() -> bool:
     """Whether this process writes logs, tables and JSON files."""
-    return jax.process_index() == 0
+    return process_index() == 0
+
+
+def from_primary(function: Callable[[], Any]) -> Any:
+    """What `function` gives on process 0, for all processes: one of them asks the file system, the others are told.
+
+    All processes must call it, in the same order. Nothing runs on a device.
+
+    Args:
+      function: takes nothing and returns a JSON value; called on process 0 alone.
+
+    Raises:
+      UserError, StorageError: what `function` raises on process 0, on every process.
+    """
+    client = _client()
+    if client is None:
+        return json.loads(json.dumps(function()))
+    key = f"qwenvl/{next(_calls)}/primary"
+    if is_primary():
+        try:
+            answer = json.dumps({"value": function()})
+        except BaseException as error:
+            client.key_value_set(key, json.dumps({"error": type(error).__name__, "message": str(error)}))
+            raise
+        client.key_value_set(key, answer)
+    else:
+        answer = _wait_for(client, key)
+    told = json.loads(answer)
+    return told["value"] if "value" in told else _raise(told["error"], told["message"], process=0)
+
+
+def agree(facts: Mapping[str, str]) -> None:
+    """Compares what every process believes; all of them must call it, in the same order.
+
+    Raises:
+      UserError: on every process, naming the first one that differs from process 0, the fact and both values.
+    """
+    if process_count() == 1:
+        return
+    client, key = _client(), f"qwenvl/{next(_calls)}/facts"
+    client.key_value_set(f"{key}/{process_index()}", json.dumps(dict(facts)))
+
+    def compare() -> None:
+        for index in range(process_count()):
+            theirs = json.loads(_wait_for(client, f"{key}/{index}"))
+            for name in [*facts, *(name for name in theirs if name not in facts)]:
+                if theirs.get(name) != facts.get(name):
+                    raise UserError(
+                        f"process {index} differs from process 0 in {name}: {theirs.get(name, 'nothing')} there, "
+                        f"{facts.get(name, 'nothing')} here; start all processes from the same code, config and data"
+                    )
+
+    from_primary(compare)
+
+
+def _client() -> Any:
+    """The connection to the other processes, or None of a single one. JAX keeps it where Orbax takes it from too."""
+    return _jax_distributed.global_state.client if process_count() > 1 else None
+
+
+def _wait_for(client: Any, key: str) -> str:
+    """The value that another process sets, however long it takes."""
+    while True:
+        try:
+            return client.blocking_key_value_get(key, int(1000 * _POLL))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def _raise(kind: str, message: str, process: int) -> NoReturn:
+    """Raises the error of another process as its own type if it is one of ours."""
+    own = getattr(errors, kind, None)
+    if isinstance(own, type) and issubclass(own, Exception):
+        raise own(message)
+    raise UserError(f"process {process} ended with {kind}: {message}; see its output")
 
 
 def gather(value: Any, after: Any) -> list[Any]:

@@ -1,0 +1,74 @@
+"""What processes tell one another without any device: real processes over loopback."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from processes import joined, run
+
+from qwenvl_jax.runtime import distributed
+from qwenvl_jax.runtime.errors import UserError
+
+JOIN = """
+import json, os, sys
+from qwenvl_jax.runtime import distributed
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+distributed.initialize()
+me = distributed.process_index()
+"""
+
+
+def test_one_process_asks_and_all_are_told() -> None:
+    code = JOIN + (
+        "asked = []\n"
+        "def ask():\n"
+        "    asked.append(me)\n"
+        "    return {'step': 30, 'names': ['a', 'ü'], 'none': None, 'by': me}\n"
+        "first, second = distributed.from_primary(ask), distributed.from_primary(lambda: 'x' * 5_000_000)\n"
+        "distributed.agree({'step': str(first['step']), 'size': str(len(second))})\n"
+        "import jax.extend.backend, jax._src.xla_bridge as bridge\n"
+        "print(json.dumps([first, len(second), asked, bridge.backends_are_initialized()]))\n"
+    )
+    ended = run(code, joined(3))
+    told = {"step": 30, "names": ["a", "ü"], "none": None, "by": 0}
+    for index, one in enumerate(ended):
+        assert one.code == 0, one.err
+        assert json.loads(one.out) == [told, 5_000_000, [0] if index == 0 else [], False]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "code"),
+    [("UserError('no such bucket')", "error: no such bucket\n", 2), ("KeyError('x')", "ended with KeyError: 'x'", 2)],
+)
+def test_an_error_of_process_0_is_everybodys(error: str, sentence: str, code: int) -> None:
+    source = JOIN + (f"def ask():\n    raise {error}\nwith exit_on_user_error():\n    distributed.from_primary(ask)\n")
+    first, *others = run(source, joined(3))
+    assert first.code != 0
+    for one in others:
+        assert one.code == code and sentence in one.err, one
+
+
+def test_the_process_that_differs_is_named_to_all() -> None:
+    source = JOIN + (
+        "facts = {'the code': 'abc', 'the config': 'c1'}\n"
+        "if me == 2:\n"
+        "    facts['the config'] = 'c2'\n"
+        "with exit_on_user_error():\n"
+        "    distributed.agree({'the code': 'abc'})\n"
+        "    distributed.agree(facts)\n"
+    )
+    ended = run(source, joined(3))
+    for one in ended:
+        assert one.code == 2, one
+        assert "error: process 2 differs from process 0 in the config: c2 there, c1 here" in one.err
+
+
+def test_one_process_alone_just_asks() -> None:
+    def refuse() -> None:
+        raise UserError("no")
+
+    assert distributed.from_primary(lambda: (1, {"a": None})) == [1, {"a": None}]
+    distributed.agree({"a": "b"})
+    with pytest.raises(UserError, match="no"):
+        distributed.from_primary(refuse)
