@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +32,6 @@ QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "ma
 
 _POINTS = {tags.BOX: 2, tags.QUAD: 4}
 _CLOSING = {tags.BOX: tags.BOX_END, tags.QUAD: tags.QUAD_END}
-_POINT = re.compile(r"\((\d{1,3}),(\d{1,3})\)")
 
 State = Literal["used", "dropped", "corrupt"]
 
@@ -288,8 +286,7 @@ def places_of(spans: Sequence[Span]) -> list[Place]:
         end = number + 1 + len(inner)
         closed = end < len(spans) and spans[end].text == _CLOSING[span.text]
         text, count = "".join(part.text for part in inner), _POINTS[span.text]
-        match = re.fullmatch(",".join([_POINT.pattern] * count), text) if closed else None
-        values = [int(value) for value in match.groups()] if match else []
+        values = (tags.read_points(text, count) if closed else None) or []
         corners = tuple(zip(values[::2], values[1::2], strict=True))
         found.append(Place(number, tuple(images), corners, span.supervised))
     return found

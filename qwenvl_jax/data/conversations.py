@@ -14,11 +14,7 @@ from qwenvl_jax.data import tags
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 _TAG = re.compile(r"<(/?)(img|ref|box|quad)>")
-_POINT = r"\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)"
-_SHAPES = {
-    "box": re.compile(rf"\s*{_POINT}\s*,\s*{_POINT}\s*"),
-    "quad": re.compile(r"\s*" + r"\s*,\s*".join([_POINT] * 4) + r"\s*"),
-}
+_CORNERS = {"box": 2, "quad": 4}
 _KEYS = {"from", "value"}
 _ROLES = ("user", "assistant")
 
@@ -87,18 +83,19 @@ def _around(text: str, match: re.Match[str]) -> str:
 
 
 def _numbers(name: str, inside: str) -> list[int]:
-    match = _SHAPES[name].fullmatch(inside)
-    if match is None:
+    numbers = tags.read_points(inside, _CORNERS[name])
+    if numbers is None:
         form = "(x1,y1),(x2,y2)" if name == "box" else "(x,y),(x,y),(x,y),(x,y)"
-        raise UserError(f"<{name}>{inside[:60]}</{name}> is not of the form <{name}>{form}</{name}>; correct it")
-    numbers = [int(value) for value in match.groups()]
-    tags.check_points(numbers, _SIDE, _SIDE, name)
+        raise UserError(
+            f"<{name}>{inside[:60]}</{name}> is not of the form <{name}>{form}</{name}> with whole numbers from 0 to "
+            "1000; correct it"
+        )
     return numbers
 
 
 def _box(numbers: list[int]) -> list[float]:
     """A box thinner than a thousandth has two equal coordinates; its far edge lies within the same thousandth."""
-    x1, y1, x2, y2 = numbers
+    x1, y1, x2, y2 = (min(value, _SIDE - 1) for value in numbers)  # 1000 is the far edge, which is written 999
     return [x1, y1, x2 + 0.5 * (x1 == x2), y2 + 0.5 * (y1 == y2)]
 
 

@@ -1,13 +1,17 @@
 """The written form of places in an image: `<ref>`, `<box>`, `<quad>` and `<img>`, and coordinates in [0, 1000).
 
 A box is `<box>(x1,y1),(x2,y2)</box>` and a quadrilateral `<quad>(x,y),(x,y),(x,y),(x,y)</quad>`, without spaces, in
-thousandths of the image's width and height (paper, section 3.2 and Box B.1). Nothing here knows a tokenizer.
+thousandths of the image's width and height (paper, section 3.2 and Box B.1). Everything that reads or writes a
+coordinate does it here, so that the rules of docs/data.md hold alike for data, answers and drawings. Nothing here knows
+a tokenizer.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from qwenvl_jax.runtime.errors import UserError
@@ -23,10 +27,30 @@ Box = tuple[int, int, int, int]
 Quad = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
 
 _FIRST_BOX = re.compile(r"\((.*?)\),\((.*?)\)")  # the pattern of the released evaluate_grounding.py
-_POINT = r"\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)"
-_BOX = re.compile(rf"<box>\s*{_POINT}\s*,\s*{_POINT}")
-_QUAD = re.compile(r"<quad>\s*" + r"\s*,\s*".join([_POINT] * 4))
-_REF = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)
+_POINT = r"\(\s*([0-9]{1,3}|1000)\s*,\s*([0-9]{1,3}|1000)\s*\)"
+_POINTS = {corners: r"\s*,\s*".join([_POINT] * corners) for corners in (2, 4)}
+_ALL_POINTS = {corners: re.compile(rf"\s*{points}\s*") for corners, points in _POINTS.items()}
+_BOX = re.compile(rf"<box>\s*{_POINTS[2]}(?=\s*(?:<|\Z))")
+_QUAD = re.compile(rf"<quad>\s*{_POINTS[4]}(?=\s*(?:<|\Z))")
+# A reference ends at its closing tag or, where that is missing, at the next tag, which is not swallowed.
+_REF = re.compile(r"<ref>(.*?)(?:</ref>|(?=</?(?:ref|box|quad|img)>)|\Z)", re.DOTALL)
+
+# A coordinate may leave its image by less than this many pixels: labels are stored rounded.
+ROUNDING = 0.5
+
+
+def normal_form(text: str) -> str:
+    """The one form in which texts are tokenised, cleaned and compared: NFC, as in the released tokenizer.
+
+    Lone surrogates (which UTF-8 cannot hold; broken JSON has them) are replaced by U+FFFD. Paths of files are no text
+    and keep the form that they have.
+    """
+    text = unicodedata.normalize("NFC", text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def to_thousandths(value: float, size: float) -> int:
@@ -39,45 +63,59 @@ def to_thousandths(value: float, size: float) -> int:
 
 
 def to_pixels(box: Sequence[float], width: float, height: float, denominator: float = 1000) -> tuple[float, ...]:
-    """Thousandths `x, y, x, y, ..` to pixels of a `width` x `height` image.
+    """Thousandths `x, y, x, y, ..` to pixels of a `width` x `height` image; 1000 is the far edge.
 
     `denominator` is 1000 as in the released drawing code; the released RefCOCO evaluation divides by 999.
     """
     return tuple(value / denominator * (height if k % 2 else width) for k, value in enumerate(box))
 
 
-def check_points(points: Sequence[float], width: float, height: float, what: str) -> None:
-    """Checks that `x, y, x, y, ..` lie in an image of `width` x `height` pixels, edges included.
+def clip_points(points: Sequence[float], width: float, height: float, what: str) -> list[float]:
+    """`x, y, x, y, ..` in pixels of a `width` x `height` image, moved onto its edge where rounding has left it.
 
     Raises:
-      UserError: for a coordinate that is not a finite number or lies outside; `what` names the shape.
+      UserError: for what is not a finite number, or lies half a pixel or more outside; `what` names the shape.
     """
     if not (_finite(width) and _finite(height) and width > 0 and height > 0):
-        raise UserError(f"an image of {width} x {height} pixels has no place for {what}; correct its size")
+        raise UserError(f"an image of {width!r} x {height!r} pixels has no place for {what}; correct its size")
+    clipped = []
     for k, value in enumerate(points):
         side = height if k % 2 else width
-        if not _finite(value) or not 0 <= value <= side:
+        if not _finite(value):
+            raise UserError(f"{what} {list(points)} must be made of finite numbers, not {value!r}; correct or drop it")
+        if not -ROUNDING < value < side + ROUNDING:
             raise UserError(
                 f"{what} {list(points)} lies outside its image of {width} x {height} pixels; correct or drop it"
             )
+        clipped.append(min(max(value, 0), side))
+    return clipped
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def box_to_text(box: Sequence[float], width: float, height: float) -> str:
     """`[x1, y1, x2, y2]` in pixels to `(x1,y1),(x2,y2)` in thousandths, without the tags.
 
+    A box thinner than a thousandth is written with two equal coordinates.
+
     Raises:
       UserError: if the box is not four numbers, leaves the image, or its corners are not top left, bottom right.
     """
-    if len(box) != 4:
-        raise UserError(f"box {list(box)} must be four numbers [x1, y1, x2, y2]")
-    check_points(box, width, height, "box")
-    x1, y1, x2, y2 = box
+    if isinstance(box, str) or len(box) != 4:
+        raise UserError(f"box {box!r} must be four numbers [x1, y1, x2, y2]")
+    x1, y1, x2, y2 = clip_points(box, width, height, "box")
     if x1 >= x2 or y1 >= y2:
-        raise UserError(f"box {list(box)} is inverted or empty; give the top left and then the bottom right corner")
+        raise UserError(
+            f"box {list(box)} is inverted or empty; give the top left and then the bottom right corner (not a width "
+            "and a height)"
+        )
     left, right = to_thousandths(x1, width), to_thousandths(x2, width)
     top, bottom = to_thousandths(y1, height), to_thousandths(y2, height)
     return f"({left},{top}),({right},{bottom})"
@@ -89,17 +127,29 @@ def quad_to_text(quad: Sequence[Sequence[float]], width: float, height: float) -
     Raises:
       UserError: if there are not four corners of two numbers, or one leaves the image.
     """
-    if len(quad) != 4 or any(len(point) != 2 for point in quad):
-        raise UserError(f"quadrilateral {[list(p) for p in quad]} must be four [x, y] corners")
-    check_points([value for point in quad for value in point], width, height, "quadrilateral")
-    return ",".join(f"({to_thousandths(x, width)},{to_thousandths(y, height)})" for x, y in quad)
+    if isinstance(quad, str) or len(quad) != 4 or any(isinstance(point, str) or len(point) != 2 for point in quad):
+        raise UserError(f"quadrilateral {quad!r} must be four [x, y] corners")
+    points = clip_points([value for point in quad for value in point], width, height, "quadrilateral")
+    corners = zip(points[::2], points[1::2], strict=True)
+    return ",".join(f"({to_thousandths(x, width)},{to_thousandths(y, height)})" for x, y in corners)
+
+
+def read_points(text: str, corners: int) -> list[int] | None:
+    """The coordinates `x, y, x, y, ..` of a text that is the inside of a box (2 corners) or quadrilateral (4).
+
+    Returns:
+      Thousandths from 0 to 1000, which means the far edge; None if the text is anything else. White space between
+      the signs is borne.
+    """
+    match = _ALL_POINTS[corners].fullmatch(text)
+    return [int(value) for value in match.groups()] if match else None
 
 
 def first_box(text: str) -> tuple[float, float, float, float]:
     """The first box of an answer, read as the released evaluate_grounding.py does.
 
     Only the first match of `(..),(..)` counts, the answer starts inside `<box>`, and whatever does not read as two
-    pairs of numbers is the zero box, which overlaps nothing.
+    pairs of finite numbers is the zero box, which overlaps nothing.
     """
     match = _FIRST_BOX.search(text)
     if match is None:
@@ -108,15 +158,23 @@ def first_box(text: str) -> tuple[float, float, float, float]:
         (x1, y1), (x2, y2) = ([float(value) for value in side.split(",")] for side in match.groups())
     except ValueError:
         return (0.0, 0.0, 0.0, 0.0)
-    return (x1, y1, x2, y2)
+    return (x1, y1, x2, y2) if all(map(math.isfinite, (x1, y1, x2, y2))) else (0.0, 0.0, 0.0, 0.0)
+
+
+def parse_refs(text: str) -> list[str]:
+    """What stands in every `<ref>` of an answer, in order.
+
+    A reference ends at `</ref>` or, where that is missing, where the next tag begins or the answer ends.
+    """
+    return [match.group(1) for match in _REF.finditer(text)]
 
 
 def parse_boxes(text: str) -> list[tuple[str, list[Box]]]:
     """All boxes of an answer with the reference before them: `[(ref, [(x1, y1, x2, y2), ..]), ..]` in thousandths.
 
     The boxes that directly follow one `</ref>` share it, as multi-box references are written; a box without one
-    gets "". References without boxes are left out, malformed boxes are skipped and the closing tag may be missing
-    (an answer cut off by its length).
+    gets "". References without boxes are left out, malformed boxes are skipped and closing tags may be missing
+    (an answer cut off by its length). Coordinates are as written, 1000 too, and so is the order of the corners.
     """
     return [(ref, [(n[0], n[1], n[2], n[3]) for n in found]) for ref, found in _parse(text, _BOX)]
 
@@ -135,8 +193,8 @@ def _parse(text: str, shape: re.Pattern[str]) -> list[tuple[str, list[tuple[int,
     refs = [(match.end(), match.group(1).strip()) for match in _REF.finditer(text)]
     for match in shape.finditer(text):
         numbers = tuple(int(value) for value in match.groups())
-        before = [(end, ref) for end, ref in refs if end <= match.start()]
-        end, ref = before[-1] if before else (0, "")
+        before = bisect.bisect_right(refs, match.start(), key=lambda found: found[0])
+        end, ref = refs[before - 1] if before else (0, "")
         gap = text[end : match.start()]
         # Between a reference and its shape only other shapes may stand; ordinary words end its reach.
         if before and not re.sub(r"<(box|quad)>[\d\s(),]*(</\1>)?", "", gap).strip():

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import importlib.util
 import io
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -102,7 +101,7 @@ class Tokenizer(abc.ABC):
         """UTF-8 bytes of ordinary ids; may end inside a character."""
 
     def _encode_array(self, text: str) -> np.ndarray:
-        ids = np.asarray(self._encode(normalize(text)), np.int32)
+        ids = np.asarray(self._encode(tags.normal_form(text)), np.int32)
         ids.flags.writeable = False  # shared by everyone who asks for the same text
         return ids
 
@@ -112,7 +111,7 @@ class Tokenizer(abc.ABC):
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` in NFC, all below `special.first`, whatever special tokens the text spells out."""
-        return self._encode(normalize(text))
+        return self._encode(tags.normal_form(text))
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = True) -> str:
         """The text of `ids`; special tokens in their written form, or dropped if not `keep_special`.
@@ -134,16 +133,6 @@ class Tokenizer(abc.ABC):
                 parts.append("\ufffd".encode())
         parts.append(self._bytes(ordinary))
         return b"".join(parts).decode("utf-8", "replace")
-
-
-def normalize(text: str) -> str:
-    """NFC, with lone surrogates (which UTF-8 cannot hold; broken JSON has them) replaced by U+FFFD."""
-    text = unicodedata.normalize("NFC", text)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 class QwenTokenizer(Tokenizer):
@@ -292,7 +281,9 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: epath.PathL
       UserError: if there is no text, or `vocab_size` has no room for bytes and special tokens.
     """
     pieces = vocab_size - len(tags.CONTROL_TAGS) - len(tags.IMAGE_TAGS)
-    lines = [line for text in texts for line in normalize(text).replace(_SPACE, " ").splitlines() if line.strip()]
+    lines = [
+        line for text in texts for line in tags.normal_form(text).replace(_SPACE, " ").splitlines() if line.strip()
+    ]
     if not lines:
         raise UserError("there is no text to train a vocabulary from; give some records with text")
     room = pieces - 257  # the unknown piece and 256 bytes
