@@ -1,8 +1,9 @@
-"""Errors that a user can cause, and how a command ends on one.
+"""Errors that a user can cause or has to mend, and how a command ends on one.
 
-A mistake in a flag, a config, a file or a record is a `UserError`: one sentence that says what is wrong and
-what to do. Every main runs inside `exit_on_user_error`, so that such a mistake ends with that sentence on
-stderr and exit code 2, never with a traceback from deep inside. Anything else is a bug and keeps its traceback.
+A mistake in a flag, a config, a file or a record is a `UserError`: one sentence that says what is wrong and what to do.
+Storage that cannot be reached is a `StorageError`. Every main runs inside `exit_on_user_error`, so that such a mistake
+ends with that sentence on stderr and exit code 2, never with a traceback from deep inside. Anything else is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ import contextlib
 import difflib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
     """A mistake in the user's input. The message is one sentence: what is wrong and what to do."""
+
+
+class StorageError(Exception):
+    """Storage that did not answer, or answered wrongly, for as long as it was asked again; one sentence.
+
+    Not a `UserError`: nothing is wrong with what was read, so it never counts as a corrupt sample.
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -32,11 +41,17 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns `UserError`, a full disk and a forbidden path into one line on stderr and exit code 2."""
+    """Turns `UserError`, `StorageError`, a full disk and a forbidden path into one line on stderr and exit code 2.
+
+    Ctrl-C ends a command with one line as well, and with the exit code that a shell reports for it.
+    """
     try:
         yield
-    except UserError as error:
+    except (UserError, StorageError) as error:
         message = str(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:
         where = error.filename or "the output"
         if error.errno in _FULL:
