@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.record_content import THOUSANDTHS
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 _TAG = re.compile(r"<(/?)(img|ref|box|quad)>")
@@ -19,7 +20,7 @@ _KEYS = {"from", "value"}
 _ROLES = ("user", "assistant")
 
 # Places are in thousandths already. Said to be pixels of a picture with such sides, they come out as they went in.
-_SIDE = 1000
+_SIDE = THOUSANDTHS
 
 
 def parse_conversation(turns: Any) -> tuple[dict[str, Any], list[str]]:

@@ -18,7 +18,7 @@ from etils import epath
 from qwenvl_jax.data.conversations import parse_conversation
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.image import read_encoded
-from qwenvl_jax.data.records import CONTENT_KEYS, check_record
+from qwenvl_jax.data.record_content import CONTENT_KEYS, check_record
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.runtime.errors import UserError, nearest
 

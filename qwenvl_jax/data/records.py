@@ -24,7 +24,8 @@ from google.protobuf.message import DecodeError
 # Not where it is used: TFDS swaps Python's import while it is imported, and threads that read would block one another.
 from tensorflow_datasets.proto import tf_example_pb2
 
-from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.data.record_content import check_record
+from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError, nearest
 
@@ -32,18 +33,6 @@ MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 TEXT_FIELDS = ("id", "task", "source", "language", "license")
 FEATURES = (*TEXT_FIELDS, "images", "content")
-
-# The keys that a task's content must have; schema.Record describes their values.
-CONTENT_KEYS: dict[str, tuple[str, ...]] = {
-    "caption": ("caption",),
-    "vqa": ("question", "answer"),
-    "grounding": ("segments", "width", "height"),
-    "ref_grounding": ("phrase", "box", "width", "height"),
-    "grounded_caption": ("box", "description", "width", "height"),
-    "ocr": ("lines", "width", "height"),
-    "text": (),  # see check_record
-    "dialogue": ("turns",),
-}
 
 # One record per chunk, so that reading one decodes one; the images inside are compressed already.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
@@ -63,27 +52,6 @@ class Shard:
     tasks: dict[str, int]
     languages: dict[str, int]
     licenses: dict[str, int]
-
-
-def check_record(record: Record) -> Record:
-    """Checks task, texts, images and content keys; boxes are checked where they are written out (`formats`).
-
-    Raises:
-      UserError: naming the record.
-    """
-    if record.task not in TASKS:
-        raise UserError(f"record {record.id!r} has the unknown task {record.task!r}{nearest(record.task, TASKS)}")
-    for field in ("id", "source", "language", "license"):
-        if not getattr(record, field):
-            raise UserError(f"record {record.id!r} of {record.source!r} has no {field}; every record needs one")
-    missing = [key for key in CONTENT_KEYS[record.task] if key not in record.content]
-    if missing:
-        raise UserError(f"record {record.id!r} of task {record.task!r} lacks {', '.join(missing)} in its content")
-    if record.task == "text" and "text" not in record.content and not {"task", "words"} <= record.content.keys():
-        raise UserError(f"record {record.id!r} of task 'text' has neither a text nor a picture made of words")
-    if record.task not in ("text", "dialogue") and len(record.images) != 1:
-        raise UserError(f"record {record.id!r} of task {record.task!r} has {len(record.images)} images instead of one")
-    return record
 
 
 def encode_record(record: Record) -> bytes:
@@ -107,18 +75,16 @@ def decode_record(payload: bytes) -> Record:
     """The inverse of `encode_record`; images stay encoded.
 
     Raises:
-      UserError: if the bytes are no record or its task is unknown.
+      UserError: if the bytes are no record, or it is not well formed (`check_record`).
     """
     try:
         fields = tf_example_pb2.Example.FromString(payload).features.feature
         texts = {name: fields[name].bytes_list.value[0].decode() for name in TEXT_FIELDS}
         content = json.loads(fields["content"].bytes_list.value[0].decode("utf-8", "surrogatepass"))
         record = Record(images=tuple(fields["images"].bytes_list.value), content=content, **texts)
-    except (DecodeError, IndexError, ValueError) as error:
+    except (DecodeError, IndexError, ValueError, RecursionError) as error:
         raise UserError(f"these bytes are not a record ({error}); write the record files again") from None
-    if record.task not in TASKS:
-        raise UserError(f"record {record.id!r} has the unknown task {record.task!r}{nearest(record.task, TASKS)}")
-    return record
+    return check_record(record)
 
 
 def write_shard(

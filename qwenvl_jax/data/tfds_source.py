@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qwenvl_jax.data.records import FEATURES, check_record, decode_record, tfds_features
+from qwenvl_jax.data.records import FEATURES, decode_record, tfds_features
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime.errors import UserError, nearest
 
@@ -66,7 +66,7 @@ class TfdsReader:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            record = check_record(decode_record(self._source[int(index)]))
+            record = decode_record(self._source[int(index)])
         except UserError as error:
             raise UserError(f"{self._name}, record {index}: {error}") from None
         if record.task != self._task:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qwenvl_jax.data.examples import Tokens, make_example, make_prompt, tokenize_pieces
 from qwenvl_jax.data.formats import chat_pieces, prompt_pieces, training_pieces
-from qwenvl_jax.data.records import check_record
+from qwenvl_jax.data.record_content import check_record
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError

@@ -126,7 +126,9 @@ def test_a_first_turn_of_the_assistant_is_dropped() -> None:
 
 
 def turn(value: str, role: str = "user") -> dict[str, Any]:
-    return {"conversations": [{"from": role, "value": value}]}
+    """A conversation of this turn, answered if it is the user's."""
+    answer = [{"from": "assistant", "value": "Yes."}] * (role == "user")
+    return {"conversations": [{"from": role, "value": value}, *answer]}
 
 
 SIZE = {"width": 28, "height": 28}
@@ -166,7 +168,13 @@ SIZE = {"width": 28, "height": 28}
         ("vqa", {"task": "caption", "image": "a.png", "caption": "a"}, "task 'caption', but the source is for 'vqa'"),
         ("ref_grounding", {"image": "a.png", "phrase": "a", "box": [0, 0, 29, 9], **SIZE}, "outside its image"),
         ("ref_grounding", {"image": "a.png", "phrase": "a", "box": [0, 0, "9", 9], **SIZE}, "finite numbers, not '9'"),
-        ("grounding", {"image": "a.png", "segments": ["a"], **SIZE}, "content that does not fit"),
+        ("grounding", {"image": "a.png", "segments": ["a"], **SIZE}, "'segments' must list objects, not a text"),
+        ("dialogue", {"conversations": turn("hi")["conversations"][:1]}, "no turn is the assistant's"),
+        (
+            "dialogue",
+            {"conversations": [*turn("hi")["conversations"][:1], {"from": "assistant", "value": " "}]},
+            "nothing",
+        ),
         ("caption", [1], "not a JSON object"),
     ],
 )

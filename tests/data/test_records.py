@@ -198,3 +198,54 @@ def test_reading_imports_nothing(record_folders: Path) -> None:
     root = Path(records.__file__).parents[2]
     found = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def content_of(task: str, **changes: object) -> Record:
+    sample = make_record(task, 0)
+    return dataclasses.replace(sample, content={**sample.content, **changes})
+
+
+ASKED = {"role": "user", "parts": [{"text": "Hi"}]}
+TEACH_NOTHING = [
+    (content_of("caption", caption=None), "'caption' must be a text, not nothing"),
+    (content_of("caption", caption=" \n"), "'caption' is empty"),
+    (content_of("caption", caption=["a dog"]), "'caption' must be a text, not a list"),
+    (content_of("vqa", answer=""), "'answer' is empty"),
+    (content_of("vqa", question=7), "'question' must be a text, not a number"),
+    (content_of("ref_grounding", phrase=None), "'phrase' must be a text"),
+    (content_of("grounded_caption", description=""), "'description' is empty"),
+    (content_of("grounded_caption", ref=3), "'ref' must be a text"),
+    (content_of("grounding", segments=[]), "'segments' is empty"),
+    (content_of("grounding", segments=[{"text": " "}, {"text": ""}]), "say nothing"),
+    (content_of("grounding", segments=[{"text": None}]), "'text' must be a text"),
+    (content_of("grounding", segments=[{"text": "", "boxes": [[1, 1, 2, 2]]}]), "'text' is empty"),
+    (content_of("ocr", lines=[]), "'lines' is empty"),
+    (content_of("ocr", lines=[{"text": "", "quad": [[1, 1]] * 4}]), "'text' is empty"),
+    (content_of("text", text=""), "'text' is empty"),
+    (dataclasses.replace(make_record("text", 0), content={"task": "caption", "words": "dog", "caption": ""}), "empty"),
+    (dataclasses.replace(make_record("text", 0), content=["text"]), "is a list instead of an object"),  # type: ignore[arg-type]
+    (content_of("dialogue", turns=["hello"]), "'turns' must list objects, not a text"),
+    (content_of("dialogue", turns=[ASKED]), "no turn is the assistant's"),
+    (content_of("dialogue", turns=[ASKED, {"role": "assistant", "parts": []}]), "says nothing"),
+    (content_of("dialogue", turns=[ASKED, {"role": "assistant", "parts": [{"text": None}]}]), "must be a text"),
+    (content_of("dialogue", sizes=[[28]]), r"\[width, height\]"),
+]
+
+
+@pytest.mark.parametrize(("sample", "message"), TEACH_NOTHING)
+def test_records_that_teach_nothing_are_neither_written_nor_read(sample: Record, message: str) -> None:
+    """Nor ones whose texts are none: JSON's null would be taught as the word None."""
+    with pytest.raises(UserError, match=message):
+        encode_record(sample)
+    good = make_record(sample.task, 0)
+    example = tf_example_pb2.Example.FromString(encode_record(good))
+    example.features.feature["content"].bytes_list.value[0] = json.dumps(sample.content).encode()
+    with pytest.raises(UserError, match=f"record '{good.id}'.*{message}"):
+        decode_record(example.SerializeToString())
+
+
+def test_a_record_nested_too_deeply_is_none() -> None:
+    example = tf_example_pb2.Example.FromString(encode_record(make_record("text", 0)))
+    example.features.feature["content"].bytes_list.value[0] = b"[" * 100_000
+    with pytest.raises(UserError, match="not a record"):
+        decode_record(example.SerializeToString())
