@@ -221,6 +221,17 @@ def _released_tokenizer() -> QwenTokenizer:
     return QwenTokenizer(parse_ranks(payload, path))
 
 
+def vocabulary_digest(config: TokenizerConfig) -> str:
+    """sha256 of the vocabulary's file: equal for the same vocabulary at another path.
+
+    Raises:
+      UserError: if the file is missing.
+    """
+    if config.kind == "qwen" and not config.path:
+        return QWEN_SHA256  # `load_tokenizer` compares it
+    return hashlib.sha256(_read(config.path, "correct config.tokenizer.path")).hexdigest()
+
+
 def packaged_qwen_vocabulary() -> epath.Path:
     """Path of `qwen.tiktoken` in the installed `dashscope` package, without importing that.
 

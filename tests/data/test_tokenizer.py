@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from qwenvl_jax.config import TokenizerConfig
 from qwenvl_jax.data import tags
 from qwenvl_jax.data import tokenizer as tokenizer_module
-from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer, packaged_qwen_vocabulary, train_sentencepiece
+from qwenvl_jax.data.tokenizer import (
+    QWEN_SHA256,
+    Tokenizer,
+    load_tokenizer,
+    packaged_qwen_vocabulary,
+    train_sentencepiece,
+    vocabulary_digest,
+)
 from qwenvl_jax.runtime.errors import UserError
 
 from .record_samples import SENTENCES
@@ -182,3 +189,12 @@ def test_a_changed_packaged_vocabulary_is_refused(tmp_path: Path, monkeypatch: p
         load_tokenizer(TokenizerConfig("qwen", ""))
     tokenizer_module._released_tokenizer.cache_clear()
     assert load_tokenizer(TokenizerConfig("qwen", str(changed))).vocab_size == 151860  # a named file is taken as it is
+
+
+def test_a_vocabulary_is_known_by_its_bytes_wherever_it_lies(tmp_path: Path) -> None:
+    train_sentencepiece(["a dog and a bird", "two cats"] * 20, 330, tmp_path / "a.model")
+    (tmp_path / "b.model").write_bytes((tmp_path / "a.model").read_bytes())
+    train_sentencepiece(["other words", "of other things"] * 20, 330, tmp_path / "c.model")
+    a, b, c = (vocabulary_digest(TokenizerConfig("sentencepiece", str(tmp_path / f"{name}.model"))) for name in "abc")
+    assert a == b != c
+    assert vocabulary_digest(TokenizerConfig("qwen", "")) == QWEN_SHA256
