@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.gcs_server import gcs, gcs_environment, gcs_server
+
+__all__ = ["gcs", "gcs_environment", "gcs_server"]
 
 
 @pytest.fixture(scope="session")

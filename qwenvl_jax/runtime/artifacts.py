@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 
 def write_bytes(path: epath.PathLike, payload: bytes) -> None:
-    """Writes `payload` under a temporary name in the same folder, then renames it to `path`."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        temporary.write_bytes(payload)
-        temporary.rename(path) if not path.exists() else temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Writes `payload` whole or not at all; see `storage.write_bytes`."""
+    storage.write_bytes(path, payload)
 
 
 @contextlib.contextmanager
 def undone_on_failure(folder: epath.PathLike) -> Iterator[None]:
     """Removes whatever the block has put into `folder`, and the folder if it made that, should the block fail."""
     folder = epath.Path(folder)
-    before = {path.name for path in folder.iterdir()} if folder.exists() else None
+    before = storage.names(folder) if storage.is_folder(folder) else None
     try:
         yield
     except BaseException:
         if before is None:
-            if folder.exists():
-                folder.rmtree()
+            storage.remove(folder)
         else:
-            for path in list(folder.iterdir()):
-                if path.name not in before:
-                    path.rmtree() if path.is_dir() else path.unlink()
+            for name in set(storage.names(folder)) - set(before):
+                storage.remove(folder / name)
         raise
 
 
@@ -61,10 +50,9 @@ def read_json(path: epath.PathLike) -> Any:
     Raises:
       UserError: if the file is missing or is not JSON.
     """
-    path = epath.Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(storage.read_bytes(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # JSON's own, and that of bytes that are no UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); write it again") from None
