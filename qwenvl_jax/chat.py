@@ -1,6 +1,6 @@
 """Talks to a checkpoint in the terminal.
 
-    python -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft [--image=photo.jpg]
+    python -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft [--step=400] [--image=photo.jpg]
 
 Commands: `/image PATH` shows a picture with the next question, `/reset` starts anew, `/quit` ends. Boxes in an answer
 are drawn on the picture shown last, into a PNG under --boxes. Lines can also come from a pipe.
@@ -8,8 +8,11 @@ are drawn on the picture shown last, into a PNG under --boxes. Lines can also co
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+import unicodedata
+import urllib.parse
 from collections.abc import Iterable, Iterator
 
 from absl import flags, logging
@@ -20,31 +23,83 @@ from qwenvl_jax.data.image import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.evaluation.report.pictures import draw_boxes
-from qwenvl_jax.runtime import commandline
-from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.runtime import commandline, storage
+from qwenvl_jax.runtime.errors import StorageError, UserError, exit_on_user_error
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, best of stage 3.")
+_STEP = flags.DEFINE_integer("step", -1, "Which checkpoint of it; -1: the newest.", lower_bound=-1)
 _IMAGE = flags.DEFINE_multi_string("image", [], "A picture for the first question; may be repeated.")
 _BOXES = flags.DEFINE_string("boxes", "chat_boxes", "Folder for PNGs with the boxes of answers.")
 _MAX_NEW = flags.DEFINE_integer("max_new", 128, "Tokens of an answer at most.", lower_bound=1)
 
 _TAGS = re.compile(r"</?(?:ref|box|quad)>|<\|[a-z_]+\|>")
+_ESCAPED = re.compile(r"\\(.)")
+# They write backwards what follows.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def show(conversation: Conversation, path: str) -> None:
-    """Adds the picture at `path`; says what is wrong with one that is not, and goes on."""
+def printable(text: str) -> str:
+    """The text without anything that a terminal obeys: control characters and turned writing become U+FFFD."""
+    return "".join(
+        "\ufffd" if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or c in _TURNING else c for c in text
+    )
+
+
+def spellings(written: str) -> list[str]:
+    """The paths that a line may mean, likeliest first: as it is, as a shell would read it, as a `file://` address.
+
+    A terminal pastes a dropped file in quotes or with a backslash before its spaces, a browser as an address.
+    """
+    if written.startswith("file://"):
+        return [urllib.parse.unquote(urllib.parse.urlsplit(written).path)]
+    found = [written]
+    if len(written) > 1 and written[0] == written[-1] and written[0] in "'\"":
+        found.append(written[1:-1])
+    elif "\\" in written:
+        found.append(_ESCAPED.sub(r"\1", written))
+    return found
+
+
+def read_picture(written: str) -> bytes:
+    """The bytes of the file that a line names.
+
+    Raises:
+      UserError: if it is an address of the web or a folder, or there is none.
+    """
+    if re.match(r"(?i)https?://", written):
+        raise UserError("it is an address of the web; download the picture and name the file")
+    for spelling in spellings(written):
+        try:
+            path = storage.path(spelling)
+            if storage.is_folder(path):
+                raise UserError("it is a folder; name one picture in it")
+            return storage.read_bytes(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(error.strerror or str(error)) from None
+        except (ValueError, RuntimeError) as error:  # a zero byte; `~` of somebody who is not here
+            raise UserError(str(error)) from None
+    raise UserError("there is no such file")
+
+
+def show(conversation: Conversation, written: str) -> None:
+    """Adds the picture that a line names; says what is wrong with one that is not, and goes on."""
     try:
-        conversation.add_image(epath.Path(path).expanduser().read_bytes())
-    except (OSError, UserError) as error:
-        print(f"{path} is not used: {getattr(error, 'strerror', None) or error}", flush=True)
+        conversation.add_image(read_picture(written))
+    except (UserError, StorageError) as error:
+        _say(f"{written} is not used: {error}")
     else:
-        print(f"{path} goes with your next question", flush=True)
+        _say(f"{written} goes with your next question")
 
 
-def talk(conversation: Conversation, lines: Iterable[str], folder: epath.Path, train_length: int) -> None:
-    """Answers every line until the lines or the user end it."""
-    drawn, warned = 0, False
+def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.Path, train_length: int) -> None:
+    """Answers every line until the lines or the user end it. None is a line that is no text."""
+    drawn, warned, forgotten = 0, False, 0
     for line in lines:
+        if line is None:
+            _say("this line is not UTF-8 and is not used")
+            continue
         text = line.strip()
         command, _, rest = text.partition(" ")
         if not text:
@@ -53,60 +108,76 @@ def talk(conversation: Conversation, lines: Iterable[str], folder: epath.Path, t
             return
         if command == "/reset":
             conversation.reset()
-            print("a new conversation", flush=True)
+            forgotten = 0
+            _say("a new conversation")
         elif command == "/image":
-            show(conversation, rest.strip()) if rest.strip() else print("say which: /image PATH", flush=True)
+            show(conversation, rest.strip()) if rest.strip() else _say("say which: /image PATH")
         elif command.startswith("/"):
-            print(f"{command} is no command; there are /image PATH, /reset and /quit", flush=True)
+            _say(f"{command} is no command; there are /image PATH, /reset and /quit")
         else:
             answer = conversation.ask(text)
-            print(f"model: {_TAGS.sub('', answer.text).strip()}", flush=True)
+            _say(f"model: {_TAGS.sub('', answer.text).strip()}")
             if answer.boxes and answer.image is not None:
                 drawn += 1
-                print(f"       boxes drawn in {_draw(answer, folder / f'answer_{drawn:03d}.png')}", flush=True)
+                _say(f"       boxes drawn in {_draw(answer, folder / f'answer_{drawn:03d}.png')}")
+            if answer.forgotten > forgotten:
+                _say(f"       (the talk is long: the first {answer.forgotten} questions are forgotten)")
+                forgotten = answer.forgotten
             if answer.tokens > train_length and not warned:
                 warned = True
-                print(
-                    f"       (longer than the {train_length} tokens it was trained on; /reset starts anew)", flush=True
-                )
+                _say(f"       (longer than the {train_length} tokens it was trained on; /reset starts anew)")
+
+
+def _say(text: str) -> None:
+    print(printable(text), flush=True)
 
 
 def _draw(answer: Answer, path: epath.Path) -> epath.Path:
     assert answer.image is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        draw_boxes(decode_image(answer.image), answer.boxes).save(file, format="PNG")
+    buffer = io.BytesIO()
+    draw_boxes(decode_image(answer.image), answer.boxes).save(buffer, format="PNG")
+    storage.write_bytes(path, buffer.getvalue())
     return path
 
 
-def _typed() -> Iterator[str]:
-    """Lines of the terminal with a prompt, or of a pipe without."""
+def _typed() -> Iterator[str | None]:
+    """Lines of the terminal with a prompt, or of a pipe without; None for bytes that are not UTF-8."""
     if not sys.stdin.isatty():
-        yield from sys.stdin
+        for line in sys.stdin.buffer:
+            try:
+                yield line.decode()
+            except UnicodeDecodeError:
+                yield None
         return
-    try:
-        while True:
+    while True:
+        try:
             yield input("you: ")
-    except (EOFError, KeyboardInterrupt):
-        print()
+        except UnicodeDecodeError:
+            yield None
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
 
 
 def main(argv: list[str]) -> None:
     """Runs what the flags say."""
     logging.set_verbosity(logging.ERROR)  # the checkpoint library reports every file
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows ? for what it cannot
     with exit_on_user_error():
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
         if not _WORKDIR.value:
             raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
-        params, config, step = restore.load_params(_WORKDIR.value)
+        wanted = None if _STEP.value < 0 else _STEP.value
+        params, config, step = restore.load_params(_WORKDIR.value, step=wanted)
         conversation = Conversation(params, config, load_tokenizer(config.tokenizer), max_new=_MAX_NEW.value)
-        print(f"{config.model.name}, step {step} of {_WORKDIR.value}; /image PATH, /reset, /quit", flush=True)
+        _say(f"{config.model.name}, step {step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
         if config.train.stage not in ("sft", restore.IMPORT):
-            print(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)", flush=True)
+            _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")
         for path in _IMAGE.value:
             show(conversation, path)
-        talk(conversation, _typed(), epath.Path(_BOXES.value), config.data.sequence_length)
+        talk(conversation, _typed(), storage.path(_BOXES.value), config.data.sequence_length)
 
 
 if __name__ == "__main__":

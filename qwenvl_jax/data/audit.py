@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import flags
-from etils import epath
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +21,7 @@ from rich.text import Text
 from qwenvl_jax.config import Config, from_config_dict, validate
 from qwenvl_jax.data.audit_page import page
 from qwenvl_jax.data.audit_samples import audit
-from qwenvl_jax.runtime import artifacts, commandline
+from qwenvl_jax.runtime import artifacts, commandline, storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 _CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
         found = audit(config, _SAMPLES.value, _SHOWN.value, verify=_VERIFY.value)
         shown = page(found, config)
         show(found.numbers)
-        folder = epath.Path(_OUTPUT.value)
+        folder = storage.path(_OUTPUT.value)
         artifacts.write_json(folder / "audit.json", found.numbers)
         artifacts.write_text(folder / "audit.html", shown)
         print(f"{folder / 'audit.html'}")

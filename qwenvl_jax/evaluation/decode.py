@@ -61,30 +61,56 @@ def generate(
         raise UserError(f"max_new {max_new} must be at least 1 and min_new {min_new} between 0 and max_new")
     if any(len(prompt.tokens_L) == 0 for prompt in prompts):
         raise UserError("a prompt without any token cannot be continued; give it some text or an image")
-    stops = tuple(sorted({int(i) for i in (stop_ids if stop_ids is not None else (tokenizer.special.eot,))}))
     rows = min(batch_size, len(prompts))
     answers: list[list[int]] = [[] for _ in prompts]
-    for group in _groups(prompts, rows):
-        batch = _pad([prompts[i] for i in group], rows, model.resampler.queries)
-        features_FD = None
-        if len(batch.images_IHWC):
-            features_FD = _encode(params, model, compute, batch.images_IHWC)
-        new_BM = np.asarray(
-            _continue(
-                params, model, compute, batch.tokens_BL, batch.length_B, batch.image_slot_BL, features_FD,
-                jnp.int32(min_new), max_new=max_new, stops=stops,
-            )
+    sizes = [(len(prompt.tokens_L), len(prompt.images_IHWC)) for prompt in prompts]
+    for group in group_by_length(sizes, rows):
+        new = generate_batch(
+            params, model, compute, tokenizer, [prompts[i] for i in group], rows,
+            max_new=max_new, min_new=min_new, stop_ids=stop_ids,
         )  # fmt: skip
-        for row, i in enumerate(group):
-            answers[i] = [int(token) for token in new_BM[row] if token >= 0]
+        for i, ids in zip(group, new, strict=True):
+            answers[i] = ids
         if progress is not None:
             progress(len(group))
     return answers
 
 
-def _groups(prompts: Sequence[Prompt], rows: int) -> Iterator[list[int]]:
-    """Indices of prompts to decode together: neighbours in length."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens_L), len(prompts[i].images_IHWC), i))
+def generate_batch(
+    params: qwen_vl.Params,
+    model: ModelConfig,
+    compute: ComputeConfig,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    rows: int,
+    *,
+    max_new: int,
+    min_new: int = 0,
+    stop_ids: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """The continuations of prompts that are decoded together, at most `rows` of them; as `generate`, unchecked."""
+    stops = tuple(sorted({int(i) for i in (stop_ids if stop_ids is not None else (tokenizer.special.eot,))}))
+    batch = _pad(prompts, rows, model.resampler.queries)
+    features_FD = None
+    if len(batch.images_IHWC):
+        features_FD = _encode(params, model, compute, batch.images_IHWC)
+    new_BM = np.asarray(
+        _continue(
+            params, model, compute, batch.tokens_BL, batch.length_B, batch.image_slot_BL, features_FD,
+            jnp.int32(min_new), max_new=max_new, stops=stops,
+        )
+    )  # fmt: skip
+    return [[int(token) for token in new_BM[row] if token >= 0] for row in range(len(prompts))]
+
+
+def group_by_length(sizes: Sequence[tuple[int, int]], rows: int) -> Iterator[list[int]]:
+    """Indices of prompts to decode together: neighbours in length.
+
+    Args:
+      sizes: (tokens, images) of every prompt.
+      rows: of a group at most.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: (*sizes[i], i))
     for start in range(0, len(order), max(1, rows)):
         yield order[start : start + rows]
 

@@ -3,179 +3,278 @@
 Under the output folder:
   predictions/<checkpoint>/<task>.jsonl   one line per question: the answer and what it was compared with
   predictions/<checkpoint>/<task>.json    its figures, and the fingerprint of what they belong to
-  scores.json                             {checkpoint: {figure: value}}, the figures of `config.SCORE_KEYS`
+  predictions/<checkpoint>/<task>.parts   answers of a task that is not finished
+  scores.json                             {checkpoint: {figure: value}}, see `config.HEADLINES`
   evaluation.json                         the resolved config
 
-Every file is written whole or not at all. A run that was interrupted keeps the tasks that are finished, and a task is
-only reused where checkpoint, records and settings are the same.
+Every file is written whole or not at all. A run that was interrupted goes on where it stopped, and answers are only
+reused where checkpoint, records and settings are the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from qwenvl_jax.checkpoint import restore
-from qwenvl_jax.config import Config, config_hash, to_dict
-from qwenvl_jax.data.examples import make_prompt
+from qwenvl_jax.config import config_hash, to_dict
 from qwenvl_jax.data.records import RecordReader
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
-from qwenvl_jax.evaluation.config import SCORE_KEYS, CheckpointConfig, EvalConfig, TaskConfig
-from qwenvl_jax.evaluation.decode import generate
+from qwenvl_jax.evaluation.answers import Answers, finished
+from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.decode import generate_batch, group_by_length
+from qwenvl_jax.evaluation.metrics.cider import check_tokenisation
+from qwenvl_jax.evaluation.questions import Asked, QuestionSet
 from qwenvl_jax.evaluation.tasks.registry import TASKS
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.evaluation.tasks.task import Task
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 PLAIN_WIDTH = 120  # of lines in a log file
+NAMED = 20  # questions of a task that scores.json names where they could not be asked; their figures' file names all
 SCORES, EVALUATION, PREDICTIONS = "scores.json", "evaluation.json", "predictions"
 
 
-def sweep(config: EvalConfig, console: Console | None = None) -> dict[str, dict[str, float]]:
+def sweep(config: EvalConfig, console: Console | None = None) -> dict[str, dict[str, Any]]:
     """Asks every checkpoint every task and writes the results under `config.output`.
 
     Returns:
       The content of scores.json.
 
     Raises:
-      UserError: if a checkpoint or a record folder is missing, or the vocabulary does not fit a model.
+      UserError: if a checkpoint or a record folder is missing, the vocabulary does not fit a model, or records cannot
+        be scored: all of them are looked at before the first question is asked.
     """
     console = console or Console(width=None if Console().is_terminal else PLAIN_WIDTH)
-    output = epath.Path(config.output)
-    tokenizer = load_tokenizer(config.tokenizer)
-    readers = {task.name: RecordReader(task.records, task.split) for task in config.tasks}
-    sources = {item.name: restore.find_source(item.workdir) for item in config.checkpoints}
-    for source in sources.values():
-        if tokenizer.vocab_size > source.config.model.decoder.vocab_size:
-            raise UserError(
-                f"the vocabulary has {tokenizer.vocab_size} ids, the model of {source.workdir} only "
-                f"{source.config.model.decoder.vocab_size}; name the vocabulary it was trained with"
-            )
-    scores: dict[str, dict[str, float]] = {}
-    for item in config.checkpoints:
-        params, scores[item.name] = None, {}
-        for task in config.tasks:
-            mark = _fingerprint(config, item, task, sources[item.name], readers[task.name])
-            figures = _finished(_folder(output, item), task, mark)
-            if figures is None:
-                if params is None:
-                    params, _, _ = restore.load_params(item.workdir)
-                figures = _run(config, item, task, params, sources[item.name].config, tokenizer, readers, mark, console)
-            scores[item.name].update(figures)
+    run = _Sweep(config, console)
+    scores = {item.name: run.checkpoint(item) for item in config.checkpoints}
+    output = storage.path(config.output)
     artifacts.write_json(output / SCORES, scores)
     artifacts.write_json(output / EVALUATION, to_dict(config))
     console.print(table(scores))
     return scores
 
 
-def _folder(output: epath.Path, item: CheckpointConfig) -> epath.Path:
-    return output / PREDICTIONS / item.name
+class _Sweep:
+    """What all checkpoints share: the vocabulary and the opened tasks."""
 
+    def __init__(self, config: EvalConfig, console: Console):
+        self.config, self.console = config, console
+        self.tokenizer = load_tokenizer(config.tokenizer)
+        self.readers = {task.name: RecordReader(task.records, task.split) for task in config.tasks}
+        self.opened: dict[str, QuestionSet] = {}
+        for task in config.tasks:
+            check_tokenisation(task.tokenisation)
+        for item in config.checkpoints:  # all mistakes before the first answer
+            source = self._find(item)
+            for task in config.tasks:
+                if finished(self._folder(item), task.name, self._mark(item, task, source)) is None:
+                    self._open(task)
 
-def _fingerprint(
-    config: EvalConfig, item: CheckpointConfig, task: TaskConfig, source: restore.Source, reader: RecordReader
-) -> str:
-    """Sixteen hex digits that change with the checkpoint, the records or how they are asked."""
-    lineage = epath.Path(item.workdir) / "lineage.json"
-    parts = {
-        "step": source.step,
-        "config": config_hash(source.config),
-        "lineage": lineage.read_text() if lineage.exists() else "",
-        "metrics": _last_line(epath.Path(item.workdir) / "metrics.jsonl"),
-        "records": reader.summary,
-        "task": {key: value for key, value in dataclasses.asdict(task).items() if key != "records"},
-        "image_size": item.image_size,
-        "prompt_style": config.prompt_style,
-        "vocabulary": hashlib.sha256(epath.Path(config.tokenizer.path).read_bytes()).hexdigest()
-        if config.tokenizer.path
-        else config.tokenizer.kind,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    def checkpoint(self, item: CheckpointConfig) -> dict[str, Any]:
+        """The figures of all tasks of one checkpoint. Without a step, it is the newest when its turn comes."""
+        source, params = self._find(item), None
+        figures: dict[str, Any] = {}
+        unanswered: dict[str, Any] = {}
+        for task in self.config.tasks:
+            mark = self._mark(item, task, source)
+            summary = finished(self._folder(item), task.name, mark)
+            if summary is None:
+                if params is None:
+                    params = _load(source)
+                summary = self._run(item, task, source, params, mark)
+            figures |= summary["scores"]
+            if missing := summary.get(UNANSWERED):
+                unanswered[task.name] = {"questions": len(missing), "first": missing[:NAMED]}
+        return figures | ({UNANSWERED: unanswered} if unanswered else {})
 
+    def _find(self, item: CheckpointConfig) -> restore.Source:
+        source = restore.find_source(item.workdir, item.wanted_step)
+        rows = source.config.model.decoder.vocab_size
+        if self.tokenizer.vocab_size > rows:
+            raise UserError(
+                f"the vocabulary has {self.tokenizer.vocab_size} ids, the model of {source.workdir} only {rows}; name "
+                "the vocabulary it was trained with"
+            )
+        return source
 
-def _last_line(path: epath.Path) -> str:
-    return path.read_text().strip().rpartition("\n")[2] if path.exists() else ""
+    def _folder(self, item: CheckpointConfig) -> epath.Path:
+        return storage.path(self.config.output) / PREDICTIONS / item.name
 
+    def _mark(self, item: CheckpointConfig, task: TaskConfig, source: restore.Source) -> str:
+        """Sixteen hex digits that change with the checkpoint, the records or how they are asked and scored."""
+        workdir = storage.path(item.workdir)
+        parts = {
+            "step": source.step,
+            "config": config_hash(source.config),
+            "lineage": _text(workdir / "lineage.json"),
+            "metrics": _line_of(_text(workdir / "metrics.jsonl"), source.step),
+            "records": self.readers[task.name].summary,
+            "task": {key: value for key, value in dataclasses.asdict(task).items() if key != "records"},
+            "image_size": item.image_size,
+            "prompt_style": self.config.prompt_style,
+            "vocabulary": self._vocabulary,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-def _finished(folder: epath.Path, task: TaskConfig, mark: str) -> dict[str, float] | None:
-    """The figures of a task that was answered before under the same fingerprint."""
-    summary = folder / f"{task.name}.json"
-    if not summary.exists() or not (folder / f"{task.name}.jsonl").exists():
-        return None
-    content = artifacts.read_json(summary)
-    return content["scores"] if content.get("fingerprint") == mark else None
-
-
-def _run(
-    config: EvalConfig,
-    item: CheckpointConfig,
-    task_config: TaskConfig,
-    params: dict[str, Any],
-    run: Config,
-    tokenizer: Tokenizer,
-    readers: dict[str, RecordReader],
-    mark: str,
-    console: Console,
-) -> dict[str, float]:
-    task, reader = TASKS[task_config.name], readers[task_config.name]
-    count = min(task_config.limit or len(reader), len(reader))
-    questions = [question for index in range(count) for question in task.questions(reader[index], config.prompt_style)]
-    queries = run.model.resampler.queries
-    prompts = [make_prompt(q.pieces, q.images, tokenizer, queries, item.image_size) for q in questions]
-    ids = {name: token for token, name in tokenizer.special_names.items()}
-    compute = dataclasses.replace(run.compute, attention="auto")
-    began = time.monotonic()
-    title = f"{item.name} · {task.name}"
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
-        bar = progress.add_task(title, total=len(prompts))
-        answers = generate(
-            params,
-            run.model,
-            compute,
-            tokenizer,
-            prompts,
-            max_new=task_config.max_new,
-            min_new=task_config.min_new,
-            stop_ids=[ids[name] for name in task.stops],
-            batch_size=config.batch_size,
-            progress=lambda done: progress.advance(bar, done),
+    @functools.cached_property
+    def _vocabulary(self) -> str:
+        path = self.config.tokenizer.path
+        return (
+            hashlib.sha256(storage.read_bytes(storage.path(path))).hexdigest() if path else self.config.tokenizer.kind
         )
-    rows = [
-        {"id": question.id, **task.read(tokenizer.decode(answer), question.about)}
-        for question, answer in zip(questions, answers, strict=True)
-    ]
-    figures = task.score(rows)
-    folder = _folder(epath.Path(config.output), item)
-    lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-    artifacts.write_text(folder / f"{task.name}.jsonl", lines)
-    summary = {"fingerprint": mark, "questions": len(rows), "records": count, "scores": figures}
-    artifacts.write_json(folder / f"{task.name}.json", summary)
-    shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
-    console.print(f"{title}: {shown}  ({len(rows)} questions, {time.monotonic() - began:.0f} s)")
-    return figures
+
+    def _open(self, task: TaskConfig) -> QuestionSet:
+        if task.name not in self.opened:
+            reader = self.readers[task.name]
+            count = min(task.limit or len(reader), len(reader))
+            with _Bar(self.console, f"opening {task.name}", count) as advance:
+                self.opened[task.name] = QuestionSet(
+                    TASKS[task.name], reader, count, self.tokenizer, self.config.prompt_style, advance
+                )
+        return self.opened[task.name]
+
+    def _run(
+        self, item: CheckpointConfig, task: TaskConfig, source: restore.Source, params: dict[str, Any], mark: str
+    ) -> dict[str, Any]:
+        """Asks one checkpoint the questions of one task that have no answer yet; writes and returns the summary."""
+        asked, model = self._open(task), source.config.model
+        kind, ids = TASKS[task.name], self.tokenizer.special_by_name
+        ask = functools.partial(
+            generate_batch, params, model, dataclasses.replace(source.config.compute, attention="auto"), self.tokenizer,
+            rows=min(self.config.batch_size, len(asked)), max_new=task.max_new, min_new=task.min_new,
+            stop_ids=[ids[name] for name in kind.stops],
+        )  # fmt: skip
+        queries, began, title = model.resampler.queries, time.monotonic(), f"{item.name} · {task.name}"
+        groups = list(group_by_length(asked.sizes(queries), self.config.batch_size))
+        with (
+            Answers(self._folder(item), task.name, mark) as answers,
+            _Bar(self.console, title, len(asked) - len(answers.rows)) as advance,
+        ):
+            for batch in asked.batches(groups, queries, item.image_size, answers.__contains__):
+                answers.add(_answered(batch, kind, self.tokenizer, ask))
+                advance(len(batch))
+            rows = [answers.rows[number] for number in sorted(answers.rows)]
+            figures = _figures(rows, kind, task, len(asked.lost))
+            missing = [dataclasses.asdict(one) for one in asked.lost]
+            missing += [{"id": row["id"], "why": row[UNANSWERED]} for row in rows if UNANSWERED in row]
+            summary = {"questions": len(rows) + len(asked.lost), "records": asked.records, "scores": figures}
+            summary |= {UNANSWERED: missing} if missing else {}
+            answers.finish(summary)
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        seconds = time.monotonic() - began
+        self._say(f"{title}: {shown}  ({summary['questions']} questions, {seconds:.0f} s)")
+        if missing:
+            first = f"{missing[0]['id']}: {missing[0]['why']}"
+            self._say(f"  {len(missing)} could not be asked and count as wrong, the first is {first}")
+        return summary
+
+    def _say(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
 
 
-def table(scores: dict[str, dict[str, float]]) -> Table:
+def _answered(
+    batch: list[Asked], task: Task, tokenizer: Tokenizer, ask: Callable[..., list[list[int]]]
+) -> dict[int, dict[str, Any]]:
+    """One row per question of a batch, also of those whose picture cannot be read."""
+    good = [one for one in batch if one.prompt is not None]
+    answers = iter(ask(prompts=[one.prompt for one in good]) if good else [])
+    rows = {}
+    for number, question, prompt, why in batch:
+        if prompt is None:
+            row = {**task.unanswered(question.about), UNANSWERED: why}
+        else:
+            row = task.read(tokenizer.decode(next(answers)), question.about)
+        rows[number] = {"id": question.id, **row}
+    return rows
+
+
+def _figures(rows: list[dict[str, Any]], kind: Task, task: TaskConfig, lost: int) -> dict[str, float]:
+    """Scores over all questions. A record that cannot be read counts as one average question answered wrong."""
+    figures = kind.score(rows, tokenisation=task.tokenisation) if task.name == "caption" else kind.score(rows)
+    return {key: value * len(rows) / (len(rows) + lost) if lost else value for key, value in figures.items()}
+
+
+def _load(source: restore.Source) -> dict[str, Any]:
+    """The parameters of exactly this step.
+
+    Raises:
+      UserError: also if a run that still trains removes the checkpoint meanwhile.
+    """
+    try:
+        return restore.load_params(source.workdir, step=source.step)[0]
+    except Exception as error:
+        if source.stage != restore.IMPORT and not storage.exists(
+            storage.path(source.workdir) / "checkpoints" / str(source.step)
+        ):
+            raise UserError(
+                f"step {source.step} of {source.workdir} was removed while it was read, because the run there keeps "
+                "only its newest checkpoints; evaluate again, or raise that run's config.train.keep_checkpoints"
+            ) from error
+        raise
+
+
+def _text(path: epath.Path) -> str:
+    """The text of a file, empty if there is none."""
+    try:
+        return storage.read_bytes(path).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _line_of(metrics: str, step: int) -> str:
+    """What a run logged last up to a step, so that what it logs afterwards changes nothing."""
+    found = ""
+    for line in metrics.split("\n"):
+        try:
+            if json.loads(line)["step"] <= step:
+                found = line
+        except (ValueError, TypeError, KeyError):
+            continue  # the line that a killed run was writing
+    return found
+
+
+class _Bar:
+    """A bar that goes when it is full; away from a terminal none. Gives the function that advances it."""
+
+    def __init__(self, console: Console, title: str, total: int):
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task(title, total=total)
+
+    def __enter__(self) -> Callable[..., None]:
+        self._progress.__enter__()
+        return functools.partial(self._progress.advance, self._task)
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.__exit__(*error)
+
+
+def table(scores: dict[str, dict[str, Any]]) -> Table:
     """One row per checkpoint, one column per headline figure; the best of each column in bold."""
-    keys = [key for key in SCORE_KEYS.values() if any(key in row for row in scores.values())]
+    keys = [key for key in HEADLINES if any(key in row for row in scores.values())]
     shown = Table(title="held-out scores")
     shown.add_column("checkpoint")
     for key in keys:
         shown.add_column(key, justify="right")
     best = {key: max(row[key] for row in scores.values() if key in row) for key in keys}
     for name, row in scores.items():
-        cells = [f"{row[key]:.3f}" if key in row else "" for key in keys]
-        shown.add_row(
-            name, *(f"[bold]{c}[/bold]" if row.get(k) == best[k] else c for k, c in zip(keys, cells, strict=True))
-        )
+        cells = [Text(f"{row[key]:.3f}", "bold" if row[key] == best[key] else "") if key in row else "" for key in keys]
+        shown.add_row(Text(name), *cells)
     return shown

@@ -1,6 +1,8 @@
 """Conversations: what the model is shown, and the terminal loop around it."""
 
 import io
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from PIL import Image
 
 from qwenvl_jax import chat
 from qwenvl_jax.data.formats import Piece
-from qwenvl_jax.evaluation.conversation import Conversation
+from qwenvl_jax.evaluation import conversation as module
+from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.evaluation.report.pictures import draw_boxes
 from qwenvl_jax.runtime.errors import UserError
 
@@ -75,7 +78,7 @@ def test_the_chat_goes_on_after_mistakes(conversation, tmp_path, capsys):
     ]  # fmt: skip
     chat.talk(conversation, lines, epath.Path(tmp_path / "boxes"), train_length=1)
     said = capsys.readouterr().out
-    assert "bad.png is not used" in said and "/nowhere.png is not used: No such file" in said
+    assert "bad.png is not used" in said and "/nowhere.png is not used: there is no such file" in said
     assert "/dance is no command" in said and "good.png goes with your next question" in said
     assert said.count("model: ") == 1 and "a new conversation" in said
     assert "longer than the 1 tokens" in said
@@ -86,3 +89,152 @@ def test_drawn_boxes_change_the_picture_where_they_are():
     drawn = np.asarray(draw_boxes(image, [("狗", (20, 10, 60, 40)), ("", (90, 45, 80, 30))], side=100))
     assert drawn.shape == (50, 100, 3)
     assert (drawn[25, 20] != 255).any() and (drawn[25, 40] == 255).all() and (drawn[40, 80] != 255).any()
+
+
+@pytest.mark.parametrize("size", [(8, 8000), (8000, 8), (1, 1), (3000, 2500), (1, 60000)])
+def test_what_is_drawn_is_bounded_on_both_sides(size):
+    drawn = draw_boxes(Image.new("RGB", size, "white"), [("it", (0, 0, size[0], size[1]))])
+    assert max(drawn.size) <= 2048 and min(drawn.size) >= 1
+    assert min(np.asarray(drawn).min(axis=(0, 1))) < 255  # the box is there
+
+
+def written(pieces) -> str:
+    return "".join("<img/>" if piece.kind == "image" else str(piece.value) for piece in pieces)
+
+
+def test_the_oldest_turns_are_forgotten_whole(conversation, tokenizer, monkeypatch):
+    """As the released chat does: newest pairs first, while system and pairs have fewer tokens than the window."""
+
+    def tokens(text):  # of <|im_start|>, role, line break, what is said, <|im_end|>, line break
+        role, _, said = text.partition("\n")
+        return 2 + sum(len(tokenizer.encode(part)) for part in (role, "\n", said, "\n"))
+
+    conversation.add_image(picture())
+    said = [conversation.ask(f"Question {k}?") for k in range(3)]
+    assert [answer.forgotten for answer in said] == [0, 0, 0]
+    spoken = [sum(1 if piece.kind == "special" else len(tokenizer.encode(piece.value)) for piece in own)
+              for own in conversation._answers]  # fmt: skip
+    system = tokens("system\nYou are a helpful assistant.") - 1
+    pairs = [tokens(f"user\nQuestion {k}?") + tokens("assistant\n") + spoken[k] for k in range(3)]
+    pairs[0] += len(tokenizer.encode("Picture 1: ")) + 2 + 4 + len(tokenizer.encode("\nQuestion 0?"))
+    pairs[0] -= len(tokenizer.encode("Question 0?"))
+    monkeypatch.setattr(module, "MAX_WINDOW", system + sum(pairs) + 1)  # not a token more than all of them
+    conversation._turns.append({"role": "user", "parts": [{"text": "And?" * 50}]})  # the question does not count
+    shown, forgotten = conversation._shown()
+    assert forgotten == 0 and shown == conversation._pieces()
+    monkeypatch.setattr(module, "MAX_WINDOW", system + sum(pairs))
+    assert conversation._shown()[1] == 1
+    monkeypatch.setattr(module, "MAX_WINDOW", system + sum(pairs[1:]))
+    shown, forgotten = conversation._shown()
+    assert forgotten == 2
+    assert written(shown).startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nQ")
+    assert "Question 1?" not in written(shown) and "Question 2?" in written(shown)
+    assert written(shown).endswith(f"{'And?' * 50}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_pictures_keep_their_numbers_and_the_forgotten_ones_are_freed(conversation, monkeypatch):
+    conversation.add_image(picture(20, 20))
+    conversation.ask("First?")
+    conversation.add_image(picture(30, 30))
+    conversation.ask("Second?")
+    monkeypatch.setattr(module, "MAX_WINDOW", 1)
+    conversation.add_image(picture(40, 40))
+    answer = conversation.ask("Third?")
+    assert answer.forgotten == 2 and answer.image == picture(40, 40)
+    assert conversation._images == [b"", b"", picture(40, 40)]
+    assert conversation.ask("Fourth?").image == picture(40, 40)  # boxes may still refer to it
+    conversation._turns.append({"role": "user", "parts": [{"text": "Fifth?"}]})
+    shown, forgotten = conversation._shown()
+    assert forgotten == 4 and "Fifth?" in written(shown) and "<img/>" not in written(shown)
+    monkeypatch.setattr(module, "MAX_WINDOW", 10_000)
+    assert "Picture 3: <img/>\nThird?" in written(conversation._pieces())
+
+
+def test_a_question_that_fails_leaves_the_talk_as_it_was(conversation, monkeypatch):
+    conversation.ask("First?")
+    conversation.add_image(picture())
+    before = written(conversation._pieces())
+
+    def fails(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "generate", fails)
+        with pytest.raises(KeyboardInterrupt):
+            conversation.ask("Second?")
+    assert written(conversation._pieces()) == before
+    assert conversation.ask("Third?").image == picture()  # the picture is still to be shown
+    assert "Second?" not in written(conversation._pieces())
+
+
+def test_paths_are_read_as_a_shell_and_a_desktop_write_them(tmp_path, monkeypatch):
+    (tmp_path / "my dog.png").write_bytes(b"dog")
+    (tmp_path / "it's.png").write_bytes(b"its")
+    (tmp_path / "'quoted'.png").write_bytes(b"quoted")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for line in (
+        f"{tmp_path}/my dog.png", f"'{tmp_path}/my dog.png'", f'"{tmp_path}/my dog.png"', "~/my dog.png",
+        f"{tmp_path}/my\\ dog.png", f"file://{tmp_path}/my%20dog.png",
+    ):  # fmt: skip
+        assert chat.read_picture(line) == b"dog", line
+    assert chat.read_picture(f"{tmp_path}/it's.png") == chat.read_picture(f"{tmp_path}/it\\'s.png") == b"its"
+    assert chat.read_picture(f"{tmp_path}/'quoted'.png") == b"quoted"
+
+
+@pytest.mark.parametrize(
+    "line,message",
+    [
+        ("/nowhere/dog.png", "no such file"),
+        ("'/nowhere/dog.png'", "no such file"),
+        ("{folder}", "it is a folder"),
+        ("https://example.org/dog.png", "address of the web"),
+        ("s3://bucket/dog.png", "only local paths and gs://"),
+        ("{folder}/locked/dog.png/more", "no such file"),
+        ("file://", "no such file|folder"),
+        ("a\0b.png", "null byte|no such file"),
+        ("x" * 5000, "too long"),
+    ],
+)
+def test_what_is_no_picture_is_said_in_one_line(conversation, tmp_path, capsys, line, message):
+    chat.show(conversation, line.format(folder=tmp_path))
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and " is not used: " in said
+    assert re.search(message, said), said
+    assert not conversation._pending
+
+
+def test_nothing_that_a_terminal_obeys_is_printed():
+    text = "a\x1b[2Jb\x9b1mc\rd\x07e\u202ef\udc80g\n\t狗🐕\u200d🦺 ok"
+    assert chat.printable(text) == "a\ufffd[2Jb\ufffd1mc\ufffdd\ufffde\ufffdf\ufffdg\n\t狗🐕\u200d🦺 ok"
+
+
+class _Says:
+    """A conversation that gives one answer to everything."""
+
+    def __init__(self, text):
+        self._text = text
+
+    def add_image(self, payload):
+        raise AssertionError("there is no picture")
+
+    def ask(self, question):
+        return Answer(self._text, [], None, 3)
+
+
+def test_an_answer_cannot_move_the_cursor_and_odd_bytes_cost_one_line(capsys, monkeypatch, tmp_path):
+    raw = b"caf\xe9?\nWhat?\n\xff\xfe\n/image nowhere\xc3\xa9.png\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    chat.talk(_Says("\x1b]0;title\x07<ref>red</ref><box>(1,1),(2,2)</box>"), chat._typed(), epath.Path(tmp_path), 99)
+    said = capsys.readouterr().out
+    assert said.splitlines() == [
+        "this line is not UTF-8 and is not used",
+        "model: \ufffd]0;title\ufffdred(1,1),(2,2)",
+        "this line is not UTF-8 and is not used",
+        "nowhereé.png is not used: there is no such file",
+    ]
+
+
+def test_the_edge_is_drawn(conversation):
+    conversation.add_image(picture(100, 50))
+    conversation.ask("Where?")
+    assert conversation._boxes("<box>(12,5),(1000,990)</box>") == [("", (1.2, 0.25, 100.0, 49.5))]

@@ -47,6 +47,33 @@ def test_ptb_tokenisation_agrees_on_plain_words():
     )
 
 
+@pytest.mark.skipif(shutil.which("java") is None, reason="PTB needs java")
+def test_ptb_tokens_are_the_official_ones_line_by_line(monkeypatch):
+    """Whatever stands in a caption, it stays one line; in a locale without UTF-8 as well."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    plain = {
+        0: ["A dog, on the grass.", "the man's caf\u00e9 isn't (open) - \"yes\"!"],
+        1: ["红色的狗 runs... 1/2 way"],
+    }
+    official = PTBTokenizer().tokenize({key: [{"caption": text} for text in group] for key, group in plain.items()})
+    monkeypatch.setenv("LC_ALL", "C")
+    assert cider._ptb(plain) == official
+    assert cider._ptb({0: ["", "one\u2028two\rthree\nfour"], 1: [""]}) == {0: ["", "one two three four"], 1: [""]}
+
+
+def test_the_figure_says_which_tokeniser_it_has(monkeypatch):
+    from qwenvl_jax.evaluation.tasks import caption
+
+    rows = [{"prediction": said, "references": true} for said, true in CAPTIONS]
+    assert set(caption.score(rows)) == {"caption_cider"}
+    if shutil.which("java") is not None:
+        assert set(caption.score(rows, "ptb")) == {"caption_cider_ptb"}
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="java"):
+        cider.check_tokenisation("ptb")
+
+
 @pytest.mark.parametrize("predictions,references", [(["a"], []), ([], []), (["a"], [[]])])
 def test_cider_needs_a_reference_for_every_caption(predictions, references):
     with pytest.raises(UserError, match="image"):

@@ -1,5 +1,6 @@
 """Tasks: prompts, reading of answers and figures, on records whose truth is known."""
 
+import copy
 import io
 
 import numpy as np
@@ -40,7 +41,7 @@ CONTENTS = {
 
 
 def record(task: str) -> Record:
-    return Record(f"{task}-0", task, "tests", "en", "CC0-1.0", (picture(),), CONTENTS[task])
+    return Record(f"{task}-0", task, "tests", "en", "CC0-1.0", (picture(),), copy.deepcopy(CONTENTS[task]))
 
 
 def written(pieces) -> str:
@@ -104,6 +105,7 @@ def test_dialogue_boxes_are_compared_by_overlap():
         ("<ref>ab</ref><quad>(0,0),(1", ["ab"]),
         ("<ref>ab", ["ab"]),
         ("ab cd", ["ab cd"]),
+        ("<ref>ab<ref>cd</ref>", ["ab", "cd"]),  # the second tag ends the first line and begins its own
     ],
 )
 def test_ocr_lines_are_read_from_whole_and_broken_answers(text, lines):
@@ -144,6 +146,10 @@ def eval_values(**changes):
         ({"checkpoints": (dict(name="a", workdir="w", image_size=28),) * 2}, "share a name"),
         ({"batch_size": 0}, "batch_size"),
         ({"prompt_style": "other"}, "prompt_style"),
+        ({"task": {"tokenisation": "ptb"}}, "only captions"),
+        ({"task": {"name": "caption", "tokenisation": "pbt"}}, "none of simple, ptb"),
+        ({"checkpoints": (dict(name="a", workdir="w", image_size=28, step=-2),)}, "step -2"),
+        ({"checkpoints": (dict(name="a/b", workdir="w", image_size=28),)}, "becomes a folder"),
         ({"bach_size": 1}, "did you mean 'batch_size'"),
     ],
 )
@@ -151,3 +157,80 @@ def test_config_mistakes_are_named(changes, message):
     validate(from_config_dict(EvalConfig, eval_values()))
     with pytest.raises(UserError, match=message):
         validate(from_config_dict(EvalConfig, eval_values(**changes)))
+
+
+@pytest.mark.parametrize(
+    "answers,expected",
+    [
+        ([{"answer": "net", "answer_id": k} for k in range(10)], ["net"] * 10),  # as VQAv2 writes
+        ([2, 2], ["2", "2"]),
+        ("net", ["net"]),
+        ({"answer": "net"}, ["net"]),
+        (7, ["7"]),
+        ([], ["red"]),
+        (None, ["red"]),
+        (["cafe\u0301", "net"], ["caf\u00e9", "net"]),
+    ],
+)
+def test_answers_are_read_in_the_forms_that_data_sets_write(answers, expected):
+    sample = record("vqa")
+    sample.content["answers"] = answers
+    (question,) = TASKS["vqa"].questions(sample, "released")
+    assert question.about["answers"] == expected
+    assert TASKS["vqa"].read("n", question.about)["exact"] == 0.0  # letters of an answer are none
+
+
+def test_captions_are_read_in_the_forms_that_data_sets_write():
+    sample = record("caption")
+    for captions in ("a red car", ["a red car"], [{"caption": "a red car", "image_id": 3}]):
+        sample.content["captions"] = captions
+        (question,) = TASKS["caption"].questions(sample, "released")
+        assert question.about["references"] == ["a red car"]
+
+
+def test_truth_and_answer_are_compared_in_one_form():
+    """An accent as its own character and as part of its letter."""
+    apart, joined = "cafe\u0301", "caf\u00e9"
+    vqa = record("vqa")
+    vqa.content["answer"] = apart
+    (question,) = TASKS["vqa"].questions(vqa, "released")
+    for said in (apart, joined):
+        assert TASKS["vqa"].read(said, question.about)["exact"] == 1.0
+    lines = [{"text": apart, "quad": QUAD}]
+    ocr = record("ocr")
+    ocr.content["lines"] = lines
+    (question,) = TASKS["ocr"].questions(ocr, "released")
+    assert TASKS["ocr"].read(f"<ref>{joined}</ref>", question.about)["edits"] == 0
+    talk = record("dialogue")
+    talk.content["turns"][1]["parts"] = [{"text": apart}]
+    question = TASKS["dialogue"].questions(talk, "released")[0]
+    assert TASKS["dialogue"].read(joined, question.about)["right"] == 1.0
+    caption = record("caption")
+    caption.content["caption"] = f"a red {apart} here"
+    (question,) = TASKS["caption"].questions(caption, "released")
+    assert (
+        TASKS["caption"].read(f"a red {joined} here", question.about)["prediction"] == question.about["references"][0]
+    )
+
+
+def test_the_vqa_score_stays_when_one_question_has_one_annotator():
+    """It counts all questions; the classic evaluator compares with the other annotators, and there is none."""
+    task = TASKS["vqa"]
+    rows = [
+        task.read("red", {"question": "?", "answers": ["red"] * 10}),
+        task.read("red", {"question": "?", "answers": ["red"]}),
+    ]
+    assert task.score(rows) == {"vqa_acc": 1.0, "vqa_score": 0.5}
+    assert task.score(rows[1:]) == {"vqa_acc": 1.0}
+
+
+def test_a_dialogue_without_a_turn_to_ask_is_refused():
+    sample = record("dialogue")
+    sample.content["turns"] = sample.content["turns"][:1]
+    with pytest.raises(UserError, match="nothing to ask"):
+        TASKS["dialogue"].questions(sample, "released")
+
+
+def test_the_far_edge_of_a_dialogues_box_is_1000():
+    read, about = TASKS["dialogue"].read, {"truth": "<box>(12,5),(999,990)</box>"}
+    assert read("<box>(12,5),(1000,990)</box>", about)["right"] == 1

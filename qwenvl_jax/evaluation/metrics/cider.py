@@ -8,8 +8,10 @@ The scorer sees tokens separated by spaces; where they come from matters to the 
 
 from __future__ import annotations
 
+import pathlib
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 
 from qwenvl_jax.runtime.errors import UserError
@@ -25,14 +27,35 @@ def simple_tokens(text: str) -> str:
     return " ".join(_TOKEN.findall(text.lower()))
 
 
-def _ptb(texts: dict[int, list[str]]) -> dict[int, list[str]]:
-    if shutil.which("java") is None:
+def check_tokenisation(tokenisation: str) -> None:
+    """Raises UserError for a tokenisation that is none, or that needs java where there is none."""
+    if tokenisation not in TOKENISATIONS:
+        raise UserError(f"the tokenisation {tokenisation!r} is none of {', '.join(TOKENISATIONS)}")
+    if tokenisation == "ptb" and shutil.which("java") is None:
         raise UserError(
             "the PTB tokenisation of CIDEr needs java, which is not on the path; install it or use 'simple'"
         )
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    return PTBTokenizer().tokenize({key: [{"caption": text} for text in group] for key, group in texts.items()})
+
+def _ptb(groups: dict[int, list[str]]) -> dict[int, list[str]]:
+    """As pycocoevalcap's `PTBTokenizer`, but its input is UTF-8 in every locale, one line per text whatever stands in
+    it, and no file is written beside the package."""
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    lines = [" ".join(text.split()) for group in groups.values() for text in group]
+    jar = pathlib.Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    made = subprocess.run(command, input="".join(f"{line}\n" for line in lines).encode(), capture_output=True)
+    found = made.stdout.decode().split("\n")[:-1] if made.returncode == 0 else []
+    if len(found) != len(lines):
+        said = (made.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"])[-1]
+        raise UserError(f"java's PTB tokeniser failed, saying {said!r}; repair java or use the tokenisation 'simple'")
+    taken = iter(found)
+    return {
+        key: [" ".join(w for w in next(taken).split(" ") if w not in ptbtokenizer.PUNCTUATIONS) for _ in group]
+        for key, group in groups.items()
+    }
 
 
 def cider(
@@ -58,8 +81,7 @@ def cider(
         raise UserError(f"{len(predictions)} captions were given for {len(references)} images; give one for each")
     if not predictions or not all(references):
         raise UserError("CIDEr needs at least one image, and a reference for every image")
-    if tokenisation not in TOKENISATIONS:
-        raise UserError(f"the tokenisation {tokenisation!r} is none of {', '.join(TOKENISATIONS)}")
+    check_tokenisation(tokenisation)
     from pycocoevalcap.cider.cider import Cider
 
     hypotheses = {i: [text] for i, text in enumerate(predictions)}

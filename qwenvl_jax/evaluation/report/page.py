@@ -9,27 +9,31 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.config import from_config_dict
-from qwenvl_jax.evaluation.config import SCORE_KEYS, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report import sections
 from qwenvl_jax.evaluation.report.charts import line_chart, short
 from qwenvl_jax.evaluation.report.style import CSS
 from qwenvl_jax.evaluation.sweep import EVALUATION, SCORES
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 # What a reader sees for a figure of scores.json.
 TITLES = {
     "referring_acc": "Referring boxes",
     "ocr_char_acc": "OCR characters",
+    "vqa_score": "VQA score",
     "vqa_acc": "Question answers",
     "caption_cider": "Caption CIDEr",
+    "caption_cider_ptb": "Caption CIDEr (PTB)",
     "dialogue_acc": "Dialogue turns",
 }
 _METRIC_NOTES = {
     "referring_acc": "IoU ≥ 0.5",
     "ocr_char_acc": "1 − edits / characters",
+    "vqa_score": "classic evaluator, annotators agree",
     "vqa_acc": "exact match",
-    "caption_cider": "1.0 = 100 in papers",
+    "caption_cider": "1.0 = 100 in papers; simple tokens",
+    "caption_cider_ptb": "1.0 = 100 in papers; official tokens",
     "dialogue_acc": "right words or boxes",
 }
 
@@ -40,13 +44,13 @@ def write_report(output: epath.PathLike) -> epath.Path:
     Raises:
       UserError: if the folder is not one that an evaluation finished in.
     """
-    output = epath.Path(output)
-    if not (output / EVALUATION).exists():
+    output = storage.path(output)
+    if not storage.exists(output / EVALUATION):
         raise UserError(f"{output} holds no {EVALUATION}; run `python -m qwenvl_jax.evaluate --config=..` first")
     config = from_config_dict(EvalConfig, artifacts.read_json(output / EVALUATION), str(output / EVALUATION))
     scores = artifacts.read_json(output / SCORES)
     last = config.checkpoints[-1]
-    parts = [_header(config, scores), _score_section(scores), _training(config)]
+    parts = [_header(config, scores), _score_section(scores), _unanswered(scores), _training(config)]
     shown = {task.name: sections.load(task, output, last.name) for task in config.tasks}
     for name, render in sections.SECTIONS.items():
         if name in shown:
@@ -63,12 +67,12 @@ def write_report(output: epath.PathLike) -> epath.Path:
     return output / "report.html"
 
 
-def _header(config: EvalConfig, scores: dict[str, dict[str, float]]) -> str:
+def _header(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str:
     last = config.checkpoints[-1].name
     tiles = "".join(
         f'<div class="tile"><span class="soft small">{TITLES[key]}</span><b>{scores[last][key]:.2f}</b>'
         f'<span class="soft small">{_METRIC_NOTES[key]}</span></div>'
-        for key in SCORE_KEYS.values()
+        for key in HEADLINES
         if key in scores.get(last, {})
     )
     links = [("scores", "Scores"), ("training", "Training"), *((n, t) for n, t in sections.TITLES.items())]
@@ -82,8 +86,8 @@ def _header(config: EvalConfig, scores: dict[str, dict[str, float]]) -> str:
     )
 
 
-def _score_section(scores: dict[str, dict[str, float]]) -> str:
-    keys = [key for key in SCORE_KEYS.values() if any(key in row for row in scores.values())]
+def _score_section(scores: dict[str, dict[str, Any]]) -> str:
+    keys = [key for key in HEADLINES if any(key in row for row in scores.values())]
     head = "".join(f"<th>{TITLES[key]}</th>" for key in keys)
     best = {key: max(row.get(key, 0.0) for row in scores.values()) for key in keys}
     rows = []
@@ -97,6 +101,24 @@ def _score_section(scores: dict[str, dict[str, float]]) -> str:
         "small figure is the change from the stage before.</p>"
         f'<div class="scroll"><table><thead><tr><th>after stage</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
+def _unanswered(scores: dict[str, dict[str, Any]]) -> str:
+    """The questions that could not be asked, by name; nothing where all could."""
+    entries = [
+        f"<li>{html.escape(', '.join((_readable(name), task, one['id'], one['why'])))}</li>"
+        for name, row in scores.items()
+        for task, missing in row.get(UNANSWERED, {}).items()
+        for one in missing["first"]
+    ]
+    if not entries:
+        return ""
+    total = sum(missing["questions"] for row in scores.values() for missing in row.get(UNANSWERED, {}).values())
+    return (
+        f'<section id="unanswered"><h2>Not answered</h2><p class="soft">{total} questions could not be asked, because '
+        "their record or picture cannot be read. They count as wrong. The first of them:</p>"
+        f'<ul class="small">{"".join(entries)}</ul></section>'
     )
 
 
@@ -146,23 +168,23 @@ def _training(config: EvalConfig) -> str:
 
 def _metrics(item: CheckpointConfig) -> list[dict[str, Any]]:
     """Rows of a run's metrics.jsonl; of steps that were repeated after a restart the last."""
-    path = epath.Path(item.workdir) / "metrics.jsonl"
-    if not path.exists():
+    path = storage.path(item.workdir) / "metrics.jsonl"
+    if not storage.exists(path):
         return []
     rows: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
+    for line in storage.read_bytes(path).decode("utf-8", "replace").split("\n"):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # the line that a killed run was writing
-        if "step" in row:
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
 
 
 def _release(output: epath.Path) -> str:
     parity = output / "release" / "parity.json"
-    if not parity.exists():
+    if not storage.exists(parity):
         return ""
     report = artifacts.read_json(parity)
     return (

@@ -9,33 +9,49 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from qwenvl_jax.data.image import decode_image
+from qwenvl_jax.runtime.errors import UserError
 
 PREDICTED, TRUE = "p", "t"
-_MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 _COLORS = ("#d9480f", "#1971c2", "#2b8a3e", "#9c36b5", "#e67700", "#0b7285")
+_JPEG = b"\xff\xd8"  # how one begins
+SHOWN_SIDE = 1024  # px of a picture's longer side on the page, at most
+DRAWN_SIDE = 2048  # px of a drawn picture's longer side, at most
 
 
-def data_uri(payload: bytes) -> str:
-    """An encoded image as a data: address; formats that browsers may not know become PNG."""
-    image_format = Image.open(io.BytesIO(payload)).format or ""
-    if image_format not in _MIME:
-        buffer = io.BytesIO()
-        decode_image(payload).save(buffer, format="PNG")
-        payload, image_format = buffer.getvalue(), "PNG"
-    return f"data:{_MIME[image_format]};base64,{base64.b64encode(payload).decode()}"
+def data_uri(image: Image.Image, lossless: bool) -> str:
+    """Pixels as a data: address. Encoded anew, because a browser turns what EXIF says, and the model does not."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG") if lossless else image.save(buffer, "JPEG", quality=92, subsampling=0)
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def within(image: Image.Image, side: int) -> Image.Image:
+    """The picture itself, or scaled down so that neither side is longer than `side` pixels."""
+    scale = side / max(image.size)
+    if scale >= 1:
+        return image
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def figure(payload: bytes, shapes: Sequence[tuple[str, Sequence[Sequence[float]]]] = (), alt: str = "") -> str:
-    """An `<svg>` with the image and outlines over it, sharp at any size.
+    """An `<svg>` with the image as the model saw it and outlines over it, sharp at any size.
 
     Args:
       payload: the encoded image.
       shapes: (PREDICTED or TRUE, corners [x, y] in pixels of the image).
       alt: HTML-escaped text for screen readers.
+
+    Returns:
+      The element; a note where the image cannot be read.
     """
-    width, height = decode_image(payload).size
+    try:
+        image = decode_image(payload)
+    except UserError:
+        return '<p class="soft small">This picture cannot be read.</p>'
+    width, height = image.size
+    address = data_uri(within(image, SHOWN_SIDE), lossless=not payload.startswith(_JPEG))
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">']
-    parts.append(f'<image href="{data_uri(payload)}" width="{width}" height="{height}"/>')
+    parts.append(f'<image href="{address}" width="{width}" height="{height}" preserveAspectRatio="none"/>')
     for kind, corners in shapes:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
         parts.append(f'<polygon class="shape {kind}" points="{points}"/>')
@@ -49,12 +65,12 @@ def corners_of_box(box: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[tuple[str, Sequence[float]]], side: int = 640) -> Image.Image:
-    """A copy, at least `side` pixels wide, with each (label, [x1, y1, x2, y2] in pixels) drawn on it.
+    """A copy with each (label, [x1, y1, x2, y2] in pixels) drawn on it; equal labels share a colour.
 
-    Equal labels share a colour.
+    It is at least `side` pixels wide, unless its longer side would have more than DRAWN_SIDE pixels.
     """
-    scale = max(1.0, side / image.width)
-    size = (round(image.width * scale), round(image.height * scale))
+    scale = min(max(1.0, side / image.width), DRAWN_SIDE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     drawn = image.resize(size, Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(drawn)
     labels = list(dict.fromkeys(label for label, _ in boxes))

@@ -15,8 +15,10 @@ from qwenvl_jax.data import tags
 from qwenvl_jax.data.records import RecordReader
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.config import TaskConfig
+from qwenvl_jax.evaluation.questions import READ_AGAIN
 from qwenvl_jax.evaluation.report.pictures import PREDICTED, TRUE, corners_of_box, figure
 from qwenvl_jax.evaluation.sweep import PREDICTIONS
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 TITLES = {
@@ -46,13 +48,33 @@ def load(task: TaskConfig, output: epath.Path, checkpoint: str) -> Shown:
       UserError: if the predictions are missing.
     """
     path = output / PREDICTIONS / checkpoint / f"{task.name}.jsonl"
-    if not path.exists():
+    if not storage.exists(path):
         raise UserError(f"{path} does not exist; run the evaluation again")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # Only the line feed ends a row; answers may hold other characters that end a line.
+    rows = {row["id"]: row for row in map(json.loads, filter(None, storage.read_bytes(path).decode().split("\n")))}
     reader = RecordReader(task.records, task.split)
     count = _DIALOGUES_SEARCHED if task.name == "dialogue" else _SHOWN[task.name]
     limit = min(task.limit or len(reader), len(reader), count)
-    return Shown([reader[index] for index in range(limit)], {row["id"]: row for row in rows})
+    records = [record for index in range(limit) if (record := _record(reader, index)) is not None]
+    return Shown([record for record in records if _is_answered(record, rows)], rows)
+
+
+def _record(reader: RecordReader, index: int) -> Record | None:
+    """A record; None if it cannot be read, as the scores say by name."""
+    try:
+        return reader[index]
+    except READ_AGAIN:
+        raise
+    except Exception:  # whatever damaged bytes make a library raise
+        return None
+
+
+def _is_answered(record: Record, rows: dict[str, dict[str, Any]]) -> bool:
+    """Whether the predictions have all that is shown of a record; they may be older than the records."""
+    if record.task != "dialogue":
+        return record.id in rows
+    turns = enumerate(record.content["turns"])
+    return all(f"{record.id}#{number}" in rows for number, turn in turns if turn["role"] == "assistant")
 
 
 def _section(name: str, intro: str, content: str) -> str:

@@ -11,6 +11,7 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.grounding import intersection_over_union
 from qwenvl_jax.evaluation.metrics.vqa import normalise_words, strip_punctuation
 from qwenvl_jax.evaluation.tasks.task import Question, Task, mean, without_tags
+from qwenvl_jax.runtime.errors import UserError
 
 IOU_THRESHOLD = 0.5
 
@@ -20,7 +21,11 @@ def _written(pieces: Sequence[Piece]) -> str:
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per turn of the assistant. ChatML has one way of asking, so `style` changes nothing."""
+    """One question per turn of the assistant. ChatML has one way of asking, so `style` changes nothing.
+
+    Raises:
+      UserError: if there is no such turn, or a turn is not well formed.
+    """
     content = record.content
     turns, about = content["turns"], {"system": content.get("system", ""), "sizes": content.get("sizes", ())}
     asked = []
@@ -30,13 +35,16 @@ def questions(record: Record, style: str) -> list[Question]:
         prompt = chat_pieces(turns[:number], **about, open_end=True)
         whole = chat_pieces(turns[: number + 1], **about)
         # The same prefix, then the answer and the turn's <|im_end|> and line break.
-        truth = _written(whole[len(prompt) : -2])
+        truth = tags.normal_form(_written(whole[len(prompt) : -2]))
         asked.append(Question(f"{record.id}#{number}", tuple(prompt), record.images, {"truth": truth, "turn": number}))
+    if not asked:
+        raise UserError("it has no turn of the assistant, so that there is nothing to ask")
     return asked
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     """Right if every true box is met by the box in its place (IoU 0.5), or, without boxes, if the words agree."""
+    text = tags.normal_form(text)
     true_boxes = [box for _, boxes in tags.parse_boxes(about["truth"]) for box in boxes]
     kind = "box" if true_boxes else "text"
     if true_boxes:
@@ -47,6 +55,11 @@ def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     else:
         right = _words(text) == _words(about["truth"])
     return {"prediction": text.strip(), **about, "kind": kind, "right": float(right)}
+
+
+def unanswered(about: dict[str, Any]) -> dict[str, Any]:
+    """The row of a turn that could not be asked; wrong even where the true words are articles alone."""
+    return read("", about) | {"right": 0.0}
 
 
 def _words(text: str) -> str:
@@ -63,4 +76,4 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return scores
 
 
-TASK = Task("dialogue", questions, read, score, stops=(tags.IM_END, tags.IM_START, tags.ENDOFTEXT))
+TASK = Task("dialogue", questions, read, unanswered, score, stops=(tags.IM_END, tags.IM_START, tags.ENDOFTEXT))

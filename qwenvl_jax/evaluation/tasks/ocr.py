@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
+from qwenvl_jax.data import tags
 from qwenvl_jax.data.formats import prompt_pieces
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.ocr import character_accuracy
+from qwenvl_jax.evaluation.tasks import truth
 from qwenvl_jax.evaluation.tasks.task import Question, Task, without_tags
-
-# What stands in <ref>; an answer cut off by its length may lack the closing tag.
-_LINE = re.compile(r"<ref>(.*?)(?:</ref>|<quad>|<ref>|$)", re.DOTALL)
+from qwenvl_jax.runtime.errors import UserError
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per record."""
-    lines = [line["text"] for line in record.content["lines"]]
-    about = {"lines": lines, "width": record.content["width"], "height": record.content["height"]}
+    """One question per record. Raises UserError for lines that are none."""
+    lines = record.content["lines"]
+    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+        raise UserError("its lines must be a list of objects with text and quad")
+    size = truth.size(record.content)
+    about = {"lines": [truth.text(line.get("text"), "a line") for line in lines], "width": size[0], "height": size[1]}
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     """The lines in the order written. An answer without any `<ref>` counts as one line."""
-    lines = _LINE.findall(text) or [without_tags(text)]
+    text = tags.normal_form(text)
+    lines = tags.parse_refs(text) or [without_tags(text)]
     found = character_accuracy([(lines, about["lines"])])
     row = {"prediction": [line.strip() for line in lines], "text": text, **about}
     return {**row, "edits": found.edits, "characters": found.characters}
@@ -36,4 +39,5 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"ocr_char_acc": found.accuracy}
 
 
-TASK = Task("ocr", questions, read, score)
+# The empty text lacks every character.
+TASK = Task("ocr", questions, read, lambda about: read("", about), score)

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qwenvl_jax.data import tags
 from qwenvl_jax.data.formats import prompt_pieces
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.grounding import intersection_over_union, parse_first_box, referring_accuracy
+from qwenvl_jax.evaluation.tasks import truth
 from qwenvl_jax.evaluation.tasks.task import Question, Task, mean, without_tags
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per record; the prompt ends with `<box>`."""
-    about = {key: record.content[key] for key in ("phrase", "box", "width", "height")}
+    """One question per record; the prompt ends with `<box>`. Raises UserError for a box that nothing can meet."""
+    width, height = truth.size(record.content)
+    box = truth.box(record.content["box"], width, height)
+    about = {"phrase": truth.text(record.content["phrase"], "the phrase"), "box": box, "width": width, "height": height}
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     """The first box, in pixels, and its IoU with the true one."""
-    text = without_tags(text)
+    text = tags.normal_form(without_tags(text))
     box = parse_first_box(text, about["width"], about["height"])
     iou = intersection_over_union(box, about["box"])
     return {"prediction": text, "predicted_box": [round(value, 2) for value in box], **about, "iou": iou}
@@ -31,4 +35,5 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"referring_acc": referring_accuracy(ious), "mean_iou": mean(ious)}
 
 
-TASK = Task("ref_grounding", questions, read, score)
+# What is no box has no overlap with any.
+TASK = Task("ref_grounding", questions, read, lambda about: read("", about), score)

@@ -34,8 +34,9 @@ class Task:
 
     Attributes:
       name: as in the evaluation config, which is also the `Record.task` it asks.
-      questions: record, prompt style -> questions.
+      questions: record, prompt style -> questions. Raises UserError for a record that it cannot score.
       read: the answer's text with special tokens written out, `about` -> JSON values of one row of predictions.
+      unanswered: `about` -> the row of a question that could not be asked, which scores nothing.
       score: rows -> figures by name, the one of `SCORE_KEYS` first.
       stops: written forms of the special tokens that end an answer.
     """
@@ -43,7 +44,8 @@ class Task:
     name: str
     questions: Callable[[Record, str], list[Question]]
     read: Callable[[str, dict[str, Any]], dict[str, Any]]
-    score: Callable[[Sequence[dict[str, Any]]], dict[str, float]]
+    unanswered: Callable[[dict[str, Any]], dict[str, Any]]
+    score: Callable[..., dict[str, float]]
     stops: tuple[str, ...] = (tags.ENDOFTEXT,)
 
 

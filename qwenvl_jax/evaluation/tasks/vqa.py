@@ -5,34 +5,53 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qwenvl_jax.data import tags
 from qwenvl_jax.data.formats import prompt_pieces
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.vqa import exact_accuracy, vqa_score
+from qwenvl_jax.evaluation.tasks import truth
 from qwenvl_jax.evaluation.tasks.task import Question, Task, mean, without_tags
+from qwenvl_jax.runtime.errors import UserError
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per record; `answers` in its content, where present, are those of all annotators."""
+    """One question per record; `answers` in its content, where present, are those of all annotators.
+
+    Raises:
+      UserError: if there is no answer to compare with, or answers in a form that `truth.texts` does not know.
+    """
     content = record.content
-    about = {"question": content["question"], "answers": content.get("answers") or [content["answer"]]}
+    answers = truth.texts(content.get("answers"), "answer") or truth.texts(content.get("answer"), "answer")
+    if not any(answers):
+        raise UserError("it has no answer to compare with; a set without answers cannot be scored")
+    about = {"question": truth.text(content["question"], "the question"), "answers": answers}
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
-    """The answer and whether it equals one of the annotated ones; with several annotators also the VQA score."""
-    prediction = without_tags(text).strip()
+    """The answer, whether it equals one of the annotated ones, and the VQA score where there are several."""
+    prediction = tags.normal_form(without_tags(text)).strip()
     row = {"prediction": prediction, **about, "exact": exact_accuracy(prediction, about["answers"])}
     if len(about["answers"]) > 1:
         row["vqa_score"] = vqa_score(prediction, about["answers"])
     return row
 
 
+def unanswered(about: dict[str, Any]) -> dict[str, Any]:
+    """The row of a question that could not be asked."""
+    row = {"prediction": "", **about, "exact": 0.0}
+    return row | {"vqa_score": 0.0} if len(about["answers"]) > 1 else row
+
+
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """`vqa_acc`: share of exact answers; `vqa_score` where every question has several annotators."""
+    """`vqa_acc`: share of exact answers; `vqa_score`, where any question has several annotators, over all questions.
+
+    The classic evaluator compares with the *other* annotators, so a question with one annotator gets nothing there.
+    """
     scores = {"vqa_acc": mean([row["exact"] for row in rows])}
-    if rows and all("vqa_score" in row for row in rows):
-        scores["vqa_score"] = mean([row["vqa_score"] for row in rows])
+    if any("vqa_score" in row for row in rows):
+        scores["vqa_score"] = mean([row.get("vqa_score", 0.0) for row in rows])
     return scores
 
 
-TASK = Task("vqa", questions, read, score)
+TASK = Task("vqa", questions, read, unanswered, score)

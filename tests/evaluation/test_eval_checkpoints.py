@@ -1,0 +1,98 @@
+"""Which checkpoint a sweep and a chat take, and what happens where it goes or is damaged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from qwenvl_jax.checkpoint import lineage, restore
+from qwenvl_jax.checkpoint.manager import Manager, save_frozen
+from qwenvl_jax.evaluation import sweep as module
+from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.sweep import sweep
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.training.partition import split
+
+ROOT = Path(__file__).parents[2]
+
+
+def add_step(folder: Path, config, params, step: int) -> None:
+    """The parameters of step n are `params` times 1 + n / 100."""
+    trainable, frozen = split(params, config.train.trainable)
+    if not (folder / "frozen").exists():
+        lineage.write(folder, config, dict.fromkeys(restore.TOWERS))
+        save_frozen(folder, frozen)
+    with Manager(folder, keep=5) as manager:
+        manager.save(step, jax.tree.map(lambda leaf: leaf * (1 + step / 100), trainable), {"count": jnp.zeros(())}, {})
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "loss": 1.0}) + "\n")
+
+
+@pytest.fixture
+def run(params, config, tmp_path):
+    for step in (3, 40):
+        add_step(tmp_path / "run", config, params, step)
+    return tmp_path / "run"
+
+
+def settings(config, run, tiny_data, output, **item) -> EvalConfig:
+    return EvalConfig(
+        checkpoints=(CheckpointConfig("a", str(run), 28, **item),),
+        tokenizer=config.tokenizer,
+        tasks=(TaskConfig("vqa", str(tiny_data / "vqa"), "train", 8, 6, 1),),
+        batch_size=8,
+        prompt_style="training",
+        output=str(output),
+    )
+
+
+def answers(output: Path) -> str:
+    return (output / "predictions/a/vqa.jsonl").read_text()
+
+
+def test_a_step_is_evaluated_and_stays_so_while_its_run_goes_on(run, config, params, tiny_data, tmp_path):
+    """The default is the newest; the figures of a named step stand whatever the run logs afterwards."""
+    named = settings(config, run, tiny_data, tmp_path / "three", step=3)
+    sweep(named)
+    alone = tmp_path / "alone"
+    add_step(alone, config, params, 3)
+    sweep(settings(config, alone, tiny_data, tmp_path / "only"))
+    assert answers(tmp_path / "three") == answers(tmp_path / "only")
+    newest = settings(config, run, tiny_data, tmp_path / "newest")
+    sweep(newest)
+    assert answers(tmp_path / "newest") != answers(tmp_path / "three")
+    before = (tmp_path / "three/predictions/a/vqa.json").stat().st_mtime_ns
+    add_step(run, config, params, 60)
+    sweep(named)
+    assert (tmp_path / "three/predictions/a/vqa.json").stat().st_mtime_ns == before
+    mark = json.loads((tmp_path / "newest/predictions/a/vqa.json").read_text())["fingerprint"]
+    sweep(newest)
+    assert json.loads((tmp_path / "newest/predictions/a/vqa.json").read_text())["fingerprint"] != mark
+    with pytest.raises(UserError, match="no checkpoint of step 5; its newest is 60"):
+        sweep(settings(config, run, tiny_data, tmp_path / "five", step=5))
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_said_in_one_sentence(run):
+    source = restore.find_source(run, 3)
+    storage.remove(run / "checkpoints/3")
+    with pytest.raises(UserError, match=r"step 3 of .*run was removed while it was read, because the run there keeps"):
+        module._load(source)
+
+
+@pytest.mark.slow
+def test_the_chat_takes_a_step(run, config, tiny_data):
+    def said(*flags: str) -> str:
+        command = [sys.executable, "-m", "qwenvl_jax.chat", f"--workdir={run}", "--max_new=8", *flags]
+        done = subprocess.run(command, cwd=ROOT, input=b"What?\n", capture_output=True)
+        return (done.stdout + done.stderr).decode()
+
+    newest, third = said(), said("--step=3")
+    assert f"step 40 of {run}" in newest and f"step 3 of {run}" in third
+    assert "error: " in said("--step=4") and "no checkpoint of step 4" in said("--step=4")

@@ -1,0 +1,167 @@
+"""What a report shows: pixels as the model saw them, and any text as text."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from qwenvl_jax.config import to_dict
+from qwenvl_jax.data.image import decode_image
+from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.report import pictures
+from qwenvl_jax.evaluation.report.page import write_report
+from qwenvl_jax.evaluation.tasks.registry import TASKS
+
+
+def turned(width: int = 60, height: int = 20) -> bytes:
+    """A JPEG, red on its left and blue on its right, that EXIF turns by a quarter."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = pixels[:, width // 2 :, 2] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", exif=exif, quality=95)
+    return buffer.getvalue()
+
+
+def shown(figure: str) -> Image.Image:
+    """The picture of a figure as a browser opens it, with what it says of its turning."""
+    (address,) = re.findall(r'href="data:image/[a-z]+;base64,([^"]+)"', figure)
+    return Image.open(io.BytesIO(base64.b64decode(address)))
+
+
+def test_a_picture_with_exif_is_shown_as_the_model_saw_it():
+    payload = turned()
+    assert Image.open(io.BytesIO(payload)).getexif()[0x0112] == 6
+    figure = pictures.figure(payload, [(pictures.TRUE, pictures.corners_of_box((0, 0, 30, 20)))])
+    image = shown(figure)
+    assert not image.getexif() and image.size == (60, 20)
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(decode_image(payload))).max() < 30
+    assert 'viewBox="0 0 60 20"' in figure and 'points="0.0,0.0 30.0,0.0 30.0,20.0 0.0,20.0"' in figure
+
+
+def odd_pictures() -> dict[str, bytes]:
+    made = {}
+
+    def save(name, image, form, **options):
+        buffer = io.BytesIO()
+        image.save(buffer, form, **options)
+        made[name] = buffer.getvalue()
+
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (20, 30, 4), np.uint8)
+    save("alpha", Image.fromarray(noise, "RGBA"), "PNG")
+    save("16 bits", Image.fromarray(rng.integers(0, 65536, (20, 30)).astype(np.uint16)), "PNG")
+    save("palette", Image.fromarray(noise[..., :3]).convert("P"), "GIF")
+    frames = [Image.fromarray(noise[..., :3]), Image.fromarray(noise[::-1, :, :3])]
+    save("two frames", frames[0], "GIF", save_all=True, append_images=frames[1:])
+    save("cmyk", Image.fromarray(noise, "CMYK"), "JPEG", quality=100)
+    return made
+
+
+@pytest.mark.parametrize("name", list(odd_pictures()))
+def test_every_kind_of_picture_is_shown_as_the_model_saw_it(name):
+    """A browser would blend alpha, move frames and turn colours for print in its own way."""
+    payload = odd_pictures()[name]
+    image = shown(pictures.figure(payload))
+    assert image.mode == "RGB"
+    difference = np.abs(np.asarray(image).astype(int) - np.asarray(decode_image(payload)))
+    assert difference.mean() < (8 if name == "cmyk" else 1e-9)
+
+
+@pytest.mark.parametrize("size", [(8, 8000), (4000, 3000), (1, 1)])
+def test_a_large_picture_is_scaled_down_under_its_boxes(size):
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, "PNG")
+    figure = pictures.figure(buffer.getvalue())
+    assert max(shown(figure).size) <= pictures.SHOWN_SIDE
+    assert f'viewBox="0 0 {size[0]} {size[1]}"' in figure
+    assert f'width="{size[0]}" height="{size[1]}" preserveAspectRatio="none"' in figure
+
+
+class Page(html.parser.HTMLParser):
+    """Elements, attributes and text of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, tuple(name for name, _ in attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+HOSTILE = st.text(st.sampled_from("<>&\"'/=` \nabscript!-[]{}\u2028\x85é"), min_size=1, max_size=12).map(
+    lambda text: f"<script>{text}</script><img src=x onerror='{text}'>\"'&amp;"
+)
+
+
+@pytest.fixture(scope="module")
+def runs(config, tmp_path_factory):
+    return config, tmp_path_factory.mktemp("hostile")
+
+
+def report_of(runs, text: str) -> Page:
+    """The report of an evaluation in which every text that comes from outside is `text`."""
+    config, root = runs
+    folder = root / "report"
+    payload = turned()
+    words = text.strip()
+    contents = {
+        "ref_grounding": {"phrase": text, "box": [1, 1, 9, 9], "width": 60, "height": 20},
+        "ocr": {"lines": [{"text": text, "quad": [[0, 0], [9, 0], [9, 9], [0, 9]]}], "width": 60, "height": 20},
+        "vqa": {"question": text, "answer": words},
+        "caption": {"caption": text},
+        "dialogue": {
+            "system": "",
+            "turns": [
+                {"role": "user", "parts": [{"image": 0}, {"text": text}]},
+                {"role": "assistant", "parts": [{"text": text}]},
+            ],
+            "sizes": [[60, 20]],
+        },
+    }
+    name = text.replace("/", "|")
+    tasks = []
+    scores = {}
+    for task, content in contents.items():
+        record = Record(text, task, text, "en", "CC0-1.0", (payload,), content)
+        write_records(folder / task, {"train": [record]}, name="hostile")
+        tasks.append(TaskConfig(task, str(folder / task), "train", 0, 4, 0))
+        rows = [
+            {"id": question.id, **TASKS[task].read(f"<ref>{text}</ref>{text}", question.about)}
+            for question in TASKS[task].questions(record, "training")
+        ]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "predictions" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "predictions" / name / f"{task}.jsonl").write_text(lines)
+        scores |= TASKS[task].score(rows)
+    scores["unanswered"] = {text: {"questions": 1, "first": [{"id": text, "why": text}]}}
+    checkpoint = CheckpointConfig(name, str(folder / "none"), 28)
+    evaluation = EvalConfig((checkpoint,), config.tokenizer, tuple(tasks), 2, "training", str(folder))
+    (folder / "evaluation.json").write_text(json.dumps(to_dict(evaluation)))
+    (folder / "scores.json").write_text(json.dumps({name: scores}))
+    return Page(write_report(folder).read_text())
+
+
+@settings(max_examples=15, deadline=None)
+@given(text=HOSTILE)
+def test_no_text_from_outside_becomes_part_of_the_page(runs, text):
+    """Texts, ids, names and reasons full of markup give the very elements of a page without any."""
+    assert report_of(runs, text).elements == report_of(runs, "plain").elements
