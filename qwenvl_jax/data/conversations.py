@@ -2,7 +2,8 @@
 
 A turn is `{"from": "user" | "assistant", "value": text}`. In the text, `<img>path</img>` is a picture,
 `<ref>..</ref>` a reference, `<box>(x1,y1),(x2,y2)</box>` and `<quad>` with four corners are places in thousandths of
-the picture. Everything else, "Picture 1: " and line breaks too, is kept as written.
+the picture. Everything else, "Picture 1: " and line breaks too, is kept as written. docs/data.md has the rules as a
+table.
 """
 
 from __future__ import annotations
@@ -15,68 +16,117 @@ from qwenvl_jax.data.record_content import THOUSANDTHS
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 _TAG = re.compile(r"<(/?)(img|ref|box|quad)>")
+_WHOLE = re.compile(r"<(ref|box|quad)>((?:(?!</?(?:img|ref|box|quad)>).)*)</\1>", re.DOTALL)
 _CORNERS = {"box": 2, "quad": 4}
+_FORMS = {"box": "(x1,y1),(x2,y2)", "quad": "(x,y),(x,y),(x,y),(x,y)"}
 _KEYS = {"from", "value"}
-_ROLES = ("user", "assistant")
+# The second pair is what LLaVA and ShareGPT write.
+_ROLES = {"user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
+_FOREIGN_PICTURE = re.compile(r"<(image|video|audio)>")
+_AS_WORDS = 'write the tags in pairs or, where they are meant as words, give the sample as "turns" (docs/data.md)'
 
 # Places are in thousandths already. Said to be pixels of a picture with such sides, they come out as they went in.
 _SIDE = THOUSANDTHS
 
 
-def parse_conversation(turns: Any) -> tuple[dict[str, Any], list[str]]:
+def parse_conversation(turns: Any, system: str = "") -> tuple[dict[str, Any], list[str]]:
     """Returns the content of a dialogue record and the paths of its images, each once, in order of occurrence.
 
-    A first turn that is not the user's is dropped, as the released finetune.py does.
+    A first turn may be the system's. One of the assistant before the user's first is dropped, as the released
+    finetune.py does.
+
+    Args:
+      turns: the list of turns.
+      system: the system's text, the default one if empty.
 
     Raises:
-      UserError: for turns of another form, an unknown role, a tag without its partner, or a place that is not one.
+      UserError: for turns of another form, an unknown role, a tag without its partner, a place that is not one, or a
+        conversation in which nobody asks.
     """
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UserError('"conversations" must be a list of {"from": .., "value": ..}')
+    said = [_said(turn) for turn in turns]
+    if said and said[0][0] == "system":
+        if system:
+            raise UserError('there are both "system" and a turn of the system; keep one')
+        system = said.pop(0)[1]
+    if said and said[0][0] == "assistant":
+        del said[0]
+    if not said or said[0][0] != "user":
+        raise UserError("a conversation needs a turn of the user first")
     paths: dict[str, int] = {}
     parsed = []
-    for turn in turns:
-        if turn.keys() != _KEYS or not all(isinstance(value, str) for value in turn.values()):
-            raise UserError(f'a turn has the keys {", ".join(map(str, turn))}; it needs the texts "from" and "value"')
-        role = turn["from"]
-        if role not in _ROLES:
-            raise UserError(f"a turn is from {role!r}; use 'user' or 'assistant'{nearest(role, _ROLES)}")
-        parsed.append({"role": role, "parts": _parse_text(turn["value"], paths)})
-    if parsed and parsed[0]["role"] != "user":
-        del parsed[0]
-        # Numbered again: the pictures of a dropped turn are nobody's.
-        paths = {}
-        for turn, kept in zip(turns[1:], parsed, strict=True):
-            kept["parts"] = _parse_text(turn["value"], paths)
-    if not parsed:
-        raise UserError("a conversation needs at least one turn of the user")
-    content = {"system": "", "turns": parsed, "sizes": [[_SIDE, _SIDE]] * max(1, len(paths))}
-    return content, list(paths)
+    for role, text in said:
+        if role == "system":
+            raise UserError("only the first turn may be the system's; remove the others")
+        parsed.append({"role": role, "parts": _parse_text(text, paths, role)})
+    return {"system": system, "turns": parsed, "sizes": [[_SIDE, _SIDE]] * max(1, len(paths))}, list(paths)
 
 
-def _parse_text(text: str, paths: dict[str, int]) -> list[dict[str, Any]]:
+def prompt_parts(text: str) -> list[dict[str, Any]]:
+    """What a person types, as parts of a turn: `<ref>`, `<box>` and `<quad>` in pairs are tags, all else is text.
+
+    Nothing is refused and what stands between the tags is kept as typed, as the released `chat` does.
+    """
+    parts: list[dict[str, Any]] = []
+    place = 0
+    for match in _WHOLE.finditer(text):
+        if match.start() > place:
+            parts.append({"text": text[place : match.start()]})
+        parts.append({"tag": match.group(1), "text": match.group(2)})
+        place = match.end()
+    return [*parts, {"text": text[place:]}] if place < len(text) or not parts else parts
+
+
+def _said(turn: dict[str, Any]) -> tuple[str, str]:
+    """Role and text of one turn."""
+    if turn.keys() != _KEYS or not all(isinstance(value, str) for value in turn.values()):
+        renamed = ', which "role" and "content" may be renamed to' if {"role", "content"} <= turn.keys() else ""
+        has = ", ".join(turn) or "none"
+        raise UserError(f'a turn has the keys {has}; it needs the texts "from" and "value"{renamed} and nothing else')
+    role = turn["from"]
+    if role != "system" and role not in _ROLES:
+        raise UserError(f"a turn is from {role!r}; use 'user' or 'assistant'{nearest(role, _ROLES)}")
+    return _ROLES.get(role, role), turn["value"]
+
+
+def _parse_text(text: str, paths: dict[str, int], role: str) -> list[dict[str, Any]]:
     """The parts of one turn; images that are new are added to `paths`."""
+    if foreign := _FOREIGN_PICTURE.search(text):
+        raise UserError(
+            f"{foreign.group(0)} in {_around(text, foreign)} shows nothing; write <img>PATH</img> for a picture or, "
+            'where it is meant as a word, give the sample as "turns" (docs/data.md)'
+        )
     parts: list[dict[str, Any]] = []
     place = 0
     while opening := _TAG.search(text, place):
         name = opening.group(2)
         if opening.group(1):
-            raise UserError(f"</{name}> closes nothing in {_around(text, opening)}; write the tags in pairs")
+            raise UserError(f"</{name}> closes nothing in {_around(text, opening)}; {_AS_WORDS}")
         closing = _TAG.search(text, opening.end())
         if closing is None or closing.group(0) != f"</{name}>":
-            raise UserError(f"<{name}> is not closed in {_around(text, opening)}; write the tags in pairs")
+            raise UserError(f"<{name}> is not closed in {_around(text, opening)}; {_AS_WORDS}")
         if opening.start() > place:
             parts.append({"text": text[place : opening.start()]})
         inside = text[opening.end() : closing.start()]
         if name == "img":
+            if not inside.strip():
+                raise UserError(f"<img></img> names no file; {_AS_WORDS}")
             parts.append({"image": paths.setdefault(inside, len(paths)), "numbered": False})
         elif name == "ref":
             parts.append({"ref": inside, "boxes": []})
+        elif role == "user" and _is_placeholder(inside):
+            parts.append({"tag": name, "text": inside})
         else:
             numbers = _numbers(name, inside)
             parts.append({"boxes": [_box(numbers)]} if name == "box" else {"quads": [_pairs(numbers)]})
         place = closing.end()
     return [*parts, {"text": text[place:]}] if place < len(text) else parts
+
+
+def _is_placeholder(inside: str) -> bool:
+    """Whether the inside of a box says how one is written, as "(x1,y1),(x2,y2)" does: letters, or no number at all."""
+    return any(sign.isalpha() for sign in inside) or not any(sign.isdigit() for sign in inside)
 
 
 def _around(text: str, match: re.Match[str]) -> str:
@@ -86,10 +136,9 @@ def _around(text: str, match: re.Match[str]) -> str:
 def _numbers(name: str, inside: str) -> list[int]:
     numbers = tags.read_points(inside, _CORNERS[name])
     if numbers is None:
-        form = "(x1,y1),(x2,y2)" if name == "box" else "(x,y),(x,y),(x,y),(x,y)"
         raise UserError(
-            f"<{name}>{inside[:60]}</{name}> is not of the form <{name}>{form}</{name}> with whole numbers from 0 to "
-            "1000; correct it"
+            f"<{name}>{inside[:60]}</{name}> is not a place; write <{name}>{_FORMS[name]}</{name}> with whole numbers "
+            "from 0 to 1000"
         )
     return numbers
 

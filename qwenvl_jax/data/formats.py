@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from qwenvl_jax.runtime.errors import UserError, nearest
 DEFAULT_SYSTEM = "You are a helpful assistant."  # released qwen_generation_utils.py and finetune.py
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 PROMPT_STYLES = ("released", "training")
+
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +49,12 @@ def language_name(code: str) -> str:
     if name is None:
         raise UserError(f"language {code!r} has no prompt; use one of {', '.join(LANGUAGES)}")
     return name
+
+
+def guess_language(text: str) -> str:
+    """zh if at least half of the letters are Chinese characters, else en: what a sample is in that does not say."""
+    letters = sum(character.isalpha() for character in text)
+    return "zh" if letters and 2 * len(_HAN.findall(text)) >= letters else "en"
 
 
 def training_pieces(record: Record) -> list[Piece]:
@@ -102,7 +111,7 @@ def _naming(record: Record) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"record {record.id!r} of {record.source!r}: {error}") from None
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"record {record.id!r} has a {record.task} content that does not fit ({error!r})") from None
 
 
@@ -180,17 +189,26 @@ def _grounded_text(content: Mapping[str, Any]) -> list[Piece]:
 
 
 def _ref(text: str) -> list[Piece]:
-    return [Piece("special", tags.REF), Piece("text", text), Piece("special", tags.REF_END)]
+    return _tagged("ref", text)
 
 
 def _box(box: Sequence[float], size: Mapping[str, Any]) -> list[Piece]:
-    text = tags.box_to_text(box, size["width"], size["height"])
-    return [Piece("special", tags.BOX), Piece("text", text), Piece("special", tags.BOX_END)]
+    return _tagged("box", tags.box_to_text(box, size["width"], size["height"]))
 
 
 def _quad(quad: Sequence[Sequence[float]], size: Mapping[str, Any]) -> list[Piece]:
-    text = tags.quad_to_text(quad, size["width"], size["height"])
-    return [Piece("special", tags.QUAD), Piece("text", text), Piece("special", tags.QUAD_END)]
+    return _tagged("quad", tags.quad_to_text(quad, size["width"], size["height"]))
+
+
+def _tagged(name: str, text: str) -> list[Piece]:
+    """A text between two tags, `<ref>text</ref>`. Raises UserError for tags that cannot stand in a text."""
+    if name not in _TAGS:
+        raise UserError(f"a part has the tag {name!r}; use one of {', '.join(_TAGS)}")
+    opening, closing = _TAGS[name]
+    return [Piece("special", opening), Piece("text", text), Piece("special", closing)]
+
+
+_TAGS = {"ref": (tags.REF, tags.REF_END), "box": (tags.BOX, tags.BOX_END), "quad": (tags.QUAD, tags.QUAD_END)}
 
 
 def chat_pieces(
@@ -230,6 +248,8 @@ def chat_pieces(
         role = turn.get("role", "")
         if role not in ("user", "assistant"):
             raise UserError(f"a dialogue turn has the role {role!r}; use 'user' or 'assistant'")
+        if role == "assistant" and any("tag" in part for part in turn["parts"]):
+            raise UserError("the assistant writes a place that is none; give it as boxes or quads")
         content, pictures = _turn_content(turn["parts"], sizes, pictures)
         pieces += _turn(role, content)
     if open_end:
@@ -269,11 +289,13 @@ def _turn_content(
     found: list[Piece]
     text = ""
     for part in parts:
-        if "text" in part:
+        if "text" in part and "tag" not in part:
             text += part["text"]
             continue
         after = ""
-        if part.keys() & {"ref", "boxes", "quads"}:
+        if "tag" in part:
+            found = _tagged(part["tag"], part["text"])
+        elif part.keys() & {"ref", "boxes", "quads"}:
             found = _places(part, sizes)
         elif "image" in part:
             found = [Piece("image", int(part["image"]))]

@@ -7,61 +7,108 @@ memory; images are read when they are needed.
 
 from __future__ import annotations
 
-import codecs
-import json
+import collections
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from qwenvl_jax.data.conversations import parse_conversation
-from qwenvl_jax.data.formats import training_pieces
+from qwenvl_jax.data.formats import guess_language, training_pieces
 from qwenvl_jax.data.image import read_encoded
+from qwenvl_jax.data.json_entries import parse_entry, split_entries
 from qwenvl_jax.data.record_content import CONTENT_KEYS, check_record
 from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 SUFFIXES = (".json", ".jsonl")
+NAMED = 3  # entries that cannot be used, of which a message tells why
+
 _COMMON = ("id", "task", "source", "language", "license", "image", "images")
-_CONVERSATION = ("id", "task", "source", "language", "license", "conversations")
+_CONVERSATION = ("id", "task", "source", "language", "license", "system", "conversations")
 _OPTIONAL = {"vqa": ("answers",), "grounded_caption": ("ref",), "dialogue": ("system", "sizes")}
 _TEXTS = ("id", "source", "language", "license", "caption", "question", "answer", "phrase", "description", "ref")
+_MAY_BE_NULL = {"id", "task", "source", "language", "license", "system", "answers", "ref", "sizes"}
+_SPOKEN = {"caption", "question", "answer", "text", "phrase", "description", "ref"}  # keys of what a person reads
+# Keys that other corpora have and nothing here needs, although they look like keys that are known.
+_HARMLESS = ("dataset", "weight", "imgid", "sources", "tasks")
+_OTHER_FORMS = {
+    "messages": 'the key "messages" is the form of OpenAI and of ShareGPT; write {"conversations": [{"from": "user", '
+    '"value": ..}, ..]}, a picture as <img>PATH</img> where it stands',
+    "image": '"image" beside "conversations" is the form of LLaVA; write <img>PATH</img> where the picture stands '
+    "(LLaVA has <image> there) and remove the key",
+}
+_OTHER_FORMS["images"] = _OTHER_FORMS["image"].replace('"image" beside', '"images" beside')
 
 
 class JsonReader:
     """Random access to the entries of one file: `len(reader)`, `reader[i]`. Opening checks every entry.
 
+    An entry that cannot be used keeps its number and raises UserError when it is read. How many there are, and the
+    first of them, is printed, and so are keys that are ignored.
+
     Args:
-      path: a `.jsonl` file of one JSON object per line, or a `.json` file of one list of them.
-      task: of all entries; one that names another is refused.
+      path: a file of one JSON object per line, or of one list of them.
+      task: of all entries; one that names another cannot be used.
+      max_corrupt_share: of the entries, that may be unusable.
+
+    Attributes:
+      corrupt: how many entries cannot be used.
+      ignored: how often each key that means nothing here was met.
 
     Raises:
-      UserError: naming file and line, for what is not JSON, an unknown key or task, tags without their partner, a
-        place outside its image, or an image file that is missing. Image files on gs:// are looked for only when
-        they are read.
+      UserError: if the file is no such file, no entry can be used, or more than the share cannot; naming file and
+        line of the first. What cannot be used is what is not JSON, has a key or task that looks like another, tags
+        without their partner, a place outside its image, or an image file that is missing. Image files on gs:// are
+        looked for only when they are read.
     """
 
-    def __init__(self, path: epath.PathLike, task: str):
+    def __init__(self, path: epath.PathLike, task: str, max_corrupt_share: float = 0.0):
         self.path, self.task = epath.Path(path), task
         if not self.path.exists():
             raise UserError(f"{self.path} does not exist; correct the path of the source")
-        split = _lines if self.path.suffix == ".jsonl" else _items
-        self._entries = list(split(self.path, self.path.read_bytes()))
-        if not self._entries:
-            raise UserError(f"{self.path} holds no samples")
-        seen: set[str] = set()
-        for index in range(len(self._entries)):
-            record, paths = self._parse(index)
+        self._entries = split_entries(self.path, self.path.read_bytes())
+        self.corrupt = 0
+        self.ignored: collections.Counter[str] = collections.Counter()
+        wrong: list[str] = []
+        found: dict[str, bool] = {}
+        for index in range(len(self)):
             try:
-                training_pieces(check_record(record))
+                self._check_entry(index, found)
             except UserError as error:
-                raise self._wrong(index, error) from None
-            for image in paths:
-                # Asking an object store about every file would take hours.
-                if image not in seen and "://" not in image and not os.path.isfile(image):
-                    raise self._wrong(index, f"the image {image} does not exist")
-                seen.add(image)
+                self.corrupt += 1
+                if len(wrong) < NAMED:
+                    wrong.append(f"line {self._entries[index][0]}: {error}")
+        self._judge(wrong, max_corrupt_share)
+
+    def _check_entry(self, index: int, found: dict[str, bool]) -> None:
+        """Raises UserError if an entry cannot be used. `found` remembers which image files are there."""
+        record, paths, ignored = self._parse(index)
+        training_pieces(check_record(record))
+        for path in paths:
+            # Asking an object store about every file would take hours.
+            if "://" not in path and path not in found:
+                found[path] = os.path.isfile(path)
+            if not found.get(path, True):
+                raise UserError(f"the image {path} does not exist{_other_accents(path)}")
+        self.ignored.update(ignored)
+
+    def _judge(self, wrong: Sequence[str], share: float) -> None:
+        """Refuses the file if too much of it cannot be used, and says what is left out or ignored."""
+        total, more = len(self), f"; {'; '.join(wrong[1:])}" if wrong[1:] else ""
+        if self.corrupt == total or self.corrupt > share * total:
+            many = f" ({self.corrupt:,} of {total:,} samples cannot be used{more})" if total > 1 else ""
+            step = "mend or remove them" if self.corrupt > 1 else "mend or remove it"
+            limit = f", or raise config.data.max_corrupt_share above {share:g}" if self.corrupt < total else ""
+            raise UserError(f"{self.path}, {wrong[0]}{many}; {step}{limit}")
+        if wrong:
+            log.line(f"{self.path}: {self.corrupt:,} of {total:,} samples cannot be used: {'; '.join(wrong)}")
+        if self.ignored:
+            keys = ", ".join(f"{key!r} ({count:,} times)" for key, count in self.ignored.most_common())
+            log.line(f"{self.path}: these keys mean nothing here and are ignored: {keys}")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -69,143 +116,121 @@ class JsonReader:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        record, paths = self._parse(index)
-        images = []
-        for path in paths:
-            try:
-                with epath.Path(path).open("rb") as file:
-                    images.append(read_encoded(file))
-            except OSError as error:
-                raise self._wrong(index, f"the image {path} cannot be read ({error})") from None
-        return Record(
-            record.id, record.task, record.source, record.language, record.license, tuple(images), record.content
-        )
-
-    def _wrong(self, index: int, what: object) -> UserError:
-        return UserError(f"{self.path}, line {self._entries[index][0]}: {what}")
-
-    def _parse(self, index: int) -> tuple[Record, list[str]]:
-        """The record of an entry, with empty images, and where its images lie."""
-        line, payload = self._entries[index]
         try:
-            value = _object(payload)
-            content, paths = self._conversation(value) if "conversations" in value else self._fields(value)
-            record = Record(
-                id=str(value.get("id", f"{self.path.stem}:{line}")),
-                task=self.task,
-                source=value.get("source", self.path.stem),
-                language=value.get("language", "en"),
-                license=value.get("license", "unknown"),
-                images=(b"",) * len(paths),
-                content=content,
-            )
-            return record, [self._resolve(path) for path in paths]
+            record, paths, _ = self._parse(index)
+            check_record(record)
+            images = tuple(map(_read_image, paths))
         except UserError as error:
-            raise self._wrong(index, error) from None
+            raise UserError(f"{self.path}, line {self._entries[index][0]}: {error}") from None
+        return Record(record.id, record.task, record.source, record.language, record.license, images, record.content)
 
-    def _conversation(self, value: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        self._check(value, "dialogue", _CONVERSATION)
-        return parse_conversation(value["conversations"])
+    def _parse(self, index: int) -> tuple[Record, list[str], list[str]]:
+        """The record of an entry, with empty images; where its images lie; keys that are ignored."""
+        line, payload = self._entries[index]
+        value = {k: v for k, v in parse_entry(payload).items() if v is not None or k not in _MAY_BE_NULL}
+        if "messages" in value and not {"conversations", "turns"} & value.keys():
+            raise UserError(_OTHER_FORMS["messages"])
+        talks = "conversations" in value
+        content, paths, ignored = self._conversation(value) if talks else self._fields(value)
+        record = Record(
+            id=str(value.get("id", f"{self.path.stem}:{line}")),
+            task=self.task,
+            source=value.get("source", self.path.stem),
+            language=value.get("language") or guess_language(" ".join(_spoken(content))),
+            license=value.get("license", "unknown"),
+            images=(b"",) * len(paths),
+            content=content,
+        )
+        return record, [self._resolve(path) for path in paths], ignored
 
-    def _fields(self, value: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _conversation(self, value: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+        for key in ("image", "images"):
+            if key in value:
+                raise UserError(_OTHER_FORMS[key])
+        ignored = self._check_keys(value, "dialogue", _CONVERSATION)
+        return *parse_conversation(value["conversations"], value.get("system", "")), ignored
+
+    def _fields(self, value: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
         task = value.get("task", self.task)
-        if task not in TASKS:
+        if not isinstance(task, str) or task not in TASKS:
             raise UserError(f"the task {task!r} is unknown{nearest(str(task), TASKS)}")
         required = CONTENT_KEYS[task] or ("text",)
-        self._check(value, task, (*_COMMON, "width", "height", *required, *_OPTIONAL.get(task, ())))
+        known = ("width", "height", *required, *_OPTIONAL.get(task, ()))
+        ignored = self._check_keys(value, task, (*_COMMON, *known))
         missing = [key for key in required if key not in value]
         if missing:
-            raise UserError(f"the sample of task {task!r} lacks {', '.join(missing)}")
+            has = ", ".join(map(repr, value)) or "none"
+            raise UserError(f"the sample of task {task!r} lacks {', '.join(missing)}; it has the keys {has}")
         if "image" in value and "images" in value:
             raise UserError('there are both "image" and "images"; keep one')
         paths = [value["image"]] if "image" in value else value.get("images", [])
         if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
             raise UserError('"image" must be a path and "images" a list of paths')
-        return {key: found for key, found in value.items() if key not in _COMMON}, paths
+        return {key: found for key, found in value.items() if key in known}, paths, ignored
 
-    def _check(self, value: dict[str, Any], task: str, known: Sequence[str]) -> None:
-        """Raises UserError for another task than the source's, an unknown key, or a text that is none."""
+    def _check_keys(self, value: dict[str, Any], task: str, known: Sequence[str]) -> list[str]:
+        """The keys that mean nothing here.
+
+        Raises:
+          UserError: for another task than the source's, a key that looks like a known one, or a text that is none.
+        """
         if value.get("task", task) != self.task or task != self.task:
             found = value.get("task", task)
             raise UserError(f"the sample is of task {found!r}, but the source is for {self.task!r}; correct one")
         unknown = [key for key in value if key not in known]
-        if unknown:
-            names = (*known, "conversations") if task == "dialogue" else known
-            raise UserError(f"the key {unknown[0]!r} is unknown for task {task!r}{nearest(unknown[0], names)}")
+        names = (*known, "conversations") if task == "dialogue" else known
+        for key in unknown:
+            meant = "; did you mean 'system'?" if key == "system_prompt" else nearest(key, names)
+            if meant and not _is_harmless(key, known):
+                raise UserError(f"the key {key!r} is unknown for task {task!r}{meant}")
         for key in (*_TEXTS, "text", "system"):
-            if key in value and not isinstance(value[key], str) and not (key == "id" and isinstance(value[key], int)):
+            if key not in known or key not in value or isinstance(value[key], str):
+                continue
+            if key != "id" or not isinstance(value[key], int):
                 raise UserError(f"{key!r} must be a text, not {value[key]!r}")
+        return unknown
 
     def _resolve(self, path: str) -> str:
         """Where an image lies: as given if absolute or on gs://, else from the folder of the file."""
         if "://" in path and not path.startswith("gs://"):
             raise UserError(f"the image {path} is not a file; download it and give its path")
+        if "\0" in path:
+            raise UserError(f"the image {path!r} is not a path")
         return path if path.startswith(("/", "gs://")) else os.fspath(self.path.parent / path)
 
 
-def _object(payload: bytes) -> dict[str, Any]:
-    """Parses one entry. Raises UserError if it is not a JSON object of texts that UTF-8 can hold."""
+def _is_harmless(key: str, known: Sequence[str]) -> bool:
+    """Whether a key that looks like a known one is one of its own, as "source_id" is beside "source"."""
+    if key == "system_prompt":
+        return False
+    return key in _HARMLESS or any(key.startswith(f"{name}_") or key.endswith(f"_{name}") for name in known)
+
+
+def _spoken(content: Any) -> Iterator[str]:
+    """The texts of a sample that a person reads."""
+    if isinstance(content, list):
+        for item in content:
+            yield from _spoken(item)
+    elif isinstance(content, dict):
+        for key, found in content.items():
+            if isinstance(found, str) and key in _SPOKEN:
+                yield found
+            elif isinstance(found, list | dict):
+                yield from _spoken(found)
+
+
+def _read_image(path: str) -> bytes:
     try:
-        text = payload.removeprefix(codecs.BOM_UTF8).decode()  # json would guess UTF-16 and let surrogates pass
-        value = json.loads(text)
-        if b"\\u" in payload:
-            json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"this is not readable JSON ({error}); correct or remove it") from None
-    if not isinstance(value, dict):
-        raise UserError("this is not a JSON object in braces; correct or remove it")
-    return value
+        with epath.Path(path).open("rb") as file:
+            return read_encoded(file)
+    except OSError as error:
+        raise UserError(f"the image {path} cannot be read ({error})") from None
 
 
-def _lines(path: epath.Path, payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines of a JSONL file that are not blank, with their numbers."""
-    for number, line in enumerate(payload.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if line.strip():
-            yield number, line
-
-
-def _items(path: epath.Path, payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """The items of the one list in a JSON file, with the line each begins in."""
-    try:
-        text = payload.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = payload.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: this is not UTF-8; save the file as UTF-8") from None
-    decoder = json.JSONDecoder()
-    place, line, counted = _skip(text, 0), 1, 0
-
-    def wrong(at: int, why: object) -> UserError:
-        number = text.count("\n", 0, at) + 1
-        return UserError(f"{path}, line {number}: this is not readable JSON ({why}); the file must be one list")
-
-    if text[place : place + 1] != "[":
-        raise wrong(place, "no [")
-    place = _skip(text, place + 1)
-    if text[place : place + 1] == "]":
-        place = _skip(text, place + 1)
-    else:
-        while True:
-            try:
-                _, stop = decoder.raw_decode(text, place)
-            except json.JSONDecodeError as error:
-                raise wrong(error.pos, error.msg) from None
-            except RecursionError as error:
-                raise wrong(place, error) from None
-            line, counted = line + text.count("\n", counted, place), place
-            yield line, text[place:stop].encode("utf-8", "surrogatepass")
-            place = _skip(text, stop)
-            separator = text[place : place + 1]
-            place = _skip(text, place + 1)
-            if separator == "]":
-                break
-            if separator != ",":
-                raise wrong(place, "no , or ] after an item")
-    if place < len(text):
-        raise wrong(place, "text after the list")
-
-
-def _skip(text: str, place: int) -> int:
-    """The next place that is not white space."""
-    while place < len(text) and text[place] in " \t\r\n":
-        place += 1
-    return place
+def _other_accents(path: str) -> str:
+    """What to add to a missing path if a file is there whose accents are written the other way."""
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, path)
+        if other != path and os.path.isfile(other):
+            return "; a file is there whose name has its accents in another Unicode form: rename it"
+    return ""

@@ -104,4 +104,5 @@ def open_sources(data: DataConfig, split: str = "train", *, verify: bool = False
       UserError: if one cannot be opened (`sources.open_source`), or a schedule is none.
     """
     check_schedules(data.mixture)
-    return [open_source(source, split, verify=verify) for source in data.mixture]
+    share = data.max_corrupt_share
+    return [open_source(source, split, verify=verify, max_corrupt_share=share) for source in data.mixture]

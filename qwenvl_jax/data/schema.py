@@ -37,7 +37,8 @@ class Record:
                       part = {"text": str} | {"image": index into images} | {"ref": str, "boxes": [box], "image": index}
                       and "sizes": [[width, height]] per image. {"image": index, "numbered": false} stands without
                       "Picture n: " before it and the line break after it. A place may lack "ref" or have "quads"
-                      for "boxes".
+                      for "boxes". {"tag": "box", "text": str} is a place that a user only speaks of, as in
+                      "Answer as <box>(x1,y1),(x2,y2)</box>"; tags "ref", "box" and "quad".
     """
 
     id: str

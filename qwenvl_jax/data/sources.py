@@ -24,7 +24,9 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def open_source(source: SourceConfig, split: str = "train", *, verify: bool = False) -> Source:
+def open_source(
+    source: SourceConfig, split: str = "train", *, verify: bool = False, max_corrupt_share: float = 0.0
+) -> Source:
     """Opens the records of a source, of the kind that its path says.
 
     tfds:NAME..        a TFDS data set
@@ -33,7 +35,8 @@ def open_source(source: SourceConfig, split: str = "train", *, verify: bool = Fa
     any other          a record folder
 
     JSON files and WebDataset shards have no splits: all of them is training data. `verify` also compares the shards
-    of a record folder with the checksums of its manifest, which reads everything once.
+    of a record folder with the checksums of its manifest, which reads everything once. `max_corrupt_share` is that of
+    `config.data`; a JSON file, which is checked whole, is held to it at once.
 
     Raises:
       UserError: if the files are missing, damaged, or hold another task than the source says, or no records.
@@ -42,7 +45,7 @@ def open_source(source: SourceConfig, split: str = "train", *, verify: bool = Fa
     if path.startswith(tfds_source.PREFIX):
         return TfdsReader(path, source.task, split)
     if path.endswith(SUFFIXES):
-        return JsonReader(path, source.task)
+        return JsonReader(path, source.task, max_corrupt_share)
     if _is_webdataset(path):
         if source.task != "caption":
             raise UserError(

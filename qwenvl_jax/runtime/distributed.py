@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import socket
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
+from etils import epath
 from jax._src import distributed as _jax_distributed
 
 from qwenvl_jax.runtime import errors
@@ -110,6 +113,59 @@ def agree(facts: Mapping[str, str]) -> None:
     from_primary(compare)
 
 
+def check_shared(folder: epath.PathLike) -> None:
+    """Sees to it that all processes mean the same folder.
+
+    Raises:
+      UserError: on every process if one of them does not see what process 0 puts there.
+    """
+    if process_count() == 1 or "://" in os.fspath(folder):
+        return
+    folder = epath.Path(folder)
+    mark = folder / f".joining-{from_primary(lambda: uuid.uuid4().hex)}"
+    made = [path for path in (folder, *folder.parents) if is_primary() and not path.exists()]
+
+    def leave() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text("")
+
+    def judge() -> None:
+        for index, (host, seen) in enumerate(found):
+            if not seen:
+                raise UserError(
+                    f"{folder} is another folder on process {index} (host {host}) than on process 0; name one that all "
+                    "hosts share, such as gs://.. or a network disk"
+                )
+
+    try:
+        from_primary(leave)
+        found = gather([socket.gethostname(), mark.exists()])
+        from_primary(judge)
+        made = []
+    finally:
+        if is_primary():
+            mark.unlink(missing_ok=True)
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+
+def check_devices() -> None:
+    """Touches the devices, and refuses to go on if they belong to other processes than those that have joined.
+
+    Raises:
+      UserError: where the devices know of processes that this one has not joined, or of none but itself.
+    """
+    if jax.process_count() != process_count():
+        joined = (
+            f"{process_count()} processes have joined" if process_count() > 1 else "this process has joined no other"
+        )
+        raise UserError(
+            f"the devices belong to {jax.process_count()} process(es), but {joined}; start it on every host of "
+            "the slice, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
+        )
+
+
 def _client() -> Any:
     """The connection to the other processes, or None of a single one. JAX keeps it where Orbax takes it from too."""
     return _jax_distributed.global_state.client if process_count() > 1 else None
@@ -133,18 +189,19 @@ def _raise(kind: str, message: str, process: int) -> NoReturn:
     raise UserError(f"process {process} ended with {kind}: {message}; see its output")
 
 
-def gather(value: Any, after: Any) -> list[Any]:
-    """The JSON value of every process, on every process; all of them must call it, in the same order.
+def gather(value: Any) -> list[Any]:
+    """The JSON value of every process, by its number, on process 0; on the others their own alone.
 
-    Waits until `after`, what the devices compute now, is done: on CPUs two programs that wait for other processes can
-    block one another.
+    All of them must call it, in the same order. Texts travel as they are, of any length, over the network of the
+    hosts: nothing is compiled, the devices go on with what they do, and their memory is not needed.
     """
-    if jax.process_count() == 1:
+    client = _client()
+    if client is None:
         return [value]
-    jax.block_until_ready(after)
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int64(text.size))
-    texts = multihost_utils.process_allgather(np.pad(text, (0, sizes.max() - text.size)))
-    return [json.loads(own[:size].tobytes()) for own, size in zip(texts, sizes, strict=True)]
+    key = f"qwenvl/{next(_calls)}/gather"
+    if not is_primary():
+        client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
+        return [value]
+    found = [value, *(json.loads(_wait_for(client, f"{key}/{index}")) for index in range(1, process_count()))]
+    client.key_value_delete(key)  # with all that lies below it
+    return found

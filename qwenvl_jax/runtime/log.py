@@ -14,17 +14,20 @@ from qwenvl_jax.runtime.distributed import is_primary
 @functools.cache
 def console() -> Console:
     """The console of this process. Away from a terminal lines are not wrapped to some guessed width."""
-    out = Console(quiet=not is_primary(), highlight=False)
-    return out if out.is_terminal else Console(quiet=not is_primary(), highlight=False, width=1000, soft_wrap=True)
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=1000, soft_wrap=True)
 
 
 def line(text: str) -> None:
-    """Prints one plain line."""
-    console().print(text, markup=False)
+    """Prints one plain line. Touches no device: a tool beside a running job may use it."""
+    if is_primary():
+        console().print(text, markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table, the first column to the left, the others to the right. Narrow terminals wrap the first."""
+    if not is_primary():
+        return
     made = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")

@@ -10,8 +10,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import Manager, latest_step, restore_frozen, save_frozen
-from qwenvl_jax.checkpoint.restore import Source, check_init, initial_params
+from qwenvl_jax.checkpoint.manager import Manager, restore_frozen, save_frozen
+from qwenvl_jax.checkpoint.restore import Source, initial_params
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.loader import join_states, make_loader, tallies
 from qwenvl_jax.data.tokenizer import load_tokenizer
@@ -25,6 +25,7 @@ from qwenvl_jax.training.metrics import Log, Window
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.partition import merge, split
 from qwenvl_jax.training.placement import placed_state
+from qwenvl_jax.training.start import find_start
 from qwenvl_jax.training.step import State, local_streams, make_train_step, put_batch
 
 
@@ -42,12 +43,12 @@ def train(config: Config, workdir: epath.PathLike) -> int:
       UserError: for anything wrong with config, data or checkpoints, before the first step where possible.
     """
     workdir = epath.Path(workdir)
-    lineage.check_resumable(workdir, config)
-    start = latest_step(workdir)
+    start, sources = find_start(config, workdir)
     if start == config.train.steps:
         log.line(f"{workdir} is finished: {start} steps")
         return start
-    sources = check_init(config) if start is None else {}
+    distributed.check_shared(workdir)
+    distributed.check_devices()
     mesh = make_mesh(config.mesh)
     check_memory(config.optimizer.moments_memory, mesh)
     resolve_attention(config.compute.attention, jax.default_backend(), config.compute.compute_dtype)
@@ -58,6 +59,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
         Manager(workdir, keep=config.train.keep_checkpoints) as manager,
         PreemptionGuard() as guard,
     ):
+        distributed.agree({"the records and the vocabulary": loader.state()["stream"]})
         if start is None:
             summary.show(config, sources, mesh)
             state, progress = begin(config, workdir, sources, abstract), None
@@ -80,12 +82,12 @@ def train(config: Config, workdir: epath.PathLike) -> int:
                 window.wait_for_previous()
                 writer.advance(step)
                 if step % config.train.log_every == 0 or last:
-                    counts = join_states(distributed.gather(tallies(place), after=state))
+                    counts = join_states(distributed.gather(tallies(place)))
                     writer.write(step, window.values(), loader.counters(counts))
                     window.clear()
                 stop = guard.stop(step)
                 if step % config.train.checkpoint_every == 0 or last or stop:
-                    places = join_states(distributed.gather(place, after=state))
+                    places = join_states(distributed.gather(place))
                     progress = {"loader": places, "window": window.values()}
                     manager.save(step, state.trainable, state.opt_state, progress)
                 if stop and not last:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.data import image
-from qwenvl_jax.data.conversations import parse_conversation
+from qwenvl_jax.data.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.examples import make_example
-from qwenvl_jax.data.formats import Piece, chat_pieces
+from qwenvl_jax.data.formats import Piece, chat_pieces, training_pieces
 from qwenvl_jax.data.json_source import JsonReader
 from qwenvl_jax.data.schema import TASKS, Example
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ def test_lines_give_the_records_they_came_from(task: str, suffix: str, tokenizer
 
 def pieces_of(turns: list[dict[str, str]]) -> tuple[list[Piece], list[str]]:
     content, paths = parse_conversation(turns)
-    return chat_pieces(content["turns"], sizes=content["sizes"]), paths
+    return chat_pieces(content["turns"], system=content["system"], sizes=content["sizes"]), paths
 
 
 def written(pieces: list[Piece], paths: list[str]) -> str:
@@ -113,22 +113,20 @@ def values(draw: st.DrawFn) -> str:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(values(), min_size=1, max_size=3))
 def test_any_conversation_comes_out_as_it_went_in(said: list[str]) -> None:
-    turns = [{"from": ("user", "assistant")[k % 2], "value": value} for k, value in enumerate(said)]
+    turns = [{"from": ("user", "assistant")[k % 2], "value": value} for k, value in enumerate([*said, "a", "b"])]
     pieces, paths = pieces_of(turns)
     whole = "".join(f"<|im_start|>{turn['from']}\n{turn['value']}<|im_end|>\n" for turn in turns)
     assert written(pieces, paths).endswith(whole)
 
 
 def test_a_first_turn_of_the_assistant_is_dropped() -> None:
-    first = {"from": "assistant", "value": "<img>lost.png</img>Hello"}
+    first = {"from": "assistant", "value": "<img>lost.png</img>Hello</ref>"}
     assert pieces_of([first, *CONVERSATION]) == pieces_of(CONVERSATION)
     assert parse_conversation(list(CONVERSATION[2:]))[1] == ["b.png"]
 
 
 def turn(value: str, role: str = "user") -> dict[str, Any]:
-    """A conversation of this turn, answered if it is the user's."""
-    answer = [{"from": "assistant", "value": "Yes."}] * (role == "user")
-    return {"conversations": [{"from": role, "value": value}, *answer]}
+    return {"conversations": [{"from": role, "value": value}, {"from": "assistant", "value": "Yes."}]}
 
 
 SIZE = {"width": 28, "height": 28}
@@ -142,17 +140,46 @@ SIZE = {"width": 28, "height": 28}
         ("dialogue", turn("the <ref>dog<box>(1,1),(2,2)</box></ref>"), "<ref> is not closed"),
         ("dialogue", turn("a <box>(1,1),(2,2)"), "<box> is not closed"),
         ("dialogue", turn("a </box>"), "</box> closes nothing"),
-        ("dialogue", turn("<box>(1,1),(2,2),(3,3)</box>"), "is not of the form"),
+        ("dialogue", turn("<box>(1,1),(2,2),(3,3)</box>"), "is not a place"),
         ("dialogue", turn("<box>(1,1),(2,1001)</box>"), "whole numbers from 0 to 1000"),
         ("dialogue", turn("<box>(-1,1),(2,10)</box>"), "whole numbers from 0 to 1000"),
         ("dialogue", turn("<box>(0.1,0.1),(0.2,0.5)</box>"), "whole numbers from 0 to 1000"),
         ("dialogue", turn("<box>(5,1),(2,10)</box>"), "inverted"),
         ("dialogue", turn("<img>none.png</img>"), "none.png does not exist"),
         ("dialogue", turn("<img>https://x.org/a.png</img>"), "download it"),
-        ("dialogue", turn("hi", "human"), "from 'human'; use 'user' or 'assistant'"),
-        ("dialogue", turn("hi", "assistant"), "at least one turn of the user"),
+        ("dialogue", turn("hi", "usr"), "from 'usr'; use 'user' or 'assistant'; did you mean 'user'"),
+        ("dialogue", turn("hi", "assistant"), "needs a turn of the user first"),
         ("dialogue", {"conversations": [{"from": "user", "text": "hi"}]}, 'needs the texts "from" and "value"'),
         ("dialogue", {"conversations": "hi"}, "must be a list"),
+        ("dialogue", {"conversations": [{"from": "system", "value": "hi"}]}, "needs a turn of the user first"),
+        (
+            "dialogue",
+            {"conversations": [*turn("hi")["conversations"], {"from": "system", "value": "a"}]},
+            "only the fir",
+        ),
+        ("dialogue", {"system": "a", "conversations": [{"from": "system", "value": "b"}]}, "keep one"),
+        ("dialogue", {"system_prompt": "a", **turn("hi")}, "did you mean 'system'"),
+        ("dialogue", turn('what does <ref name="a">b</ref> do?'), '</ref> closes nothing.* give the sample as "turns"'),
+        ("dialogue", turn("the <img> of HTML"), '<img> is not closed.* give the sample as "turns"'),
+        ("dialogue", turn("<img> </img>"), "names no file"),
+        (
+            "dialogue",
+            {"conversations": [{"from": "user", "value": "a"}, {"from": "gpt", "value": "<box>(x,y)</box>"}]},
+            "is not a place",
+        ),
+        ("dialogue", turn("<image>\nWhat is this?", "human"), "<image> .* shows nothing; write <img>PATH</img>"),
+        (
+            "dialogue",
+            {"image": "a.png", **turn("What is this?", "human")},
+            "is the form of LLaVA; write <img>PATH</img>",
+        ),
+        (
+            "dialogue",
+            {"messages": [{"role": "user", "content": "hi"}], "images": []},
+            "the form of OpenAI and of Share",
+        ),
+        ("caption", {"image": "a.png", "text": "a"}, "lacks caption; it has the keys 'image', 'text'"),
+        ("caption", {"image": "a\0.png", "caption": "a"}, "is not a path"),
         ("dialogue", {"conversation": []}, "'conversation' is unknown for task 'dialogue'; did you mean 'conversat"),
         ("caption", turn("hi"), "is of task 'dialogue', but the source is for 'caption'"),
         ("caption", {"image": "a.png", "captoin": "a"}, "'captoin' is unknown .* did you mean 'caption'"),
@@ -197,17 +224,25 @@ def test_mistakes_name_file_and_line(task: str, value: Any, what: str, tmp_path:
         ("a.jsonl", b'{"text": "a"}\n{"text": "a"\n', "line 2: this is not readable JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: this is not readable JSON"),
         ("a.jsonl", b'{"text": "\xed\xa0\x80"}', "line 1: this is not readable JSON"),
-        ("a.jsonl", '{"text": "a"}'.encode("utf-16-le"), "line 1: this is not readable JSON"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16-le"), "not UTF-8, perhaps UTF-16"),
         ("a.jsonl", b"[" * 100_000, "line 1: this is not readable JSON"),
         ("a.jsonl", b"\n \n", "holds no samples"),
         ("a.json", b"[]", "holds no samples"),
-        ("a.json", b"", r"line 1: this is not readable JSON \(no \[\)"),
-        ("a.json", b'\n{"text": "a"}', r"line 2: this is not readable JSON \(no \[\)"),
+        ("a.json", b"", r"line 1: this is not readable JSON \(it is empty\)"),
+        ("a.json", b"\n\n{'text': 'a'}", r"line 3: this is not readable JSON \(it must begin with \[\)"),
+        ("a.json", b'\n{"text": "a"}', "one object with the keys 'text', and must be one list"),
+        ("a.json", b'{"data": [{"text": "a"}],\n"version": 1}', "its samples seem to lie under 'data'; save that list"),
+        ("a.json", b'{"images": [], "annotations": []}', "as COCO has it; write one sample per annotation"),
+        ("a.json", b'{"version": 1, "splits": {}}', "manifest of a record folder; name the folder"),
+        ("a.json", b'"text"', "must be one list of samples"),
+        ("a.jsonl", b"\x1f\x8b\x08", "is compressed; unpack it"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "a Git-LFS pointer"),
+        ("a.json", b'[{"text": "a", "n": ' + b"9" * 5000 + b"}]", "line 1: this is not readable JSON"),
         ("a.json", b'[{"text": "a"},\n{"text" "a"}]', "line 2: this is not readable JSON"),
         ("a.json", b'[{"text": "a"}\n{"text": "a"}]', "line 2: this is not readable JSON"),
         ("a.json", b'[{"text": "a"},\n', "line 2: this is not readable JSON"),
         ("a.json", b'[{"text": "a"}] 5', "text after the list"),
-        ("a.json", b'[\n{"text": "\xff"}]', "line 2: this is not UTF-8"),
+        ("a.json", b'[\n{"text": "\xff"}]', "line 2: this is not readable JSON"),
         ("a.json", b"[" * 100_000, "line 1: this is not readable JSON"),
     ],
 )
@@ -239,3 +274,170 @@ def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "bomb.png").unlink()
     with pytest.raises(UserError, match=r"a\.jsonl, line 4: the image .*bomb\.png cannot be read"):
         reader[3]
+
+
+def test_the_far_edge_does_not_end_a_source(tmp_path: Path) -> None:
+    value = "<box>(1000,10),(1000,20)</box><quad>(0,0),(1000,0),(1000,1000),(0,1000)</quad>"
+    reader = JsonReader(write_jsonl(tmp_path / "a.jsonl", [turn(value)]), "dialogue")
+    said = "".join(str(piece.value) for piece in training_pieces(reader[0]))
+    assert "<box>(999,10),(999,20)</box><quad>(0,0),(999,0),(999,999),(0,999)</quad>" in said
+
+
+@pytest.mark.parametrize("words", ["(x1,y1),(x2,y2)", "(xmin, ymin), (xmax, ymax)", "..", "", "(左,上),(右,下)"])
+def test_a_box_that_a_user_only_speaks_of_is_text_of_the_prompt(words: str, tokenizer: Tokenizer) -> None:
+    value = f"Answer as <box>{words}</box>."
+    pieces, _ = pieces_of(turn(value)["conversations"])
+    assert f"user\n{value}<|im_end|>" in written(pieces, [])
+    assert Piece("special", "<box>") in pieces and Piece("text", words) in pieces
+    # The same tokens as those of the released chat, which reads every tag in a prompt as a tag.
+    [typed] = [chat_pieces([{"role": "user", "parts": prompt_parts(value)}], open_end=True)]
+    assert pieces[: len(typed) - 3] == typed[:-3]
+
+
+@given(
+    st.lists(st.sampled_from([*"ab<>/ ", "<ref>", "</ref>", "<box>", "</box>", "<img>", "(1,2),(3,4)"])).map("".join)
+)
+def test_what_is_typed_is_never_refused_nor_changed(text: str) -> None:
+    pieces = chat_pieces([{"role": "user", "parts": prompt_parts(text)}], open_end=True)
+    assert "".join(str(piece.value) for piece in pieces[9:-5]) == text
+    assert all(piece.value not in ("<img>", "</img>") for piece in pieces if piece.kind == "special")
+
+
+def test_texts_of_turns_hold_no_tags(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The way out for words that look like tags."""
+    text = "What do <img> and </ref> mean, <box>(9,9),(1,1)</box> and <image>?"
+    parts = [{"text": text}]
+    entry = {"turns": [{"role": "user", "parts": parts}, {"role": "assistant", "parts": parts}]}
+    record = JsonReader(write_jsonl(tmp_path / "a.jsonl", [entry]), "dialogue")[0]
+    assert [piece.value for piece in training_pieces(record) if piece.kind == "text"].count(text) == 2
+    example = make_example(record, "a", tokenizer, 4, 28)
+    assert not set(example.tokens_L) & {tokenizer.special_by_name[name] for name in ("<img>", "</ref>", "<box>")}
+
+
+def test_roles_and_order_of_turns(tmp_path: Path) -> None:
+    def roles(turns: list[tuple[str, str]]) -> str:
+        pieces, _ = pieces_of([{"from": role, "value": value} for role, value in turns])
+        return written(pieces, []).removesuffix("<|im_end|>\n").replace("<|im_start|>", "").replace("\n", ":")
+
+    plain = "system:You are a helpful assistant.<|im_end|>:user:a<|im_end|>:assistant:b"
+    assert roles([("user", "a"), ("assistant", "b")]) == roles([("human", "a"), ("gpt", "b")]) == plain
+    assert roles([("system", "c <ref>"), ("user", "a"), ("assistant", "b")]).startswith("system:c <ref><|im_end|>:user")
+    twice = [("user", "a"), ("user", ""), ("assistant", "b"), ("assistant", " \u3000c")]
+    assert roles(twice).endswith("user:a<|im_end|>:user:<|im_end|>:assistant:b<|im_end|>:assistant: \u3000c")
+    reader = JsonReader(write_jsonl(tmp_path / "a.jsonl", [{"system": "c", **turn("a")}]), "dialogue")
+    assert reader[0].content["system"] == "c"
+
+
+def lines(good: int, bad: int) -> list[Any]:
+    """Samples of task text; the bad ones are numbers 2, 4, .."""
+    values: list[Any] = [{"text": f"word {k}"} for k in range(good)]
+    for k in range(bad):
+        values.insert(2 * k + 1, {"text": k})
+    return values
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_some_bad_lines_are_counted_and_named(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / f"a{suffix}", lines(96, 4))
+    if suffix == ".json":
+        path.write_text(json.dumps(lines(96, 4), indent=None).replace("}, {", "},\n{"))
+    reader = JsonReader(path, "text", 0.04)
+    assert (len(reader), reader.corrupt) == (100, 4)
+    said = capsys.readouterr().out
+    assert "4 of 100 samples cannot be used: line 2: 'text' must be a text, not 0; line 4: " in said
+    assert "line 6" in said and "line 8" not in said
+    assert reader[2].content == {"text": "word 1"}
+    with pytest.raises(UserError, match=r"a\.jsonl?, line 4: 'text' must be a text, not 1"):
+        reader[3]
+    with pytest.raises(
+        UserError,
+        match=r"line 2: .* \(4 of 100 samples cannot be used; line 4: .*; line 6: .*\); mend or "
+        r"remove them, or raise config\.data\.max_corrupt_share above 0\.03",
+    ):
+        JsonReader(path, "text", 0.03)
+
+
+def test_a_file_of_which_nothing_can_be_used_is_refused_whatever_the_share(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png", "caption": "a"}] * 9)
+    with pytest.raises(
+        UserError, match=r"line 1: .*lacks question, answer.*\(9 of 9 samples cannot be used; .*\); mend"
+    ):
+        JsonReader(path, "vqa", 1.0)
+
+
+def test_damaged_bytes_spoil_their_own_item_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"text": "a"},\n{"text": "\xff"},\n{"text": "\xc3\xa9"}]')
+    reader = JsonReader(path, "text", 0.5)
+    assert (reader.corrupt, reader[2].content) == (1, {"text": "é"})
+
+
+def test_the_form_of_a_file_is_what_it_holds(tmp_path: Path) -> None:
+    """Lines in a .json and a list in a .jsonl can mean one thing only."""
+    (tmp_path / "a.json").write_text('\ufeff\n{"text": "a"}\r\n\r\n{"text": "b"}')
+    (tmp_path / "a.jsonl").write_text('[{"text": "a"},\n {"text": "b"}]')
+    for name in ("a.json", "a.jsonl"):
+        reader = JsonReader(tmp_path / name, "text")
+        assert [reader[k].content["text"] for k in range(len(reader))] == ["a", "b"]
+
+
+def test_keys_that_mean_nothing_are_ignored_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = {"dataset": "coco", "source_id": 5, "image_id": 7, "clip_score": 0.3, "source": None, "license": None}
+    (tmp_path / "a.png").write_bytes(encoded_image(0))
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png", "caption": "a", **extra}] * 2)
+    reader = JsonReader(path, "caption")
+    assert reader[1].content == {"caption": "a"} and (reader[1].source, reader[1].license) == ("a", "unknown")
+    assert reader.ignored == {"dataset": 2, "source_id": 2, "image_id": 2, "clip_score": 2}
+    assert "mean nothing here and are ignored: 'dataset' (2 times), " in capsys.readouterr().out
+    talk = write_jsonl(tmp_path / "b.jsonl", [{"dataset": "x", **turn("hi")}])
+    assert JsonReader(talk, "dialogue").ignored == {"dataset": 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "entry", "language"),
+    [
+        ("caption", {"image": "a.png", "caption": "一只猫在桌子上"}, "zh"),
+        ("caption", {"image": "a.png", "caption": "a cat"}, "en"),
+        ("caption", {"image": "a.png", "caption": "a cat", "language": "zh"}, "zh"),
+        ("caption", {"image": "a.png", "caption": "一只猫", "language": ""}, "zh"),
+        ("grounding", {"image": "a.png", "segments": [{"text": "一只猫", "boxes": [[0, 0, 9, 9]]}], **SIZE}, "zh"),
+        ("dialogue", {"turns": [{"role": r, "parts": [{"text": "你好"}]} for r in ("user", "assistant")]}, "zh"),
+    ],
+)
+def test_the_language_is_guessed_as_in_tar_shards(task: str, entry: Any, language: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded_image(0))
+    assert JsonReader(write_jsonl(tmp_path / "a.jsonl", [entry]), task)[0].language == language
+
+
+def test_a_path_is_no_text(tmp_path: Path) -> None:
+    """It names its file as written; where only the accents' form differs, that is said."""
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    (tmp_path / decomposed).write_bytes(encoded_image(0))
+    reader = JsonReader(write_jsonl(tmp_path / "a.jsonl", [turn(f"<img>{decomposed}</img>")]), "dialogue")
+    assert reader[0].images == (encoded_image(0),)
+    with pytest.raises(UserError, match="does not exist; a file is there whose name has its accents in another"):
+        JsonReader(write_jsonl(tmp_path / "a.jsonl", [turn(f"<img>{composed}</img>")]), "dialogue")
+
+
+ENTRIES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["user", "a.png"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["conversations", "from", "value", "turns", "role", "parts", "text", "image", "images", "box",
+                         "segments", "boxes", "width", "height", "caption", "sizes", "lines", "quad", "id", "task"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ENTRIES, max_size=3), st.sampled_from(TASKS))
+def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, values: list[Any], task: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    try:
+        reader = JsonReader(path, task, 1.0)
+    except UserError:
+        return
+    assert reader.corrupt < len(reader) == len(values)

@@ -140,3 +140,16 @@ def test_a_bad_image_is_counted_whatever_the_source(
             next(loader)
         counters = loader.counters()
     assert counters["corrupt"] == {"only": 1} and counters["seen"]["only"] > 0
+
+
+def test_bad_lines_are_counted_like_bad_images(mixed: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Below the share they cost their sample; above it the run is refused before its first step."""
+    lines: list[Any] = [{"text": f"word {k}"} for k in range(40)]
+    lines[7] = {"text": None}
+    source = SourceConfig("only", "text", str(write_jsonl(tmp_path / "texts.jsonl", lines)), 1.0)
+    with make_loader(with_data(mixed, mixture=(source,), max_corrupt_share=0.05), tokenizer) as loader:
+        while not loader.counters()["corrupt"]["only"]:
+            next(loader)
+        assert loader.counters()["corrupt"] == {"only": 1}
+    with pytest.raises(UserError, match=r"line 8: .*max_corrupt_share above 0\.01"):
+        open_sources(with_data(mixed, mixture=(source,), max_corrupt_share=0.01).data)

@@ -55,9 +55,9 @@ def killed_at_the_end(processes: Sequence[subprocess.Popen[str]]) -> Iterator[No
                 process.wait()
 
 
-def run(code: str, variables: Sequence[Mapping[str, str]], *, timeout: float = 120) -> list[Ended]:
+def run(code: str, variables: Sequence[Mapping[str, str]], *arguments: str, timeout: float = 120) -> list[Ended]:
     """Runs `code` once with each set of variables, all at the same time, until all have ended."""
-    processes = [start(code, own) for own in variables]
+    processes = [start(code, own, *arguments) for own in variables]
     with killed_at_the_end(processes):
         found = [process.communicate(timeout=timeout) for process in processes]
     return [Ended(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]

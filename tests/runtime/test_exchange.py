@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from processes import joined, run
@@ -72,3 +73,34 @@ def test_one_process_alone_just_asks() -> None:
     distributed.agree({"a": "b"})
     with pytest.raises(UserError, match="no"):
         distributed.from_primary(refuse)
+
+
+def test_values_are_gathered_on_process_0_without_a_device() -> None:
+    source = JOIN + (
+        "found = [distributed.gather({'me': me, 'text': 'x' * size}) for size in (0, 1, 77, 3_000_000)]\n"
+        "import jax._src.xla_bridge as bridge, jax._src.distributed as inner\n"
+        "left = inner.global_state.client.key_value_dir_get('qwenvl') if me == 0 else []\n"
+        "print(json.dumps([[[one['me'], len(one['text'])] for one in each] for each in found]))\n"
+        "assert not left and not bridge.backends_are_initialized()\n"
+    )
+    for index, one in enumerate(run(source, joined(3))):
+        assert one.code == 0, one.err
+        everybody = range(3) if index == 0 else [index]
+        assert json.loads(one.out) == [[[me, size] for me in everybody] for size in (0, 1, 77, 3_000_000)]
+
+
+def test_a_folder_that_is_not_shared_is_noticed_and_left_as_it_was(tmp_path: Path) -> None:
+    source = JOIN + (
+        "from etils import epath\n"
+        "folder = epath.Path(sys.argv[1] if me < 2 else sys.argv[2])\n"
+        "distributed.check_shared(sys.argv[3])\n"
+        "with exit_on_user_error():\n"
+        "    distributed.check_shared(folder)\n"
+    )
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    names = (str(tmp_path / "a" / "b"), str(tmp_path / "c"), str(shared))
+    ended = run(source, joined(3), *names)
+    for one in ended:
+        assert one.code == 2 and "error: " in one.err and "is another folder on process 2 (host" in one.err, one
+    assert [path.name for path in tmp_path.rglob("*")] == ["shared"]
