@@ -1,8 +1,8 @@
 """What lies where in a WebDataset shard: one pass over its headers, kept beside it for the next run.
 
-A shard is an uncompressed tar file. Neighbouring members whose names agree up to the first dot are one sample:
-`000001.jpg`, `000001.txt`, `000001.json`. Texts are read during the pass, so that whatever cannot be used is known,
-and counted, before training; images are not.
+A shard is an uncompressed tar file, or several that were joined with `cat`. Neighbouring members whose names agree up
+to the first dot are one sample, as webdataset has it: `000001.jpg`, `000001.txt`, `000001.json`. Texts are read during
+the pass, so that whatever cannot be used is known, and counted, before training; images are not.
 """
 
 from __future__ import annotations
@@ -13,28 +13,32 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from etils import epath
 
-from qwenvl_jax.data.formats import language_name
+from qwenvl_jax.data.formats import guess_language, language_name
 from qwenvl_jax.runtime import artifacts
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
-VERSION = 1
+VERSION = 2
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+# What is a picture too, but none that is decoded.
+_OTHER_PICTURES = ("avif", "heic", "heif", "jxl", "jp2", "tif", "tiff", "svg", "ico", "psd", "eps", "ppm")
 MAX_TEXT_BYTES = 1 << 20
+_ZEROS = 1 << 20  # bytes that are read at once where an archive has ended
 _KEY_BYTES = 128  # of a name that are kept; names only serve messages
 
 # One per kind of thing that is left out, with what a person is told.
 LEFT_OUT = {
     "refused": "members refused (an absolute path, '..', a link or a sparse file)",
     "no_image": "samples without an image",
+    "unknown": "members that make no sample (no picture of a known kind, or a dot in the key, which ends at the first)",
+    "repeated": "pictures in samples with two members of one name",
     "no_caption": "samples without a caption",
     "unreadable": "samples whose text is not UTF-8, not JSON or too long",
     "language": "samples in a language without a prompt",
@@ -42,7 +46,6 @@ LEFT_OUT = {
 }
 
 _DTYPE = [("image", "<i8"), ("image_size", "<i8"), ("text", "<i8"), ("text_size", "<i8"), ("json", "?")]
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +147,10 @@ class _Sample:
         self.image: tuple[int, int] | None = None
         self.texts: dict[str, tuple[int, bytes]] = {}
         self.unreadable = False
+        self.suffixes: list[str] = []
 
     def add(self, suffix: str, member: tarfile.TarInfo, file: BinaryIO) -> None:
+        self.suffixes.append(suffix)
         if suffix in IMAGE_SUFFIXES:
             self.image = self.image or (member.offset_data, member.size)
         elif suffix in ("txt", "json"):
@@ -155,8 +160,26 @@ class _Sample:
             file.seek(member.offset_data)
             self.texts.setdefault(suffix, (member.offset_data, file.read(member.size)))
 
+    def lost(self) -> list[str]:
+        """Suffixes of members that look like samples of their own, but are none by the rule of the first dot.
+
+        With an image in the sample those are dotted pictures that have a text, without one everything that may be a
+        picture or, failing that, whatever there is.
+        """
+        ends = [suffix.rpartition(".") for suffix in self.suffixes]
+        told = {start for start, _, end in ends if end in ("txt", "json")}
+        pictures = [(start, end) for start, _, end in ends if end in (*IMAGE_SUFFIXES, *_OTHER_PICTURES)]
+        if self.image is not None:
+            return [f"{start}.{end}" for start, end in pictures if start and start in told]
+        if pictures or self.texts or self.unreadable:
+            return [f"{start}.{end}" if start else end for start, end in pictures]
+        return self.suffixes[:1]
+
     def row(self) -> tuple[Any, ...] | str:
         """A row of the index, or the key of LEFT_OUT that says why there is none."""
+        used = [suffix for suffix in self.suffixes if suffix in (*IMAGE_SUFFIXES, "txt", "json")]
+        if len(set(used)) < len(used):
+            return "repeated"  # which text belongs to which picture, nobody can tell
         if self.image is None:
             return "no_image"
         if self.unreadable:
@@ -170,7 +193,7 @@ class _Sample:
             return "unreadable"
         if not caption:
             return "no_caption"
-        language = notes.get("language") or _guess_language(caption)
+        language = notes.get("language") or guess_language(caption)
         try:
             language_name(str(language))
         except UserError:
@@ -179,30 +202,36 @@ class _Sample:
         return (*self.image, start, len(payload), suffix == "json", str(language).encode(), key)
 
 
-def _guess_language(caption: str) -> str:
-    """zh if at least half of the letters are Chinese characters, else en: the corpora rarely say."""
-    letters = sum(character.isalpha() for character in caption)
-    return "zh" if letters and 2 * len(_HAN.findall(caption)) >= letters else "en"
-
-
 def _scan(path: epath.Path, size: int) -> ShardIndex:
     rows: list[tuple[Any, ...]] = []
     left_out = dict.fromkeys(LEFT_OUT, 0)
     first: dict[str, str] = {}
 
-    def leave_out(why: str, name: str) -> None:
-        left_out[why] += 1
+    def leave_out(why: str, name: str, number: int = 1) -> None:
+        left_out[why] += number
         first.setdefault(why, name.encode("utf-8", "replace").decode())
 
     def finish(sample: _Sample | None) -> None:
-        if sample is not None and (sample.image or sample.texts or sample.unreadable):
-            row = sample.row()
-            leave_out(row, sample.key) if isinstance(row, str) else rows.append(row)
+        if sample is None:
+            return
+        row, lost = sample.row(), sample.lost()
+        if not isinstance(row, str):
+            rows.append(row)
+        elif row == "repeated":
+            leave_out(row, sample.key, max(1, sum(suffix in IMAGE_SUFFIXES for suffix in sample.suffixes)))
+            return
+        elif row != "no_image" or not lost:
+            leave_out(row, sample.key)
+        if lost:
+            leave_out("unknown", f"{sample.key}.{lost[0]}".rstrip("."), len(lost))
 
     sample: _Sample | None = None
     with path.open("rb") as file:
         for member in _members(path, file, size):
-            if member is None:
+            if member == "end":  # what follows belongs to another archive
+                finish(sample)
+                sample = None
+            elif member == "damaged":
                 leave_out("truncated", path.name)
             elif member.isdir():
                 continue
@@ -231,33 +260,59 @@ def _leaves(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/")
 
 
-def _members(path: epath.Path, file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | None]:
-    """All whole members; then None if the archive does not end as it should."""
-    if size < tarfile.BLOCKSIZE:
-        yield None
-        return
-    try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the file is the caller's)
-    except tarfile.TarError:
-        raise UserError(f"{path} is not an uncompressed tar file; unpack or remove it") from None
-    before = -1
-    while True:
+def _members(path: epath.Path, file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | Literal["end", "damaged"]]:
+    """All whole members; "end" where an archive ends as it should, and "damaged" where nothing more can be read."""
+    start = 0
+    while start < size:
+        file.seek(start)
         try:
-            member = archive.next()
-        except (tarfile.TarError, ValueError, OverflowError):
-            yield None
-            return
-        if member is None:
+            archive = tarfile.open(fileobj=file, mode="r:") if size - start >= tarfile.BLOCKSIZE else None  # noqa: SIM115
+        except tarfile.TarError:
+            if not start:
+                raise UserError(f"{path} is not an uncompressed tar file; unpack or remove it") from None
+            archive = None
+        if archive is None:
             break
-        # Sizes come from the file: a negative one would lead backwards, one too large beyond the end.
-        if member.offset <= before or member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
-            yield None
+        before = -1
+        while (member := _next(archive)) is not None:
+            # Sizes come from the file: a negative one would lead backwards, one too large beyond the end.
+            if member == "damaged" or member.offset <= before or member.size < 0:
+                yield "damaged"
+                return
+            if member.isreg() and member.offset_data + member.size > size:
+                yield "damaged"
+                return
+            before = member.offset
+            archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+            yield member
+        # tarfile also stops, without a word, at a header that is cut off or damaged. A whole archive ends in zeros,
+        # after which another may follow.
+        end = archive.offset
+        start = _after_zeros(file, end)
+        if start - end < tarfile.BLOCKSIZE:
+            break
+        yield "end"
+    else:
+        if size:
             return
-        before = member.offset
-        archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
-        yield member
-    # tarfile also stops, without a word, at a header that is cut off or damaged. A whole archive ends in zeros.
-    file.seek(archive.offset)
-    end = file.read(tarfile.BLOCKSIZE)
-    if len(end) < tarfile.BLOCKSIZE or any(end):
-        yield None
+    yield "damaged"
+
+
+def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | Literal["damaged"] | None:
+    try:
+        return archive.next()
+    except (OSError, StorageError):
+        raise
+    except Exception:  # tarfile raises nearly anything on damaged headers
+        return "damaged"
+
+
+def _after_zeros(file: BinaryIO, start: int) -> int:
+    """The first block from `start` on that is not all zeros, or the end of the file."""
+    file.seek(start)
+    while block := file.read(_ZEROS):
+        kept = block.lstrip(b"\0")
+        if kept:
+            return start + (len(block) - len(kept)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        start += len(block)
+    return start

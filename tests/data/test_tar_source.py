@@ -158,11 +158,91 @@ def test_what_is_left_out_is_counted_and_said(tmp_path: Path, capsys: pytest.Cap
             info.size = len(payload)
             archive.addfile(info, io.BytesIO(payload))
     expected = {"refused": 4, "no_image": 1, "no_caption": 2, "unreadable": 4, "language": 1, "truncated": 0}
+    expected |= {"unknown": 0, "repeated": 0}
     for _ in range(2):  # scanned, then from the kept index
         reader = TarReader(path)
         assert len(reader) == 1 and reader.left_out == expected
         said = capsys.readouterr().out
         assert "1 samples; left out: 4 members refused" in said and "the first 'x.png' in a.tar" in said
+
+
+def left_out(reader: TarReader) -> dict[str, int]:
+    return {why: count for why, count in reader.left_out.items() if count}
+
+
+def test_joined_shards_give_all_their_samples(tmp_path: Path) -> None:
+    """As `cat a.tar b.tar` makes them: the zeros at an archive's end do not end the file."""
+    parts = [write_tar(tmp_path / f"part{k}", [*sample(2 * k), *sample(2 * k + 1)]).read_bytes() for k in range(3)]
+    path = tmp_path / "a.tar"
+    for between in (b"", bytes(512), bytes(3 << 20)):
+        path.write_bytes(between.join(parts))
+        reader = TarReader(path)
+        assert [reader[k].images[0] for k in range(len(reader))] == [encoded_image(k) for k in range(6)]
+        assert [reader[k].content["caption"] for k in range(6)] == [f"caption {k}" for k in range(6)]
+        assert not left_out(reader)
+    for tail in (b"x" * 2000, parts[1][:700], b"x"):
+        path.write_bytes(parts[0] + tail)
+        reader = TarReader(path)
+        assert len(reader) == 2 and left_out(reader) == {"truncated": 1}
+    # The last sample of one and the first of the next have one name, but are two.
+    path.write_bytes(write_tar(tmp_path / "one", sample(0)).read_bytes() * 2)
+    assert len(TarReader(path)) == 2
+    path.write_bytes(parts[0].rstrip(b"\0").ljust(len(parts[0].rstrip(b"\0")) // 512 * 512 + 900, b"\0"))
+    assert TarReader(path).left_out["truncated"] == 1
+
+
+def test_pictures_of_one_name_never_get_one_anothers_caption(tmp_path: Path) -> None:
+    red, blue = encoded_image(1), encoded_image(2)
+    members = [("a.png", red), ("a.png", blue), ("a.txt", b"of the second"), *sample(0)]
+    reader = TarReader(write_tar(tmp_path / "a.tar", members))
+    assert len(reader) == 1 and reader[0].id == "a.tar:00000" and left_out(reader) == {"repeated": 2}
+    texts = [("a.png", red), ("a.txt", b"one"), ("a.TXT", b"two"), *sample(0)]
+    assert left_out(TarReader(write_tar(tmp_path / "b.tar", texts))) == {"repeated": 1}
+    apart = [("a.png", red), ("a.txt", b"one"), *sample(0), ("a.png", blue), ("a.txt", b"two")]
+    reader = TarReader(write_tar(tmp_path / "c.tar", apart))
+    assert [(reader[k].images[0], reader[k].content["caption"]) for k in (0, 2)] == [(red, "one"), (blue, "two")]
+
+
+@pytest.mark.parametrize(
+    ("names", "counts", "first"),
+    [
+        (
+            ["img.2020.01.png", "img.2020.01.txt", "img.2020.02.png", "img.2020.02.txt"],
+            {"unknown": 2},
+            "img.2020.01.png",
+        ),
+        (["img.png", "img.txt", "img.a.png", "img.a.txt"], {"unknown": 1}, "img.a.png"),
+        (["x.avif", "x.caption"], {"unknown": 1}, "x.avif"),
+        (["x.avif", "x.txt"], {"unknown": 1}, "x.avif"),
+        (["x.cls", "x.npy"], {"unknown": 1}, "x.cls"),
+        (["deep/LICENSE"], {"unknown": 1}, "deep/LICENSE"),
+        (["img.png", "img.txt", "img.mask.png", "img.cls"], {}, ""),
+    ],
+)
+def test_what_makes_no_sample_is_counted_and_named(
+    names: list[str], counts: dict[str, int], first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [(name, b"a text" if name.endswith("txt") else encoded_image(0)) for name in names]
+    reader = TarReader(write_tar(tmp_path / "a.tar", [*members, *sample(0)]))
+    assert len(reader) == (2 if "img.png" in names else 1)
+    assert left_out(reader) == counts
+    assert not first or f"the first '{first}' in a.tar" in capsys.readouterr().out
+
+
+def test_long_names_folders_and_links(tmp_path: Path) -> None:
+    image, name = encoded_image(0), "long/" * 60 + "x" * 120
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=form) as archive:
+            for suffix, payload in (("png", image), ("txt", "naïve".encode())):
+                info = tarfile.TarInfo(f"{name}.{suffix}")
+                info.size = len(payload)
+                archive.addfile(info, io.BytesIO(payload))
+            link = tarfile.TarInfo("hard.png")
+            link.type, link.linkname = tarfile.LNKTYPE, f"{name}.png"
+            archive.addfile(link)
+        reader = TarReader(tmp_path / "a.tar")
+        assert (len(reader), reader[0].images, reader[0].content["caption"]) == (1, (image,), "naïve")
+        assert left_out(reader) == {"refused": 1}
 
 
 def test_a_truncated_shard_gives_what_came_before(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
