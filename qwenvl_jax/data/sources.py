@@ -11,8 +11,10 @@ from qwenvl_jax.data import tfds_source
 from qwenvl_jax.data.json_source import SUFFIXES, JsonReader
 from qwenvl_jax.data.records import MANIFEST, RecordReader
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.source_paths import expand_braces, other_kind
 from qwenvl_jax.data.tar_source import TarReader
 from qwenvl_jax.data.tfds_source import TfdsReader
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -31,7 +33,8 @@ def open_source(
 
     tfds:NAME..        a TFDS data set
     *.json, *.jsonl    conversations of the released fine-tuning, or one record's fields per line
-    *.tar              a WebDataset shard or a pattern of them, or a folder that holds some and no manifest
+    *.tar              a WebDataset shard or a pattern of them (`*`, `{00..99}`), or a folder that holds some and no
+                       manifest
     any other          a record folder
 
     JSON files and WebDataset shards have no splits: all of them is training data. `verify` also compares the shards
@@ -39,12 +42,20 @@ def open_source(
     `config.data`; a JSON file, which is checked whole, is held to it at once.
 
     Raises:
-      UserError: if the files are missing, damaged, or hold another task than the source says, or no records.
+      UserError: if the files are missing, damaged, of another kind, or hold another task than the source says, or no
+        records.
     """
     path = source.records
+    if not path:
+        raise UserError(f"source {source.name!r} has no path; name its files under records")
     if path.startswith(tfds_source.PREFIX):
         return TfdsReader(path, source.task, split)
-    if path.endswith(SUFFIXES):
+    if path.lower().endswith(SUFFIXES):
+        if any(sign in path for sign in "*?[{") and not storage.exists(path):
+            raise UserError(
+                f"{path} is a pattern, but a JSON source is one file; give each an entry of its own in "
+                "config.data.mixture, or join .jsonl files with cat"
+            )
         return JsonReader(path, source.task, max_corrupt_share)
     if _is_webdataset(path):
         if source.task != "caption":
@@ -53,6 +64,7 @@ def open_source(
                 "read as captions; correct the task or the path"
             )
         return TarReader(path)
+    _refuse_other_kinds(path)
     reader = RecordReader(path, split, verify=verify)
     found = sorted(reader.summary["tasks"])
     if found != [source.task]:
@@ -66,5 +78,24 @@ def open_source(
 def _is_webdataset(path: str) -> bool:
     if path.endswith(".tar"):
         return True
-    folder = epath.Path(path)
-    return folder.is_dir() and not (folder / MANIFEST).exists() and any(True for _ in folder.glob("*.tar"))
+    first = storage.path(expand_braces(path)[0])
+    return _lacks_manifest(first) and any(name.endswith(".tar") for name in storage.names(first))
+
+
+def _lacks_manifest(path: epath.Path) -> bool:
+    return storage.is_folder(path) and not storage.exists(path / MANIFEST)
+
+
+def _refuse_other_kinds(path: str) -> None:
+    """Raises UserError for files, and folders of files, of which no source is made, with what to do about them."""
+    place = storage.path(path)
+    if other := other_kind(path):
+        raise UserError(other)
+    if _lacks_manifest(place):
+        for name in storage.names(place):
+            if name.lower().endswith(SUFFIXES):
+                raise UserError(f"{path} is no record folder (it has no {MANIFEST}); name a file in it, such as {name}")
+            if other := other_kind(name):
+                raise UserError(f"{path} is no record folder (it has no {MANIFEST}), and {other}")
+    elif storage.exists(place) and not storage.is_folder(place):
+        raise UserError(f"{path} is a file of a kind of which no source is made (docs/data.md lists what can be read)")

@@ -4,22 +4,46 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import os
 
 import numpy as np
 from etils import epath
 
 from qwenvl_jax.data.image import read_encoded
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.source_paths import expand_braces
 from qwenvl_jax.data.tar_index import LEFT_OUT, index_shard, read_caption
-from qwenvl_jax.runtime import log
+from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.errors import UserError
 
 _INDEX_THREADS = 8
 
 
 def find_shards(path: epath.PathLike) -> list[epath.Path]:
-    """The tar files of a folder, a pattern such as `/data/laion/*.tar`, or one file, by name."""
-    path = epath.Path(path)
+    """The tar files of a folder, a pattern such as `/data/laion/*.tar` or `{000..127}.tar`, or one file, by name.
+
+    Raises:
+      UserError: if braces name shards of which some are missing.
+    """
+    path = os.fspath(path)
+    # A file of a disk may have braces in its name; on an object store they are a pattern.
+    if "{" not in path or (not storage.is_remote(path) and storage.exists(path)):
+        return _matching(path)
+    found, missing = [], []
+    names = expand_braces(path)
+    for name in names:
+        # An object store is not asked about every shard: reading its headers says the same.
+        written_out = storage.is_remote(name) and name.endswith(".tar") and not any(sign in name for sign in "*?[")
+        shards = [epath.Path(name)] if written_out else _matching(name)
+        found += shards
+        missing += [] if shards else [name]
+    if missing:
+        raise UserError(f"{path}: {len(missing):,} of {len(names):,} are missing, the first {missing[0]}; correct one")
+    return sorted(set(found))
+
+
+def _matching(name: str) -> list[epath.Path]:
+    path = epath.Path(name)
     if path.is_dir():
         return sorted(path.glob("*.tar"))
     if path.exists():
