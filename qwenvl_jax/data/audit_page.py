@@ -218,7 +218,7 @@ def _sample(sample: Sample, found: Audit, config: Config) -> str:
     spans = spans_of(sample.tokens, found.tokenizer, config.model.resampler.queries)
     places = list(enumerate(places_of(spans), start=1))
     pixels_IHWC = pixels_of(sample, config.data)
-    decode_all(sample.images, pixels_IHWC, config.data.jpeg_draft)
+    decode_all(sample.images, sample.stated, pixels_IHWC, config.data.jpeg_draft)
     pictures = "".join(
         _picture(pixels_HWC, k, [(n, place) for n, place in places if k in place.images])
         for k, pixels_HWC in enumerate(pixels_IHWC)

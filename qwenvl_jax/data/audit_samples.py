@@ -226,7 +226,7 @@ def _look(corpus: Corpus, fits: Callable[[Item], bool], source: int, index: int)
         if item.length <= data.sequence_length:
             found, room = f"{item.images} images", f"a group of rows {data.group_images}"
         return Finding(source, index, "dropped", f"record {sample.name!r}: it has {found}, {room}", sample)
-    wrong = decode_all(sample.images, pixels_of(sample, data), data.jpeg_draft)
+    wrong = decode_all(sample.images, sample.stated, pixels_of(sample, data), data.jpeg_draft)
     if wrong:
         return Finding(source, index, "corrupt", f"record {sample.name!r}: {wrong}", sample)
     return Finding(source, index, "used", "", sample)

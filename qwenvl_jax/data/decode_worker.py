@@ -26,7 +26,7 @@ def main(descriptor: int, image_size: int, draft: bool) -> None:
     buffers: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
     while True:
         try:
-            (number, path), first, images = connection.recv()
+            (number, path), first, images, stated = connection.recv()
         except (EOFError, OSError):
             return
         if number not in buffers:
@@ -35,7 +35,11 @@ def main(descriptor: int, image_size: int, draft: bool) -> None:
             buffers[number] = pixels.reshape(-1, image_size, image_size, 3)
             if len(buffers) > _MAPPED:
                 buffers.popitem(last=False)
-        connection.send(decode_all(images, buffers[number][first:], draft))
+        try:
+            answer: str | MemoryError = decode_all(images, stated, buffers[number][first:], draft)
+        except MemoryError:  # not the fault of an image
+            answer = MemoryError("a decoding process has no memory left")
+        connection.send(answer)
 
 
 if __name__ == "__main__":

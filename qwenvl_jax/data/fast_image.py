@@ -22,6 +22,7 @@ from qwenvl_jax.data import image
 
 PRECISION = 22  # bits of a weight behind the point, as in Pillow
 _TILE = 16
+_SMALL = 2048  # pixels of a side; weights for longer ones are seldom wanted twice
 
 _jit = numba.njit(nogil=True, cache=True)
 
@@ -32,7 +33,9 @@ def decode_jpeg(payload: bytes) -> np.ndarray | None:
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(payload)
-        if colors not in ("YCbCr", "Gray") or height * width > image.MAX_PIXELS:
+        if colors not in ("YCbCr", "Gray") or not image.bearable(width, height):
+            return None
+        if image.scans(payload) > image.MAX_SCANS:
             return None
         return simplejpeg.decode_jpeg(payload)
     except ValueError:
@@ -74,8 +77,12 @@ def agrees() -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=4096)
 def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_make_weights`, remembered: a table for 640 pixels takes 20 kB, one for 65,535 takes a megabyte."""
+    return _small_weights(old, new) if old <= _SMALL else _large_weights(old, new)
+
+
+def _make_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every new place the first old one it takes from, how many, and their weights in fixed point [new, ..]."""
     scale = old / new
     stretch = max(scale, 1.0)
@@ -94,6 +101,10 @@ def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         weights[place, :count] = np.trunc(np.where(fixed < 0, fixed - 0.5, fixed + 0.5))
         firsts[place], counts[place] = first, count
     return firsts, counts, weights
+
+
+_small_weights = functools.lru_cache(maxsize=4096)(_make_weights)
+_large_weights = functools.lru_cache(maxsize=128)(_make_weights)
 
 
 @_jit

@@ -8,6 +8,7 @@ memory; images are read when they are needed.
 from __future__ import annotations
 
 import collections
+import hashlib
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,9 @@ class JsonReader:
         self.path, self.task = epath.Path(path), task
         if not self.path.exists():
             raise UserError(f"{self.path} does not exist; correct the path of the source")
-        self._entries = split_entries(self.path, self.path.read_bytes())
+        payload = self.path.read_bytes()
+        self._digest = hashlib.sha256(payload).hexdigest()
+        self._entries = split_entries(self.path, payload)
         self.corrupt = 0
         self.ignored: collections.Counter[str] = collections.Counter()
         wrong: list[str] = []
@@ -112,6 +115,10 @@ class JsonReader:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def digest(self) -> str:
+        """Of the bytes of the file; the images beside it do not count."""
+        return self._digest
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):

@@ -12,6 +12,7 @@ import atexit
 import collections
 import concurrent.futures
 import copy
+import math
 import os
 import queue
 import threading
@@ -21,13 +22,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwenvl_jax.config import Config
-from qwenvl_jax.data.decoding import DecodePool
+from qwenvl_jax.data import fingerprint
+from qwenvl_jax.data.corruption import Tally, check_corruption
+from qwenvl_jax.data.decoding import DecodePool, finished
 from qwenvl_jax.data.schema import Batch
-from qwenvl_jax.data.stream import Corpus, Sample, Stream, check_corruption, open_corpus
+from qwenvl_jax.data.stream import Corpus, Sample, Stream, open_corpus
 from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
 
 READERS = 16  # threads that read and tokenise ahead
+DROPPED_SHARE = 0.05  # of a source, left out because it does not fit, that is worth a line
 
 
 class _Placed(NamedTuple):
@@ -64,14 +69,16 @@ class Loader(Iterator[Batch]):
 
     def __init__(self, corpus: Corpus, streams: Sequence[int], prefetch: int):
         data = corpus.data
-        self._corpus, self._data, self._fingerprint, self._prefetch = corpus, data, corpus.fingerprint(), prefetch
+        self._corpus, self._data, self._prefetch = corpus, data, prefetch
+        self._facts = corpus.facts()
         self._readers = concurrent.futures.ThreadPoolExecutor(READERS, "read")
         workers = min(data.decode_workers, os.cpu_count() or 1)
         self._decoders = DecodePool(workers, data.image_size, data.jpeg_draft)
         self._streams = {number: Stream(corpus, number, self._readers) for number in streams}
         self._states = {number: stream.state() for number, stream in self._streams.items()}
         self._totals = {number: self._no_totals() for number in streams}
-        self._first_corrupt = ""
+        self._errors = [""] * len(data.mixture)
+        self._warned: set[int] = set()
         self._thread: threading.Thread | None = None
         self._queue: queue.Queue[_Ready | BaseException] = queue.Queue(maxsize=prefetch)
         self._error: BaseException | None = None
@@ -90,15 +97,16 @@ class Loader(Iterator[Batch]):
         try:
             if not isinstance(ready, _Ready):
                 raise ready
-            self._finish(ready.batch, ready.placed)
+            self._finish(ready)
         except Exception as error:
             self._error = error
             raise
         self._states = ready.states
         return ready.batch
 
-    def _finish(self, batch: Batch, placed: Sequence[_Placed]) -> None:
+    def _finish(self, ready: _Ready) -> None:
         """Waits for the images and counts. A sample with one that cannot be read leaves its places as padding."""
+        batch, placed = ready.batch, ready.placed
         for total in self._totals.values():
             total["batches"] += 1
         for stream, sample, a, row, tokens, images, reading in placed:
@@ -106,7 +114,9 @@ class Loader(Iterator[Batch]):
             error = reading.result()
             if error:
                 total["corrupt"][sample.source] += 1
-                self._first_corrupt = self._first_corrupt or f"record {sample.name!r}: {error}"
+                name = self._data.mixture[sample.source].name
+                said = sample.error or f"record {sample.name!r} of source {name!r}: {error}"
+                self._errors[sample.source] = self._errors[sample.source] or said
                 for array_ABL in batch[:6]:
                     array_ABL[a, row, tokens] = 0
                 batch.image_slot_ABL[a, row, tokens] = -1
@@ -116,9 +126,29 @@ class Loader(Iterator[Batch]):
             total["tokens"] += len(sample.tokens.tokens_L)
             total["targets"] += int(sample.tokens.is_target_L[1:].sum())
             total["images"] += len(sample.images)
-        corrupt = sum(sum(total["corrupt"]) for total in self._totals.values())
-        seen = sum(sum(total["seen"]) for total in self._totals.values())
-        check_corruption(corrupt, corrupt + seen, self._data.max_corrupt_share, self._first_corrupt)
+        counts = self.counters({"streams": {n: ready.states[n] | {"totals": own} for n, own in self._totals.items()}})
+        self._check(counts, [stream.errors() for stream in self._streams.values()])
+
+    def _check(self, counts: dict[str, Any], unreadable: Sequence[Sequence[str]]) -> None:
+        """Looks at the totals after a batch.
+
+        Raises:
+          UserError: if more is corrupt than `config.data.max_corrupt_share` says.
+        """
+        tallies = []
+        for number, (source, length) in enumerate(zip(self._data.mixture, self._corpus.lengths, strict=True)):
+            corrupt, dropped = counts["corrupt"][source.name], counts["dropped"][source.name]
+            judged = corrupt + dropped + counts["seen"][source.name]
+            error = self._errors[number] or next((errors[number] for errors in unreadable if errors[number]), "")
+            tallies.append(Tally(source.name, length, judged, corrupt, error))
+            if number not in self._warned and dropped > DROPPED_SHARE * judged + 4 * math.sqrt(DROPPED_SHARE * judged):
+                self._warned.add(number)
+                log.line(
+                    f"warning: {dropped} of {judged} samples of source {source.name!r} read so far do not fit a row "
+                    f"(config.data.sequence_length {self._data.sequence_length}, {self._data.group_images} images per "
+                    "group) and are left out, so it counts for less than its weight says"
+                )
+        check_corruption(tallies, self._data.max_corrupt_share, len(self._streams) / self._data.streams)
 
     def _build(self) -> _Ready:
         """Lays out the next batch and has its images decoded."""
@@ -148,7 +178,11 @@ class Loader(Iterator[Batch]):
                 next_image[a, group] += len(sample.images)
                 slots_ABL[a, row, start:stop] = np.where(query_L < 0, -1, query_L + place * queries)
                 first = group * data.group_images + place
-                error = self._decoders.submit(sample.images, pixels_IHWC, buffer, a * images[1] + first)
+                if sample.error:
+                    error = finished(sample.error)
+                else:
+                    at = a * images[1] + first
+                    error = self._decoders.submit(sample.images, sample.stated, pixels_IHWC, buffer, at)
                 own = slice(first, first + len(sample.images))
                 placed.append(_Placed(number, sample, a, row, slice(start, stop), own, error))
                 start = stop
@@ -169,7 +203,7 @@ class Loader(Iterator[Batch]):
         """JSON values from which `restore` continues after the last batch handed out; see `join_states`."""
         totals = copy.deepcopy(self._totals)  # counted on in place; the streams' own states are new with every batch
         streams = {str(number): state | {"totals": totals[number]} for number, state in self._states.items()}
-        return {"stream": self._fingerprint, "streams": streams}
+        return {"stream": fingerprint.combined(self._facts), "facts": self._facts, "streams": streams}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues after a state of all streams; the next batches are bitwise those of an unbroken run.
@@ -177,10 +211,10 @@ class Loader(Iterator[Batch]):
         Raises:
           UserError: if the state belongs to another stream.
         """
-        if state.get("stream") != self._fingerprint:
+        if changed := self._corpus.differences(state, self._facts):
             raise UserError(
-                "the checkpoint's place in the data belongs to another stream (config.data, the records or the "
-                "tokenizer changed); restore the old settings or start a new run from its parameters"
+                f"the checkpoint's place in the data belongs to another stream: since then {'; '.join(changed)} changed; "
+                "restore what was there or start a new run from its parameters"
             )
         self._halt()
         self._error = None
@@ -230,12 +264,17 @@ class Loader(Iterator[Batch]):
             "image_fill": images / (microbatches * data.image_budget),
         }
 
+    def facts(self) -> dict[str, str]:
+        """Everything the batches depend on, by name: the same in all processes of a run, and when it is continued."""
+        return dict(self._facts)
+
     def workers(self) -> list[int]:
         """Ids of the decoding processes that have started."""
         return self._decoders.processes()
 
     def close(self) -> None:
         """Ends the threads. The loader cannot be used any more."""
+        self._decoders.stop_waiting()
         self._halt()
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._decoders.close()
@@ -285,7 +324,7 @@ def tallies(state: dict[str, Any]) -> dict[str, Any]:
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The states (or tallies) of the loaders of all processes as one, which any number of processes can restore."""
     streams = {number: own for state in states for number, own in state["streams"].items()}
-    return {"stream": states[0]["stream"], "streams": {number: streams[number] for number in sorted(streams, key=int)}}
+    return {**states[0], "streams": {number: streams[number] for number in sorted(streams, key=int)}}
 
 
 def make_loader(

@@ -306,7 +306,11 @@ class RecordReader:
             if verify and _sha256(path)[0] != shard["sha256"]:
                 raise UserError(f"{path} does not have the sha256 of the manifest; {again}")
             paths.append(str(path))
-        self._source = array_record_data_source.ArrayRecordDataSource(paths)
+        try:
+            self._source = array_record_data_source.ArrayRecordDataSource(paths)
+        except RuntimeError as error:  # the index at the end of a shard
+            what = " ".join(str(error).split())[:300]
+            raise UserError(f"a shard of {folder} is damaged ({what}); copy it or write it again") from None
         if len(self._source) != self.summary["records"]:
             raise UserError(
                 f"{folder} holds {len(self._source)} records in {split!r}, the manifest says "
@@ -316,6 +320,10 @@ class RecordReader:
     def __len__(self) -> int:
         return len(self._source)
 
+    def digest(self) -> str:
+        """Of the checksums of the shards, in their order."""
+        return split_digest(self.summary)
+
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
@@ -323,6 +331,12 @@ class RecordReader:
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
+
+
+def split_digest(summary: Mapping[str, Any]) -> str:
+    """sha256 over what the manifest says of the shards of a split, in their order; their names do not count."""
+    shards = [[shard["sha256"], shard["records"]] for shard in summary["shards"]]
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
 def read_manifest(folder: epath.PathLike) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def digest(self) -> str:
+        """Hex digits of what the records are and in which order, as far as that is cheap; not of where they lie."""
+        ...
+
 
 def open_source(
     source: SourceConfig, split: str = "train", *, verify: bool = False, max_corrupt_share: float = 0.0

@@ -11,51 +11,49 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import hashlib
-import json
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from qwenvl_jax.config import Config, DataConfig, to_dict
+import numpy as np
+
+from qwenvl_jax.config import Config, DataConfig
+from qwenvl_jax.data import fingerprint
+from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.examples import Tokens, tokenize_pieces
 from qwenvl_jax.data.formats import training_pieces
+from qwenvl_jax.data.image import Size
 from qwenvl_jax.data.mixture import Sampler, open_sources
 from qwenvl_jax.data.packing import Item, Packer
+from qwenvl_jax.data.record_content import stated_sizes
 from qwenvl_jax.data.sources import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
 ALL_DROPPED = 1000  # samples of a source that did not fit, and none that did, before the run is refused
 READ_AHEAD = 16  # samples drawn before they are packed; part of what defines a stream whose weights change
-HOST_SETTINGS = ("decode_workers", "max_corrupt_share")  # of config.data; a stream does not depend on them
 
-
-def check_corruption(corrupt: int, read: int, share: float, error: str) -> None:
-    """Raises UserError if samples that cannot be read are more than the configured share.
-
-    Early on chance weighs much: four standard deviations and three samples above the share are let pass.
-
-    Args:
-      corrupt, read: samples so far.
-      share: `config.data.max_corrupt_share`.
-      error: what is wrong with one of them.
-    """
-    expected = share * read
-    if corrupt > expected + (4 * math.sqrt(expected) + 3 if share else 0):
-        raise UserError(
-            f"{corrupt} of {read} samples read so far are corrupt, among them this one: {error}; mend or remove them, "
-            f"or raise config.data.max_corrupt_share above {share:g}"
-        )
+# What says that there is no such thing to read, and not that a disk or a server does not answer.
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class Sample(NamedTuple):
-    """A tokenised sample; `source` is its number in the mixture. Images stay encoded until they are placed."""
+    """A tokenised sample. Images stay encoded until they are placed.
+
+    Attributes:
+      source: its number in the mixture.
+      name: the record's id.
+      tokens: of the whole sample.
+      images: encoded, in the order of their places.
+      stated: the size of each, if the record says so.
+      error: why it cannot be used although it has its place in a row; '' if it can.
+    """
 
     source: int
     name: str
     tokens: Tokens
     images: tuple[bytes, ...]
+    stated: tuple[Size | None, ...]
+    error: str = ""
 
 
 class Corpus:
@@ -77,21 +75,39 @@ class Corpus:
         """Reads and tokenises a record.
 
         Raises:
-          UserError: if it is no record or its content does not fit its task.
+          UserError: naming source and record, whatever is wrong with it: damaged bytes, no record, content that does
+            not fit its task.
+          StorageError: if it could not be read, which says nothing about it.
         """
-        record = self._sources[number][index]
-        tokens = tokenize_pieces(training_pieces(record), self._tokenizer, self.queries)
-        return Sample(number, record.id, tokens, tuple(record.images[k] for k in tokens.image_indices))
+        where = f"record {index} of source {self.data.mixture[number].name!r}"
+        try:
+            record = self._sources[number][index]
+            tokens = tokenize_pieces(training_pieces(record), self._tokenizer, self.queries)
+            sizes = stated_sizes(record)
+            images = tuple(record.images[k] for k in tokens.image_indices)
+            return Sample(number, record.id, tokens, images, tuple(sizes[k] for k in tokens.image_indices))
+        except (MemoryError, StorageError):
+            raise
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        except _ABSENT as error:
+            raise UserError(f"{where}: {error}") from None
+        except OSError as error:
+            raise StorageError(f"{where} could not be read ({error}); run the same command again to continue") from None
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(f"{where} is damaged ({why})") from None
 
-    def fingerprint(self) -> str:
-        """Twelve hex digits of everything the batches depend on; the records' folder may move."""
-        values = {key: value for key, value in to_dict(self.data).items() if key not in HOST_SETTINGS}
-        for source, length in zip(values["mixture"], self.lengths, strict=True):
-            del source["records"]
-            source["length"] = length
-        probe = self._tokenizer.encode("A dog, 12 birds\n一只猫 été")
-        text = json.dumps([values, self.queries, self._tokenizer.vocab_size, probe], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+    def facts(self) -> dict[str, str]:
+        """Everything the batches depend on; see `fingerprint.facts`."""
+        return fingerprint.facts(self.data, self._sources, self._tokenizer, self.queries)
+
+    def differences(self, state: dict[str, Any], facts: dict[str, str]) -> list[str]:
+        """What of the `facts` is not as it was when a state of the stream was written."""
+        if "facts" in state:
+            return fingerprint.changes(state["facts"], facts)
+        before = fingerprint.before_facts(self.data, self.lengths, self._tokenizer, self.queries)
+        return [] if state.get("stream") == before else ["config.data, the number of records or the vocabulary"]
 
 
 def open_corpus(config: Config, tokenizer: Tokenizer, *, verify: bool = False) -> Corpus:
@@ -131,6 +147,7 @@ class Stream:
         self._next = 0
         self._step = 0
         self._read, self._dropped, self._unreadable = ([0] * len(data.mixture) for _ in range(3))
+        self._errors = [""] * len(data.mixture)
 
     def next_part(self) -> list[list[list[list[Sample]]]]:
         """This stream's part of the next batch: samples by microbatch, group and row."""
@@ -146,7 +163,7 @@ class Stream:
             item = self._next_item()
             if item is not None:
                 group = self._packer.add(item)
-        return [[self._take(item.n) for item in row.items] for row in group]
+        return [[self._take(item) for item in row.items] for row in group]
 
     def _next_item(self) -> Item | None:
         """Reads the next sample drawn; None if it cannot be used."""
@@ -161,7 +178,8 @@ class Stream:
             sample = reading.result()
         except UserError as error:
             self._unreadable[number] += 1
-            check_corruption(sum(self._unreadable), sum(self._read), data.max_corrupt_share, str(error))
+            self._errors[number] = self._errors[number] or str(error)
+            check_corruption(self._tallies(), data.max_corrupt_share, 1 / data.streams)
             return None
         item = Item(n, data.mixture[number].task, len(sample.tokens.tokens_L), len(sample.images))
         if not self._packer.fits(item):
@@ -174,9 +192,27 @@ class Stream:
     def _submit(self, number: int, index: int) -> None:
         self._ahead.append((number, index, self._readers.submit(self._corpus.read, number, index)))
 
-    def _take(self, n: int) -> Sample:
-        number, index, sample = self._held.pop(n)
-        return sample or self._corpus.read(number, index)
+    def _take(self, item: Item) -> Sample:
+        """The sample of an item, read again if it was held over a restart.
+
+        Its place is given away already, so one that has been damaged since then leaves it empty, as one whose images
+        cannot be decoded does.
+        """
+        number, index, sample = self._held.pop(item.n)
+        if sample is not None:
+            return sample
+        try:
+            sample = self._corpus.read(number, index)
+            if (len(sample.tokens.tokens_L), len(sample.images)) != (item.length, item.images):
+                raise UserError(f"record {sample.name!r} has changed since the checkpoint was written")
+        except UserError as error:
+            return _lost(number, item, str(error))
+        return sample
+
+    def _tallies(self) -> list[Tally]:
+        data, lengths = self._corpus.data, self._corpus.lengths
+        names = [source.name for source in data.mixture]
+        return list(map(Tally, names, lengths, self._read, self._unreadable, self._errors))
 
     def _check_fits(self, sample: Sample, item: Item) -> None:
         """A source of which nothing fits is a mistake in the config."""
@@ -188,6 +224,10 @@ class Stream:
                 f"tokens and {item.images} images for config.data.sequence_length {data.sequence_length} and an image "
                 f"budget of {data.group_images}; raise them"
             )
+
+    def errors(self) -> list[str]:
+        """By source what was wrong with the first sample that could not be read, '' if all could."""
+        return [*self._errors]
 
     def counts(self) -> dict[str, list[int]]:
         """Samples `read` so far, and those of them left out as `dropped` or `unreadable`, by source."""
@@ -221,3 +261,10 @@ class Stream:
         )
         for number, index in state["ahead"]:
             self._submit(number, index)
+
+
+def _lost(number: int, item: Item, error: str) -> Sample:
+    """A sample of which only its place is left."""
+    zeros_L, none_L = np.zeros(item.length, np.int32), np.full(item.length, -1, np.int32)
+    tokens = Tokens(zeros_L, np.zeros(item.length, bool), none_L, tuple(range(item.images)))
+    return Sample(number, f"{number}:{item.n}", tokens, (b"",) * item.images, (None,) * item.images, error)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from typing import Any
 
-from qwenvl_jax.data.records import FEATURES, decode_record, tfds_features
+from etils import epath
+
+from qwenvl_jax.data.records import FEATURES, MANIFEST, decode_record, read_manifest, split_digest, tfds_features
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime.errors import UserError, nearest
 
@@ -53,6 +57,7 @@ class TfdsReader:
             raise UserError(
                 f"{name} has no split {split!r}, only {', '.join(info.splits)}{nearest(split, info.splits)}"
             )
+        self._digest = _digest(builder.data_dir, info.splits[split])
         # The bytes themselves, because images stay encoded until their row is known.
         self._source = builder.as_data_source(split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
         if not len(self):
@@ -61,6 +66,10 @@ class TfdsReader:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def digest(self) -> str:
+        """Of the checksums of the shards where our manifest lies beside them, else of TFDS's own counts."""
+        return self._digest
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
@@ -75,3 +84,10 @@ class TfdsReader:
                 "correct one"
             )
         return record
+
+
+def _digest(folder: str, split: Any) -> str:
+    path = epath.Path(folder)
+    if (path / MANIFEST).exists() and split.name in (splits := read_manifest(path)["splits"]):
+        return split_digest(splits[split.name])
+    return hashlib.sha256(json.dumps([split.shard_lengths, split.num_bytes]).encode()).hexdigest()

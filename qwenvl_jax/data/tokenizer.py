@@ -82,7 +82,10 @@ class Tokenizer(abc.ABC):
       special: ids of the special tokens.
       special_names: id -> written form, such as "<box>"; `special_by_name` is its inverse.
       vocab_size: number of ids in use; ids run from 0 to `vocab_size - 1`.
+      digest: hex digits of the vocabulary, the same wherever its file lies.
     """
+
+    digest: str
 
     def __init__(self, ordinary: int, extras: int):
         self.special = SpecialIds.after(ordinary, extras)
@@ -140,6 +143,10 @@ class QwenTokenizer(Tokenizer):
 
     def __init__(self, ranks: dict[bytes, int]):
         super().__init__(len(ranks), QWEN_EXTRAS)
+        digest = hashlib.sha256()
+        for token in sorted(ranks, key=ranks.__getitem__):
+            digest.update(len(token).to_bytes(4, "little") + token)
+        self.digest = digest.hexdigest()
         self._encoding = tiktoken.Encoding("qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
     def _encode(self, text: str) -> list[int]:
@@ -160,6 +167,7 @@ class SentencePieceTokenizer(Tokenizer):
         if self._processor.unk_id() in self._space_bytes:
             raise UserError("the SentencePiece model has no byte fallback; train one with train_sentencepiece")
         super().__init__(size, extras)
+        self.digest = hashlib.sha256(model).hexdigest()
 
     def _piece_bytes(self, k: int) -> bytes:
         piece = self._processor.id_to_piece(k)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import resource
+import struct
+import subprocess
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from qwenvl_jax.data import fast_image
 from qwenvl_jax.data import image as image_module
@@ -97,3 +104,137 @@ def test_images_come_out_alike_with_and_without_the_fast_packages(mode: str, mon
     monkeypatch.setattr(image_module, "_fast", lambda: None)
     assert outcome() == fast
     assert isinstance(fast, str) == (mode in ("cut", "not a JPEG"))
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    payload = io.BytesIO()
+    image.save(payload, form, **options)  # type: ignore[arg-type]
+    return payload.getvalue()
+
+
+RED = Image.new("RGB", (9, 7), "red")
+
+
+@pytest.mark.parametrize("form", ["TIFF", "PPM", "ICO", "TGA", "JPEG2000", "PCX", "ICNS", "DDS", "SGI", "EPS", "PDF"])
+def test_only_formats_of_the_web_are_decoded(form: str) -> None:
+    image = Image.new("RGB", (64, 64), "red")
+    with pytest.raises(UserError, match=r"not a readable image \(UnidentifiedImageError\); JPEG, PNG, WEBP, GIF, BMP"):
+        decode_image(saved(image, form))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_formats_of_the_web(form: str) -> None:
+    decoded = decode_image(saved(RED, form))
+    assert decoded.size == (9, 7) and np.abs(np.asarray(decoded, int) - (255, 0, 0)).max() < 8
+
+
+def test_no_picture_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript from the web is a program; Pillow hands it to whatever is called gs."""
+    ran = tmp_path / "ran"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho ran > {ran}\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    payload = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    with pytest.raises(UserError, match="not a readable image"):
+        decode_image(payload)
+    assert not ran.exists()
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        Image.open(io.BytesIO(payload)).load()
+    assert ran.exists()  # which shows that this is how it would have happened
+
+
+def test_several_frames_and_views_are_one_picture() -> None:
+    """The first, however many there are: GIF, PNG, WebP, and the two views of a camera's JPEG."""
+    blue = Image.new("RGB", (9, 7), "blue")
+    for form in ("GIF", "PNG", "WEBP", "MPO"):
+        payload = saved(RED, form, save_all=True, append_images=[blue] * 3, duration=10)
+        assert np.asarray(decode_image(payload))[3, 3].tolist() == pytest.approx([255, 0, 0], abs=8), form
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_alpha_is_dropped_as_in_the_released_model(mode: str) -> None:
+    """Black words on nothing are black on black."""
+    words = Image.new("L", (8, 8)).convert(mode) if mode == "P" else Image.new(mode, (8, 8))
+    payload = saved(words, "PNG", **({"transparency": 0} if mode == "P" else {}))
+    assert not np.asarray(decode_image(payload)).any()
+    np.testing.assert_array_equal(
+        np.asarray(decode_image(payload)), np.asarray(Image.open(io.BytesIO(payload)).convert("RGB"))
+    )
+
+
+def test_grey_of_sixteen_bits_is_clipped_as_in_the_released_model() -> None:
+    grey = Image.fromarray(np.array([[0, 100, 255, 256, 30_000, 65_535]], np.uint16))
+    decoded = np.asarray(decode_image(saved(grey, "PNG")))
+    assert decoded[0, :, 0].tolist() == [0, 100, 255, 255, 255, 255]
+
+
+def test_exif_does_not_rotate() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(saved(RED, "JPEG", exif=exif)).size == (9, 7)
+
+
+def test_strips_are_refused_before_they_are_resized() -> None:
+    """A strip of one pixel's width would need room for its whole length at the new width."""
+    longest = saved(Image.new("1", (1, image_module.MAX_SIDE)), "PNG")
+    out = np.ones((8, 8, 3), np.uint8)
+    decode_into(longest, out)
+    assert not out.any()
+    for size in ((1, image_module.MAX_SIDE + 1), (image_module.MAX_SIDE + 1, 1)):
+        for draft in (False, True):
+            with pytest.raises(UserError, match="too large"):
+                decode_into(saved(Image.new("1", size), "PNG"), out, draft)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_pictures_made_to_keep_a_decoder_busy_are_refused(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fast:
+        monkeypatch.setattr(image_module, "_fast", lambda: None)
+    payload = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
+    last, end = payload.rindex(b"\xff\xda"), payload.rindex(b"\xff\xd9")
+    out = np.zeros((8, 8, 3), np.uint8)
+    decode_into(payload[:last] + payload[last:end] * 50 + payload[end:], out)
+    with pytest.raises(UserError, match="scans takes too long"):
+        decode_into(payload[:last] + payload[last:end] * 200 + payload[end:], out)
+    runs = b"\0\0" * (image_module.MAX_RUNS // 2)
+    header = struct.pack("<IiiHHIIiiII", 40, 99, 99, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    with pytest.raises(UserError, match="run lengths"):
+        decode_into(b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + header + bytes(1024) + runs, out)
+
+
+def test_texts_that_unpack_to_gigabytes_are_not_unpacked() -> None:
+    payload = saved(RED, "PNG")
+    text = b"Comment\0\0" + zlib.compress(bytes(1 << 28), 9)
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(UserError):
+        decode_image(payload[:33] + chunk * 3 + payload[33:])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_stated_size_is_compared(form: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fast:
+        monkeypatch.setattr(image_module, "_fast", lambda: None)
+    payload, out = encoded_image(3, 90, 61, form), np.zeros((28, 28, 3), np.uint8)
+    for draft in (False, True):
+        decode_into(payload, out, draft, (90, 61))
+        decode_into(payload, out, draft, (90.0, 61.0))
+        for wrong in ((61, 90), (90, 60), (91, 61), (45, 30)):
+            with pytest.raises(UserError, match=f"has 90 x 61 pixels .* says {wrong[0]} x {wrong[1]}"):
+                decode_into(payload, out, draft, wrong)
+
+
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]), st.data())
+@settings(deadline=None, max_examples=120)
+def test_damaged_pictures_are_images_or_user_errors(form: str, data: st.DataObject) -> None:
+    payload = bytearray(encoded_image(5, 40, 30, form))
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, len(payload) - 1))
+        payload[place] = data.draw(st.integers(0, 255))
+    payload = payload[: data.draw(st.integers(len(payload) // 2, len(payload)))]
+    out = np.zeros((28, 28, 3), np.uint8)
+    with contextlib.suppress(UserError):
+        decode_into(bytes(payload), out)

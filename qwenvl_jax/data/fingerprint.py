@@ -1,0 +1,68 @@
+"""What the batches of a stage depend on, in hex digits: whether a place in the data belongs to this stream.
+
+Where files lie is no part of it: data, vocabulary and runs may move to another disk or bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+
+from qwenvl_jax.config import DataConfig, to_dict
+from qwenvl_jax.data.sources import Source
+from qwenvl_jax.data.tokenizer import Tokenizer
+
+VERSION = 1  # of the code that mixes, reads, tokenises and packs; raise it when the same records give other batches
+HOST_SETTINGS = ("decode_workers", "max_corrupt_share")  # of config.data; a stream does not depend on them
+_DIGITS = 12
+
+
+def facts(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer, queries: int) -> dict[str, str]:
+    """Everything the batches depend on, by a name that a person understands."""
+    values = _settings(data)
+    for source in values["mixture"]:
+        del source["records"]
+    order = [grain.MapDataset.range(n).shuffle(seed=7)[k] for n in (5, 1000, 3_000_000_000) for k in range(5)]
+    records = {
+        f"the records of source {entry.name!r}": f"{len(source)} {source.digest()[:_DIGITS]}"
+        for entry, source in zip(data.mixture, sources, strict=True)
+    }
+    return {
+        "config.data": _digest([values, queries]),
+        "the vocabulary": tokenizer.digest[:_DIGITS],
+        **records,
+        "the order in which the installed grain shuffles": _digest([int(index) for index in order]),
+        "the code that builds the stream": str(VERSION),
+    }
+
+
+def combined(facts: Mapping[str, str]) -> str:
+    """Twelve hex digits of all of them."""
+    return _digest(dict(facts))
+
+
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The names of the facts that are not the same any more."""
+    return [name for name in dict.fromkeys((*then, *now)) if then.get(name) != now.get(name)]
+
+
+def before_facts(data: DataConfig, lengths: Sequence[int], tokenizer: Tokenizer, queries: int) -> str:
+    """The twelve digits that checkpoints hold which were written before there were facts: lengths, not contents."""
+    values = _settings(data)
+    for source, length in zip(values["mixture"], lengths, strict=True):
+        del source["records"]
+        source["length"] = length
+    probe = tokenizer.encode("A dog, 12 birds\n一只猫 été")
+    return _digest([values, queries, tokenizer.vocab_size, probe])
+
+
+def _settings(data: DataConfig) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(data).items() if key not in HOST_SETTINGS}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_DIGITS]

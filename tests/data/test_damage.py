@@ -1,0 +1,531 @@
+"""Damaged records and pictures: each costs its own sample, wherever and however often it is read."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from qwenvl_jax.config import Config, SourceConfig
+from qwenvl_jax.data import decoding, fingerprint
+from qwenvl_jax.data.corruption import Tally, check_corruption
+from qwenvl_jax.data.loader import Loader, join_states, make_loader
+from qwenvl_jax.data.records import RecordReader, encode_record, write_records
+from qwenvl_jax.data.schema import Batch, Record
+from qwenvl_jax.data.sources import open_source
+from qwenvl_jax.data.stream import Corpus
+from qwenvl_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from qwenvl_jax.runtime.errors import StorageError, UserError
+
+from . import damage
+from .record_samples import SENTENCES, encoded_image, make_record, with_data
+from .source_files import write_jsonl, write_tar, write_tfds
+
+QUERIES = 4
+
+
+def mixture_of(config: Config, folders: dict[str, Path], task: str, **changes: object) -> Config:
+    """A config whose sources are these folders, all of one task and alike in weight."""
+    sources = tuple(SourceConfig(name, task, str(folder), 1.0) for name, folder in folders.items())
+    return with_data(config, **{"mixture": sources, "max_corrupt_share": 0.9, **changes})
+
+
+def take(config: Config, tokenizer: Tokenizer, count: int, **arguments: Any) -> list[Batch]:
+    with make_loader(config, tokenizer, **arguments) as loader:
+        return [next(loader) for _ in range(count)]
+
+
+def assert_equal(a: list[Batch], b: list[Batch]) -> None:
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        for name, x, y in zip(Batch._fields, left, right, strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 captions, of which six are damaged in ways that raise errors of as many kinds, and two images."""
+    folder = tmp_path_factory.mktemp("damaged") / "records"
+    good = [make_record("caption", k) for k in range(30)]
+    payloads = [encode_record(record) for record in good]
+    payloads[3] = damage.with_content(good[3], {"caption": None})
+    payloads[4] = damage.with_content(good[4], ["caption"])
+    payloads[11] = damage.without_images(good[11])
+    payloads[12] = payloads[12][: len(payloads[12]) // 2]
+    payloads[20] = encode_record(dataclasses.replace(good[20], images=(good[20].images[0][:90],)))
+    payloads[21] = damage.with_content(make_record("dialogue", 0), {"turns": ["hello"]})
+    payloads[22] = encode_record(dataclasses.replace(good[22], images=(b"GIF89a" + bytes(40),)))
+    damage.write_payloads(folder, payloads, good[0])
+    [shard] = folder.glob("*array_record*")
+    damage.flip(shard, good[27].images[0][60:200])  # inside of a chunk: the shard's own checksum does not fit any more
+    with pytest.raises(RuntimeError, match="hash mismatch"):
+        RecordReader(folder)[27]
+    return folder
+
+
+BAD = {3, 4, 11, 12, 20, 21, 22, 27}
+
+
+@pytest.mark.parametrize(("cut", "workers"), [(1, 0), (2, 1), (5, 0)])
+def test_the_stream_is_the_same_wherever_it_was_stopped_between_damaged_records(
+    run_config: Config, tokenizer: Tokenizer, damaged: Path, cut: int, workers: int
+) -> None:
+    """Counted alike too, by sources. A flipped byte, null for a text, no image, half a record: all cost their sample."""
+    config = mixture_of(run_config, {"bad": damaged}, "caption", decode_workers=workers)
+    with make_loader(config, tokenizer) as loader:
+        for _ in range(cut):
+            next(loader)
+        state = json.loads(json.dumps(loader.state()))
+        expected = [next(loader) for _ in range(6)]
+        counters = loader.counters()
+    with make_loader(config, tokenizer) as resumed:
+        resumed.restore(state)
+        assert_equal([next(resumed) for _ in range(6)], expected)
+        assert resumed.counters() == counters
+    seen, corrupt = counters["seen"]["bad"], counters["corrupt"]["bad"]
+    assert corrupt / (seen + corrupt) == pytest.approx(len(BAD) / 30, abs=0.05)
+
+
+def test_hosts_that_build_the_same_stream_agree_on_damaged_records(
+    run_config: Config, tokenizer: Tokenizer, damaged: Path
+) -> None:
+    config = mixture_of(
+        run_config, {"bad": damaged}, "caption", global_batch_size=16, streams=4, image_groups=4, packing_window=2
+    )
+    whole = take(config, tokenizer, 3)
+    again = take(config, tokenizer, 3, streams=[2, 3])
+    for batch, part in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(batch.tokens_ABL[:, 4:], part.tokens_ABL)
+        np.testing.assert_array_equal(batch.images_AIHWC[:, batch.images_AIHWC.shape[1] // 2 :], part.images_AIHWC)
+
+
+@pytest.mark.parametrize("bad", sorted(BAD - {20, 22}))
+def test_the_error_names_source_and_record(run_config: Config, tokenizer: Tokenizer, damaged: Path, bad: int) -> None:
+    data = mixture_of(run_config, {"bad": damaged}, "caption").data
+    corpus = Corpus(data, [RecordReader(damaged)], tokenizer, QUERIES)
+    with pytest.raises(UserError, match=f"record {bad} of source 'bad'"):
+        corpus.read(0, bad)
+    assert corpus.read(0, 0).name == "caption0"
+
+
+class Failing:
+    """The records of a folder, one of which cannot be had."""
+
+    def __init__(self, folder: Path, error: Callable[[], BaseException]):
+        self._reader, self._error = RecordReader(folder), error
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def digest(self) -> str:
+        return self._reader.digest()
+
+    def __getitem__(self, index: int) -> Record:
+        if index == 7:
+            raise self._error()
+        return self._reader[index]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (lambda: StorageError("the bucket does not answer"), "the bucket does not answer"),
+        (lambda: OSError(5, "Input/output error"), "record 7 of source 'only' could not be read .*Input/output error"),
+        (lambda: MemoryError("none left"), "none left"),
+    ],
+)
+def test_what_could_not_be_read_ends_the_run_and_is_never_counted(
+    run_config: Config,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    error: Callable[[], BaseException],
+    expected: str,
+) -> None:
+    write_records(tmp_path / "records", {"train": [make_record("caption", k) for k in range(60)]}, name="only")
+    config = mixture_of(run_config, {"only": tmp_path / "records"}, "caption", max_corrupt_share=1.0)
+    corpus = Corpus(config.data, [Failing(tmp_path / "records", error)], tokenizer, QUERIES)
+    with Loader(corpus, range(config.data.streams), 2) as loader:
+        with pytest.raises((StorageError, MemoryError), match=expected):
+            for _ in range(30):
+                next(loader)
+        with pytest.raises((StorageError, MemoryError), match=expected):
+            next(loader)
+        assert loader.counters()["corrupt"]["only"] == 0
+
+
+def test_a_held_sample_that_is_damaged_while_the_run_stands_still_leaves_its_place_empty(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """So do records that came back with another length; everything else stays where it was."""
+    records = [make_record("caption", k) for k in range(400)]
+    folder = tmp_path / "records"
+    damage.write_payloads(folder, [*map(encode_record, records)], records[0])
+    config = mixture_of(run_config, {"only": folder}, "caption")
+    with make_loader(config, tokenizer) as loader:
+        next(loader)
+        state = json.loads(json.dumps(loader.state()))
+        expected = [next(loader) for _ in range(3)]
+        before = loader.counters()
+    held = [index for own in state["streams"].values() for _, _, index, _, _ in own["held"]]
+    broken, longer = held[:2]
+    payloads = [*map(encode_record, records)]
+    payloads[broken] = payloads[broken][:30]
+    payloads[longer] = encode_record(dataclasses.replace(records[longer], content={"caption": "a dog " * 9}))
+    digest = json.loads((folder / "manifest.json").read_text())["splits"]["train"]["shards"][0]["sha256"]
+    damage.write_payloads(folder, payloads, records[0])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][0]["sha256"] = digest  # as if the disk had done it
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with make_loader(config, tokenizer) as resumed:
+        resumed.restore(state)
+        found = [next(resumed) for _ in range(3)]
+        counters = resumed.counters()
+    assert counters["corrupt"]["only"] >= before["corrupt"]["only"] + 2
+    different = sum(
+        int((a.segment_ids_ABL != b.segment_ids_ABL).any(-1).sum()) for a, b in zip(found, expected, strict=True)
+    )
+    assert 1 <= different <= counters["corrupt"]["only"]
+    for a, b in zip(found, expected, strict=True):
+        same = a.segment_ids_ABL == b.segment_ids_ABL
+        np.testing.assert_array_equal(a.tokens_ABL[same], b.tokens_ABL[same])
+        assert not a.tokens_ABL[~same].any() and (a.image_slot_ABL[~same] == -1).all()
+
+
+def test_a_shard_that_cannot_be_opened_is_named(record_folders: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(record_folders / "text", folder)
+    shard = sorted(folder.glob("*array_record*"))[1]
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(UserError, match=r"copy.*damaged.*copy it or write it again"):
+        RecordReader(folder)
+
+
+# How much a run bears.
+
+
+def tally(name: str, records: int, judged: int, corrupt: int) -> Tally:
+    return Tally(name, records, judged, corrupt, f"what is wrong in {name}")
+
+
+def test_a_small_source_that_cannot_be_read_is_noticed_beside_large_ones() -> None:
+    large = tally("large", 10**9, 1_000_000, 5000)
+    check_corruption([large, tally("small", 10**6, 300, 3)], 0.01, 1.0)
+    with pytest.raises(UserError, match=r"20 of 20 samples of source 'small'.*what is wrong in small.*above 0\.01"):
+        check_corruption([large, tally("small", 10**6, 20, 20)], 0.01, 1.0)
+    with pytest.raises(UserError, match="64 of 64 samples of source 'two'"):
+        check_corruption([large, tally("two", 2, 64, 64)], 0.01, 1.0)
+    check_corruption([large, tally("two", 2, 64, 63)], 0.01, 1.0)
+    check_corruption([tally("all", 2, 64, 64)], 1.0, 1.0)
+    with pytest.raises(UserError, match="1 of 1000 samples"):
+        check_corruption([tally("large", 10**6, 1000, 1)], 0.0, 1.0)
+
+
+@given(
+    records=st.integers(4, 500),
+    bad=st.integers(1, 3),
+    streams=st.sampled_from([1, 4, 64]),
+    epochs=st.integers(1, 60),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None, max_examples=150)
+def test_three_bad_records_of_a_small_source_never_end_a_run(
+    records: int, bad: int, streams: int, epochs: int, seed: int
+) -> None:
+    """However often its epochs repeat, and although one stream sees a part of each."""
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(records) for _ in range(epochs)])[::streams]
+    large = tally("large", 10**9, 10**6, 0)
+    corrupt = np.cumsum(order < min(bad, records - 1))
+    for judged, count in enumerate(corrupt.tolist(), start=1):
+        check_corruption([large, tally("small", records, judged, count)], 0.01, 1 / streams)
+
+
+def test_a_wholly_unreadable_small_source_ends_the_run(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, record_folders: Path
+) -> None:
+    """One in a hundred samples, so that the share of all would never show it."""
+    records = [dataclasses.replace(make_record("caption", k), images=(b"lost",)) for k in range(40)]
+    write_records(tmp_path / "lost", {"train": records}, name="lost")
+    sources = (
+        SourceConfig("good", "caption", str(record_folders / "caption"), 99.0),
+        SourceConfig("lost", "caption", str(tmp_path / "lost"), 1.0),
+    )
+    config = with_data(run_config, mixture=sources, max_corrupt_share=0.05)
+    with make_loader(config, tokenizer) as loader, pytest.raises(UserError, match="samples of source 'lost'"):
+        for _ in range(200):
+            next(loader)
+
+
+def test_a_source_that_loses_more_than_a_twentieth_gets_a_line(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = dataclasses.replace(make_record("text", 0), content={"text": "dog " * 300})
+    folder = tmp_path / "records"
+    write_records(folder, {"train": [long, *(make_record("text", k) for k in range(3))]}, name="records")
+    with make_loader(mixture_of(run_config, {"long": folder}, "text"), tokenizer) as loader:
+        for _ in range(8):
+            next(loader)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "do not fit" in line]
+    assert "samples of source 'long'" in line and "sequence_length 160" in line
+
+
+# Stated sizes.
+
+
+def exif_jpeg(width: int, height: int) -> bytes:
+    """A JPEG that programs which look at EXIF show on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    payload = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(payload, "JPEG", exif=exif)
+    return payload.getvalue()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_boxes_measured_on_another_size_are_counted(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, workers: int
+) -> None:
+    """Also where EXIF turns the picture on its side, for which the box was drawn."""
+    good = {"image": "good.png", "width": 28, "height": 28, "phrase": "a door", "box": [1, 2, 10, 20]}
+    (tmp_path / "good.png").write_bytes(encoded_image(1))
+    (tmp_path / "turned.jpg").write_bytes(exif_jpeg(320, 120))
+    turned = {"image": "turned.jpg", "width": 120, "height": 320, "phrase": "a door", "box": [10, 10, 60, 300]}
+    path = write_jsonl(tmp_path / "boxes.jsonl", [*([good] * 9), turned])
+    config = mixture_of(run_config, {"boxes": path}, "ref_grounding", decode_workers=workers)
+    with make_loader(config, tokenizer) as loader:
+        for _ in range(6):
+            next(loader)
+        counts = loader.counters()
+    share = counts["corrupt"]["boxes"] / (counts["seen"]["boxes"] + counts["corrupt"]["boxes"])
+    assert share == pytest.approx(0.1, abs=0.03)
+    strict = with_data(config, max_corrupt_share=0.0)
+    message = r"boxes:10.*has 320 x 120 pixels \(EXIF rotation is not applied\).*says 120 x 320"
+    with make_loader(strict, tokenizer) as loader, pytest.raises(UserError, match=message):
+        for _ in range(6):
+            next(loader)
+
+
+def test_dialogues_state_sizes_too_but_thousandths_state_nothing(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(encoded_image(1, 30, 20))
+    value = "<img>a.png</img>Where? <box>(1,1),(999,990)</box>"
+    turns = [{"from": "user", "value": value}, {"from": "assistant", "value": "There."}]
+    thousandths = write_jsonl(tmp_path / "t.jsonl", [{"conversations": turns}])
+    good = make_record("dialogue", 0)
+    wrong = dataclasses.replace(good, content={**good.content, "sizes": [[28, 28], [27, 28]]})
+    write_records(tmp_path / "wrong", {"train": [good, wrong]}, name="wrong")
+    sources = {"thousandths": thousandths, "wrong": tmp_path / "wrong"}
+    with make_loader(mixture_of(run_config, sources, "dialogue"), tokenizer) as loader:
+        for _ in range(6):
+            next(loader)
+        counts = loader.counters()
+    assert counts["corrupt"]["thousandths"] == 0 < counts["seen"]["thousandths"]
+    assert counts["corrupt"]["wrong"] == pytest.approx(counts["seen"]["wrong"], abs=4)
+
+
+# Decoders that hang.
+
+
+@pytest.mark.slow
+def test_a_picture_that_keeps_its_decoder_busy_costs_workers_and_not_the_run(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "PROCESSOR_SECONDS", 5.0)
+    records = [make_record("caption", k) for k in range(200)]
+    records[5] = dataclasses.replace(records[5], images=(damage.endless_gif(32),))
+    folder = tmp_path / "records"
+    write_records(folder, {"train": records}, name="records")
+    config = mixture_of(run_config, {"only": folder}, "caption", decode_workers=1)
+    with make_loader(config, tokenizer) as loader:
+        workers = set()
+        while not (counts := loader.counters())["corrupt"]["only"]:
+            next(loader)
+            workers.update(loader.workers())
+        assert counts["corrupt"]["only"] == 1
+        assert len(workers) >= 2
+        assert loader._errors[0].endswith("it is not decoded after 5 seconds of processor time")
+        count = counts["batches"]
+    records[5] = dataclasses.replace(records[5], images=(b"no picture",))
+    write_records(folder, {"train": records}, name="records")
+    with make_loader(config, tokenizer) as loader:  # nothing else is different
+        others = [next(loader) for _ in range(count)]
+        assert loader.counters()["corrupt"]["only"] == 1
+    assert all(batch.images_AIHWC.any() for batch in others)
+
+
+@pytest.mark.slow
+def test_a_decoder_that_stands_still_is_replaced_and_the_stream_stays_the_same(
+    run_config: Config, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It computes nothing, so that only the clock shows it; the picture is asked for again and comes out."""
+    expected = take(run_config, tokenizer, 8)
+    monkeypatch.setattr(decoding, "SECONDS", 6.0)
+    with make_loader(with_data(run_config, decode_workers=1), tokenizer, prefetch=1) as loader:
+        batches = [next(loader) for _ in range(3)]
+        [worker] = loader.workers()
+        os.kill(worker, signal.SIGSTOP)
+        batches += [next(loader) for _ in range(5)]
+        assert loader.workers() != [worker]
+        assert loader.counters()["corrupt"] == dict.fromkeys(loader.counters()["corrupt"], 0)
+    assert_equal(batches, expected)
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_closing_does_not_wait_for_a_picture_that_hangs(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    records = [make_record("caption", k) for k in range(50)]
+    hanging = [dataclasses.replace(record, images=(damage.endless_gif(32),)) for record in records[:3]]
+    write_records(tmp_path / "records", {"train": [*hanging, *records[3:]]}, name="records")
+    config = mixture_of(run_config, {"only": tmp_path / "records"}, "caption", decode_workers=1)
+    threads = threading.active_count()
+    with make_loader(config, tokenizer) as loader:
+
+        def run() -> None:
+            with contextlib.suppress(concurrent.futures.CancelledError):
+                next(loader)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not (workers := loader.workers()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+    thread.join(30)
+    assert workers and not thread.is_alive() and threading.active_count() == threads
+
+
+def test_a_process_without_memory_is_not_the_fault_of_a_picture(
+    run_config: Config, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = decoding.DecodePool(0, 28, False)
+
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "decode_into", none)
+    with pytest.raises(MemoryError):
+        pool.submit([encoded_image(1)], [None], np.zeros((1, 28, 28, 3), np.uint8), None, 0).result()
+    pool.close()
+
+
+# Places in the data.
+
+
+def state_of(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    with make_loader(config, tokenizer) as loader:
+        next(loader)
+        return json.loads(json.dumps(join_states([loader.state()])))
+
+
+def test_a_place_in_the_data_follows_its_records_to_another_folder(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    records = [make_record("text", k) for k in range(20)]
+    write_records(tmp_path / "a", {"train": records}, name="records")
+    state = state_of(mixture_of(run_config, {"only": tmp_path / "a"}, "text"), tokenizer)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    with make_loader(mixture_of(run_config, {"only": tmp_path / "b"}, "text"), tokenizer) as loader:
+        loader.restore(state)
+        next(loader)
+
+
+CHANGES = ["settings", "records", "order", "vocabulary", "queries"]
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_place_in_the_data_names_what_is_not_the_same_any_more(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, changed: str
+) -> None:
+    """Also where numbers of records and of ids have stayed as they were."""
+    records = [make_record("text", k) for k in range(20)]
+    write_records(tmp_path / "first", {"train": records}, name="records")
+    write_records(tmp_path / "second", {"train": records}, name="records")
+    config = mixture_of(run_config, {"first": tmp_path / "first", "second": tmp_path / "second"}, "text")
+    state, names = state_of(config, tokenizer), []
+    if changed == "settings":
+        config, names = with_data(config, seed=99), ["config.data"]
+    elif changed == "records":
+        other = dataclasses.replace(records[4], content={"text": "something else"})
+        write_records(tmp_path / "second", {"train": [*records[:4], other, *records[5:]]}, name="records")
+        names = ["the records of source 'second'"]
+    elif changed == "order":
+        for name in ("first", "second"):
+            write_records(tmp_path / name, {"train": records[::-1]}, name="records")
+        names = ["the records of source 'first'", "the records of source 'second'"]
+    elif changed == "vocabulary":
+        path = tmp_path / "other.model"
+        tokenizer = train_sentencepiece([*SENTENCES, "other words 9 8 7"], tokenizer.vocab_size, path)
+        names = ["the vocabulary"]
+    else:
+        resampler = dataclasses.replace(config.model.resampler, query_grid=3)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, resampler=resampler))
+        names = ["config.data"]
+    with make_loader(config, tokenizer) as loader:
+        with pytest.raises(UserError, match=f"another stream: since then {'; '.join(names)} changed; restore"):
+            loader.restore(state)
+
+
+def test_hosts_can_compare_what_their_streams_depend_on(run_config: Config, tokenizer: Tokenizer) -> None:
+    with make_loader(run_config, tokenizer) as a, make_loader(run_config, tokenizer) as b:
+        assert a.facts() == b.facts()
+    assert len(a.facts()) == 4 + len(run_config.data.mixture)
+    assert all(isinstance(value, str) for value in a.facts().values())
+
+
+def test_a_place_written_before_records_were_compared_is_still_taken(run_config: Config, tokenizer: Tokenizer) -> None:
+    """Its twelve digits stand for config, lengths and a probe of the vocabulary."""
+    state = state_of(run_config, tokenizer)
+    with make_loader(run_config, tokenizer) as loader:
+        del state["facts"]
+        data, lengths = run_config.data, [23] * len(run_config.data.mixture)
+        state["stream"] = fingerprint.before_facts(data, lengths, tokenizer, QUERIES)
+        loader.restore(state)
+        next(loader)
+    with make_loader(with_data(run_config, seed=9), tokenizer) as other:
+        with pytest.raises(UserError, match="another stream"):
+            other.restore(state)
+
+
+@pytest.mark.parametrize("kind", ["json", "tar", "tfds"])
+def test_other_kinds_of_source_are_known_by_what_they_hold(tmp_path: Path, kind: str) -> None:
+    texts = ["a dog", "a cat", "two birds"]
+
+    def source(name: str, texts: list[str]) -> Any:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "a.png").write_bytes(encoded_image(1))
+        if kind == "json":
+            path = str(write_jsonl(folder / "x.jsonl", [{"image": "a.png", "caption": text} for text in texts]))
+        elif kind == "tar":
+            members = [
+                (f"{k}{end}", m) for k, t in enumerate(texts) for end, m in ((".png", b"x"), (".txt", t.encode()))
+            ]
+            path = str(write_tar(folder / "x.tar", members))
+        else:
+            records = [dataclasses.replace(make_record("caption", 0), content={"caption": text}) for text in texts]
+            path = write_tfds(folder, records)
+        return open_source(SourceConfig("x", "caption", path, 1.0))
+
+    first = source("first", texts)
+    assert first.digest() == source("elsewhere", texts).digest()
+    assert first.digest() != source("other", [*texts[:2], "three birds"]).digest()
+    assert first.digest() != source("fewer", texts[:2]).digest()
