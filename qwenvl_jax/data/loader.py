@@ -213,8 +213,8 @@ class Loader(Iterator[Batch]):
         """
         if changed := self._corpus.differences(state, self._facts):
             raise UserError(
-                f"the checkpoint's place in the data belongs to another stream: since then {'; '.join(changed)} changed; "
-                "restore what was there or start a new run from its parameters"
+                f"the checkpoint's place in the data belongs to another stream: since then {'; '.join(changed)} "
+                "changed; restore what was there or start a new run from its parameters"
             )
         self._halt()
         self._error = None

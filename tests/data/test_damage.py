@@ -86,7 +86,7 @@ BAD = {3, 4, 11, 12, 20, 21, 22, 27}
 def test_the_stream_is_the_same_wherever_it_was_stopped_between_damaged_records(
     run_config: Config, tokenizer: Tokenizer, damaged: Path, cut: int, workers: int
 ) -> None:
-    """Counted alike too, by sources. A flipped byte, null for a text, no image, half a record: all cost their sample."""
+    """Counted alike too. A flipped byte, null for a text, no image, half a record: each costs its sample."""
     config = mixture_of(run_config, {"bad": damaged}, "caption", decode_workers=workers)
     with make_loader(config, tokenizer) as loader:
         for _ in range(cut):
@@ -479,9 +479,9 @@ def test_a_place_in_the_data_names_what_is_not_the_same_any_more(
         resampler = dataclasses.replace(config.model.resampler, query_grid=3)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, resampler=resampler))
         names = ["config.data"]
-    with make_loader(config, tokenizer) as loader:
-        with pytest.raises(UserError, match=f"another stream: since then {'; '.join(names)} changed; restore"):
-            loader.restore(state)
+    message = f"another stream: since then {'; '.join(names)} changed; restore"
+    with make_loader(config, tokenizer) as loader, pytest.raises(UserError, match=message):
+        loader.restore(state)
 
 
 def test_hosts_can_compare_what_their_streams_depend_on(run_config: Config, tokenizer: Tokenizer) -> None:
@@ -500,9 +500,9 @@ def test_a_place_written_before_records_were_compared_is_still_taken(run_config:
         state["stream"] = fingerprint.before_facts(data, lengths, tokenizer, QUERIES)
         loader.restore(state)
         next(loader)
-    with make_loader(with_data(run_config, seed=9), tokenizer) as other:
-        with pytest.raises(UserError, match="another stream"):
-            other.restore(state)
+    other = with_data(run_config, seed=9)
+    with make_loader(other, tokenizer) as loader, pytest.raises(UserError, match="another stream"):
+        loader.restore(state)
 
 
 @pytest.mark.parametrize("kind", ["json", "tar", "tfds"])
