@@ -59,7 +59,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
         Manager(workdir, keep=config.train.keep_checkpoints) as manager,
         PreemptionGuard() as guard,
     ):
-        distributed.agree({"the records and the vocabulary": loader.state()["stream"]})
+        distributed.agree(loader.facts())
         if start is None:
             summary.show(config, sources, mesh)
             state, progress = begin(config, workdir, sources, abstract), None
