@@ -113,8 +113,9 @@ def test_pipelines_know_no_jax() -> None:
 
 def test_training_imports_no_other_framework(tmp_path: Path) -> None:
     code = (
-        "import sys, qwenvl_jax.train; from qwenvl_jax.runtime.events import event_writer; "
-        "event_writer(sys.argv[1]).close(); print(*sorted({name.split('.')[0] for name in sys.modules}))"
+        "import sys, qwenvl_jax.train; from qwenvl_jax.runtime.events import EventWriter; "
+        "import pathlib; EventWriter(pathlib.Path(sys.argv[1])).close(); "
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from qwenvl_jax.checkpoint import steps
 from qwenvl_jax.config import COMPONENTS, Config, config_hash, from_config_dict, to_dict
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 CONFIG = "config.json"
 LINEAGE = "lineage.json"
+VOCABULARY = "vocabulary"  # key of the lineage: sha256 of the vocabulary's file
+_MOVES = "moves"  # key of the lineage: what was found at another path when the run was continued
+# What else a run keeps in its folder. Under these names nothing of somebody else may lie there.
+_OTHERS = ("frozen", "checkpoints", "metrics.jsonl", "events")
 
 # What may change when a run is continued: it alters where and how the same numbers are computed and kept.
 FREE_ON_RESUME = (
@@ -31,6 +37,9 @@ FREE_ON_RESUME = (
     "config.train.checkpoint_every",
     "config.train.keep_checkpoints",
 )
+# Paths, which may change because what lies there was moved: the fingerprint of the stream knows records and vocabulary
+# by what they hold, and where a run started from is over once it runs.
+MOVABLE = re.compile(r"config\.(data\.mixture\[\d+\]\.records|tokenizer\.path|init\.\w+)")
 
 
 def differences(here: Any, there: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -51,53 +60,142 @@ def read_config(workdir: epath.PathLike) -> Config:
     Raises:
       UserError: if the folder is not that of a run.
     """
-    path = epath.Path(workdir) / CONFIG
-    if not path.exists():
+    path = storage.path(workdir) / CONFIG
+    if not storage.exists(path):
         raise UserError(f"{workdir} is not the folder of a run (it has no {CONFIG}); check the path")
-    return from_config_dict(Config, artifacts.read_json(path))
+    values = artifacts.read_json(path)
+    try:
+        return from_config_dict(Config, dict(values))
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not that of a run of this project ({error}); check the path") from None
 
 
 def read_lineage(workdir: epath.PathLike) -> dict[str, Any]:
     """The lineage of a run; see `write`. Raises UserError if there is none."""
-    return artifacts.read_json(epath.Path(workdir) / LINEAGE)
+    path = storage.path(workdir) / LINEAGE
+    values = artifacts.read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("components"), dict) or "stage" not in values:
+        raise UserError(f"{path} is not that of a run of this project; copy the whole folder of the run again")
+    return values
+
+
+def has_run(workdir: epath.PathLike) -> bool:
+    """Whether a run has begun in the folder: its lineage is written last."""
+    return storage.exists(storage.path(workdir) / LINEAGE)
+
+
+def check_free(workdir: epath.PathLike) -> None:
+    """Refuses to begin a run among files of somebody else that have the names of a run's.
+
+    A beginning that was cut short is recognised by its config, which is written first.
+
+    Raises:
+      UserError: naming the file.
+    """
+    folder = storage.path(workdir)
+    if not storage.exists(folder):
+        return
+    if not storage.is_folder(folder):
+        raise UserError(f"{workdir} is a file; name a folder")
+    names = set(storage.names(folder))
+    if CONFIG in names:
+        read_config(workdir)
+        return
+    for name in _OTHERS:
+        if name in names:
+            raise UserError(f"{folder / name} is there, but no run ({CONFIG} is missing); choose an empty folder")
 
 
 def check_resumable(workdir: epath.PathLike, config: Config) -> None:
     """Refuses to continue a run with another config than it was started with. An empty folder is fine.
 
     Raises:
-      UserError: naming the first key that differs.
+      UserError: naming the first key that differs, or the file that is in the way of a new run.
     """
-    path = epath.Path(workdir) / CONFIG
-    if not path.exists():
+    if not has_run(workdir) and not steps.finished_steps(workdir):
+        check_free(workdir)
         return
+    aside = steps.damaged_steps(workdir)
+    if aside and not steps.finished_steps(workdir):
+        raise UserError(
+            f"all checkpoints of {workdir} were damaged and are set aside ({', '.join(aside)}); copy one there from "
+            "elsewhere, or name another --workdir to start anew"
+        )
     for key, here, there in differences(to_dict(config), to_dict(read_config(workdir)), "config"):
-        if not key.startswith(FREE_ON_RESUME):
+        if not key.startswith(FREE_ON_RESUME) and not MOVABLE.fullmatch(key):
             raise UserError(
                 f"{workdir} was started with {key} = {there!r}, not {here!r}; "
                 "use the old value to continue, or another --workdir to start anew"
             )
 
 
-def write(workdir: epath.PathLike, config: Config, sources: dict[str, dict[str, Any] | None]) -> None:
-    """Writes `config.json` and `lineage.json` of a new run.
+def note_moves(workdir: epath.PathLike, config: Config, step: int) -> list[str]:
+    """Writes the new paths of what a continued run finds elsewhere into its config, and the old ones into its lineage.
+
+    Returns:
+      The keys that have changed.
+    """
+    old = to_dict(read_config(workdir))
+    moves = [
+        {"key": key, "from": there, "to": here, "after_step": step}
+        for key, here, there in differences(to_dict(config), old, "config")
+        if MOVABLE.fullmatch(key)
+    ]
+    if moves:
+        lineage = read_lineage(workdir)
+        noted = lineage.get(_MOVES, [])
+        lineage[_MOVES] = noted + [move for move in moves if move not in noted]
+        artifacts.write_json(storage.path(workdir) / LINEAGE, lineage)
+        for move in moves:
+            _put(old, move["key"], move["to"])
+        artifacts.write_json(storage.path(workdir) / CONFIG, old)
+    return [move["key"] for move in moves]
+
+
+def _put(values: Any, key: str, value: Any) -> None:
+    """Sets a leaf that `differences` named, e.g. `config.data.mixture[0].records`."""
+    *parts, last = re.findall(r"\w+", key)[1:]
+    for part in parts:
+        values = values[int(part)] if isinstance(values, list) else values[part]
+    values[last] = value
+
+
+def begin(workdir: epath.PathLike, config: Config) -> None:
+    """Writes `config.json`, the first file of a new run, after `check_free`."""
+    check_free(workdir)
+    artifacts.write_json(storage.path(workdir) / CONFIG, to_dict(config))
+
+
+def write(
+    workdir: epath.PathLike,
+    config: Config,
+    sources: dict[str, dict[str, Any] | None],
+    *,
+    vocabulary: str | None = None,
+) -> None:
+    """Writes `config.json` and, last of all files of a new run, `lineage.json`.
 
     Args:
       workdir: the run's folder.
       config: its config.
       sources: per initialised component (`vit`, `resampler`, `decoder`) the `source_of` the checkpoint it starts
-        from, or None for fresh initialisation.
+        from, or None for fresh initialisation. A component that is not in it is not in the run.
+      vocabulary: sha256 of the vocabulary's file.
     """
-    artifacts.write_json(epath.Path(workdir) / CONFIG, to_dict(config))
+    artifacts.write_json(storage.path(workdir) / CONFIG, to_dict(config))
     this = {"stage": config.train.stage, "config": config_hash(config), "model": config.model.name}
+    if vocabulary is not None:
+        this[VOCABULARY] = vocabulary
     components = {}
     for name in COMPONENTS:
-        source = sources["vit" if name == "vit_head" else name]
+        tower = "vit" if name == "vit_head" else name
+        if tower not in sources:
+            continue
         components[name] = {
             "trained": name in config.train.trainable,
-            "from": source or {"stage": "fresh", "seed": config.train.seed},
+            "from": sources[tower] or {"stage": "fresh", "seed": config.train.seed},
         }
-    artifacts.write_json(epath.Path(workdir) / LINEAGE, {**this, "components": components})
+    artifacts.write_json(storage.path(workdir) / LINEAGE, {**this, "components": components})
 
 
 def source_of(workdir: epath.PathLike, step: int, component: str) -> dict[str, Any]:

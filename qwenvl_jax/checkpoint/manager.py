@@ -1,13 +1,16 @@
-"""Saving and finding the checkpoints of one run.
+"""Saving, reading and thinning out the checkpoints of one run; its frozen weights.
 
 A run's folder W holds `config.json`, `lineage.json`, `frozen/` (weights that the stage does not train, written
 once) and `checkpoints/<step>/` with three items: `params` (the trainable tree), `optimizer` and `progress` (JSON:
-the place in the data and metrics not yet logged). A checkpoint is written beside its final place and then renamed
-or committed, so that one that was cut short is never found.
+the place in the data, metrics not yet logged, checksums). `steps` says which of them are finished.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,11 +18,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from qwenvl_jax.checkpoint import deferred
-from qwenvl_jax.runtime.errors import UserError, file_errors_of
+from qwenvl_jax.checkpoint import checksums, deferred, failures, steps
+from qwenvl_jax.checkpoint.failures import DamagedError
+from qwenvl_jax.runtime import distributed, storage
+from qwenvl_jax.runtime.errors import file_errors_of
+from qwenvl_jax.training.partition import flatten, unflatten
 
-CHECKPOINTS = "checkpoints"
 FROZEN = "frozen"
+_PROGRESS = "progress/metadata"
+_SUMS = "sums"  # key of the checksums in the progress
+# Seconds that one checkpoint may take to be written, storage that is asked again and again included.
+_TIME_LIMIT = 7200
 
 
 def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
@@ -36,123 +45,190 @@ def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
 class Manager:
     """Checkpoints of one run, written in the background.
 
+    Entering removes what was cut short before; all processes must enter, save and leave together.
+
     Args:
       workdir: the run's folder.
-      keep: how many of the newest checkpoints stay.
+      keep: how many of the newest checkpoints stay. While one is written there is one more.
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep: int):
-        self._manager = ocp.CheckpointManager(
-            (epath.Path(workdir) / CHECKPOINTS).resolve(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
-            item_handlers={
-                "params": ocp.PyTreeCheckpointHandler(),
-                "optimizer": ocp.PyTreeCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
-        )
-
-    def save(self, step: int, params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
-        """Starts writing a checkpoint; returns once the values are copied, so that the arrays may be donated."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(params),
-                optimizer=ocp.args.PyTreeSave(opt_state),
-                progress=ocp.args.JsonSave(progress),
-            ),
-            force=True,
-        )
-
-    def restore(self, step: int, params: Any, opt_state: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Reads (params, opt_state, progress) of `step` into the given shapes, dtypes and shardings."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=_restore_args(params),
-                optimizer=_restore_args(opt_state),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
-        return restored["params"], restored["optimizer"], restored["progress"]
+        self._workdir, self._keep = storage.path(workdir), keep
+        self._folder = storage.absolute(self._workdir / steps.CHECKPOINTS)
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> Manager:
+        failures.quiet()
+        distributed.from_primary(lambda: steps.clear_unfinished(self._workdir))
+        items = {name: ocp.PyTreeCheckpointHandler() for name in ("params", "optimizer")}
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(**items, progress=ocp.JsonCheckpointHandler()),
+            async_options=ocp.AsyncOptions(timeout_secs=_TIME_LIMIT),
+        )
+        self._thread = ThreadPoolExecutor(1)
         return self
+
+    def save(self, step: int, params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
+        """Starts writing a checkpoint; returns once the values are copied, so that the arrays may be donated.
+
+        Raises:
+          OSError: if there is no space for this one or the one before; what was written of it is removed.
+        """
+        self.wait()
+        noted = {"params": checksums.sums(params), "optimizer": checksums.sums(opt_state)}
+        with self._removed_on_failure():
+            self._orbax.save(
+                self._folder / str(step),
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(params),
+                    optimizer=ocp.args.PyTreeSave(opt_state),
+                    progress=ocp.args.JsonSave(checksums.sealed({**progress, _SUMS: noted})),
+                ),
+            )
+        self._writing = self._thread.submit(self._finish)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written, or raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with self._removed_on_failure():
+                writing.result()
+
+    def _finish(self) -> None:
+        self._orbax.wait_until_finished()
+        if distributed.is_primary():
+            for step in steps.finished_steps(self._workdir)[: -self._keep]:
+                steps.remove(self._workdir, step)
+
+    @contextlib.contextmanager
+    def _removed_on_failure(self) -> Iterator[None]:
+        try:
+            with file_errors_of(self._folder):
+                yield
+        except Exception:
+            if distributed.is_primary():
+                with contextlib.suppress(Exception):  # the space is missed where the disk is full
+                    steps.clear_unfinished(self._workdir)
+            raise
 
     def __exit__(self, *error: object) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            with file_errors_of(self._folder):
+                self._orbax.close()
 
 
-def latest_step(workdir: epath.PathLike) -> int | None:
-    """The newest complete checkpoint of a run's folder, or None. Looks at names only."""
-    folder = epath.Path(workdir) / CHECKPOINTS
-    if not folder.exists():
-        return None
-    steps = ocp.utils.checkpoint_steps(folder)
-    return max(steps) if steps else None
+def restore_state(workdir: epath.PathLike, step: int, params: Any, opt_state: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Reads (params, opt_state, progress) of `step` into the given shapes, dtypes and shardings.
+
+    No process waits for another in it: one that finds its part damaged can say so. `check_state` goes after it.
+
+    Raises:
+      DamagedError: if something of it is missing or cut short.
+    """
+    folder = steps.folder_of(workdir, step)
+    progress = read_progress(folder)
+    return _restore(folder / "params", params), _restore(folder / "optimizer", opt_state), progress
+
+
+def check_state(params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
+    """Compares the sums of a restored state with those in its progress; on every process, or on none.
+
+    Raises:
+      DamagedError: if it is not what was saved. Checkpoints from before there were sums pass.
+    """
+    noted = progress.get(_SUMS, {})
+    checksums.check(params, noted.get("params", {}))
+    checksums.check(opt_state, noted.get("optimizer", {}))
+
+
+def read_progress(folder: epath.Path) -> dict[str, Any]:
+    """What was saved beside the arrays of a checkpoint. Raises DamagedError."""
+    with failures.reading(folder / _PROGRESS):
+        return checksums.opened(json.loads(storage.read_bytes(folder / _PROGRESS)))
 
 
 def restore_params(workdir: epath.PathLike, step: int, params: Any) -> Any:
-    """Reads some or all of the trained parameters of `step`, without the optimiser."""
-    return _restore(params_folder(workdir, step), params)
+    """Reads some or all of the trained parameters of `step`, without the optimiser.
+
+    Raises:
+      DamagedError: if something of it is missing, cut short or, where `params` has the stored dtype, changed.
+    """
+    restored = _restore(params_folder(workdir, step), params)
+    noted = read_progress(steps.folder_of(workdir, step)).get(_SUMS, {}).get("params", {})
+    stored = stored_leaves(params_folder(workdir, step))
+    same = {path: leaf for path, leaf in flatten(restored).items() if leaf.dtype == stored[path].dtype}
+    checksums.check(unflatten(same), noted)
+    return restored
 
 
 def save_frozen(workdir: epath.PathLike, frozen: Any) -> None:
-    """Writes the frozen tree of a run, whole or not at all; its leaves are arrays, or all of them `Deferred`."""
-    folder = (epath.Path(workdir) / FROZEN).resolve()
+    """Writes the frozen tree of a run, whole or not at all; its leaves are arrays, or all of them `Deferred`.
+
+    One of an earlier attempt is replaced.
+    """
+    folder = storage.absolute(storage.path(workdir) / FROZEN)
     if any(isinstance(leaf, deferred.Deferred) for leaf in jax.tree.leaves(frozen)):
         handler, args = deferred.handler(), deferred.save_args(frozen)
     else:
         handler, args = ocp.PyTreeCheckpointHandler(), ocp.args.PyTreeSave(frozen)
-    with file_errors_of(folder), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder, args=args, force=True)
+    with file_errors_of(folder):
+        distributed.from_primary(lambda: storage.remove(folder))
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder, args=args)
 
 
 def restore_frozen(workdir: epath.PathLike, frozen: Any) -> Any:
     """Reads some or all of the frozen tree into the given shapes, dtypes and shardings.
 
     Raises:
-      UserError: if it is missing.
+      DamagedError: if something of it is missing, cut short or changed.
     """
     return _restore(params_folder(workdir, None), frozen)
 
 
 def params_folder(workdir: epath.PathLike, step: int | None) -> epath.Path:
     """Where the trained parameters of `step` lie, or with None the frozen tree."""
-    return epath.Path(workdir) / (FROZEN if step is None else f"{CHECKPOINTS}/{step}/params")
+    return storage.path(workdir) / FROZEN if step is None else steps.folder_of(workdir, step) / "params"
 
 
 def stored_leaves(folder: epath.Path) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Shape and dtype of every leaf that a folder of `params_folder` holds, by path. Raises UserError if it is gone."""
-    _check_there(folder)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(folder.resolve()).item_metadata.tree
+    """Shape and dtype of every leaf that a folder of `params_folder` holds, by path. Raises DamagedError."""
+    with _open(folder, ocp.PyTreeCheckpointHandler()) as (handler, place):
+        tree = handler.metadata(place).tree
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
 
 
 def read_host_leaf(folder: epath.Path, path: tuple[str, ...]) -> np.ndarray:
-    """One leaf in its stored dtype, in this host's memory alone."""
+    """One leaf in its stored dtype, in this host's memory alone. Raises DamagedError."""
     item: Any = 0
     args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
     for key in reversed(path):
         item, args = {key: item}, {key: args}
-    with ocp.Checkpointer(deferred.reader()) as checkpointer:
-        restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
-        leaf = checkpointer.restore(folder.resolve(), args=restore)
+    with _open(folder, deferred.reader()) as (handler, place):
+        leaf = handler.restore(place, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
     for key in path:
         leaf = leaf[key]
     return leaf
 
 
-def _check_there(folder: epath.Path) -> None:
-    if not folder.exists():
-        raise UserError(f"{folder} is missing; the checkpoint is incomplete, so copy the whole folder of the run")
+@contextlib.contextmanager
+def _open(folder: epath.Path, handler: ocp.PyTreeCheckpointHandler) -> Iterator[tuple[Any, epath.Path]]:
+    """The handler and the absolute path to read with it. An `ocp.Checkpointer` would wait for the other processes."""
+    failures.quiet()
+    with failures.reading(folder):
+        if not storage.is_folder(folder):
+            raise DamagedError(f"{folder} is missing")
+        try:
+            yield handler, storage.absolute(folder)
+        finally:
+            handler.close()
 
 
 def _restore(folder: epath.Path, abstract: Any) -> Any:
-    _check_there(folder)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder.resolve(), args=_restore_args(abstract))
+    with _open(folder, ocp.PyTreeCheckpointHandler()) as (handler, place):
+        return handler.restore(place, args=_restore_args(abstract))

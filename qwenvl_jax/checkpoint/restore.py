@@ -4,78 +4,112 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.deferred import Deferred
+from qwenvl_jax.checkpoint.failures import DamagedError
 from qwenvl_jax.checkpoint.manager import (
-    latest_step,
+    check_state,
     params_folder,
     read_host_leaf,
     restore_frozen,
     restore_params,
+    restore_state,
     save_frozen,
     stored_leaves,
 )
+from qwenvl_jax.checkpoint.source import IMPORT, Source, find_source, sound, sound_frozen
+from qwenvl_jax.checkpoint.steps import finished_steps, set_aside
 from qwenvl_jax.config import Config, to_dict
+from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, distributed, log, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.rules import param_shardings
 from qwenvl_jax.training.partition import Tree, flatten, merge, split, unflatten
 
 TOWERS = ("vit", "resampler", "decoder")
-IMPORT = "import"  # the stage of weights that were converted, not trained
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A checkpoint to start from: its folder, the newest step, the run's config and stage."""
+def newest_state(workdir: epath.PathLike, params: Tree, opt_state: Any) -> tuple[int, Tree, Any, dict[str, Any]]:
+    """The newest checkpoint that is whole; all processes take the same.
 
-    workdir: str
-    step: int
-    config: Config
-    stage: str
+    Newer ones that are damaged are set aside, and a line says so; none is touched before a whole one has been read.
 
+    Args:
+      workdir: the run's folder.
+      params: shapes, dtypes and shardings of the trained parameters.
+      opt_state: of the optimiser's state.
 
-def find_source(workdir: epath.PathLike, step: int | None = None) -> Source:
-    """The newest complete checkpoint of a folder, or that of `step`.
+    Returns:
+      (step, params, opt_state, progress).
 
     Raises:
-      UserError: if the folder is not that of a run or holds no such checkpoint.
+      UserError: if all are damaged.
     """
-    config = lineage.read_config(workdir)
-    stage = lineage.read_lineage(workdir)["stage"]
-    if stage == IMPORT:
-        return Source(str(workdir), 0, config, stage)
-    found = latest_step(workdir) if step is None else step
-    if found is None:
-        raise UserError(f"{workdir} holds no finished checkpoint yet; train it first")
-    if not (epath.Path(workdir) / "checkpoints" / str(found)).exists():
-        raise UserError(f"{workdir} holds no checkpoint of step {found}; its newest is {latest_step(workdir)}")
-    return Source(str(workdir), found, config, stage)
+    damaged: dict[int, str] = {}
+    for step in reversed(distributed.from_primary(lambda: finished_steps(workdir))):
+        restored, reason = None, ""
+        try:
+            restored = restore_state(workdir, step, params, opt_state)
+        except DamagedError as error:
+            reason = str(error)
+        reason = max(distributed.from_primary(functools.partial(list, distributed.gather(reason))))
+        if not reason and restored is not None:
+            try:
+                check_state(*restored)
+            except DamagedError as error:  # the same on all processes: the sums are over the whole arrays
+                reason = str(error)
+        if reason or restored is None:
+            damaged[step] = reason
+            continue
+        for worse, why in damaged.items():
+            name = distributed.from_primary(functools.partial(set_aside, workdir, worse))
+            log.line(f"the checkpoint of step {worse} is damaged ({why}): it is kept as {name}, step {step} is taken")
+        return step, *restored
+    first = max(damaged)
+    raise UserError(
+        f"none of the {len(damaged)} checkpoints of {workdir} is whole, that of step {first}: {damaged[first]}; copy "
+        "one there from elsewhere, or name another --workdir to start anew"
+    )
+
+
+def frozen_of(workdir: epath.PathLike, frozen: Tree) -> Tree:
+    """The frozen tree of a run that is continued. Raises UserError if it is damaged: there is no older one."""
+    with sound_frozen(workdir):
+        return restore_frozen(workdir, frozen)
 
 
 def read_leaves(source: Source, abstract: Tree) -> Tree:
     """Reads the leaves of `abstract` (shapes with dtypes and maybe shardings; any part of the whole tree).
 
     Raises:
-      UserError: if the checkpoint lacks one of them, as converted weights may that hold one tower alone.
+      UserError: if the checkpoint is damaged, or lacks one of them, as converted weights may that hold one tower alone,
+        or has one of another shape.
     """
     stored = stored_params(source)
-    for path in flatten(abstract):
+    for path, leaf in flatten(abstract).items():
+        name = "/".join(path)
         if path not in stored:
-            raise UserError(f"{source.workdir} holds no {'/'.join(path)}; name a checkpoint that has the {path[0]}")
-    if source.stage == IMPORT:
-        return restore_frozen(source.workdir, abstract)
-    trainable, frozen = split(abstract, source.config.train.trainable)
-    if frozen:
-        frozen = restore_frozen(source.workdir, frozen)
-    if trainable:
-        trainable = restore_params(source.workdir, source.step, trainable)
+            raise UserError(f"{source.workdir} holds no {name}; name a checkpoint that has the {path[0]}")
+        if stored[path].shape != leaf.shape:
+            raise UserError(
+                f"{source.workdir} holds {name} in the shape {stored[path].shape}, its {lineage.CONFIG} says "
+                f"{leaf.shape}; one of the two is of another model: copy the whole folder again"
+            )
+    trainable, frozen = split(abstract, () if source.stage == IMPORT else source.config.train.trainable)
+    with sound_frozen(source.workdir):
+        if frozen:
+            frozen = restore_frozen(source.workdir, frozen)
+    with sound(source):
+        if trainable:
+            trainable = restore_params(source.workdir, source.step, trainable)
     return merge(trainable, frozen)
 
 
@@ -112,9 +146,14 @@ def load_params(
 
 
 def stored_params(source: Source) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Shape and stored dtype of every parameter that a checkpoint holds, trained and frozen, by path."""
-    trained = {} if source.stage == IMPORT else stored_leaves(params_folder(source.workdir, source.step))
-    stored = stored_leaves(params_folder(source.workdir, None)) | trained
+    """Shape and stored dtype of every parameter that a checkpoint holds, trained and frozen, by path.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    with sound_frozen(source.workdir):
+        frozen = stored_leaves(params_folder(source.workdir, None))
+    stored = frozen | _stored_trained(source)
     shapes = flatten(qwen_vl.abstract_params(source.config.model))
     return {path: stored[path] for path in shapes if path in stored}  # in the model's order
 
@@ -123,18 +162,32 @@ def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tupl
     """The parameters of `load_params`, each to be read by this host when its turn comes; and the run's config.
 
     Raises:
-      UserError: if there is no such checkpoint.
+      UserError: if there is no such checkpoint, or it is damaged; the latter also while a leaf is read.
     """
     source = find_source(workdir, step)
-    trained = {} if source.stage == IMPORT else stored_leaves(params_folder(source.workdir, source.step))
+    trained = _stored_trained(source)
     leaves = {}
     for path, leaf in stored_params(source).items():
-        folder = params_folder(source.workdir, source.step if path in trained else None)
-        leaves[path] = Deferred(leaf.shape, leaf.dtype, functools.partial(read_host_leaf, folder, path))
+        load = functools.partial(_read_deferred, source, path, frozen=path not in trained)
+        leaves[path] = Deferred(leaf.shape, leaf.dtype, load)
     return unflatten(leaves), source.config
 
 
-def save_params(workdir: epath.PathLike, params: Tree, config: Config, stage: str = IMPORT) -> None:
+def _stored_trained(source: Source) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    if source.stage == IMPORT:
+        return {}
+    with sound(source):
+        return stored_leaves(params_folder(source.workdir, source.step))
+
+
+def _read_deferred(source: Source, path: tuple[str, ...], *, frozen: bool) -> np.ndarray:
+    with sound_frozen(source.workdir) if frozen else sound(source):
+        return read_host_leaf(params_folder(source.workdir, None if frozen else source.step), path)
+
+
+def save_params(
+    workdir: epath.PathLike, params: Tree, config: Config, stage: str = IMPORT, *, source: dict[str, Any] | None = None
+) -> None:
     """Writes converted weights as something that `config.init` can name; nothing is left of a write that fails.
 
     Args:
@@ -143,32 +196,37 @@ def save_params(workdir: epath.PathLike, params: Tree, config: Config, stage: st
         leaf is stored in its own dtype.
       config: of the run they come from; only the model, the vocabulary and the image size mean something here.
       stage: what `config.init.stage` of a run that starts from it must say.
+      source: what was converted, for the lineage: its `path` and what identifies it, as JSON values.
 
     Raises:
-      UserError: if the folder already holds a run.
+      UserError: if the folder already holds a run, or files under a name that is needed.
     """
-    check_empty(workdir)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, stage=stage, trainable=()))
+    check_empty(workdir)
     with artifacts.undone_on_failure(workdir):
+        lineage.begin(workdir, config)
         save_frozen(workdir, params)
-        lineage.write(workdir, config, dict.fromkeys(TOWERS))
+        origin = {"stage": stage, **(source or {})}
+        lineage.write(workdir, config, {name: origin for name in TOWERS if name in params})
 
 
 def check_empty(workdir: epath.PathLike) -> None:
-    """Raises UserError if the folder holds a run; other files may lie there."""
-    if (epath.Path(workdir) / lineage.LINEAGE).exists():
+    """Raises UserError if the folder holds a run, or anything under a name of one; other files may lie there."""
+    if storage.exists(storage.path(workdir) / lineage.LINEAGE):
         raise UserError(f"{workdir} already holds a run; choose an empty folder")
+    lineage.check_free(workdir)
 
 
 def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source | None]:
     """Finds the checkpoint that each of `vit`, `resampler`, `decoder` starts from; None is fresh initialisation.
 
     Args:
-      config: the run's.
+      config: the run's. `init.step` names a step; without it only the end of a finished stage is taken.
       missing_ok: None also for a folder that does not exist yet, when a run is only planned.
 
     Raises:
-      UserError: if one is missing, is of another model (naming the key that differs) or of another stage.
+      UserError: if one is missing or unfinished, is of another model (naming the key that differs), of another stage,
+        or, for the decoder, of another vocabulary.
     """
     sources: dict[str, Source | None] = {}
     for name in TOWERS:
@@ -176,12 +234,13 @@ def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source 
         if not workdir:
             sources[name] = None
             continue
-        if not epath.Path(workdir).exists():
+        if not storage.exists(storage.path(workdir)):
             if missing_ok:
                 sources[name] = None
                 continue
             raise UserError(f"config.init.{name} is {workdir}, which does not exist; train that stage first")
-        source = find_source(workdir)
+        named = None if config.init.step < 0 else config.init.step
+        source = find_source(workdir, named)
         same_name = dataclasses.replace(source.config.model, name=config.model.name)
         for key, here, there in lineage.differences(to_dict(config.model), to_dict(same_name), "config.model"):
             raise UserError(
@@ -193,8 +252,36 @@ def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source 
                 f"config.init.{name} ({workdir}) was written by stage {source.stage!r}, but config.init.stage asks "
                 f"for {config.init.stage!r}"
             )
+        if source.stage != IMPORT and named is None and source.step < source.config.train.steps:
+            raise UserError(
+                f"config.init.{name} ({workdir}) is a stage that is not finished: its newest checkpoint is of step "
+                f"{source.step} of {source.config.train.steps}; finish it first, or take that one on purpose with "
+                f"--config.init.step={source.step}"
+            )
+        if name == "decoder":
+            _check_vocabulary(config, source, missing_ok)
         sources[name] = source
     return sources
+
+
+def _check_vocabulary(config: Config, source: Source, missing_ok: bool) -> None:
+    """The rows of a decoder's embedding mean the tokens that it was trained with."""
+    noted = lineage.read_lineage(source.workdir).get(lineage.VOCABULARY)
+    if noted is None:  # a run from before it was noted, or imported weights
+        return
+    try:
+        here = vocabulary_digest(config.tokenizer)
+    except UserError:
+        if missing_ok:
+            return
+        raise
+    if here != noted:
+        theirs = source.config.tokenizer.path or source.config.tokenizer.kind
+        raise UserError(
+            f"config.init.decoder ({source.workdir}) was trained with another vocabulary ({theirs}, sha256 "
+            f"{noted[:12]}) than {config.tokenizer.path or config.tokenizer.kind} (sha256 {here[:12]}); name that one "
+            "with --config.tokenizer.path"
+        )
 
 
 def initial_params(config: Config, sources: dict[str, Source | None], abstract: Tree) -> Tree:
@@ -207,7 +294,7 @@ def initial_params(config: Config, sources: dict[str, Source | None], abstract: 
     """
     fresh = {name for name, source in sources.items() if source is None}
     loaded: Tree = {}
-    for source in {source for source in sources.values() if source is not None}:
+    for source in dict.fromkeys(source for source in sources.values() if source is not None):  # one order everywhere
         names = {name for name, other in sources.items() if other == source}
         part = {tower: leaves for tower, leaves in abstract.items() if tower in names}
         loaded = merge(loaded, read_leaves(source, part))

@@ -1,7 +1,8 @@
-"""Stopping between two steps when the machine is taken away (SIGTERM)."""
+"""Stopping between two steps when the machine is taken away (SIGTERM) or somebody presses Ctrl-C (SIGINT)."""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -14,28 +15,40 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 class PreemptionGuard:
-    """Notes a SIGTERM while it is active; the training loop asks `stop` after every step.
+    """Notes SIGTERM and SIGINT while it is active; the training loop asks `stop` after every step.
 
-    One process watches the signal itself. Several must stop after the same step: there JAX's own service receives
-    the signal on any of them and agrees on the step.
+    Schedulers repeat SIGTERM: from the second on it is ignored. A second Ctrl-C is a `KeyboardInterrupt`.
+
+    One process watches the signals itself. Several must stop after the same step: there JAX's own service receives
+    SIGTERM on any of them and agrees on the step; Ctrl-C is handed on to it.
     """
 
     def __init__(self) -> None:
+        self.signal = "SIGTERM"
         self._received = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> PreemptionGuard:
+        self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+            self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self._received = True
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.signal = "SIGINT"
+        self._note(number, frame)
 
     def stop(self, step: int) -> bool:
         """Whether to save and end after `step`."""

@@ -10,13 +10,13 @@ from etils import epath
 from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import Manager, restore_frozen, save_frozen
-from qwenvl_jax.checkpoint.restore import Source, initial_params
+from qwenvl_jax.checkpoint.manager import Manager, save_frozen
+from qwenvl_jax.checkpoint.restore import Source, frozen_of, initial_params, newest_state
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.loader import join_states, make_loader, tallies
-from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.models.attention import resolve_attention
-from qwenvl_jax.runtime import distributed, log
+from qwenvl_jax.runtime import distributed, log, storage
 from qwenvl_jax.runtime.preemption import PreemptionGuard
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.sharding.rules import replicated
@@ -42,7 +42,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     Raises:
       UserError: for anything wrong with config, data or checkpoints, before the first step where possible.
     """
-    workdir = epath.Path(workdir)
+    workdir = storage.path(workdir)
     start, sources = find_start(config, workdir)
     if start == config.train.steps:
         log.line(f"{workdir} is finished: {start} steps")
@@ -54,24 +54,26 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     resolve_attention(config.compute.attention, jax.default_backend(), config.compute.compute_dtype)
     abstract = placed_state(config, mesh)
 
-    with (
-        make_loader(config, load_tokenizer(config.tokenizer), streams=local_streams(config.data, mesh)) as loader,
-        Manager(workdir, keep=config.train.keep_checkpoints) as manager,
-        PreemptionGuard() as guard,
-    ):
+    with make_loader(config, load_tokenizer(config.tokenizer), streams=local_streams(config.data, mesh)) as loader:
         distributed.agree(loader.facts())
         if start is None:
             summary.show(config, sources, mesh)
-            state, progress = begin(config, workdir, sources, abstract), None
-            start = 0
+            start, progress = 0, dict[str, Any]()
+            state = begin(config, workdir, sources, abstract, vocabulary_digest(config.tokenizer))
         else:
+            start, state, progress = resume(workdir, abstract, mesh)
             log.line(f"continuing {workdir} after step {start} of {config.train.steps}")
-            state, progress = resume(workdir, manager, start, abstract, mesh)
             loader.restore(progress["loader"])
+            for key in distributed.from_primary(lambda: lineage.note_moves(workdir, config, start)):
+                log.line(f"{key} has moved; noted in {lineage.LINEAGE}")
 
         train_step = make_train_step(config, mesh)
-        window = Window(progress["window"] if progress else None)
-        with Log(workdir, config, start, mesh) as writer:
+        window = Window(progress.get("window"))
+        with (
+            PreemptionGuard() as guard,  # outermost: it guards the last checkpoint until that is written
+            Manager(workdir, keep=config.train.keep_checkpoints) as manager,
+            Log(workdir, config, start, mesh) as writer,
+        ):
             batch = put_batch(next(loader), config.data, mesh)
             for step in range(start + 1, config.train.steps + 1):
                 state, metrics = train_step(state, batch)
@@ -88,16 +90,24 @@ def train(config: Config, workdir: epath.PathLike) -> int:
                 stop = guard.stop(step)
                 if step % config.train.checkpoint_every == 0 or last or stop:
                     places = join_states(distributed.gather(place))
-                    progress = {"loader": places, "window": window.values()}
-                    manager.save(step, state.trainable, state.opt_state, progress)
+                    writer.flush()  # before the checkpoint: what it is behind of is never logged again
+                    manager.save(step, state.trainable, state.opt_state, {"loader": places, "window": window.values()})
                 if stop and not last:
-                    log.line(f"stopped by SIGTERM after step {step}; run the same command again to continue")
+                    manager.wait()
+                    log.line(f"stopped by {guard.signal} after step {step}; run the same command again to continue")
                     return step
     return config.train.steps
 
 
-def begin(config: Config, workdir: epath.Path, sources: dict[str, Source | None], abstract: State) -> State:
-    """The state of a new run, its frozen tree, config and lineage written."""
+def begin(
+    config: Config,
+    workdir: epath.Path,
+    sources: dict[str, Source | None],
+    abstract: State,
+    vocabulary: str | None = None,
+) -> State:
+    """The state of a new run; its config, frozen tree and lineage written, in this order."""
+    distributed.from_primary(lambda: lineage.begin(workdir, config))
     params = initial_params(config, sources, merge(abstract.trainable, abstract.frozen))
     trainable, frozen = split(params, config.train.trainable)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
@@ -108,14 +118,13 @@ def begin(config: Config, workdir: epath.Path, sources: dict[str, Source | None]
         notes: dict[str, Any] = {
             name: source and lineage.source_of(source.workdir, source.step, name) for name, source in sources.items()
         }
-        lineage.write(workdir, config, notes)
+        lineage.write(workdir, config, notes, vocabulary=vocabulary)
     return State(jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding), trainable, frozen, opt_state)
 
 
-def resume(
-    workdir: epath.Path, manager: Manager, step: int, abstract: State, mesh: Mesh
-) -> tuple[State, dict[str, Any]]:
-    """The state after `step` and the progress saved with it, on whatever mesh this run has."""
-    trainable, opt_state, progress = manager.restore(step, abstract.trainable, abstract.opt_state)
-    frozen = restore_frozen(workdir, abstract.frozen)
-    return State(jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)), trainable, frozen, opt_state), progress
+def resume(workdir: epath.Path, abstract: State, mesh: Mesh) -> tuple[int, State, dict[str, Any]]:
+    """The newest whole checkpoint: its step, the state after it on whatever mesh this run has, the progress saved."""
+    frozen = frozen_of(workdir, abstract.frozen)
+    step, trainable, opt_state, progress = newest_state(workdir, abstract.trainable, abstract.opt_state)
+    state = State(jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)), trainable, frozen, opt_state)
+    return step, state, progress

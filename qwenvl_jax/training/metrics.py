@@ -1,7 +1,8 @@
 """Numbers of a run: collected on the devices, fetched every `log_every` steps, written to files and the terminal.
 
 `metrics.jsonl` gets one line per log step. Everything but the group `timing` is a function of the config and the
-seed: a run that was killed and continued leaves the same lines as an unbroken one.
+seed: a run that was killed and continued leaves the same lines as an unbroken one, each once. On a disk a line can be
+read at once, on gs:// after a minute or with the next checkpoint (`runtime.growing_file`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.perf.flops import Work, peak_flops, training_flops
-from qwenvl_jax.runtime import artifacts, log
+from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.distributed import is_primary
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.runtime.events import event_writer
+from qwenvl_jax.runtime.events import EventWriter
+from qwenvl_jax.runtime.growing_file import GrowingFile
 from qwenvl_jax.training.step import Metrics
 
 FILE = "metrics.jsonl"
@@ -91,16 +93,15 @@ class Log:
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = peak * mesh.size if peak else None
         self._skipped = 0
-        self._clock = time.monotonic()
-        self._path = workdir / FILE
-        self._events: Any = None
+        self._clock, self._logged = time.monotonic(), start
+        self._files: list[GrowingFile | EventWriter] = []
         self._progress: Progress | None = None
         if not is_primary():
             return
-        kept = _lines_up_to(self._path, start)
-        artifacts.write_text(self._path, "".join(kept))
-        self._file = self._path.open("a")
-        self._events = event_writer(workdir / EVENTS, start + 1 if start else None)
+        kept = "".join(_lines_up_to(workdir / FILE, start))
+        self._lines = GrowingFile(workdir / FILE, kept.encode())
+        self._events = EventWriter(workdir / EVENTS, start + 1 if start else None)
+        self._files = [self._lines, self._events]
         if log.console().is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -130,26 +131,30 @@ class Log:
         Raises:
           UserError: if loss or gradients were not finite for too many steps in a row.
         """
-        now, steps = time.monotonic(), len(values)
+        now, steps = time.monotonic(), step - self._logged  # of this attempt: a window may have begun in the last one
         seconds = max(now - self._clock, 1e-9)
-        self._clock = now
+        self._clock, self._logged = now, step
         line = {"step": step, **summarize(values)}
+        own = summarize(values[-steps:])
         timing = {
             "seconds_per_step": seconds / steps,
-            "images_per_second": line["images"] / seconds,
-            "tokens_per_second": line["tokens"] / seconds,
+            "images_per_second": own["images"] / seconds,
+            "tokens_per_second": own["tokens"] / seconds,
         }
         if self._peak:
-            work = Work(line["tokens"], self._config.data.sequence_length, line["supervised_tokens"], line["images"])
+            work = Work(own["tokens"], self._config.data.sequence_length, own["supervised_tokens"], own["images"])
             timing["mfu"] = sum(training_flops(self._config, work).values()) / seconds / self._peak
-        if self._events is not None:
-            self._file.write(json.dumps({**line, "data": counters, "timing": timing}) + "\n")
-            self._file.flush()
-            for key, value in {**line, **timing}.items():
-                if key != "step":
-                    self._events.add_scalar(f"{'timing' if key in timing else 'train'}/{key}", value, step)
+        if self._files:
+            self._lines.add((json.dumps({**line, "data": counters, "timing": timing}) + "\n").encode())
+            train = {f"train/{key}": value for key, value in line.items() if key != "step"}
+            self._events.add(step, train | {f"timing/{key}": value for key, value in timing.items()})
             self._show(step, line, timing)
         self._count_skipped(step, values)
+
+    def flush(self) -> None:
+        """Sees to it that every line so far can be read by others."""
+        for file in self._files:
+            file.flush()
 
     def _show(self, step: int, line: dict[str, float], timing: dict[str, float]) -> None:
         note = f"loss {line['loss']:.4f}  grad norm {line['grad_norm']:.3f}"
@@ -181,19 +186,22 @@ class Log:
     def __exit__(self, *error: object) -> None:
         if self._progress:
             self._progress.stop()
-        if self._events is not None:
-            self._file.close()
-            self._events.close()
+        for file in self._files:
+            file.close()
 
 
 def _lines_up_to(path: epath.Path, step: int) -> list[str]:
     """Lines of a metrics file that belong to the first `step` steps; a line cut short by a kill is left out."""
     kept = []
-    for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
+    try:
+        lines = storage.read_bytes(path).decode(errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    for text in lines:
         try:
             if text.endswith("\n") and json.loads(text)["step"] <= step:
                 kept.append(text)
-        except ValueError:
+        except (ValueError, LookupError, TypeError):
             continue
     return kept
 

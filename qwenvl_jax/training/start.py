@@ -7,8 +7,8 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import latest_step
 from qwenvl_jax.checkpoint.restore import Source, check_init
+from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.config import Config, from_config_dict, to_dict
 from qwenvl_jax.runtime import distributed
 from qwenvl_jax.runtime.versions import versions

@@ -14,8 +14,9 @@ import pytest
 import tiny_run
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import Manager, latest_step, save_frozen
+from qwenvl_jax.checkpoint.manager import Manager, save_frozen
 from qwenvl_jax.checkpoint.restore import check_init, initial_params, load_params, save_params
+from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime.errors import UserError
@@ -52,7 +53,7 @@ def test_trained_and_frozen_come_back_together(tmp_path: Path, params: dict[str,
     older, _, _ = load_params(tmp_path / "run", step=3, components=("vit",))
     assert set(older) == {"vit"}
     np.testing.assert_array_equal(older["vit"]["proj"], params["vit"]["proj"] + 3)
-    with pytest.raises(UserError, match="no checkpoint of step 4; its newest is 6"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 4; its newest is 6 \(there are 3, 6\)"):
         load_params(tmp_path / "run", step=4)
 
 
@@ -73,14 +74,14 @@ def test_imported_weights(tmp_path: Path, params: dict[str, Any]) -> None:
 
 
 def test_a_run_starts_from_several_checkpoints(tmp_path: Path, params: dict[str, Any]) -> None:
-    old = tiny_run.make_config(Path("unused"), train__trainable=("decoder",), train__stage="text")
-    write_run(tmp_path / "text", old, params)
+    old = tiny_run.make_config(Path("unused"), train__trainable=("decoder",), train__stage="text", train__steps=5)
+    write_run(tmp_path / "text", old, params, steps=(3, 5))
     config = tiny_run.make_config(Path("unused"), train__trainable=STAGE_1, init__decoder=str(tmp_path / "text"))
     sources = check_init(config)
-    assert sources["vit"] is None and sources["decoder"] is not None and sources["decoder"].step == 3
+    assert sources["vit"] is None and sources["decoder"] is not None and sources["decoder"].step == 5
     abstract = abstract_state(config, make_mesh(config.mesh))
     start = initial_params(config, sources, merge(abstract.trainable, abstract.frozen))
-    np.testing.assert_array_equal(start["decoder"]["lm_head"], params["decoder"]["lm_head"] + 3)
+    np.testing.assert_array_equal(start["decoder"]["lm_head"], params["decoder"]["lm_head"] + 5)
     fresh = qwen_vl.init_params(config.model, jax.random.key(config.train.seed))
     np.testing.assert_array_equal(
         start["vit"]["blocks"]["mlp"]["up"]["kernel"], fresh["vit"]["blocks"]["mlp"]["up"]["kernel"]
@@ -90,14 +91,14 @@ def test_a_run_starts_from_several_checkpoints(tmp_path: Path, params: dict[str,
     lineage.write(tmp_path / "next", config, notes)
     history = lineage.read_lineage(tmp_path / "next")["components"]
     assert history["vit"]["from"] == {"stage": "fresh", "seed": 0} and history["vit"]["trained"]
-    assert history["decoder"]["from"]["stage"] == "text" and history["decoder"]["from"]["step"] == 3
+    assert history["decoder"]["from"]["stage"] == "text" and history["decoder"]["from"]["step"] == 5
     assert history["decoder"]["from"]["from"] == {"stage": "fresh", "seed": 0}
     assert not history["decoder"]["trained"] and history["decoder"]["from"]["trained"]
 
 
 def test_what_chaining_refuses(tmp_path: Path, params: dict[str, Any]) -> None:
-    old = tiny_run.make_config(Path("unused"), train__stage="pretrain")
-    write_run(tmp_path / "run", old, params)
+    old = tiny_run.make_config(Path("unused"), train__stage="pretrain", train__steps=5)
+    write_run(tmp_path / "run", old, params, steps=(5,))
 
     def config(**changes: Any) -> Config:
         return tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "run"), **changes)

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import tiny_run
 
+from qwenvl_jax.checkpoint.lineage import read_config
+from qwenvl_jax.checkpoint.manager import restore_state
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.training.loop import train
 from qwenvl_jax.training.step import abstract_state
@@ -31,12 +33,8 @@ def lines(workdir: Path) -> list[dict]:
 
 def last_state(workdir: Path, step: int) -> list[np.ndarray]:
     """Parameters and moments of the checkpoint of `step`."""
-    from qwenvl_jax.checkpoint.lineage import read_config
-    from qwenvl_jax.checkpoint.manager import Manager
-
     abstract = abstract_state(read_config(workdir))
-    with Manager(workdir, keep=3) as manager:
-        trainable, opt_state, progress = manager.restore(step, abstract.trainable, abstract.opt_state)
+    trainable, opt_state, progress = restore_state(workdir, step, abstract.trainable, abstract.opt_state)
     place = json.dumps(progress, sort_keys=True).encode()
     return [*map(np.asarray, jax.tree.leaves((trainable, opt_state))), np.frombuffer(place, np.uint8)]
 

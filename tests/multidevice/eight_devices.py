@@ -45,9 +45,7 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
     answers: dict[str, np.ndarray] = {}
     first = 0
     if workdir and (Path(workdir) / "checkpoints").exists():
-        with Manager(workdir, keep=1) as manager:
-            state, _ = resume(epath.Path(workdir), manager, 2, abstract, mesh)
-        first = 2
+        first, state, _ = resume(epath.Path(workdir), abstract, mesh)
     elif workdir:
         state = begin(config, epath.Path(workdir), fresh, abstract)
     else:

@@ -1,0 +1,146 @@
+"""Which checkpoints of a run's folder are finished, and what becomes of the others.
+
+A checkpoint is the folder `checkpoints/<step>`. Orbax writes `commit_success.txt` into it last: on a disk into a
+folder with a temporary name, which is then renamed; on gs://, where nothing can be renamed at once, into the final one.
+So a folder without it is one that was cut short, unless it was written by an older Orbax, which left the file out on
+disks: then what Orbax noted of the step tells. A checkpoint is taken apart in an order that keeps this true.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+from etils import epath
+
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+ITEMS = ("params", "optimizer", "progress")
+MARKER = "commit_success.txt"
+DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
+_NOTES = "_CHECKPOINT_METADATA"  # what Orbax notes of a step; it adds the time when all items are written
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_COPIES = 16  # objects copied at once
+
+
+def folder_of(workdir: epath.PathLike, step: int) -> epath.Path:
+    """Where the checkpoint of `step` lies, or would lie."""
+    return storage.path(workdir) / CHECKPOINTS / str(step)
+
+
+def finished_steps(workdir: epath.PathLike) -> list[int]:
+    """The complete checkpoints of a run's folder, oldest first. Looks at names and marks, not at what they hold.
+
+    Raises:
+      UserError: for checkpoints on gs:// that were copied there without their marks.
+    """
+    return sorted(
+        int(name) for name in _names(workdir) if _is_step(name) and _is_finished(folder_of(workdir, int(name)))
+    )
+
+
+def latest_step(workdir: epath.PathLike) -> int | None:
+    """The newest complete checkpoint, or None; as `finished_steps`."""
+    steps = finished_steps(workdir)
+    return steps[-1] if steps else None
+
+
+def damaged_steps(workdir: epath.PathLike) -> list[str]:
+    """Names of the folders of checkpoints that were set aside."""
+    return [name for name in _names(workdir) if DAMAGED in name]
+
+
+def clear_unfinished(workdir: epath.PathLike) -> None:
+    """Removes checkpoints that were cut short, while they were written or removed; for one process, before it writes.
+
+    Half a copy on a disk, which nothing of ours leaves there, gets another name.
+    """
+    finished = set(map(str, finished_steps(workdir)))
+    for name in _names(workdir):
+        folder = storage.path(workdir) / CHECKPOINTS / name
+        if not storage.is_folder(folder):
+            continue
+        if _TEMPORARY in name or (_is_step(name) and name not in finished and storage.is_remote(folder)):
+            storage.remove(folder)
+        elif _is_step(name) and name not in finished:
+            set_aside(workdir, int(name))
+
+
+def remove(workdir: epath.PathLike, step: int) -> None:
+    """Removes a checkpoint; killed on the way, it leaves one that is not finished."""
+    folder = folder_of(workdir, step)
+    if storage.is_remote(folder):
+        _unmark(folder)
+        storage.remove(folder)
+    else:
+        aside = folder.with_name(f"{step}{_TEMPORARY}-removed")
+        storage.remove(aside)
+        folder.rename(aside)
+        storage.remove(aside)
+
+
+def set_aside(workdir: epath.PathLike, step: int) -> str:
+    """Gives a damaged checkpoint another name, so that its step can be written again; returns the name."""
+    folder, taken = folder_of(workdir, step), set(_names(workdir))
+    name = f"{step}{DAMAGED}"
+    for number in range(2, len(taken) + 3):
+        if name not in taken:
+            break
+        name = f"{step}{DAMAGED}-{number}"
+    target = folder.with_name(name)
+    if not storage.is_remote(folder):
+        folder.rename(target)
+        return name
+    files = list(_files(folder))
+    with ThreadPoolExecutor(_COPIES) as threads:  # copied by the server, object by object
+        list(threads.map(lambda file: _copy(file, target / str(file.relative_to(folder))), files))
+    _unmark(folder)
+    storage.remove(folder)
+    return name
+
+
+def _names(workdir: epath.PathLike) -> list[str]:
+    folder = storage.path(workdir) / CHECKPOINTS
+    return storage.names(folder) if storage.is_folder(folder) else []
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+def _is_finished(folder: epath.Path) -> bool:
+    if storage.exists(folder / MARKER):
+        return True
+    try:
+        written = json.loads(storage.read_bytes(folder / _NOTES))["commit_timestamp_nsecs"] is not None
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+        return False
+    if not written or not storage.is_remote(folder):
+        return written
+    if any(storage.exists(folder / item / MARKER) for item in ITEMS):
+        return False  # written on gs://, killed before the last file
+    raise UserError(
+        f"{folder} lacks {MARKER}, without which nothing on gs:// shows that a checkpoint is whole: it was copied from "
+        f"a disk; make sure that the copy is complete and mark it, `echo copied | gsutil cp - {folder}/{MARKER}`, and "
+        "every other step of it likewise"
+    )
+
+
+def _unmark(folder: epath.Path) -> None:
+    """Makes a checkpoint on gs:// an unfinished one; the marks of its items go later."""
+    storage.remove(folder / MARKER)
+    storage.remove(folder / _NOTES)
+
+
+def _files(folder: epath.Path) -> list[epath.Path]:
+    found = []
+    for name in storage.names(folder):
+        path = folder / name
+        found += _files(path) if storage.is_folder(path) else [path]
+    return found
+
+
+def _copy(file: epath.Path, target: epath.Path) -> None:
+    storage.retried(lambda: file.copy(target, overwrite=True), f"copy {file}")
