@@ -196,8 +196,8 @@ def _parse(text: str, shape: re.Pattern[str]) -> list[tuple[str, list[tuple[int,
         before = bisect.bisect_right(refs, match.start(), key=lambda found: found[0])
         end, ref = refs[before - 1] if before else (0, "")
         gap = text[end : match.start()]
-        # Between a reference and its shape only other shapes may stand; ordinary words end its reach.
-        if before and not re.sub(r"<(box|quad)>[\d\s(),]*(</\1>)?", "", gap).strip():
+        # Between a reference and its shape only other shapes may stand, readable or not; words end its reach.
+        if before and not re.sub(r"<(box|quad)>[^<]*(</\1>)?", "", gap).strip():
             if groups and groups[-1][0] == ref and re.search(r"<(box|quad)>", gap):
                 groups[-1][1].append(numbers)
             else:

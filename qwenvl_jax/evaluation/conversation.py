@@ -11,6 +11,7 @@ from typing import Any
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.conversations import prompt_parts
 from qwenvl_jax.data.examples import make_prompt, tokenize_pieces
 from qwenvl_jax.data.formats import Piece, chat_pieces
 from qwenvl_jax.data.image import decode_image
@@ -77,9 +78,12 @@ class Conversation:
         self._sizes.append(size)
 
     def ask(self, question: str) -> Answer:
-        """Asks, remembers the answer and returns it. If that fails, the conversation is as it was before."""
+        """Asks, remembers the answer and returns it. If that fails, the conversation is as it was before.
+
+        Pairs of `<ref>`, `<box>` and `<quad>` in the question are tags, as in training and in the released `chat`.
+        """
         parts: list[dict[str, Any]] = [{"image": index} for index in self._pending]
-        self._turns.append({"role": "user", "parts": [*parts, {"text": question}]})
+        self._turns.append({"role": "user", "parts": [*parts, *prompt_parts(question)]})
         try:
             pieces, forgotten = self._shown()
             prompt = make_prompt(

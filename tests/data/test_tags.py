@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwenvl_jax.conversion.torch_model.grounding_qwen import GroundingMixin
 from qwenvl_jax.data import tags
 from qwenvl_jax.runtime.errors import UserError
 
@@ -177,6 +178,16 @@ def test_a_reference_ends_where_the_next_tag_begins(answer: str, refs: list[str]
 def test_every_box_of_an_answer_is_found_once(answer: str) -> None:
     assert sum(len(boxes) for _, boxes in tags.parse_boxes(answer)) == answer.count("<box>")
     assert len(tags.parse_refs(answer)) == answer.count("<ref>")
+
+
+SOUP = ["<ref>", "</ref>", "<ref>a</ref>", "<box>(1,2),(3,1000)</box>", "<box>(1,2),(3,4)", "<box>(1,1001),(2,3)</box>"]
+SOUP += ["<box>(1,2),(3,4),(5,6)</box>", "<box>(1.5,2),(3,4)</box>", "a ", " ", "\n", "</box>"]
+
+
+@given(st.lists(st.sampled_from(SOUP), max_size=9).map("".join))
+def test_the_release_reads_the_boxes_of_any_answer_alike(answer: str) -> None:
+    ours = [(ref, box) for ref, boxes in tags.parse_boxes(answer) for box in boxes]
+    assert GroundingMixin.parse_boxes(answer) == ours
 
 
 def test_normal_form() -> None:

@@ -50,10 +50,21 @@ def test_answers_keep_their_special_tokens_and_questions_cannot_forge_any(conver
     assert [piece.kind for piece in forged] == ["text"]
 
 
+def test_places_in_a_question_are_tags_as_in_training(conversation):
+    conversation.ask("Who is <ref>he</ref><box>(1,2),(3,4)</box>? Answer as <box>(x1,y1),(x2,y2)</box> </ref> <img>a")
+    asked = [(piece.kind, piece.value) for piece in conversation._pieces()]
+    start = asked.index(("text", "Who is "))
+    tagged = [("special", "<ref>"), ("text", "he"), ("special", "</ref>")]
+    tagged += [("special", "<box>"), ("text", "(1,2),(3,4)"), ("special", "</box>")]
+    assert asked[start + 1 : start + 7] == tagged
+    assert ("text", "(x1,y1),(x2,y2)") in asked and ("text", " </ref> <img>a") in asked
+
+
 def test_boxes_are_pixels_of_the_last_picture(conversation):
     conversation.add_image(picture(100, 50))
     conversation.ask("Where?")
     assert conversation._boxes("<ref>it</ref><box>(100,200),(500,800)</box>") == [("it", (10.0, 10.0, 50.0, 40.0))]
+    assert conversation._boxes("<box>(0,500),(1000,1000)</box>") == [("", (0.0, 25.0, 100.0, 50.0))]  # the far edge
 
 
 def test_no_picture_no_boxes_and_reset_forgets(conversation):

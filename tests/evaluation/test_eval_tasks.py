@@ -95,6 +95,10 @@ def test_dialogue_boxes_are_compared_by_overlap():
     read, about = TASKS["dialogue"].read, {"truth": "<ref>it</ref><box>(0,0),(500,500)</box>"}
     assert read("<ref>that</ref><box>(0,0),(500,450)</box>", about)["right"] == 1
     assert read("<ref>it</ref><box>(600,600),(900,900)</box>", about)["right"] == 0
+    thin = {"truth": "<box>(999,10),(999,20)</box>"}
+    assert [read(f"<box>({x},10),({x},20)</box>", thin)["right"] for x in (999, 1000, 998)] == [1, 1, 0]
+    edge = {"truth": "<box>(12,5),(999,990)</box>"}
+    assert read("<box>(12,5),(1000,990)</box>", edge)["right"] == 1
     assert read("it is there", about)["right"] == 0
 
 

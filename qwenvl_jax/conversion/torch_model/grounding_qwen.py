@@ -9,8 +9,12 @@ from typing import Any
 Box = tuple[int, int, int, int]
 
 _ELEMENT = re.compile(r"<(img|ref|box|quad)>")
-_REF_OR_BOX = re.compile(r"<ref>(?P<ref>.*?)</ref>|<box>(?P<box>[^<]*)(?:</box>)?", re.DOTALL)
-_CORNERS = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)\s*,\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+# A reference ends at its closing tag or, where that is missing, at the next tag. 1000 is the far edge.
+_REF_OR_BOX = re.compile(
+    r"<ref>(?P<ref>.*?)(?:</ref>|(?=</?(?:ref|box|quad|img)>)|\Z)|<box>(?P<box>[^<]*)(?:</box>)?", re.DOTALL
+)
+_POINT = r"\(\s*([0-9]{1,3}|1000)\s*,\s*([0-9]{1,3}|1000)\s*\)"
+_CORNERS = re.compile(rf"{_POINT}\s*,\s*{_POINT}")
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#f032e6")
 
 

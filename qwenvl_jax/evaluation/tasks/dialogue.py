@@ -49,9 +49,7 @@ def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     kind = "box" if true_boxes else "text"
     if true_boxes:
         boxes = [box for _, found in tags.parse_boxes(text) for box in found]
-        right = len(boxes) == len(true_boxes) and all(
-            intersection_over_union(box, true) >= IOU_THRESHOLD for box, true in zip(boxes, true_boxes, strict=True)
-        )
+        right = len(boxes) == len(true_boxes) and all(map(_meets, boxes, true_boxes))
     else:
         right = _words(text) == _words(about["truth"])
     return {"prediction": text.strip(), **about, "kind": kind, "right": float(right)}
@@ -60,6 +58,11 @@ def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
 def unanswered(about: dict[str, Any]) -> dict[str, Any]:
     """The row of a turn that could not be asked; wrong even where the true words are articles alone."""
     return read("", about) | {"right": 0.0}
+
+
+def _meets(box: tags.Box, true: tags.Box) -> bool:
+    """Whether a box meets the true one; one that is thinner than a thousandth covers nothing, and meets itself."""
+    return tuple(min(value, 999) for value in box) == true or intersection_over_union(box, true) >= IOU_THRESHOLD
 
 
 def _words(text: str) -> str:
