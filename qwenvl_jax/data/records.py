@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 from etils import epath
 from google.protobuf.message import DecodeError
 
@@ -26,7 +26,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from qwenvl_jax.data.record_content import check_record
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.data.shards import Shards
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 MANIFEST = "manifest.json"
@@ -36,6 +37,7 @@ FEATURES = (*TEXT_FIELDS, "images", "content")
 
 # One record per chunk, so that reading one decodes one; the images inside are compressed already.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
+_VERIFY_BUFFER = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,16 +97,16 @@ def write_shard(
     For pipelines whose workers write shards on their own; `write_records` does everything at once.
 
     Raises:
-      UserError: for a record that is not well formed.
+      UserError: for a record that is not well formed, or a folder that is finished: with one more shard it would lie.
     """
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.path(folder)
     file = shard_name(name, split, index, count)
-    temporary = folder / f".{file}.{uuid.uuid4().hex[:8]}.tmp"
+    if storage.exists(folder / MANIFEST):
+        raise UserError(f"{folder} is a finished record folder already; remove it or choose another one")
     tallies: dict[str, collections.Counter[str]] = {key: collections.Counter() for key in _TALLIES}
     written = images = 0
-    writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-    try:
+    with storage.local_output(folder / file) as temporary:  # the writer knows local files only
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
         try:
             for record in records:
                 writer.write(encode_record(record))
@@ -115,10 +117,6 @@ def write_shard(
         finally:
             writer.close()
         digest, size = _sha256(temporary)
-        temporary.replace(folder / file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     counts = {key: dict(sorted(tally.items())) for key, tally in tallies.items()}
     return Shard(split=split, file=file, records=written, images=images, bytes=size, sha256=digest, **counts)
 
@@ -151,7 +149,7 @@ def write_manifest(
     """
     import tensorflow_datasets as tfds
 
-    folder = epath.Path(folder)
+    folder = storage.path(folder)
     splits: dict[str, list[Shard]] = {}
     for shard in sorted(shards, key=lambda shard: shard.file):
         splits.setdefault(shard.split, []).append(shard)
@@ -219,7 +217,9 @@ def write_records(
 ) -> dict[str, Any]:
     """Writes a whole record folder in the order given and returns its manifest.
 
-    The folder appears under its own name only when it is complete; one that was there before is replaced.
+    On a disk the folder appears under its own name only when it is complete; one that was there before is replaced.
+    An object store has no renaming of folders: what was there is removed, its manifest first, and the new manifest is
+    written last of all.
 
     Args:
       splits: e.g. {"train": records, "test": records}; any iterables.
@@ -228,11 +228,12 @@ def write_records(
     Raises:
       UserError: for a record that is not well formed, or a split without records.
     """
-    folder = epath.Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    folder = storage.path(folder)
+    unique = uuid.uuid4().hex[:8]
+    building = folder.parent / f".{folder.name}.{unique}.tmp"
+    final = folder if storage.is_remote(folder) else building
     try:
-        shards: list[Shard] = []
+        built: list[tuple[epath.Path, Shard]] = []
         for split, records in splits.items():
             members = [
                 write_shard(building, name, split, index, 99999, group)
@@ -242,15 +243,17 @@ def write_records(
                 raise UserError(f"split {split!r} of {folder} has no records; leave it out")
             for index, shard in enumerate(members):  # only now is the number of shards known
                 file = shard_name(name, split, index, len(members))
-                (building / shard.file).rename(building / file)
-                shards.append(dataclasses.replace(shard, file=file))
-        write_manifest(building, name, shards, description=description, extra=extra)
-        if folder.exists():
-            folder.rmtree()
-        building.rename(folder)
+                built.append((building / shard.file, dataclasses.replace(shard, file=file)))
+        if final == folder:
+            storage.remove(folder)
+        for path, shard in built:
+            storage.rename(path, final / shard.file)
+        shards = [shard for _, shard in built]
+        write_manifest(final, name, shards, description=description, extra=extra)
+        if final != folder:
+            artifacts.replace_folder(building, folder)
     except BaseException:
-        if building.exists():
-            building.rmtree()
+        storage.remove(building)
         raise
     return artifacts.read_json(folder / MANIFEST)
 
@@ -266,9 +269,9 @@ def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
         yield group
 
 
-def _sha256(path: epath.Path) -> tuple[str, int]:
+def _sha256(path: epath.PathLike) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with storage.open_read(path, buffer=_VERIFY_BUFFER) as file:
         while block := file.read(1 << 20):
             digest.update(block)
             size += len(block)
@@ -282,40 +285,41 @@ class RecordReader:
       folder: as written by `write_records`.
       split: one of the manifest's.
       verify: also compares every shard's sha256, which reads everything once.
+      check: whether to look at the shards at all, by one listing of the folder; False where another process has done
+        so.
 
     Raises:
       UserError: if the folder, its manifest, the split or a shard is missing, or a shard is not the manifest's.
     """
 
-    def __init__(self, folder: epath.PathLike, split: str = "train", *, verify: bool = False):
-        self.folder = epath.Path(folder)
+    def __init__(self, folder: epath.PathLike, split: str = "train", *, verify: bool = False, check: bool = True):
+        self.folder = storage.path(folder)
         self.manifest = read_manifest(self.folder)
         splits = self.manifest["splits"]
         if split not in splits:
             raise UserError(f"{folder} has no split {split!r}, only {', '.join(splits)}{nearest(split, splits)}")
         self.split = split
         self.summary: dict[str, Any] = splits[split]
-        paths = []
-        for shard in self.summary["shards"]:
-            path = self.folder / shard["file"]
-            again = "write the record folder again"
-            if not path.exists():
-                raise UserError(f"{path} is missing although the manifest lists it; {again}")
-            if path.stat().length != shard["bytes"]:
-                raise UserError(f"{path} has {path.stat().length} bytes, the manifest says {shard['bytes']}; {again}")
-            if verify and _sha256(path)[0] != shard["sha256"]:
-                raise UserError(f"{path} does not have the sha256 of the manifest; {again}")
-            paths.append(str(path))
-        try:
-            self._source = array_record_data_source.ArrayRecordDataSource(paths)
-        except RuntimeError as error:  # the index at the end of a shard
-            what = " ".join(str(error).split())[:300]
-            raise UserError(f"a shard of {folder} is damaged ({what}); copy it or write it again") from None
+        shards = self.summary["shards"]
+        if check:
+            self._check(verify)
+        self._source = Shards([self.folder / shard["file"] for shard in shards], [shard["records"] for shard in shards])
         if len(self._source) != self.summary["records"]:
             raise UserError(
                 f"{folder} holds {len(self._source)} records in {split!r}, the manifest says "
                 f"{self.summary['records']}; write the record folder again"
             )
+
+    def _check(self, verify: bool) -> None:
+        sizes, again = storage.sizes(self.folder), "write the record folder again"
+        for shard in self.summary["shards"]:
+            path, found = self.folder / shard["file"], sizes.get(shard["file"])
+            if found is None:
+                raise UserError(f"{path} is missing although the manifest lists it; {again}")
+            if found != shard["bytes"]:
+                raise UserError(f"{path} has {found} bytes, the manifest says {shard['bytes']}; {again}")
+            if verify and _sha256(path)[0] != shard["sha256"]:
+                raise UserError(f"{path} does not have the sha256 of the manifest; {again}")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -345,10 +349,12 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
     Raises:
       UserError: if the folder or the manifest is missing, or the manifest is of another version.
     """
-    folder = epath.Path(folder)
-    if not folder.exists():
-        raise UserError(f"the record folder {folder} does not exist; build it with data_pipelines or correct the path")
-    if not (folder / MANIFEST).exists():
+    folder = storage.path(folder)
+    if not storage.exists(folder / MANIFEST):
+        if not storage.exists(folder):
+            raise UserError(
+                f"the record folder {folder} does not exist; build it with data_pipelines or correct the path"
+            )
         raise UserError(f"{folder} has no {MANIFEST}, so it is not a finished record folder; build it again")
     manifest = artifacts.read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION or "splits" not in manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,25 @@ def undone_on_failure(folder: epath.PathLike) -> Iterator[None]:
             for name in set(storage.names(folder)) - set(before):
                 storage.remove(folder / name)
         raise
+
+
+def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
+    """Gives a folder on a disk the name of another one, which is removed; at no moment are both gone.
+
+    Killed half-way it may leave `.NAME.XXXXXXXX.old`, the folder that was there before.
+    """
+    target = storage.path(target)
+    before = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
+    replaced = storage.exists(target)
+    if replaced:
+        storage.rename(target, before)
+    try:
+        storage.rename(source, target)
+    except BaseException:
+        if replaced:
+            storage.rename(before, target)
+        raise
+    storage.remove(before)
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

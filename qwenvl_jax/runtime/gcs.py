@@ -277,6 +277,27 @@ class Store:
             if not token or (at_most and len(found) >= at_most):
                 return found
 
+    def rename(self, path: str, target: str) -> None:
+        """Copies an object on the server, compares the copy and removes the first."""
+        bucket, key = split(path)
+        facts = self.facts(path)
+        if facts is None:
+            raise FileNotFoundError(2, "No such object", path)
+        token = None
+        while True:
+            told = _json(
+                self._call(
+                    "POST", "b/{}/o/{}/rewriteTo/b/{}/o/{}", bucket, key, *split(target), rewriteToken=token, json={}
+                )[2]
+            )
+            token = told.get("rewriteToken")
+            if told.get("done", True):
+                break
+        copied = self.facts(target) or {}
+        if any(copied.get(name) != facts.get(name) for name in ("size", "crc32c")):
+            raise StorageError(f"{target} is not what {path} is after the server copied it; run the same command again")
+        self._delete([path])
+
     def remove(self, path: str) -> None:
         """Removes an object and everything below a folder of that name; what is missing is no error."""
         below = list(self.listed(path, deep=True))

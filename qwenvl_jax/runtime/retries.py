@@ -113,6 +113,13 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, NotWhole)
 
 
+def raise_if_transient(text: str, where: object) -> None:
+    """Raises an `OSError` for the message of a C++ library that tells of a failure of the disk that passes."""
+    for code in _TRANSIENT_ERRNO:
+        if os.strerror(code) in text:
+            raise OSError(code, os.strerror(code), str(where))
+
+
 def retried(function: Callable[[], _T], what: object) -> _T:
     """Runs a storage request that may be repeated, under the policy of this file.
 

@@ -28,7 +28,7 @@ from qwenvl_jax.runtime.retries import NotWhole, patience, retried
 if TYPE_CHECKING:
     from qwenvl_jax.runtime.gcs import Store
 
-__all__ = ["StorageError", "patience", "retried"]
+__all__ = ["NotWhole", "StorageError", "patience", "retried"]
 
 _REMOTE = "gs://"
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]*)://")
@@ -155,6 +155,19 @@ def remove(where: epath.PathLike) -> None:
                 os.unlink(where)
 
     retried(away, where)
+
+
+def rename(source: epath.PathLike, target: epath.PathLike) -> None:
+    """Gives a file another name in the same store, or a folder on a disk.
+
+    On an object store the server copies the object, the copy is compared, and the first is removed; folders have no
+    such operation there.
+    """
+    if is_remote(source):
+        _store().rename(_plain(source), _plain(target))
+        return
+    make_folder(path(target).parent)
+    retried(lambda: os.rename(source, target), source)
 
 
 def read_bytes(where: epath.PathLike, start: int = 0, size: int | None = None) -> bytes:

@@ -74,7 +74,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damage.write_payloads(folder, payloads, good[0])
     [shard] = folder.glob("*array_record*")
     damage.flip(shard, good[27].images[0][60:200])  # inside of a chunk: the shard's own checksum does not fit any more
-    with pytest.raises(RuntimeError, match="hash mismatch"):
+    with pytest.raises(UserError, match="hash mismatch"):
         RecordReader(folder)[27]
     return folder
 
@@ -207,13 +207,17 @@ def test_a_held_sample_that_is_damaged_while_the_run_stands_still_leaves_its_pla
         assert not a.tokens_ABL[~same].any() and (a.image_slot_ABL[~same] == -1).all()
 
 
-def test_a_shard_that_cannot_be_opened_is_named(record_folders: Path, tmp_path: Path) -> None:
+def test_a_shard_that_cannot_be_opened_is_named_and_costs_its_records(record_folders: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(record_folders / "text", folder)
     shard = sorted(folder.glob("*array_record*"))[1]
     shard.write_bytes(bytes(shard.stat().st_size))
-    with pytest.raises(UserError, match=r"copy.*damaged.*copy it or write it again"):
-        RecordReader(folder)
+    reader = RecordReader(folder)
+    first, second = (entry["records"] for entry in reader.summary["shards"][:2])
+    assert reader[first - 1].task == "text"
+    for index in (first, first + second - 1):
+        with pytest.raises(UserError, match=r"copy.*damaged.*copy it or write it again"):
+            reader[index]
 
 
 # How much a run bears.

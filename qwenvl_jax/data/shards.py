@@ -1,0 +1,148 @@
+"""The serialised records in ArrayRecord shards, by number; a read that fails is told apart from damaged bytes.
+
+ArrayRecord's reader gives a RuntimeError for both, and one that failed to open fails for ever. So a reader that has
+failed is dropped, and its shard is read through once by another way: on gs:// a copy that agrees with the object's
+size and checksum. What cannot be read there is damaged, and stays so. Everything else is read again, with patience.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+from etils import epath
+
+from qwenvl_jax.runtime import retries, storage
+from qwenvl_jax.runtime.errors import StorageError, UserError
+
+# One record is read at a time, so reading ahead of it would only cost.
+_OPTIONS, _BUFFER = "readahead_buffer_size:0", 32768
+
+
+class Shards:
+    """Random access to the records of all shards, in their order: `len(shards)`, `shards[i]` in bytes.
+
+    Nothing is opened before it is read. Threads may read at the same time.
+
+    Args:
+      paths: of the shards.
+      counts: records in each.
+    """
+
+    def __init__(self, paths: Sequence[epath.PathLike], counts: Sequence[int]):
+        self._paths = [os.fspath(path) for path in paths]
+        self._ends = np.cumsum([0, *counts])[1:]
+        self._readers: dict[int, Any] = {}
+        self._damaged: dict[int, dict[int, str]] = {}  # by shard, once it has been read through
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> bytes:
+        """The bytes of a record.
+
+        Raises:
+          UserError: if the bytes of the record are damaged; they are so whenever they are read.
+          StorageError: if they could not be read although they may be whole.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        place = index - (int(self._ends[shard - 1]) if shard else 0)
+        return storage.retried(lambda: self._read(shard, place), self._paths[shard])
+
+    def _read(self, shard: int, place: int) -> bytes:
+        def read() -> bytes:
+            return self._reader(shard).read([place])[0]
+
+        reader = self._readers.get(shard)
+        try:
+            return _in_time(read) if storage.is_remote(self._paths[shard]) else read()
+        except MemoryError:
+            raise
+        except Exception as error:
+            self._drop(shard, reader)
+            why = self._damage(shard).get(place)
+            if why is not None:
+                raise UserError(
+                    f"{self._paths[shard]}, record {place}: damaged ({why}); copy it or write it again"
+                ) from None
+            raise storage.NotWhole(" ".join(str(error).split())) from error
+
+    def _reader(self, shard: int) -> Any:
+        reader = self._readers.get(shard)
+        if reader is None:
+            reader = _open(self._paths[shard])  # a failure shows when it is read from
+            with self._lock:
+                reader = self._readers.setdefault(shard, reader)
+        return reader
+
+    def _drop(self, shard: int, reader: Any) -> None:
+        """Forgets the reader of a shard, if it is still the one that was there before the read, or a new one."""
+        with self._lock:
+            if reader is None or self._readers.get(shard) is reader:
+                self._readers.pop(shard, None)
+
+    def _damage(self, shard: int) -> dict[int, str]:
+        """What is wrong with each damaged record of a shard; reads all of it when first asked."""
+        known = self._damaged.get(shard)
+        if known is None:
+            path, count = self._paths[shard], int(self._ends[shard]) - (int(self._ends[shard - 1]) if shard else 0)
+            try:
+                with storage.local_copy(path) as copy:
+                    known = _read_through(copy, count)
+            except FileNotFoundError:
+                raise StorageError(
+                    f"{path} was there when it was opened and is gone; put it back and start again"
+                ) from None
+            with self._lock:
+                known = self._damaged.setdefault(shard, known)
+        return known
+
+
+def _open(path: epath.PathLike) -> Any:
+    return array_record_module.ArrayRecordReader(os.fspath(path), _OPTIONS, file_reader_buffer_size=_BUFFER)
+
+
+def _read_through(path: epath.PathLike, count: int) -> dict[int, str]:
+    reader, damaged = _open(path), {}
+    for place in range(count):
+        try:
+            reader.read([place])
+        except MemoryError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            retries.raise_if_transient(text, path)
+            damaged[place] = text[:300]
+    return damaged
+
+
+def _in_time(read: Callable[[], bytes]) -> bytes:
+    """Runs `read` on a thread that is left alone when patience ends: the library itself tries for a quarter of an hour.
+
+    Raises:
+      TimeoutError: if it takes longer than `storage.patience()`.
+    """
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answer.put(read())
+        except BaseException as error:
+            answer.put(error)
+
+    threading.Thread(target=run, daemon=True, name="read").start()
+    try:
+        found = answer.get(timeout=storage.patience())
+    except queue.Empty:
+        raise TimeoutError("no answer") from None
+    if isinstance(found, BaseException):
+        raise found
+    return found
