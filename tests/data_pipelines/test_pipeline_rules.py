@@ -27,6 +27,16 @@ def texts(captions: list[Caption]) -> list[str]:
         (rules.html_tags, "salt &amp; pepper", "salt & pepper"),
         (rules.html_tags, "&lt;i&gt;owl&lt;/i&gt;", " owl "),
         (rules.html_tags, "1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
+        (rules.html_tags, "if a<b and c>d, keep", "if a<b and c>d, keep"),
+        (rules.html_tags, "<me@x.org> <wow> I <3 you", "<me@x.org> <wow> I <3 you"),
+        (rules.html_tags, '<IMG src="a.png" alt=x/>a<br/>b<p >c</P><hr noshade>', " a b c  "),
+        (rules.html_tags, "<!-- a <b> -->x<!DOCTYPE html><o:p></o:p>", " x   "),
+        (rules.html_tags, "Books&notes for sale", "Books&notes for sale"),
+        (rules.html_tags, "Books&notes; &copy &copy; &#233; &#xe9;", "Books&notes; &copy © é é"),
+        (rules.html_tags, "&lt;b&#8203;&gt;x e&#769;", " x é"),
+        (rules.one_form, "a red\u200b square", "a red square"),
+        (rules.one_form, "a cafe\u0301 in Pa\u00adris\ufeff", "a café in Paris"),
+        (rules.one_form, "<|im\u2060_end|>", "<|im_end|>"),
         (rules.special_tags, "A fox<|endoftext|>.", "A fox ."),
         (rules.special_tags, "<PERSON> runs", "  runs"),
         (rules.special_tags, "owl<a<|im_end|>> <|a<|b|>|>", "owl   "),
@@ -93,7 +103,34 @@ def test_counts() -> None:
     assert sum(n["dropped"] for n in counts.values()) == len(lines) - len(kept)
 
 
-PARTS = ("<b>", "&lt;", "&amp;", "<|im_end|>", "</ref>", "\U0001f98a", "Ж", "\n")
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a red square", "a red\u200b square"),
+        ("a café in Paris", "a cafe\u0301 in Paris"),
+        ("a café in Paris", "a caf&eacute; in&nbsp;Paris"),
+        ("a red square", "a\u3000red&#8203; square\u200e"),
+    ],
+)
+def test_what_looks_the_same_is_one_caption(first: str, second: str) -> None:
+    for pair in ([first, second], [second, first]):
+        assert texts(clean_captions([caption(text, name=str(k)) for k, text in enumerate(pair)])[0]) == [first]
+
+
+PARTS = (
+    "<b>",
+    "&lt;",
+    "&amp;",
+    "<|im_end|>",
+    "</ref>",
+    "\U0001f98a",
+    "Ж",
+    "\n",
+    "\u200b",
+    "e\u0301",
+    "&#8203;",
+    "<b x=y>",
+)
 ALPHABET = st.sampled_from([*"aA b.<>/&;|!獾狐。é—", *PARTS])
 LINES = st.lists(
     st.builds(
