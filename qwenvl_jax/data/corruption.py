@@ -41,7 +41,7 @@ def check_corruption(sources: Sequence[Tally], share: float, part: float) -> Non
       part: of all the reading that is done, how much these are.
     """
     judged, corrupt = sum(source.judged for source in sources), sum(source.corrupt for source in sources)
-    if corrupt > _allowed(share, judged):
+    if corrupt > allowed(share, judged):
         error = next(source.error for source in sources if source.corrupt)
         raise UserError(
             f"{corrupt} of {judged} samples read so far are corrupt, among them this one: {error}; mend or remove "
@@ -60,12 +60,13 @@ def _too_many(source: Tally, share: float, part: float) -> bool:
     if source.corrupt == source.judged >= _CERTAIN * source.records and share < 1:
         return True  # three records of three would be within the allowance for ever
     distinct = min(source.judged, source.records)
-    allowed = _allowed(share, distinct)
+    bearable = allowed(share, distinct)
     if source.judged > part * source.records:  # others may have read those that are missing here: draws, not a count
-        allowed += 4 * math.sqrt(allowed * distinct / source.judged)
-    return source.corrupt * distinct > allowed * source.judged
+        bearable += 4 * math.sqrt(bearable * distinct / source.judged)
+    return source.corrupt * distinct > bearable * source.judged
 
 
-def _allowed(share: float, judged: int) -> float:
+def allowed(share: float, judged: int) -> float:
+    """How many of so many samples may be corrupt: the share, and what chance may add where there are few."""
     expected = share * judged
     return expected + (4 * math.sqrt(expected) + 3 if share else 0)

@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.data.conversations import parse_conversation
+from qwenvl_jax.data.corruption import allowed
 from qwenvl_jax.data.formats import guess_language, training_pieces
 from qwenvl_jax.data.image import read_encoded
 from qwenvl_jax.data.json_entries import parse_entry, split_entries
@@ -54,7 +55,7 @@ class JsonReader:
     Args:
       path: a file of one JSON object per line, or of one list of them.
       task: of all entries; one that names another cannot be used.
-      max_corrupt_share: of the entries, that may be unusable.
+      max_corrupt_share: of the entries, that may be unusable; `corruption.allowed` says how many that are.
 
     Attributes:
       corrupt: how many entries cannot be used.
@@ -102,7 +103,7 @@ class JsonReader:
     def _judge(self, wrong: Sequence[str], share: float) -> None:
         """Refuses the file if too much of it cannot be used, and says what is left out or ignored."""
         total, more = len(self), f"; {'; '.join(wrong[1:])}" if wrong[1:] else ""
-        if self.corrupt == total or self.corrupt > share * total:
+        if self.corrupt == total or self.corrupt > allowed(share, total):
             many = f" ({self.corrupt:,} of {total:,} samples cannot be used{more})" if total > 1 else ""
             step = "mend or remove them" if self.corrupt > 1 else "mend or remove it"
             limit = f", or raise config.data.max_corrupt_share above {share:g}" if self.corrupt < total else ""

@@ -341,7 +341,7 @@ def test_some_bad_lines_are_counted_and_named(suffix: str, tmp_path: Path, capsy
     path = write_jsonl(tmp_path / f"a{suffix}", lines(96, 4))
     if suffix == ".json":
         path.write_text(json.dumps(lines(96, 4), indent=None).replace("}, {", "},\n{"))
-    reader = JsonReader(path, "text", 0.04)
+    reader = JsonReader(path, "text", 0.01)
     assert (len(reader), reader.corrupt) == (100, 4)
     said = capsys.readouterr().out
     assert "4 of 100 samples cannot be used: line 2: 'text' must be a text, not 0; line 4: " in said
@@ -352,9 +352,12 @@ def test_some_bad_lines_are_counted_and_named(suffix: str, tmp_path: Path, capsy
     with pytest.raises(
         UserError,
         match=r"line 2: .* \(4 of 100 samples cannot be used; line 4: .*; line 6: .*\); mend or "
-        r"remove them, or raise config\.data\.max_corrupt_share above 0\.03",
+        r"remove them, or raise config\.data\.max_corrupt_share above 0$",
     ):
-        JsonReader(path, "text", 0.03)
+        JsonReader(path, "text")
+    write_jsonl(path, lines(80, 20))
+    with pytest.raises(UserError, match=r"20 of 100 samples cannot be used.*above 0\.01"):
+        JsonReader(path, "text", 0.01)
 
 
 def test_a_file_of_which_nothing_can_be_used_is_refused_whatever_the_share(tmp_path: Path) -> None:
