@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Iterator
 
@@ -23,7 +22,7 @@ from qwenvl_jax.data.image import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.evaluation.report.pictures import draw_boxes
-from qwenvl_jax.runtime import commandline, storage
+from qwenvl_jax.runtime import commandline, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, exit_on_user_error
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, best of stage 3.")
@@ -34,15 +33,6 @@ _MAX_NEW = flags.DEFINE_integer("max_new", 128, "Tokens of an answer at most.", 
 
 _TAGS = re.compile(r"</?(?:ref|box|quad)>|<\|[a-z_]+\|>")
 _ESCAPED = re.compile(r"\\(.)")
-# They write backwards what follows.
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def printable(text: str) -> str:
-    """The text without anything that a terminal obeys: control characters and turned writing become U+FFFD."""
-    return "".join(
-        "\ufffd" if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or c in _TURNING else c for c in text
-    )
 
 
 def spellings(written: str) -> list[str]:
@@ -129,7 +119,7 @@ def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.
 
 
 def _say(text: str) -> None:
-    print(printable(text), flush=True)
+    print(log.printable(text), flush=True)
 
 
 def _draw(answer: Answer, path: epath.Path) -> epath.Path:

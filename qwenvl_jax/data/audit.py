@@ -21,7 +21,7 @@ from rich.text import Text
 from qwenvl_jax.config import Config, from_config_dict, validate
 from qwenvl_jax.data.audit_page import page
 from qwenvl_jax.data.audit_samples import audit
-from qwenvl_jax.runtime import artifacts, commandline, storage
+from qwenvl_jax.runtime import artifacts, commandline, log, storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 _CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
 
 
 def show(numbers: dict[str, Any]) -> None:
-    """Prints the numbers as tables. `runtime.log` would ask the devices which process this is."""
+    """Prints the numbers as tables."""
     sources, total = numbers["sources"], numbers["total"]
     print(
         f"config {numbers['config']}  model {numbers['model']}  stage {numbers['stage']}  rows of "
@@ -89,9 +89,9 @@ def show(numbers: dict[str, Any]) -> None:
     )
     for own in sources:
         for entry in own["left_out"]:
-            print(f"{entry['state']}: source {own['name']!r}, {entry['message']}")
+            print(log.printable(f"{entry['state']}: source {own['name']!r}, {entry['message']}"))
     for note in numbers["notes"]:
-        print(f"note: {note}", file=sys.stderr)
+        print(log.printable(f"note: {note}"), file=sys.stderr)
 
 
 def _bar(bar: dict[str, int]) -> str:

@@ -38,7 +38,7 @@ from qwenvl_jax.evaluation.metrics.cider import check_tokenisation
 from qwenvl_jax.evaluation.questions import Asked, QuestionSet
 from qwenvl_jax.evaluation.tasks.registry import TASKS
 from qwenvl_jax.evaluation.tasks.task import Task
-from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime import artifacts, log, storage
 from qwenvl_jax.runtime.errors import UserError
 
 PLAIN_WIDTH = 120  # of lines in a log file
@@ -181,7 +181,7 @@ class _Sweep:
         return summary
 
     def _say(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
+        self.console.print(Text(log.printable(line)), soft_wrap=True)
 
 
 def _answered(

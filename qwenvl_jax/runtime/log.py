@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from qwenvl_jax.runtime.distributed import is_primary
+
+# They write backwards what follows.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @functools.cache
@@ -34,6 +38,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     console().print(made)
+
+
+def printable(text: str) -> str:
+    """The text without anything that a terminal obeys: control characters and turned writing become U+FFFD.
+
+    For texts that come from a model, from records or from the web.
+    """
+    return "".join(
+        "\ufffd" if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or c in _TURNING else c for c in text
+    )
 
 
 def count(value: float) -> str:

@@ -14,6 +14,7 @@ from qwenvl_jax.data.formats import Piece
 from qwenvl_jax.evaluation import conversation as module
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.evaluation.report.pictures import draw_boxes
+from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -216,7 +217,7 @@ def test_what_is_no_picture_is_said_in_one_line(conversation, tmp_path, capsys, 
 
 def test_nothing_that_a_terminal_obeys_is_printed():
     text = "a\x1b[2Jb\x9b1mc\rd\x07e\u202ef\udc80g\n\t狗🐕\u200d🦺 ok"
-    assert chat.printable(text) == "a\ufffd[2Jb\ufffd1mc\ufffdd\ufffde\ufffdf\ufffdg\n\t狗🐕\u200d🦺 ok"
+    assert log.printable(text) == "a\ufffd[2Jb\ufffd1mc\ufffdd\ufffde\ufffdf\ufffdg\n\t狗🐕\u200d🦺 ok"
 
 
 class _Says:
