@@ -26,7 +26,7 @@ from qwenvl_jax.training.partition import flatten, unflatten
 
 FROZEN = "frozen"
 _PROGRESS = "progress/metadata"
-_SUMS = "sums"  # key of the checksums in the progress
+SUMS = "sums"  # key of the checksums in the progress
 # Seconds that one checkpoint may take to be written, storage that is asked again and again included.
 _TIME_LIMIT = 7200
 
@@ -82,7 +82,7 @@ class Manager:
                 args=ocp.args.Composite(
                     params=ocp.args.PyTreeSave(params),
                     optimizer=ocp.args.PyTreeSave(opt_state),
-                    progress=ocp.args.JsonSave(checksums.sealed({**progress, _SUMS: noted})),
+                    progress=ocp.args.JsonSave(checksums.sealed({**progress, SUMS: noted})),
                 ),
             )
         self._writing = self._thread.submit(self._finish)
@@ -140,7 +140,7 @@ def check_state(params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
     Raises:
       DamagedError: if it is not what was saved. Checkpoints from before there were sums pass.
     """
-    noted = progress.get(_SUMS, {})
+    noted = progress.get(SUMS, {})
     checksums.check(params, noted.get("params", {}))
     checksums.check(opt_state, noted.get("optimizer", {}))
 
@@ -158,7 +158,7 @@ def restore_params(workdir: epath.PathLike, step: int, params: Any) -> Any:
       DamagedError: if something of it is missing, cut short or, where `params` has the stored dtype, changed.
     """
     restored = _restore(params_folder(workdir, step), params)
-    noted = read_progress(steps.folder_of(workdir, step)).get(_SUMS, {}).get("params", {})
+    noted = read_progress(steps.folder_of(workdir, step)).get(SUMS, {}).get("params", {})
     stored = stored_leaves(params_folder(workdir, step))
     same = {path: leaf for path, leaf in flatten(restored).items() if leaf.dtype == stored[path].dtype}
     checksums.check(unflatten(same), noted)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenvl_jax.data.formats import Piece, training_pieces
-from qwenvl_jax.data.image import decode_image, resize_square
+from qwenvl_jax.data.image import Size, decode_image, resize_square
 from qwenvl_jax.data.schema import Example, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 
@@ -71,11 +71,18 @@ def tokenize_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, queries: int)
     return Tokens(tokens_L, is_target_L, image_query_L, tuple(order))
 
 
-def decode_images(images: Sequence[bytes], indices: Sequence[int], image_size: int) -> np.ndarray:
-    """Pixels [I, H, W, 3] uint8 of the images that are used. Raises UserError for one that is not an image."""
+def decode_images(
+    images: Sequence[bytes], indices: Sequence[int], image_size: int, stated: Sequence[Size | None] = ()
+) -> np.ndarray:
+    """Pixels [I, H, W, 3] uint8 of the images that are used.
+
+    Raises:
+      UserError: for one that is not an image, or has another size than the one that is `stated` for it.
+    """
     images_IHWC = np.empty((len(indices), image_size, image_size, 3), np.uint8)
     for row, index in enumerate(indices):
-        images_IHWC[row] = resize_square(decode_image(images[index]), image_size)
+        image = decode_image(images[index], stated=stated[index] if stated else None)
+        images_IHWC[row] = resize_square(image, image_size)
     return images_IHWC
 
 
@@ -98,16 +105,22 @@ def make_example(record: Record, source: str, tokenizer: Tokenizer, queries: int
 
 
 def make_prompt(
-    pieces: Sequence[Piece], images: Sequence[bytes], tokenizer: Tokenizer, queries: int, image_size: int
+    pieces: Sequence[Piece],
+    images: Sequence[bytes],
+    tokenizer: Tokenizer,
+    queries: int,
+    image_size: int,
+    stated: Sequence[Size | None] = (),
 ) -> Prompt:
     """A prompt for generation from `formats.prompt_pieces` or `formats.chat_pieces(.., open_end=True)`.
 
     Args:
       images: encoded images that the pieces index.
+      stated: the size that each of them must have (`record_content.stated_sizes`); none for pictures of no record.
 
     Raises:
-      UserError: if an image is not one.
+      UserError: if an image is not one, or has another size.
     """
     tokens = tokenize_pieces(pieces, tokenizer, queries)
-    images_IHWC = decode_images(images, tokens.image_indices, image_size)
+    images_IHWC = decode_images(images, tokens.image_indices, image_size, stated)
     return Prompt(tokens.tokens_L, tokens.image_query_L, images_IHWC)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qwenvl_jax.data.examples import Prompt, make_prompt, tokenize_pieces
+from qwenvl_jax.data.record_content import stated_sizes
 from qwenvl_jax.data.records import RecordReader
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -167,9 +168,10 @@ class QuestionSet:
 
     def _prepare(self, number: int, queries: int, image_size: int) -> Asked:
         size = self._sizes[number]
-        question = self._questions(self._reader[size.record])[size.number]
+        record = self._reader[size.record]
+        question, stated = self._questions(record)[size.number], stated_sizes(record)
         try:
-            prompt = make_prompt(question.pieces, question.images, self._tokenizer, queries, image_size)
+            prompt = make_prompt(question.pieces, question.images, self._tokenizer, queries, image_size, stated)
         except UserError as error:
             return Asked(number, question, None, str(error))
         return Asked(number, question, prompt, "")

@@ -28,9 +28,12 @@ from rich.table import Table
 from rich.text import Text
 
 from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.checkpoint.manager import SUMS, read_progress
+from qwenvl_jax.checkpoint.source import IMPORT, Source, find_source, sound
+from qwenvl_jax.checkpoint.steps import folder_of
 from qwenvl_jax.config import config_hash, to_dict
 from qwenvl_jax.data.records import RecordReader
-from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
+from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation.answers import Answers, finished
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.decode import generate_batch, group_by_length
@@ -99,8 +102,8 @@ class _Sweep:
                 unanswered[task.name] = {"questions": len(missing), "first": missing[:NAMED]}
         return figures | ({UNANSWERED: unanswered} if unanswered else {})
 
-    def _find(self, item: CheckpointConfig) -> restore.Source:
-        source = restore.find_source(item.workdir, item.wanted_step)
+    def _find(self, item: CheckpointConfig) -> Source:
+        source = find_source(item.workdir, item.wanted_step)
         rows = source.config.model.decoder.vocab_size
         if self.tokenizer.vocab_size > rows:
             raise UserError(
@@ -112,14 +115,10 @@ class _Sweep:
     def _folder(self, item: CheckpointConfig) -> epath.Path:
         return storage.path(self.config.output) / PREDICTIONS / item.name
 
-    def _mark(self, item: CheckpointConfig, task: TaskConfig, source: restore.Source) -> str:
+    def _mark(self, item: CheckpointConfig, task: TaskConfig, source: Source) -> str:
         """Sixteen hex digits that change with the checkpoint, the records or how they are asked and scored."""
-        workdir = storage.path(item.workdir)
         parts = {
-            "step": source.step,
-            "config": config_hash(source.config),
-            "lineage": _text(workdir / "lineage.json"),
-            "metrics": _line_of(_text(workdir / "metrics.jsonl"), source.step),
+            **_identity(source),
             "records": self.readers[task.name].summary,
             "task": {key: value for key, value in dataclasses.asdict(task).items() if key != "records"},
             "image_size": item.image_size,
@@ -130,10 +129,7 @@ class _Sweep:
 
     @functools.cached_property
     def _vocabulary(self) -> str:
-        path = self.config.tokenizer.path
-        return (
-            hashlib.sha256(storage.read_bytes(storage.path(path))).hexdigest() if path else self.config.tokenizer.kind
-        )
+        return vocabulary_digest(self.config.tokenizer)
 
     def _open(self, task: TaskConfig) -> QuestionSet:
         if task.name not in self.opened:
@@ -146,7 +142,7 @@ class _Sweep:
         return self.opened[task.name]
 
     def _run(
-        self, item: CheckpointConfig, task: TaskConfig, source: restore.Source, params: dict[str, Any], mark: str
+        self, item: CheckpointConfig, task: TaskConfig, source: Source, params: dict[str, Any], mark: str
     ) -> dict[str, Any]:
         """Asks one checkpoint the questions of one task that have no answer yet; writes and returns the summary."""
         asked, model = self._open(task), source.config.model
@@ -206,7 +202,7 @@ def _figures(rows: list[dict[str, Any]], kind: Task, task: TaskConfig, lost: int
     return {key: value * len(rows) / (len(rows) + lost) if lost else value for key, value in figures.items()}
 
 
-def _load(source: restore.Source) -> dict[str, Any]:
+def _load(source: Source) -> dict[str, Any]:
     """The parameters of exactly this step.
 
     Raises:
@@ -215,14 +211,29 @@ def _load(source: restore.Source) -> dict[str, Any]:
     try:
         return restore.load_params(source.workdir, step=source.step)[0]
     except Exception as error:
-        if source.stage != restore.IMPORT and not storage.exists(
-            storage.path(source.workdir) / "checkpoints" / str(source.step)
-        ):
+        if source.stage != IMPORT and not storage.exists(folder_of(source.workdir, source.step)):
             raise UserError(
                 f"step {source.step} of {source.workdir} was removed while it was read, because the run there keeps "
                 "only its newest checkpoints; evaluate again, or raise that run's config.train.keep_checkpoints"
             ) from error
         raise
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    """What changes with the weights of a checkpoint, and with nothing that its run does afterwards.
+
+    A checkpoint carries sums over its bits. Where it is older than these, what was logged last stands for them; of
+    imported weights their lineage.
+    """
+    workdir = storage.path(source.workdir)
+    known: dict[str, Any] = {"step": source.step}
+    if source.stage != IMPORT:
+        with sound(source):
+            progress = read_progress(folder_of(workdir, source.step))
+        if SUMS in progress:
+            return known | {"model": to_dict(source.config.model), "compute": to_dict(source.config.compute)} | progress
+        known["metrics"] = _line_of(_text(workdir / "metrics.jsonl"), source.step)
+    return known | {"config": config_hash(source.config), "lineage": _text(workdir / "lineage.json")}
 
 
 def _text(path: epath.Path) -> str:

@@ -275,3 +275,16 @@ def test_the_figures_of_other_settings_never_vouch_for_new_answers(config, check
     assert not (folder / "vqa.json").exists()
     assert sweep(output) == sweep(output)
     assert json.loads((folder / "vqa.json").read_text())["questions"] == 30
+
+
+def test_a_picture_of_another_size_than_its_record_says_counts_as_wrong(config, checkpoint, tmp_path):
+    """A camera's turning is not applied, so that its boxes would lie elsewhere."""
+
+    def asked(width: int, height: int) -> dict:
+        content = {"phrase": "it", "box": [1, 1, 9, 9], "width": width, "height": height}
+        return Record(f"{width}", "ref_grounding", "tests", "en", "CC0-1.0", (picture(),), content)
+
+    write_records(tmp_path / "r", {"train": [asked(40, 24), asked(24, 40)]}, name="r")
+    scores = sweep(settings(config, checkpoint, tmp_path / "output", tmp_path / "r", name="ref_grounding"))
+    (missing,) = scores["a"]["unanswered"]["ref_grounding"]["first"]
+    assert missing["id"] == "24" and "40 x 24 pixels (EXIF rotation is not applied)" in missing["why"]
