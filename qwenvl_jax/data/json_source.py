@@ -95,9 +95,9 @@ class JsonReader:
         for path in paths:
             # Asking an object store about every file would take hours.
             if "://" not in path and path not in found:
-                found[path] = os.path.isfile(path)
+                found[path] = any(map(os.path.isfile, _spellings(path)))
             if not found.get(path, True):
-                raise UserError(f"the image {path} does not exist{_other_accents(path)}")
+                raise UserError(f"the image {path} does not exist")
         self.ignored.update(ignored)
 
     def _judge(self, wrong: Sequence[str], share: float) -> None:
@@ -227,18 +227,24 @@ def _spoken(content: Any) -> Iterator[str]:
                 yield from _spoken(found)
 
 
+def _spellings(path: str) -> tuple[str, ...]:
+    """The names under which a file may lie: as written, and with its accents in the other Unicode forms.
+
+    Some file systems and archives decompose them; the release, whose paths are composed, looks for both as well.
+    """
+    if path.isascii():
+        return (path,)
+    return tuple(dict.fromkeys((path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path))))
+
+
 def _read_image(path: str) -> bytes:
-    try:
-        with epath.Path(path).open("rb") as file:
-            return read_encoded(file)
-    except OSError as error:
-        raise UserError(f"the image {path} cannot be read ({error})") from None
-
-
-def _other_accents(path: str) -> str:
-    """What to add to a missing path if a file is there whose accents are written the other way."""
-    for form in ("NFC", "NFD"):
-        other = unicodedata.normalize(form, path)
-        if other != path and os.path.isfile(other):
-            return "; a file is there whose name has its accents in another Unicode form: rename it"
-    return ""
+    missing: OSError | None = None
+    for name in _spellings(path):
+        try:
+            with epath.Path(name).open("rb") as file:
+                return read_encoded(file)
+        except FileNotFoundError as error:
+            missing = missing or error
+        except OSError as error:
+            raise UserError(f"the image {path} cannot be read ({error})") from None
+    raise UserError(f"the image {path} cannot be read ({missing})")

@@ -412,14 +412,17 @@ def test_the_language_is_guessed_as_in_tar_shards(task: str, entry: Any, languag
     assert JsonReader(write_jsonl(tmp_path / "a.jsonl", [entry]), task)[0].language == language
 
 
-def test_a_path_is_no_text(tmp_path: Path) -> None:
-    """It names its file as written; where only the accents' form differs, that is said."""
+def test_a_picture_is_found_however_its_accents_are_written(tmp_path: Path) -> None:
+    """As in the release. A path is no text otherwise: as it is written, so it is looked for first."""
     composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    lines = [turn(f"<img>{name}</img>") for name in (composed, decomposed)]
     (tmp_path / decomposed).write_bytes(encoded_image(0))
-    reader = JsonReader(write_jsonl(tmp_path / "a.jsonl", [turn(f"<img>{decomposed}</img>")]), "dialogue")
-    assert reader[0].images == (encoded_image(0),)
-    with pytest.raises(UserError, match="does not exist; a file is there whose name has its accents in another"):
-        JsonReader(write_jsonl(tmp_path / "a.jsonl", [turn(f"<img>{composed}</img>")]), "dialogue")
+    reader = JsonReader(write_jsonl(tmp_path / "a.jsonl", lines), "dialogue")
+    assert reader[0].images == reader[1].images == (encoded_image(0),)
+    (tmp_path / composed).write_bytes(encoded_image(1))
+    assert (reader[0].images, reader[1].images) == ((encoded_image(1),), (encoded_image(0),))
+    with pytest.raises(UserError, match="does not exist"):
+        JsonReader(write_jsonl(tmp_path / "b.jsonl", [turn("<img>caf\u00e8.png</img>")]), "dialogue")
 
 
 ENTRIES = st.recursive(
