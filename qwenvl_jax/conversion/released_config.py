@@ -16,11 +16,13 @@ from qwenvl_jax.runtime.errors import UserError
 # What lies in `torch_model` and is copied into every release.
 CODE_FILES = (
     "configuration_qwen.py",
+    "decoder_qwen.py",
     "grounding_qwen.py",
     "modeling_qwen.py",
     "qwen_generation_utils.py",
     "tokenization_qwen.py",
     "visual.py",
+    "vocabulary_qwen.py",
 )
 # What the released code assumes where its config.json is silent.
 DEFAULT_QUERIES, DEFAULT_POSITION_GRID, RELEASED_HEAD_SIZE = 256, 16, 128

@@ -22,6 +22,10 @@ DEFAULTS: dict[str, Any] = {
     "use_dynamic_ntk": True,
     "initializer_range": 0.02,
     "use_cache": True,
+    # The dtype of the weights, where `from_pretrained` shall decide it: one of them at most.
+    "bf16": False,
+    "fp16": False,
+    "fp32": False,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ class GroundingMixin:
     def from_list_format(self, elements: Iterable[Mapping[str, Any]]) -> str:
         """A prompt of elements {"image": path}, {"text": ..} and {"box": [[x1, y1, x2, y2], ..], "ref": ..}.
 
-        Pictures are numbered within the call: `Picture 1: <img>path</img>` and a line break.
+        Pictures are numbered within the call: `Picture 1: <img>path</img>` and a line break. Coordinates are written
+        without their fractions.
 
         Raises:
           ValueError: for another element.
@@ -41,18 +43,20 @@ class GroundingMixin:
                 text += element["text"]
             elif "box" in element:
                 text += f"<ref>{element['ref']}</ref>" if "ref" in element else ""
-                text += "".join(f"<box>({x1},{y1}),({x2},{y2})</box>" for x1, y1, x2, y2 in element["box"])
+                text += "".join(
+                    f"<box>({int(x1)},{int(y1)}),({int(x2)},{int(y2)})</box>" for x1, y1, x2, y2 in element["box"]
+                )
             else:
                 raise ValueError(f"an element has the keys {', '.join(element) or '(none)'}; use image, text or box")
         return text
 
     def to_list_format(self, text: str) -> list[dict[str, str]]:
-        """The parts of a text in order, each {"image" | "ref" | "box" | "quad" | "text": what it says}.
+        """The parts of a text, in NFC and in order, each {"image" | "ref" | "box" | "quad" | "text": what it says}.
 
         Raises:
           ValueError: if a tag is not closed.
         """
-        text = text.replace("<|endoftext|>", "")
+        text = unicodedata.normalize("NFC", text).replace("<|endoftext|>", "")
         elements: list[dict[str, str]] = []
         at = 0
         while match := _ELEMENT.search(text, at):
@@ -88,6 +92,8 @@ class GroundingMixin:
     def fetch_all_box_with_ref(self, text: str) -> list[dict[str, Any]]:
         """`parse_boxes` as dictionaries with "box" and, where there is one, "ref"."""
         return [{"box": box, "ref": ref} if ref else {"box": box} for ref, box in self.parse_boxes(text)]
+
+    _fetch_all_box_with_ref = fetch_all_box_with_ref  # its published name
 
     def draw_bbox_on_latest_picture(
         self: Any, response: str, history: Sequence[Sequence[str]] | None = None, image: Any = None

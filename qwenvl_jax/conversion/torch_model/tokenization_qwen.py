@@ -1,14 +1,14 @@
 """QWenTokenizer: text with special tokens and pictures to ids and back, for both vocabularies of Qwen-VL models.
 
-A picture is written `<img>path or URL</img>`; its slots get the bytes of the path, one id per byte, and `<imgpad>`. An
-empty `<img></img>` takes a picture from `pixel_values`.
+A picture is written `<img>path or URL</img>`; its slots get the bytes of the path in NFC, one id per byte, and
+`<imgpad>`. An empty `<img></img>` takes a picture from `pixel_values`.
 """
 # The methods that transformers asks to override differ between its own classes:
 # mypy: disable-error-code="misc, override"
 
 from __future__ import annotations
 
-import base64
+import functools
 import os
 import re
 import unicodedata
@@ -18,25 +18,11 @@ from typing import Any
 from transformers import AddedToken, PreTrainedTokenizer
 
 from .grounding_qwen import GroundingMixin
-
-try:
-    import tiktoken
-except ImportError:
-    tiktoken = None  # type: ignore[assignment]
-try:
-    import sentencepiece
-except ImportError:
-    sentencepiece = None
+from .vocabulary_qwen import Pieces, Ranks
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-EXTRAS = 205  # <|extra_0|> .. <|extra_204|>, which qwen.tiktoken has between its control and image tokens
 GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 IMAGE_TOKENS = (*GROUNDING_TOKENS, "<img>", "</img>", "<imgpad>")
-# Words, single digits, punctuation and white space.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 CHAT_TEMPLATE = """\
 {%- set pictures = namespace(count=0) -%}
 {%- if messages[0]['role'] != 'system' -%}
@@ -63,68 +49,17 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}"""
 
-_SPACE = "\u2581"  # how SentencePiece writes a space inside its pieces
-
-
-class _Ranks:
-    """The ordinary ids of `qwen.tiktoken`: lines of "base64 rank". Tokens read as in GPT-2: one character per byte."""
-
-    extras = EXTRAS
-
-    def __init__(self, payload: bytes):
-        if tiktoken is None:
-            raise ImportError("the vocabulary qwen.tiktoken needs tiktoken; run `pip install tiktoken`")
-        lines = (line.split() for line in payload.splitlines() if line)
-        self._ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        self._tokens = list(self._ranks)
-        self.size = len(self._ranks)
-        self._encoding = tiktoken.Encoding(
-            "qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=self._ranks, special_tokens={}
-        )
-        visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        hidden = [value for value in range(256) if value not in visible]
-        self._letters = {value: chr(value) for value in visible} | {v: chr(256 + k) for k, v in enumerate(hidden)}
-
-    def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
-
-    def data(self, token_id: int) -> bytes:
-        return self._tokens[token_id]
-
-    def token(self, token_id: int) -> str:
-        return "".join(self._letters[value] for value in self._tokens[token_id])
-
-
-class _Pieces:
-    """The ordinary ids of a SentencePiece model with byte fallback."""
-
-    extras = 0
-
-    def __init__(self, payload: bytes):
-        if sentencepiece is None:
-            raise ImportError("the vocabulary tokenizer.model needs sentencepiece; run `pip install sentencepiece`")
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=payload)
-        self.size = self._processor.vocab_size()
-        self._space = [self._processor.piece_to_id(f"<0x{value:02X}>") for value in _SPACE.encode()]
-
-    def encode(self, text: str) -> list[int]:
-        # A written U+2581 would come back as a space, so it goes in as its three bytes.
-        first, *rest = text.split(_SPACE)
-        ids: list[int] = self._processor.encode(first)
-        for part in rest:
-            ids += self._space + self._processor.encode(part)
-        return ids
-
-    def data(self, token_id: int) -> bytes:
-        piece = self.token(token_id)
-        if self._processor.is_byte(token_id):
-            return bytes([int(piece[3:5], 16)])
-        if self._processor.is_unknown(token_id) or self._processor.is_control(token_id):
-            return "\ufffd".encode()
-        return piece.replace(_SPACE, " ").encode()
-
-    def token(self, token_id: int) -> str:
-        return self._processor.id_to_piece(token_id)
+# The published names of the tags, in the order of IMAGE_TOKENS.
+TAG_ARGUMENTS = dict(
+    zip(
+        (
+            *(f"{kind}_{side}_tag" for kind in ("ref", "box", "quad", "image") for side in ("start", "end")),
+            "image_pad_tag",
+        ),
+        IMAGE_TOKENS,
+        strict=True,
+    )
+)
 
 
 class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
@@ -141,6 +76,7 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
       errors: how bytes that are not UTF-8 are decoded.
     """
 
+    IMAGE_ST = IMAGE_TOKENS
     vocab_files_names = {"vocab_file": "qwen.tiktoken", "sentencepiece_file": "tokenizer.model"}  # noqa: RUF012
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
@@ -161,9 +97,8 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         with open(path, "rb") as file:
             self._payload = file.read()
         # By the name, because transformers passes any tokenizer.model as `vocab_file`.
-        self._kind = _Pieces if path.endswith(".model") else _Ranks
+        self._kind = Pieces if path.endswith(".model") else Ranks
         self._vocabulary = self._kind(self._payload)
-        self._ids: dict[str, int] = {}
         self.image_slots, self.errors = image_slots, errors
         extras = (f"<|extra_{k}|>" for k in range(self._vocabulary.extras))
         first = self._vocabulary.size
@@ -173,6 +108,11 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         image_ids = [self.special_tokens[name] for name in IMAGE_TOKENS]
         self.ref_start_id, self.ref_end_id, self.box_start_id, self.box_end_id = image_ids[:4]
         self.quad_start_id, self.quad_end_id, self.img_start_id, self.img_end_id, self.img_pad_id = image_ids[4:]
+        self.image_special_tokens = set(image_ids[:6])
+        for name, tag in TAG_ARGUMENTS.items():
+            if settings.pop(name, tag) != tag:
+                raise ValueError(f"{name} is {tag!r} in this vocabulary and cannot be another; leave it out")
+            setattr(self, name, tag)
         super().__init__(
             image_slots=image_slots,
             errors=errors,
@@ -198,10 +138,32 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
     def __len__(self) -> int:
         return self.vocab_size
 
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        """Id by token; reading it changes nothing, whatever a subclass makes of `get_vocab`."""
+        return {self._vocabulary.token(k): k for k in range(self._vocabulary.size)} | self.special_tokens
+
     def get_vocab(self) -> dict[str, int]:
-        if not self._ids:
-            self._ids = {self._vocabulary.token(k): k for k in range(self._vocabulary.size)} | self.special_tokens
         return dict(self._ids)
+
+    @property
+    def mergeable_ranks(self) -> dict[bytes, int]:
+        """Of `qwen.tiktoken`: rank, which is the id, by the bytes of a token."""
+        if not self._vocabulary.has_ranks:
+            raise AttributeError("a SentencePiece vocabulary has no mergeable_ranks; use get_vocab")
+        return self._vocabulary.ranks
+
+    @functools.cached_property
+    def decoder(self) -> dict[int, bytes | str]:
+        """Token by id: the bytes of an ordinary one, the name of a special one."""
+        return {k: self._vocabulary.data(k) for k in range(self._vocabulary.size)} | self._special_names
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """Of `qwen.tiktoken`: the tiktoken Encoding with all special tokens. It knows no pictures."""
+        if not self._vocabulary.has_ranks:
+            raise AttributeError("a SentencePiece vocabulary has no tiktoken Encoding; use this tokenizer itself")
+        return self._vocabulary.with_special(self.special_tokens)
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -229,14 +191,15 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         return 0
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        name = self.vocab_files_names["vocab_file" if self._kind is _Ranks else "sentencepiece_file"]
+        name = self.vocab_files_names["vocab_file" if self._kind is Ranks else "sentencepiece_file"]
         path = os.path.join(save_directory, f"{filename_prefix}-{name}" if filename_prefix else name)
         with open(path, "wb") as file:
             file.write(self._payload)
         return (path,)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_vocabulary": None, "_ids": {}}
+        derived = ("_ids", "decoder", "tokenizer")  # made again when they are asked for
+        return {name: value for name, value in self.__dict__.items() if name not in derived} | {"_vocabulary": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -287,6 +250,7 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         return ids + self._vocabulary.encode(normalize(text[at:]))
 
     def _slots(self, path: str) -> list[int]:
+        path = unicodedata.normalize("NFC", path)
         try:
             data = path.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
@@ -299,10 +263,15 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         return [*data, *[self.img_pad_id] * (self.image_slots - len(data))]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Ids of one token or of several; None for one that is not in the vocabulary."""
-        if not self._ids:
-            self.get_vocab()
-        return self._ids.get(tokens) if isinstance(tokens, str) else [self._ids.get(token) for token in tokens]
+        """Ids of one token or of several; None for one that is not in the vocabulary. `bytes` are those of `decoder`."""
+        if isinstance(tokens, (str, bytes)):
+            return self._convert_token_to_id(tokens)
+        return [self._convert_token_to_id(token) for token in tokens]
+
+    def _convert_token_to_id(self, token: str | bytes) -> int | None:
+        if isinstance(token, bytes):
+            return self.mergeable_ranks.get(token)
+        return self._ids.get(token)
 
     # Ids to text
 
@@ -311,6 +280,9 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
             return self._token(ids)
         kept = (int(token) for token in ids)
         return [self._token(token) for token in kept if not skip_special_tokens or token < self._vocabulary.size]
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._token(index)
 
     def _token(self, token: int) -> str:
         ordinary = 0 <= token < self._vocabulary.size
