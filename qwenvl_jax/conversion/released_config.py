@@ -18,6 +18,7 @@ CODE_FILES = (
     "configuration_qwen.py",
     "decoder_qwen.py",
     "grounding_qwen.py",
+    "image_processing_qwen.py",
     "modeling_qwen.py",
     "qwen_generation_utils.py",
     "tokenization_qwen.py",
@@ -238,18 +239,12 @@ def tokenizer_config(*, train_length: int, image_slots: int) -> dict[str, Any]:
 
 
 def preprocessor_config(image_size: int) -> dict[str, Any]:
-    """The content of preprocessor_config.json: a square resize of any picture, as `visual.preprocess` does it."""
+    """The content of preprocessor_config.json: the processor of the release, and what it does, for other programs."""
     return {
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_center_crop": False,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
+        "auto_map": {"AutoImageProcessor": "image_processing_qwen.QWenImageProcessor"},
         "image_mean": list(IMAGE_MEAN),
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": "QWenImageProcessor",
         "image_std": list(IMAGE_STD),
         "resample": BICUBIC,
-        "rescale_factor": 1 / 255,
         "size": {"height": image_size, "width": image_size},
     }

@@ -46,6 +46,10 @@ def resize_square(pixels_HWC: np.ndarray, out_HWC: np.ndarray) -> None:
     """Resizes [H, W, 3] into [S, S, 3] by Pillow's antialiased bicubic (a = -0.5); both uint8 and contiguous."""
     height, width, _ = pixels_HWC.shape
     size = out_HWC.shape[0]
+    if image.rows_first(width, height, size):
+        short = np.empty((size, width, 3), np.uint8)
+        _weighted_rows(pixels_HWC.reshape(height, -1), *_weights(height, size), short.reshape(size, -1))
+        pixels_HWC, height = short, size
     if width != size:
         columns = np.empty((width, height, 3), np.uint8)
         _transpose(pixels_HWC, columns)

@@ -108,11 +108,19 @@ def resize_square(image: Image.Image, size: int) -> np.ndarray:
     """RGB pixels [size, size, 3] uint8, resized by Pillow's antialiased bicubic (a = -0.5).
 
     The aspect ratio is not kept and nothing is cropped (released visual.py: Resize((448, 448), BICUBIC) on the
-    Pillow image). An image that has the size already is taken as it is, which is what the filter gives as well.
+    Pillow image). An image that has the size already is taken as it is, which is what the filter gives as well. The
+    two passes are asked for one by one, in Pillow 12's order: Pillow 13 has another, which rounds otherwise.
     """
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
+        between = (image.width, size) if rows_first(*image.size, size) else (size, image.height)
+        for shape in (between, (size, size)):
+            image = image.resize(shape, Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def rows_first(width: int, height: int, size: int) -> bool:
+    """Whether Pillow 12 squashes the height of such a picture first: only that of extremely tall ones."""
+    return height > 100 * width and size < height
 
 
 def decode_into(payload: bytes, pixels_HWC: np.ndarray, draft: bool = False, stated: Size | None = None) -> None:

@@ -1,20 +1,17 @@
 """Pictures by path in the PyTorch model's prompts, and conversations."""
 
 import functools
-import http.server
-import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch_tiny import IMAGE_SIZE, QUERIES, make_config, make_model, write_model, write_tokenizer
-from transformers import AutoImageProcessor, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from qwenvl_jax.conversion import released_config
 from qwenvl_jax.conversion.torch_model.qwen_generation_utils import make_context
-from qwenvl_jax.conversion.torch_model.visual import preprocess, read_image
-from qwenvl_jax.data.image import resize_square
+from qwenvl_jax.conversion.torch_model.visual import preprocess
 from qwenvl_jax.runtime import artifacts
 
 
@@ -85,34 +82,6 @@ def test_all_pictures_of_a_batch_take_one_call(model, tokenizer, pictures, monke
     batch = tokenizer(["<img>a.png</img><img>b.png</img>", "<img>c.png</img>"], padding=True, return_tensors="pt")
     model.generate(**batch, **GREEDY)
     assert shapes == [(3, 3, IMAGE_SIZE, IMAGE_SIZE)]
-
-
-def test_pictures_from_the_network_and_the_disk(pictures, tmp_path):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        for source in (f"{address}/a.png", f"file://{tmp_path}/a.png", str(tmp_path / "a.png"), "a.png"):
-            assert np.array_equal(read_image(source), pictures[0])
-        with pytest.raises(ValueError, match=rf"the image '{address}/x.png' cannot be read \(HTTPError"):
-            read_image(f"{address}/x.png")
-        server.shutdown()
-    (tmp_path / "text.png").write_text("no picture")
-    for source in ("gone.png", "text.png", str(tmp_path), "\0"):
-        with pytest.raises(ValueError, match="cannot be read"):
-            read_image(source)
-
-
-def test_preprocessing_is_ours_and_that_of_transformers(chat_release):
-    image = picture(5)
-    ours = preprocess([image, image.convert("L")], IMAGE_SIZE)
-    statistics = np.array(released_config.IMAGE_MEAN), np.array(released_config.IMAGE_STD)
-    expected = (resize_square(image, IMAGE_SIZE) / 255 - statistics[0]) / statistics[1]
-    np.testing.assert_allclose(ours[0].permute(1, 2, 0), expected, atol=1e-6)
-    processor = AutoImageProcessor.from_pretrained(str(chat_release[2]))
-    theirs = processor([image, image.convert("L")], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=2e-6)
 
 
 def test_mistakes_in_prompts(model, tokenizer, pictures):
@@ -187,7 +156,7 @@ def test_a_conversation_of_several_turns(model, tokenizer, pictures):
     again, longer = model.chat(tokenizer, "And <img>b.png</img>?", history)
     turns = [SYSTEM, ("user", asked), ("assistant", answer), ("user", "And <img></img>?"), ("assistant", "")]
     assert again == continuation(model, tokenizer, chat_ids(tokenizer, *turns), pictures[:2])
-    assert longer == [*history, ("And <img>b.png</img>?", again)] and len(history) == 1
+    assert longer is history and history == [(first, answer), ("And <img>b.png</img>?", again)]
     other, _ = model.chat(tokenizer, "hi", system="Be brief.", max_new_tokens=3)
     ids = chat_ids(tokenizer, ("system", "Be brief."), ("user", "hi"), ("assistant", ""))
     assert other == continuation(model, tokenizer, ids, [], max_new_tokens=3)
@@ -197,13 +166,14 @@ def test_pillow_pictures(model, tokenizer, pictures):
     by_path, history = model.chat(tokenizer, "Picture 1: <img>a.png</img>\nWhat?")
     answer, turns = model.chat(tokenizer, "What?", images=pictures[:1])
     assert answer == by_path and turns == [("Picture 1: <img></img>\nWhat?", answer)]
-    mixed, _ = model.chat(tokenizer, "<img></img> or <img>c.png</img>?", turns, images=pictures[:2])
+    options = {"append_history": False, "images": pictures[:2]}
+    mixed, same = model.chat(tokenizer, "<img></img> or <img>c.png</img>?", turns, **options)
     paths, _ = model.chat(tokenizer, "<img>b.png</img> or <img>c.png</img>?", history)
-    assert mixed == paths
+    assert mixed == paths and same is turns and len(turns) == 1
     added, longer = model.chat(tokenizer, "And?", turns, images=pictures[:2])
     assert longer[1] == ("Picture 2: <img></img>\nAnd?", added)
     for images, query in ([None, "What?"], [[], "What?"]):
-        with pytest.raises(ValueError, match=r"0 images given for 1 empty <img></img> in history and query"):
+        with pytest.raises(ValueError, match=r"0 images given for 2 empty <img></img> in history and query"):
             model.chat(tokenizer, query, turns, images=images)
 
 

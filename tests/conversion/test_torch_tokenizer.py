@@ -153,8 +153,9 @@ def test_a_path_becomes_its_bytes_and_comes_back(qwen, small):
         small.img_start_id, *b"a.png", *[small.img_pad_id] * 11, small.img_end_id
     ]  # fmt: skip
     assert small.decode(small.encode("<img></img>x")) == "<img></img>x"
-    decomposed = unicodedata.normalize("NFD", "é.png")  # another file than é.png
-    assert small.decode(small.encode(f"<img>{decomposed}</img>")) == f"<img>{decomposed}</img>"
+    decomposed = unicodedata.normalize("NFD", "é.png")  # a path is taken in NFC, as all text is
+    assert small.decode(small.encode(f"<img>{decomposed}</img>")) == "<img>é.png</img>"
+    assert small.to_list_format(f"<img>{decomposed}</img>") == [{"image": "é.png"}]
     assert small.decode(small.encode("<img>a b c d e f g", allowed_special="none")) == "<img>a b c d e f g"
     longest = "x" * 254
     assert qwen.decode(qwen.encode(f"<img>{longest}</img>")) == f"<img>{longest}</img>"
@@ -264,6 +265,7 @@ def test_lists_of_pictures_texts_and_boxes(qwen):
         {"text": "\nWhere is "}, {"ref": "it"}, {"box": "(1,2),(3,4)"}, {"box": "(5,6),(7,8)"}, {"box": "(0,0),(9,9)"},
         {"quad": "(1,1)"}, {"text": " end"},
     ]  # fmt: skip
+    assert qwen.from_list_format([{"box": [[1.7, 2.2, 998.99, 999.0]]}]) == "<box>(1,2),(998,999)</box>"
     with pytest.raises(ValueError, match="<box> without </box>"):
         qwen.to_list_format("<box>(1,2)")
     with pytest.raises(ValueError, match="the keys video; use image, text or box"):

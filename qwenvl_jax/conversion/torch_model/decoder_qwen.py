@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_qwen import QWenConfig
-from .visual import VisionTransformer, preprocess, read_image
+from .visual import VisionTransformer
 
 
 class Slots(NamedTuple):
@@ -143,7 +143,7 @@ def _residual(layer: nn.Linear) -> nn.Linear:
 
     The mark lies on the layer because newer versions of transformers do not ask for the modules around it.
     """
-    layer.joins_residual = True
+    layer.joins_residual = True  # type: ignore[assignment]
     return layer
 
 
@@ -204,11 +204,11 @@ class QWenModel(nn.Module):
         if pixel_values is None:
             if not all(place.path for place in places):
                 raise ValueError("the prompt has images without a path; give their pixel_values")
-            images = [read_image(place.path) for place in places]
-            pixel_values = preprocess(images, self.config.visual["image_size"])
+            features_IQD = self.visual.encode([place.path for place in places])
         elif given != len(places):
             raise ValueError(f"pixel_values holds {given} images, the prompt has places for {len(places)}")
-        features_IQD = self.visual(pixel_values)
+        else:
+            features_IQD = self.visual(pixel_values)
         rows = torch.tensor([place.row for place in places], device=x_BLD.device)
         first = torch.tensor([place.first for place in places], device=x_BLD.device)
         columns_IQ = first[:, None] + torch.arange(self.visual.queries, device=x_BLD.device)

@@ -192,13 +192,15 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
         output_attentions=None,
         output_hidden_states=None,
         return_dict=None,
+        tokenizer=None,
         **kwargs,
     ):
         """What `forward` gets for the next step: everything at first, then what the cache does not hold yet.
 
         How many that are follows from mask and cache; `next_sequence_length`, `cache_position` and
-        `is_first_iteration` are what versions of transformers say of it besides. An argument that a later version
-        adds is an error, because ignoring one may mean computing something else.
+        `is_first_iteration` are what versions of transformers say of it besides, and `tokenizer` comes along where
+        `generate` has stop strings. An argument that a later version adds is an error, because ignoring one may mean
+        computing something else.
         """
         # transformers reads the name `kwargs` as: what `forward` takes may be given to `generate`, and nothing else.
         refuse_unknown("prepare_inputs_for_generation", kwargs)

@@ -149,8 +149,8 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
     @property
     def mergeable_ranks(self) -> dict[bytes, int]:
         """Of `qwen.tiktoken`: rank, which is the id, by the bytes of a token."""
-        if not self._vocabulary.has_ranks:
-            raise AttributeError("a SentencePiece vocabulary has no mergeable_ranks; use get_vocab")
+        if not isinstance(self._vocabulary, Ranks):
+            raise NotImplementedError("a SentencePiece vocabulary has no mergeable_ranks; use get_vocab")
         return self._vocabulary.ranks
 
     @functools.cached_property
@@ -161,8 +161,8 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
     @functools.cached_property
     def tokenizer(self) -> Any:
         """Of `qwen.tiktoken`: the tiktoken Encoding with all special tokens. It knows no pictures."""
-        if not self._vocabulary.has_ranks:
-            raise AttributeError("a SentencePiece vocabulary has no tiktoken Encoding; use this tokenizer itself")
+        if not isinstance(self._vocabulary, Ranks):
+            raise NotImplementedError("a SentencePiece vocabulary has no tiktoken Encoding; use this tokenizer itself")
         return self._vocabulary.with_special(self.special_tokens)
 
     @property
@@ -263,7 +263,7 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         return [*data, *[self.img_pad_id] * (self.image_slots - len(data))]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Ids of one token or of several; None for one that is not in the vocabulary. `bytes` are those of `decoder`."""
+        """Ids of one token or of several, as text or as the bytes of `decoder`; None for what is no token."""
         if isinstance(tokens, (str, bytes)):
             return self._convert_token_to_id(tokens)
         return [self._convert_token_to_id(token) for token in tokens]

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
+import time
+import unicodedata
 import urllib.request
+import warnings
 from typing import Any
 
 import torch
@@ -19,32 +24,83 @@ from torch import nn
 # OpenAI's CLIP statistics of RGB values in [0, 1].
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-SECONDS = 30  # to wait for a picture from the network
+# What is decoded, and how much of it: as in training. Pillow knows more formats, some of which start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_BYTES = 1 << 28
+MAX_PIXELS = 178_956_970
+MAX_SIDE = 65_535
+MAX_SCANS = 100  # of a JPEG; progressive ones have about ten
+MAX_RUNS = 1 << 24  # bytes of a BMP in run lengths
+SECONDS = 30  # for a picture from the network, all of it
 
 
 def read_image(source: str) -> Image.Image:
-    """The RGB picture at a path or an http(s) or file URL. No EXIF rotation.
+    """The RGB picture at a path or an http(s) or file URL: JPEG, PNG, WebP, GIF or BMP, by Pillow's `convert("RGB")`.
+
+    So there is no EXIF rotation and no background behind what is transparent. A path is taken in NFC, as its ids are;
+    where no such file is there, its decomposed form is tried, which some file systems write.
 
     Raises:
-      ValueError: naming `source`, if it cannot be opened or is no picture.
+      ValueError: naming `source`, if it cannot be opened, is no such picture, or is larger than the limits above.
     """
     try:
-        if source.startswith(("http://", "https://", "file://")):
-            # Some servers refuse Python's own name.
-            request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0"})
-            with urllib.request.urlopen(request, timeout=SECONDS) as response:
-                return Image.open(io.BytesIO(response.read())).convert("RGB")
-        with Image.open(source) as image:
+        payload = _read(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(payload), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many; scale it down")
+            if image.format in ("JPEG", "MPO") and payload.count(b"\xff\xda") > MAX_SCANS:
+                raise ValueError("it has too many scans; save it again")
+            if image.format == "BMP" and image.info.get("compression") in (1, 2) and len(payload) > MAX_RUNS:
+                raise ValueError("it has too many run lengths; save it as PNG")
             return image.convert("RGB")
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ValueError(f"the image {source!r} cannot be read ({type(error).__name__}: {error})") from error
 
 
+def _read(source: str) -> bytes:
+    """The bytes of a picture, MAX_BYTES at most; a slow server has SECONDS for all of them."""
+    if not source.startswith(("http://", "https://", "file://")):
+        path = unicodedata.normalize("NFC", source)
+        if not os.path.exists(path):
+            path = next((p for p in (source, unicodedata.normalize("NFD", source)) if os.path.exists(p)), path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is no regular file")
+        with open(path, "rb") as file:
+            payload = file.read(MAX_BYTES + 1)
+    else:
+        came, until = bytearray(), time.monotonic() + SECONDS
+        # Some servers refuse Python's own name.
+        request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0"})
+        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+            # `read1` returns what has come, so that the time is looked at however slowly it comes.
+            while len(came) <= MAX_BYTES and (part := response.read1(1 << 20)):
+                came += part
+                if time.monotonic() > until:
+                    raise TimeoutError(f"it did not arrive within {SECONDS} seconds")
+        payload = bytes(came)
+    if len(payload) > MAX_BYTES:
+        raise ValueError(f"it is longer than {MAX_BYTES} bytes")
+    return payload
+
+
+def to_square(image: Image.Image, size: int) -> Image.Image:
+    """An RGB picture of any shape squashed to `size` x `size` by Pillow's antialiased bicubic filter.
+
+    Its two passes are asked for one by one, columns first and only of extremely tall pictures rows first, as Pillow up
+    to 12 orders them. Pillow 13 has another order, which rounds otherwise: by 30 grey levels in sharp pictures.
+    """
+    tall = image.height > 100 * image.width and size < image.height
+    between = (image.width, size) if tall else (size, image.height)
+    return image.resize(between, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)
+
+
 def preprocess(images: list[Image.Image], size: int) -> torch.Tensor:
-    """Pictures -> [I, 3, size, size] float32: squashed to a square by Pillow's bicubic filter, then `normalise`."""
+    """Pictures -> [I, 3, size, size] float32: `to_square`, then `normalise`."""
     rows = []
     for image in images:
-        square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        square = to_square(image.convert("RGB"), size)
         rows.append(torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3))
     return normalise(torch.stack(rows) if rows else torch.zeros(0, size, size, 3, dtype=torch.uint8))
 
@@ -168,6 +224,7 @@ class VisionTransformer(nn.Module):
         hidden = int(width * visual["mlp_ratio"])
         heads = visual.get("resampler_heads", max(1, output // 128))
         self.table_size = grid * patch  # pixels of a side that need no interpolation
+        self.image_size = visual["image_size"]
         self.queries = visual.get("n_queries", 256)
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.positional_embedding = nn.Parameter(torch.zeros(grid**2, width))
@@ -176,6 +233,11 @@ class VisionTransformer(nn.Module):
         self.attn_pool = Resampler(output, width, self.queries, heads, eps)
         self.ln_post = nn.LayerNorm(output, eps)
         self.proj = nn.Parameter(torch.zeros(output, output))
+
+    def encode(self, images: list[str | Image.Image]) -> torch.Tensor:
+        """Pictures, or their paths or URLs -> features [I, Q, D]."""
+        opened = [read_image(image) if isinstance(image, str) else image for image in images]
+        return self(preprocess(opened, self.image_size))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Normalised pixels of any square size that the patch size divides, in any dtype -> features [I, Q, D].

@@ -27,7 +27,6 @@ class Ranks:
     """The ordinary ids of `qwen.tiktoken`: lines of "base64 rank". Tokens read as in GPT-2: one character per byte."""
 
     extras = EXTRAS
-    has_ranks = True
 
     def __init__(self, payload: bytes):
         if tiktoken is None:
@@ -61,7 +60,6 @@ class Pieces:
     """The ordinary ids of a SentencePiece model with byte fallback."""
 
     extras = 0
-    has_ranks = False
 
     def __init__(self, payload: bytes):
         if sentencepiece is None:
