@@ -104,7 +104,7 @@ def test_only_what_training_decodes_is_decoded(tmp_path):
         else:
             with pytest.raises(ValueError, match=r"a\.jpg' cannot be read"):
                 read_image(str(path))
-    for size, message in (((70_000, 1), "70000 x 1 pixels are too many"), ((20_000, 20_000), "pixels are too many")):
+    for size, message in (((70_000, 1), "70000 x 1 pixels are too many"), ((20_000, 20_000), "cannot be read")):
         path.write_bytes(encoded(Image.new("1", size), "PNG"))
         with pytest.raises(ValueError, match=message):
             read_image(str(path))
