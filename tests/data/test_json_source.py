@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,41 @@ def test_a_picture_is_found_however_its_accents_are_written(tmp_path: Path) -> N
     assert (reader[0].images, reader[1].images) == ((encoded_image(1),), (encoded_image(0),))
     with pytest.raises(UserError, match="does not exist"):
         JsonReader(write_jsonl(tmp_path / "b.jsonl", [turn("<img>caf\u00e8.png</img>")]), "dialogue")
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+
+
+def test_the_conversion_in_the_docs_reads_llava(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]
+    samples = [
+        {"id": "1", "image": "a.png", "conversations": said},
+        {"id": "2", "conversations": turn("Hi")["conversations"]},
+    ]
+    (tmp_path / "llava.json").write_text(json.dumps(samples))
+    (tmp_path / "a.png").write_bytes(encoded_image(0))
+    with pytest.raises(UserError, match="2 samples cannot be used"):
+        JsonReader(tmp_path / "llava.json", "caption")
+    [code] = re.findall(r"```python\n(import json\n.*?)```", DOCS, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    reader = JsonReader("train.jsonl", "dialogue")
+    assert [len(reader[k].images) for k in range(2)] == [1, 0]
+    pieces = training_pieces(reader[0])
+    assert "".join(str(p.value) for p in pieces if p.supervised and p.kind == "text") == "\n\nA dog.\n"
+
+
+def test_the_examples_in_the_docs_are_read(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "images/dog.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded_image(0))
+    blocks = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)
+    (tmp_path / "conversation.json").write_text(blocks[0])
+    assert len(JsonReader(tmp_path / "conversation.json", "dialogue")) == 1
+    tasks = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr", "text", "dialogue")
+    for task, line in zip(tasks, blocks[1].splitlines(), strict=True):
+        (tmp_path / "one.jsonl").write_text(line)
+        assert JsonReader(tmp_path / "one.jsonl", task)[0].task == task
 
 
 ENTRIES = st.recursive(
