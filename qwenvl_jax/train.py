@@ -22,21 +22,29 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs:
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config and print its tables; allocate nothing.")
 
 
+def read_config() -> Config:
+    """The config that the flags name."""
+    return validate(from_config_dict(Config, dict(_CONFIG.value.items())))
+
+
 def main(argv: list[str]) -> None:
     """Runs what the flags say."""
     with exit_on_user_error():
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-        config = validate(from_config_dict(Config, dict(_CONFIG.value.items())))
         if _DRY_RUN.value:
+            config = read_config()
             if _WORKDIR.value:
                 lineage.check_resumable(_WORKDIR.value, config)
             summary.show(config, check_init(config, missing_ok=True))
             return
         if not _WORKDIR.value:
+            read_config()  # what is wrong with it is said first
             raise UserError("--workdir is missing; name the folder where checkpoints and metrics go")
         distributed.initialize()
-        steps = loop.train(config, _WORKDIR.value)
+        with distributed.together():  # a config that is wrong on one host alone ends all of them
+            config = read_config()
+            steps = loop.train(config, _WORKDIR.value)
     if steps < config.train.steps:
         sys.exit(EXIT_CODE)
 

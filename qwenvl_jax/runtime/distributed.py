@@ -3,47 +3,113 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
 import socket
+import sys
+import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
 from etils import epath
 from jax._src import distributed as _jax_distributed
 
-from qwenvl_jax.runtime import errors
+from qwenvl_jax.runtime import errors, rollcall
+from qwenvl_jax.runtime.clusters import TPUS, find_place, one_of_several
 from qwenvl_jax.runtime.errors import UserError
 
 _POLL = 2.0  # seconds of one wait for another process; then it is asked again
+_line: rollcall.Line | None = None  # to process 0, where there are several
 _calls = itertools.count()  # exchanges so far: all processes make the same ones in the same order
 
 
-def several_processes(environment: Mapping[str, str]) -> bool:
-    """Whether this process is one of several, as Cloud TPU, Slurm, Open MPI or JAX's own variables say."""
-    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-        return True
-    counts = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
-    return any(environment.get(name, "1") not in ("", "0", "1") for name in counts)
-
-
 def initialize() -> None:
-    """Connects to the other processes if there are any; call it before anything touches a device.
+    """Joins the other processes of the run if there are any; call it before anything touches a device.
 
-    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are used when all are set; otherwise JAX asks
-    the cluster it finds itself on.
+    `clusters.find_place` says who they are, `rollcall.call` waits until all are there: at most `patience()` seconds.
+
+    Raises:
+      UserError: if this process cannot tell whether it is alone, or the others do not come.
     """
-    if not several_processes(os.environ):
+    global _line
+    if _line is not None:
         return
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    if all(name in os.environ for name in names):
-        address, count, index = (os.environ[name] for name in names)
-        jax.distributed.initialize(address, int(count), int(index))
-    else:
-        jax.distributed.initialize()
+    seconds = patience()
+    place = find_place(os.environ, seconds)
+    if place is None:
+        return
+    _line = rollcall.call(place, seconds)
+    jax.distributed.initialize(
+        place.address,
+        place.count,
+        place.index,
+        local_device_ids=place.devices,
+        cluster_detection_method="deactivate",  # it has been asked
+        initialization_timeout=int(seconds) + 1,
+    )
+
+
+def patience() -> float:
+    """Seconds for which processes wait for one another at the start: `QWENVL_JOIN_SECONDS`, default 60."""
+    text = os.environ.get("QWENVL_JOIN_SECONDS", "60")
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise UserError(f"QWENVL_JOIN_SECONDS is {text!r}; give whole seconds from 1 on")
+    return float(text)
+
+
+def alone(tool: str) -> None:
+    """Refuses to run a tool of one process as one of several, where it would wait for the others or write over them.
+
+    Raises:
+      UserError: if a launcher or a TPU slice has several processes and this is one of them.
+    """
+    if said_by := one_of_several(os.environ):
+        raise UserError(
+            f"{tool} works as one process, but this is one of several ({said_by}); start it once, on a machine of its "
+            "own, without a launcher"
+            + (
+                ", or without this slice's TPU (JAX_PLATFORMS=cpu)"
+                if said_by in TPUS
+                else ", or set JAX_NUM_PROCESSES=1"
+            )
+        )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends all processes of the run, within seconds and with one sentence, should the block fail on one of them.
+
+    The process that fails ends here: to unwind further could mean to wait for the others, who are gone by then.
+    """
+    if _line is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        text, code = io.StringIO(), 1
+        try:
+            with contextlib.redirect_stderr(text), errors.exit_on_user_error():
+                raise
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+            sentence = text.getvalue().strip().removeprefix("error: ")
+        except BaseException:
+            if cause := _line.cause():
+                text.write(f"error: {cause[0]}\n")
+                code = cause[1]
+            else:
+                traceback.print_exc(file=text)
+            sentence = f"{type(error).__name__}: {str(error).strip() or 'no message'}; its own output has more"
+        print(text.getvalue(), end="", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        _line.fail(" ".join(sentence.split()), code)
+        os._exit(code)
+    _line.done()
 
 
 def process_index() -> int:

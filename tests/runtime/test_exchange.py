@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import joined, run
+from processes import Parent, joined
 
 from qwenvl_jax.runtime import distributed
 from qwenvl_jax.runtime.errors import UserError
@@ -20,7 +20,7 @@ me = distributed.process_index()
 """
 
 
-def test_one_process_asks_and_all_are_told() -> None:
+def test_one_process_asks_and_all_are_told(parent: Parent) -> None:
     code = JOIN + (
         "asked = []\n"
         "def ask():\n"
@@ -31,7 +31,7 @@ def test_one_process_asks_and_all_are_told() -> None:
         "import jax.extend.backend, jax._src.xla_bridge as bridge\n"
         "print(json.dumps([first, len(second), asked, bridge.backends_are_initialized()]))\n"
     )
-    ended = run(code, joined(3))
+    ended = parent.run(code, joined(3))
     told = {"step": 30, "names": ["a", "ü"], "none": None, "by": 0}
     for index, one in enumerate(ended):
         assert one.code == 0, one.err
@@ -42,15 +42,15 @@ def test_one_process_asks_and_all_are_told() -> None:
     ("error", "sentence", "code"),
     [("UserError('no such bucket')", "error: no such bucket\n", 2), ("KeyError('x')", "ended with KeyError: 'x'", 2)],
 )
-def test_an_error_of_process_0_is_everybodys(error: str, sentence: str, code: int) -> None:
+def test_an_error_of_process_0_is_everybodys(parent: Parent, error: str, sentence: str, code: int) -> None:
     source = JOIN + (f"def ask():\n    raise {error}\nwith exit_on_user_error():\n    distributed.from_primary(ask)\n")
-    first, *others = run(source, joined(3))
+    first, *others = parent.run(source, joined(3))
     assert first.code != 0
     for one in others:
         assert one.code == code and sentence in one.err, one
 
 
-def test_the_process_that_differs_is_named_to_all() -> None:
+def test_the_process_that_differs_is_named_to_all(parent: Parent) -> None:
     source = JOIN + (
         "facts = {'the code': 'abc', 'the config': 'c1'}\n"
         "if me == 2:\n"
@@ -59,7 +59,7 @@ def test_the_process_that_differs_is_named_to_all() -> None:
         "    distributed.agree({'the code': 'abc'})\n"
         "    distributed.agree(facts)\n"
     )
-    ended = run(source, joined(3))
+    ended = parent.run(source, joined(3))
     for one in ended:
         assert one.code == 2, one
         assert "error: process 2 differs from process 0 in the config: c2 there, c1 here" in one.err
@@ -75,7 +75,7 @@ def test_one_process_alone_just_asks() -> None:
         distributed.from_primary(refuse)
 
 
-def test_values_are_gathered_on_process_0_without_a_device() -> None:
+def test_values_are_gathered_on_process_0_without_a_device(parent: Parent) -> None:
     source = JOIN + (
         "found = [distributed.gather({'me': me, 'text': 'x' * size}) for size in (0, 1, 77, 3_000_000)]\n"
         "import jax._src.xla_bridge as bridge, jax._src.distributed as inner\n"
@@ -83,13 +83,13 @@ def test_values_are_gathered_on_process_0_without_a_device() -> None:
         "print(json.dumps([[[one['me'], len(one['text'])] for one in each] for each in found]))\n"
         "assert not left and not bridge.backends_are_initialized()\n"
     )
-    for index, one in enumerate(run(source, joined(3))):
+    for index, one in enumerate(parent.run(source, joined(3))):
         assert one.code == 0, one.err
         everybody = range(3) if index == 0 else [index]
         assert json.loads(one.out) == [[[me, size] for me in everybody] for size in (0, 1, 77, 3_000_000)]
 
 
-def test_a_folder_that_is_not_shared_is_noticed_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_shared_is_noticed_and_left_as_it_was(parent: Parent, tmp_path: Path) -> None:
     source = JOIN + (
         "from etils import epath\n"
         "folder = epath.Path(sys.argv[1] if me < 2 else sys.argv[2])\n"
@@ -100,7 +100,7 @@ def test_a_folder_that_is_not_shared_is_noticed_and_left_as_it_was(tmp_path: Pat
     shared = tmp_path / "shared"
     shared.mkdir()
     names = (str(tmp_path / "a" / "b"), str(tmp_path / "c"), str(shared))
-    ended = run(source, joined(3), *names)
+    ended = parent.run(source, joined(3), *names)
     for one in ended:
         assert one.code == 2 and "error: " in one.err and "is another folder on process 2 (host" in one.err, one
     assert [path.name for path in tmp_path.rglob("*")] == ["shared"]
