@@ -155,6 +155,7 @@ def test_1000_is_the_far_edge_wherever_a_place_is_read() -> None:
     [(_, [quad])] = tags.parse_quads("<ref>it</ref><quad>(0,0),(1000,0),(1000,1000),(0,1000)</quad>")
     assert quad == ((0, 0), (1000, 0), (1000, 1000), (0, 1000))
     assert tags.read_points("(12,5),(1000,990)", 2) == [12, 5, 1000, 990]
+    assert tags.read_points(" ( 12, 5 )\n,\u3000(1000,990) ", 2) == [12, 5, 1000, 990]
     for other in ("(12,5),(1001,990)", "(12,5),(0999,990)", "(-1,5),(9,9)", "(1.5,5),(9,9)", "(１,5),(9,9)", "(1,5)"):
         assert tags.read_points(other, 2) is None
 

@@ -203,6 +203,45 @@ def test_pictures_of_one_name_never_get_one_anothers_caption(tmp_path: Path) -> 
     assert [(reader[k].images[0], reader[k].content["caption"]) for k in (0, 2)] == [(red, "one"), (blue, "two")]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.sampled_from("abc"), st.sampled_from(["png txt", "txt png", "png json", "png"])), max_size=5
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_every_picture_has_its_own_caption_or_is_counted(
+    tmp_path_factory: pytest.TempPathFactory, archives: list[list[tuple[str, str]]]
+) -> None:
+    """Whatever the names, in shards joined of several archives."""
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    pictures, joined = [], b""
+    for archive in archives:
+        members = []
+        for key, suffixes in archive:
+            number = len(pictures)
+            pictures.append(encoded_image(number))
+            payloads = {
+                "png": pictures[-1],
+                "txt": b"%d" % number,
+                "json": json.dumps({"caption": str(number)}).encode(),
+            }
+            members += [(f"{key}.{suffix}", payloads[suffix]) for suffix in suffixes.split()]
+        joined += write_tar(path, members).read_bytes()
+    path.write_bytes(joined)
+    try:
+        reader = TarReader(path)
+    except UserError as error:
+        assert "no sample with an image and a caption" in str(error)
+        return
+    for record in (reader[k] for k in range(len(reader))):
+        assert record.images[0] == pictures[int(record.content["caption"])]
+    assert len(reader) + reader.left_out["no_caption"] + reader.left_out["repeated"] == len(pictures)
+
+
 @pytest.mark.parametrize(
     ("names", "counts", "first"),
     [
