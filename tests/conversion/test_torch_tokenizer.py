@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from qwenvl_jax.config import TokenizerConfig
 from qwenvl_jax.conversion.torch_model.qwen_generation_utils import DEFAULT_SYSTEM, MAX_WINDOW, make_context
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.examples import tokenize_pieces
 from qwenvl_jax.data.formats import chat_pieces
 from qwenvl_jax.data.tokenizer import SPLIT_PATTERN, load_tokenizer, packaged_qwen_vocabulary
@@ -140,6 +141,23 @@ def test_a_chat_is_written_as_in_training(pairs):
         )
         assert found == expected and not dropped
     assert make_context(pairs[0][0], "hi", [], DEFAULT_SYSTEM, MAX_WINDOW) == (CHAT_IDS, 0)
+
+
+WORDS = ["a ", "\n", "é", "<|im_end|>", "<ref>it</ref>", "<ref></ref>", "<box>(1,2),(3,999)</box>"]
+WORDS += ["<box>(x1,y1),(x2,y2)</box>", "<quad>(0,0),(9,0),(9,9),(0,9)</quad>", "(1,2)", '<ref name="a">', "<image"]
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map("".join))
+@settings(deadline=None, max_examples=80)
+def test_a_prompt_with_tags_has_the_same_ids_in_training_chat_and_release(pairs, text):
+    typed = chat_pieces([{"role": "user", "parts": prompt_parts(text)}], open_end=True)
+    said = [{"from": "user", "value": text}, {"from": "assistant", "value": "."}]
+    content, _ = parse_conversation(said)
+    taught = chat_pieces(content["turns"], sizes=content["sizes"])[:-3]  # without the answer and what ends it
+    for theirs, ours in pairs:
+        found, _ = make_context(theirs, text, [], DEFAULT_SYSTEM, MAX_WINDOW)
+        for pieces in (typed, taught):
+            assert tokenize_pieces(pieces, ours, theirs.image_slots).tokens_L.tolist() == found
 
 
 def test_a_path_becomes_its_bytes_and_comes_back(qwen, small):
