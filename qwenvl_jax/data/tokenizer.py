@@ -25,7 +25,7 @@ from etils import epath
 
 from qwenvl_jax.config import TokenizerConfig
 from qwenvl_jax.data import tags
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 # Words, single digits, punctuation and white space (released tokenization_qwen.py).
@@ -277,10 +277,10 @@ def parse_ranks(payload: bytes, path: epath.PathLike) -> dict[bytes, int]:
 
 
 def _read(path: epath.PathLike, remedy: str) -> bytes:
-    path = epath.Path(path)
-    if not path.exists() or path.is_dir():
-        raise UserError(f"the vocabulary {path} does not exist; {remedy}")
-    return path.read_bytes()
+    try:
+        return storage.read_bytes(storage.path(path))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"the vocabulary {path} does not exist; {remedy}") from None
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: epath.PathLike) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from qwenvl_jax.checkpoint import lineage, restore
 from qwenvl_jax.checkpoint.manager import Manager, save_frozen
 from qwenvl_jax.evaluation import sweep as module
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
@@ -96,3 +98,25 @@ def test_the_chat_takes_a_step(run, config, tiny_data):
     newest, third = said(), said("--step=3")
     assert f"step 40 of {run}" in newest and f"step 3 of {run}" in third
     assert "error: " in said("--step=4") and "no checkpoint of step 4" in said("--step=4")
+
+
+def test_a_home_in_any_path_is_found(run, config, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").symlink_to(tiny_data)
+    at_home = settings(config, "~/run", Path("~/data"), "~/output")
+    tokenizer = dataclasses.replace(config.tokenizer, path="~/data/tiny.model")
+    scores = sweep(dataclasses.replace(at_home, tokenizer=tokenizer))
+    assert json.loads((tmp_path / "output/scores.json").read_text()) == scores
+    assert write_report("~/output") == storage.path(tmp_path / "output/report.html")
+
+
+def test_a_damaged_checkpoint_is_said_in_one_sentence(run, config, tiny_data, tmp_path):
+    """With the step that could be named instead, which then is evaluated."""
+    for path in (run / "checkpoints/40/params").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(
+        UserError, match=r"checkpoint of step 40 of .* is damaged .*; the newest whole one is of step 3"
+    ):
+        sweep(settings(config, run, tiny_data, tmp_path / "output"))
+    assert not (tmp_path / "output/scores.json").exists()
+    sweep(settings(config, run, tiny_data, tmp_path / "output", step=3))

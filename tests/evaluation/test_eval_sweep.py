@@ -126,6 +126,7 @@ def test_charts():
     assert nice_ticks(3.0, 3.0, 4)[0] <= 3.0 <= nice_ticks(3.0, 3.0, 4)[-1]
     assert running_mean([1.0, 2.0, 6.0], 1) == [1.5, 3.0, 4.0]
     assert [short(v) for v in (0, 1500, 0.25, 2e-4)] == ["0", "1500", "0.25", "2e-4"]
+    assert [short(v) for v in (0.0, float("nan"), float("inf"))] == ["0", "nan", "inf"]
     assert "nan" not in line_chart([0, 1, 2], [1.0, float("nan"), 2.0], color="red")
     assert "too few" in line_chart([0], [1.0], color="red")
 

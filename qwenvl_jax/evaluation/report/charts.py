@@ -83,8 +83,8 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 def short(value: float) -> str:
     """A number as an axis shows it: 1500, 0.25, 2e-4."""
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
     if 0.001 <= abs(value) < 100_000:
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.1e}".split("e")

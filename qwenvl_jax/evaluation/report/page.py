@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from typing import Any
 
 from etils import epath
@@ -154,7 +155,11 @@ def _training(config: EvalConfig) -> str:
             values = [row.get(key, float("nan")) for row in rows]
             name = html.escape(_readable(item.name))
             chart = line_chart(steps, values, color=color, smooth=smooth, label=f"{name}: {title}")
-            note = f"last {values[-1]:.3f}" if key == "loss" else f"peak {short(max(values))}"
+            note = (
+                f"last {values[-1]:.3f}"
+                if key == "loss"
+                else f"peak {short(max(filter(math.isfinite, values), default=math.nan))}"
+            )
             cards.append(
                 f'<div class="card chart"><h3>{name} <span class="soft">{title}, {note}</span></h3>{chart}</div>'
             )
