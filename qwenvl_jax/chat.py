@@ -22,7 +22,7 @@ from qwenvl_jax.data.image import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.evaluation.report.pictures import draw_boxes
-from qwenvl_jax.runtime import commandline, log, storage
+from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, exit_on_user_error
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, best of stage 3.")
@@ -159,6 +159,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
         if not _WORKDIR.value:
             raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
+        distributed.alone("a chat")
         wanted = None if _STEP.value < 0 else _STEP.value
         params, config, step = restore.load_params(_WORKDIR.value, step=wanted)
         conversation = Conversation(params, config, load_tokenizer(config.tokenizer), max_new=_MAX_NEW.value)

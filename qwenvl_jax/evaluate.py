@@ -14,7 +14,7 @@ from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation import config as eval_config
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
-from qwenvl_jax.runtime import commandline
+from qwenvl_jax.runtime import commandline, distributed
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 _CONFIG = commandline.define_config("What to evaluate; see configs/quickstart/eval.py.")
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
         values = _CONFIG.value
         if _OUTPUT.value:
             values.output = _OUTPUT.value
+        distributed.alone("an evaluation")
         sweep(eval_config.validate(from_config_dict(eval_config.EvalConfig, values)))
 
 

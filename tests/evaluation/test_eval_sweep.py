@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import os
 import re
 import subprocess
 import sys
@@ -138,3 +139,18 @@ def test_a_wrong_command_ends_with_one_sentence(tmp_path):
     )  # fmt: skip
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1 and run.stderr.startswith("error: ") and "evaluation.json" in run.stderr
+
+
+@pytest.mark.parametrize("tool", ["evaluate", "chat"])
+def test_one_process_among_several_does_not_wait_for_the_others(tool, tmp_path):
+    """Not even on a host whose launcher has made it the second of two."""
+    flag = {"evaluate": "--config=configs/quickstart/eval.py", "chat": f"--workdir={tmp_path}"}[tool]
+    several = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:9", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", f"qwenvl_jax.{tool}", flag],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **several},
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1 and "works as one process, but this is one of several" in run.stderr
