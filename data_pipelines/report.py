@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from qwenvl_jax.data import records
+from qwenvl_jax.data.image import decode_image
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
@@ -55,8 +56,8 @@ def contact_sheet(rows: Sequence[Sequence[Record]]) -> Image.Image:
 
 def annotated(record: Record) -> Image.Image:
     """The record's first picture, twice as large, with its boxes and quads."""
-    with Image.open(io.BytesIO(record.images[0])) as image:
-        picture = image.convert("RGB").resize((image.width * _SCALE, image.height * _SCALE))
+    image = decode_image(record.images[0])
+    picture = image.resize((image.width * _SCALE, image.height * _SCALE))
     draw = ImageDraw.Draw(picture)
     for index, corners in enumerate(_shapes(record)):
         points = [(x * _SCALE, y * _SCALE) for x, y in corners]

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.sources.apt import SourceUnavailable, fetch_package
+from qwenvl_jax.data.image import FORMATS
 
 PACKAGE = "lomiri-wallpapers-16.04"
 PATTERNS = ("usr/share/backgrounds/*.jpg", f"usr/share/doc/{PACKAGE}/copyright")
@@ -69,7 +70,7 @@ def scale_views(images: Sequence[np.ndarray], scene_px: int) -> list[np.ndarray]
 
 
 def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image.draft("RGB", (2 * STORED_SHORT_SIDE, 2 * STORED_SHORT_SIDE))
         rgb = image.convert("RGB")
         scale = min(1.0, STORED_SHORT_SIDE / min(rgb.size))

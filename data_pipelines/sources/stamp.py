@@ -41,5 +41,5 @@ def load_rgba(stamp: RawStamp) -> np.ndarray:
     """The picture as [H, W, 4] uint8, straight (not premultiplied) alpha."""
     if stamp.pixels_HWC is not None:
         return stamp.pixels_HWC
-    with Image.open(stamp.path) as image:
+    with Image.open(stamp.path, formats=FORMATS) as image:
         return np.asarray(image.convert("RGBA"))

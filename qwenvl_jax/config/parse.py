@@ -24,9 +24,11 @@ def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "confi
       UserError: on an unknown or missing key (naming the nearest valid one) or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
+    if not hasattr(values, "items"):
+        raise UserError(f"{path} must be a group of keys, not {_shown(values)}")
     for key in values:
-        if key not in hints:
-            raise UserError(f"{path} has no key {key!r}{nearest(key, hints)}")
+        if not isinstance(key, str) or key not in hints:
+            raise UserError(f"{path} has no key {_shown(key)}{nearest(str(key)[:100], hints)}")
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     missing = [field.name for field in fields if field.name not in values and field.default is dataclasses.MISSING]
     if missing:
@@ -37,18 +39,27 @@ def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "confi
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping) and not hasattr(value, "items"):
-            raise UserError(f"{path} must be a group of keys, not {value!r}")
+            raise UserError(f"{path} must be a group of keys, not {_shown(value)}")
         return from_config_dict(typing.cast(type, hint), dict(value.items()), path)
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise UserError(f"{path} must be a sequence, not {value!r}")
+            raise UserError(f"{path} must be a sequence, not {_shown(value)}")
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, v, f"{path}[{i}]") for i, v in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000:
         return float(value)
     if type(value) is not hint:
-        raise UserError(f"{path} must be {hint.__name__}, not {value!r}")
+        raise UserError(f"{path} must be {hint.__name__}, not {_shown(value)}")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value in a message, however long or deep it is."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # lists in lists, or a number of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}.."
 
 
 def to_dict(config: Any) -> dict[str, Any]:

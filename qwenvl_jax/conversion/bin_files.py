@@ -58,7 +58,7 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
         raise UserError(
             f"{path} holds more than tensors, which would run code when read; save its state_dict alone"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError):
+    except (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError):
         raise UserError(f"{path} is not a whole PyTorch checkpoint; copy it again") from None
     found = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(found, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):

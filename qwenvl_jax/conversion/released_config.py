@@ -5,6 +5,7 @@ Source: the released Qwen-VL and Qwen-VL-Chat files; a full-size model gives the
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -172,9 +173,10 @@ def model_from_released(content: Mapping[str, Any], where: str) -> ModelConfig:
                 dynamic_ntk=bool(content["use_dynamic_ntk"]),
             ),
         )
+        model = config_lib.from_config_dict(ModelConfig, dataclasses.asdict(model), where)
     except KeyError as error:
         raise UserError(f"{where} lacks the key {error}; it is not the config of a Qwen-VL release") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{where} has a value of the wrong kind ({error}); it is not the config of a release") from None
     if visual["output_dim"] != model.decoder.width:
         raise UserError(f"{where}: visual.output_dim {visual['output_dim']} is not hidden_size {model.decoder.width}")

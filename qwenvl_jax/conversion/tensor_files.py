@@ -107,7 +107,7 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist, although the release names it; copy the release again") from None
-    except (ValueError, struct.error) as error:
+    except (ValueError, struct.error, RecursionError) as error:
         raise UserError(f"{path} is not a safetensors file ({error}); copy it again") from None
     tensors = {}
     try:
@@ -126,7 +126,7 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
             if 8 + length + end > total:
                 raise UserError(f"{path} ends in the middle of {name}: the file is cut short; copy it again")
             tensors[name] = Stored(path, dtype, shape, 8 + length + start, 8 + length + end)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the header of {path} is damaged ({error}); copy it again") from None
     return tensors
 

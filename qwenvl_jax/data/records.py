@@ -359,4 +359,28 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
     manifest = artifacts.read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION or "splits" not in manifest:
         raise UserError(f"{folder / MANIFEST} is not a manifest of version {MANIFEST_VERSION}; build the folder again")
+    splits = manifest["splits"]
+    if not isinstance(splits, dict) or not all(map(_is_summary, splits.values())):
+        raise UserError(f"{folder / MANIFEST} is damaged; copy it or build the folder again")
     return manifest
+
+
+def _is_summary(summary: Any) -> bool:
+    """Whether this is what `_split_summary` writes, as far as it is read again."""
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and 0 <= value < 1 << 63
+
+    def is_shard(shard: Any) -> bool:
+        texts = (shard.get("file"), shard.get("sha256")) if isinstance(shard, dict) else (None,)
+        if not all(isinstance(text, str) and text for text in texts):
+            return False
+        return not set(shard["file"]) & set("/\0") and is_count(shard.get("records")) and is_count(shard.get("bytes"))
+
+    return (
+        isinstance(summary, dict)
+        and is_count(summary.get("records"))
+        and all(isinstance(summary.get(key), dict) for key in _TALLIES)
+        and isinstance(summary.get("shards"), list)
+        and all(map(is_shard, summary["shards"]))
+    )

@@ -11,7 +11,9 @@ from etils import epath
 
 from qwenvl_jax.data.records import FEATURES, MANIFEST, decode_record, read_manifest, split_digest, tfds_features
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.runtime.errors import UserError, nearest
+from qwenvl_jax.data.shards import Shards
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import StorageError, UserError, nearest
 
 PREFIX = "tfds:"
 _FORM = re.compile(r"tfds:(?P<name>\w+)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?(@(?P<folder>.+))?")
@@ -33,12 +35,26 @@ class TfdsReader:
     """
 
     def __init__(self, name: str, task: str, split: str = "train"):
-        from tensorflow_datasets.core import decode, read_only_builder, registered
-
         self._name, self._task = name, task
         match = _FORM.fullmatch(name)
         if match is None:
             raise UserError(f"{name!r} is not of the form tfds:NAME[/CONFIG][:VERSION][@FOLDER]; correct it")
+        try:
+            self._source, self._digest = self._open(match, split)
+        except (UserError, StorageError, MemoryError):
+            raise
+        except Exception as error:  # TFDS parses its files with several libraries, which raise what they like
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(f"what TFDS keeps of {name} cannot be understood ({why}); prepare it again") from None
+        if not len(self):
+            raise UserError(f"{name} holds no records in {split!r}")
+        self._look()
+
+    def _open(self, match: re.Match[str], split: str) -> tuple[Shards, str]:
+        """The shards of a split, and the digest of what they hold."""
+        from tensorflow_datasets.core import read_only_builder, registered
+
+        name = self._name
         given = {"config": match["config"], "version": match["version"], "data_dir": match["folder"]}
         arguments: dict[str, Any] = {key: value for key, value in given.items() if value}
         try:
@@ -57,12 +73,27 @@ class TfdsReader:
             raise UserError(
                 f"{name} has no split {split!r}, only {', '.join(info.splits)}{nearest(split, info.splits)}"
             )
-        self._digest = _digest(builder.data_dir, info.splits[split])
+        found_split = info.splits[split]
+        paths, counts = found_split.filepaths, [int(count) for count in found_split.shard_lengths]
+        there = storage.sizes(builder.data_dir)
+        for path in paths:
+            if path.name not in there:
+                raise UserError(f"{path} is missing although {name} lists it; prepare it again")
+        if len(paths) != len(counts) or min(counts, default=0) < 0:
+            raise UserError(f"{name} lists {len(paths)} shards and counts {counts[:9]} of records; prepare it again")
         # The bytes themselves, because images stay encoded until their row is known.
-        self._source = builder.as_data_source(split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
-        if not len(self):
-            raise UserError(f"{name} holds no records in {split!r}")
-        self[0]  # says at once what is wrong with all of them
+        return Shards(paths, counts), _digest(builder.data_dir, found_split)
+
+    def _look(self) -> None:
+        """Says at once what is wrong with all records. One that is damaged is counted when it is drawn."""
+        errors = []
+        for index in sorted({0, len(self) // 2, len(self) - 1}):
+            try:
+                self[index]
+                return
+            except UserError as error:
+                errors.append(error)
+        raise errors[0]
 
     def __len__(self) -> int:
         return len(self._source)

@@ -160,7 +160,8 @@ class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model file with byte fallback; the special tokens follow its pieces."""
 
     def __init__(self, model: bytes, extras: int = 0):
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model)  # not an argument above, where b"" would mean none
         size = self._processor.vocab_size()
         self._pieces = [self._piece_bytes(k) for k in range(size)]
         self._space_bytes = [self._processor.piece_to_id(f"<0x{value:02X}>") for value in _SPACE.encode()]
@@ -205,8 +206,10 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
             raise UserError("config.tokenizer.path is empty; name the .model file that train_sentencepiece wrote")
         payload = _read(config.path, "write it with train_sentencepiece or correct config.tokenizer.path")
         try:
-            return SentencePieceTokenizer(payload)
-        except RuntimeError as error:
+            tokenizer = SentencePieceTokenizer(payload)
+            tokenizer.decode(tokenizer.encode("A dog, 12 birds\n一只猫 été"))
+            return tokenizer
+        except (RuntimeError, LookupError, ValueError) as error:
             raise UserError(f"{config.path} is not a SentencePiece model; correct config.tokenizer.path") from error
     if config.kind != "qwen":
         raise UserError(f"config.tokenizer.kind is {config.kind!r}; choose qwen or sentencepiece")

@@ -74,5 +74,5 @@ def read_json(path: epath.PathLike) -> Any:
         return json.loads(storage.read_bytes(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except ValueError as error:  # JSON's own, and that of bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # JSON's own, and that of bytes that are no UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); write it again") from None

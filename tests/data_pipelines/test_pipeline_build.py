@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -22,6 +21,8 @@ from data_pipelines.settings import QuickstartSettings
 from data_pipelines.write_records import make_records, shard_count, write_shards
 from qwenvl_jax.config import TokenizerConfig
 from qwenvl_jax.data import formats
+from qwenvl_jax.data.image import decode_image
+from qwenvl_jax.data.record_content import stated_sizes
 from qwenvl_jax.data.records import RecordReader
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.data.tokenizer import load_tokenizer
@@ -60,9 +61,9 @@ def test_every_record_can_be_written_out_and_tokenised(built: Path) -> None:
                 pieces = formats.training_pieces(record)
                 texts = [str(piece.value) for piece in pieces if piece.kind == "text"]
                 assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
-                for payload in record.images:
-                    with Image.open(io.BytesIO(payload)) as image:
-                        assert image.size == (100, 100) and image.format == "JPEG"
+                for payload, stated in zip(record.images, stated_sizes(record), strict=True):
+                    assert decode_image(payload, stated=stated).size == (100, 100)
+                    assert payload.startswith(b"\xff\xd8") and stated in (None, (100, 100))
 
 
 def test_coordinates_are_multiples_of_ten(built: Path) -> None:
