@@ -106,7 +106,7 @@ def test_one_damaged_record_does_not_close_a_tfds_data_set(tmp_path: Path) -> No
     shard.write_bytes(payload)
     reader = TfdsReader(f"tfds:records:1.0.0@{tmp_path}", "text")
     assert reader[1] == records[1]
-    with pytest.raises(UserError, match="record 0: .*damaged"):
+    with pytest.raises(UserError, match=r"record 0: .*damaged"):
         reader[0]
     shard.unlink()
     with pytest.raises(UserError, match="is missing although"):
@@ -140,7 +140,7 @@ def test_a_release_whose_config_has_values_of_another_kind(change: dict[str, Any
     model = from_config_dict(ModelConfig, models.tiny().to_dict())
     content = released_config(model, image_size=56, image_start_id=0, dtype="float32")
     assert dataclasses.replace(model_from_released(content, "c"), name=model.name) == model
-    with pytest.raises(UserError, match="c has a value of the wrong kind|must be"):
+    with pytest.raises(UserError, match=r"c has a value of the wrong kind|must be"):
         model_from_released({**content, "visual": {**content["visual"], **change}}, "c")
 
 

@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from qwenvl_jax.data.image import FORMATS
+
 
 @dataclasses.dataclass(frozen=True)
 class RawStamp:
