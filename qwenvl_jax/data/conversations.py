@@ -83,7 +83,7 @@ def _said(turn: dict[str, Any]) -> tuple[str, str]:
     if turn.keys() != _KEYS or not all(isinstance(value, str) for value in turn.values()):
         renamed = ', which "role" and "content" may be renamed to' if {"role", "content"} <= turn.keys() else ""
         has = ", ".join(turn) or "none"
-        raise UserError(f'a turn has the keys {has}; it needs the texts "from" and "value"{renamed} and nothing else')
+        raise UserError(f'a turn has the keys {has}; it needs the texts "from" and "value"{renamed}, and nothing else')
     role = turn["from"]
     if role != "system" and role not in _ROLES:
         raise UserError(f"a turn is from {role!r}; use 'user' or 'assistant'{nearest(role, _ROLES)}")

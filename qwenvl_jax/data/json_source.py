@@ -85,7 +85,8 @@ class JsonReader:
             except UserError as error:
                 self.corrupt += 1
                 if len(wrong) < NAMED:
-                    wrong.append(f"line {self._entries[index][0]}: {error}")
+                    same = wrong and wrong[0].endswith(f": {error}")
+                    wrong.append(f"line {self._entries[index][0]}: {'the same' if same else error}")
         self._judge(wrong, max_corrupt_share)
 
     def _check_entry(self, index: int, found: dict[str, bool]) -> None:
@@ -103,11 +104,13 @@ class JsonReader:
     def _judge(self, wrong: Sequence[str], share: float) -> None:
         """Refuses the file if too much of it cannot be used, and says what is left out or ignored."""
         total, more = len(self), f"; {'; '.join(wrong[1:])}" if wrong[1:] else ""
+        if self.corrupt == total == 1:
+            raise UserError(f"{self.path}, {wrong[0]}")
         if self.corrupt == total or self.corrupt > allowed(share, total):
-            many = f" ({self.corrupt:,} of {total:,} samples cannot be used{more})" if total > 1 else ""
             step = "mend or remove them" if self.corrupt > 1 else "mend or remove it"
             limit = f", or raise config.data.max_corrupt_share above {share:g}" if self.corrupt < total else ""
-            raise UserError(f"{self.path}, {wrong[0]}{many}; {step}{limit}")
+            many = f"{self.corrupt:,} of {total:,} samples cannot be used{more}"
+            raise UserError(f"{self.path}, {wrong[0]} ({many}); {step}{limit}")
         if wrong:
             log.line(f"{self.path}: {self.corrupt:,} of {total:,} samples cannot be used: {'; '.join(wrong)}")
         if self.ignored:

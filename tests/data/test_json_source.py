@@ -369,6 +369,14 @@ def test_a_file_of_which_nothing_can_be_used_is_refused_whatever_the_share(tmp_p
         JsonReader(path, "vqa", 1.0)
 
 
+def test_one_mistake_all_over_is_told_once(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [turn("the <img> tag")] * 5 + [turn("</ref>")])
+    with pytest.raises(
+        UserError, match=r"line 1: <img> is not .*\(6 of 6 samples cannot be used; line 2: the same; line 3"
+    ):
+        JsonReader(path, "dialogue")
+
+
 def test_damaged_bytes_spoil_their_own_item_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b'[{"text": "a"},\n{"text": "\xff"},\n{"text": "\xc3\xa9"}]')
