@@ -31,10 +31,10 @@ def split_entries(path: epath.Path, payload: bytes) -> list[tuple[int, bytes]]:
         raise UserError(f"{path} is compressed; unpack it with gunzip")
     if payload.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git-LFS pointer, not the file itself; fetch that with `git lfs pull`")
-    first = payload.lstrip(_SPACE)[:1]
-    if first == b"[":
+    first, lines_expected = payload.lstrip(_SPACE)[:1], path.suffix.lower() == ".jsonl"
+    if first == b"[" and not (lines_expected and _has_lines(payload)):
         entries = list(_items(path, payload))
-    elif path.suffix == ".jsonl" or (first == b"{" and _has_lines(payload)):
+    elif lines_expected or (first == b"{" and _has_lines(payload)):
         entries = list(_lines(payload))
     else:
         raise UserError(_other_form(path, payload))
@@ -65,11 +65,11 @@ def _lines(payload: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _has_lines(payload: bytes) -> bool:
-    """Whether several lines have something in them, and the first of those is an object by itself."""
+    """Whether several lines have something in them, and the first of those is whole by itself."""
     lines = _lines(payload)
     try:
-        parse_entry(next(lines)[1])
-    except UserError:
+        json.loads(next(lines)[1])
+    except (ValueError, RecursionError):
         return False
     return next(lines, None) is not None
 

@@ -393,6 +393,13 @@ def test_the_form_of_a_file_is_what_it_holds(tmp_path: Path) -> None:
         assert [reader[k].content["text"] for k in range(len(reader))] == ["a", "b"]
 
 
+def test_a_bad_first_line_costs_one_sample(tmp_path: Path) -> None:
+    for bad in ("[]", "[1, {}]", "{", "5", "\ufeff{"):
+        (tmp_path / "a.jsonl").write_text(bad + '\n{"text": "a"}\n{"text": "b"}\n')
+        reader = JsonReader(tmp_path / "a.jsonl", "text", 0.5)
+        assert (len(reader), reader.corrupt, reader[2].content) == (3, 1, {"text": "b"})
+
+
 def test_keys_that_mean_nothing_are_ignored_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extra = {"dataset": "coco", "source_id": 5, "image_id": 7, "clip_score": 0.3, "source": None, "license": None}
     (tmp_path / "a.png").write_bytes(encoded_image(0))
