@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging as standard_logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from absl import logging
 
@@ -58,8 +61,16 @@ def reading(folder: object) -> Iterator[None]:
         raise DamagedError(_reason(error)) from error
 
 
+@functools.cache
 def quiet() -> None:
     """Keeps the tracebacks of Orbax's threads off the terminal: what they raise reaches the caller as well."""
+    shown = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # TensorStore, of a save that has failed already
+            shown(unraisable)
+
+    sys.unraisablehook = show
     logging.get_absl_logger().addFilter(_not_from_orbax)
     standard_logging.getLogger("asyncio").addFilter(_not_of_a_lost_task)
     warnings.filterwarnings("ignore", message=r"coroutine .* was never awaited")

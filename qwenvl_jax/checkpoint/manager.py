@@ -175,10 +175,17 @@ def save_frozen(workdir: epath.PathLike, frozen: Any) -> None:
         handler, args = deferred.handler(), deferred.save_args(frozen)
     else:
         handler, args = ocp.PyTreeCheckpointHandler(), ocp.args.PyTreeSave(frozen)
-    with file_errors_of(folder):
-        distributed.from_primary(lambda: storage.remove(folder))
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(folder, args=args)
+    failures.quiet()
+    try:
+        with file_errors_of(folder):
+            distributed.from_primary(lambda: storage.remove(folder))
+            with ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(folder, args=args)
+    except Exception:
+        if distributed.is_primary():
+            with contextlib.suppress(Exception):  # the space is missed where the disk is full
+                steps.remove_temporary(folder)
+        raise
 
 
 def restore_frozen(workdir: epath.PathLike, frozen: Any) -> Any:

@@ -68,11 +68,12 @@ def sound(source: Source) -> Iterator[None]:
         workdir = source.workdir
         older = (step for step in reversed(finished_steps(workdir)) if step < source.step and _is_whole(source, step))
         whole = next(older, None)
-        advice = "no older one is whole" if whole is None else f"the newest whole one is of step {whole}: name that"
-        raise UserError(
-            f"the checkpoint of step {source.step} of {workdir} is damaged ({error}); {advice}, or copy it again from "
-            "elsewhere"
-        ) from error
+        advice = "no older one is whole: copy it again from elsewhere"
+        if whole is not None:
+            advice = (
+                f"the newest whole one is of step {whole}: name that, or move {source.step} away and train on from it"
+            )
+        raise UserError(f"the checkpoint of step {source.step} of {workdir} is damaged ({error}); {advice}") from error
 
 
 def _is_whole(source: Source, step: int) -> bool:

@@ -81,6 +81,11 @@ def remove(workdir: epath.PathLike, step: int) -> None:
         storage.remove(aside)
 
 
+def remove_temporary(folder: epath.Path) -> None:
+    """Removes what a save into `folder` has left that failed."""
+    storage.remove(folder if storage.is_remote(folder) else folder.with_name(folder.name + _TEMPORARY))
+
+
 def set_aside(workdir: epath.PathLike, step: int) -> str:
     """Gives a damaged checkpoint another name, so that its step can be written again; returns the name."""
     folder, taken = folder_of(workdir, step), set(_names(workdir))
@@ -93,7 +98,7 @@ def set_aside(workdir: epath.PathLike, step: int) -> str:
     if not storage.is_remote(folder):
         folder.rename(target)
         return name
-    files = list(_files(folder))
+    files = list(files_of(folder))
     with ThreadPoolExecutor(_COPIES) as threads:  # copied by the server, object by object
         list(threads.map(lambda file: _copy(file, target / str(file.relative_to(folder))), files))
     _unmark(folder)
@@ -134,11 +139,12 @@ def _unmark(folder: epath.Path) -> None:
     storage.remove(folder / _NOTES)
 
 
-def _files(folder: epath.Path) -> list[epath.Path]:
+def files_of(folder: epath.Path) -> list[epath.Path]:
+    """All files below a folder."""
     found = []
     for name in storage.names(folder):
         path = folder / name
-        found += _files(path) if storage.is_folder(path) else [path]
+        found += files_of(path) if storage.is_folder(path) else [path]
     return found
 
 

@@ -68,10 +68,15 @@ def exit_on_user_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def file_errors_of(path: object) -> Iterator[None]:
-    """Gives errors of the file system their own type again where a C++ library has turned them into texts."""
+    """Gives errors of the file system their own type again where a C++ library has turned them into texts.
+
+    Those that name no file get `path`.
+    """
     try:
         yield
-    except OSError:
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
     except Exception as error:
         for code in (*_FULL, *_FORBIDDEN):
