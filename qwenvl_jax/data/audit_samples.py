@@ -355,9 +355,14 @@ def _notes(numbers: dict[str, Any], data: DataConfig) -> list[str]:
     """What a reader must not overlook, above all what would end the run."""
     notes = []
     total, sources = numbers["total"], numbers["sources"]
-    if total["corrupt"] > data.max_corrupt_share * total["samples"]:
+    bad = [("", total)] if total["corrupt"] > data.max_corrupt_share * total["samples"] else [
+        (f" of source {source.name!r}", own)
+        for own, source in zip(sources, data.mixture, strict=True)
+        if own["corrupt"] > data.max_corrupt_share * own["samples"]
+    ]  # fmt: skip
+    for whose, own in bad:
         notes.append(
-            f"{total['corrupt']} of {total['samples']} samples are corrupt, above config.data.max_corrupt_share "
+            f"{own['corrupt']} of {own['samples']} samples{whose} are corrupt, above config.data.max_corrupt_share "
             f"{data.max_corrupt_share:g}; a run ends over such a share"
         )
     for own, source in zip(sources, data.mixture, strict=True):

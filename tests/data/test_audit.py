@@ -25,12 +25,13 @@ from qwenvl_jax.data.examples import make_example, tokenize_pieces
 from qwenvl_jax.data.formats import Piece, training_pieces
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
-from qwenvl_jax.data.records import RecordReader, write_records
+from qwenvl_jax.data.records import RecordReader, encode_record, write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus, Sample, Stream
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
+from . import damage
 from .record_samples import make_record, with_data
 
 QUERIES = 4
@@ -346,3 +347,38 @@ def test_checksums_are_compared_on_demand(run_config: Config, tmp_path: Path) ->
     shard.write_bytes(payload)
     with pytest.raises(UserError, match="does not have the sha256 of the manifest"):
         audit(config, 5, 0, verify=True)
+
+
+def test_a_small_source_that_cannot_be_read_is_noted(run_config: Config, tmp_path: Path, record_folders: Path) -> None:
+    """Beside a large one, in whose share it would never show."""
+    records = [dataclasses.replace(make_record("caption", k), images=(b"lost",)) for k in range(9)]
+    write_records(tmp_path / "lost", {"train": records}, name="lost")
+    sources = (
+        SourceConfig("good", "caption", str(record_folders / "caption"), 49.0),
+        SourceConfig("lost", "caption", str(tmp_path / "lost"), 1.0),
+    )
+    numbers = audit(with_data(run_config, mixture=sources, max_corrupt_share=0.05), 100, 1).numbers
+    assert [own["corrupt"] for own in numbers["sources"]] == [0, 2]
+    assert numbers["notes"][0].startswith("2 of 2 samples of source 'lost' are corrupt, above")
+
+
+def test_the_audit_counts_what_training_counts(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Damaged records, teaching nothing, of other sizes, and pictures that are none."""
+    good = [make_record("ref_grounding", k) for k in range(40)]
+    payloads = [encode_record(record) for record in good]
+    payloads[3] = payloads[3][:50]
+    payloads[9] = damage.with_content(good[9], {**good[9].content, "phrase": None})
+    payloads[10] = encode_record(dataclasses.replace(good[10], content={**good[10].content, "width": 29}))
+    payloads[30] = encode_record(dataclasses.replace(good[30], images=(b"none",)))
+    damage.write_payloads(tmp_path / "records", payloads, good[0])
+    source = SourceConfig("only", "ref_grounding", str(tmp_path / "records"), 1.0)
+    config = with_data(run_config, mixture=(source,), max_corrupt_share=0.5)
+    [own] = audit(config, 40, 1).numbers["sources"]
+    assert (own["corrupt"], own["used"]) == (4, 36)
+    assert {entry["record"] for entry in own["left_out"]} == {3, 9, 10, 30}
+    with make_loader(config, tokenizer) as loader:
+        for _ in range(12):
+            next(loader)
+        counts = loader.counters()
+    corrupt, seen = counts["corrupt"]["only"], counts["seen"]["only"]
+    assert corrupt / (corrupt + seen) == pytest.approx(0.1, abs=0.02)
