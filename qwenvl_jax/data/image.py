@@ -10,7 +10,6 @@ import importlib.util
 import io
 import warnings
 from types import ModuleType
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -29,15 +28,6 @@ MAX_RUNS = 1 << 24  # bytes of a BMP in run lengths, which Pillow decodes one by
 MAX_BYTES = 1 << 28  # of one encoded image; what is longer is read only so far
 
 Size = tuple[float, float]  # width and height in pixels, as a record states them
-
-
-def read_encoded(file: BinaryIO, size: int = MAX_BYTES) -> bytes:
-    """Reads one encoded image of `size` bytes from where `file` stands, but never more than MAX_BYTES.
-
-    A longer file becomes an image that is cut off, which `decode_image` refuses: it is counted as corrupt like any
-    other, and never fills the memory.
-    """
-    return file.read(min(size, MAX_BYTES))
 
 
 def decode_image(payload: bytes, draft: int = 0, stated: Size | None = None) -> Image.Image:

@@ -19,12 +19,12 @@ from etils import epath
 from qwenvl_jax.data.conversations import parse_conversation
 from qwenvl_jax.data.corruption import allowed
 from qwenvl_jax.data.formats import guess_language, training_pieces
-from qwenvl_jax.data.image import read_encoded
+from qwenvl_jax.data.image import MAX_BYTES
 from qwenvl_jax.data.json_entries import parse_entry, split_entries
 from qwenvl_jax.data.record_content import CONTENT_KEYS, check_record
 from qwenvl_jax.data.schema import TASKS, Record
-from qwenvl_jax.runtime import log
-from qwenvl_jax.runtime.errors import UserError, nearest
+from qwenvl_jax.runtime import log, storage
+from qwenvl_jax.runtime.errors import StorageError, UserError, nearest
 
 SUFFIXES = (".json", ".jsonl")
 NAMED = 3  # entries that cannot be used, of which a message tells why
@@ -56,6 +56,7 @@ class JsonReader:
       path: a file of one JSON object per line, or of one list of them.
       task: of all entries; one that names another cannot be used.
       max_corrupt_share: of the entries, that may be unusable; `corruption.allowed` says how many that are.
+      told: by the reader of another process (`JsonReader.told`), instead of looking for the image files.
 
     Attributes:
       corrupt: how many entries cannot be used.
@@ -68,16 +69,20 @@ class JsonReader:
         looked for only when they are read.
     """
 
-    def __init__(self, path: epath.PathLike, task: str, max_corrupt_share: float = 0.0):
-        self.path, self.task = epath.Path(path), task
-        if not self.path.exists():
-            raise UserError(f"{self.path} does not exist; correct the path of the source")
-        payload = self.path.read_bytes()
+    def __init__(
+        self, path: epath.PathLike, task: str, max_corrupt_share: float = 0.0, told: Sequence[str] | None = None
+    ):
+        self.path, self.task = storage.path(path), task
+        try:
+            payload = storage.read_bytes(self.path)
+        except FileNotFoundError:
+            raise UserError(f"{self.path} does not exist; correct the path of the source") from None
         self._digest = hashlib.sha256(payload).hexdigest()
         self._entries = split_entries(self.path, payload)
         self.corrupt = 0
         self.ignored: collections.Counter[str] = collections.Counter()
         wrong: list[str] = []
+        self._absent = None if told is None else frozenset(told)  # image files
         found: dict[str, bool] = {}
         for index in range(len(self)):
             try:
@@ -87,6 +92,8 @@ class JsonReader:
                 if len(wrong) < NAMED:
                     same = wrong and wrong[0].endswith(f": {error}")
                     wrong.append(f"line {self._entries[index][0]}: {'the same' if same else error}")
+        if self._absent is None:
+            self._absent = frozenset(image for image, there in found.items() if not there)
         self._judge(wrong, max_corrupt_share)
 
     def _check_entry(self, index: int, found: dict[str, bool]) -> None:
@@ -95,8 +102,9 @@ class JsonReader:
         training_pieces(check_record(record))
         for path in paths:
             # Asking an object store about every file would take hours.
-            if "://" not in path and path not in found:
-                found[path] = any(map(os.path.isfile, _spellings(path)))
+            if not storage.is_remote(path) and path not in found:
+                known = self._absent
+                found[path] = any(map(os.path.isfile, _spellings(path))) if known is None else path not in known
             if not found.get(path, True):
                 raise UserError(f"the image {path} does not exist")
         self.ignored.update(ignored)
@@ -120,6 +128,21 @@ class JsonReader:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def _read_image(self, path: str) -> bytes:
+        missing: OSError | None = None
+        for name in _spellings(path):
+            try:
+                return storage.read_bytes(name, 0, MAX_BYTES)  # a longer one is cut off, and counted as such
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                missing = missing or error
+        if storage.is_remote(path) or path in (self._absent or ()):
+            raise UserError(f"the image {path} cannot be read ({missing})")
+        raise StorageError(f"{path} was there when {self.path} was opened and is gone; put it back")
+
+    def told(self) -> list[str]:
+        """What another process needs to open the same: which image files are missing."""
+        return sorted(self._absent or ())
+
     def digest(self) -> str:
         """Of the bytes of the file; the images beside it do not count."""
         return self._digest
@@ -130,7 +153,7 @@ class JsonReader:
         try:
             record, paths, _ = self._parse(index)
             check_record(record)
-            images = tuple(map(_read_image, paths))
+            images = tuple(map(self._read_image, paths))
         except UserError as error:
             raise UserError(f"{self.path}, line {self._entries[index][0]}: {error}") from None
         return Record(record.id, record.task, record.source, record.language, record.license, images, record.content)
@@ -238,16 +261,3 @@ def _spellings(path: str) -> tuple[str, ...]:
     if path.isascii():
         return (path,)
     return tuple(dict.fromkeys((path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path))))
-
-
-def _read_image(path: str) -> bytes:
-    missing: OSError | None = None
-    for name in _spellings(path):
-        try:
-            with epath.Path(name).open("rb") as file:
-                return read_encoded(file)
-        except FileNotFoundError as error:
-            missing = missing or error
-        except OSError as error:
-            raise UserError(f"the image {path} cannot be read ({error})") from None
-    raise UserError(f"the image {path} cannot be read ({missing})")

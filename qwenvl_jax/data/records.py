@@ -324,6 +324,10 @@ class RecordReader:
     def __len__(self) -> int:
         return len(self._source)
 
+    def told(self) -> str:
+        """What another process needs to open the same: that this one has found the shards of the manifest."""
+        return self.digest()
+
     def digest(self) -> str:
         """Of the checksums of the shards, in their order."""
         return split_digest(self.summary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from etils import epath
 
@@ -15,6 +15,7 @@ from qwenvl_jax.data.source_paths import expand_braces, other_kind
 from qwenvl_jax.data.tar_source import TarReader
 from qwenvl_jax.data.tfds_source import TfdsReader
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.distributed import from_primary
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -24,6 +25,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+    def told(self) -> Any:
+        """A JSON value with which another process opens the same without looking for files."""
+        ...
 
     def digest(self) -> str:
         """Hex digits of what the records are and in which order, as far as that is cheap; not of where they lie."""
@@ -45,31 +50,60 @@ def open_source(
     of a record folder with the checksums of its manifest, which reads everything once. `max_corrupt_share` is that of
     `config.data`; a JSON file, which is checked whole, is held to it at once.
 
+    All processes must call it, in the same order: the first one looks for the files and checks them, the others are
+    told what it found.
+
     Raises:
       UserError: if the files are missing, damaged, of another kind, or hold another task than the source says, or no
         records.
     """
+    opened: list[Source] = []
+
+    def first() -> tuple[str, Any]:
+        kind = _kind(source)
+        opened.append(_open(kind, source, split, max_corrupt_share, verify=verify))
+        return kind, opened[0].told()
+
+    kind, told = from_primary(first)
+    return opened[0] if opened else _open(kind, source, split, max_corrupt_share, told=told)
+
+
+def _kind(source: SourceConfig) -> str:
+    """tfds, json, tar or records; raises UserError for a path of another kind."""
     path = source.records
     if not path:
         raise UserError(f"source {source.name!r} has no path; name its files under records")
     if path.startswith(tfds_source.PREFIX):
-        return TfdsReader(path, source.task, split)
+        return "tfds"
     if path.lower().endswith(SUFFIXES):
-        if any(sign in path for sign in "*?[{") and not storage.exists(path):
+        if any(sign in path for sign in "*?[{") and not storage.exists(storage.path(path)):
             raise UserError(
                 f"{path} is a pattern, but a JSON source is one file; give each an entry of its own in "
                 "config.data.mixture, or join .jsonl files with cat"
             )
-        return JsonReader(path, source.task, max_corrupt_share)
+        return "json"
     if _is_webdataset(path):
         if source.task != "caption":
             raise UserError(
                 f"source {source.name!r} is for task {source.task!r}, but {path} holds WebDataset shards, which are "
                 "read as captions; correct the task or the path"
             )
-        return TarReader(path)
+        return "tar"
     _refuse_other_kinds(path)
-    reader = RecordReader(path, split, verify=verify)
+    return "records"
+
+
+def _open(
+    kind: str, source: SourceConfig, split: str, max_corrupt_share: float, *, verify: bool = False, told: Any = None
+) -> Source:
+    path = source.records
+    if kind == "tfds":
+        return TfdsReader(path, source.task, split, told)
+    if kind == "json":
+        return JsonReader(path, source.task, max_corrupt_share, told)
+    if kind == "tar":
+        return TarReader(path, told)
+    reader = RecordReader(path, split, verify=verify, check=told is None)
     found = sorted(reader.summary["tasks"])
     if found != [source.task]:
         raise UserError(

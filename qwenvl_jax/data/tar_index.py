@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from qwenvl_jax.data.formats import guess_language, language_name
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 VERSION = 2
@@ -31,6 +31,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 _OTHER_PICTURES = ("avif", "heic", "heif", "jxl", "jp2", "tif", "tiff", "svg", "ico", "psd", "eps", "ppm")
 MAX_TEXT_BYTES = 1 << 20
 _ZEROS = 1 << 20  # bytes that are read at once where an archive has ended
+_AHEAD = 16 << 20  # bytes of one request for a shard on an object store
 _KEY_BYTES = 128  # of a name that are kept; names only serve messages
 
 # One per kind of thing that is left out, with what a person is told.
@@ -66,23 +67,27 @@ class ShardIndex:
     first: dict[str, str]
 
 
-def index_shard(path: epath.Path) -> ShardIndex:
+def index_shard(path: epath.Path, entry: storage.Entry) -> ShardIndex:
     """The index of a shard: the kept one if the shard has not changed since, else made and, where possible, kept.
 
     It is kept as `.NAME.index.npz` beside the shard or, if nothing can be written there, in
     `$XDG_CACHE_HOME/qwenvl_jax` (`~/.cache/qwenvl_jax`).
 
+    Args:
+      path: of the shard.
+      entry: what the listing of its folder says of it.
+
     Raises:
       UserError: if the file cannot be read or is no uncompressed tar file.
     """
     try:
-        stat = path.stat()
-        stamp = [VERSION, int(stat.length), int(stat.mtime)]
+        size = entry.size or 0
+        stamp = [VERSION, size, entry.changed]
         places = _places(path)
         for place in places:
             if (kept := _load(place, path, stamp)) is not None:
                 return kept
-        index = _scan(path, int(stat.length))
+        index = _scan(path, size)
     except OSError as error:
         raise UserError(f"the shard {path} cannot be read ({error})") from None
     notes = json.dumps({"stamp": stamp, "left_out": index.left_out, "first": index.first})
@@ -90,7 +95,7 @@ def index_shard(path: epath.Path) -> ShardIndex:
     np.savez(payload, samples=index.samples_S, notes=np.array(notes))
     for place in places:
         try:
-            artifacts.write_bytes(place, payload.getvalue())
+            storage.write_bytes(place, payload.getvalue())
         except Exception:  # object stores have errors of their own for what is read-only
             continue
         break
@@ -100,18 +105,18 @@ def index_shard(path: epath.Path) -> ShardIndex:
 def _places(path: epath.Path) -> list[epath.Path]:
     """Where the index of a shard may lie, the best first."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    name = hashlib.sha256(os.path.abspath(path).encode() if "://" not in str(path) else str(path).encode()).hexdigest()
+    name = hashlib.sha256(str(storage.absolute(path)).encode()).hexdigest()
     return [path.parent / f".{path.name}.index.npz", epath.Path(cache) / "qwenvl_jax" / f"{name[:32]}.index.npz"]
 
 
 def _load(place: epath.Path, path: epath.Path, stamp: list[int]) -> ShardIndex | None:
     """A kept index, or None if there is none, it is damaged, or it is of another state of the shard."""
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        if place.exists():
-            with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as arrays:
-                notes = json.loads(str(arrays["notes"]))
-                if notes["stamp"] == stamp:
-                    return ShardIndex(path, arrays["samples"], notes["left_out"], notes["first"])
+        kept = io.BytesIO(storage.read_bytes(place))
+        with np.load(kept, allow_pickle=False) as arrays:
+            notes = json.loads(str(arrays["notes"]))
+            if notes["stamp"] == stamp:
+                return ShardIndex(path, arrays["samples"], notes["left_out"], notes["first"])
     return None
 
 
@@ -226,7 +231,8 @@ def _scan(path: epath.Path, size: int) -> ShardIndex:
             leave_out("unknown", f"{sample.key}.{lost[0]}".rstrip("."), len(lost))
 
     sample: _Sample | None = None
-    with path.open("rb") as file:
+    # Texts and headers lie between images, so a request reads far ahead; a disk skips the images instead.
+    with storage.open_read(path, _AHEAD if storage.is_remote(path) else io.DEFAULT_BUFFER_SIZE) as file:
         for member in _members(path, file, size):
             if member == "end":  # what follows belongs to another archive
                 finish(sample)

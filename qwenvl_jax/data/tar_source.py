@@ -2,55 +2,102 @@
 
 from __future__ import annotations
 
+import base64
 import collections
 import concurrent.futures
+import contextlib
+import fnmatch
+import functools
 import hashlib
+import json
 import os
+import re
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
 
-from qwenvl_jax.data.image import read_encoded
+from qwenvl_jax.data.image import MAX_BYTES
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.source_paths import expand_braces
 from qwenvl_jax.data.tar_index import LEFT_OUT, index_shard, read_caption
 from qwenvl_jax.runtime import log, storage
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.storage import Entry
 
 _INDEX_THREADS = 8
+_NEAR = 256 << 10  # bytes between image and text that cost less than a second request
 
 
-def find_shards(path: epath.PathLike) -> list[epath.Path]:
+def find_shards(path: epath.PathLike) -> dict[str, Entry]:
     """The tar files of a folder, a pattern such as `/data/laion/*.tar` or `{000..127}.tar`, or one file, by name.
+
+    Every folder is listed once, however many of its files are meant.
 
     Raises:
       UserError: if braces name shards of which some are missing.
     """
-    path = os.fspath(path)
+    path = os.fspath(storage.path(path))
+
+    @functools.cache
+    def listing(folder: str) -> dict[str, Entry]:
+        try:
+            return storage.entries(folder or ".")
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
     # A file of a disk may have braces in its name; on an object store they are a pattern.
     if "{" not in path or (not storage.is_remote(path) and storage.exists(path)):
-        return _matching(path)
-    found, missing = [], []
-    names = expand_braces(path)
+        return dict(sorted(_matching(path, listing, alone=True).items()))
+    found, missing, names = {}, [], expand_braces(path)
     for name in names:
-        # An object store is not asked about every shard: reading its headers says the same.
-        written_out = storage.is_remote(name) and name.endswith(".tar") and not any(sign in name for sign in "*?[")
-        shards = [epath.Path(name)] if written_out else _matching(name)
-        found += shards
+        shards = _matching(name, listing, alone=False)
+        found.update(shards)
         missing += [] if shards else [name]
     if missing:
         raise UserError(f"{path}: {len(missing):,} of {len(names):,} are missing, the first {missing[0]}; correct one")
-    return sorted(set(found))
+    return dict(sorted(found.items()))
 
 
-def _matching(name: str) -> list[epath.Path]:
-    path = epath.Path(name)
-    if path.is_dir():
-        return sorted(path.glob("*.tar"))
-    if path.exists():
-        return [path]
-    at = next((k for k, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), None)
-    return [] if at is None else sorted(epath.Path(*path.parts[:at]).glob("/".join(path.parts[at:])))
+def _matching(name: str, listing: Callable[[str], dict[str, Entry]], *, alone: bool) -> dict[str, Entry]:
+    """What one name without braces stands for; `alone` if it is the only one, whose folder need not be listed."""
+    sign = re.search(r"[*?\[]", name)
+    folder, _, last = name.rstrip("/").rpartition("/")
+    if alone:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return _tars(name, storage.entry(name), listing)
+    elif sign is None:
+        known = listing(folder).get(last)
+        return {} if known is None else _tars(name, known, listing)
+    if sign is None:
+        return {}
+    base, _, _ = name[: sign.start()].rpartition("/")
+    places, parts = [base], name[len(base) :].strip("/").split("/")
+    for part in parts[:-1]:
+        places = [f"{place}/{found}" for place in places for found in _fitting(listing(place), part)]
+    return {
+        (f"{place}/{found}" if place else found): entry
+        for place in places
+        for found, entry in _fitting(listing(place), parts[-1]).items()
+        if entry.size is not None
+    }
+
+
+def _tars(name: str, entry: Entry, listing: Callable[[str], dict[str, Entry]]) -> dict[str, Entry]:
+    if entry.size is not None:
+        return {name: entry}
+    found = _fitting(listing(name), "*.tar").items()
+    return {f"{name.rstrip('/')}/{tar}": facts for tar, facts in found if facts.size is not None}
+
+
+def _fitting(entries: dict[str, Entry], pattern: str) -> dict[str, Entry]:
+    """Entries whose names fit a shell pattern; hidden ones only if it says so."""
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if fnmatch.fnmatchcase(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
+    }
 
 
 class TarReader:
@@ -61,6 +108,7 @@ class TarReader:
 
     Args:
       path: a folder of `.tar` files, a pattern, or one file.
+      told: by the reader of another process (`TarReader.told`), instead of looking for the files.
 
     Attributes:
       left_out: how many members, samples or shards, by the keys of `tar_index.LEFT_OUT`.
@@ -69,12 +117,13 @@ class TarReader:
       UserError: if there is no shard, one is no uncompressed tar file, or no sample can be used.
     """
 
-    def __init__(self, path: epath.PathLike):
-        shards = find_shards(path)
+    def __init__(self, path: epath.PathLike, told: str | None = None):
+        shards = find_shards(path) if told is None else _unpacked(told)
+        self._found = shards
         if not shards:
             raise UserError(f"{path} names no .tar file; give a folder of them, a pattern such as DIR/*.tar, or one")
         with concurrent.futures.ThreadPoolExecutor(_INDEX_THREADS, "index") as threads:
-            self._shards = list(threads.map(index_shard, shards))
+            self._shards = list(threads.map(index_shard, map(epath.Path, shards), shards.values()))
         self._ends = np.cumsum([len(shard.samples_S) for shard in self._shards])
         self.left_out: collections.Counter[str] = collections.Counter()
         said = []
@@ -93,6 +142,10 @@ class TarReader:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def told(self) -> str:
+        """What another process needs to open the same shards: names, sizes and times, packed."""
+        return base64.b85encode(zlib.compress(json.dumps(self._found).encode())).decode()
+
     def digest(self) -> str:
         """Of the names of all shards, and of places, lengths, languages and names of their samples."""
         digest = hashlib.sha256()
@@ -110,14 +163,10 @@ class TarReader:
         row = shard.samples_S[index - int(self._ends[number])]  # from the end: what precedes cancels out
         key = row["key"].decode("utf-8", "replace")
         try:
-            with shard.path.open("rb") as file:
-                file.seek(int(row["image"]))
-                image = read_encoded(file, int(row["image_size"]))
-                file.seek(int(row["text"]))
-                text = file.read(int(row["text_size"]))
+            image, text = _read(shard.path, row)
             caption = read_caption(text, bool(row["json"]))
-        except OSError as error:
-            raise UserError(f"{shard.path}, member {key!r}: it cannot be read ({error})") from None
+        except FileNotFoundError:
+            raise StorageError(f"{shard.path} was there when it was opened and is gone; put it back") from None
         except ValueError:
             caption = ""
         if not caption:
@@ -131,3 +180,18 @@ class TarReader:
             images=(image,),
             content={"caption": caption},
         )
+
+
+def _read(path: epath.Path, row: np.void) -> tuple[bytes, bytes]:
+    """Image and text of a sample: one request if they lie near one another."""
+    image, text = int(row["image"]), int(row["text"])
+    image_end, text_end = image + min(int(row["image_size"]), MAX_BYTES), text + int(row["text_size"])
+    if max(image_end, text_end) - min(image, text) > image_end - image + text_end - text + _NEAR:
+        return storage.read_bytes(path, image, image_end - image), storage.read_bytes(path, text, text_end - text)
+    start = min(image, text)
+    payload = storage.read_bytes(path, start, max(image_end, text_end) - start)
+    return payload[image - start : image_end - start], payload[text - start : text_end - start]
+
+
+def _unpacked(told: str) -> dict[str, Entry]:
+    return {name: Entry(*facts) for name, facts in json.loads(zlib.decompress(base64.b85decode(told))).items()}

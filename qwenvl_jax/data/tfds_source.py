@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from typing import Any
-
-from etils import epath
 
 from qwenvl_jax.data.records import FEATURES, MANIFEST, decode_record, read_manifest, split_digest, tfds_features
 from qwenvl_jax.data.schema import Record
@@ -29,36 +28,44 @@ class TfdsReader:
       name: `tfds:NAME[/CONFIG][:VERSION][@FOLDER]`; without a folder TFDS looks in its own (`TFDS_DATA_DIR`,
         `~/tensorflow_datasets`).
       task: of all records; one of another task is refused when it is read.
+      told: by the reader of another process (`TfdsReader.told`), instead of looking for the data set.
 
     Raises:
       UserError: for a name of another form, a data set that is not there, or of another format or other features.
     """
 
-    def __init__(self, name: str, task: str, split: str = "train"):
+    def __init__(self, name: str, task: str, split: str = "train", told: str | None = None):
         self._name, self._task = name, task
         match = _FORM.fullmatch(name)
         if match is None:
             raise UserError(f"{name!r} is not of the form tfds:NAME[/CONFIG][:VERSION][@FOLDER]; correct it")
         try:
-            self._source, self._digest = self._open(match, split)
+            self._source, self._digest = self._open(match, split, told)
         except (UserError, StorageError, MemoryError):
             raise
         except Exception as error:  # TFDS parses its files with several libraries, which raise what they like
+            if (unread := _unread(error)) is not None:
+                raise unread from error
             why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(f"what TFDS keeps of {name} cannot be understood ({why}); prepare it again") from None
         if not len(self):
             raise UserError(f"{name} holds no records in {split!r}")
         self._look()
 
-    def _open(self, match: re.Match[str], split: str) -> tuple[Shards, str]:
+    def _open(self, match: re.Match[str], split: str, told: str | None) -> tuple[Shards, str]:
         """The shards of a split, and the digest of what they hold."""
         from tensorflow_datasets.core import read_only_builder, registered
 
         name = self._name
         given = {"config": match["config"], "version": match["version"], "data_dir": match["folder"]}
+        if match["folder"]:
+            given["data_dir"] = os.fspath(storage.path(match["folder"]))
         arguments: dict[str, Any] = {key: value for key, value in given.items() if value}
         try:
-            builder = read_only_builder.builder_from_files(match["name"], **arguments)
+            if told is None:
+                builder = read_only_builder.builder_from_files(match["name"], **arguments)
+            else:
+                builder = read_only_builder.builder_from_directory(told)
         except registered.DatasetNotFoundError as error:
             raise UserError(f"{name} is not there ({' '.join(str(error).split())[:300]})") from None
         info = builder.info
@@ -73,16 +80,17 @@ class TfdsReader:
             raise UserError(
                 f"{name} has no split {split!r}, only {', '.join(info.splits)}{nearest(split, info.splits)}"
             )
+        self._folder = os.fspath(builder.data_dir)
         found_split = info.splits[split]
         paths, counts = found_split.filepaths, [int(count) for count in found_split.shard_lengths]
-        there = storage.sizes(builder.data_dir)
+        there = storage.sizes(self._folder) if told is None else {path.name: 0 for path in paths}
         for path in paths:
             if path.name not in there:
                 raise UserError(f"{path} is missing although {name} lists it; prepare it again")
         if len(paths) != len(counts) or min(counts, default=0) < 0:
             raise UserError(f"{name} lists {len(paths)} shards and counts {counts[:9]} of records; prepare it again")
         # The bytes themselves, because images stay encoded until their row is known.
-        return Shards(paths, counts), _digest(builder.data_dir, found_split)
+        return Shards(paths, counts), _digest(self._folder, found_split)
 
     def _look(self) -> None:
         """Says at once what is wrong with all records. One that is damaged is counted when it is drawn."""
@@ -97,6 +105,10 @@ class TfdsReader:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def told(self) -> str:
+        """What another process needs to open the same: the folder of config and version."""
+        return self._folder
 
     def digest(self) -> str:
         """Of the checksums of the shards where our manifest lies beside them, else of TFDS's own counts."""
@@ -117,8 +129,16 @@ class TfdsReader:
         return record
 
 
+def _unread(error: BaseException) -> StorageError | None:
+    """The `StorageError` behind an error: TFDS compares errors with TensorFlow's, and trips where that is missing."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, StorageError):
+        behind = behind.__context__
+    return None if behind is None else StorageError(str(behind))
+
+
 def _digest(folder: str, split: Any) -> str:
-    path = epath.Path(folder)
-    if (path / MANIFEST).exists() and split.name in (splits := read_manifest(path)["splits"]):
+    path = storage.path(folder)
+    if storage.exists(path / MANIFEST) and split.name in (splits := read_manifest(path)["splits"]):
         return split_digest(splits[split.name])
     return hashlib.sha256(json.dumps([split.shard_lengths, split.num_bytes]).encode()).hexdigest()

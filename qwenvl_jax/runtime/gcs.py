@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime
 import itertools
 import json as json_module
 import os
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import aiohttp
@@ -244,8 +245,15 @@ class Store:
                 "correct the path"
             ) from None
 
-    def listed(self, folder: str, *, deep: bool = False, at_most: int | None = None) -> dict[str, int | None]:
-        """What lies in a folder: sizes by name relative to it; None for the size of a folder in it.
+    @staticmethod
+    def described(facts: Mapping[str, Any]) -> tuple[int, int]:
+        """Size and seconds of the last change, from what the server says of an object."""
+        return int(facts["size"]), int(datetime.datetime.fromisoformat(facts["updated"]).timestamp())
+
+    def listed(
+        self, folder: str, *, deep: bool = False, at_most: int | None = None
+    ) -> dict[str, tuple[int | None, int]]:
+        """What lies in a folder, by name relative to it: size and seconds of the last change; (None, 0) for a folder.
 
         Args:
           deep: all objects below it instead, and no folders.
@@ -253,7 +261,7 @@ class Store:
         """
         bucket, key = split(folder)
         prefix = f"{key.rstrip('/')}/" if key else ""
-        found: dict[str, int | None] = {}
+        found: dict[str, tuple[int | None, int]] = {}
         token = None
         while True:
             few = min(_LISTED_AT_ONCE, at_most) if at_most else _LISTED_AT_ONCE
@@ -270,9 +278,9 @@ class Store:
             )
             for item in page.get("items", ()):
                 if name := item["name"][len(prefix) :]:  # an empty one marks the folder itself
-                    found[name] = int(item["size"])
+                    found[name] = self.described(item)
             for item in page.get("prefixes", ()):
-                found.setdefault(item[len(prefix) :].rstrip("/"), None)
+                found.setdefault(item[len(prefix) :].rstrip("/"), (None, 0))
             token = page.get("nextPageToken")
             if not token or (at_most and len(found) >= at_most):
                 return found

@@ -14,10 +14,11 @@ import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import fsspec
 from etils import epath
@@ -35,6 +36,19 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]*)://")
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._\-]{1,220}[a-z0-9](/|$)")
 _BLOCK = 16 << 20  # bytes of one request of a copy
 _BUFFER = 1 << 20
+
+
+class Entry(NamedTuple):
+    """What a listing tells.
+
+    Attributes:
+      size: in bytes, None for a folder.
+      changed: when it was last written, in whole seconds since 1970.
+    """
+
+    size: int | None
+    changed: int
+
 
 # Everything that opens gs:// through fsspec (etils, Orbax, TFDS) gets the patient client. Imported when first used.
 for _protocol in ("gs", "gcs"):
@@ -114,7 +128,12 @@ def names(folder: epath.PathLike) -> list[str]:
 
 
 def sizes(folder: epath.PathLike) -> dict[str, int | None]:
-    """The files of a folder with their sizes in bytes, and the folders in it with None; one listing, whatever it holds.
+    """The files of a folder with their sizes in bytes, and the folders in it with None; see `entries`."""
+    return {name: entry.size for name, entry in entries(folder).items()}
+
+
+def entries(folder: epath.PathLike) -> dict[str, Entry]:
+    """What lies in a folder, by name; one listing, however much that is.
 
     Raises:
       FileNotFoundError: if there is no such folder.
@@ -123,13 +142,31 @@ def sizes(folder: epath.PathLike) -> dict[str, int | None]:
         found = _store().listed(_plain(folder))
         if not found:
             raise FileNotFoundError(2, "No such folder", str(folder))
-        return found
+        return {name: Entry(*facts) for name, facts in found.items()}
 
-    def scan() -> dict[str, int | None]:
-        with os.scandir(folder) as entries:
-            return {entry.name: None if entry.is_dir() else entry.stat().st_size for entry in entries}
+    def scan() -> dict[str, Entry]:
+        with os.scandir(folder) as files:
+            return {
+                file.name: _entry(file.stat() if _leads(file) else file.stat(follow_symlinks=False)) for file in files
+            }
 
     return retried(scan, folder)
+
+
+def entry(where: epath.PathLike) -> Entry:
+    """A single file or folder, as `entries` has it.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    if is_remote(where):
+        facts = _store().facts(_plain(where))
+        if facts is not None:
+            return Entry(*_store().described(facts))
+        if _has_something(_plain(where)):
+            return Entry(None, 0)
+        raise FileNotFoundError(2, "No such file", str(where))
+    return _entry(retried(lambda: os.stat(where), where))
 
 
 def make_folder(folder: epath.PathLike) -> None:
@@ -336,6 +373,15 @@ def _has_something(folder: str) -> bool:
 
 def _plain(where: epath.PathLike) -> str:
     return os.fspath(where).rstrip("/")
+
+
+def _entry(facts: os.stat_result) -> Entry:
+    return Entry(None if stat.S_ISDIR(facts.st_mode) else facts.st_size, int(facts.st_mtime))
+
+
+def _leads(file: os.DirEntry[str]) -> bool:
+    """Whether a link leads somewhere; one that does not is told as the link that it is."""
+    return not file.is_symlink() or os.path.exists(file.path)
 
 
 def _stat(where: epath.PathLike) -> os.stat_result | None:

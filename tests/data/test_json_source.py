@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenvl_jax.data import image
+from qwenvl_jax.data import json_source
 from qwenvl_jax.data.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.examples import make_example
 from qwenvl_jax.data.formats import Piece, chat_pieces, training_pieces
+from qwenvl_jax.data.image import decode_image
 from qwenvl_jax.data.json_source import JsonReader
 from qwenvl_jax.data.schema import TASKS, Example
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
 from .record_samples import encoded_image, make_record
 from .source_files import bad_images, line_of, write_jsonl
@@ -260,7 +261,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They open and are read like others; decoding refuses them, which the loader counts."""
-    monkeypatch.setattr(image, "MAX_BYTES", 2000)
+    monkeypatch.setattr(json_source, "MAX_BYTES", 2000)
     bad = {**bad_images(), "long": encoded_image(3, 60, 60)}
     assert len(bad["long"]) > 2000
     for name, payload in bad.items():
@@ -271,9 +272,9 @@ def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.
     for k in range(len(reader)):
         [payload] = reader[k].images
         with pytest.raises(UserError, match="image"):
-            image.decode_image(payload)
+            decode_image(payload)
     (tmp_path / "bomb.png").unlink()
-    with pytest.raises(UserError, match=r"a\.jsonl, line 4: the image .*bomb\.png cannot be read"):
+    with pytest.raises(StorageError, match=r"bomb\.png was there when .*a\.jsonl was opened and is gone"):
         reader[3]
 
 

@@ -17,7 +17,7 @@ from qwenvl_jax.data import tar_index, tar_source
 from qwenvl_jax.data.image import decode_image
 from qwenvl_jax.data.sources import open_source
 from qwenvl_jax.data.tar_source import TarReader
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
 from .record_samples import encoded_image
 from .source_files import bad_images, write_tar
@@ -77,14 +77,14 @@ def test_the_index_is_kept_and_made_again_when_the_shard_changes(
 def test_the_index_goes_to_the_cache_when_the_folder_cannot_be_written(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = tar_index.artifacts.write_bytes
+    write = tar_index.storage.write_bytes
 
     def refuse(path: os.PathLike[str], payload: bytes) -> None:
         if Path(path).parent == folder:  # file modes do not stop root, who may be running this
             raise PermissionError(path)
         write(path, payload)
 
-    monkeypatch.setattr(tar_index.artifacts, "write_bytes", refuse)
+    monkeypatch.setattr(tar_index.storage, "write_bytes", refuse)
     assert len(TarReader(folder)) == 13 and len(list(cache.iterdir())) == 3
     assert not [path for path in folder.iterdir() if path.suffix != ".tar"]
     monkeypatch.setattr(tar_index, "_scan", None)  # not needed again
@@ -95,7 +95,7 @@ def test_neither_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(tar_index.artifacts, "write_bytes", refuse)
+    monkeypatch.setattr(tar_index.storage, "write_bytes", refuse)
     assert len(TarReader(folder)) == 13
 
 
@@ -366,13 +366,13 @@ def test_a_shard_that_changes_under_the_reader(folder: Path) -> None:
     with pytest.raises(UserError, match=r"00000\.tar, member '00003': the shard has changed"):
         reader[3]
     (folder / "00000.tar").unlink()
-    with pytest.raises(UserError, match=r"00000\.tar, member '00003': it cannot be read"):
+    with pytest.raises(StorageError, match=r"00000\.tar was there when it was opened and is gone"):
         reader[3]
 
 
 def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are samples like others; decoding refuses them, which the loader counts."""
-    monkeypatch.setattr("qwenvl_jax.data.image.MAX_BYTES", 2000)
+    monkeypatch.setattr("qwenvl_jax.data.tar_source.MAX_BYTES", 2000)
     bad = {**bad_images(), "long": encoded_image(3, 60, 60)}
     members = [(f"{n}.{s}", p) for n, payload in bad.items() for s, p in (("png", payload), ("txt", b"a"))]
     reader = TarReader(write_tar(tmp_path / "a.tar", members))
