@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator
 from absl import flags, logging
 from etils import epath
 
-from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.checkpoint.source import IMPORT, find_source
 from qwenvl_jax.data.image import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.evaluation import checkpoint
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.evaluation.report.pictures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
@@ -160,11 +161,12 @@ def main(argv: list[str]) -> None:
         if not _WORKDIR.value:
             raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
         distributed.alone("a chat")
-        wanted = None if _STEP.value < 0 else _STEP.value
-        params, config, step = restore.load_params(_WORKDIR.value, step=wanted)
-        conversation = Conversation(params, config, load_tokenizer(config.tokenizer), max_new=_MAX_NEW.value)
-        _say(f"{config.model.name}, step {step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
-        if config.train.stage not in ("sft", restore.IMPORT):
+        source = find_source(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
+        config, tokenizer = source.config, load_tokenizer(source.config.tokenizer)
+        checkpoint.check_fits(source, config.tokenizer, tokenizer, config.data.image_size)
+        conversation = Conversation(checkpoint.load(source), config, tokenizer, max_new=_MAX_NEW.value)
+        _say(f"{config.model.name}, step {source.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
+        if config.train.stage not in ("sft", IMPORT):
             _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")
         for path in _IMAGE.value:
             show(conversation, path)

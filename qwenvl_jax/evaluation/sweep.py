@@ -27,13 +27,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from qwenvl_jax.checkpoint import restore
-from qwenvl_jax.checkpoint.manager import SUMS, read_progress
-from qwenvl_jax.checkpoint.source import IMPORT, Source, find_source, sound
-from qwenvl_jax.checkpoint.steps import folder_of
-from qwenvl_jax.config import config_hash, to_dict
+from qwenvl_jax.checkpoint.source import Source, find_source
+from qwenvl_jax.config import to_dict
 from qwenvl_jax.data.records import RecordReader
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary_digest
+from qwenvl_jax.evaluation import checkpoint
 from qwenvl_jax.evaluation.answers import Answers, finished
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.decode import generate_batch, group_by_length
@@ -42,7 +40,6 @@ from qwenvl_jax.evaluation.questions import Asked, QuestionSet
 from qwenvl_jax.evaluation.tasks.registry import TASKS
 from qwenvl_jax.evaluation.tasks.task import Task
 from qwenvl_jax.runtime import artifacts, log, storage
-from qwenvl_jax.runtime.errors import UserError
 
 PLAIN_WIDTH = 120  # of lines in a log file
 NAMED = 20  # questions of a task that scores.json names where they could not be asked; their figures' file names all
@@ -61,7 +58,7 @@ def sweep(config: EvalConfig, console: Console | None = None) -> dict[str, dict[
     """
     console = console or Console(width=None if Console().is_terminal else PLAIN_WIDTH)
     run = _Sweep(config, console)
-    scores = {item.name: run.checkpoint(item) for item in config.checkpoints}
+    scores = {item.name: run.figures_of(item) for item in config.checkpoints}
     output = storage.path(config.output)
     artifacts.write_json(output / SCORES, scores)
     artifacts.write_json(output / EVALUATION, to_dict(config))
@@ -85,7 +82,7 @@ class _Sweep:
                 if finished(self._folder(item), task.name, self._mark(item, task, source)) is None:
                     self._open(task)
 
-    def checkpoint(self, item: CheckpointConfig) -> dict[str, Any]:
+    def figures_of(self, item: CheckpointConfig) -> dict[str, Any]:
         """The figures of all tasks of one checkpoint. Without a step, it is the newest when its turn comes."""
         source, params = self._find(item), None
         figures: dict[str, Any] = {}
@@ -95,7 +92,7 @@ class _Sweep:
             summary = finished(self._folder(item), task.name, mark)
             if summary is None:
                 if params is None:
-                    params = _load(source)
+                    params = checkpoint.load(source)
                 summary = self._run(item, task, source, params, mark)
             figures |= summary["scores"]
             if missing := summary.get(UNANSWERED):
@@ -104,12 +101,7 @@ class _Sweep:
 
     def _find(self, item: CheckpointConfig) -> Source:
         source = find_source(item.workdir, item.wanted_step)
-        rows = source.config.model.decoder.vocab_size
-        if self.tokenizer.vocab_size > rows:
-            raise UserError(
-                f"the vocabulary has {self.tokenizer.vocab_size} ids, the model of {source.workdir} only {rows}; name "
-                "the vocabulary it was trained with"
-            )
+        checkpoint.check_fits(source, self.config.tokenizer, self.tokenizer, item.image_size)
         return source
 
     def _folder(self, item: CheckpointConfig) -> epath.Path:
@@ -118,7 +110,7 @@ class _Sweep:
     def _mark(self, item: CheckpointConfig, task: TaskConfig, source: Source) -> str:
         """Sixteen hex digits that change with the checkpoint, the records or how they are asked and scored."""
         parts = {
-            **_identity(source),
+            **checkpoint.identity(source),
             "records": self.readers[task.name].summary,
             "task": {key: value for key, value in dataclasses.asdict(task).items() if key != "records"},
             "image_size": item.image_size,
@@ -200,60 +192,6 @@ def _figures(rows: list[dict[str, Any]], kind: Task, task: TaskConfig, lost: int
     """Scores over all questions. A record that cannot be read counts as one average question answered wrong."""
     figures = kind.score(rows, tokenisation=task.tokenisation) if task.name == "caption" else kind.score(rows)
     return {key: value * len(rows) / (len(rows) + lost) if lost else value for key, value in figures.items()}
-
-
-def _load(source: Source) -> dict[str, Any]:
-    """The parameters of exactly this step.
-
-    Raises:
-      UserError: also if a run that still trains removes the checkpoint meanwhile.
-    """
-    try:
-        return restore.load_params(source.workdir, step=source.step)[0]
-    except Exception as error:
-        if source.stage != IMPORT and not storage.exists(folder_of(source.workdir, source.step)):
-            raise UserError(
-                f"step {source.step} of {source.workdir} was removed while it was read, because the run there keeps "
-                "only its newest checkpoints; evaluate again, or raise that run's config.train.keep_checkpoints"
-            ) from error
-        raise
-
-
-def _identity(source: Source) -> dict[str, Any]:
-    """What changes with the weights of a checkpoint, and with nothing that its run does afterwards.
-
-    A checkpoint carries sums over its bits. Where it is older than these, what was logged last stands for them; of
-    imported weights their lineage.
-    """
-    workdir = storage.path(source.workdir)
-    known: dict[str, Any] = {"step": source.step}
-    if source.stage != IMPORT:
-        with sound(source):
-            progress = read_progress(folder_of(workdir, source.step))
-        if SUMS in progress:
-            return known | {"model": to_dict(source.config.model), "compute": to_dict(source.config.compute)} | progress
-        known["metrics"] = _line_of(_text(workdir / "metrics.jsonl"), source.step)
-    return known | {"config": config_hash(source.config), "lineage": _text(workdir / "lineage.json")}
-
-
-def _text(path: epath.Path) -> str:
-    """The text of a file, empty if there is none."""
-    try:
-        return storage.read_bytes(path).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
-
-
-def _line_of(metrics: str, step: int) -> str:
-    """What a run logged last up to a step, so that what it logs afterwards changes nothing."""
-    found = ""
-    for line in metrics.split("\n"):
-        try:
-            if json.loads(line)["step"] <= step:
-                found = line
-        except (ValueError, TypeError, KeyError):
-            continue  # the line that a killed run was writing
-    return found
 
 
 class _Bar:

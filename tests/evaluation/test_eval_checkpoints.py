@@ -14,7 +14,8 @@ import pytest
 
 from qwenvl_jax.checkpoint import lineage, restore
 from qwenvl_jax.checkpoint.manager import Manager, save_frozen
-from qwenvl_jax.evaluation import sweep as module
+from qwenvl_jax.data.tokenizer import vocabulary_digest
+from qwenvl_jax.evaluation import checkpoint as module
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
@@ -85,7 +86,7 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_said_in_one_sentence(run):
     source = restore.find_source(run, 3)
     storage.remove(run / "checkpoints/3")
     with pytest.raises(UserError, match=r"step 3 of .*run was removed while it was read, because the run there keeps"):
-        module._load(source)
+        module.load(source)
 
 
 @pytest.mark.slow
@@ -120,3 +121,21 @@ def test_a_damaged_checkpoint_is_said_in_one_sentence(run, config, tiny_data, tm
         sweep(settings(config, run, tiny_data, tmp_path / "output"))
     assert not (tmp_path / "output/scores.json").exists()
     sweep(settings(config, run, tiny_data, tmp_path / "output", step=3))
+
+
+def test_another_vocabulary_and_broken_patches_are_refused_before_anything_is_read(run, config, tiny_data, tmp_path):
+    """Of the same size, another vocabulary would give other words to every row."""
+    written = json.loads((run / "lineage.json").read_text())
+    (run / "lineage.json").write_text(json.dumps({**written, lineage.VOCABULARY: vocabulary_digest(config.tokenizer)}))
+    asked = settings(config, run, tiny_data, tmp_path / "output")
+    sweep(asked)
+    changed = bytearray((tiny_data / "tiny.model").read_bytes())
+    place = changed.index("▁red".encode())
+    changed[place : place + len("▁red".encode())] = "▁rad".encode()
+    (tmp_path / "other.model").write_bytes(changed)
+    other = dataclasses.replace(config.tokenizer, path=str(tmp_path / "other.model"))
+    with pytest.raises(UserError, match=r"was trained with another vocabulary .* name that one"):
+        sweep(dataclasses.replace(asked, tokenizer=other))
+    item = dataclasses.replace(asked.checkpoints[0], image_size=30)
+    with pytest.raises(UserError, match=r"images of 30 pixels cannot be cut into the patches of .* trained with 28"):
+        sweep(dataclasses.replace(asked, checkpoints=(item,)))

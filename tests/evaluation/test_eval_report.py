@@ -51,6 +51,13 @@ def test_a_picture_with_exif_is_shown_as_the_model_saw_it():
     assert 'viewBox="0 0 60 20"' in figure and 'points="0.0,0.0 30.0,0.0 30.0,20.0 0.0,20.0"' in figure
 
 
+def test_places_in_thousandths_lie_where_they_are_meant():
+    figure = pictures.figure(
+        turned(), [(pictures.TRUE, pictures.corners_of_box((500, 0, 1000, 500)))], "", (1000, 1000)
+    )
+    assert 'points="30.0,0.0 60.0,0.0 60.0,10.0 30.0,10.0"' in figure
+
+
 def odd_pictures() -> dict[str, bytes]:
     made = {}
 

@@ -33,13 +33,19 @@ def within(image: Image.Image, side: int) -> Image.Image:
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
-def figure(payload: bytes, shapes: Sequence[tuple[str, Sequence[Sequence[float]]]] = (), alt: str = "") -> str:
+def figure(
+    payload: bytes,
+    shapes: Sequence[tuple[str, Sequence[Sequence[float]]]] = (),
+    alt: str = "",
+    size: Sequence[float] | None = None,
+) -> str:
     """An `<svg>` with the image as the model saw it and outlines over it, sharp at any size.
 
     Args:
       payload: the encoded image.
-      shapes: (PREDICTED or TRUE, corners [x, y] in pixels of the image).
+      shapes: (PREDICTED or TRUE, corners [x, y] in pixels of the image, or in the unit of `size`).
       alt: HTML-escaped text for screen readers.
+      size: [width, height] of the image in the unit of the shapes: a dialogue may give places in thousandths.
 
     Returns:
       The element; a note where the image cannot be read.
@@ -52,8 +58,9 @@ def figure(payload: bytes, shapes: Sequence[tuple[str, Sequence[Sequence[float]]
     address = data_uri(within(image, SHOWN_SIDE), lossless=not payload.startswith(_JPEG))
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">']
     parts.append(f'<image href="{address}" width="{width}" height="{height}" preserveAspectRatio="none"/>')
+    across, down = (width / size[0], height / size[1]) if size else (1.0, 1.0)
     for kind, corners in shapes:
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+        points = " ".join(f"{x * across:.1f},{y * down:.1f}" for x, y in corners)
         parts.append(f'<polygon class="shape {kind}" points="{points}"/>')
     return "".join(parts) + "</svg>"
 

@@ -195,7 +195,7 @@ def _answer_bubble(record: Record, turn: dict[str, Any], row: dict[str, Any]) ->
         shapes = [(TRUE, corners_of_box(box)) for part in places for box in part["boxes"]]
         for _, boxes in tags.parse_boxes(row["prediction"]):
             shapes += [(PREDICTED, corners_of_box(tags.to_pixels(box, width, height))) for box in boxes]
-        picture = f'<div class="one">{figure(record.images[index], shapes, "boxes")}</div>'
+        picture = f'<div class="one">{figure(record.images[index], shapes, "boxes", (width, height))}</div>'
     verdict = _verdict(right, "right", "wrong")
     return f'<div class="bubble model">{_said(row["prediction"]) or "&nbsp;"}{picture}{truth}<div>{verdict}</div></div>'
 

@@ -1,0 +1,104 @@
+"""The checkpoint that is asked: whether it fits what it is asked with, its parameters, and what it is known by."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+
+from qwenvl_jax.checkpoint import lineage, restore
+from qwenvl_jax.checkpoint.manager import SUMS, read_progress
+from qwenvl_jax.checkpoint.source import IMPORT, Source, sound
+from qwenvl_jax.checkpoint.steps import folder_of
+from qwenvl_jax.config import TokenizerConfig, config_hash, to_dict
+from qwenvl_jax.data.tokenizer import Tokenizer, vocabulary_digest
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError
+
+
+def check_fits(source: Source, vocabulary: TokenizerConfig, tokenizer: Tokenizer, image_size: int) -> None:
+    """Checks that a model can read what it will be given.
+
+    Args:
+      source: the checkpoint.
+      vocabulary, tokenizer: of the prompts.
+      image_size: pixels of an image's side.
+
+    Raises:
+      UserError: for images that are no whole patches, a vocabulary with more ids than the model has rows, or another
+        vocabulary than the one that it was trained with.
+    """
+    model, named = source.config.model, vocabulary.path or vocabulary.kind
+    if tokenizer.vocab_size > model.decoder.vocab_size:
+        raise UserError(
+            f"the vocabulary has {tokenizer.vocab_size} ids, the model of {source.workdir} only "
+            f"{model.decoder.vocab_size}; name the vocabulary it was trained with"
+        )
+    noted = lineage.read_lineage(source.workdir).get(lineage.VOCABULARY)
+    if noted is not None and (here := vocabulary_digest(vocabulary)) != noted:
+        theirs = source.config.tokenizer.path or source.config.tokenizer.kind
+        raise UserError(
+            f"{source.workdir} was trained with another vocabulary ({theirs}, sha256 {noted[:12]}) than {named} "
+            f"(sha256 {here[:12]}); name that one"
+        )
+    side, rest = divmod(image_size, model.vit.patch_size)
+    if side < 1 or rest or (model.vit.window and side >= model.vit.window and side % model.vit.window):
+        raise UserError(
+            f"images of {image_size} pixels cannot be cut into the patches of {source.workdir}, which have "
+            f"{model.vit.patch_size}; that run was trained with {source.config.data.image_size}"
+        )
+
+
+def load(source: Source) -> dict[str, Any]:
+    """The parameters of exactly this step.
+
+    Raises:
+      UserError: also if a run that still trains removes the checkpoint meanwhile.
+    """
+    try:
+        return restore.load_params(source.workdir, step=source.step)[0]
+    except Exception as error:
+        if source.stage != IMPORT and not storage.exists(folder_of(source.workdir, source.step)):
+            raise UserError(
+                f"step {source.step} of {source.workdir} was removed while it was read, because the run there keeps "
+                "only its newest checkpoints; evaluate again, or raise that run's config.train.keep_checkpoints"
+            ) from error
+        raise
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """What changes with the weights of a checkpoint, and with nothing that its run does afterwards.
+
+    A checkpoint carries sums over its bits. Where it is older than these, what was logged last stands for them; of
+    imported weights their lineage.
+    """
+    workdir = storage.path(source.workdir)
+    known: dict[str, Any] = {"step": source.step}
+    if source.stage != IMPORT:
+        with sound(source):
+            progress = read_progress(folder_of(workdir, source.step))
+        if SUMS in progress:
+            return known | {"model": to_dict(source.config.model), "compute": to_dict(source.config.compute)} | progress
+        known["metrics"] = _line_of(_text(workdir / "metrics.jsonl"), source.step)
+    return known | {"config": config_hash(source.config), "lineage": _text(workdir / "lineage.json")}
+
+
+def _text(path: epath.Path) -> str:
+    """The text of a file, empty if there is none."""
+    try:
+        return storage.read_bytes(path).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _line_of(metrics: str, step: int) -> str:
+    """What a run logged last up to a step, so that what it logs afterwards changes nothing."""
+    found = ""
+    for line in metrics.split("\n"):
+        try:
+            if json.loads(line)["step"] <= step:
+                found = line
+        except (ValueError, TypeError, KeyError):
+            continue  # the line that a killed run was writing
+    return found
