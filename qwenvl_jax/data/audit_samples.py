@@ -18,6 +18,7 @@ import numpy as np
 
 from qwenvl_jax.config import Config, DataConfig, config_hash
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.conversations import is_placeholder
 from qwenvl_jax.data.decoding import decode_all
 from qwenvl_jax.data.examples import Tokens
 from qwenvl_jax.data.mixture import Sampler
@@ -287,6 +288,8 @@ def places_of(spans: Sequence[Span]) -> list[Place]:
         closed = end < len(spans) and spans[end].text == _CLOSING[span.text]
         text, count = "".join(part.text for part in inner), _POINTS[span.text]
         values = (tags.read_points(text, count) if closed else None) or []
+        if not span.supervised and is_placeholder(text):
+            continue  # the user only speaks of one
         corners = tuple(zip(values[::2], values[1::2], strict=True))
         found.append(Place(number, tuple(images), corners, span.supervised))
     return found

@@ -115,7 +115,7 @@ def _parse_text(text: str, paths: dict[str, int], role: str) -> list[dict[str, A
             parts.append({"image": paths.setdefault(inside, len(paths)), "numbered": False})
         elif name == "ref":
             parts.append({"ref": inside, "boxes": []})
-        elif role == "user" and _is_placeholder(inside):
+        elif role == "user" and is_placeholder(inside):
             parts.append({"tag": name, "text": inside})
         else:
             numbers = _numbers(name, inside)
@@ -124,7 +124,7 @@ def _parse_text(text: str, paths: dict[str, int], role: str) -> list[dict[str, A
     return [*parts, {"text": text[place:]}] if place < len(text) else parts
 
 
-def _is_placeholder(inside: str) -> bool:
+def is_placeholder(inside: str) -> bool:
     """Whether the inside of a box says how one is written, as "(x1,y1),(x2,y2)" does: letters, or no number at all."""
     return any(sign.isalpha() for sign in inside) or not any(sign.isdigit() for sign in inside)
 

@@ -77,6 +77,8 @@ class JsonReader:
             payload = storage.read_bytes(self.path)
         except FileNotFoundError:
             raise UserError(f"{self.path} does not exist; correct the path of the source") from None
+        except IsADirectoryError:
+            raise UserError(f"{self.path} is a folder; a JSON source is one file") from None
         self._digest = hashlib.sha256(payload).hexdigest()
         self._entries = split_entries(self.path, payload)
         self.corrupt = 0

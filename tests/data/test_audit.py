@@ -33,6 +33,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 from . import damage
 from .record_samples import make_record, with_data
+from .source_files import write_jsonl
 
 QUERIES = 4
 
@@ -382,3 +383,17 @@ def test_the_audit_counts_what_training_counts(run_config: Config, tokenizer: To
         counts = loader.counters()
     corrupt, seen = counts["corrupt"]["only"], counts["seen"]["only"]
     assert corrupt / (corrupt + seen) == pytest.approx(0.1, abs=0.02)
+
+
+def test_lines_that_cannot_be_used_are_shown(run_config: Config, tmp_path: Path) -> None:
+    """A conversation in which nobody answers teaches nothing, and the audit says which one that is."""
+    said = [{"from": "user", "value": "Answer as <box>(x1,y1),(x2,y2)</box>"}, {"from": "gpt", "value": "Yes."}]
+    samples = [{"id": k, "conversations": said[: 1 if k == 3 else 2]} for k in range(20)]
+    path = write_jsonl(tmp_path / "talks.jsonl", samples)
+    config = with_data(run_config, mixture=(SourceConfig("talks", "dialogue", str(path), 1.0),))
+    found = audit(config, 40, 2)
+    [source] = found.numbers["sources"]
+    assert (source["corrupt"], source["used"], source["places"]) == (2, 38, 0)  # what is only spoken of is no place
+    [entry] = source["left_out"]
+    assert "line 4: " in entry["message"] and "no turn is the assistant's" in entry["message"]
+    assert "line 4: " in html.unescape(page(found, config))

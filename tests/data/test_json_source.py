@@ -257,6 +257,9 @@ def test_files_that_cannot_be_read(name: str, payload: bytes, what: str, tmp_pat
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
         JsonReader(tmp_path / "none.jsonl", "text")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UserError, match=r"folder\.json is a folder"):
+        JsonReader(tmp_path / "folder.json", "text")
 
 
 def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
