@@ -31,7 +31,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             checkpoints=tuple(
-                dict(name=name, workdir=f"{runs}/{name}", image_size=size) for name, size in IMAGE_SIZES.items()
+                dict(name=name, workdir=f"{runs}/{name}", image_size=size, step=-1)
+                for name, size in IMAGE_SIZES.items()
             ),
             tokenizer=common.base(data).tokenizer,
             tasks=tuple(
@@ -42,6 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
                     limit=max(4, round(limit * scale)),
                     max_new=most,
                     min_new=least,
+                    tokenisation="simple",  # of CIDEr; "ptb" is the official one and needs java
                 )
                 for name, (limit, most, least) in TASKS.items()
             ),

@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.runtime import artifacts, storage
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
 PART_SECONDS = 10.0  # of answers that a killed sweep may lose; on an object store a part is one request
 
@@ -51,7 +51,10 @@ class Answers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._write_part()
+        if kind is None or not issubclass(
+            kind, StorageError
+        ):  # storage that does not answer has been asked for minutes
+            self._write_part()
 
     def add(self, rows: dict[int, dict[str, Any]]) -> None:
         """Takes the rows of one batch, and writes a part if the last one is old enough."""

@@ -117,6 +117,17 @@ def test_the_report_is_one_sound_page_without_a_network(swept):
     assert "What colour is it?" in checker.text and "1 · pretrain" in checker.text
 
 
+def test_predictions_that_are_none_have_no_report(swept):
+    output, _, _ = swept
+    path = output / "predictions/stage1_pretrain/vqa.jsonl"
+    whole = path.read_text()
+    for broken in (whole[:-20], "[]\n", '{"no": "id"}\n'):
+        path.write_text(broken)
+        with pytest.raises(UserError, match=r"vqa\.jsonl is not what an evaluation writes; remove it and run"):
+            write_report(output)
+    path.write_text(whole)
+
+
 def test_a_folder_without_an_evaluation_has_no_report(tmp_path):
     with pytest.raises(UserError, match=r"evaluation\.json"):
         write_report(tmp_path)

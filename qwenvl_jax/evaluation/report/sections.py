@@ -50,13 +50,21 @@ def load(task: TaskConfig, output: epath.Path, checkpoint: str) -> Shown:
     path = output / PREDICTIONS / checkpoint / f"{task.name}.jsonl"
     if not storage.exists(path):
         raise UserError(f"{path} does not exist; run the evaluation again")
-    # Only the line feed ends a row; answers may hold other characters that end a line.
-    rows = {row["id"]: row for row in map(json.loads, filter(None, storage.read_bytes(path).decode().split("\n")))}
+    rows = _rows(path)
     reader = RecordReader(task.records, task.split)
     count = _DIALOGUES_SEARCHED if task.name == "dialogue" else _SHOWN[task.name]
     limit = min(task.limit or len(reader), len(reader), count)
     records = [record for index in range(limit) if (record := _record(reader, index)) is not None]
     return Shown([record for record in records if _is_answered(record, rows)], rows)
+
+
+def _rows(path: epath.Path) -> dict[str, dict[str, Any]]:
+    """Rows of predictions by id. Only the line feed ends one; answers may hold other characters that end a line."""
+    try:
+        rows = [json.loads(line) for line in storage.read_bytes(path).decode().split("\n") if line]
+        return {row["id"]: row for row in rows}
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is not what an evaluation writes; remove it and run the evaluation again") from None
 
 
 def _record(reader: RecordReader, index: int) -> Record | None:
