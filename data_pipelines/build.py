@@ -20,6 +20,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from etils import epath
 
 from data_pipelines import report
 from data_pipelines.ingredients import Ingredients, load_ingredients
@@ -28,8 +29,8 @@ from data_pipelines.write_records import NAME, shard_count, write_shards
 from qwenvl_jax.data import formats, records
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.data.tokenizer import train_sentencepiece
-from qwenvl_jax.runtime import artifacts
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
 SPLITS = ("train", "heldout")
 VOCABULARY = "vocabulary/quickstart.model"
@@ -39,12 +40,12 @@ _VOCABULARY_RECORDS = 3_000  # per task; more do not change the pieces
 _log = logging.getLogger(__name__)
 
 
-def build(settings: QuickstartSettings, output: Path, cache: Path, workers: int = 1) -> dict[str, Any]:
+def build(settings: QuickstartSettings, output: epath.PathLike, cache: Path, workers: int = 1) -> dict[str, Any]:
     """Builds the data set, or leaves a finished one with these settings as it is.
 
     Args:
       settings: everything the result depends on.
-      output: folder of the data set.
+      output: folder of the data set, on a disk or gs://.
       cache: folder for downloads.
       workers: processes; the result does not depend on it.
 
@@ -55,7 +56,7 @@ def build(settings: QuickstartSettings, output: Path, cache: Path, workers: int 
       UserError: if `output` cannot be written, is somebody else's, or a source cannot be had.
     """
     settings.check()
-    output = output.absolute()
+    output = storage.absolute(output)
     finished = _finished(settings, output)
     if finished is not None:
         _log.info("%s is up to date (settings %s)", output, settings.digest())
@@ -69,18 +70,16 @@ def build(settings: QuickstartSettings, output: Path, cache: Path, workers: int 
         shards = _run_pipeline(settings, cache.absolute(), building, workers)
         manifest = _finish(settings, ingredients, building, shards)
         _log.info("records ready after %.1f s", time.monotonic() - started)
-        if output.exists():
-            shutil.rmtree(output)
-        building.rename(output)
+        artifacts.replace_folder(building, output)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        storage.remove(building)
     _log.info("%s is ready after %.1f s", output, time.monotonic() - started)
     _warn_if_rendered(manifest)
     return manifest
 
 
 def _run_pipeline(
-    settings: QuickstartSettings, cache: Path, building: Path, workers: int
+    settings: QuickstartSettings, cache: Path, building: epath.Path, workers: int
 ) -> dict[str, list[records.Shard]]:
     """One Beam element per shard number and split: the pipeline's overhead stays out of the records' way."""
     work = [(split, shard) for split in SPLITS for shard in range(shard_count(settings, split))]
@@ -99,14 +98,18 @@ def _run_pipeline(
     shards: dict[str, list[records.Shard]] = {task: [] for task in TASKS}
     for split, shard in work:
         note = _note(building, split, shard)
-        if not note.exists():
+        if not storage.exists(note):
+            if storage.is_remote(building):
+                raise StorageError(f"{building.parent} could not be written; run the same command again")
             raise UserError(f"the disk of {building.parent} is full; free space or choose another --output")
         told = artifacts.read_json(note)
         if "error" in told:
             raise UserError(told["error"])
+        if "storage" in told:
+            raise StorageError(told["storage"])
         for task, values in told.items():
             shards[task].append(records.Shard(**values))
-    shutil.rmtree(building / "notes")
+    storage.remove(building / "notes")
     return shards
 
 
@@ -136,18 +139,20 @@ def _write_one(work: tuple[str, int], settings: QuickstartSettings, cache: str, 
     """
     split, shard = work
     try:
-        written = write_shards(Path(building), settings, _ingredients_once(settings, cache), split, shard)
+        written = write_shards(epath.Path(building), settings, _ingredients_once(settings, cache), split, shard)
         note: dict[str, Any] = {task: dataclasses.asdict(line) for task, line in written.items()}
     except UserError as error:
         note = {"error": str(error)}
+    except StorageError as error:
+        note = {"storage": str(error)}
     except (OSError, RuntimeError) as error:
         # ArrayRecord's writer, in C++, tells of a full disk by a RuntimeError.
         if isinstance(error, RuntimeError) and "No space left" not in str(error):
             raise
         reason = error.strerror if isinstance(error, OSError) else "no space left on the disk"
         note = {"error": f"writing the records failed ({reason}); free space or choose another --output"}
-    with contextlib.suppress(OSError):  # a disk too full for the note is told by its absence
-        artifacts.write_json(_note(Path(building), split, shard), note)
+    with contextlib.suppress(OSError, StorageError):  # a disk too full for the note is told by its absence
+        artifacts.write_json(_note(epath.Path(building), split, shard), note)
 
 
 @functools.lru_cache(maxsize=1)
@@ -155,19 +160,18 @@ def _ingredients_once(settings: QuickstartSettings, cache: str) -> Ingredients:
     return load_ingredients(settings, Path(cache))
 
 
-def _note(building: Path, split: str, shard: int) -> Path:
+def _note(building: epath.Path, split: str, shard: int) -> epath.Path:
     return building / "notes" / f"{split}-{shard:05d}.json"
 
 
 def _finish(
-    settings: QuickstartSettings, ingredients: Ingredients, building: Path, shards: dict[str, list[records.Shard]]
+    settings: QuickstartSettings, ingredients: Ingredients, building: epath.Path, shards: dict[str, list[records.Shard]]
 ) -> dict[str, Any]:
     """Vocabulary, manifests and report of a folder whose shards are written; the top manifest comes last."""
     rendered = ingredients.stamps[0].source == "rendered"
     extra = {"settings": settings.digest(), "rendered": rendered}
     for task in TASKS:
         records.write_manifest(building / task, NAME, shards[task], description=f"quickstart: {task}", extra=extra)
-    (building / VOCABULARY).parent.mkdir()
     train_sentencepiece(_texts(building), settings.vocab_size, building / VOCABULARY)
     manifest = {
         "name": NAME,
@@ -184,7 +188,7 @@ def _finish(
     return artifacts.read_json(building / "manifest.json")
 
 
-def _texts(building: Path) -> Iterable[str]:
+def _texts(building: epath.Path) -> Iterable[str]:
     """What the vocabulary is trained on: the texts as training will see them, markup left out."""
     for task in TASKS:
         reader = records.RecordReader(building / task, "train")
@@ -194,11 +198,11 @@ def _texts(building: Path) -> Iterable[str]:
                     yield str(piece.value)
 
 
-def _finished(settings: QuickstartSettings, output: Path) -> dict[str, Any] | None:
+def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any] | None:
     """The manifest of a whole data set with these settings, or None."""
     try:
         manifest = artifacts.read_json(output / "manifest.json")
-        if manifest["settings_hash"] != settings.digest() or not (output / VOCABULARY).is_file():
+        if manifest["settings_hash"] != settings.digest() or not storage.exists(output / VOCABULARY):
             return None
         for task in TASKS:
             for split in SPLITS:
@@ -208,25 +212,32 @@ def _finished(settings: QuickstartSettings, output: Path) -> dict[str, Any] | No
     return manifest
 
 
-def _claim(output: Path, settings: QuickstartSettings) -> Path:
+def _claim(output: epath.Path, settings: QuickstartSettings) -> epath.Path:
     """A fresh folder beside `output` to build in; removes what killed runs left there."""
     try:
-        if output.is_file() or (output.is_dir() and any(p.name not in _OWN_NAMES for p in output.iterdir())):
+        found = storage.names(output) if storage.is_folder(output) else []
+        if (storage.exists(output) and not storage.is_folder(output)) or not _OWN_NAMES.issuperset(found):
             raise UserError(f"{output} holds files that are not of this pipeline; choose another --output")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for left in output.parent.glob(f".{output.name}.*.building"):
-            number = left.name.split(".")[-2]
-            if not number.isdigit() or not _alive(int(number)):
-                shutil.rmtree(left, ignore_errors=True)
+        if storage.is_remote(output):
+            # Whether the run that left it is alive, a bucket cannot tell: two runs must not share an output.
+            building = output.parent / f".{output.name}.building"
+            storage.remove(building)
+            return building
+        storage.make_folder(output.parent)
+        for left in storage.names(output.parent):
+            if left.startswith(f".{output.name}.") and left.endswith(".building"):
+                number = left.split(".")[-2]
+                if not number.isdigit() or not _alive(int(number)):
+                    shutil.rmtree(output.parent / left, ignore_errors=True)
         building = output.parent / f".{output.name}.{os.getpid()}.building"
         shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
+        storage.make_folder(building)
     except OSError as error:
         raise UserError(f"{output.parent} cannot be written ({error.strerror}); choose another --output") from None
     needed = _BYTES_PER_SCENE * (settings.train + settings.heldout)
     free = shutil.disk_usage(building).free
     if free < needed:
-        building.rmdir()
+        storage.remove(building)
         raise UserError(
             f"{output.parent} has {free / 1e6:.0f} MB free and about {needed / 1e6:.0f} MB are needed; "
             "free some space or lower --train"

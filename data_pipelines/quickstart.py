@@ -19,16 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.settings import SOURCES, QuickstartSettings
-from qwenvl_jax.runtime.errors import exit_on_user_error
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 _SCENE = QuickstartSettings().scene
 _OCR = QuickstartSettings().ocr
 
 
+def _local_path(text: str) -> Path:
+    if storage.is_remote(storage.path(text)):
+        raise UserError(f"--cache={text}: downloads are kept on a disk; give a local folder")
+    return Path(storage.path(text))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("data/quickstart"))
-    parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="downloads, reusable")
+    parser.add_argument("--output", type=storage.path, default="data/quickstart", help="on a disk or gs://")
+    parser.add_argument("--cache", type=_local_path, default="data/cache", help="downloads, reusable; on a disk")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, at most 4")
     for prefix, group in (("", QuickstartSettings()), ("scene.", _SCENE), ("ocr.", _OCR)):
         for field in dataclasses.fields(group):

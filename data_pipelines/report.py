@@ -10,15 +10,15 @@ import html
 import io
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from PIL import Image, ImageDraw
 
 from qwenvl_jax.data import records
 from qwenvl_jax.data.image import decode_image
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 PICTURE_TASKS = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr", "dialogue")
@@ -27,7 +27,7 @@ _SCALE = 2
 _COLORS = ("#ff2d2d", "#21d421", "#3f8cff", "#ffd400")
 
 
-def write_report(folder: Path, manifest: dict[str, Any]) -> None:
+def write_report(folder: epath.Path, manifest: dict[str, Any]) -> None:
     """Writes both files into `folder`, whose record folders are finished.
 
     Args:
@@ -95,7 +95,7 @@ def _shapes(record: Record) -> Iterable[list[tuple[float, float]]]:
         yield [(x, y) for x, y in line["quad"]]
 
 
-def _examples(folder: Path, count: int = EXAMPLES) -> list[Record]:
+def _examples(folder: epath.Path, count: int = EXAMPLES) -> list[Record]:
     reader = records.RecordReader(folder, "heldout")
     return [reader[i] for i in range(min(count, len(reader)))]
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_user_error():
         if len(arguments) != 1:
             raise UserError("give one folder: python -m data_pipelines.report data/quickstart")
-        folder = Path(arguments[0])
+        folder = storage.path(arguments[0])
         write_report(folder, artifacts.read_json(folder / "manifest.json"))
         print(folder / "report.html")
 

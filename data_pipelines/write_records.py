@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
+
+from etils import epath
 
 from data_pipelines.dialogue.conversations import Picture, converse
 from data_pipelines.grounding.scenes import Scene, encode_image, make_scene, rng_for, scene_at
@@ -29,7 +30,7 @@ def shard_count(settings: QuickstartSettings, split: str) -> int:
 
 
 def write_shards(
-    folder: Path, settings: QuickstartSettings, ingredients: Ingredients, split: str, shard: int
+    folder: epath.Path, settings: QuickstartSettings, ingredients: Ingredients, split: str, shard: int
 ) -> dict[str, records.Shard]:
     """Writes shard number `shard` of `split` of every task under `folder/<task>/`; returns their manifest lines.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import itertools
 import json
 import uuid
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from etils import epath
 
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
+
+_COPIED_AT_ONCE = 16
 
 
 def write_bytes(path: epath.PathLike, payload: bytes) -> None:
@@ -36,11 +40,20 @@ def undone_on_failure(folder: epath.PathLike) -> Iterator[None]:
 
 
 def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Gives a folder on a disk the name of another one, which is removed; at no moment are both gone.
+    """Gives a folder the name of another one in the same store, which is removed.
 
-    Killed half-way it may leave `.NAME.XXXXXXXX.old`, the folder that was there before.
+    On a disk at no moment are both gone; killed half-way it may leave `.NAME.XXXXXXXX.old`, the folder that was there
+    before. On an object store the target is removed and every object copied by the server, the `.json` files last and
+    `manifest.json` last of those: without it no folder counts as whole.
     """
-    target = storage.path(target)
+    source, target = storage.path(source), storage.path(target)
+    if storage.is_remote(target):
+        storage.remove(target)
+        names = sorted(storage.files_below(source), key=_completes)
+        with concurrent.futures.ThreadPoolExecutor(_COPIED_AT_ONCE, "copy") as threads:
+            for _, group in itertools.groupby(names, _completes):
+                list(threads.map(lambda name: storage.rename(source / name, target / name), group))
+        return
     before = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
     replaced = storage.exists(target)
     if replaced:
@@ -52,6 +65,11 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
             storage.rename(before, target)
         raise
     storage.remove(before)
+
+
+def _completes(name: str) -> tuple[bool, bool, int]:
+    """Later for what says that the rest is whole."""
+    return name.endswith(".json"), name.endswith("manifest.json"), -name.count("/")
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

@@ -310,10 +310,8 @@ class Store:
         """Removes an object and everything below a folder of that name; what is missing is no error."""
         below = list(self.listed(path, deep=True))
         # What says that a folder is whole goes first, so that one half removed is never taken for whole.
-        for name in [name for name in below if name.endswith(".json") and "/" not in name]:
-            self._delete([f"{path}/{name}"])
-            below.remove(name)
-        self._delete([f"{path}/{name}" for name in below])
+        for told in (True, False):
+            self._delete([f"{path}/{name}" for name in below if name.endswith(".json") is told])
         if split(path)[1]:
             self._delete([path])
 

@@ -24,6 +24,7 @@ import fsspec
 from etils import epath
 
 from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.range_reader import RangeReader
 from qwenvl_jax.runtime.retries import NotWhole, patience, retried
 
 if TYPE_CHECKING:
@@ -153,6 +154,16 @@ def entries(folder: epath.PathLike) -> dict[str, Entry]:
     return retried(scan, folder)
 
 
+def files_below(folder: epath.PathLike) -> list[str]:
+    """All files below a folder, by names relative to it, sorted; none if there is no such folder."""
+    if is_remote(folder):
+        return sorted(_store().listed(_plain(folder), deep=True))
+    root = os.fspath(folder)
+    return sorted(
+        os.path.relpath(os.path.join(place, name), root) for place, _, found in os.walk(root) for name in found
+    )
+
+
 def entry(where: epath.PathLike) -> Entry:
     """A single file or folder, as `entries` has it.
 
@@ -244,7 +255,7 @@ def open_read(where: epath.PathLike, buffer: int = _BUFFER) -> Iterator[BinaryIO
     Raises:
       FileNotFoundError: if there is no such file.
     """
-    with io.BufferedReader(_Reader(where), buffer) as file:
+    with io.BufferedReader(_opened(where), buffer) as file:
         yield file
 
 
@@ -291,52 +302,20 @@ def local_output(where: epath.PathLike) -> Iterator[epath.Path]:
         raise
 
 
-class _Reader(io.RawIOBase):
-    """A file read by places; every request is one that is repeated."""
+def _opened(where: epath.PathLike) -> RangeReader:
+    if is_remote(where):
+        store, name = _store(), _plain(where)
+        return RangeReader(size(where), lambda start, wanted: store.read(name, start, wanted), lambda: None)
+    file = retried(lambda: os.open(where, os.O_RDONLY), where)
+    facts = os.fstat(file)
+    if stat.S_ISDIR(facts.st_mode):
+        os.close(file)
+        raise IsADirectoryError(21, "Is a directory", str(where))
 
-    def __init__(self, where: epath.PathLike):
-        self._where, self._at = where, 0
-        self._file: int | None = None
-        if is_remote(where):
-            self._size = size(where)
-        else:
-            self._file = retried(lambda: os.open(where, os.O_RDONLY), where)
-            self._size = os.fstat(self._file).st_size
-            if os.path.isdir(where):
-                os.close(self._file)
-                raise IsADirectoryError(21, "Is a directory", str(where))
+    def fetch(start: int, wanted: int) -> bytes:
+        return retried(lambda: os.pread(file, wanted, start), where)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = len(buffer)
-        if self._file is not None:
-            file, at = self._file, self._at
-            payload = retried(lambda: os.pread(file, wanted, at), self._where)
-        elif self._at >= self._size:
-            payload = b""
-        else:
-            payload = _store().read(_plain(self._where), self._at, min(wanted, self._size - self._at))
-        buffer[: len(payload)] = payload
-        self._at += len(payload)
-        return len(payload)
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        super().close()
+    return RangeReader(facts.st_size, fetch, lambda: os.close(file))
 
 
 def _download(where: epath.PathLike, copy: epath.Path) -> None:
