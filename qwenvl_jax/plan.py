@@ -110,13 +110,14 @@ def dump_sharding(name: str, path: str) -> None:
     """Writes the shardings of a topology as JSON and shows their sums per tower."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from qwenvl_jax.perf.aot import for_topology
-    from qwenvl_jax.sharding.mesh import abstract_mesh
+    from qwenvl_jax.sharding.mesh import abstract_mesh, check_torus
     from qwenvl_jax.sharding.report import as_json, json_text
     from qwenvl_jax.training.placement import placed_state
     from qwenvl_jax.training.summary import show_towers
 
     candidate = entry(name)
     config = for_topology(candidate.config, candidate.topology)
+    check_torus(config.mesh, candidate.topology.chips)
     mesh = abstract_mesh(config.mesh, candidate.topology.chips)
     state = placed_state(config, mesh)
     artifacts.write_text(path, json_text(as_json(state.trainable, state.frozen, state.opt_state, mesh)))

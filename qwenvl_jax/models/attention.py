@@ -169,7 +169,7 @@ def _splash(
     """Pads lengths to whole lanes, and runs the kernel per device if a mesh is set (see `jax.set_mesh`).
 
     XLA cannot partition a Pallas kernel by itself, so under a mesh the call is mapped over it: rows over `data` and
-    `fsdp`, heads over `tensor`.
+    `fsdp`, heads over `tensor`, each where they divide.
     """
     rows, length, heads, size = q_BLNK.shape
     keys = k_BTNK.shape[1]
@@ -186,6 +186,8 @@ def _splash(
     free = [name for name in mesh.axis_names if name not in mesh.manual_axes]
     if any(mesh.shape[name] > 1 for name in free):
         over_rows = tuple(name for name in ("data", "fsdp") if name in free)
+        if rows % math.prod(mesh.shape[name] for name in over_rows):
+            over_rows = ()
         over_heads = "tensor" if "tensor" in free and heads % mesh.shape["tensor"] == 0 else None
         tokens, ids = PartitionSpec(over_rows, None, over_heads, None), PartitionSpec(over_rows, None)
         run = jax.shard_map(run, in_specs=(tokens, tokens, tokens, ids, ids), out_specs=tokens, check_vma=False)

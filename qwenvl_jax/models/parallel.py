@@ -117,7 +117,8 @@ def product(x: jax.Array, kernel: jax.Array, contract: int, axes: KernelAxes, un
         return multiply(x, kernel, whole=lambda kernel: kernel)
 
     size = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    tensor = axes.tensor if axes.tensor is not None and size > 1 and kernel.shape[axes.tensor] % size == 0 else None
+    parts = size * split.fsdp if axes.tensor == axes.fsdp else size
+    tensor = axes.tensor if axes.tensor is not None and size > 1 and kernel.shape[axes.tensor] % parts == 0 else None
     sums_over_tensor = tensor is not None and tensor < contract
     x_spec: list[Any] = [ROWS, *[None] * (x.ndim - 1)]
     kernel_spec: list[Any] = [None] * kernel.ndim
@@ -169,7 +170,8 @@ def take_features(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> j
     """The feature at every slot, [B, L, D]; a slot outside its group gives NaN, a negative one anything.
 
     Features and rows are cut into `groups` equal parts, and the slots of a part count its own features. Only devices
-    that share a part exchange features; with a part or more per device none do.
+    that share a part exchange features; with a part or more per device none do. Where neither of the numbers of
+    groups and devices divides the other, so many devices exchange as hold whole groups together.
     """
 
     def local(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> jax.Array:
@@ -179,26 +181,65 @@ def take_features(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> j
         return taken_GRLD.reshape(*slots_BL.shape, -1)
 
     split = rows_split(math.gcd(slots_BL.shape[0], features_FD.shape[0]))
-    devices = math.prod(split) if split else 1
-    if split is None or (groups % devices and devices % groups):
+    if split is None:
         return local(features_FD, slots_BL, groups)
-    sharing = max(1, devices // groups)  # neighbours along `fsdp` first
-    along_fsdp = math.gcd(sharing, split.fsdp)
-    along_data = sharing // along_fsdp
-    if split.data % along_data or split.fsdp % along_fsdp:
-        return local(features_FD, slots_BL, groups)
+    devices = math.prod(split)
+    blocks = math.gcd(groups, devices)  # the most parts whose borders are those of groups and of devices
+    sharing = devices // blocks
+    group_rows, group_features = slots_BL.shape[0] // groups, features_FD.shape[0] // groups
 
-    def of_group(features_FD: jax.Array, slots_BL: jax.Array) -> jax.Array:
-        features_FD = _gather_neighbours(features_FD, "fsdp", split.fsdp, along_fsdp)
-        features_FD = _gather_neighbours(features_FD, "data", split.data, along_data)
-        return local(features_FD, slots_BL, max(1, groups // devices))
+    def of_block(features_FD: jax.Array, slots_BL: jax.Array) -> jax.Array:
+        features_FD = _gather_neighbours(features_FD, split, sharing)
+        if sharing == 1 or blocks == groups:
+            return local(features_FD, slots_BL, groups // blocks)
+        # This device's rows may begin and end within groups: the slots are counted from the block's first feature.
+        first = jax.lax.axis_index(ROWS) % sharing * slots_BL.shape[0]
+        group_B1 = ((first + jnp.arange(slots_BL.shape[0])) // group_rows)[:, None]
+        slots_BL = jnp.maximum(slots_BL, 0)
+        outside = features_FD.shape[0]
+        return local(
+            features_FD, jnp.where(slots_BL < group_features, group_B1 * group_features + slots_BL, outside), 1
+        )
 
-    return _per_device(of_group, (PartitionSpec(ROWS), PartitionSpec(ROWS)))(features_FD, slots_BL)
+    return _per_device(of_block, (PartitionSpec(ROWS), PartitionSpec(ROWS)))(features_FD, slots_BL)
 
 
-def _gather_neighbours(x: jax.Array, axis: str, devices: int, neighbours: int) -> jax.Array:
+def _gather_neighbours(x: jax.Array, split: Split, neighbours: int) -> jax.Array:
+    """Joins the parts of each `neighbours` consecutive devices, counted along `fsdp`, then along `data`.
+
+    These are whole lines of `fsdp`, or a part of one; or, as 6 neighbours where `fsdp` is 4, neither.
+    """
+    along_fsdp = math.gcd(neighbours, split.fsdp)
+    x = _gather_along(x, "fsdp", split.fsdp, along_fsdp)
+    if along_fsdp in (split.fsdp, neighbours):
+        return _gather_along(x, "data", split.data, neighbours // along_fsdp)
+    return _gather_by_turns(x, ROWS, math.prod(split), neighbours // along_fsdp, apart=along_fsdp)
+
+
+def _gather_along(x: jax.Array, axis: str, devices: int, neighbours: int) -> jax.Array:
     """Joins the parts of each `neighbours` consecutive devices of a mesh axis."""
     if neighbours == 1:
         return x
+    if neighbours < devices and devices & (devices - 1):
+        return _gather_by_turns(x, axis, devices, neighbours)
     groups = [list(range(first, first + neighbours)) for first in range(0, devices, neighbours)]
     return jax.lax.all_gather(x, axis, axis_index_groups=groups if len(groups) > 1 else None, axis=0, tiled=True)
+
+
+def _gather_by_turns(
+    x: jax.Array, axes: str | tuple[str, ...], devices: int, neighbours: int, apart: int = 1
+) -> jax.Array:
+    """Joins the parts of each `neighbours` devices that follow one another `apart` along mesh axes of `devices`.
+
+    Each device sends its part to every other one, in as many permutations: as many bytes as one collective moves. The
+    TPU compiler refuses reductions in groups of three, and aborts where a group lies in two slices but fills neither.
+    """
+    place = jax.lax.axis_index(axes) // apart % neighbours
+    firsts = [first + k for first in range(0, devices, neighbours * apart) for k in range(apart)]
+    parts = [x]
+    for turn in range(1, neighbours):
+        pairs = [(own, (own + turn) % neighbours) for own in range(neighbours)]
+        to = [(first + a * apart, first + b * apart) for first in firsts for a, b in pairs]
+        parts.append(jax.lax.ppermute(x, axes, to))
+    # The parts are those of the places own, own - 1, own - 2 and so on.
+    return jnp.roll(jnp.concatenate(parts[::-1]), (place + 1) * x.shape[0], axis=0)

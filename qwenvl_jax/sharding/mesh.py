@@ -55,20 +55,47 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       devices: default all devices of this run; those of a topology when compiling ahead of time.
 
     Raises:
-      UserError: if the sizes do not fit the devices.
+      UserError: if the sizes do not fit the devices, or TPUs in their slices.
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = mesh_shape(config, len(devices))
     shape = (config.slices * data, fsdp, tensor)
     if devices[0].platform != "tpu":  # no torus to follow: neighbours in the list share a host
         return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES)
-    if config.slices == 1:
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    else:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (data, fsdp, tensor), (config.slices, 1, 1), devices, allow_split_physical_axes=True
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if slices != config.slices:
+        raise UserError(
+            f"config.mesh.slices is {config.slices}, but the {len(devices)} chips lie in {slices} "
+            f"slice{'s' * (slices > 1)}; set it to {slices}"
         )
+    check_torus(config, len(devices))
+    try:
+        if slices == 1:
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        else:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (data, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+            )
+    except (AssertionError, NotImplementedError, ValueError) as error:  # as JAX says that it finds no place
+        raise UserError(
+            f"JAX cannot lay the mesh (data {data}, fsdp {fsdp}, tensor {tensor}) on the torus of a slice of "
+            f"{len(devices) // slices} chips: {str(error).splitlines()[0]}; choose other sizes"
+        ) from error
     return Mesh(grid, AXES)
+
+
+def check_torus(config: MeshConfig, device_count: int) -> None:
+    """Refuses what the TPU compiler does (libtpu 0.0.42): a sum over an odd number of chips within a slice.
+
+    Raises:
+      UserError: if the sizes do not fit so many TPUs.
+    """
+    data, fsdp, tensor = mesh_shape(config, device_count)
+    if data > 1 and data % 2:
+        raise UserError(
+            f"config.mesh makes data {data} in every slice, and the TPU compiler sums over no odd number of chips; "
+            f"make it even by a smaller config.mesh.fsdp ({fsdp}) or config.mesh.tensor ({tensor})"
+        )
 
 
 def abstract_mesh(config: MeshConfig, device_count: int) -> AbstractMesh:

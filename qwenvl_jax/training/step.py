@@ -9,6 +9,8 @@ Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels, D width.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +83,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     """Shapes and shardings of one batch on the devices."""
     data, shards = config.data, batch_shards(mesh)
     rows = (data.accumulation, data.rows, data.sequence_length)
-    images = data.image_budget + data.groups * _spare_images(data, shards)
+    images = data.image_budget + data.groups * spare_images(data, shards)
     shapes: dict[str, Any] = dict.fromkeys(Batch._fields, (rows, jnp.int32))
     shapes["loss_mask_ABL"] = (rows, jnp.float32)
     shapes["images_AIHWC"] = ((data.accumulation, images, data.image_size, data.image_size, 3), jnp.uint8)
@@ -92,21 +94,34 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     return Batch(**fields)
 
 
-def _spare_images(data: DataConfig, shards: int) -> int:
-    """Empty images at the end of every image group, so that groups and devices share their borders."""
-    if data.groups % shards == 0:
-        return 0
-    return -data.group_images % (shards // data.groups if shards % data.groups == 0 else shards)
+def spare_images(data: DataConfig, shards: int) -> int:
+    """Empty images at the end of every image group, so that what whole groups fill ends where a device's part does.
+
+    As many as the devices need that hold whole groups together (`models.parallel.take_features`); none if every
+    device holds whole groups.
+    """
+    return -data.group_images % (shards // math.gcd(data.groups, shards))
 
 
 def local_streams(data: DataConfig, mesh: Mesh) -> list[int]:
-    """The logical streams of the input that hold rows of this process's devices."""
-    shards = batch_shardings(mesh)[0].addressable_devices_indices_map((1, batch_shards(mesh)))
+    """The logical streams of the input that hold rows of this process's devices, ascending."""
+    shards = batch_shards(mesh)
+    places = batch_shardings(mesh)[0].addressable_devices_indices_map((1, shards)).values()
+    return streams_of([rows.indices(shards)[0] for _, rows in places], shards, data.streams)
+
+
+def streams_of(parts: Iterable[int], shards: int, streams: int) -> list[int]:
+    """The streams that some of `shards` equal parts of a microbatch need, ascending; they need not be neighbours."""
     found: set[int] = set()
-    for _, rows in shards.values():
-        start, stop, _ = rows.indices(batch_shards(mesh))
-        found.update(range(start * data.streams // batch_shards(mesh), -(-stop * data.streams // batch_shards(mesh))))
+    for part in parts:
+        found.update(range(part * streams // shards, -(-(part + 1) * streams // shards)))
     return sorted(found)
+
+
+def local_slice(start: int, stop: int, part: int, streams: list[int]) -> slice:
+    """Where rows (or images) start to stop of a global batch lie among those of some streams of `part` rows each."""
+    first = streams.index(start // part) * part + start % part
+    return slice(first, first + stop - start)
 
 
 def put_batch(batch: Batch, data: DataConfig, mesh: Mesh) -> Batch:
@@ -116,7 +131,7 @@ def put_batch(batch: Batch, data: DataConfig, mesh: Mesh) -> Batch:
     brings the parts of its `local_streams`.
     """
     streams = local_streams(data, mesh)
-    spare = _spare_images(data, batch_shards(mesh))
+    spare = spare_images(data, batch_shards(mesh))
     if spare:
         micro, _, *pixels = batch.images_AIHWC.shape
         groups = batch.images_AIHWC.reshape(micro, data.groups * len(streams) // data.streams, -1, *pixels)
@@ -132,8 +147,7 @@ def put_batch(batch: Batch, data: DataConfig, mesh: Mesh) -> Batch:
 
         def shard(index: Any) -> np.ndarray:
             start, stop, _ = index[1].indices(shape[1])
-            at = streams.index(start // part) * part + start % part
-            return field[:, at : at + stop - start]
+            return field[:, local_slice(start, stop, part, streams)]
 
         return jax.make_array_from_callback(shape, sharding, shard)
 
