@@ -130,6 +130,10 @@ def test_resuming_with_another_config_names_the_key(tmp_path: Path) -> None:
     in_host_memory = tiny_run.make_config(Path("unused"), optimizer__moments_memory="pinned_host")
     lineage.check_resumable(tmp_path, in_host_memory)
     lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), compute__xla_options=("a=1",)))
+    moved = tiny_run.make_config(Path("elsewhere"), init__vit="gs://bucket/stage1", init__step=7)
+    lineage.check_resumable(tmp_path, moved)  # records and vocabulary are known by what they hold
+    assert set(lineage.note_moves(tmp_path, moved, 5)) >= {"config.tokenizer.path", "config.data.mixture[2].records"}
+    assert lineage.read_config(tmp_path) == moved and lineage.note_moves(tmp_path, config, 6)
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm = 1.0, not 2.0"):
         lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), optimizer__clip_norm=2.0))
     with pytest.raises(UserError, match=r"config.compute.frozen_dtype"):

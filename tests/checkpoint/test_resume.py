@@ -9,29 +9,33 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny_run
+from etils import epath
 
 from qwenvl_jax.checkpoint.lineage import read_config
 from qwenvl_jax.checkpoint.manager import restore_state
 from qwenvl_jax.checkpoint.restore import load_params
+from qwenvl_jax.checkpoint.steps import finished_steps, latest_step
 from qwenvl_jax.training.loop import train
 from qwenvl_jax.training.step import abstract_state
 
 ROOT = Path(__file__).parents[2]
 
 
-def lines(workdir: Path) -> list[dict]:
+def lines(workdir: Path | epath.Path) -> list[dict]:
     """The metrics without what a clock says."""
-    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    written = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    found = [json.loads(line) for line in written if line.endswith("\n")]
     return [{key: value for key, value in line.items() if key != "timing"} for line in found]
 
 
-def last_state(workdir: Path, step: int) -> list[np.ndarray]:
+def last_state(workdir: Path | epath.Path, step: int) -> list[np.ndarray]:
     """Parameters and moments of the checkpoint of `step`."""
     abstract = abstract_state(read_config(workdir))
     trainable, opt_state, progress = restore_state(workdir, step, abstract.trainable, abstract.opt_state)
@@ -39,7 +43,7 @@ def last_state(workdir: Path, step: int) -> list[np.ndarray]:
     return [*map(np.asarray, jax.tree.leaves((trainable, opt_state))), np.frombuffer(place, np.uint8)]
 
 
-def assert_same_run(one: Path, other: Path, step: int) -> None:
+def assert_same_run(one: Path, other: Path | epath.Path, step: int) -> None:
     for a, b in zip(last_state(one, step), last_state(other, step), strict=True):
         assert a.dtype == b.dtype and np.array_equal(a, b)
     assert lines(one) == lines(other)
@@ -80,26 +84,34 @@ def test_sigterm_saves_and_the_next_start_continues(tmp_path: Path, tiny_data: P
 
 
 @pytest.mark.slow
-def test_kill_9_and_the_next_start_continues(tmp_path: Path, tiny_data: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+def test_kill_9_and_the_next_start_continues_on_a_disk_and_on_gs(
+    tmp_path: Path, tiny_data: Path, gcs: str, gcs_environment: dict[str, str]
+) -> None:
+    environment = {**gcs_environment, "PYTHONPATH": str(ROOT)}
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    whole, on_disk, on_gs = tmp_path / "whole", tmp_path / "parts", epath.Path(gcs) / "parts"
 
-    def command(name: str) -> list[str]:
+    def command(workdir: Path | epath.Path) -> list[str]:
         config = f"{ROOT / 'tests' / 'tiny_config.py'}:{tiny_data}"
         overrides = ["--config.train.steps=200", "--config.train.checkpoint_every=20", "--config.train.log_every=3"]
-        return [
-            sys.executable,
-            "-m",
-            "qwenvl_jax.train",
-            f"--config={config}",
-            f"--workdir={tmp_path / name}",
-            *overrides,
-        ]
+        return [sys.executable, "-m", "qwenvl_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides]
 
-    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True)
-    for step in (48, 120):
-        running = subprocess.Popen(command("parts"), cwd=ROOT, env=environment)
-        wait_for_step(tmp_path / "parts", step, lambda running=running: running.poll() is None)
-        running.kill()
-        running.wait()
-    subprocess.run(command("parts"), cwd=ROOT, env=environment, check=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts", 200)
+    def killed_once(workdir: Path | epath.Path, there: Callable[[], bool]) -> None:
+        running = subprocess.Popen(command(workdir), cwd=ROOT, env=environment)
+        try:
+            while not there():
+                assert running.poll() is None, "the run ended before it could be killed"
+                time.sleep(0.002)
+        finally:
+            running.kill()
+            running.wait()
+
+    def while_a_checkpoint_is_written() -> bool:
+        return 40 in finished_steps(on_disk) and any((on_disk / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+
+    subprocess.run(command(whole), cwd=ROOT, env=environment, check=True)
+    killed_once(on_disk, while_a_checkpoint_is_written)
+    killed_once(on_gs, lambda: (latest_step(on_gs) or 0) >= 60)
+    for workdir in (on_disk, on_gs):
+        subprocess.run(command(workdir), cwd=ROOT, env=environment, check=True)
+        assert_same_run(whole, workdir, 200)

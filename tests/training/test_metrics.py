@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 import tiny_run
 from etils import epath
 
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.metrics import MAX_SKIPPED, Log, Window, summarize
@@ -84,3 +86,69 @@ def test_a_known_device_has_a_utilisation(tmp_path: Path) -> None:
 
     assert peak_flops("TPU v5p") == 459e12 and peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops(jax.devices("cpu")[0].device_kind) is None
+
+
+def logged(folder: epath.Path) -> list[tuple[int, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in found]
+
+
+@pytest.mark.parametrize("place", ["disk", "gs"])
+def test_every_line_is_there_once_after_stop_kill_and_continue(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = epath.Path(tmp_path if place == "disk" else request.getfixturevalue("gcs")) / "run"
+    with open_log(folder, 0) as writer:
+        writer.write(5, [step_values(5.0)], {})
+        writer.write(10, [step_values(10.0)], {})
+    killed = open_log(folder, 10)
+    killed.write(15, [step_values(15.0)], {})
+    killed.flush()  # with the checkpoint of step 15
+    killed.write(20, [step_values(20.0)], {})
+    assert logged(folder)[:3] == [(5, 5.0), (10, 10.0), (15, 15.0)]  # while it lives
+    again = open_log(folder, 15)  # the other one was killed: it never closes
+    again.write(20, [step_values(21.0)], {})
+    again.flush()
+    assert logged(folder) == [(5, 5.0), (10, 10.0), (15, 15.0), (20, 21.0)]
+    monkeypatch.setattr("qwenvl_jax.runtime.growing_file.UPLOAD_EVERY", 0)  # the bound has passed
+    again.write(25, [step_values(25.0)], {})
+    assert logged(folder)[-1] == (25, 25.0)
+    assert storage.names(folder / "events")
+
+
+def test_the_first_line_after_a_resume_counts_the_steps_of_its_own_attempt(tmp_path: Path) -> None:
+    window = [step_values(1.0)] * 10
+    with open_log(tmp_path, 0) as writer:
+        writer.write(10, window, {})
+    with open_log(tmp_path, 18) as writer:  # stopped after step 18: eight of the ten steps were another attempt's
+        writer._clock -= 40.0
+        writer.write(20, window, {})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (line["tokens"], line["images"]) == (200, 20)  # of the window
+    timing = line["timing"]
+    seconds = timing["seconds_per_step"] * 2
+    assert 40 <= seconds < 100  # two steps, not ten
+    assert timing["tokens_per_second"] * seconds == pytest.approx(40)
+    assert timing["images_per_second"] * seconds == pytest.approx(4)
+
+
+def test_event_files_are_what_tensorboard_reads(tmp_path: Path) -> None:
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c
+
+    with open_log(tmp_path, 4) as writer:
+        writer.write(5, [step_values(2.5)], {})
+    (file,) = (tmp_path / "events").iterdir()
+    assert file.name.startswith("events.out.tfevents.")
+    payload, events = file.read_bytes(), []
+    while payload:
+        (length,) = struct.unpack("<Q", payload[:8])
+        assert struct.unpack("<I", payload[8:12]) == (masked_crc32c(payload[:8]),)
+        body, payload = payload[12 : 12 + length], payload[12 + length :]
+        assert struct.unpack("<I", payload[:4]) == (masked_crc32c(body),)
+        events.append(event_pb2.Event.FromString(body))
+        payload = payload[4:]
+    assert events[0].file_version == "brain.Event:2"
+    assert events[1].step == 5 and events[1].session_log.status == event_pb2.SessionLog.START  # later ones disowned
+    values = {value.tag: value.simple_value for value in events[2].summary.value}
+    assert events[2].step == 5 and values["train/loss"] == 2.5 and "timing/seconds_per_step" in values
