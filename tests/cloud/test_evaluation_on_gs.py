@@ -99,6 +99,7 @@ def test_a_chat_with_a_picture(gcs, gcs_environment, run, tiny_data, tmp_path):
     assert here and said(f"{gcs}/run", f"{gcs}/pictures/my dog.png") == here
 
 
+@pytest.mark.slow
 def test_an_audit(gcs, gcs_environment, tiny_data, tmp_path):
     upload(tiny_data, f"{gcs}/data")
 
