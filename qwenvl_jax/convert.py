@@ -23,7 +23,7 @@ from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.config import Config, from_config_dict
 from qwenvl_jax.conversion import from_torch, mapping, parity, to_torch
 from qwenvl_jax.data.tokenizer import load_tokenizer
-from qwenvl_jax.runtime import commandline
+from qwenvl_jax.runtime import commandline, distributed
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
 _CONFIG = commandline.define_config("import of towers: the stage that will start from them.")
@@ -125,6 +125,7 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 f"say one of {', '.join(COMMANDS)} after `convert`, not {given}{nearest(command, COMMANDS)}"
             )
+        distributed.alone(f"`convert {command}`")
         {"release": release, "import": import_checkpoint, "verify": verify}[command]()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import logging as stdlib_logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from ml_collections import config_flags
 
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
-_OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
+_OVERRIDE = re.compile(r"--?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 
 
 def define_config(help_text: str) -> Any:
@@ -49,6 +51,9 @@ def parse(argv: Sequence[str], *, needs_config: bool = True) -> list[str]:
     Raises:
       UserError: on an unknown flag or config key, a value that cannot be read, a config file that is missing.
     """
+    for arg in argv[1:]:
+        if any("\ud800" <= letter <= "\udfff" for letter in arg):
+            raise UserError(f"the argument {arg!a} is not valid UTF-8; rename what it names")
     _check_overrides(argv)
     try:
         left = flags.FLAGS(list(argv), known_only=False)
@@ -92,21 +97,42 @@ def _check_overrides(argv: Sequence[str]) -> None:
     """Loads the config file and checks that every `--config.key` names one of its keys."""
     if "config" not in flags.FLAGS:
         return
-    paths = [match[1] for arg in argv if (match := re.match(r"--?config=(.*)$", arg))]
+    paths = [match[1] for arg in argv if (match := re.fullmatch(r"--?config=(.*)", arg, re.DOTALL))]
     paths += [argv[k + 1] for k, arg in enumerate(argv[:-1]) if arg in ("--config", "-config")]
     overrides = [match[1] for arg in argv if (match := _OVERRIDE.match(arg))]
     if not paths:
         if overrides:
             raise UserError("--config is missing; name the config file before its overrides")
         return
-    path = paths[-1]
-    try:
-        values: Any = flags.FLAGS["config"].parser.parse(path)
-        values.items()  # a file that cannot be read gives an object that fails when it is used
-    except (OSError, ImportError, SyntaxError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"the config file {path} cannot be loaded: {_first_line(error)}") from None
+    if len(set(paths)) > 1:
+        raise UserError(f"--config is given more than once, as {' and '.join(map(repr, paths))}; give one")
+    values = _load(paths[0])
     for key in overrides:
         _check_key(key, values)
+
+
+def _load(path: str) -> Mapping[str, Any]:
+    """What a config file gives. It is a program: it may raise anything, or end the process."""
+    if not path:
+        raise UserError("--config= names no file; give one, e.g. --config=configs/quickstart/stage0_text.py")
+    if os.path.isdir(path):
+        raise UserError(f"the config file {path} is a folder; name a file in it, ending in .py")
+    stdlib_logging.disable(stdlib_logging.WARNING)  # the library warns of what is said below
+    try:
+        values: Any = flags.FLAGS["config"].parser.parse(path)
+        if values is None:
+            raise UserError(f"the config file {path} returns no config; get_config must end with `return`")
+        values.items()  # a file that cannot be read gives an object that fails when it is used
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        kind = (
+            "" if isinstance(error, OSError | AttributeError | TypeError | ValueError) else type(error).__name__ + ": "
+        )
+        raise UserError(f"the config file {path} cannot be loaded: {kind}{_first_line(error)}") from None
+    finally:
+        stdlib_logging.disable(stdlib_logging.NOTSET)
+    return values
 
 
 def _check_key(key: str, values: Mapping[str, Any]) -> None:

@@ -62,7 +62,7 @@ def exit_on_user_error() -> Iterator[None]:
             raise
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)  # a name may hold a line break
     sys.exit(2)
 
 
