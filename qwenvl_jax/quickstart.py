@@ -16,7 +16,7 @@ import time
 
 from etils import epath
 
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import exit_on_user_error
 
 STAGES = ("stage0_text", "stage1_pretrain", "stage2_multitask", "stage3_sft")
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="factor on records, steps and questions")
     args = parser.parse_args(argv)
     with exit_on_user_error():
-        run(plan(args.workdir, args.data, args.source, args.scale), epath.Path(args.workdir))
+        run(plan(args.workdir, args.data, args.source, args.scale), storage.path(args.workdir))
     print(f"\nreport: {args.workdir}/report.html    scores: {args.workdir}/scores.json    talk to it: make chat")
 
 

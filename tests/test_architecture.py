@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -138,3 +139,35 @@ def test_files_can_be_read_at_once() -> None:
 def test_no_drawer_for_odds_and_ends() -> None:
     names = {path.stem for package in PACKAGES for path in sources(package)}
     assert not names & {"utils", "util", "helpers", "misc", "common_utils"}
+
+
+def touches_storage(path: Path) -> Iterator[str]:
+    """What a file does that is wrong on an object store, or that only `runtime.storage` may know."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in ("gs://", "://"):
+            yield f"{path}:{node.lineno}: speaks of {node.value}; use runtime.storage"
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in ("resolve", "expanduser") and isinstance(node.func, ast.Attribute):
+            base = node.func.value
+            if not (isinstance(base, ast.Attribute) and base.attr == "path"):  # os.path.expanduser, of a disk
+                yield f"{path}:{node.lineno}: .{name}() is wrong on gs://; use storage.absolute or storage.path"
+        modes = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        if name == "open" and any(isinstance(mode, ast.Constant) and str(mode.value) in ("a", "ab") for mode in modes):
+            yield f"{path}:{node.lineno}: appends, which gs:// cannot do; write the file anew"
+
+
+def test_only_storage_knows_object_stores() -> None:
+    own = {ROOT / "qwenvl_jax/runtime/storage.py", ROOT / "qwenvl_jax/runtime/gcs.py"}
+    released = ROOT / "qwenvl_jax/conversion/torch_model"  # runs in other programs
+    wrong = [
+        line
+        for package in ("qwenvl_jax", "data_pipelines", "configs")
+        for path in sources(package)
+        if path not in own and released not in path.parents
+        for line in touches_storage(path)
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert [*touches_storage(ROOT / "qwenvl_jax/runtime/storage.py")]

@@ -228,11 +228,11 @@ class JsonReader:
 
     def _resolve(self, path: str) -> str:
         """Where an image lies: as given if absolute or on gs://, else from the folder of the file."""
-        if "://" in path and not path.startswith("gs://"):
+        if storage.scheme_of(path) not in ("", "gs"):
             raise UserError(f"the image {path} is not a file; download it and give its path")
         if "\0" in path:
             raise UserError(f"the image {path!r} is not a path")
-        return path if path.startswith(("/", "gs://")) else os.fspath(self.path.parent / path)
+        return path if path.startswith("/") or storage.is_remote(path) else os.fspath(self.path.parent / path)
 
 
 def _is_harmless(key: str, known: Sequence[str]) -> bool:

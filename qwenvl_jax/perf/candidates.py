@@ -23,6 +23,7 @@ from qwenvl_jax.config import Config, from_config_dict, to_dict, validate
 from qwenvl_jax.perf import aot
 from qwenvl_jax.perf.hardware import Topology, parse_topology
 from qwenvl_jax.perf.prediction import Prediction, predict
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 # From the fastest and largest to the smallest; both towers take the same.
@@ -56,7 +57,7 @@ def run(candidate: Candidate, dump_hlo: str | None = None, options: dict[str, An
         values = {
             "config": to_dict(candidate.config),
             "topology": candidate.topology.name,
-            "dump_hlo": dump_hlo and str(Path(dump_hlo).absolute() if "://" not in dump_hlo else dump_hlo),
+            "dump_hlo": dump_hlo and str(storage.absolute(dump_hlo)),
             "options": options or {},
         }
         request.write_text(json.dumps(values))

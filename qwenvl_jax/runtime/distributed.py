@@ -18,7 +18,7 @@ import jax
 from etils import epath
 from jax._src import distributed as _jax_distributed
 
-from qwenvl_jax.runtime import errors, rollcall
+from qwenvl_jax.runtime import errors, rollcall, storage
 from qwenvl_jax.runtime.clusters import TPUS, find_place, one_of_several
 from qwenvl_jax.runtime.errors import UserError
 
@@ -185,9 +185,9 @@ def check_shared(folder: epath.PathLike) -> None:
     Raises:
       UserError: on every process if one of them does not see what process 0 puts there.
     """
-    if process_count() == 1 or "://" in os.fspath(folder):
+    if process_count() == 1 or storage.is_remote(folder):
         return
-    folder = epath.Path(folder)
+    folder = storage.path(folder)
     mark = folder / f".joining-{from_primary(lambda: uuid.uuid4().hex)}"
     made = [path for path in (folder, *folder.parents) if is_primary() and not path.exists()]
 

@@ -68,18 +68,22 @@ def path(text: epath.PathLike) -> epath.Path:
       UserError: for any other scheme, a bucket that cannot be one, or gs:// without the package that reads it.
     """
     name = os.fspath(text)
-    scheme = _SCHEME.match(name)
-    if scheme is None:
+    scheme = scheme_of(name)
+    if not scheme:
         return epath.Path(name).expanduser()
-    if scheme[1] != "gs":
-        raise UserError(
-            f"{name}: only local paths and gs:// can be used, not {scheme[1]}://; copy the files there first"
-        )
+    if scheme != "gs":
+        raise UserError(f"{name}: only local paths and gs:// can be used, not {scheme}://; copy the files there first")
     if not _BUCKET.match(name):
         raise UserError(f"{name} names no bucket; write gs://BUCKET/PATH with a bucket of at least three characters")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{name}: paths on gs:// need the package gcsfs; pip install gcsfs, as in requirements-tpu.txt")
     return epath.Path(name)
+
+
+def scheme_of(text: str) -> str:
+    """What stands before `://`, "" for a path on a disk."""
+    found = _SCHEME.match(text)
+    return found[1] if found else ""
 
 
 def absolute(where: epath.PathLike) -> epath.Path:
