@@ -1,8 +1,8 @@
 """The serialised records in ArrayRecord shards, by number; a read that fails is told apart from damaged bytes.
 
 ArrayRecord's reader gives a RuntimeError for both, and one that failed to open fails for ever. So a reader that has
-failed is dropped, and its shard is read through once by another way: on gs:// a copy that agrees with the object's
-size and checksum. What cannot be read there is damaged, and stays so. Everything else is read again, with patience.
+failed is dropped, and the record is read by another way: on gs:// from a copy that agrees with the object's size and
+checksum. What cannot be read there is damaged, and stays so; one reading of the shard finds all that is.
 """
 
 from __future__ import annotations
@@ -66,14 +66,33 @@ class Shards:
             return _in_time(read) if storage.is_remote(self._paths[shard]) else read()
         except MemoryError:
             raise
-        except Exception as error:
+        except Exception:
             self._drop(shard, reader)
-            why = self._damage(shard).get(place)
-            if why is not None:
-                raise UserError(
-                    f"{self._paths[shard]}, record {place}: damaged ({why}); copy it or write it again"
-                ) from None
-            raise storage.NotWhole(" ".join(str(error).split())) from error
+            if place not in self._damaged.get(shard, ()):
+                return self._read_copy(shard, place)
+        raise self._error(shard, place)
+
+    def _read_copy(self, shard: int, place: int) -> bytes:
+        """A record by another way, whose bytes are beyond doubt; the first time all records of the shard are tried."""
+        path, before = self._paths[shard], int(self._ends[shard - 1]) if shard else 0
+        try:
+            with storage.local_copy(path) as copy:
+                reader = _open(copy)
+                if shard not in self._damaged:
+                    self._damaged[shard] = _read_through(reader, copy, int(self._ends[shard]) - before)
+                if place in self._damaged[shard]:
+                    raise self._error(shard, place)
+                return _read_one(reader, copy, place)
+        except FileNotFoundError:
+            raise StorageError(
+                f"{path} was there when it was opened and is gone; put it back and start again"
+            ) from None
+        except _Unreadable as error:  # of a file that could be read a moment ago
+            raise storage.NotWhole(str(error)) from None
+
+    def _error(self, shard: int, place: int) -> UserError:
+        why = self._damaged[shard][place]
+        return UserError(f"{self._paths[shard]}, record {place}: damaged ({why}); copy it or write it again")
 
     def _reader(self, shard: int) -> Any:
         reader = self._readers.get(shard)
@@ -89,38 +108,35 @@ class Shards:
             if reader is None or self._readers.get(shard) is reader:
                 self._readers.pop(shard, None)
 
-    def _damage(self, shard: int) -> dict[int, str]:
-        """What is wrong with each damaged record of a shard; reads all of it when first asked."""
-        known = self._damaged.get(shard)
-        if known is None:
-            path, count = self._paths[shard], int(self._ends[shard]) - (int(self._ends[shard - 1]) if shard else 0)
-            try:
-                with storage.local_copy(path) as copy:
-                    known = _read_through(copy, count)
-            except FileNotFoundError:
-                raise StorageError(
-                    f"{path} was there when it was opened and is gone; put it back and start again"
-                ) from None
-            with self._lock:
-                known = self._damaged.setdefault(shard, known)
-        return known
+
+class _Unreadable(Exception):
+    """ArrayRecord cannot read a record; the message is its own."""
 
 
 def _open(path: epath.PathLike) -> Any:
     return array_record_module.ArrayRecordReader(os.fspath(path), _OPTIONS, file_reader_buffer_size=_BUFFER)
 
 
-def _read_through(path: epath.PathLike, count: int) -> dict[int, str]:
-    reader, damaged = _open(path), {}
+def _read_one(reader: Any, path: epath.PathLike, place: int) -> bytes:
+    """A record of a local file; raises `_Unreadable`, or an `OSError` where the disk failed in a way that passes."""
+    try:
+        return reader.read([place])[0]
+    except MemoryError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        retries.raise_if_transient(text, path)
+        raise _Unreadable(text[:300]) from None
+
+
+def _read_through(reader: Any, path: epath.PathLike, count: int) -> dict[int, str]:
+    """What is wrong with each record that is damaged."""
+    damaged = {}
     for place in range(count):
         try:
-            reader.read([place])
-        except MemoryError:
-            raise
-        except Exception as error:
-            text = " ".join(str(error).split())
-            retries.raise_if_transient(text, path)
-            damaged[place] = text[:300]
+            _read_one(reader, path, place)
+        except _Unreadable as error:
+            damaged[place] = str(error)
     return damaged
 
 

@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", required=True, help="URL of the object store")
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", default="0", help="any text")
     parser.add_argument("--rate", type=float, default=0.1, help="share of the requests that are spoilt")
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), metavar="A,B,..")
     parser.add_argument("--most", type=int, default=sys.maxsize, help="faults, after which all is well")
