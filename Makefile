@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 PLAN   ?= .venv-plan
+NEWEST ?= .venv-newest
 
 # glibc asks for huge pages: the buffers of a training step are mapped anew each time, and with small pages a third of
 # a CPU's time goes into page faults. Elsewhere the variable means nothing.
@@ -28,7 +29,15 @@ $(PLAN)/.test: requirements.txt requirements-tpu.txt requirements-test.txt
 		-r requirements.txt -r requirements-test.txt
 	touch $@
 
-.PHONY: quickstart test test-plan lint chat clean
+# The newest transformers, over everything else of $(VENV): what is installed here is found first, the rest there.
+$(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-convert-newest.txt
+	$(RUN) -c "import site; print(site.getsitepackages()[0])" > \
+		"$$($(NEWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/over_venv.pth"
+	touch $@
+
+.PHONY: quickstart test test-plan test-release lint chat clean
 
 quickstart: $(VENV)/.base  ## data, three stages, evaluation, release, report; about 20 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
@@ -39,6 +48,9 @@ test: $(VENV)/.test lint  ## linters, fast tests, slow tests
 
 test-plan: $(PLAN)/.test  ## the planner's tests that compile for TPUs
 	$(PLAN)/bin/python -m pytest -m slow tests/perf
+
+test-release: $(NEWEST)/.test  ## the tests of releases on the newest transformers
+	$(NEWEST)/bin/python -m pytest -n 2 tests/conversion
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

@@ -3,12 +3,12 @@
     python -m qwenvl_jax.convert import  --release=DIR --workdir=RUN
     python -m qwenvl_jax.convert import  --config=configs/stage1_pretrain.py --vision=OPENCLIP --decoder=QWEN_7B --workdir=RUN
     python -m qwenvl_jax.convert release --workdir=RUN --output=DIR [--dtype=bfloat16] [--format=bin] [--component=decoder]
-    python -m qwenvl_jax.convert verify  --release=DIR [--workdir=RUN] [--compare_in=bfloat16]
+    python -m qwenvl_jax.convert verify  --release=DIR [--workdir=RUN] [--compare_in=bfloat16] [--trust_release_code]
 
 `import` makes a checkpoint that training, evaluation and chat can start from: out of a release of ours or the published
 Qwen-VL or Qwen-VL-Chat, or out of OpenCLIP ViT-bigG and Qwen-7B (either of them alone as well). `release` writes a
 directory with the released tensor names and, where the machine holds it, proves it (parity.json). `verify` proves a
-directory again, against a checkpoint or against its own tensors.
+directory again, ours or a published one, against a checkpoint or against its own tensors. Every path may be gs://.
 """  # noqa: E501  commands on one line each, to be copied
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from absl import flags, logging
 from etils import epath
 
 from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.checkpoint.source import find_source
 from qwenvl_jax.config import Config, from_config_dict
-from qwenvl_jax.conversion import from_torch, mapping, parity, to_torch
+from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, to_torch
 from qwenvl_jax.data.tokenizer import load_tokenizer
-from qwenvl_jax.runtime import commandline, distributed
+from qwenvl_jax.runtime import commandline, distributed, storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
 _CONFIG = commandline.define_config("import of towers: the stage that will start from them.")
@@ -41,28 +42,36 @@ _COMPONENT = flags.DEFINE_enum("component", "all", list(mapping.COMPONENTS), "re
 _PARITY = flags.DEFINE_bool("parity", True, "release: compare with PyTorch afterwards, if memory holds both.")
 _COMPARE_IN = flags.DEFINE_enum("compare_in", "float32", ["float32", "bfloat16"], "verify: dtype of both sides.")
 
+_TRUST = flags.DEFINE_bool(
+    "trust_release_code", False, "verify: run the code that lies in the release instead of ours, which is the same."
+)
+
 COMMANDS = ("release", "import", "verify")
 
 
-def _required(value: str, flag: str, command: str) -> str:
+def _required(value: str, flag: str, command: str) -> epath.Path:
     if not value:
         raise UserError(f"`convert {command}` needs --{flag}; name it")
-    return value
+    return storage.path(value)
 
 
-def _open_checkpoint() -> tuple[dict[str, Any], Config]:
-    params, config = restore.deferred_params(_WORKDIR.value, step=None if _STEP.value < 0 else _STEP.value)
-    return params, from_torch.original_config(_WORKDIR.value) or config
+def _open_checkpoint(workdir: epath.Path) -> tuple[dict[str, Any], Config]:
+    source = find_source(workdir, None if _STEP.value < 0 else _STEP.value)
+    params, config = restore.deferred_params(workdir, step=source.step)
+    original = from_torch.original_config(workdir)
+    if original is None and source.step < config.train.steps:
+        print(f"{workdir} is at step {source.step:,} of {config.train.steps:,}: its stage is not finished", flush=True)
+    return params, original or config
 
 
 def release() -> None:
     """Writes the release and, unless told otherwise, its parity; exits with 1 where the two disagree."""
     workdir, output = _required(_WORKDIR.value, "workdir", "release"), _required(_OUTPUT.value, "output", "release")
-    params, config = _open_checkpoint()
+    params, config = _open_checkpoint(workdir)
     folder = to_torch.release(
         params, config, output, dtype=_DTYPE.value, file_format=_FORMAT.value, component=_COMPONENT.value
     )
-    size = sum(path.stat().length for path in folder.iterdir())
+    size = sum(size or 0 for size in storage.sizes(folder).values())
     print(f"released {workdir} to {folder}: {size / 1e6:.1f} MB", flush=True)
     if _PARITY.value and not parity.fits(config):
         print(f"parity: this machine cannot hold the model twice; run `convert verify --release={folder}` on a larger")
@@ -73,37 +82,44 @@ def release() -> None:
 def import_checkpoint() -> None:
     """Writes the tensors of a release, or of separate towers, as a checkpoint of stage "import"."""
     workdir = _required(_WORKDIR.value, "workdir", "import")
-    towers = [path for path in (_VISION.value, _DECODER.value) if path]
+    vision, decoder = (storage.path(value) if value else "" for value in (_VISION.value, _DECODER.value))
+    towers = [str(path) for path in (vision, decoder) if path]
     if bool(_RELEASE.value) == bool(towers):
         raise UserError("`convert import` needs either --release, or --vision and --decoder or one of them")
     if not towers:
-        from_torch.import_release(_RELEASE.value, workdir)
-        print(f"imported {_RELEASE.value} into {workdir}")
+        folder = storage.path(_RELEASE.value)
+        from_torch.import_release(folder, workdir)
+        print(f"imported {folder} into {workdir}")
         return
     if _CONFIG.value is None:
         raise UserError("`convert import` of towers needs --config; name the stage that will start from them")
     config = from_config_dict(Config, dict(_CONFIG.value.items()))
-    names = from_torch.import_towers(config, workdir, vision=_VISION.value, decoder=_DECODER.value)
+    names = from_torch.import_towers(config, workdir, vision=vision, decoder=decoder)
     print(f"imported {' and '.join(towers)} into {workdir}, which now has {', '.join(names)}")
 
 
 def verify() -> None:
     """Compares a release with a checkpoint, or, without one, with the tensors of the release itself."""
-    folder = epath.Path(_required(_RELEASE.value, "release", "verify"))
+    folder = _required(_RELEASE.value, "release", "verify")
+    listed = manifest.read_manifest(folder)
+    if listed:
+        manifest.check_files(folder, listed)  # before anything makes sense of what they say
+    else:
+        print(f"{folder} was not written here: it has no manifest to compare its bytes with")
     params, config = from_torch.open_release(folder)
     if _WORKDIR.value:
-        params, checkpoint = _open_checkpoint()
+        workdir = storage.path(_WORKDIR.value)
+        params, checkpoint = _open_checkpoint(workdir)
         if checkpoint.model != config.model:
-            raise UserError(
-                f"{_WORKDIR.value} and {folder} are two different models; name the run it was released from"
-            )
+            raise UserError(f"{workdir} and {folder} are two different models; name the run it was released from")
     _verify(params, config, folder)
 
 
 def _verify(params: dict[str, Any], config: Config, folder: epath.Path) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     prompts = parity.example_prompts(tokenizer, config.model.resampler.queries, config.data.image_size)
-    report = parity.verify(params, config, folder, tokenizer, prompts, compare_in=_COMPARE_IN.value)
+    options: dict[str, Any] = {"compare_in": _COMPARE_IN.value, "trust_release_code": _TRUST.value}
+    report = parity.verify(params, config, folder, tokenizer, prompts, **options)
     print(
         f"parity in {report['compared_in']} over {report['prompts']} prompts: image embeddings "
         f"{report['image_embedding_relative_error']:.1e}, logits {report['logits_relative_error']:.1e} relative, "
@@ -111,7 +127,7 @@ def _verify(params: dict[str, Any], config: Config, folder: epath.Path) -> None:
         f"{'equal' if report['greedy_equal'] else 'DIFFERENT'}: {'passed' if report['passed'] else 'FAILED'}"
     )
     if not report["passed"]:
-        print(f"error: {folder} does not agree with its checkpoint; see {folder / parity.PARITY}", file=sys.stderr)
+        print(f"error: {folder} does not agree with its checkpoint; see {folder / manifest.PARITY}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -196,7 +196,8 @@ def save_params(
         leaf is stored in its own dtype.
       config: of the run they come from; only the model, the vocabulary and the image size mean something here.
       stage: what `config.init.stage` of a run that starts from it must say.
-      source: what was converted, for the lineage: its `path` and what identifies it, as JSON values.
+      source: what was converted, for the lineage: its `path` and what identifies it, as JSON values; or that of each
+        tower under its name.
 
     Raises:
       UserError: if the folder already holds a run, or files under a name that is needed.
@@ -206,8 +207,11 @@ def save_params(
     with artifacts.undone_on_failure(workdir):
         lineage.begin(workdir, config)
         save_frozen(workdir, params)
-        origin = {"stage": stage, **(source or {})}
-        lineage.write(workdir, config, {name: origin for name in TOWERS if name in params})
+        told = source or {}
+        origins: dict[str, dict[str, Any] | None] = {
+            name: {"stage": stage, **told.get(name, told)} for name in TOWERS if name in params
+        }
+        lineage.write(workdir, config, origins)
 
 
 def check_empty(workdir: epath.PathLike) -> None:

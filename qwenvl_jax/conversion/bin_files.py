@@ -15,7 +15,8 @@ import numpy as np
 from etils import epath
 
 from qwenvl_jax.conversion.tensor_files import Stored
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
 SUFFIXES = (".bin", ".pt", ".pth")
 INDEX_NAME = "pytorch_model.bin.index.json"
@@ -43,39 +44,49 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
     """The tensors of one file, by name; those of a training checkpoint lie under its `state_dict`.
 
     Raises:
-      UserError: if the file is missing, damaged, holds more than tensors, or a tensor that is not read.
+      UserError: if the file is damaged, holds more than tensors, or a tensor that is not read.
+      FileNotFoundError: if there is none.
     """
     torch, dtypes = _torch(), _dtypes()
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    total = storage.size(path)
+    artifacts.refuse_pointer(path, storage.read_bytes(path, 0, 64))
     try:
-        total = path.stat().length
-        with FakeTensorMode():
-            loaded = torch.load(str(path), weights_only=True, map_location="cpu")
-    except (FileNotFoundError, PermissionError) as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}), although the checkpoint names it") from None
+        with storage.open_read(path) as file, FakeTensorMode():
+            loaded = torch.load(file, weights_only=True, map_location="cpu")
+    except (StorageError, IsADirectoryError, MemoryError):
+        raise
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} holds more than tensors, which would run code when read; save its state_dict alone"
+            f"{path} holds more than tensors, which would run code when read, or is damaged; save its state_dict alone"
         ) from None
-    except (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+    except Exception:  # the format is an archive of pickles, and anything may be wrong in it
         raise UserError(f"{path} is not a whole PyTorch checkpoint; copy it again") from None
     found = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    ):
         raise UserError(f"{path} is not a state_dict of tensors; save one with torch.save(model.state_dict(), ..)")
-    tensors = {}
+    tensors: dict[str, Stored] = {}
     for name, tensor in found.items():
         if tensor.dtype not in dtypes:
             raise UserError(f"{name} in {path} is stored as {tensor.dtype}; only float32, bfloat16, float16 are read")
-        begin = tensor.untyped_storage()._checkpoint_offset
-        if begin is None or not tensor.is_contiguous():
+        try:
+            begin = tensor.untyped_storage()._checkpoint_offset if tensor.is_contiguous() else None
+        except Exception:  # sparse, quantised and other tensors without plain bytes
+            begin = None
+        if begin is None:
             raise UserError(f"{name} in {path} is stored in an old or scattered form; save the file again with torch 2")
         dtype = dtypes[tensor.dtype]
         start = begin + tensor.storage_offset() * dtype.itemsize
         end = start + tensor.numel() * dtype.itemsize
-        if end > total:
+        if start < 0 or end > total:
             raise UserError(f"{path} ends in the middle of {name}: the file is cut short; copy it again")
-        tensors[name.removeprefix(_PREFIX)] = Stored(path, dtype, tuple(tensor.shape), start, end)
+        plain = name.removeprefix(_PREFIX)
+        if plain in tensors:
+            raise UserError(f"{path} holds the tensor {plain} twice, with and without {_PREFIX!r}; save it once")
+        tensors[plain] = Stored(path, dtype, tuple(tensor.shape), start, end)
     return tensors
 
 
@@ -88,5 +99,5 @@ def write_shard(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
             as_torch[name] = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
         else:
             as_torch[name] = torch.from_numpy(array)
-    with path.open("wb") as file:
+    with storage.local_output(path) as local, local.open("wb") as file:
         torch.save(as_torch, file)

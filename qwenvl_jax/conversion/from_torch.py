@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,12 +22,13 @@ from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.config import Config, TokenizerConfig
 from qwenvl_jax.conversion import mapping, released_config, streaming, tensor_files
-from qwenvl_jax.conversion.sources import check_tensors, open_checkpoint
+from qwenvl_jax.conversion.manifest import MANIFEST, TRAINING_CONFIG, read_manifest, release_component
+from qwenvl_jax.conversion.sources import check_tensors, identity, open_checkpoint, refuse_other_kinds
 from qwenvl_jax.conversion.tensor_files import Stored
-from qwenvl_jax.conversion.to_torch import MANIFEST, TRAINING_CONFIG, VOCABULARY_FILES
+from qwenvl_jax.conversion.to_torch import VOCABULARY_FILES
 from qwenvl_jax.data.tokenizer import load_tokenizer, packaged_qwen_vocabulary
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.rules import param_shardings
 
@@ -50,7 +49,7 @@ def open_release(folder: epath.PathLike) -> tuple[dict[str, Any], Config]:
     Raises:
       UserError: naming the file or the tensor that is missing, unknown, misshapen or cut short.
     """
-    folder = epath.Path(folder)
+    folder = storage.path(folder)
     config = read_config(folder)
     stored = open_checkpoint(folder)
     rules = mapping.COMPONENTS[release_component(folder)]
@@ -84,16 +83,17 @@ def import_release(folder: epath.PathLike, workdir: epath.PathLike) -> None:
     """
     params, config = open_release(folder)
     load_tokenizer(config.tokenizer)  # one that does not load is found before anything is written
-    workdir = epath.Path(workdir)
+    workdir = storage.path(workdir)
     vocabulary = workdir / VOCABULARY_FILES[config.tokenizer.kind]
-    source = epath.Path(config.tokenizer.path) if config.tokenizer.path else packaged_qwen_vocabulary()
-    payload = source.read_bytes()
+    named = config.tokenizer.path
+    payload = storage.read_bytes(storage.path(named) if named else packaged_qwen_vocabulary())
+    source = _identity(folder)
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
     restore.check_empty(workdir)
     with artifacts.undone_on_failure(workdir):
         artifacts.write_bytes(vocabulary, payload)
         artifacts.write_json(workdir / IMPORTED_CONFIG, config_lib.to_dict(config))
-        restore.save_params(workdir, params, config)
+        restore.save_params(workdir, params, config, source=source)
 
 
 def import_towers(
@@ -114,7 +114,10 @@ def import_towers(
     Raises:
       UserError: if a tensor is missing, unknown, misshapen or damaged, or `workdir` already holds a run.
     """
+    for path in filter(None, (vision, decoder)):
+        _check_finished(path)
     leaves: dict[str, Deferred] = {}
+    source: dict[str, dict[str, Any]] = {}
     if vision:
         stored = open_checkpoint(vision)
         ours = any(name.startswith(mapping.RELEASED_VISION) for name in stored)
@@ -122,14 +125,29 @@ def import_towers(
         left_out = None if ours else mapping.OPENCLIP_LEFT_OUT
         check_tensors(vision, stored, mapping.released_tensors(config.model, rules), left_out)
         leaves |= _leaves(config, stored, rules)
+        known = _identity(vision)
+        source["vit"] = source["resampler"] = known
         if not ours:
             leaves |= _fresh(config, leaves)
+            source["vit"] = known | {"fresh": ["ln_post", "proj"], "seed": config.train.seed}
+            source["resampler"] = {"stage": "fresh", "seed": config.train.seed}
     if decoder:
         stored = open_checkpoint(decoder)
         check_tensors(decoder, stored, mapping.released_tensors(config.model, mapping.DECODER_RULES))
         leaves |= _leaves(config, stored, mapping.DECODER_RULES)
-    restore.save_params(workdir, mapping.unflatten(leaves), config)
+        source["decoder"] = _identity(decoder)
+    restore.save_params(workdir, mapping.unflatten(leaves), config, source=source)
     return sorted({path.split("/")[0] for path in leaves})
+
+
+def _check_finished(path: epath.PathLike) -> bool:
+    """Whether a checkpoint is a release of ours; raises UserError for one without its end."""
+    return storage.is_folder(storage.path(path)) and read_manifest(path) is not None
+
+
+def _identity(path: epath.PathLike) -> dict[str, Any]:
+    """What the lineage says of a checkpoint that has been opened."""
+    return identity(path, MANIFEST if _check_finished(path) else "")
 
 
 def _leaves(config: Config, stored: Mapping[str, Stored], rules: Sequence[mapping.Rule]) -> dict[str, Deferred]:
@@ -182,8 +200,8 @@ def _is_vision(path: str) -> bool:
 
 def original_config(workdir: epath.PathLike) -> Config | None:
     """The training config that an imported checkpoint was released with; None for a checkpoint trained here."""
-    path = epath.Path(workdir) / IMPORTED_CONFIG
-    return config_lib.from_config_dict(Config, artifacts.read_json(path), str(path)) if path.exists() else None
+    path = storage.path(workdir) / IMPORTED_CONFIG
+    return config_lib.from_config_dict(Config, artifacts.read_json(path), str(path)) if storage.exists(path) else None
 
 
 def read_config(folder: epath.Path) -> Config:
@@ -192,12 +210,12 @@ def read_config(folder: epath.Path) -> Config:
     Raises:
       UserError: if a file is missing or the two disagree.
     """
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist; name the folder of a release")
+    ours = read_manifest(folder) is not None
+    refuse_other_kinds(folder)
     content = artifacts.read_json(folder / "config.json")
     if not isinstance(content, dict):
         raise UserError(f"{folder / 'config.json'} is not the config of a Qwen-VL release")
-    if not (folder / TRAINING_CONFIG).exists():
+    if not ours:
         model = released_config.model_from_released(content, str(folder / "config.json"))
         return _foreign_config(folder, model, content["visual"].get("image_size"))
     training = artifacts.read_json(folder / TRAINING_CONFIG)
@@ -214,54 +232,17 @@ def read_config(folder: epath.Path) -> Config:
     return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
 
 
-def release_component(folder: epath.Path) -> str:
-    """What a release holds: "all", "decoder" or "vision" as its manifest says; a foreign one holds all."""
-    path = folder / MANIFEST
-    manifest = artifacts.read_json(path) if path.exists() else {}
-    component = manifest.get("component", "all") if isinstance(manifest, dict) else None
-    if component not in mapping.COMPONENTS:
-        raise UserError(f"{path} is not the manifest of a release; copy the release again")
-    return component
-
-
 def _foreign_config(folder: epath.Path, model: config_lib.ModelConfig, image_size: Any) -> Config:
     """What a release says of itself that was not trained here."""
     if not isinstance(image_size, int):
         raise UserError(f"{folder / 'config.json'} lacks visual.image_size; it is not the config of a Qwen-VL release")
-    generation = folder / "generation_config.json"
-    chat = generation.exists() and artifacts.read_json(generation).get("chat_format") == "chatml"
+    path = folder / "generation_config.json"
+    generation = artifacts.read_json(path) if storage.exists(path) else {}
+    chat = isinstance(generation, dict) and generation.get("chat_format") == "chatml"
     vocabulary = folder / VOCABULARY_FILES["qwen"]
     return released_config.untrained_config(
         dataclasses.replace(model, name=folder.name),
-        TokenizerConfig("qwen", str(vocabulary) if vocabulary.exists() else ""),
+        TokenizerConfig("qwen", str(vocabulary) if storage.exists(vocabulary) else ""),
         image_size=image_size,
         stage="sft" if chat else "multitask",
     )
-
-
-def verify_manifest(folder: epath.PathLike) -> int:
-    """Compares every tensor with the sha256 of manifest.json; returns how many there are.
-
-    Raises:
-      UserError: naming the first tensor whose bytes, shape or dtype are not the manifest's.
-    """
-    folder = epath.Path(folder)
-    manifest = artifacts.read_json(folder / MANIFEST)
-    stored = open_checkpoint(folder)
-
-    def digest(name: str) -> str:
-        return hashlib.sha256(tensor_files.payload(tensor_files.read_tensor(stored[name]))).hexdigest()
-
-    try:
-        about = manifest["tensors"]
-        for name in about:
-            if name not in stored:
-                raise UserError(f"{folder} lacks the tensor {name}, which its manifest lists; copy the release again")
-        for name, found in zip(about, streaming.in_order(digest, about), strict=True):
-            if (found, list(stored[name].shape)) != (about[name]["sha256"], about[name]["shape"]):
-                raise UserError(
-                    f"the bytes of {name} in {stored[name].file} are not those of the manifest; copy it again"
-                )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-        raise UserError(f"{folder / MANIFEST} is not the manifest of a release; copy the release again") from None
-    return len(stored)

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 DTYPES = {"float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16))}
 _BY_CODE = dict(DTYPES.values()) | {"F16": np.dtype(np.float16)}
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20  # the library's own limit
+_MAX_AXES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ def write_shard(path: epath.Path, entries: Sequence[Entry], dtype: str, arrays: 
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start on a multiple of eight bytes
-    with path.open("wb") as file:
+    with storage.local_output(path) as local, local.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for entry, array in zip(entries, arrays, strict=True):
             if array.shape != entry.shape or array.dtype != numpy_dtype:
@@ -96,39 +100,63 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
     """The tensors of one shard.
 
     Raises:
-      UserError: if the file is missing, not safetensors, or shorter than its header says.
+      UserError: if the file is not safetensors, or shorter or longer than its header says.
+      FileNotFoundError: if there is none.
     """
+    total = storage.size(path)
+    start = storage.read_bytes(path, 0, 64)
+    artifacts.refuse_pointer(path, start)
     try:
-        total = path.stat().length
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(total, _MAX_HEADER_BYTES):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist, although the release names it; copy the release again") from None
+        (length,) = struct.unpack("<Q", start[:8])
+        if length > min(total - 8, _MAX_HEADER_BYTES):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(storage.read_bytes(path, 8, length).decode(), object_pairs_hook=_once)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no table")
     except (ValueError, struct.error, RecursionError) as error:
         raise UserError(f"{path} is not a safetensors file ({error}); copy it again") from None
-    tensors = {}
-    try:
-        for name, about in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = about["data_offsets"]
-            dtype = _BY_CODE.get(about["dtype"])
-            if dtype is None:
-                raise UserError(f"{name} in {path} is stored as {about['dtype']}; only F32, BF16 and F16 are read")
-            shape = tuple(about["shape"])
-            if end - start != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-                raise UserError(
-                    f"{name} in {path} has {end - start} bytes, which is not its shape {shape}; copy it again"
-                )
-            if 8 + length + end > total:
-                raise UserError(f"{path} ends in the middle of {name}: the file is cut short; copy it again")
-            tensors[name] = Stored(path, dtype, shape, 8 + length + start, 8 + length + end)
-    except (AttributeError, ArithmeticError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the header of {path} is damaged ({error}); copy it again") from None
+    header.pop("__metadata__", None)
+    begin = 8 + length
+    tensors = {name: _stored(path, name, about, begin, total) for name, about in header.items()}
+    at = begin
+    for name, stored in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if stored.start != at:
+            raise UserError(
+                f"the header of {path} is damaged ({name} does not begin where another ends); copy it again"
+            )
+        at = stored.end
+    if at != total:
+        raise UserError(f"{path} is {total - at} bytes longer than its tensors; copy it again")
     return tensors
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object none of whose names comes twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name comes twice in its header")
+    return found
+
+
+def _stored(path: epath.Path, name: str, about: Any, begin: int, total: int) -> Stored:
+    """One entry of a header; `begin` is where the tensors begin in the file, `total` its size."""
+    try:
+        start, end = about["data_offsets"]
+        shape, code = tuple(about["shape"]), about["dtype"]
+        if not all(type(value) is int and value >= 0 for value in (start, end, *shape)) or not isinstance(code, str):
+            raise ValueError("sizes must be whole numbers")
+        if len(shape) > _MAX_AXES:
+            raise ValueError(f"{len(shape)} axes are too many")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the header of {path} is damaged ({name}: {error}); copy it again") from None
+    dtype = _BY_CODE.get(code)
+    if dtype is None:
+        raise UserError(f"{name} in {path} is stored as {code}; only F32, BF16 and F16 are read")
+    if end - start != math.prod(shape) * dtype.itemsize:
+        raise UserError(f"{name} in {path} has {end - start} bytes, which is not its shape {shape}; copy it again")
+    if begin + end > total:
+        raise UserError(f"{path} ends in the middle of {name}: the file is cut short; copy it again")
+    return Stored(path, dtype, shape, begin + start, begin + end)
 
 
 def read_tensor(stored: Stored) -> np.ndarray:
@@ -137,9 +165,19 @@ def read_tensor(stored: Stored) -> np.ndarray:
     Raises:
       UserError: if the file has become shorter than it was.
     """
-    array = np.empty(stored.shape, stored.dtype)
-    with stored.file.open("rb") as file:
-        file.seek(stored.start)
-        if array.size and file.readinto(payload(array)) != array.nbytes:
+    size = stored.end - stored.start
+    if storage.is_remote(stored.file):
+        found = storage.read_bytes(stored.file, stored.start, size)
+        if len(found) != size:
             raise UserError(f"{stored.file} is cut short; copy it again")
+        return np.frombuffer(found, stored.dtype).reshape(stored.shape)
+    array = np.empty(stored.shape, stored.dtype)
+
+    def read() -> int:
+        with open(stored.file, "rb") as file:
+            file.seek(stored.start)
+            return file.readinto(payload(array)) if size else 0
+
+    if storage.retried(read, stored.file) != size:
+        raise UserError(f"{stored.file} is cut short; copy it again")
     return array

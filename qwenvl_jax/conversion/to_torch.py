@@ -2,7 +2,8 @@
 
 The directory holds the weights in shards with their index, the JSON files of `released_config`, the vocabulary, the
 code of `torch_model`, a model card, a licence notice, training_config.json (so that it can be imported again) and
-manifest.json. It appears under its own name only when it is complete. Equal parameters and config give equal bytes.
+manifest.json. It appears under its own name only when it is complete; on an object store, where nothing can be renamed,
+manifest.json comes last. Equal parameters and config give equal bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from etils import epath
 from qwenvl_jax.checkpoint.deferred import host_array
 from qwenvl_jax.config import Config, to_dict
 from qwenvl_jax.conversion import bin_files, mapping, released_config, streaming, tensor_files
+from qwenvl_jax.conversion.manifest import MANIFEST, TRAINING_CONFIG, UNFINISHED
 from qwenvl_jax.conversion.mapping import Tensor
 from qwenvl_jax.conversion.model_card import model_card, notice
 from qwenvl_jax.data.tokenizer import load_tokenizer, packaged_qwen_vocabulary
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
-TRAINING_CONFIG, MANIFEST = "training_config.json", "manifest.json"
 VOCABULARY_FILES = {"qwen": "qwen.tiktoken", "sentencepiece": "tokenizer.model"}
 FORMATS = ("safetensors", "bin")
 SHARD_BYTES = 2 * 10**9
@@ -57,26 +58,62 @@ def release(
       UserError: if `output` is something else already, the parameters are not those of `config.model`, or the
         released format cannot express it.
     """
-    output = epath.Path(output)
-    if output.exists() and not (output / MANIFEST).exists():
-        raise UserError(f"{output} exists and is not a release; name another folder or remove it")
+    output = storage.path(output)
+    if storage.exists(output):
+        found = set(storage.names(output)) if storage.is_folder(output) else set()
+        if not found & {MANIFEST, UNFINISHED}:
+            raise UserError(f"{output} exists and is not a release; name another folder or remove it")
     ours = mapping.flatten(params)
     tensors = list(mapping.released_tensors(config.model, mapping.COMPONENTS[component]))
     check_params(ours, config, tensors, whole=component == "all")
     dtype = dtype or _common_dtype(ours, tensors)
     if dtype not in tensor_files.DTYPES:
         raise UserError(f"the dtype {dtype!r} is none of {', '.join(tensor_files.DTYPES)}")
-    building = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.tmp"
-    with artifacts.undone_on_failure(building):
-        building.mkdir(parents=True)
-        _write_texts(building, config, dtype, component)
-        digests = _digests(building)
-        manifest = _write_tensors(building, ours, tensors, dtype, shard_bytes, file_format)
-        artifacts.write_json(building / MANIFEST, {"component": component, "tensors": manifest, "files": digests})
-        if output.exists():
-            output.rmtree()
-        building.rename(output)
+
+    def write(folder: epath.Path) -> None:
+        _write_texts(folder, config, dtype, component)
+        digests = _digests(folder)
+        manifest = _write_tensors(folder, ours, tensors, dtype, shard_bytes, file_format)
+        artifacts.write_json(folder / MANIFEST, {"component": component, "tensors": manifest, "files": digests})
+
+    if storage.is_remote(output):
+        _write_in_place(output, write)
+    else:
+        building = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.tmp"
+        with artifacts.undone_on_failure(building):
+            storage.make_folder(building)
+            write(building)
+            _exchange(building, output)
     return output
+
+
+def _write_in_place(output: epath.Path, write: Callable[[epath.Path], None]) -> None:
+    """Writes a release on an object store, where an older one loses its manifest before anything else changes.
+
+    The file UNFINISHED is there until the end, so that the same command can begin again where one was killed.
+    """
+    artifacts.write_json(output / UNFINISHED, {"what": "a release that is being written; it has no manifest.json yet"})
+    storage.remove(output / MANIFEST)
+    for name in storage.names(output):
+        if name != UNFINISHED:
+            storage.remove(output / name)
+    write(output)
+    storage.remove(output / UNFINISHED)
+
+
+def _exchange(building: epath.Path, output: epath.Path) -> None:
+    """Puts a folder into the place of another. At any moment both are whole, under one name or another."""
+    aside = output.parent / f"{building.stem}.old"
+    there = storage.exists(output)
+    if there:
+        output.rename(aside)
+    try:
+        building.rename(output)
+    except BaseException:
+        if there:
+            aside.rename(output)
+        raise
+    storage.remove(aside)
 
 
 def check_params(ours: Mapping[str, Any], config: Config, tensors: Sequence[Tensor], *, whole: bool) -> None:
@@ -152,8 +189,8 @@ def _write_tensors(
 def _write_texts(folder: epath.Path, config: Config, dtype: str, component: str) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     vocabulary = VOCABULARY_FILES[config.tokenizer.kind]
-    source = epath.Path(config.tokenizer.path) if config.tokenizer.path else packaged_qwen_vocabulary()
-    artifacts.write_bytes(folder / vocabulary, source.read_bytes())
+    source = storage.path(config.tokenizer.path) if config.tokenizer.path else packaged_qwen_vocabulary()
+    artifacts.write_bytes(folder / vocabulary, storage.read_bytes(source))
     # The vocabulary lies beside it, wherever the directory goes.
     training = to_dict(config) | {"tokenizer": {"kind": config.tokenizer.kind, "path": vocabulary}}
     image_size = config.data.image_size
@@ -187,7 +224,7 @@ def _write_texts(folder: epath.Path, config: Config, dtype: str, component: str)
 
 def _digests(folder: epath.Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file that is not a shard: the tensors have digests of their own."""
-    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    contents = {name: storage.read_bytes(folder / name) for name in storage.names(folder) if name != UNFINISHED}
     return {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         for name, content in contents.items()

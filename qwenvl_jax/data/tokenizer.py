@@ -281,9 +281,11 @@ def parse_ranks(payload: bytes, path: epath.PathLike) -> dict[bytes, int]:
 
 def _read(path: epath.PathLike, remedy: str) -> bytes:
     try:
-        return storage.read_bytes(storage.path(path))
+        payload = storage.read_bytes(storage.path(path))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"the vocabulary {path} does not exist; {remedy}") from None
+    artifacts.refuse_pointer(path, payload)
+    return payload
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: epath.PathLike) -> Tokenizer:

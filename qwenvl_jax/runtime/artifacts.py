@@ -82,6 +82,19 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(path: epath.PathLike, start: bytes) -> None:
+    """Refuses a file that only says where Git-LFS keeps the contents; `start` are its first bytes, 40 or more.
+
+    Raises:
+      UserError: with the command that fetches the contents.
+    """
+    if start.startswith(_POINTER):
+        raise UserError(f"{path} is a Git-LFS pointer, not the file itself; run `git lfs pull` in its folder")
+
+
 def read_json(path: epath.PathLike) -> Any:
     """Reads one JSON file.
 
@@ -89,7 +102,9 @@ def read_json(path: epath.PathLike) -> Any:
       UserError: if the file is missing or is not JSON.
     """
     try:
-        return json.loads(storage.read_bytes(path))
+        payload = storage.read_bytes(path)
+        refuse_pointer(path, payload)
+        return json.loads(payload)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:  # JSON's own, and that of bytes that are no UTF-8

@@ -14,8 +14,7 @@ import pytest
 import torch
 from etils import epath
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, Qwen2Config, Qwen2ForCausalLM
-from transformers.models.clip.modeling_clip import CLIPVisionTransformer
+from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM
 
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.conversion import from_torch, mapping, tensor_files, to_torch
@@ -30,7 +29,7 @@ from qwenvl_jax.runtime.errors import UserError
 def clip(config):
     """A CLIP vision tower with noise on every parameter, in float32."""
     vit = config.model.vit
-    tower = CLIPVisionTransformer(
+    model = CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=vit.width,
             intermediate_size=vit.mlp_dim,
@@ -43,6 +42,7 @@ def clip(config):
             attn_implementation="eager",
         )
     ).eval()
+    tower = getattr(model, "vision_model", model)  # newer versions of transformers have one module less
     torch.manual_seed(1)
     for parameter in tower.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from configs import model as model_configs
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.config import ModelConfig, from_config_dict
-from qwenvl_jax.conversion import from_torch, parity, released_config, to_torch
+from qwenvl_jax.conversion import from_torch, manifest, parity, released_config, to_torch
 from qwenvl_jax.conversion.torch_model.visual import normalise
 from qwenvl_jax.runtime.errors import UserError
 
@@ -33,7 +33,7 @@ def test_pytorch_agrees_with_jax(params, config, tokenizer, released, prompts):
     assert report["logits_relative_error"] <= 1e-5
     assert report["image_embedding_relative_error"] <= 1e-5
     assert report["top1_agreement"] == 1.0
-    assert json.loads((released / parity.PARITY).read_text()) == report
+    assert json.loads((released / manifest.PARITY).read_text()) == report
     # The prompts reach what they are there for: several images, and more tokens than the trained length.
     assert max(row["images"] for row in report["details"]) == 3
     assert max(row["tokens"] for row in report["details"]) > config.model.decoder.train_length
@@ -189,7 +189,7 @@ DAMAGES = {
     "truncated shard": (lambda f: _shard(f).write_bytes(_shard(f).read_bytes()[:-100]), "cut short"),
     "empty shard": (lambda f: _shard(f).write_bytes(b""), "not a safetensors file"),
     "not a shard": (lambda f: _shard(f).write_bytes(b"\xff" * 400), "not a safetensors file"),
-    "missing shard": (lambda f: _shard(f).unlink(), "does not exist"),
+    "missing shard": (lambda f: _shard(f).unlink(), "1 of the .* shards that .* names are not there; copy model-"),
     "misnamed tensor": (
         _rename("transformer.ln_f.weight", "transformer.ln_g.weight"),
         "lacks the tensor transformer.ln_f.weight.*did you mean 'transformer.ln_g.weight'",
@@ -240,7 +240,7 @@ def test_changed_bytes_are_found_by_the_manifest(released, tmp_path):
     payload[-1] ^= 1
     shard.write_bytes(bytes(payload))
     with pytest.raises(UserError, match="not those of the manifest"):
-        from_torch.verify_manifest(folder)
+        manifest.verify_manifest(folder)
 
 
 def test_nothing_is_left_of_a_release_that_fails(params, config, tmp_path):
