@@ -56,14 +56,14 @@ def targets_in(folder: str) -> Any:
 
 def run_case(targets: Any, options: argparse.Namespace, case: int) -> dict[str, Any]:
     """One damaged input, and what came of it."""
-    from qwenvl_jax.runtime.errors import UserError
+    from qwenvl_jax.runtime.errors import StorageError, UserError
 
     rng = random.Random(f"{options.seed}/{case}")
     kinds = [options.kind] if options.kind else list(targets.kinds)
     kind = kinds[case % len(kinds)]
     try:
         outcome, detail = targets.kinds[kind](rng), ""
-    except UserError as error:
+    except (StorageError, UserError) as error:
         outcome, detail = "refused", str(error)
         if "\n" in detail.strip():
             outcome = "wrong"

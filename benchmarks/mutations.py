@@ -91,7 +91,7 @@ _CHANGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 0.5, -0.0, 1e308, 1e-300, float("nan"), float("inf"), 10**30, -(10**30), 10**400,
     "", " ", "a", "\0", "\ud800", "\u202e", "词" * 3000, "<box>(1,1),(2,2)</box>", "</ref><img>", "<|im_end|>", "../x",
-    "/", "gs://bucket-of-none/x", "https://x.org/a.png", "a" * 300, "null", "NaN", "1", [], {}, [[]], [None], [0] * 3,
+    "/", "gs:/nowhere/x", "https://x.org/a.png", "a" * 300, "null", "NaN", "1", [], {}, [[]], [None], [0] * 3,
     [1, 2, 3, 4], [[1, 1]] * 4, {"text": None}, {"": ""}, [{}], ["a"], [1e400, 2, 3, 4],
 )  # fmt: skip
 
