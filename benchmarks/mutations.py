@@ -128,7 +128,7 @@ def _change(value: Any, rng: random.Random) -> Any:
         return value
     what = rng.randrange(8)
     if what == 0 and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return rng.choice((value + 1, -value, value * 1000, value / 3, str(value)))
+        return rng.choice((value + 1, -value, value * 1000, value // 3, f"{value:.3g}" if abs(value) < 1e300 else ""))
     if what == 1:
         deep: Any = value
         for _ in range(rng.choice((2, 20, 3000))):

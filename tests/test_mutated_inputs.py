@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import random
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from qwenvl_jax.conversion import bin_files, tensor_files
 from qwenvl_jax.conversion.released_config import model_from_released, released_config
 from qwenvl_jax.data.records import RecordReader, write_records
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.tar_source import TarReader
 from qwenvl_jax.data.tfds_source import TfdsReader
 from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qwenvl_jax.runtime import artifacts
@@ -127,7 +130,13 @@ def test_a_key_of_the_config_that_is_none(key: Any) -> None:
         from_config_dict(ModelConfig, {**models.tiny().to_dict(), key: 1})
 
 
-@pytest.mark.parametrize("header", ["[]", "3", "null", '"text"', DEEP, '{"a": []}', '{"a": {"dtype": []}}'])
+SHAPES = [
+    json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}})
+    for shape, offsets in (([[1, 2]], [0, 8]), ([-1, -2], [0, 8]), ([2], [-8, 0]), ([2.0], [0, 8]), ([2], ["0", 8]))
+]
+
+
+@pytest.mark.parametrize("header", ["[]", "3", "null", '"text"', DEEP, '{"a": []}', '{"a": {"dtype": []}}', *SHAPES])
 def test_a_safetensors_header_of_another_form(tmp_path: Path, header: str) -> None:
     path = epath.Path(tmp_path / "x.safetensors")
     path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(64))
@@ -164,3 +173,18 @@ def test_a_checkpoint_of_pytorch_whose_pickle_is_damaged(tmp_path: Path, pickled
             target.writestr(name, pickled if name.endswith("data.pkl") else source.read(name))
     with pytest.raises(UserError, match=r"bad\.bin "):
         bin_files.read_header(epath.Path(bad))
+
+
+@pytest.mark.parametrize("at", [4, 6, 8, 30])  # version, flags, compression and name of the first file in a zip
+def test_a_damaged_index_of_a_shard_is_made_anew(tmp_path: Path, at: int) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, payload in (("a.jpg", b"picture"), ("a.txt", b"a dog")):
+            member = tarfile.TarInfo(name)
+            member.size = len(payload)
+            archive.addfile(member, io.BytesIO(payload))
+    expected = TarReader(tmp_path / "x.tar")[0]
+    [kept] = tmp_path.glob(".x.tar*")
+    whole = kept.read_bytes()
+    for place in (whole.index(b"PK\x03\x04") + at, whole.index(b"PK\x01\x02") + at + 2):
+        kept.write_bytes(whole[:place] + b"\x6d" + whole[place + 1 :])
+        assert TarReader(tmp_path / "x.tar")[0] == expected

@@ -228,6 +228,8 @@ def read_config(folder: epath.Path) -> Config:
         raise UserError(
             f"{folder}/config.json and {TRAINING_CONFIG} describe two different models; copy the release again"
         )
+    if config.tokenizer.kind not in VOCABULARY_FILES:
+        raise UserError(f"{folder / TRAINING_CONFIG} names the vocabulary {config.tokenizer.kind!r}; copy it again")
     vocabulary = folder / VOCABULARY_FILES[config.tokenizer.kind]
     return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
 

@@ -7,14 +7,12 @@ the pass, so that whatever cannot be used is known, and counted, before training
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
@@ -111,12 +109,16 @@ def _places(path: epath.Path) -> list[epath.Path]:
 
 def _load(place: epath.Path, path: epath.Path, stamp: list[int]) -> ShardIndex | None:
     """A kept index, or None if there is none, it is damaged, or it is of another state of the shard."""
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    try:
         kept = io.BytesIO(storage.read_bytes(place))
         with np.load(kept, allow_pickle=False) as arrays:
             notes = json.loads(str(arrays["notes"]))
             if notes["stamp"] == stamp:
                 return ShardIndex(path, arrays["samples"], notes["left_out"], notes["first"])
+    except (MemoryError, StorageError):
+        raise
+    except Exception:  # zipfile, zlib and numpy raise nearly anything on damaged files
+        return None
     return None
 
 
