@@ -11,7 +11,10 @@ MESHES = ("cpu", "gpu", "v4", "v5e", "v5p", "v6e")
 
 def arguments(arg: str | None) -> tuple[str, str, str]:
     """Splits `MESH,DATA,RUNS` into its parts; any of them may be left out."""
-    mesh, data, runs = (*(arg or "").split(","), "", "", "")[:3]
+    parts = [part.strip() for part in (arg or "").split(",")]
+    if len(parts) > 3:
+        raise ValueError(f"the argument {arg!r} has {len(parts)} parts; it is MESH,DATA,RUNS")
+    mesh, data, runs = (*parts, "", "")[:3]
     mesh = mesh or "v5p"
     if mesh not in MESHES:
         raise ValueError(f"the mesh {mesh!r} is none of {', '.join(MESHES)}")

@@ -56,6 +56,8 @@ def make_config(folder: Path, **changes: Any) -> Config:
         for key, value in changes.items():
             group, _, name = key.partition("__")
             values[group][name] = value
+        if values.data.images_per_row == 0:  # as stages of text are
+            values.data.mixture = tuple(source for source in values.data.mixture if source["task"] == "text")
     return validate(from_config_dict(Config, dict(values.items())))
 
 

@@ -24,8 +24,17 @@ MULTITASK_WEIGHTS = {
 
 def parse(arg: str | None) -> tuple[str, str, float]:
     """Splits the config argument into (records folder, runs folder, scale)."""
-    data, runs, scale, *_ = [*(arg or "").split(","), "", "", ""]
-    return data or "data/quickstart", runs or "runs/quickstart", float(scale or 1)
+    parts = [part.strip() for part in (arg or "").split(",")]
+    if len(parts) > 3:
+        raise ValueError(f"the argument {arg!r} has {len(parts)} parts; it is DATA,RUNS,SCALE")
+    data, runs, text = (*parts, "", "")[:3]
+    try:
+        scale = float(text or 1)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale <= 1000:  # also where it is no number
+        raise ValueError(f"the scale {text!r} is no number above 0 and up to 1000")
+    return data or "data/quickstart", runs or "runs/quickstart", scale
 
 
 def scaled(steps: int, scale: float) -> int:

@@ -1,0 +1,213 @@
+"""What a config accepts: every number has a range, and whatever is accepted gives finite shapes and rates."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import base
+from configs.quickstart import common
+from qwenvl_jax.config import Config, ModelConfig, from_config_dict, to_dict, validate, validate_model
+from qwenvl_jax.config.validation import _MODEL_RANGES, _RANGES
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
+from qwenvl_jax.training.step import abstract_state, spare_images
+
+TINY = tiny_config.get_config("data").to_dict()
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The tiny config's values; `changes` name keys as `optimizer__clip_norm=0.5`."""
+    values = copy.deepcopy(TINY)
+    for key, value in changes.items():
+        *groups, name = key.split("__")
+        node = values
+        for group in groups:
+            node = node[group]
+        node[name] = value
+    return values
+
+
+def load(values: dict[str, Any]) -> Config:
+    return validate(from_config_dict(Config, values))
+
+
+REFUSED = {
+    "rows of image tasks without images": (dict(data__images_per_row=0.0), "taught without their pictures"),
+    "gradients times nothing": (dict(optimizer__clip_norm=0.0), "clip_norm is 0.0; it must be more than 0"),
+    "a beta above 1": (dict(optimizer__b1=1.5), "config.optimizer.b1 is 1.5; it must be at least 0 and less than 1"),
+    "a beta of 1": (dict(optimizer__b2=1.0), "config.optimizer.b2 is 1.0"),
+    "a negative eps": (dict(optimizer__eps=-1.0), "config.optimizer.eps is -1.0"),
+    "an eps that float32 does not hold": (dict(optimizer__eps=1e-50), "config.optimizer.eps is 1e-50"),
+    "a decay that grows": (dict(optimizer__weight_decay=-0.1), "config.optimizer.weight_decay must not be negative"),
+    "a negative seed": (dict(data__seed=-1), "config.data.seed must not be negative"),
+    "a seed of more than 32 bits": (dict(train__seed=2**32), "config.train.seed is 4294967296"),
+    "no rate": (dict(optimizer__peak_learning_rate=0.0, optimizer__min_learning_rate=0.0), "peak_learning_rate is 0"),
+    "no number": (dict(optimizer__peak_learning_rate=math.nan), "config.optimizer.peak_learning_rate is nan"),
+    "infinity": (dict(data__images_per_row=math.inf), "config.data.images_per_row is inf"),
+    "a rate beyond float32": (dict(optimizer__peak_learning_rate=1e300), "peak_learning_rate is 1e+300"),
+    "more digits than a float": (
+        dict(optimizer__clip_norm=10**400),
+        "config.optimizer.clip_norm must be float, not 1000",
+    ),
+    "a warm-up before the start": (dict(optimizer__warmup_steps=-1), "warmup_steps must not be negative"),
+    "a share above 1": (dict(data__max_corrupt_share=1.5), "max_corrupt_share is 1.5"),
+    "no layers": (dict(model__vit__layers=0), "config.model.vit.layers must be positive, not 0"),
+    "no vocabulary": (dict(model__decoder__vocab_size=-5), "config.model.decoder.vocab_size must be positive"),
+    "a logarithm of 0": (dict(model__decoder__train_length=1), "config.model.decoder.train_length is 1"),
+    "no norm": (dict(model__vit__layer_norm_eps=0.0), "config.model.vit.layer_norm_eps is 0.0"),
+    "a slip of the keyboard": (dict(data__sequence_length=2**40), "config.data.sequence_length is 1099511627776"),
+    "no chunk": (dict(compute__loss_chunk=0), "config.compute.loss_chunk must be positive"),
+    "no slice": (dict(mesh__slices=0), "config.mesh.slices must be positive"),
+    "a step below the first": (dict(init__step=-2), "config.init.step is -2"),
+    "nothing is checkpointed": (dict(train__keep_checkpoints=0), "config.train.keep_checkpoints must be positive"),
+    "a component twice": (dict(train__trainable=("decoder", "decoder")), "names a component twice"),
+    "an option without a name": (dict(compute__xla_options=("=1",)), "write name=value"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_number_out_of_range_is_one_sentence(name: str) -> None:
+    changes, words = REFUSED[name]
+    with pytest.raises(UserError) as error:
+        load(changed(**changes))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weight": math.nan}, "mixture[0].weight is nan"),
+        ({"weight": -1.0}, "must be positive"),
+        ({"schedule": ((10.0, -1.0),)}, "has negative numbers"),
+        ({"schedule": ((-1.0, 1.0),)}, "has negative numbers"),
+        ({"schedule": ((10.0, math.inf),)}, "schedule[0][1] is inf"),
+        ({"name": ""}, "lacks its name"),
+        ({"records": ""}, "lacks its name or its records"),
+    ],
+)
+def test_a_source_out_of_range_is_one_sentence(change: dict[str, Any], words: str) -> None:
+    values = copy.deepcopy(TINY)
+    values["data"]["mixture"][0].update(change)
+    with pytest.raises(UserError) as error:
+        load(values)
+    assert words in str(error.value)
+
+
+def test_rows_without_images_are_for_text_alone() -> None:
+    values = changed(data__images_per_row=0.0, train__trainable=("decoder",))
+    values["data"]["mixture"] = [source for source in values["data"]["mixture"] if source["task"] == "text"]
+    assert load(values).data.images_per_row == 0
+    values["train"]["trainable"] = ("decoder", "vit")
+    with pytest.raises(UserError, match="nothing would train vit"):
+        load(values)
+
+
+def test_every_number_of_the_schema_has_a_range() -> None:
+    checked = {f"model.{key}" for key in _MODEL_RANGES} | set(_RANGES)
+
+    def numbers(value: Any, path: str) -> list[str]:
+        if dataclasses.is_dataclass(value):
+            return [
+                found
+                for field in dataclasses.fields(value)
+                for found in numbers(getattr(value, field.name), f"{path}.{field.name}".lstrip("."))
+            ]
+        return [path] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+    open_axes = {"mesh.data", "mesh.fsdp", "mesh.tensor"}  # may be -1, checked together
+    assert set(numbers(load(TINY), "")) - open_axes == checked
+
+
+NUMBERS = st.one_of(
+    st.sampled_from([-(2**70), -1, 0, 1, 2, 3, 4, 6, 8, 12, 14, 16, 28, 32, 48, 56, 64, 2**31, 2**63, 10**400]),
+    st.sampled_from([-math.inf, math.inf, math.nan, -1.0, -0.0, 5e-324, 1e-40, 1e-6, 0.5, 1.0, 2.5, 1e20, 1e39, 1e308]),
+)
+ANYTHING = st.one_of(
+    NUMBERS,
+    NUMBERS,
+    st.sampled_from(["", "float32", "splash", "vit", "text", "nonsense", True, None, (), ("decoder",), ((1.0, 2.0),)]),
+    st.just({}),
+)
+
+
+def leaves(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all values of a nested config, groups too."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    return [own for key, value in items for own in ((*path, key), *leaves(value, (*path, key)))]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from(leaves(TINY)), ANYTHING), min_size=1, max_size=3))
+def test_any_config_is_refused_in_a_sentence_or_gives_finite_shapes_and_rates(changes: list[Any]) -> None:
+    values = copy.deepcopy(TINY)
+    values["data"]["mixture"] = [dict(source) for source in values["data"]["mixture"]]
+    for path, value in changes:
+        node = values
+        for key in path[:-1]:
+            node = (
+                node[key]
+                if isinstance(node, dict | list | tuple) and (isinstance(node, dict) or key < len(node))
+                else {}
+            )
+        if isinstance(node, dict | list):
+            try:
+                node[path[-1]] = value
+            except IndexError:
+                continue
+    try:
+        config = load(values)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert from_config_dict(Config, to_dict(config)) == config
+    data = config.data
+    assert data.group_images >= 1 and data.image_budget < 2**50 and 0 <= spare_images(data, 8) < 8
+    rates = make_schedule(config.optimizer, config.train.steps)(jnp.asarray([0, config.train.steps - 1]))
+    assert jnp.isfinite(rates).all() and (rates >= 0).all()
+    # Not beyond what a moment's arithmetic takes: the position table of the resampler is made in numpy.
+    if config.model.decoder.width <= 2**12:
+        assert all(size > 0 for leaf in jax.tree.leaves(abstract_state(config).trainable) for size in leaf.shape)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
+    leaf = {"decoder": {"lm_head": jnp.ones((2, 2))}}
+    updates, _ = optimizer.update({"decoder": {"lm_head": jnp.full((2, 2), 3.0)}}, optimizer.init(leaf), leaf, step=0)
+    assert jnp.isfinite(updates["decoder"]["lm_head"]).all()
+
+
+def test_a_model_alone_is_checked_too() -> None:
+    with pytest.raises(UserError, match=r"resampler\.query_grid must be positive"):
+        validate_model(
+            from_config_dict(
+                ModelConfig, {**TINY["model"], "resampler": dict(query_grid=0, heads=2, layer_norm_eps=1e-6)}
+            )
+        )
+
+
+@pytest.mark.parametrize("argument", ["v5p,a,b,c", "v5p,gs://b/d,gs://b/r,"])
+def test_a_part_too_many_of_the_argument_is_refused(argument: str) -> None:
+    with pytest.raises(ValueError, match="4 parts; it is MESH,DATA,RUNS"):
+        base.arguments(argument)
+    with pytest.raises(ValueError, match="4 parts; it is DATA,RUNS,SCALE"):
+        common.parse(argument)
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "1e9", "half"])
+def test_a_scale_that_is_none_is_refused(scale: str) -> None:
+    with pytest.raises(ValueError, match="is no number above 0 and up to 1000"):
+        common.parse(f"data,runs,{scale}")
+
+
+def test_parts_of_the_argument_may_be_left_out() -> None:
+    assert base.arguments(None) == base.arguments("") == base.arguments(",,") == ("v5p", "data", "runs")
+    assert base.arguments("v6e, gs://b/d ,") == ("v6e", "gs://b/d", "runs")
+    assert common.parse(",runs") == ("data/quickstart", "runs", 1.0)
+    assert common.parse("d,r,0.01") == ("d", "r", 0.01)
