@@ -7,6 +7,7 @@ one by one, as `jax.distributed.initialize` would, so that what is wrong can be 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -144,7 +145,9 @@ def _find_cluster(variables: Mapping[str, str]) -> _Cluster | None:
             continue  # a pod without that number is a process of its own; asking would fail
         name = _NAMES.get(cluster.name, "Kubernetes")
         try:
-            if cluster.is_env_present():
+            with warnings.catch_warnings(action="ignore"):  # of a missing package; see below
+                present = cluster.is_env_present()
+            if present:
                 return _asked(name, cluster)
         except Exception as error:
             raise UserError(

@@ -10,11 +10,14 @@ import contextlib
 import http.server
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pytest
-from processes import FOREIGN, Ended, Parent, free_port, joined
+from processes import FOREIGN, ROOT, Ended, Parent, free_port, joined
 
 from qwenvl_jax.runtime import distributed
 from qwenvl_jax.runtime.clusters import find_place
@@ -336,3 +339,19 @@ def test_a_tool_on_a_host_of_a_slice_says_so_or_leaves_its_tpu_alone(tpu_parent:
         first, second = tpu_parent.run(code, variables)
     assert_one_sentence([first], "chat works as one process", "JAX_PLATFORMS=cpu")
     assert second.code == 0, second.err
+
+
+@pytest.mark.slow
+def test_processes_of_a_real_open_mpi_5_join() -> None:
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if not mpirun.exists():
+        pytest.skip("Open MPI is not installed; it comes with requirements-test.txt")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT"):
+        environment |= {name: "1", f"{name}_CONFIRM": "1"}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [str(mpirun), "--oversubscribe", "-n", "2", sys.executable, "-c", COMPUTE]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    found = sorted(json.loads(line) for line in run.stdout.splitlines() if line[:2] in ("[0", "[1"))
+    assert found == [[0, [0, 1]], [1, [0, 1]]]
