@@ -33,7 +33,7 @@ $(PLAN)/.test: requirements.txt requirements-tpu.txt requirements-test.txt
 $(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-convert-newest.txt
-	$(RUN) -c "import site; print(site.getsitepackages()[0])" > \
+	$(RUN) -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > \
 		"$$($(NEWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/over_venv.pth"
 	touch $@
 

@@ -7,6 +7,9 @@ import math
 from qwenvl_jax.config import Config
 from qwenvl_jax.conversion import mapping
 
+# With which the tests of releases run (requirements-convert.txt, requirements-convert-newest.txt).
+TESTED = ("4.57.6", "5.24.0")
+
 _STAGES = {
     "text": "text-only pre-training of the decoder",
     "pretrain": "stage 1, pre-training of vision tower and resampler",
@@ -34,7 +37,8 @@ print(tokenizer.decode(model.generate(**tokenizer("A text", return_tensors="pt")
     "vision": """from transformers import AutoImageProcessor, AutoModel
 
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-pixels = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+pixels = processor(image, return_tensors="pt").pixel_values
 features = model(pixel_values=pixels).last_hidden_state""",
 }
 
@@ -62,8 +66,16 @@ tags: [qwen-vl, qwenvl_jax]
 {use}
 ```
 
+Tested with transformers {tested}. The code in this directory needs torch, transformers, safetensors and Pillow, and
+tiktoken or sentencepiece for the vocabulary.
+
 An image takes {queries} places between `<img>` and `</img>`: its path, or `<imgpad>` for pixels that are given as
-`pixel_values`. Tensor names and layouts are those of the released `QWenLMHeadModel`. `manifest.json` lists sha256,
+`pixel_values`. JPEG, PNG, WebP, GIF and BMP are read, by path, as Pillow pictures or by `AutoImageProcessor` alike:
+turned into RGB as Pillow does it (no EXIF rotation, no background behind what is transparent) and squashed to
+{image} x {image} pixels by Pillow's bicubic filter. The result does not depend on the version of Pillow, although its
+own `resize` changed with version 13. Paths and text are taken in Unicode's composed form (NFC).
+
+Tensor names and layouts are those of the released `QWenLMHeadModel`. `manifest.json` lists sha256,
 shape and dtype of every tensor; `parity.json`, where present, is the measured difference between this directory in
 PyTorch and the JAX model it came from.
 
@@ -97,6 +109,7 @@ def model_card(config: Config, dtype: str, component: str = "all") -> str:
     tensors = mapping.released_tensors(model, mapping.COMPONENTS[component])
     return _CARD.format(
         name=model.name,
+        tested=" and ".join(TESTED),
         stage=_STAGES[config.train.stage],
         what=_COMPONENTS[component],
         use=_USES[component],

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from configs import model as model_configs
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.config import ModelConfig, from_config_dict
-from qwenvl_jax.conversion import from_torch, manifest, parity, released_config, to_torch
+from qwenvl_jax.conversion import from_torch, manifest, model_card, parity, released_config, to_torch
 from qwenvl_jax.conversion.torch_model.visual import normalise
 from qwenvl_jax.runtime.errors import UserError
 
@@ -267,3 +268,11 @@ def test_mistakes_on_the_command_line(arguments, message):
     run = subprocess.run([sys.executable, "-m", "qwenvl_jax.convert", *arguments], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith("error: ") and message in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_the_card_names_the_versions_that_are_tested(released):
+    """Those that the requirements pin; and what it says to type works with remote code."""
+    root = Path(__file__).parents[2]
+    for name, version in zip(("convert", "convert-newest"), model_card.TESTED, strict=True):
+        assert f"transformers=={version}" in (root / f"requirements-{name}.txt").read_text()
+        assert version in (released / "README.md").read_text()
