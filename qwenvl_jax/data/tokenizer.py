@@ -226,7 +226,7 @@ def _released_tokenizer() -> QwenTokenizer:
     payload = path.read_bytes()
     if hashlib.sha256(payload).hexdigest() != QWEN_SHA256:
         raise UserError(
-            f"{path} is not the released Qwen vocabulary; reinstall it with `pip install -r requirements-data.txt` "
+            f"{path} is not the released Qwen vocabulary; reinstall it with `pip install -r requirements.txt` "
             "or name another file with --config.tokenizer.path"
         )
     return QwenTokenizer(parse_ranks(payload, path))
@@ -255,7 +255,7 @@ def packaged_qwen_vocabulary() -> epath.Path:
         if path.exists():
             return path
     raise UserError(
-        "the Qwen vocabulary is not installed; run `pip install -r requirements-data.txt` or name a qwen.tiktoken "
+        "the Qwen vocabulary is not installed; run `pip install -r requirements.txt` or name a qwen.tiktoken "
         "file with --config.tokenizer.path"
     )
 

@@ -175,7 +175,7 @@ def test_missing_or_wrong_vocabularies(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="kind"):
         load_tokenizer(TokenizerConfig("bert", ""))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"requirements-data\.txt") as caught:
+    with pytest.raises(UserError, match=r"requirements\.txt") as caught:
         packaged_qwen_vocabulary()
     assert "--config.tokenizer.path" in str(caught.value)
 

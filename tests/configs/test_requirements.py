@@ -1,0 +1,63 @@
+"""`requirements.txt` alone starts a full-size stage: what training imports, and the vocabulary of its configs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import test_architecture
+from packaging.requirements import Requirement
+
+from configs import base
+from qwenvl_jax.config import TokenizerConfig, from_config_dict
+from qwenvl_jax.data.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+OPTIONAL = {"numba", "simplejpeg", "gcsfs", "google_crc32c"}  # used where they are installed (-tpu, -gpu), or for gs://
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def installed_by(path: Path) -> set[str]:
+    """The distributions that a requirements file names, with all that they need in their turn."""
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    waiting = [Requirement(line) for line in lines if line]
+    found: set[str] = set()
+    done: set[tuple[str, str]] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = normal(requirement.name)
+        try:
+            needed = [Requirement(need) for need in importlib.metadata.requires(name) or []]
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another platform
+        found.add(name)
+        for extra in {"", *requirement.extras} - {extra for own, extra in done if own == name}:
+            done.add((name, extra))
+            waiting += [need for need in needed if need.marker is None or need.marker.evaluate({"extra": extra})]
+    return found
+
+
+def test_everything_that_training_imports_is_installed_by_requirements_txt() -> None:
+    owners = importlib.metadata.packages_distributions()
+    names = {name.split(".")[0] for name in test_architecture.reachable(ROOT / "qwenvl_jax" / "train.py")}
+    ours = {*test_architecture.PACKAGES, *sys.stdlib_module_names, "", *OPTIONAL}
+    installed = installed_by(ROOT / "requirements.txt")
+    missing = {
+        name for name in names - ours if name in owners and not {normal(owner) for owner in owners[name]} & installed
+    }
+    assert {"jax", "flax", "orbax", "tiktoken"} <= names
+    assert not missing, f"training imports {missing}, which requirements.txt does not install"
+
+
+def test_the_vocabulary_of_the_full_size_stages_is_installed_by_requirements_txt() -> None:
+    config = from_config_dict(TokenizerConfig, base.base("v5p").tokenizer.to_dict())
+    assert (config.kind, config.path) == ("qwen", "")
+    assert load_tokenizer(config).vocab_size > 151_643
+    spec = importlib.util.find_spec("dashscope")
+    assert spec and "dashscope" in installed_by(ROOT / "requirements.txt")
