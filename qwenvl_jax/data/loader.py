@@ -224,6 +224,12 @@ class Loader(Iterator[Batch]):
             self._totals[number] = copy.deepcopy(own["totals"])
         self._states = {number: stream.state() for number, stream in self._streams.items()}
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Records by source."""
+        names = (source.name for source in self._data.mixture)
+        return dict(zip(names, self._corpus.lengths, strict=True))
+
     def counters(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
         """Totals over the batches handed out since the stream began.
 

@@ -57,7 +57,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     with make_loader(config, load_tokenizer(config.tokenizer), streams=local_streams(config.data, mesh)) as loader:
         distributed.agree(loader.facts())
         if start is None:
-            summary.show(config, sources, mesh)
+            summary.show(config, sources, mesh, loader.lengths)
             start, progress = 0, dict[str, Any]()
             state = begin(config, workdir, sources, abstract, vocabulary_digest(config.tokenizer))
         else:

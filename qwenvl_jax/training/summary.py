@@ -19,22 +19,30 @@ from qwenvl_jax.training.optimizer import layer_scales, make_schedule
 from qwenvl_jax.training.partition import flatten, merge
 from qwenvl_jax.training.step import State, abstract_state
 
+MANY_PASSES = 2  # over a source, above which the start warns
 BIG = 2**20  # bytes from which a parameter is listed on its own in the sharding table
 
 
-def show(config: Config, sources: dict[str, Source | None], mesh: Mesh | None = None) -> None:
+def show(
+    config: Config,
+    sources: dict[str, Source | None],
+    mesh: Mesh | None = None,
+    lengths: dict[str, int] | None = None,
+) -> None:
     """Prints all tables.
 
     Args:
       config: the run's.
       sources: where each tower starts (`check_init`).
       mesh: the devices, for the sharding table; None leaves it out.
+      lengths: records by source, where they have been opened.
     """
     state = abstract_state(config)
     log.line(f"config {config_hash(config)}  model {config.model.name}  stage {config.train.stage}")
     show_parameters(config, state)
     show_rates(config)
     show_data(config)
+    show_passes(config, lengths)
     show_flops(config)
     show_start(config, sources)
     if mesh is not None:
@@ -120,6 +128,45 @@ def show_data(config: Config) -> None:
             ("warm-up steps", log.count(config.optimizer.warmup_steps)),
         ],
     )
+
+
+def expected_passes(config: Config, lengths: dict[str, int] | None) -> dict[str, tuple[float, float]]:
+    """By source the samples that a stage is expected to draw, and how many passes over the source they are.
+
+    Estimates: a row is taken to hold `data.images_per_row` samples of one image each, or one sample without images,
+    and every source to keep the share that its weight gives it at step 0 (or at its highest, if it begins later).
+
+    Args:
+      config: the run's.
+      lengths: records by source. Without them a weight is taken for millions of samples, as in the full-size stages.
+    """
+    data = config.data
+    samples = config.train.steps * data.global_batch_size * max(1.0, data.images_per_row)
+    weights = {s.name: s.weight or max(point[1] for point in s.schedule) for s in data.mixture}
+    total = sum(weights.values())
+    known = lengths or {name: weight * 1e6 for name, weight in weights.items()}
+    drawn = {name: samples * weight / total for name, weight in weights.items()}
+    return {name: (count, count / max(known[name], 1)) for name, count in drawn.items()}
+
+
+def show_passes(config: Config, lengths: dict[str, int] | None = None) -> None:
+    """Expected samples and passes per source, and a warning above `MANY_PASSES`."""
+    found = expected_passes(config, lengths)
+    per_row = max(1.0, config.data.images_per_row)
+    counted = "" if lengths else "; records not opened: a weight counts as millions of samples"
+    log.table(
+        f"expected over {log.count(config.train.steps)} steps, at {per_row:g} samples per row (an estimate{counted})",
+        ("source", "samples", "passes"),
+        [(name, log.count(round(samples)), f"{passes:.2f}") for name, (samples, passes) in found.items()],
+    )
+    many = {name: passes for name, (_, passes) in found.items() if passes > MANY_PASSES}
+    if many:
+        worst = max(many, key=lambda name: many[name])
+        log.line(
+            f"warning: about {many[worst]:.1f} passes over {worst} are expected"
+            + (f", more than {MANY_PASSES} over {len(many)} sources" if len(many) > 1 else "")
+            + "; fewer rows (config.data.global_batch_size) or steps (config.train.steps) make fewer"
+        )
 
 
 def show_flops(config: Config) -> None:
