@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -144,7 +145,7 @@ def expected_passes(config: Config, lengths: dict[str, int] | None) -> dict[str,
     samples = config.train.steps * data.global_batch_size * max(1.0, data.images_per_row)
     weights = {s.name: s.weight or max(point[1] for point in s.schedule) for s in data.mixture}
     total = sum(weights.values())
-    known = lengths or {name: weight * 1e6 for name, weight in weights.items()}
+    known: Mapping[str, float] = lengths or {name: weight * 1e6 for name, weight in weights.items()}
     drawn = {name: samples * weight / total for name, weight in weights.items()}
     return {name: (count, count / max(known[name], 1)) for name, count in drawn.items()}
 
