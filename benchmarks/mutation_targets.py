@@ -344,14 +344,19 @@ class Targets:
         return "read"
 
     def release(self, rng: Rng) -> str:
-        """The config of a release."""
+        """The texts of a release: of a foreign one its config, of ours also the training config and the manifest."""
         folder = self._folder / "release"
-        (folder / "config.json").write_bytes(mutations.damaged_json(self._released, rng))
-        training = folder / from_torch.TRAINING_CONFIG
-        training.unlink(missing_ok=True)
-        if rng.random() < 0.3:
-            (folder / "config.json").write_text(json.dumps(self._released))
-            training.write_bytes(mutations.damaged_json(to_dict(self._config), rng))
+        about = {"sha256": "0" * 64, "bytes": 3, "shape": [2, 3]}
+        manifest = {"component": "all", "files": {"a.py": about}, "tensors": {"a.weight": about}}
+        texts = {"config.json": self._released}
+        if rng.random() < 0.6:
+            texts |= {from_torch.TRAINING_CONFIG: to_dict(self._config), from_torch.MANIFEST: manifest}
+        bad = rng.choice(list(texts))
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for name, value in texts.items():
+            text = mutations.damaged_json(value, rng) if name == bad else json.dumps(value).encode()
+            (folder / name).write_bytes(text)
         config = from_torch.read_config(epath.Path(folder))
         config_lib.validate_model(config.model)
         return "read"
