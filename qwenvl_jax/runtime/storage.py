@@ -28,7 +28,7 @@ from qwenvl_jax.runtime.range_reader import RangeReader
 from qwenvl_jax.runtime.retries import NotWhole, patience, retried
 
 if TYPE_CHECKING:
-    from qwenvl_jax.runtime.gcs import Store
+    from qwenvl_jax.runtime.gcs_store import Store
 
 __all__ = ["NotWhole", "StorageError", "patience", "retried"]
 
@@ -323,7 +323,7 @@ def _opened(where: epath.PathLike) -> RangeReader:
 
 
 def _download(where: epath.PathLike, copy: epath.Path) -> None:
-    from qwenvl_jax.runtime.gcs import crc32c
+    from qwenvl_jax.runtime.gcs_store import crc32c
 
     facts = _facts(where)
     whole, store = int(facts["size"]), _store()
@@ -377,7 +377,7 @@ def _stat(where: epath.PathLike) -> os.stat_result | None:
 @functools.cache
 def _store() -> Store:
     try:
-        from qwenvl_jax.runtime.gcs import Store
+        from qwenvl_jax.runtime.gcs_store import Store
     except ImportError as error:
         raise UserError(f"paths on gs:// need gcsfs ({error}); install what requirements-tpu.txt lists") from None
     return Store()

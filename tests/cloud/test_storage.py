@@ -47,7 +47,7 @@ def test_listing(folder: epath.Path) -> None:
 
 
 def test_listing_of_several_pages(gcs: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwenvl_jax.runtime.gcs._LISTED_AT_ONCE", 3)
+    monkeypatch.setattr("qwenvl_jax.runtime.gcs_store._LISTED_AT_ONCE", 3)
     wanted = {f"{index:02d}": index for index in range(10)}
     for name, size in wanted.items():
         storage.write_bytes(f"{gcs}/folder/{name}", b"x" * size)
