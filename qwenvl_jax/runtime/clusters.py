@@ -87,6 +87,8 @@ def find_place(variables: Mapping[str, str], seconds: float) -> Place | None:
         try:
             count = int(cluster.count()) if count is None else count
             if count == 1:
+                if cluster.name == _NAMES["mpi4py"]:
+                    raise RuntimeError("mpi4py, of another MPI than the launcher's, sees this process alone")
                 return None
             index = int(cluster.index()) if index is None else index
             address = given.get(ADDRESS) or cluster.address(seconds)

@@ -18,6 +18,7 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import socket
 import sys
 import threading
@@ -72,6 +73,7 @@ class Desk:
         self._stopped: dict[str, Any] | None = None  # what all have been told
         self.alone = threading.Event()  # set once all others have gone
         self._socket = _listen(place)
+        _allow_files(place.count)
         threading.Thread(target=asyncio.run, args=(self._work(),), name="roll call", daemon=True).start()
 
     async def _work(self) -> None:
@@ -309,6 +311,14 @@ def _listen(place: Place) -> socket.socket:
                 "choose another (JAX_COORDINATOR_PORT, or the port of JAX_COORDINATOR_ADDRESS, on all processes)"
             )
         time.sleep(0.5)
+
+
+def _allow_files(count: int) -> None:
+    """Lets this process hold a connection per process beside its own files; 1,024 in all is a common default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count
+    if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or wanted <= hard):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _keep_alive(connection: socket.socket) -> None:
