@@ -198,6 +198,10 @@ def _validate_mixture(data: DataConfig) -> None:
         _require(bool(source.name and source.records), f"source {source.name!r} lacks its name or its records")
         allowed = 0 < source.weight <= LARGE or (source.weight == 0 and source.schedule)
         _require(bool(allowed), f"the weight of source {source.name!r} must be positive")
+        _require(
+            all(len(point) == 2 for point in source.schedule),
+            f"the schedule of source {source.name!r} must be pairs (step, weight)",
+        )
         points = [number for point in source.schedule for number in point]
         _require(all(0 <= n <= LARGE for n in points), f"the schedule of source {source.name!r} has negative numbers")
     names = [source.name for source in data.mixture]

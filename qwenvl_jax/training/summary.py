@@ -105,7 +105,7 @@ def show_rates(config: Config) -> None:
 def show_data(config: Config) -> None:
     """Shares of the mixture, and the shape of a batch."""
     data = config.data
-    total = sum(source.weight for source in data.mixture)
+    total = sum(source.weight for source in data.mixture) or 1.0  # all may begin later
     log.table(
         "mixture",
         ("source", "task", "weight", "share", "records"),
@@ -144,7 +144,7 @@ def expected_passes(config: Config, lengths: dict[str, int] | None) -> dict[str,
     data = config.data
     samples = config.train.steps * data.global_batch_size * max(1.0, data.images_per_row)
     weights = {s.name: s.weight or max(point[1] for point in s.schedule) for s in data.mixture}
-    total = sum(weights.values())
+    total = sum(weights.values()) or 1.0
     known: Mapping[str, float] = lengths or {name: weight * 1e6 for name, weight in weights.items()}
     drawn = {name: samples * weight / total for name, weight in weights.items()}
     return {name: (count, count / max(known[name], 1)) for name, count in drawn.items()}
