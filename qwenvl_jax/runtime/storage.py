@@ -51,6 +51,14 @@ class Entry(NamedTuple):
     changed: int
 
 
+# TensorStore repeats for a quarter of an hour, but a server that falls silent it would wait for without end.
+for _name, _value in (
+    ("CONNECT_TIMEOUT_SECONDS", "60"),
+    ("LOW_SPEED_TIME_SECONDS", "60"),
+    ("LOW_SPEED_LIMIT_BYTES", "1"),
+):
+    os.environ.setdefault(f"TENSORSTORE_CURL_{_name}", _value)
+
 # Everything that opens gs:// through fsspec (etils, Orbax, TFDS) gets the patient client. Imported when first used.
 for _protocol in ("gs", "gcs"):
     fsspec.register_implementation(
