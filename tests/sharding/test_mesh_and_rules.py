@@ -178,3 +178,57 @@ def test_a_config_with_two_open_axes_is_refused() -> None:
     config = tiny_run.make_config(Path("unused"))
     with pytest.raises(UserError, match="at most one of them -1"):
         validate(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=-1)))
+
+
+class Chip:
+    """What JAX reads of a TPU to lay a mesh on the torus."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v4", 0
+
+    def __init__(self, number: int, coords: tuple[int, int, int], slice_index: int):
+        self.id, self.process_index, self.coords, self.slice_index = number, number // 4, coords, slice_index
+
+    def __repr__(self) -> str:
+        return f"chip {self.coords} of slice {self.slice_index}"
+
+
+def chips(sides: tuple[int, int, int], slices: int = 1) -> list[Chip]:
+    places = [(x, y, z) for z in range(sides[2]) for y in range(sides[1]) for x in range(sides[0])]
+    return [Chip(s * len(places) + k, place, s) for s in range(slices) for k, place in enumerate(places)]
+
+
+def torus_mesh(sides: tuple[int, int, int], slices: int, config: MeshConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("qwenvl_jax.sharding.mesh.Mesh", lambda grid, axes: grid)  # these chips are no jax.Device
+    return make_mesh(config, chips(sides, slices))
+
+
+@pytest.mark.parametrize(
+    ("sides", "slices", "sizes", "shape"),
+    [
+        ((4, 4, 12), 1, (-1, 32, 1), (6, 32, 1)),
+        ((4, 4, 4), 3, (-1, 64, 1), (3, 64, 1)),
+        ((4, 4, 12), 2, (-1, 16, 2), (12, 16, 2)),
+    ],
+)
+def test_odd_pods_get_a_mesh_whose_slices_lie_along_data(sides, slices, sizes, shape, monkeypatch) -> None:
+    grid = torus_mesh(sides, slices, MeshConfig(*sizes, slices=slices, max_replicated_bytes=0), monkeypatch)
+    assert grid.shape == shape and len({chip.id for chip in grid.flat}) == grid.size
+    per_slice = shape[0] // slices
+    for index, rows in enumerate(grid):
+        assert {chip.slice_index for chip in rows.flat} == {index // per_slice}
+
+
+@pytest.mark.parametrize(
+    ("sides", "slices", "config", "words"),
+    [
+        ((4, 4, 4), 3, MeshConfig(-1, 64, 1, 1, 0), "config.mesh.slices is 1, but the 192 chips lie in 3 slices"),
+        ((4, 4, 12), 1, MeshConfig(-1, 64, 1, 3, 0), "config.mesh.slices is 3, but the 192 chips lie in 1 slice;"),
+        ((4, 4, 12), 1, MeshConfig(-1, 64, 1, 1, 0), "makes data 3 in every slice"),
+        ((4, 4, 12), 2, MeshConfig(-1, 64, 1, 2, 0), "makes data 3 in every slice"),
+        ((4, 4, 20), 1, MeshConfig(-1, 32, 1, 1, 0), "JAX cannot lay the mesh (data 10, fsdp 32, tensor 1)"),
+    ],
+)
+def test_what_tpus_cannot_do_is_refused_in_a_sentence(sides, slices, config, words, monkeypatch) -> None:
+    with pytest.raises(UserError) as error:
+        torus_mesh(sides, slices, config, monkeypatch)
+    assert words in str(error.value) and "\n" not in str(error.value)
