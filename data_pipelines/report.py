@@ -38,7 +38,7 @@ def write_report(folder: epath.Path, manifest: dict[str, Any]) -> None:
     sheet = contact_sheet([examples[task] for task in PICTURE_TASKS])
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
-    artifacts.write_bytes(folder / "contact_sheet.png", buffer.getvalue())
+    storage.write_bytes(folder / "contact_sheet.png", buffer.getvalue())
     texts = [record.content.get("text") or record.content["words"] for record in _examples(folder / "text", 12)]
     artifacts.write_text(folder / "report.html", _page(manifest, examples, texts))
 

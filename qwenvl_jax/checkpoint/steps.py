@@ -77,7 +77,7 @@ def remove(workdir: epath.PathLike, step: int) -> None:
     else:
         aside = folder.with_name(f"{step}{_TEMPORARY}-removed")
         storage.remove(aside)
-        folder.rename(aside)
+        storage.rename(folder, aside)
         storage.remove(aside)
 
 
@@ -96,11 +96,10 @@ def set_aside(workdir: epath.PathLike, step: int) -> str:
         name = f"{step}{DAMAGED}-{number}"
     target = folder.with_name(name)
     if not storage.is_remote(folder):
-        folder.rename(target)
+        storage.rename(folder, target)
         return name
-    files = list(files_of(folder))
     with ThreadPoolExecutor(_COPIES) as threads:  # copied by the server, object by object
-        list(threads.map(lambda file: _copy(file, target / str(file.relative_to(folder))), files))
+        list(threads.map(lambda file: _copy(folder / file, target / file), storage.files_below(folder)))
     _unmark(folder)
     storage.remove(folder)
     return name
@@ -137,15 +136,6 @@ def _unmark(folder: epath.Path) -> None:
     """Makes a checkpoint on gs:// an unfinished one; the marks of its items go later."""
     storage.remove(folder / MARKER)
     storage.remove(folder / _NOTES)
-
-
-def files_of(folder: epath.Path) -> list[epath.Path]:
-    """All files below a folder."""
-    found = []
-    for name in storage.names(folder):
-        path = folder / name
-        found += files_of(path) if storage.is_folder(path) else [path]
-    return found
 
 
 def _copy(file: epath.Path, target: epath.Path) -> None:

@@ -91,7 +91,7 @@ def import_release(folder: epath.PathLike, workdir: epath.PathLike) -> None:
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
     restore.check_empty(workdir)
     with artifacts.undone_on_failure(workdir):
-        artifacts.write_bytes(vocabulary, payload)
+        storage.write_bytes(vocabulary, payload)
         artifacts.write_json(workdir / IMPORTED_CONFIG, config_lib.to_dict(config))
         restore.save_params(workdir, params, config, source=source)
 

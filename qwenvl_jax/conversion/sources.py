@@ -6,7 +6,6 @@ check_tensors("Qwen-VL", stored, released_tensors(model))
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,7 +24,6 @@ OPENCLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safete
 # Checkpoints of one file, as transformers names them.
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin)")
-_HASHED = 16 << 20  # bytes at a time
 
 
 def open_checkpoint(path: epath.PathLike) -> dict[str, Stored]:
@@ -149,17 +147,9 @@ def identity(path: epath.PathLike, manifest: str = "") -> dict[str, Any]:
         main = _main_file(path) if storage.is_folder(path) else path
         shards = shards_of(main) if main.name in INDEX_NAMES else []
         files = [main, *(main.parent / shard for shard in shards)]
-    digests = list(streaming.in_order(_digest, files))
+    digests = list(streaming.in_order(artifacts.sha256_of, files))
     about = {file.name: {"sha256": d, "bytes": storage.size(file)} for file, d in zip(files, digests, strict=True)}
     return {"path": str(path), "files": about}
-
-
-def _digest(path: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with storage.open_read(path, _HASHED) as file:
-        while block := file.read(_HASHED):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_tensors(

@@ -83,7 +83,7 @@ def release(
         with artifacts.undone_on_failure(building):
             storage.make_folder(building)
             write(building)
-            _exchange(building, output)
+            artifacts.replace_folder(building, output)
     return output
 
 
@@ -99,21 +99,6 @@ def _write_in_place(output: epath.Path, write: Callable[[epath.Path], None]) -> 
             storage.remove(output / name)
     write(output)
     storage.remove(output / UNFINISHED)
-
-
-def _exchange(building: epath.Path, output: epath.Path) -> None:
-    """Puts a folder into the place of another. At any moment both are whole, under one name or another."""
-    aside = output.parent / f"{building.stem}.old"
-    there = storage.exists(output)
-    if there:
-        output.rename(aside)
-    try:
-        building.rename(output)
-    except BaseException:
-        if there:
-            aside.rename(output)
-        raise
-    storage.remove(aside)
 
 
 def check_params(ours: Mapping[str, Any], config: Config, tensors: Sequence[Tensor], *, whole: bool) -> None:
@@ -190,7 +175,7 @@ def _write_texts(folder: epath.Path, config: Config, dtype: str, component: str)
     tokenizer = load_tokenizer(config.tokenizer)
     vocabulary = VOCABULARY_FILES[config.tokenizer.kind]
     source = storage.path(config.tokenizer.path) if config.tokenizer.path else packaged_qwen_vocabulary()
-    artifacts.write_bytes(folder / vocabulary, storage.read_bytes(source))
+    storage.write_bytes(folder / vocabulary, storage.read_bytes(source))
     # The vocabulary lies beside it, wherever the directory goes.
     training = to_dict(config) | {"tokenizer": {"kind": config.tokenizer.kind, "path": vocabulary}}
     image_size = config.data.image_size

@@ -19,6 +19,7 @@ from qwenvl_jax.runtime.errors import UserError
 # What the web shows everywhere, and what the paper's corpora hold. Everything else that Pillow knows stays closed: EPS
 # would start Ghostscript, TIFF and others bring decoders that are rarely tested, AVIF is not in every build of Pillow.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")  # of the names of their files
 
 MAX_PIXELS = 178_956_970  # what Pillow itself takes for a decompression bomb, raised to an error here
 MAX_SIDE = 65_535  # resizing first makes one side small: a strip of a pixel's width would need room for all its length

@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError
 
 _SPACE = b" \t\r\n"
@@ -29,8 +30,7 @@ def split_entries(path: epath.Path, payload: bytes) -> list[tuple[int, bytes]]:
         raise UserError(f"{path} is not UTF-8, perhaps UTF-16; save it as UTF-8")
     if payload.startswith(b"\x1f\x8b"):
         raise UserError(f"{path} is compressed; unpack it with gunzip")
-    if payload.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git-LFS pointer, not the file itself; fetch that with `git lfs pull`")
+    artifacts.refuse_pointer(path, payload)
     first, lines_expected = payload.lstrip(_SPACE)[:1], path.suffix.lower() == ".jsonl"
     if first == b"[" and not (lines_expected and _has_lines(payload)):
         entries = list(_items(path, payload))
@@ -46,14 +46,27 @@ def split_entries(path: epath.Path, payload: bytes) -> list[tuple[int, bytes]]:
 def parse_entry(payload: bytes) -> dict[str, Any]:
     """Parses one entry. Raises UserError if it is not a JSON object of texts that UTF-8 can hold."""
     try:
+        value = json_value(payload)
+    except ValueError as error:
+        raise UserError(f"this is not readable JSON ({error}); correct or remove it") from None
+    if not isinstance(value, dict):
+        raise UserError("this is not a JSON object in braces; correct or remove it")
+    return value
+
+
+def json_value(payload: bytes) -> Any:
+    """What JSON in UTF-8 says, of a sample or of what is told of one.
+
+    Raises:
+      ValueError: if it is not JSON, is nested too deeply, or has a text that UTF-8 cannot hold.
+    """
+    try:
         text = payload.removeprefix(codecs.BOM_UTF8).decode()  # json would guess UTF-16 and let surrogates pass
         value = json.loads(text)
         if b"\\u" in payload:
             json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"this is not readable JSON ({error}); correct or remove it") from None
-    if not isinstance(value, dict):
-        raise UserError("this is not a JSON object in braces; correct or remove it")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     return value
 
 

@@ -37,7 +37,6 @@ FEATURES = (*TEXT_FIELDS, "images", "content")
 
 # One record per chunk, so that reading one decodes one; the images inside are compressed already.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
-_VERIFY_BUFFER = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +115,7 @@ def write_shard(
                     tallies[key][getattr(record, field)] += 1
         finally:
             writer.close()
-        digest, size = _sha256(temporary)
+        digest, size = artifacts.sha256_of(temporary), storage.size(temporary)
     counts = {key: dict(sorted(tally.items())) for key, tally in tallies.items()}
     return Shard(split=split, file=file, records=written, images=images, bytes=size, sha256=digest, **counts)
 
@@ -269,15 +268,6 @@ def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
         yield group
 
 
-def _sha256(path: epath.PathLike) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    with storage.open_read(path, buffer=_VERIFY_BUFFER) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
-
-
 class RecordReader:
     """Random access to one split: `len(reader)`, `reader[i]`. Opening checks names, counts and sizes.
 
@@ -318,7 +308,7 @@ class RecordReader:
                 raise UserError(f"{path} is missing although the manifest lists it; {again}")
             if found != shard["bytes"]:
                 raise UserError(f"{path} has {found} bytes, the manifest says {shard['bytes']}; {again}")
-            if verify and _sha256(path)[0] != shard["sha256"]:
+            if verify and artifacts.sha256_of(path) != shard["sha256"]:
                 raise UserError(f"{path} does not have the sha256 of the manifest; {again}")
 
     def __len__(self) -> int:

@@ -76,12 +76,12 @@ def clip_points(points: Sequence[float], width: float, height: float, what: str)
     Raises:
       UserError: for what is not a finite number, or lies half a pixel or more outside; `what` names the shape.
     """
-    if not (_finite(width) and _finite(height) and width > 0 and height > 0):
+    if not (is_finite(width) and is_finite(height) and width > 0 and height > 0):
         raise UserError(f"an image of {width!r} x {height!r} pixels has no place for {what}; correct its size")
     clipped = []
     for k, value in enumerate(points):
         side = height if k % 2 else width
-        if not _finite(value):
+        if not is_finite(value):
             raise UserError(f"{what} {list(points)} must be made of finite numbers, not {value!r}; correct or drop it")
         if not -ROUNDING < value < side + ROUNDING:
             raise UserError(
@@ -91,7 +91,8 @@ def clip_points(points: Sequence[float], width: float, height: float, what: str)
     return clipped
 
 
-def _finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether a JSON value is a finite number; true and false are none."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:

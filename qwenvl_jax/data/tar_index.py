@@ -20,11 +20,12 @@ import numpy as np
 from etils import epath
 
 from qwenvl_jax.data.formats import guess_language, language_name
+from qwenvl_jax.data.image import SUFFIXES as IMAGE_SUFFIXES
+from qwenvl_jax.data.json_entries import json_value
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 VERSION = 2
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 # What is a picture too, but none that is decoded.
 _OTHER_PICTURES = ("avif", "heic", "heif", "jxl", "jp2", "tif", "tiff", "svg", "ico", "psd", "eps", "ppm")
 MAX_TEXT_BYTES = 1 << 20
@@ -135,12 +136,7 @@ def read_caption(payload: bytes, is_json: bool) -> str:
 
 
 def _json_object(payload: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(payload.decode("utf-8-sig"))  # json would guess UTF-16 and let surrogates pass
-        if b"\\u" in payload:
-            json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    value = json_value(payload)
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value

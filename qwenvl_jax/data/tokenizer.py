@@ -338,7 +338,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: epath.PathL
         input_sentence_size=0,
         minloglevel=2,
     )
-    artifacts.write_bytes(path, model.getvalue())
+    storage.write_bytes(path, model.getvalue())
     return SentencePieceTokenizer(model.getvalue())
 
 

@@ -15,6 +15,7 @@ from qwenvl_jax.config import TokenizerConfig, config_hash, to_dict
 from qwenvl_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.training import metrics
 
 
 def check_fits(source: Source, vocabulary: TokenizerConfig, tokenizer: Tokenizer, image_size: int) -> None:
@@ -80,8 +81,8 @@ def identity(source: Source) -> dict[str, Any]:
             progress = read_progress(folder_of(workdir, source.step))
         if SUMS in progress:
             return known | {"model": to_dict(source.config.model), "compute": to_dict(source.config.compute)} | progress
-        known["metrics"] = _line_of(_text(workdir / "metrics.jsonl"), source.step)
-    return known | {"config": config_hash(source.config), "lineage": _text(workdir / "lineage.json")}
+        known["metrics"] = _line_of(_text(workdir / metrics.FILE), source.step)
+    return known | {"config": config_hash(source.config), "lineage": _text(workdir / lineage.LINEAGE)}
 
 
 def _text(path: epath.Path) -> str:
@@ -92,10 +93,10 @@ def _text(path: epath.Path) -> str:
         return ""
 
 
-def _line_of(metrics: str, step: int) -> str:
+def _line_of(lines: str, step: int) -> str:
     """What a run logged last up to a step, so that what it logs afterwards changes nothing."""
     found = ""
-    for line in metrics.split("\n"):
+    for line in lines.split("\n"):
         try:
             if json.loads(line)["step"] <= step:
                 found = line

@@ -12,7 +12,6 @@ from qwenvl_jax.perf import aot, hlo, roofline
 from qwenvl_jax.perf.flops import Work, training_flops
 from qwenvl_jax.perf.hardware import Topology
 from qwenvl_jax.runtime import storage
-from qwenvl_jax.runtime.artifacts import write_bytes
 from qwenvl_jax.sharding.mesh import batch_shards
 
 HOURS = 3600.0
@@ -151,7 +150,7 @@ def predict(
     if not memory.fits:
         return base
     if dump_hlo:
-        write_bytes(storage.path(dump_hlo), step.hlo.encode())
+        storage.write_bytes(storage.path(dump_hlo), step.hlo.encode())
     module = hlo.parse(step.hlo)
     trips = loss_chunks(config, work, batch_shards(mesh))
     at_peak, by_cycles = (

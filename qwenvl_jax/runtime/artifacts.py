@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
 import itertools
 import json
 import uuid
@@ -16,11 +17,7 @@ from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 _COPIED_AT_ONCE = 16
-
-
-def write_bytes(path: epath.PathLike, payload: bytes) -> None:
-    """Writes `payload` whole or not at all; see `storage.write_bytes`."""
-    storage.write_bytes(path, payload)
+_HASHED = 16 << 20  # bytes read at a time
 
 
 @contextlib.contextmanager
@@ -73,13 +70,22 @@ def _completes(name: str) -> tuple[bool, bool, int]:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes UTF-8 `text` atomically; see `write_bytes`."""
-    write_bytes(path, text.encode())
+    """Writes UTF-8 `text` whole or not at all; see `storage.write_bytes`."""
+    storage.write_bytes(path, text.encode())
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, atomically."""
+    """Writes `value` as indented JSON with sorted keys, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def sha256_of(path: epath.PathLike) -> str:
+    """The sha256 of the bytes of a file, in hex digits. Raises FileNotFoundError if there is none."""
+    digest = hashlib.sha256()
+    with storage.open_read(path, _HASHED) as file:
+        while block := file.read(_HASHED):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 _POINTER = b"version https://git-lfs.github.com/spec/"

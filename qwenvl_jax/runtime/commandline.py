@@ -60,7 +60,7 @@ def parse(argv: Sequence[str], *, needs_config: bool = True) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, flags.FLAGS)}") from None
     except (flags.Error, ValueError, TypeError) as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(_cause(error)) from None
     verbosity = flags.FLAGS["verbosity"]
     if not verbosity.present:
         logging.set_verbosity(logging.WARNING)  # libraries announce every file they write
@@ -89,7 +89,7 @@ def changed(values: Any, settings: Sequence[str]) -> Any:
         try:
             values.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as error:
-            raise UserError(f"config.{key} cannot be {text!r}: {_first_line(error)}") from None
+            raise UserError(f"config.{key} cannot be {text!r}: {_cause(error)}") from None
     return values
 
 
@@ -129,7 +129,7 @@ def _load(path: str) -> Mapping[str, Any]:
         kind = (
             "" if isinstance(error, OSError | AttributeError | TypeError | ValueError) else type(error).__name__ + ": "
         )
-        raise UserError(f"the config file {path} cannot be loaded: {kind}{_first_line(error)}") from None
+        raise UserError(f"the config file {path} cannot be loaded: {kind}{_cause(error)}") from None
     finally:
         stdlib_logging.disable(stdlib_logging.NOTSET)
     return values
@@ -147,7 +147,7 @@ def _check_key(key: str, values: Mapping[str, Any]) -> None:
         path = f"{path}.{name}"
 
 
-def _first_line(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     """The last line that says something: libraries put the cause at the end of long texts."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

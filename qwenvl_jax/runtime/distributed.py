@@ -30,7 +30,7 @@ _calls = itertools.count()  # exchanges so far: all processes make the same ones
 def initialize() -> None:
     """Joins the other processes of the run if there are any; call it before anything touches a device.
 
-    `clusters.find_place` says who they are, `rollcall.call` waits until all are there: at most `patience()` seconds.
+    `clusters.find_place` says who they are, `rollcall.call` waits until all are there: at most `join_seconds()`.
 
     Raises:
       UserError: if this process cannot tell whether it is alone, or the others do not come.
@@ -38,7 +38,7 @@ def initialize() -> None:
     global _line
     if _line is not None:
         return
-    seconds = patience()
+    seconds = join_seconds()
     place = find_place(os.environ, seconds)
     if place is None:
         return
@@ -53,7 +53,7 @@ def initialize() -> None:
     )
 
 
-def patience() -> float:
+def join_seconds() -> float:
     """Seconds for which processes wait for one another at the start: `QWENVL_JOIN_SECONDS`, default 60."""
     text = os.environ.get("QWENVL_JOIN_SECONDS", "60")
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
@@ -155,6 +155,24 @@ def from_primary(function: Callable[[], Any]) -> Any:
     return told["value"] if "value" in told else _raise(told["error"], told["message"], process=0)
 
 
+def gather(value: Any) -> list[Any]:
+    """The JSON value of every process, by its number, on process 0; on the others their own alone.
+
+    All of them must call it, in the same order. Texts travel as they are, of any length, over the network of the
+    hosts: nothing is compiled, the devices go on with what they do, and their memory is not needed.
+    """
+    client = _client()
+    if client is None:
+        return [value]
+    key = f"qwenvl/{next(_calls)}/gather"
+    if not is_primary():
+        client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
+        return [value]
+    found = [value, *(json.loads(_wait_for(client, f"{key}/{index}")) for index in range(1, process_count()))]
+    client.key_value_delete(key)  # with all that lies below it
+    return found
+
+
 def agree(facts: Mapping[str, str]) -> None:
     """Compares what every process believes; all of them must call it, in the same order.
 
@@ -253,21 +271,3 @@ def _raise(kind: str, message: str, process: int) -> NoReturn:
     if isinstance(own, type) and issubclass(own, Exception):
         raise own(message)
     raise UserError(f"process {process} ended with {kind}: {message}; see its output")
-
-
-def gather(value: Any) -> list[Any]:
-    """The JSON value of every process, by its number, on process 0; on the others their own alone.
-
-    All of them must call it, in the same order. Texts travel as they are, of any length, over the network of the
-    hosts: nothing is compiled, the devices go on with what they do, and their memory is not needed.
-    """
-    client = _client()
-    if client is None:
-        return [value]
-    key = f"qwenvl/{next(_calls)}/gather"
-    if not is_primary():
-        client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
-        return [value]
-    found = [value, *(json.loads(_wait_for(client, f"{key}/{index}")) for index in range(1, process_count()))]
-    client.key_value_delete(key)  # with all that lies below it
-    return found

@@ -30,6 +30,7 @@ from qwenvl_jax.checkpoint.restore import (
 )
 from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.partition import merge
@@ -87,14 +88,15 @@ def test_if_none_is_whole_nothing_is_touched(tmp_path: Path) -> None:
 def test_a_damaged_object_on_gs_is_set_aside(gcs: str, capsys: Any) -> None:
     run = epath.Path(gcs) / "run"
     save(run, 3, 6)
-    data = [file for file in steps.files_of(run / "checkpoints/6/params") if "/d/" in str(file)]
+    params = run / "checkpoints/6/params"
+    data = [params / name for name in storage.files_below(params) if "d/" in name]
     largest = max(data, key=lambda file: len(file.read_bytes()))
     largest.write_bytes(largest.read_bytes()[:100])
     step, *restored = newest_state(run, TREE, MOMENTS)
     assert step == 3
     assert_is(3, tuple(restored))
     assert "kept as 6.damaged" in capsys.readouterr().out
-    assert len(steps.files_of(run / "checkpoints/6.damaged")) > 10 and steps.finished_steps(run) == [3]
+    assert len(storage.files_below(run / "checkpoints/6.damaged")) > 10 and steps.finished_steps(run) == [3]
 
 
 @pytest.fixture(scope="module")

@@ -91,8 +91,8 @@ def test_a_save_that_was_cut_short_on_gs_is_never_found(gcs: str) -> None:
 
 def copied(source: epath.Path, target: epath.Path) -> None:
     """As `gsutil cp -r` does: file by file."""
-    for file in steps.files_of(source):
-        storage.write_bytes(target / str(file.relative_to(source)), storage.read_bytes(file))
+    for name in storage.files_below(source):
+        storage.write_bytes(target / name, storage.read_bytes(source / name))
 
 
 def test_a_run_without_marks_on_gs_is_refused_and_untouched(tmp_path: Path, gcs: str) -> None:
@@ -102,13 +102,13 @@ def test_a_run_without_marks_on_gs_is_refused_and_untouched(tmp_path: Path, gcs:
         mark.unlink()  # as older versions of Orbax wrote on disks
     assert steps.finished_steps(local) == [3, 6]
     copied(local, run)
-    before = {str(file): storage.read_bytes(file) for file in steps.files_of(run)}
+    before = {name: storage.read_bytes(run / name) for name in storage.files_below(run)}
     for read in (steps.finished_steps, steps.latest_step, steps.clear_unfinished, lambda run: save(run, 9)):
         with pytest.raises(
             UserError, match=r"/3 lacks commit_success.txt.*copied from a disk.*gsutil cp - gs://.*/3/com"
         ):
             read(run)
-    assert {str(file): storage.read_bytes(file) for file in steps.files_of(run)} == before
+    assert {name: storage.read_bytes(run / name) for name in storage.files_below(run)} == before
     for step in (3, 6):  # what the message says
         storage.write_bytes(run / "checkpoints" / str(step) / "commit_success.txt", b"copied\n")
     assert_is(6, newest_state(run, TREE, MOMENTS)[1:])

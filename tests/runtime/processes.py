@@ -9,13 +9,14 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from support.gcs_server import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,13 +128,6 @@ def parents(folder: Path, **variables: str) -> Iterator[Parent]:
         yield parent
     finally:
         parent.close()
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def joined(count: int, **variables: str) -> list[dict[str, str]]:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from processes import FOREIGN, ROOT, Ended, Parent, free_port, joined
+from processes import FOREIGN, ROOT, Ended, Parent, joined
+from support.gcs_server import free_port
 
 from qwenvl_jax.runtime import distributed
 from qwenvl_jax.runtime.clusters import find_place

@@ -6,7 +6,6 @@ one character and as two look the same and are not equal.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +51,7 @@ def text(value: Any, what: str) -> str:
 def size(content: Mapping[str, Any]) -> tuple[float, float]:
     """Width and height in pixels. Raises UserError if they are not positive numbers."""
     width, height = content["width"], content["height"]
-    if not (_number(width) and _number(height) and width > 0 and height > 0):
+    if not (tags.is_finite(width) and tags.is_finite(height) and width > 0 and height > 0):
         raise UserError(f"an image of {width!r} x {height!r} pixels is none; correct its size")
     return width, height
 
@@ -63,7 +62,3 @@ def box(value: Any, width: float, height: float) -> list[float]:
         raise UserError(f"its box {value!r} must be four numbers [x1, y1, x2, y2]")
     tags.box_to_text(value, width, height)
     return tags.clip_points(value, width, height, "its box")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
