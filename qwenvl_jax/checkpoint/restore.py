@@ -249,12 +249,12 @@ def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source 
         for key, here, there in lineage.differences(to_dict(config.model), to_dict(same_name), "config.model"):
             raise UserError(
                 f"config.init.{name} ({workdir}) is a checkpoint of another model: {key} is {there!r} there and "
-                f"{here!r} here"
+                f"{here!r} here; name a checkpoint of this model, or give the run that model"
             )
         if config.init.stage and source.stage != config.init.stage:
             raise UserError(
                 f"config.init.{name} ({workdir}) was written by stage {source.stage!r}, but config.init.stage asks "
-                f"for {config.init.stage!r}"
+                f"for {config.init.stage!r}; name a checkpoint of that stage, or correct config.init.stage"
             )
         if source.stage != IMPORT and named is None and source.step < source.config.train.steps:
             raise UserError(

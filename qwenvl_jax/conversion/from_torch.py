@@ -214,7 +214,7 @@ def read_config(folder: epath.Path) -> Config:
     refuse_other_kinds(folder)
     content = artifacts.read_json(folder / "config.json")
     if not isinstance(content, dict):
-        raise UserError(f"{folder / 'config.json'} is not the config of a Qwen-VL release")
+        raise UserError(f"{folder / 'config.json'} is not the config of a Qwen-VL release; copy it again")
     if not ours:
         model = released_config.model_from_released(content, str(folder / "config.json"))
         return _foreign_config(folder, model, content["visual"].get("image_size"))

@@ -171,7 +171,9 @@ def _stored_dtype(folder: epath.Path) -> str:
     content = artifacts.read_json(folder / "config.json")
     dtype = content.get("torch_dtype") or content.get("dtype") or "float32"
     if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"{folder / 'config.json'} says that tensors are stored as {dtype!r}, which is not read")
+        raise UserError(
+            f"{folder / 'config.json'} says that tensors are stored as {dtype!r}, which is not read; copy it again"
+        )
     return dtype
 
 

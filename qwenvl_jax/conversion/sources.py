@@ -55,7 +55,7 @@ def _main_file(folder: epath.Path) -> epath.Path:
     if shards:
         raise UserError(f"{folder} holds {shards[0]} and others, but no index; copy {' or '.join(INDEX_NAMES)} as well")
     known = (*INDEX_NAMES, *SINGLE_NAMES, *OPENCLIP_NAMES)
-    raise UserError(f"{folder} holds no checkpoint: none of {', '.join(known)} is there")
+    raise UserError(f"{folder} holds no checkpoint: none of {', '.join(known)} is there; name its folder or its file")
 
 
 def refuse_other_kinds(folder: epath.Path) -> None:

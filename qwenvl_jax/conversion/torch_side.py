@@ -63,7 +63,9 @@ class TorchSide:
         # transformers gives a missing tensor random values and drops an unknown one, with a warning only.
         wrong = sorted([*info["missing_keys"], *info["unexpected_keys"]])
         if wrong:
-            raise UserError(f"{folder} does not load in PyTorch: the tensor {wrong[0]} is missing or unknown")
+            raise UserError(
+                f"{folder} does not load in PyTorch: the tensor {wrong[0]} is missing or unknown; release it again"
+            )
 
     def _pixels(self, prompt: Prompt) -> Any:
         return self.normalise(self.torch.from_numpy(np.array(prompt.images_IHWC))).to(self.model.dtype)

@@ -39,7 +39,7 @@ def split_entries(path: epath.Path, payload: bytes) -> list[tuple[int, bytes]]:
     else:
         raise UserError(_other_form(path, payload))
     if not entries:
-        raise UserError(f"{path} holds no samples")
+        raise UserError(f"{path} holds no samples; correct the path, or leave the source out")
     return entries
 
 

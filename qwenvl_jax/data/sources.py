@@ -136,4 +136,4 @@ def _refuse_other_kinds(path: str) -> None:
             if other := other_kind(name):
                 raise UserError(f"{path} is no record folder (it has no {MANIFEST}), and {other}")
     elif storage.exists(place) and not storage.is_folder(place):
-        raise UserError(f"{path} is a file of a kind of which no source is made (docs/data.md lists what can be read)")
+        raise UserError(f"{path} is a file of a kind of which no source is made; docs/data.md lists what can be read")

@@ -27,7 +27,7 @@ from qwenvl_jax.data.packing import Item, Packer
 from qwenvl_jax.data.record_content import stated_sizes
 from qwenvl_jax.data.sources import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 
 ALL_DROPPED = 1000  # samples of a source that did not fit, and none that did, before the run is refused
 READ_AHEAD = 16  # samples drawn before they are packed; part of what defines a stream whose weights change
@@ -95,8 +95,7 @@ class Corpus:
         except OSError as error:
             raise StorageError(f"{where} could not be read ({error}); run the same command again to continue") from None
         except Exception as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise UserError(f"{where} is damaged ({why})") from None
+            raise UserError(f"{where} is damaged ({type(error).__name__}: {one_line(error)})") from None
 
     def facts(self) -> dict[str, str]:
         """Everything the batches depend on; see `fingerprint.facts`."""

@@ -88,7 +88,9 @@ def index_shard(path: epath.Path, entry: storage.Entry) -> ShardIndex:
                 return kept
         index = _scan(path, size)
     except OSError as error:
-        raise UserError(f"the shard {path} cannot be read ({error})") from None
+        raise UserError(
+            f"the shard {path} cannot be read ({error}); copy it again, or correct its permissions"
+        ) from None
     notes = json.dumps({"stamp": stamp, "left_out": index.left_out, "first": index.first})
     payload = io.BytesIO()
     np.savez(payload, samples=index.samples_S, notes=np.array(notes))

@@ -12,7 +12,7 @@ from qwenvl_jax.data.records import FEATURES, MANIFEST, decode_record, read_mani
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.shards import Shards
 from qwenvl_jax.runtime import storage
-from qwenvl_jax.runtime.errors import StorageError, UserError, nearest
+from qwenvl_jax.runtime.errors import StorageError, UserError, nearest, one_line
 
 PREFIX = "tfds:"
 _FORM = re.compile(r"tfds:(?P<name>\w+)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?(@(?P<folder>.+))?")
@@ -46,10 +46,10 @@ class TfdsReader:
         except Exception as error:  # TFDS parses its files with several libraries, which raise what they like
             if (unread := _unread(error)) is not None:
                 raise unread from error
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            why = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"what TFDS keeps of {name} cannot be understood ({why}); prepare it again") from None
         if not len(self):
-            raise UserError(f"{name} holds no records in {split!r}")
+            raise UserError(f"{name} holds no records in {split!r}; prepare it again, or leave the source out")
         self._look()
 
     def _open(self, match: re.Match[str], split: str, told: str | None) -> tuple[Shards, str]:
@@ -67,7 +67,7 @@ class TfdsReader:
             else:
                 builder = read_only_builder.builder_from_directory(told)
         except registered.DatasetNotFoundError as error:
-            raise UserError(f"{name} is not there ({' '.join(str(error).split())[:300]})") from None
+            raise UserError(f"{name} is not there ({one_line(error)}); prepare it first, or correct the name") from None
         info = builder.info
         if info.file_format is None or info.file_format.value != "array_record":
             raise UserError(f"{name} is not stored as ArrayRecord; prepare it with file_format='array_record'")

@@ -98,7 +98,10 @@ class QuestionSet:
                     self._sizes += found
                 progress()
         if count and not self._sizes:
-            raise UserError(f"no record of {reader.folder} can be read, the first because of: {self.lost[0].why}")
+            raise UserError(
+                f"no record of {reader.folder} can be read, the first because of: {self.lost[0].why}; copy or write "
+                "the folder again"
+            )
 
     def __len__(self) -> int:
         return len(self._sizes)

@@ -112,6 +112,6 @@ def read_json(path: epath.PathLike) -> Any:
         refuse_pointer(path, payload)
         return json.loads(payload)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        raise UserError(f"{path} does not exist; copy it there, or correct the path") from None
     except (ValueError, RecursionError) as error:  # JSON's own, and that of bytes that are no UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); write it again") from None

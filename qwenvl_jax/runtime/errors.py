@@ -34,6 +34,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def one_line(error: object) -> str:
+    """What an error says, in one line of at most 300 characters; its type if it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 # What a file system refuses for reasons that are the user's to mend.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file for a folder

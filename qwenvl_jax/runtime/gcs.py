@@ -24,7 +24,7 @@ from gcsfs.core import GCSFileSystem
 from gcsfs.retry import ChecksumError, HttpError, validate_response
 
 from qwenvl_jax.runtime import retries
-from qwenvl_jax.runtime.errors import StorageError
+from qwenvl_jax.runtime.errors import StorageError, one_line
 from qwenvl_jax.runtime.retries import NotWhole
 
 _TRANSIENT = (
@@ -109,7 +109,7 @@ class Gcs(GCSFileSystem):
                 await asyncio.sleep(pause)
             except google.auth.exceptions.GoogleAuthError as error:
                 raise StorageError(
-                    f"{where} needs credentials ({_short(error)}); run gcloud auth application-default login or set "
+                    f"{where} needs credentials ({one_line(error)}); run gcloud auth application-default login or set "
                     "GOOGLE_APPLICATION_CREDENTIALS"
                 ) from error
             except (HttpError, OSError, ValueError) as error:
@@ -118,7 +118,7 @@ class Gcs(GCSFileSystem):
                 if isinstance(error, FileExistsError):  # a precondition of the caller's
                     raise
                 raise StorageError(
-                    f"{where} cannot be used ({_short(error)}); correct the path or ask for the permission"
+                    f"{where} cannot be used ({one_line(error)}); correct the path or ask for the permission"
                 ) from error
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
@@ -178,7 +178,3 @@ def _name(path: str, args: tuple[str, ...]) -> str:
     if found is None:
         return path
     return "gs://" + "/".join(urllib.parse.unquote(part) for part in found.groups() if part)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -95,14 +95,14 @@ def pause_after(attempt: int, started: float) -> float | None:
 def note_failure(where: object, error: BaseException, attempt: int) -> None:
     """Says in the log that a request is being repeated, once it has failed for some seconds."""
     if attempt == 3:
-        _log.warning("%s: %s; trying again for up to %.0f seconds", where, _short(error), patience())
+        _log.warning("%s: %s; trying again for up to %.0f seconds", where, one_line(error), patience())
 
 
 def exhausted(where: object, error: BaseException) -> StorageError:
     """The error for a request that failed to the end of patience."""
     return StorageError(
-        f"{where} could not be reached for {patience():.0f} seconds ({_short(error)}); run the same command again when "
-        f"the storage answers ({PATIENCE} sets how long to wait)"
+        f"{where} could not be reached for {patience():.0f} seconds ({one_line(error)}); run the same command again "
+        f"when the storage answers ({PATIENCE} sets how long to wait)"
     )
 
 
@@ -143,7 +143,3 @@ def retried(function: Callable[[], _T], what: object) -> _T:
             note_failure(what, error, attempt)
             time.sleep(pause)
     raise AssertionError("unreachable")
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

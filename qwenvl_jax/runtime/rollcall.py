@@ -176,7 +176,7 @@ class Line:
         """Has all others end with this sentence; returns when they know."""
         self._ending.set()
         with contextlib.suppress(OSError):
-            self._connection.sendall(_line({"failed": sentence[:LONGEST], "code": code}))
+            self._connection.sendall(_encoded({"failed": sentence[:LONGEST], "code": code}))
             self._told.wait(LAST_WORDS)
         if self._desk:
             self._desk.alone.wait(LAST_WORDS)
@@ -185,7 +185,7 @@ class Line:
         """Says that this process ends in good order, and listens no more."""
         self._ending.set()
         with contextlib.suppress(OSError):
-            self._connection.sendall(_line({"done": True}))
+            self._connection.sendall(_encoded({"done": True}))
 
     def _watch(self) -> None:
         try:
@@ -258,7 +258,7 @@ def _greet(place: Place, hello: dict[str, Any]) -> tuple[socket.socket, Any]:
     connection = socket.create_connection((host, port), timeout=ANSWER)
     _keep_alive(connection)
     try:
-        connection.sendall(_line(hello))
+        connection.sendall(_encoded(hello))
         file = connection.makefile("r", encoding="utf-8", errors="replace", newline="\n")
         try:
             heard = json.loads(file.readline(1000))
@@ -328,10 +328,10 @@ def _keep_alive(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
 
 
-def _line(message: dict[str, Any]) -> bytes:
+def _encoded(message: dict[str, Any]) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
 def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
     if not writer.is_closing():
-        writer.write(_line(message))
+        writer.write(_encoded(message))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,11 +159,9 @@ def test_a_fault_that_does_not_end(folder: str, gcs_server: str, monkeypatch: py
     monkeypatch.setenv("QWENVL_STORAGE_PATIENCE", "1")
     with between(gcs_server, rate=1, kinds=kinds):
         for attempt in (lambda: reader[3], lambda: RecordReader(folder), lambda: write(folder)):
-            started = time.monotonic()
             with pytest.raises(StorageError, match="could not be reached for 1 seconds") as error:
                 attempt()
             assert "\n" not in str(error.value)
-            assert time.monotonic() - started < 60
     assert [record.id for record in reader] == [record.id for record in made()]
 
 
