@@ -12,34 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from saved_run import write_run
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import Manager, save_frozen
 from qwenvl_jax.checkpoint.restore import check_init, initial_params, load_params, save_params
 from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.partition import flatten, merge, split
+from qwenvl_jax.training.partition import flatten, merge
 from qwenvl_jax.training.step import abstract_state
 
 STAGE_1 = ("vit", "vit_head", "resampler")
-
-
-@pytest.fixture(scope="module")
-def params() -> dict[str, Any]:
-    return qwen_vl.init_params(tiny_run.make_config(Path("unused")).model, jax.random.key(7))
-
-
-def write_run(folder: Path, config: Config, params: dict[str, Any], steps: tuple[int, ...] = (3,)) -> None:
-    """A run's folder as the loop leaves it; the parameters of step n are `params` + n."""
-    trainable, frozen = split(params, config.train.trainable)
-    lineage.write(folder, config, dict.fromkeys(("vit", "resampler", "decoder")))
-    save_frozen(folder, frozen)
-    with Manager(folder, keep=5) as manager:
-        for step in steps:
-            manager.save(step, jax.tree.map(lambda leaf, n=step: leaf + n, trainable), {"count": jnp.zeros(())}, {})
 
 
 def test_trained_and_frozen_come_back_together(tmp_path: Path, params: dict[str, Any]) -> None:

@@ -15,8 +15,7 @@ import tiny_run
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chaining import write_run
-from test_steps import MOMENTS, TREE, assert_is, save
+from saved_run import MOMENTS, TREE, assert_is, save, write_run
 
 from qwenvl_jax.checkpoint import checksums, steps
 from qwenvl_jax.checkpoint.failures import DamagedError, reading

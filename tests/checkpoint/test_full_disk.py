@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from test_steps import MOMENTS
+from saved_run import MOMENTS
 
 from qwenvl_jax.checkpoint import steps
 from qwenvl_jax.checkpoint.manager import Manager, save_frozen

@@ -11,7 +11,7 @@ import jax
 import pytest
 import tiny_run
 from etils import epath
-from test_chaining import write_run
+from saved_run import write_run
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.manager import restore_frozen, save_frozen
@@ -19,7 +19,6 @@ from qwenvl_jax.checkpoint.restore import check_init, load_params, save_params
 from qwenvl_jax.checkpoint.steps import finished_steps
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.tokenizer import train_sentencepiece, vocabulary_digest
-from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training.loop import begin, train
@@ -28,11 +27,6 @@ from qwenvl_jax.training.start import find_start
 from qwenvl_jax.training.step import abstract_state
 
 FRESH = dict.fromkeys(("vit", "resampler", "decoder"))
-
-
-@pytest.fixture(scope="module")
-def params() -> dict[str, Any]:
-    return qwen_vl.init_params(tiny_run.make_config(Path("unused")).model, jax.random.key(7))
 
 
 def test_an_unfinished_stage_is_taken_only_when_its_step_is_named(tmp_path: Path, params: dict[str, Any]) -> None:

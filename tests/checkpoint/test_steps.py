@@ -10,37 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from etils import epath
+from saved_run import MOMENTS, TREE, assert_is, save
 
 from qwenvl_jax.checkpoint import steps
-from qwenvl_jax.checkpoint.manager import Manager, restore_state
+from qwenvl_jax.checkpoint.manager import restore_state
 from qwenvl_jax.checkpoint.restore import newest_state
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
-
-TREE = {"decoder": {"a": jnp.linspace(0, 1, 3000).reshape(30, 100)}, "vit": {"b": jnp.arange(7, dtype=jnp.bfloat16)}}
-MOMENTS = (jnp.ones((5,)), {"count": jnp.zeros((), jnp.int32)})
-
-
-def state(step: int) -> tuple[Any, Any]:
-    return jax.tree.map(lambda leaf: leaf + step, (TREE, MOMENTS))
-
-
-def save(folder: Path | epath.Path, *wanted: int, keep: int = 9) -> None:
-    with Manager(folder, keep=keep) as manager:
-        for step in wanted:
-            manager.save(step, *state(step), {"at": step})
-
-
-def assert_is(step: int, found: tuple[Any, Any, dict[str, Any]]) -> None:
-    for one, other in zip(jax.tree.leaves(found[:2]), jax.tree.leaves(state(step)), strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
-    assert found[2]["at"] == step
 
 
 @pytest.fixture(params=["disk", "gs"])

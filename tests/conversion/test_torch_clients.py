@@ -8,7 +8,17 @@ import unicodedata
 import pytest
 import torch
 from PIL import Image
-from torch_tiny import IMAGE_SIZE, QUERIES, TRAIN_LENGTH, make_config, make_model, write_model, write_tokenizer
+from torch_tiny import (
+    IMAGE_SIZE,
+    QUERIES,
+    TRAIN_LENGTH,
+    make_config,
+    make_model,
+    pixels,
+    random_ids,
+    write_model,
+    write_tokenizer,
+)
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -42,16 +52,8 @@ def qwen(tmp_path_factory):
     return write_tokenizer(tmp_path_factory.mktemp("t") / "qwen", packaged_qwen_vocabulary(), "qwen.tiktoken", 256)
 
 
-def random_ids(*shape):
-    return torch.randint(0, 400, shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
 def block(tokenizer):
     return torch.tensor([[tokenizer.img_start_id, *[tokenizer.img_pad_id] * QUERIES, tokenizer.img_end_id]])
-
-
-def pixels(count):
-    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(count))
 
 
 # The cache, under its older and its newer name

@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch_tiny import CODE, IMAGE_SIZE, QUERIES, TRAIN_LENGTH, VOCABULARY, make_config, make_model, write_model
+from torch_tiny import (
+    CODE,
+    QUERIES,
+    TRAIN_LENGTH,
+    VOCABULARY,
+    make_config,
+    make_model,
+    pixels,
+    random_ids,
+    write_model,
+)
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -29,16 +39,8 @@ def model():
     return make_model(make_config(START))
 
 
-def random_ids(*shape):
-    return torch.randint(0, 400, shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
 def image_block():
     return torch.tensor([START, *[START + 2] * QUERIES, START + 1])
-
-
-def pixels(count, size=IMAGE_SIZE):
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
 
 def as_qwen2(model, rope_theta):

@@ -39,6 +39,16 @@ def make_model(config: QWenConfig, kind=QWenLMHeadModel):
     return model
 
 
+def random_ids(*shape: int) -> torch.Tensor:
+    """Ids of ordinary text; the same for the same shape."""
+    return torch.randint(0, 400, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def pixels(count: int, size: int = IMAGE_SIZE) -> torch.Tensor:
+    """[count, 3, size, size] of noise; the same for the same count."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
 def write_tokenizer(folder: Path, vocabulary: Path, name: str, slots: int):
     """A folder with code, vocabulary and tokenizer_config.json; returns what AutoTokenizer makes of it."""
     folder.mkdir()

@@ -1,0 +1,17 @@
+"""Fixtures of the tests of checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import tiny_run
+
+from qwenvl_jax.models import qwen_vl
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return qwen_vl.init_params(tiny_run.make_config(Path("unused")).model, jax.random.key(7))
