@@ -1,4 +1,4 @@
-"""The client of Google Cloud Storage: gcsfs, made patient. Only `runtime.storage` imports it.
+"""The client of Google Cloud Storage: gcsfs, made patient. Only `gcs_store` asks it directly.
 
 gcsfs repeats a failed request for about half a minute, waits for an answer without any limit, takes a listing of
 minutes ago for the present one and makes a bucket that is missing. `Gcs` repeats for `retries.patience()` seconds,
