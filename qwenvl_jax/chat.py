@@ -160,7 +160,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
         if not _WORKDIR.value:
             raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
-        distributed.alone("a chat")
+        distributed.require_alone("a chat")
         source = find_source(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
         config, tokenizer = source.config, load_tokenizer(source.config.tokenizer)
         checkpoint.check_fits(source, config.tokenizer, tokenizer, config.data.image_size)

@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 f"say one of {', '.join(COMMANDS)} after `convert`, not {given}{nearest(command, COMMANDS)}"
             )
-        distributed.alone(f"`convert {command}`")
+        distributed.require_alone(f"`convert {command}`")
         {"release": release, "import": import_checkpoint, "verify": verify}[command]()
 
 

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         values = _CONFIG.value
         if _OUTPUT.value:
             values.output = _OUTPUT.value
-        distributed.alone("an evaluation")
+        distributed.require_alone("an evaluation")
         sweep(eval_config.validate(from_config_dict(eval_config.EvalConfig, values)))
 
 

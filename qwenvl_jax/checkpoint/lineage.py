@@ -115,7 +115,7 @@ def check_resumable(workdir: epath.PathLike, config: Config) -> None:
     if not has_run(workdir) and not steps.finished_steps(workdir):
         check_free(workdir)
         return
-    aside = steps.damaged_steps(workdir)
+    aside = steps.damaged_names(workdir)
     if aside and not steps.finished_steps(workdir):
         raise UserError(
             f"all checkpoints of {workdir} were damaged and are set aside ({', '.join(aside)}); copy one there from "

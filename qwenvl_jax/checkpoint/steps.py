@@ -47,7 +47,7 @@ def latest_step(workdir: epath.PathLike) -> int | None:
     return steps[-1] if steps else None
 
 
-def damaged_steps(workdir: epath.PathLike) -> list[str]:
+def damaged_names(workdir: epath.PathLike) -> list[str]:
     """Names of the folders of checkpoints that were set aside."""
     return [name for name in _names(workdir) if DAMAGED in name]
 

@@ -56,7 +56,7 @@ class JsonReader:
       path: a file of one JSON object per line, or of one list of them.
       task: of all entries; one that names another cannot be used.
       max_corrupt_share: of the entries, that may be unusable; `corruption.allowed` says how many that are.
-      told: by the reader of another process (`JsonReader.told`), instead of looking for the image files.
+      findings: by the reader of another process (`JsonReader.findings`), instead of looking for the image files.
 
     Attributes:
       corrupt: how many entries cannot be used.
@@ -70,7 +70,7 @@ class JsonReader:
     """
 
     def __init__(
-        self, path: epath.PathLike, task: str, max_corrupt_share: float = 0.0, told: Sequence[str] | None = None
+        self, path: epath.PathLike, task: str, max_corrupt_share: float = 0.0, findings: Sequence[str] | None = None
     ):
         self.path, self.task = storage.path(path), task
         try:
@@ -84,7 +84,7 @@ class JsonReader:
         self.corrupt = 0
         self.ignored: collections.Counter[str] = collections.Counter()
         wrong: list[str] = []
-        self._absent = None if told is None else frozenset(told)  # image files
+        self._absent = None if findings is None else frozenset(findings)  # image files
         found: dict[str, bool] = {}
         for index in range(len(self)):
             try:
@@ -141,7 +141,7 @@ class JsonReader:
             raise UserError(f"the image {path} cannot be read ({missing})")
         raise StorageError(f"{path} was there when {self.path} was opened and is gone; put it back")
 
-    def told(self) -> list[str]:
+    def findings(self) -> list[str]:
         """What another process needs to open the same: which image files are missing."""
         return sorted(self._absent or ())
 

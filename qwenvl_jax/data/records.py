@@ -314,7 +314,7 @@ class RecordReader:
     def __len__(self) -> int:
         return len(self._source)
 
-    def told(self) -> str:
+    def findings(self) -> str:
         """What another process needs to open the same: that this one has found the shards of the manifest."""
         return self.digest()
 

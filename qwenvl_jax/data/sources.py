@@ -26,7 +26,7 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
-    def told(self) -> Any:
+    def findings(self) -> Any:
         """A JSON value with which another process opens the same without looking for files."""
         ...
 
@@ -62,10 +62,10 @@ def open_source(
     def first() -> tuple[str, Any]:
         kind = _kind(source)
         opened.append(_open(kind, source, split, max_corrupt_share, verify=verify))
-        return kind, opened[0].told()
+        return kind, opened[0].findings()
 
-    kind, told = from_primary(first)
-    return opened[0] if opened else _open(kind, source, split, max_corrupt_share, told=told)
+    kind, findings = from_primary(first)
+    return opened[0] if opened else _open(kind, source, split, max_corrupt_share, findings=findings)
 
 
 def _kind(source: SourceConfig) -> str:
@@ -94,16 +94,16 @@ def _kind(source: SourceConfig) -> str:
 
 
 def _open(
-    kind: str, source: SourceConfig, split: str, max_corrupt_share: float, *, verify: bool = False, told: Any = None
+    kind: str, source: SourceConfig, split: str, max_corrupt_share: float, *, verify: bool = False, findings: Any = None
 ) -> Source:
     path = source.records
     if kind == "tfds":
-        return TfdsReader(path, source.task, split, told)
+        return TfdsReader(path, source.task, split, findings)
     if kind == "json":
-        return JsonReader(path, source.task, max_corrupt_share, told)
+        return JsonReader(path, source.task, max_corrupt_share, findings)
     if kind == "tar":
-        return TarReader(path, told)
-    reader = RecordReader(path, split, verify=verify, check=told is None)
+        return TarReader(path, findings)
+    reader = RecordReader(path, split, verify=verify, check=findings is None)
     found = sorted(reader.summary["tasks"])
     if found != [source.task]:
         raise UserError(

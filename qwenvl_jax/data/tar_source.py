@@ -108,7 +108,7 @@ class TarReader:
 
     Args:
       path: a folder of `.tar` files, a pattern, or one file.
-      told: by the reader of another process (`TarReader.told`), instead of looking for the files.
+      findings: by the reader of another process (`TarReader.findings`), instead of looking for the files.
 
     Attributes:
       left_out: how many members, samples or shards, by the keys of `tar_index.LEFT_OUT`.
@@ -117,8 +117,8 @@ class TarReader:
       UserError: if there is no shard, one is no uncompressed tar file, or no sample can be used.
     """
 
-    def __init__(self, path: epath.PathLike, told: str | None = None):
-        shards = find_shards(path) if told is None else _unpacked(told)
+    def __init__(self, path: epath.PathLike, findings: str | None = None):
+        shards = find_shards(path) if findings is None else _unpacked(findings)
         self._found = shards
         if not shards:
             raise UserError(f"{path} names no .tar file; give a folder of them, a pattern such as DIR/*.tar, or one")
@@ -142,7 +142,7 @@ class TarReader:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def told(self) -> str:
+    def findings(self) -> str:
         """What another process needs to open the same shards: names, sizes and times, packed."""
         return base64.b85encode(zlib.compress(json.dumps(self._found).encode())).decode()
 
@@ -193,5 +193,5 @@ def _read(path: epath.Path, row: np.void) -> tuple[bytes, bytes]:
     return payload[image - start : image_end - start], payload[text - start : text_end - start]
 
 
-def _unpacked(told: str) -> dict[str, Entry]:
-    return {name: Entry(*facts) for name, facts in json.loads(zlib.decompress(base64.b85decode(told))).items()}
+def _unpacked(findings: str) -> dict[str, Entry]:
+    return {name: Entry(*facts) for name, facts in json.loads(zlib.decompress(base64.b85decode(findings))).items()}

@@ -28,19 +28,19 @@ class TfdsReader:
       name: `tfds:NAME[/CONFIG][:VERSION][@FOLDER]`; without a folder TFDS looks in its own (`TFDS_DATA_DIR`,
         `~/tensorflow_datasets`).
       task: of all records; one of another task is refused when it is read.
-      told: by the reader of another process (`TfdsReader.told`), instead of looking for the data set.
+      findings: by the reader of another process (`TfdsReader.findings`), instead of looking for the data set.
 
     Raises:
       UserError: for a name of another form, a data set that is not there, or of another format or other features.
     """
 
-    def __init__(self, name: str, task: str, split: str = "train", told: str | None = None):
+    def __init__(self, name: str, task: str, split: str = "train", findings: str | None = None):
         self._name, self._task = name, task
         match = _FORM.fullmatch(name)
         if match is None:
             raise UserError(f"{name!r} is not of the form tfds:NAME[/CONFIG][:VERSION][@FOLDER]; correct it")
         try:
-            self._source, self._digest = self._open(match, split, told)
+            self._source, self._digest = self._open(match, split, findings)
         except (UserError, StorageError, MemoryError):
             raise
         except Exception as error:  # TFDS parses its files with several libraries, which raise what they like
@@ -52,7 +52,7 @@ class TfdsReader:
             raise UserError(f"{name} holds no records in {split!r}; prepare it again, or leave the source out")
         self._look()
 
-    def _open(self, match: re.Match[str], split: str, told: str | None) -> tuple[Shards, str]:
+    def _open(self, match: re.Match[str], split: str, findings: str | None) -> tuple[Shards, str]:
         """The shards of a split, and the digest of what they hold."""
         from tensorflow_datasets.core import read_only_builder, registered
 
@@ -62,10 +62,10 @@ class TfdsReader:
             given["data_dir"] = os.fspath(storage.path(match["folder"]))
         arguments: dict[str, Any] = {key: value for key, value in given.items() if value}
         try:
-            if told is None:
+            if findings is None:
                 builder = read_only_builder.builder_from_files(match["name"], **arguments)
             else:
-                builder = read_only_builder.builder_from_directory(told)
+                builder = read_only_builder.builder_from_directory(findings)
         except registered.DatasetNotFoundError as error:
             raise UserError(f"{name} is not there ({one_line(error)}); prepare it first, or correct the name") from None
         info = builder.info
@@ -83,7 +83,7 @@ class TfdsReader:
         self._folder = os.fspath(builder.data_dir)
         found_split = info.splits[split]
         paths, counts = found_split.filepaths, [int(count) for count in found_split.shard_lengths]
-        there = storage.sizes(self._folder) if told is None else {path.name: 0 for path in paths}
+        there = storage.sizes(self._folder) if findings is None else {path.name: 0 for path in paths}
         for path in paths:
             if path.name not in there:
                 raise UserError(f"{path} is missing although {name} lists it; prepare it again")
@@ -106,7 +106,7 @@ class TfdsReader:
     def __len__(self) -> int:
         return len(self._source)
 
-    def told(self) -> str:
+    def findings(self) -> str:
         """What another process needs to open the same: the folder of config and version."""
         return self._folder
 

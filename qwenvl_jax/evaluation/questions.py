@@ -25,7 +25,7 @@ THREADS = min(8, 2 * (os.cpu_count() or 1))
 AHEAD = 2  # batches that are read and decoded while one is answered
 
 
-class Size(NamedTuple):
+class QuestionSize(NamedTuple):
     """Where a question comes from and how long it is.
 
     Attributes:
@@ -89,7 +89,7 @@ class QuestionSet:
     ):
         self.task, self.records, self.lost = task, count, list[Unanswered]()
         self._reader, self._tokenizer, self._style = reader, tokenizer, style
-        self._sizes: list[Size] = []
+        self._sizes: list[QuestionSize] = []
         with concurrent.futures.ThreadPoolExecutor(THREADS, "open") as pool:
             for found in _in_order(pool, self._open, range(count), 4 * THREADS):
                 if isinstance(found, Unanswered):
@@ -134,7 +134,7 @@ class QuestionSet:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _open(self, index: int) -> list[Size] | Unanswered:
+    def _open(self, index: int) -> list[QuestionSize] | Unanswered:
         try:
             record = self._reader[index]
         except READ_AGAIN:
@@ -145,7 +145,9 @@ class QuestionSet:
         for number, question in enumerate(self._questions(record)):
             tokens = tokenize_pieces(question.pieces, self._tokenizer, 1)
             shown = sum(piece.kind == "image" for piece in question.pieces)
-            sizes.append(Size(index, number, len(tokens.tokens_L) - 3 * shown, shown, len(tokens.image_indices)))
+            sizes.append(
+                QuestionSize(index, number, len(tokens.tokens_L) - 3 * shown, shown, len(tokens.image_indices))
+            )
         return sizes
 
     def _questions(self, record: Record) -> list[Question]:

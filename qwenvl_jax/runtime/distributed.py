@@ -61,7 +61,7 @@ def join_seconds() -> float:
     return float(text)
 
 
-def alone(tool: str) -> None:
+def require_alone(tool: str) -> None:
     """Refuses to run a tool of one process as one of several, where it would wait for the others or write over them.
 
     Raises:

@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_set_aside_under_a_name_that_is_free(run: epath.
     assert steps.set_aside(run, 6) == "6.damaged"
     save(run, 6)
     assert steps.set_aside(run, 6) == "6.damaged-2"
-    assert steps.finished_steps(run) == [3] and steps.damaged_steps(run) == ["6.damaged", "6.damaged-2"]
+    assert steps.finished_steps(run) == [3] and steps.damaged_names(run) == ["6.damaged", "6.damaged-2"]
     storage.remove(run / "checkpoints" / "3")
     if not storage.is_remote(run):  # renamed back it is what it was
         (run / "checkpoints/6.damaged").rename(run / "checkpoints/6")
@@ -161,7 +161,7 @@ def test_a_kill_at_any_change_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     for killed in shots:
         found = steps.finished_steps(killed)
         step, *restored = newest_state(killed, TREE, MOMENTS)
-        assert step == found[-1] and len(found) >= 2 and steps.damaged_steps(killed) == []
+        assert step == found[-1] and len(found) >= 2 and steps.damaged_names(killed) == []
         assert_is(step, tuple(restored))
         seen.add(step)
     assert seen == {4, 6, 8}

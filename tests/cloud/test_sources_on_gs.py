@@ -77,7 +77,7 @@ def test_equal_to_the_disk(kind: str, on_disk: Path, root: str) -> None:
     assert everything(there) == everything(here)
     assert there.digest() == here.digest()
     again = opened(kind, root)
-    assert json.loads(json.dumps(again.told())) == again.told()
+    assert json.loads(json.dumps(again.findings())) == again.findings()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,7 +105,7 @@ def test_a_fault_that_does_not_end_is_never_damage(
 def test_what_another_process_is_told_is_enough(root: str) -> None:
     """It opens the same without listing anything."""
     first = TarReader(f"{root}/laion/*.tar")
-    second = TarReader(f"{root}/laion/*.tar", first.told())
+    second = TarReader(f"{root}/laion/*.tar", first.findings())
     assert everything(second) == everything(first) and second.digest() == first.digest()
     assert find_shards(f"{root}/lai*/*1.tar").keys() == {f"{root}/laion/00001.tar"}
     with pytest.raises(UserError, match=r"1 of 3 are missing, the first .*00002\.tar"):
@@ -143,8 +143,8 @@ def test_images_of_a_disk_that_goes_away(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded_image(0))
     entries = [{"image": name, "caption": "x"} for name in ("a.png", "b.png")]
     reader = JsonReader(write_jsonl(tmp_path / "x.jsonl", entries), "caption", 0.9)
-    assert reader.told() == [str(tmp_path / "b.png")]
-    other = JsonReader(tmp_path / "x.jsonl", "caption", 0.9, reader.told())
+    assert reader.findings() == [str(tmp_path / "b.png")]
+    other = JsonReader(tmp_path / "x.jsonl", "caption", 0.9, reader.findings())
     (tmp_path / "a.png").unlink()
     for each in (reader, other):
         with pytest.raises(UserError, match=r"b\.png cannot be read"):

@@ -320,10 +320,10 @@ def test_a_tool_of_one_process_refuses_to_be_one_of_several(only: Callable[[Mapp
     for variables, name in ((slurm(2)[1], "Slurm"), (torchrun(2)[0], "torchrun"), (joined(2)[1], "the JAX_ variables")):
         only(variables)
         with pytest.raises(UserError, match=f"chat works as one process, but this is one of several .{name}"):
-            distributed.alone("chat")
+            distributed.require_alone("chat")
     for variables in (*ALONE.values(), slurm(1)[0], {"SLURM_NTASKS": "8"}, {"JAX_NUM_PROCESSES": "2"}):
         only(variables)
-        distributed.alone("chat")
+        distributed.require_alone("chat")
 
 
 def test_a_tool_on_a_host_of_a_slice_says_so_or_leaves_its_tpu_alone(tpu_parent: Parent) -> None:
@@ -333,7 +333,7 @@ def test_a_tool_on_a_host_of_a_slice_says_so_or_leaves_its_tpu_alone(tpu_parent:
         "from qwenvl_jax.runtime.errors import exit_on_user_error\n"
         "os.environ.pop('JAX_PLATFORMS') if os.environ['TPU_WORKER_ID'] == '0' else None\n"
         "with exit_on_user_error():\n"
-        "    distributed.alone('chat')\n"
+        "    distributed.require_alone('chat')\n"
     )
     with tpu_hosts(2) as variables:
         variables = [own | {"TPU_WORKER_ID": str(index)} for index, own in enumerate(variables)]
