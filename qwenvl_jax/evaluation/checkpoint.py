@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from etils import epath
@@ -81,7 +80,8 @@ def identity(source: Source) -> dict[str, Any]:
             progress = read_progress(folder_of(workdir, source.step))
         if SUMS in progress:
             return known | {"model": to_dict(source.config.model), "compute": to_dict(source.config.compute)} | progress
-        known["metrics"] = _line_of(_text(workdir / metrics.FILE), source.step)
+        logged = metrics.lines_up_to(workdir / metrics.FILE, source.step)
+        known["metrics"] = logged[-1].rstrip("\n") if logged else ""
     return known | {"config": config_hash(source.config), "lineage": _text(workdir / lineage.LINEAGE)}
 
 
@@ -91,15 +91,3 @@ def _text(path: epath.Path) -> str:
         return storage.read_bytes(path).decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-
-
-def _line_of(lines: str, step: int) -> str:
-    """What a run logged last up to a step, so that what it logs afterwards changes nothing."""
-    found = ""
-    for line in lines.split("\n"):
-        try:
-            if json.loads(line)["step"] <= step:
-                found = line
-        except (ValueError, TypeError, KeyError):
-            continue  # the line that a killed run was writing
-    return found

@@ -98,7 +98,7 @@ class Log:
         self._progress: Progress | None = None
         if not is_primary():
             return
-        kept = "".join(_lines_up_to(workdir / FILE, start))
+        kept = "".join(lines_up_to(workdir / FILE, start))
         self._lines = GrowingFile(workdir / FILE, kept.encode())
         self._events = EventWriter(workdir / EVENTS, start + 1 if start else None)
         self._files = [self._lines, self._events]
@@ -190,7 +190,7 @@ class Log:
             file.close()
 
 
-def _lines_up_to(path: epath.Path, step: int) -> list[str]:
+def lines_up_to(path: epath.Path, step: int) -> list[str]:
     """Lines of a metrics file that belong to the first `step` steps; a line cut short by a kill is left out."""
     kept = []
     try:

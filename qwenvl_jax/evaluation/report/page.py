@@ -17,6 +17,7 @@ from qwenvl_jax.evaluation.report.style import CSS
 from qwenvl_jax.evaluation.sweep import EVALUATION, SCORES
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.training import metrics
 
 # What a reader sees for a figure of scores.json.
 TITLES = {
@@ -173,7 +174,7 @@ def _training(config: EvalConfig) -> str:
 
 def _metrics(item: CheckpointConfig) -> list[dict[str, Any]]:
     """Rows of a run's metrics.jsonl; of steps that were repeated after a restart the last."""
-    path = storage.path(item.workdir) / "metrics.jsonl"
+    path = storage.path(item.workdir) / metrics.FILE
     if not storage.exists(path):
         return []
     rows: dict[int, dict[str, Any]] = {}
