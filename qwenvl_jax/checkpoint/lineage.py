@@ -112,6 +112,7 @@ def check_resumable(workdir: epath.PathLike, config: Config) -> None:
     Raises:
       UserError: naming the first key that differs, or the file that is in the way of a new run.
     """
+    steps.check_name(workdir)
     if not has_run(workdir) and not steps.finished_steps(workdir):
         check_free(workdir)
         return

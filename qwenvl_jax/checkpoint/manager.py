@@ -26,7 +26,7 @@ from qwenvl_jax.training.partition import flatten, unflatten
 
 FROZEN = "frozen"
 _PROGRESS = "progress/metadata"
-SUMS = "sums"  # key of the checksums in the progress
+SUMS, STEP = "sums", "step"  # keys of the checksums and the number of the step in the progress
 # Seconds that one checkpoint may take to be written, storage that is asked again and again included.
 _TIME_LIMIT = 7200
 
@@ -82,7 +82,7 @@ class Manager:
                 args=ocp.args.Composite(
                     params=ocp.args.PyTreeSave(params),
                     optimizer=ocp.args.PyTreeSave(opt_state),
-                    progress=ocp.args.JsonSave(checksums.sealed({**progress, SUMS: noted})),
+                    progress=ocp.args.JsonSave(checksums.sealed({**progress, STEP: step, SUMS: noted})),
                 ),
             )
         self._writing = self._thread.submit(self._finish)
@@ -148,7 +148,10 @@ def check_state(params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
 def read_progress(folder: epath.Path) -> dict[str, Any]:
     """What was saved beside the arrays of a checkpoint. Raises DamagedError."""
     with failures.reading(folder / _PROGRESS):
-        return checksums.opened(json.loads(storage.read_bytes(folder / _PROGRESS)))
+        progress = checksums.opened(json.loads(storage.read_bytes(folder / _PROGRESS)))
+    if str(progress.get(STEP, folder.name)) != folder.name:
+        raise DamagedError(f"it is that of step {progress[STEP]} under another name")
+    return progress
 
 
 def restore_params(workdir: epath.PathLike, step: int, params: Any) -> Any:
@@ -170,6 +173,7 @@ def save_frozen(workdir: epath.PathLike, frozen: Any) -> None:
 
     One of an earlier attempt is replaced.
     """
+    steps.check_name(workdir)
     folder = storage.absolute(storage.path(workdir) / FROZEN)
     if any(isinstance(leaf, deferred.Deferred) for leaf in jax.tree.leaves(frozen)):
         handler, args = deferred.handler(), deferred.save_args(frozen)

@@ -9,6 +9,8 @@ disks: then what Orbax noted of the step tells. A checkpoint is taken apart in a
 from __future__ import annotations
 
 import json
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
@@ -22,12 +24,33 @@ MARKER = "commit_success.txt"
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 _NOTES = "_CHECKPOINT_METADATA"  # what Orbax notes of a step; it adds the time when all items are written
 _TEMPORARY = ".orbax-checkpoint-tmp"
+# Orbax looks for what it has written by a pattern, and TensorStore takes gs:// for a URL and a backslash for `/`: with
+# these in the path the arrays of a checkpoint land somewhere else, or are never found again.
+_UNFIT = re.compile(r"[*?\[\\\x00-\x1f\x7f]")
+_UNFIT_REMOTE = re.compile(r"[*?#\[\]\\\x00-\x1f\x7f]|(?<=/)\.\.(?=/|$)")
+_LONGEST = 800  # bytes of a run's path on gs://, where 1,024 are the limit of all below it
 _COPIES = 16  # objects copied at once
 
 
 def folder_of(workdir: epath.PathLike, step: int) -> epath.Path:
     """Where the checkpoint of `step` lies, or would lie."""
     return storage.path(workdir) / CHECKPOINTS / str(step)
+
+
+def check_name(workdir: epath.PathLike) -> None:
+    """Refuses a folder in which checkpoints would be lost because of its name.
+
+    Raises:
+      UserError: naming what cannot be in it.
+    """
+    found = (_UNFIT_REMOTE if storage.is_remote(workdir) else _UNFIT).search(str(storage.absolute(workdir)))
+    if found:
+        raise UserError(
+            f"{workdir} has {found[0]!r} in its path, which the libraries that write checkpoints take for something "
+            "else than a name; choose a folder without it"
+        )
+    if storage.is_remote(workdir) and len(os.fspath(workdir).encode()) > _LONGEST:
+        raise UserError(f"the path {str(workdir)[:80]}.. is longer than {_LONGEST} bytes; choose a shorter one")
 
 
 def finished_steps(workdir: epath.PathLike) -> list[int]:
@@ -60,7 +83,7 @@ def clear_unfinished(workdir: epath.PathLike) -> None:
     finished = set(map(str, finished_steps(workdir)))
     for name in _names(workdir):
         folder = storage.path(workdir) / CHECKPOINTS / name
-        if not storage.is_folder(folder):
+        if storage.is_remote(folder) and not storage.is_folder(folder):
             continue
         if _TEMPORARY in name or (_is_step(name) and name not in finished and storage.is_remote(folder)):
             storage.remove(folder)
@@ -111,7 +134,8 @@ def _names(workdir: epath.PathLike) -> list[str]:
 
 
 def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
+    """Whether a checkpoint of this name can be one of ours: steps are counted in int32 on the devices."""
+    return name.isascii() and name.isdigit() and len(name) <= 10 and str(int(name)) == name and int(name) < 2**31
 
 
 def _is_finished(folder: epath.Path) -> bool:

@@ -41,7 +41,11 @@ def one_line(error: object) -> str:
 
 # What a file system refuses for reasons that are the user's to mend.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last: a file for a folder
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ODD = (  # a file for a folder and the reverse, names and links that lead nowhere
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EBUSY),
+)
 
 
 @contextlib.contextmanager
@@ -61,7 +65,7 @@ def exit_on_user_error() -> Iterator[None]:
         where = error.filename or "the output"
         if error.errno in _FULL:
             message = f"no space left on the disk of {where}; free some and run the same command again"
-        elif error.errno in _FORBIDDEN:
+        elif error.errno in (*_FORBIDDEN, *_ODD):
             message = f"{where} cannot be used ({error.strerror}); name another path or change its permissions"
         else:
             raise
@@ -84,7 +88,7 @@ def file_errors_of(path: object) -> Iterator[None]:
             error.filename = str(path)
         raise
     except Exception as error:
-        for code in (*_FULL, *_FORBIDDEN):
+        for code in (*_FULL, *_FORBIDDEN, *_ODD):
             if os.strerror(code) in str(error):
                 raise OSError(code, os.strerror(code), str(path)) from error
         raise

@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.growing_file import GrowingFile
 
 
@@ -33,6 +34,9 @@ class EventWriter:
         if purge_step is not None:
             start = self._events.SessionLog(status=self._events.SessionLog.START)
             first.append(self._events.Event(wall_time=time.time(), step=purge_step, session_log=start))
+        taken = set(storage.names(folder)) if storage.is_folder(folder) else set()
+        while name in taken:  # an attempt of the same second, or one after which the clock went back
+            name += ".again"
         self._file = GrowingFile(folder / name, b"".join(map(self._framed, first)))
 
     def add(self, step: int, values: dict[str, float]) -> None:

@@ -77,9 +77,9 @@ def path(text: epath.PathLike) -> epath.Path:
     """
     name = os.fspath(text)
     scheme = scheme_of(name)
-    if not scheme:
+    if not scheme and not name.startswith("gs:/"):
         return epath.Path(name).expanduser()
-    if scheme != "gs":
+    if scheme not in ("gs", ""):
         raise UserError(f"{name}: only local paths and gs:// can be used, not {scheme}://; copy the files there first")
     if not _BUCKET.match(name):
         raise UserError(f"{name} names no bucket; write gs://BUCKET/PATH with a bucket of at least three characters")
@@ -97,7 +97,10 @@ def scheme_of(text: str) -> str:
 def absolute(where: epath.PathLike) -> epath.Path:
     """The same path from the root, for libraries that ask for that; `resolve` would take gs:// for a local folder."""
     found = path(where)
-    return found if is_remote(found) else epath.Path(os.path.abspath(found))
+    if is_remote(found):
+        return found
+    # `..` after a link leads to the folder above the one that it points to; without `..` links keep their names.
+    return epath.Path(os.path.realpath(found) if ".." in found.parts else os.path.abspath(found))
 
 
 def is_remote(where: epath.PathLike) -> bool:

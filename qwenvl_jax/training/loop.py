@@ -17,6 +17,7 @@ from qwenvl_jax.data.loader import join_states, make_loader, tallies
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.runtime import distributed, log, storage
+from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.preemption import PreemptionGuard
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.sharding.rules import replicated
@@ -54,7 +55,10 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     resolve_attention(config.compute.attention, jax.default_backend(), config.compute.compute_dtype)
     abstract = placed_state(config, mesh)
 
-    with make_loader(config, load_tokenizer(config.tokenizer), streams=local_streams(config.data, mesh)) as loader:
+    with (
+        make_loader(config, load_tokenizer(config.tokenizer), streams=local_streams(config.data, mesh)) as loader,
+        claimed(workdir),
+    ):
         distributed.agree(loader.facts())
         if start is None:
             summary.show(config, sources, mesh, loader.lengths)

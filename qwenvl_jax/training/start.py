@@ -8,9 +8,10 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import Source, check_init
-from qwenvl_jax.checkpoint.steps import latest_step
+from qwenvl_jax.checkpoint.steps import folder_of, latest_step
 from qwenvl_jax.config import Config, from_config_dict, to_dict
 from qwenvl_jax.runtime import distributed
+from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.versions import versions
 
 
@@ -28,6 +29,11 @@ def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[st
     def look() -> dict[str, Any]:
         lineage.check_resumable(workdir, config)
         step = latest_step(workdir)
+        if step is not None and step > config.train.steps:
+            raise UserError(
+                f"{folder_of(workdir, step)} is none of this run's {config.train.steps} steps; it was put there or "
+                "renamed: move it away"
+            )
         sources = check_init(config) if step is None else {}
         return {"step": step, "sources": {name: source and _to_json(source) for name, source in sources.items()}}
 
