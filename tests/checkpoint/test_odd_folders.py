@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_steps import MOMENTS, TREE, assert_is, save
+from saved_run import MOMENTS, TREE, assert_is, save
 from tiny_run import make_config
 
 from qwenvl_jax.checkpoint import lineage, steps
@@ -43,7 +43,7 @@ def test_a_name_under_which_checkpoints_would_be_lost_is_refused_on_gs(gcs: str,
 
 
 @pytest.mark.parametrize(
-    "name", ["ünï 漢 a:b", "100%25", "h#a", "here/../z", "there/../z", "q'\"x", "-dash", "~nobody/x"]
+    "name", ["ünï 漢 a:b", "100%25", "h#a", "here/../z", "there/../z", "q'\"x", "-dash", "~no such user/x"]
 )
 def test_a_checkpoint_comes_back_from_any_other_name(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
