@@ -232,7 +232,10 @@ class JsonReader:
             raise UserError(f"the image {path} is not a file; download it and give its path")
         if "\0" in path:
             raise UserError(f"the image {path!r} is not a path")
-        return path if path.startswith("/") or storage.is_remote(path) else os.fspath(self.path.parent / path)
+        if storage.is_remote(path):
+            storage.path(path)  # raises if there can be no such bucket
+            return path
+        return path if path.startswith("/") else os.fspath(self.path.parent / path)
 
 
 def _is_harmless(key: str, known: Sequence[str]) -> bool:

@@ -118,6 +118,7 @@ def _check_dialogue(content: Mapping[str, Any]) -> None:
     for turn in _objects(content, "turns"):
         says = False
         for part in _objects(turn, "parts", empty=True):
+            _check_part(part)
             if "text" in part:
                 says |= bool(_text(part, "text", blank=True).strip())
             if "ref" in part:
@@ -129,6 +130,20 @@ def _check_dialogue(content: Mapping[str, Any]) -> None:
             answered = True
     if not answered:
         raise UserError("no turn is the assistant's, so there is nothing to learn; leave the record out")
+
+
+def _check_part(part: Mapping[str, Any]) -> None:
+    """Refuses a part of which something would be lost: it is a text, an image or a place, and images have numbers."""
+    beside = [key for key in ("image", "ref", "boxes", "quads") if key in part]
+    if "text" in part and beside:
+        raise UserError(f"a part has both 'text' and {beside[0]!r}; make two parts of it")
+    image = part.get("image", 0)
+    if isinstance(image, bool) or not isinstance(image, int) or image < 0:
+        raise UserError(f"'image' in a part must be the number of an image, the first being 0, not {image!r}")
+    if "tag" in part:
+        _text(part, "text", blank=True)
+    if not isinstance(part.get("numbered", True), bool):
+        raise UserError(f"'numbered' must be true or false, not {part['numbered']!r}")
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {

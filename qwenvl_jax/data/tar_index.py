@@ -116,13 +116,22 @@ def _load(place: epath.Path, path: epath.Path, stamp: list[int]) -> ShardIndex |
         kept = io.BytesIO(storage.read_bytes(place))
         with np.load(kept, allow_pickle=False) as arrays:
             notes = json.loads(str(arrays["notes"]))
-            if notes["stamp"] == stamp:
+            if notes["stamp"] == stamp and _lie_within(arrays["samples"], stamp[1]):
                 return ShardIndex(path, arrays["samples"], notes["left_out"], notes["first"])
     except (MemoryError, StorageError):
         raise
     except Exception:  # zipfile, zlib and numpy raise nearly anything on damaged files
         return None
     return None
+
+
+def _lie_within(samples_S: np.ndarray, size: int) -> bool:
+    """Whether all places are inside a shard of `size` bytes: a kept index may come from anybody, as a shard does."""
+    for start, length, most in (("image", "image_size", size), ("text", "text_size", MAX_TEXT_BYTES)):
+        starts_S, lengths_S = samples_S[start], samples_S[length]
+        if ((starts_S < 0) | (lengths_S < 0) | (lengths_S > most) | (starts_S > size - lengths_S)).any():
+            return False
+    return {"json", "language", "key"} <= set(samples_S.dtype.names or ())
 
 
 def read_caption(payload: bytes, is_json: bool) -> str:

@@ -91,13 +91,20 @@ def _read_part(path: epath.Path, mark: str) -> dict[int, dict[str, Any]] | None:
         return None
     if not isinstance(content, dict) or content.get("fingerprint") != mark:
         return None
-    return {int(number): row for number, row in content["rows"]}
+    try:
+        return {int(number): dict(row) for number, row in content["rows"]}
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def finished(folder: epath.Path, task: str, mark: str) -> dict[str, Any] | None:
-    """The summary of a task that was answered before under the same fingerprint."""
+    """The summary of a task that was answered before under the same fingerprint; None if that is damaged or another."""
     summary = folder / f"{task}.json"
     if not storage.exists(summary) or not storage.exists(folder / f"{task}.jsonl"):
         return None
-    content = artifacts.read_json(summary)
-    return content if content.get("fingerprint") == mark else None
+    try:
+        content = artifacts.read_json(summary)
+    except UserError:
+        return None  # it can be made again
+    whole = isinstance(content, dict) and isinstance(content.get("scores"), dict)
+    return content if whole and content.get("fingerprint") == mark else None

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import fsspec
 from etils import epath
 
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError, refuse_endless
 from qwenvl_jax.runtime.range_reader import RangeReader
 from qwenvl_jax.runtime.retries import NotWhole, patience, retried
 
@@ -242,6 +242,8 @@ def read_bytes(where: epath.PathLike, start: int = 0, size: int | None = None) -
     if is_remote(where):
         return _store().read(_plain(where), start, size)
 
+    retried(lambda: refuse_endless(where), where)
+
     def read() -> bytes:
         with open(where, "rb") as file:
             file.seek(start)
@@ -284,7 +286,7 @@ def local_copy(where: epath.PathLike) -> Iterator[epath.Path]:
       FileNotFoundError: if there is no such file.
     """
     if not is_remote(where):
-        size(where)  # raises if there is none
+        retried(lambda: refuse_endless(where), where)
         yield path(where)
         return
     with tempfile.TemporaryDirectory(prefix="qwenvl-") as folder:
@@ -321,6 +323,7 @@ def _opened(where: epath.PathLike) -> RangeReader:
     if is_remote(where):
         store, name = _store(), _plain(where)
         return RangeReader(size(where), lambda start, wanted: store.read(name, start, wanted), lambda: None)
+    retried(lambda: refuse_endless(where), where)
     file = retried(lambda: os.open(where, os.O_RDONLY), where)
     facts = os.fstat(file)
     if stat.S_ISDIR(facts.st_mode):

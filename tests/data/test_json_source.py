@@ -131,6 +131,12 @@ def turn(value: str, role: str = "user") -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": value}, {"from": "assistant", "value": "Yes."}]}
 
 
+def parts(part: dict[str, Any]) -> dict[str, Any]:
+    """A dialogue about one picture whose user says `part`."""
+    turns = [{"role": "user", "parts": [part]}, {"role": "assistant", "parts": [{"text": "Yes."}]}]
+    return {"image": "a.png", "turns": turns, "sizes": [[28, 28]]}
+
+
 SIZE = {"width": 28, "height": 28}
 
 
@@ -205,6 +211,15 @@ SIZE = {"width": 28, "height": 28}
             "nothing",
         ),
         ("caption", [1], "not a JSON object"),
+        ("dialogue", turn("<img>gs://</img>"), "names no bucket"),
+        ("caption", {"image": "gs://b/a.png", "caption": "a"}, "names no bucket"),
+        ("dialogue", parts({"text": "a", "image": 0}), "both 'text' and 'image'; make two parts"),
+        ("dialogue", parts({"text": "a", "boxes": [[1, 1, 2, 2]]}), "both 'text' and 'boxes'"),
+        ("dialogue", parts({"image": 0.5}), "the number of an image, the first being 0, not 0.5"),
+        ("dialogue", parts({"image": "a.png"}), "the number of an image, the first being 0, not 'a.png'"),
+        ("dialogue", parts({"ref": "a", "boxes": [[1, 1, 2, 2]], "image": -1}), "the first being 0, not -1"),
+        ("dialogue", parts({"image": 0, "numbered": "no"}), "'numbered' must be true or false"),
+        ("dialogue", parts({"tag": "box"}), "'text' must be a text"),
     ],
 )
 def test_mistakes_name_file_and_line(task: str, value: Any, what: str, tmp_path: Path) -> None:

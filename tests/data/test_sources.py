@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
 from qwenvl_jax.data.records import write_records
 from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.data.sources import open_source
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 from .record_samples import encoded_image, make_record, with_data
 from .source_files import line_of, write_jsonl, write_tar, write_tfds
@@ -153,3 +155,24 @@ def test_bad_lines_are_counted_like_bad_images(mixed: Config, tokenizer: Tokeniz
         assert loader.counters()["corrupt"] == {"only": 1}
     with pytest.raises(UserError, match=r"line 8: .*max_corrupt_share above 0$"):
         open_sources(with_data(mixed, mixture=(source,), max_corrupt_share=0.0).data)
+
+
+@pytest.mark.parametrize(("name", "task"), [("a.tar", "caption"), ("a.json", "text"), ("a.jsonl", "text")])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_refused_and_never_waited_for(name: str, task: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="a pipe, a device or a socket; name a file"):
+        open_source(SourceConfig("a", task, str(path), 1.0))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.json", "records"])
+def test_links_in_a_circle_and_endless_names_are_one_sentence(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).symlink_to(tmp_path / name)
+    for path in (tmp_path / name, tmp_path / ("x" * 300 + name)):
+        with pytest.raises(SystemExit) as ended, exit_on_user_error():
+            open_source(SourceConfig("a", "caption", str(path), 1.0))
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1

@@ -8,6 +8,7 @@ import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -389,3 +390,20 @@ def test_reading_is_a_seek(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tar_source, "index_shard", None)
     monkeypatch.setattr(tarfile, "open", None)
     assert reader[12].content == {"caption": "caption 12"}
+
+
+@pytest.mark.parametrize("field", ["image", "image_size", "text", "text_size", "samples"])
+@pytest.mark.parametrize("value", [-5, 1 << 50])
+def test_a_kept_index_that_leaves_its_shard_is_made_again(field: str, value: int, folder: Path) -> None:
+    shard = folder / "00000.tar"
+    wanted = list(TarReader(shard))
+    place = folder / ".00000.tar.index.npz"
+    with np.load(place) as kept:
+        samples_S, notes = kept["samples"].copy(), kept["notes"]
+    if field == "samples":
+        samples_S = np.full(len(samples_S), value)  # of another form altogether
+    else:
+        samples_S[field][1] = value
+    with place.open("wb") as file:
+        np.savez(file, samples=samples_S, notes=notes)
+    assert list(TarReader(shard)) == wanted

@@ -288,3 +288,19 @@ def test_a_picture_of_another_size_than_its_record_says_counts_as_wrong(config, 
     scores = sweep(settings(config, checkpoint, tmp_path / "output", tmp_path / "r", name="ref_grounding"))
     (missing,) = scores["a"]["unanswered"]["ref_grounding"]["first"]
     assert missing["id"] == "24" and "40 x 24 pixels (EXIF rotation is not applied)" in missing["why"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"fingerprint": "m"}', '{"fingerprint": "m", "scores": [1]}', "[" * 9999]
+)
+def test_a_damaged_summary_or_part_is_made_again(content, tmp_path):
+    with answers.Answers(tmp_path, "vqa", "m") as found:
+        found.add({0: {"id": "a"}})
+    (tmp_path / "vqa.parts" / "00000007.json").write_text(content)
+    (tmp_path / "vqa.parts" / "00000008.json").write_text('{"fingerprint": "m", "rows": [[0, 5], {}]}')
+    found = answers.Answers(tmp_path, "vqa", "m")
+    assert found.rows == {0: {"id": "a"}}
+    found.finish({"scores": {"vqa_acc": 0.5}})
+    assert answers.finished(tmp_path, "vqa", "m")["scores"] == {"vqa_acc": 0.5}
+    (tmp_path / "vqa.json").write_text(content)
+    assert answers.finished(tmp_path, "vqa", "m") is None

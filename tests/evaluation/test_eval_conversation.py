@@ -1,6 +1,7 @@
 """Conversations: what the model is shown, and the terminal loop around it."""
 
 import io
+import os
 import re
 import sys
 
@@ -250,3 +251,10 @@ def test_the_edge_is_drawn(conversation):
     conversation.add_image(picture(100, 50))
     conversation.ask("Where?")
     assert conversation._boxes("<box>(12,5),(1000,990)</box>") == [("", (1.2, 0.25, 100.0, 49.5))]
+
+
+def test_a_pipe_or_a_device_shown_as_a_picture_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", "/dev/zero"):
+        with pytest.raises(UserError):
+            chat.read_picture(str(path))
