@@ -12,6 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from qwenvl_jax.runtime import retries
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
 _OVERRIDE = re.compile(r"--?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
@@ -32,6 +33,7 @@ def run(main: Callable[[list[str]], None], *, needs_config: bool = True) -> None
 
     def parser(argv: list[str]) -> list[str]:
         with exit_on_user_error():
+            retries.patience()  # a variable that is none is told now, not at the first failure
             return parse(argv, needs_config=needs_config)
         raise AssertionError("unreachable")
 

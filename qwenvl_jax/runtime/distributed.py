@@ -56,8 +56,8 @@ def initialize() -> None:
 def join_seconds() -> float:
     """Seconds for which processes wait for one another at the start: `QWENVL_JOIN_SECONDS`, default 60."""
     text = os.environ.get("QWENVL_JOIN_SECONDS", "60")
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise UserError(f"QWENVL_JOIN_SECONDS is {text!r}; give whole seconds from 1 on")
+    if not text.isascii() or not text.isdecimal() or len(text) > 6 or int(text) < 1:
+        raise UserError(f"QWENVL_JOIN_SECONDS is {text[:80]!r}; give whole seconds from 1 to 999999")
     return float(text)
 
 

@@ -123,3 +123,17 @@ def test_dry_run_of_the_other_stages(stage: str, capsys: pytest.CaptureFixture[s
     trainable = {"stage2_multitask": "9,655,886,592", "stage3_sft": "7,796,330,496"}[stage]
     assert trainable in text and "9,656,935,168" in text
     log.console.cache_clear()
+
+
+@pytest.mark.parametrize("seconds", ["soon", "nan"])
+def test_a_patience_that_is_no_number_is_said_before_anything_can_fail(seconds: str) -> None:
+    environment = {**os.environ, "QWENVL_STORAGE_PATIENCE": seconds}
+    run = subprocess.run(
+        [sys.executable, "-m", "qwenvl_jax.train", TINY, "--dry_run"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert f"QWENVL_STORAGE_PATIENCE is {seconds!r}; it must be a number of seconds" in run.stderr
