@@ -222,9 +222,10 @@ def _that_say_something(variables: Mapping[str, str]) -> dict[str, str]:
 def _number(given: Mapping[str, str], name: str, least: int) -> int | None:
     if name not in given:
         return None
-    if not given[name].isascii() or not given[name].isdecimal() or int(given[name]) < least:
-        raise UserError(f"{name} is {given[name]!r}; give a whole number from {least} on")
-    return int(given[name])
+    text = given[name]
+    if not text.isascii() or not text.isdecimal() or len(text) > 6 or int(text) < least:
+        raise UserError(f"{name} is {text[:80]!r}; give a whole number from {least} on")
+    return int(text)
 
 
 def _check_devices(variables: Mapping[str, str]) -> None:

@@ -219,6 +219,7 @@ MISTAKES: dict[str, tuple[Mapping[str, str], tuple[str, ...]]] = {
     "no such port": (joined(2)[0] | {"JAX_COORDINATOR_ADDRESS": "myhost:99999"}, ("'myhost:99999'",)),
     "odd devices": ({"JAX_LOCAL_DEVICE_IDS": "all"}, ("JAX_LOCAL_DEVICE_IDS is 'all'",)),
     "odd patience": (joined(2)[0] | {"QWENVL_JOIN_SECONDS": "long"}, ("QWENVL_JOIN_SECONDS is 'long'",)),
+    "endless count": (joined(2)[0] | {"JAX_NUM_PROCESSES": "9" * 5000}, ("JAX_NUM_PROCESSES is '999",)),
     "endless patience": (joined(2)[0] | {"QWENVL_JOIN_SECONDS": "9" * 400}, ("give whole seconds from 1 to 999999",)),
     "odd Slurm": (slurm(2)[0] | {"SLURM_PROCID": "x"}, ("Slurm", "ValueError")),
     "a rank too high": (torchrun(2)[0] | {"RANK": "5"}, ("torchrun says that this is process 5 of 2",)),
