@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.gcs_server import free_port
+from support.ports import free_port
 
 from qwenvl_jax.checkpoint.steps import finished_steps
 

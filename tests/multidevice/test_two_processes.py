@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.ports import free_port
 
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.training.partition import flatten
@@ -39,9 +39,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> None:
 
 
 def two_processes(workdir: Path, data: Path, *overrides: str) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     variables = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",

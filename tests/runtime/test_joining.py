@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from processes import FOREIGN, ROOT, Ended, Parent, joined
-from support.gcs_server import free_port
+from support.ports import free_port
 
 from qwenvl_jax.runtime import distributed
 from qwenvl_jax.runtime.clusters import find_place

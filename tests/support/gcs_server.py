@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from .ports import free_port
+
 # Who reads which: gcsfs (and so etils, Orbax, TFDS), TensorStore, ArrayRecord's C++ reader.
 VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
 _BINARY = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
@@ -23,13 +24,6 @@ _BINARY = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
 def environment(url: str) -> dict[str, str]:
     """The variables that lead every library of ours to the server at `url`, for this process or one it starts."""
     return {**dict.fromkeys(VARIABLES, url), "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
-
-
-def free_port() -> int:
-    """A port of the loopback that nothing uses now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
