@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,11 @@ from qwenvl_jax.runtime.errors import StorageError, UserError
 SPLITS = ("train", "heldout")
 VOCABULARY = "vocabulary/quickstart.model"
 _OWN_NAMES = {*TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
+# What lies in the folders among them; somebody's own data may lie in a folder "text" or "ocr", too.
+_OWN_FILES = re.compile(
+    rf"({'|'.join(TASKS)})/({NAME}-\w+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json|manifest\.json)"
+    r"|vocabulary/quickstart\.(model|vocab)"
+)
 _BYTES_PER_SCENE = 60_000  # of all tasks together, for the check of free space
 _VOCABULARY_RECORDS = 3_000  # per task; more do not change the pieces
 _log = logging.getLogger(__name__)
@@ -216,7 +222,9 @@ def _claim(output: epath.Path, settings: QuickstartSettings) -> epath.Path:
     """A fresh folder beside `output` to build in; removes what killed runs left there."""
     try:
         found = storage.names(output) if storage.is_folder(output) else []
-        if (storage.exists(output) and not storage.is_folder(output)) or not _OWN_NAMES.issuperset(found):
+        below = [name for name in (storage.files_below(output) if found else []) if "/" in name]
+        own = _OWN_NAMES.issuperset(found) and all(map(_OWN_FILES.fullmatch, below))
+        if (storage.exists(output) and not storage.is_folder(output)) or not own:
             raise UserError(f"{output} holds files that are not of this pipeline; choose another --output")
         if storage.is_remote(output):
             # Whether the run that left it is alive, a bucket cannot tell: two runs must not share an output.

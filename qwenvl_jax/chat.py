@@ -14,6 +14,7 @@ import sys
 import urllib.parse
 from collections.abc import Iterable, Iterator
 
+import jax
 from absl import flags, logging
 from etils import epath
 
@@ -106,7 +107,13 @@ def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.
         elif command.startswith("/"):
             _say(f"{command} is no command; there are /image PATH, /reset and /quit")
         else:
-            answer = conversation.ask(text)
+            try:
+                answer = conversation.ask(text)
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                _say("this needs more memory than there is and is not answered; ask something shorter, or /reset")
+                continue
             _say(f"model: {_TAGS.sub('', answer.text).strip()}")
             if answer.boxes and answer.image is not None:
                 drawn += 1

@@ -164,11 +164,12 @@ def test_a_finished_folder_is_left_alone(built: Path, settings: QuickstartSettin
 def test_half_written_and_outdated_folders_are_replaced(tiny: QuickstartSettings, tmp_path: Path) -> None:
     output = tmp_path / "data"
     (output / "caption").mkdir(parents=True)
-    (output / "caption" / "left-over").write_text("x")
+    left = output / "caption" / "quickstart-train.array_record-00000-of-00009"
+    left.write_text("x")
     killed = tmp_path / ".data.999999999.building"
     killed.mkdir()
     build(tiny, output, tmp_path / "cache")
-    assert not killed.exists() and not (output / "caption" / "left-over").exists()
+    assert not killed.exists() and not left.exists()
     first = checksums(output)
     next((output / "vqa").glob("*train*")).write_bytes(b"damaged")
     build(tiny, output, tmp_path / "cache")
@@ -183,6 +184,18 @@ def test_foreign_files_are_never_removed(tiny: QuickstartSettings, tmp_path: Pat
     with pytest.raises(UserError, match="choose another --output"):
         build(tiny, tmp_path, tmp_path / "cache")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["text/thesis.txt", "ocr/scans-00000.array_record", "vocabulary/mine.model"])
+def test_folders_that_only_have_the_names_of_ours_are_never_removed(
+    name: str, tiny: QuickstartSettings, tmp_path: Path
+) -> None:
+    kept = tmp_path / "data" / name
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    with pytest.raises(UserError, match="holds files that are not of this pipeline"):
+        build(tiny, tmp_path / "data", tmp_path / "cache")
+    assert kept.read_text() == "mine"
 
 
 def test_a_full_disk_is_told_before_the_work(

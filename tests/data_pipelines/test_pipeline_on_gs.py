@@ -69,9 +69,10 @@ def test_killed_and_run_again(tmp_path: Path, gcs: str, gcs_environment: dict[st
 
 
 def test_what_is_replaced_leaves_nothing(tiny: QuickstartSettings, tmp_path: Path, gcs: str) -> None:
+    left = "quickstart-train.array_record-00008-of-00009"
     storage.write_bytes(f"{gcs}/q/manifest.json", b"{}")
     for task in TASKS:
-        storage.write_bytes(f"{gcs}/q/{task}/left", b"of another run")
+        storage.write_bytes(f"{gcs}/q/{task}/{left}", b"of another run")
     build(tiny, f"{gcs}/q", tmp_path / "cache")
-    assert not [name for name in storage.files_below(f"{gcs}/q") if name.endswith("left")]
+    assert not [name for name in storage.files_below(f"{gcs}/q") if name.endswith(left)]
     assert all(len(RecordReader(f"{gcs}/q/{task}", "heldout")) == 2 for task in TASKS)

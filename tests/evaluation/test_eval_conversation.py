@@ -5,6 +5,7 @@ import os
 import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -178,6 +179,22 @@ def test_a_question_that_fails_leaves_the_talk_as_it_was(conversation, monkeypat
     assert written(conversation._pieces()) == before
     assert conversation.ask("Third?").image == picture()  # the picture is still to be shown
     assert "Second?" not in written(conversation._pieces())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
+def test_a_question_too_long_for_memory_does_not_end_the_talk(error, conversation, tmp_path, monkeypatch, capsys):
+    ask = module.generate
+
+    def generate(params, config, compute, tokenizer, prompts, **settings):
+        if len(prompts[0].tokens_L) > 500:
+            raise error
+        return ask(params, config, compute, tokenizer, prompts, **settings)
+
+    monkeypatch.setattr(module, "generate", generate)
+    chat.talk(conversation, ["word " * 1000, "Short?"], epath.Path(tmp_path), 512)
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert "needs more memory than there is" in first and second.startswith("model: ")
+    assert "word" not in written(conversation._pieces()) and "Short?" in written(conversation._pieces())
 
 
 def test_paths_are_read_as_a_shell_and_a_desktop_write_them(tmp_path, monkeypatch):
