@@ -25,7 +25,7 @@ from qwenvl_jax.data.json_entries import json_value
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
-VERSION = 2
+VERSION = 3
 # What is a picture too, but none that is decoded.
 _OTHER_PICTURES = ("avif", "heic", "heif", "jxl", "jp2", "tif", "tiff", "svg", "ico", "psd", "eps", "ppm")
 MAX_TEXT_BYTES = 1 << 20

@@ -78,6 +78,8 @@ def exit_on_user_error() -> Iterator[None]:
         where = error.filename or "the output"
         if error.errno in _FULL:
             message = f"no space left on the disk of {where}; free some and run the same command again"
+        elif error.errno == errno.ENOENT and error.filename:
+            message = f"{where} is not there; name another path, and remove nothing while a command works with it"
         elif error.errno in (*_FORBIDDEN, *_ODD):
             message = f"{where} cannot be used ({error.strerror}); name another path or change its permissions"
         else:

@@ -128,13 +128,14 @@ class Store:
 
     @staticmethod
     def described(facts: Mapping[str, Any]) -> tuple[int, int]:
-        """Size and seconds of the last change, from what the server says of an object."""
-        return int(facts["size"]), int(datetime.datetime.fromisoformat(facts["updated"]).timestamp())
+        """Size and time of the last change in nanoseconds, from what the server says of an object."""
+        changed = datetime.datetime.fromisoformat(facts["updated"]) - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+        return int(facts["size"]), changed // datetime.timedelta(microseconds=1) * 1000
 
     def listed(
         self, folder: str, *, deep: bool = False, at_most: int | None = None
     ) -> dict[str, tuple[int | None, int]]:
-        """What lies in a folder, by name relative to it: size and seconds of the last change; (None, 0) for a folder.
+        """What lies in a folder, by name relative to it: size and time of the last change; (None, 0) for a folder.
 
         Args:
           deep: all objects below it instead, and no folders.

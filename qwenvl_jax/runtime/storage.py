@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
     Attributes:
       size: in bytes, None for a folder.
-      changed: when it was last written, in whole seconds since 1970.
+      changed: when it was last written, in nanoseconds since 1970.
     """
 
     size: int | None
@@ -373,7 +373,7 @@ def _plain(where: epath.PathLike) -> str:
 
 
 def _entry(facts: os.stat_result) -> Entry:
-    return Entry(None if stat.S_ISDIR(facts.st_mode) else facts.st_size, int(facts.st_mtime))
+    return Entry(None if stat.S_ISDIR(facts.st_mode) else facts.st_size, facts.st_mtime_ns)
 
 
 def _leads(file: os.DirEntry[str]) -> bool:

@@ -79,6 +79,12 @@ def test_paths_that_cannot_be_used_are_one_sentence(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_folder_that_cannot_be_made_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"), exit_on_user_error():
+        lineage.begin("/proc/nowhere/run", make_config(Path("unused")))
+    assert "error: /proc/nowhere" in capsys.readouterr().err
+
+
 def test_one_slash_instead_of_two_makes_no_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="gs:/bucket/run names no bucket"):

@@ -75,6 +75,14 @@ def test_the_index_is_kept_and_made_again_when_the_shard_changes(
     assert [TarReader(folder)[k] for k in range(5)] == first[:5]
 
 
+def test_a_shard_of_the_same_size_written_within_a_second_is_indexed_again(folder: Path) -> None:
+    shard = folder / "00000.tar"
+    for number in (1, 2):
+        write_tar(shard, sample(number))
+        os.utime(shard, ns=(number, number))
+        assert TarReader(shard)[0].content == {"caption": f"caption {number}"}
+
+
 def test_the_index_goes_to_the_cache_when_the_folder_cannot_be_written(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
