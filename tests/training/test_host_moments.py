@@ -16,7 +16,7 @@ import pytest
 import tiny_run
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import Manager
+from qwenvl_jax.checkpoint.manager import Manager, restore_state
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.loop import train
@@ -64,8 +64,7 @@ def test_a_checkpoint_of_one_memory_is_read_into_the_other(memory: str, tmp_path
         host_moments.advance(config, state, range(2, 4))  # gives the saved arrays away while they are written
     for reader in (config, other):
         abstract = placed_state(reader, make_mesh(reader.mesh))
-        with Manager(tmp_path, keep=1) as manager:
-            trainable, opt_state, _ = manager.restore(2, abstract.trainable, abstract.opt_state)
+        trainable, opt_state, _ = restore_state(tmp_path, 2, abstract.trainable, abstract.opt_state)
         host_moments.assert_same_bits((trainable, opt_state), (kept.trainable, kept.opt_state))
         restored = state._replace(trainable=trainable, opt_state=opt_state)
         assert host_moments.memories(restored) == {reader.optimizer.moments_memory}
