@@ -35,7 +35,7 @@ class Shards:
     """
 
     def __init__(self, paths: Sequence[epath.PathLike], counts: Sequence[int]):
-        self._paths = [os.fspath(path) for path in paths]
+        self._paths, self._counts = [os.fspath(path) for path in paths], list(counts)
         self._ends = np.cumsum([0, *counts])[1:]
         self._readers: dict[int, Any] = {}
         self._damaged: dict[int, dict[int, str]] = {}  # by shard, once it has been read through
@@ -48,7 +48,8 @@ class Shards:
         """The bytes of a record.
 
         Raises:
-          UserError: if the bytes of the record are damaged; they are so whenever they are read.
+          UserError: if the bytes of the record are damaged, or the shard is another one, with more or fewer records
+            than it should have; they are so whenever they are read.
           StorageError: if they could not be read although they may be whole.
         """
         if not 0 <= index < len(self):
@@ -64,7 +65,7 @@ class Shards:
         reader = self._readers.get(shard)
         try:
             return _in_time(read) if storage.is_remote(self._paths[shard]) else read()
-        except MemoryError:
+        except (MemoryError, UserError):
             raise
         except Exception:
             self._drop(shard, reader)
@@ -98,6 +99,12 @@ class Shards:
         reader = self._readers.get(shard)
         if reader is None:
             reader = _open(self._paths[shard])  # a failure shows when it is read from
+            # Sizes tell little: ArrayRecord fills shards up to whole blocks.
+            if reader.ok() and reader.num_records() != self._counts[shard]:
+                raise UserError(
+                    f"{self._paths[shard]} holds {reader.num_records()} records instead of {self._counts[shard]}, so "
+                    "it is another shard; copy the right one or write the folder again"
+                )
             with self._lock:
                 reader = self._readers.setdefault(shard, reader)
         return reader

@@ -84,7 +84,7 @@ def path(text: epath.PathLike) -> epath.Path:
     if not _BUCKET.match(name):
         raise UserError(f"{name} names no bucket; write gs://BUCKET/PATH with a bucket of at least three characters")
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"{name}: paths on gs:// need the package gcsfs; pip install gcsfs, as in requirements-tpu.txt")
+        raise UserError(f"{name}: paths on gs:// need the package gcsfs; install what requirements-tpu.txt lists")
     return epath.Path(name)
 
 

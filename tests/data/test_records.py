@@ -45,6 +45,18 @@ def test_the_reader_gives_what_was_written(record_folders: Path) -> None:
             reader[outside]
 
 
+def test_a_shard_in_the_place_of_another_of_its_size_is_noticed(tmp_path: Path) -> None:
+    train, held_out = ([make_record("text", k) for k in range(*numbers)] for numbers in ((0, 5), (5, 8)))
+    write_records(tmp_path / "texts", {"train": train, "heldout": held_out}, name="texts")
+    shards = {path.name.split("-")[1].split(".")[0]: path for path in (tmp_path / "texts").glob("*array_record*")}
+    assert shards["train"].stat().st_size == shards["heldout"].stat().st_size
+    shutil.copy(shards["heldout"], shards["train"])
+    reader = RecordReader(tmp_path / "texts", "train")
+    for k in range(5):
+        with pytest.raises(UserError, match="3 records instead of 5, so it is another shard"):
+            reader[k]
+
+
 def test_tfds_reads_the_same_records(record_folders: Path) -> None:
     builder = tfds.builder_from_directory(str(record_folders / "ocr"))
     assert builder.info.splits["train"].num_examples == 23
