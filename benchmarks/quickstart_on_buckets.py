@@ -173,12 +173,27 @@ def files_below(root: str) -> list[str]:
 
 
 def normalised(name: str, payload: bytes, root: str) -> bytes:
-    """The content of a file without what may differ: the folder it lies in, and seconds."""
+    """The content of a file without what may differ: the folder it lies in, digests of files that name it, and seconds.
+
+    Those files are a run's config, whose hash is in its lineage, and `training_config.json` of a release, whose digest
+    is in the manifest, and the manifest's in the lineage of an import. Both are compared themselves.
+    """
     payload = payload.replace(root.encode(), b"ROOT")
     if name.endswith("metrics.jsonl"):
         lines = [json.loads(line) for line in payload.splitlines()]
         return json.dumps([{key: value for key, value in line.items() if key != "timing"} for line in lines]).encode()
+    if name.endswith("lineage.json"):
+        return json.dumps(without(json.loads(payload), ("config", "sha256"))).encode()
+    if name == "runs/release/manifest.json":
+        return json.dumps(without(json.loads(payload), ("training_config.json",))).encode()
     return payload
+
+
+def without(value: Any, keys: tuple[str, ...]) -> Any:
+    """A JSON value without some keys, at every depth."""
+    if isinstance(value, dict):
+        return {key: without(item, keys) for key, item in value.items() if key not in keys}
+    return [without(item, keys) for item in value] if isinstance(value, list) else value
 
 
 def state_of(run: str) -> dict[str, str]:
