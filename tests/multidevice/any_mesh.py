@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from qwenvl_jax import config as schema
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AXES, BATCH_AXES, make_mesh
 from qwenvl_jax.sharding.rules import param_shardings
 from qwenvl_jax.training.optimizer import make_optimizer
@@ -318,6 +319,9 @@ def main(examples: int, number: int) -> None:
         try:
             check(case, worst)
             print(f"{len(seen)} after {time.monotonic() - start:.0f} s: {case}", file=sys.stderr, flush=True)
+        except UserError as error:  # widths that the mesh does not divide
+            seen.remove(case)
+            print(f"refused: {error}", file=sys.stderr, flush=True)
         except Exception as error:  # compiling takes seconds: the others are tried as well, none is shrunk
             failed.append(f"{case}: {type(error).__name__} {error}")
             print(failed[-1], file=sys.stderr, flush=True)
