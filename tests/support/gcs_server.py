@@ -70,7 +70,7 @@ def make_bucket(url: str, name: str) -> str:
 
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[str]:
-    """The URL of the object store of this session; the variables that lead to it are set in this process."""
+    """The URL of the object store of this test run; the variables that lead to it are set in this process."""
     with serve() as url:
         before = {name: os.environ.get(name) for name in environment(url)}
         os.environ.update(environment(url))
