@@ -79,8 +79,8 @@ def cases(draw: Any) -> Case:
     slices = draw(st.sampled_from([1, 1, 2, 3]))
     tensor = draw(st.sampled_from([size for size in (1, 1, 2, 3, 6) if size * slices <= DEVICES]))
     left = DEVICES // (slices * tensor)
-    hidden = MODEL.decoder.mlp_dim  # split over tensor x fsdp
-    fsdp = draw(st.sampled_from([size for size in divisors(24) if size <= left and hidden % (tensor * size) == 0][::-1]))
+    split_over_both = divisors(MODEL.decoder.mlp_dim // tensor)  # the hidden width lies over tensor x fsdp
+    fsdp = draw(st.sampled_from([size for size in divisors(24) if size <= left and size in split_over_both][::-1]))
     data = draw(st.integers(1, left // fsdp).map(lambda size: left // fsdp + 1 - size))
     shards = slices * data * fsdp
     rows = shards * draw(st.integers(1, ROWS // shards))
