@@ -27,13 +27,14 @@ from qwenvl_jax.data import decoding, fingerprint
 from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.loader import Loader, join_states, make_loader
 from qwenvl_jax.data.records import RecordReader, encode_record, write_records
-from qwenvl_jax.data.schema import Batch, Record
+from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.sources import open_source
 from qwenvl_jax.data.stream import Corpus
 from qwenvl_jax.data.tokenizer import Tokenizer, train_sentencepiece
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 from . import damage
+from .batches import assert_equal, take
 from .record_samples import SENTENCES, encoded_image, make_record, with_data
 from .source_files import write_jsonl, write_tar, write_tfds
 
@@ -44,18 +45,6 @@ def mixture_of(config: Config, folders: dict[str, Path], task: str, **changes: o
     """A config whose sources are these folders, all of one task and alike in weight."""
     sources = tuple(SourceConfig(name, task, str(folder), 1.0) for name, folder in folders.items())
     return with_data(config, **{"mixture": sources, "max_corrupt_share": 0.9, **changes})
-
-
-def take(config: Config, tokenizer: Tokenizer, count: int, **arguments: Any) -> list[Batch]:
-    with make_loader(config, tokenizer, **arguments) as loader:
-        return [next(loader) for _ in range(count)]
-
-
-def assert_equal(a: list[Batch], b: list[Batch]) -> None:
-    assert len(a) == len(b)
-    for left, right in zip(a, b, strict=True):
-        for name, x, y in zip(Batch._fields, left, right, strict=True):
-            np.testing.assert_array_equal(x, y, err_msg=name)
 
 
 @pytest.fixture(scope="module")

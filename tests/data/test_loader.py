@@ -25,22 +25,10 @@ from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
+from .batches import assert_equal, take
 from .record_samples import make_record, with_data
 
 QUERIES = 4
-
-
-def take(config: Config, tokenizer: Tokenizer, count: int, **arguments: Any) -> list[Batch]:
-    with make_loader(config, tokenizer, **arguments) as loader:
-        return [next(loader) for _ in range(count)]
-
-
-def assert_equal(a: list[Batch], b: list[Batch]) -> None:
-    assert len(a) == len(b)
-    for left, right in zip(a, b, strict=True):
-        for name, x, y in zip(Batch._fields, left, right, strict=True):
-            np.testing.assert_array_equal(x, y, err_msg=name)
-            assert x.dtype == y.dtype
 
 
 def samples(batch: Batch) -> list[tuple[tuple[int, int], dict[str, np.ndarray]]]:
