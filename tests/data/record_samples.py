@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -61,3 +62,9 @@ def make_record(task: str, k: int) -> Record:
 def with_data(config: schema.Config, **changes: object) -> schema.Config:
     """`config` with other values under `config.data`."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))  # type: ignore[arg-type]
+
+
+def mixture_of(config: schema.Config, folders: dict[str, Path], task: str, **changes: object) -> schema.Config:
+    """A config whose sources are these folders, all of one task and alike in weight."""
+    sources = tuple(schema.SourceConfig(name, task, str(folder), 1.0) for name, folder in folders.items())
+    return with_data(config, **{"mixture": sources, "max_corrupt_share": 0.9, **changes})

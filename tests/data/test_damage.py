@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import dataclasses
-import io
 import json
-import os
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data import decoding, fingerprint
 from qwenvl_jax.data.corruption import Tally, check_corruption
-from qwenvl_jax.data.loader import Loader, join_states, make_loader
+from qwenvl_jax.data.loader import Loader, make_loader
 from qwenvl_jax.data.records import RecordReader, encode_record, write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.sources import open_source
 from qwenvl_jax.data.stream import Corpus
-from qwenvl_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 from . import damage
 from .batches import assert_equal, take
-from .record_samples import SENTENCES, encoded_image, make_record, with_data
-from .source_files import write_jsonl, write_tar, write_tfds
+from .record_samples import make_record, mixture_of, with_data
 
 QUERIES = 4
-
-
-def mixture_of(config: Config, folders: dict[str, Path], task: str, **changes: object) -> Config:
-    """A config whose sources are these folders, all of one task and alike in weight."""
-    sources = tuple(SourceConfig(name, task, str(folder), 1.0) for name, folder in folders.items())
-    return with_data(config, **{"mixture": sources, "max_corrupt_share": 0.9, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -276,249 +258,3 @@ def test_a_source_that_loses_more_than_a_twentieth_gets_a_line(
             next(loader)
     [line] = [line for line in capsys.readouterr().out.splitlines() if "do not fit" in line]
     assert "samples of source 'long'" in line and "sequence_length 160" in line
-
-
-# Stated sizes.
-
-
-def exif_jpeg(width: int, height: int) -> bytes:
-    """A JPEG that programs which look at EXIF show on its side."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    payload = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(payload, "JPEG", exif=exif)
-    return payload.getvalue()
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_boxes_measured_on_another_size_are_counted(
-    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, workers: int
-) -> None:
-    """Also where EXIF turns the picture on its side, for which the box was drawn."""
-    good = {"image": "good.png", "width": 28, "height": 28, "phrase": "a door", "box": [1, 2, 10, 20]}
-    (tmp_path / "good.png").write_bytes(encoded_image(1))
-    (tmp_path / "turned.jpg").write_bytes(exif_jpeg(320, 120))
-    turned = {"image": "turned.jpg", "width": 120, "height": 320, "phrase": "a door", "box": [10, 10, 60, 300]}
-    path = write_jsonl(tmp_path / "boxes.jsonl", [*([good] * 9), turned])
-    config = mixture_of(run_config, {"boxes": path}, "ref_grounding", decode_workers=workers)
-    with make_loader(config, tokenizer) as loader:
-        for _ in range(6):
-            next(loader)
-        counts = loader.counters()
-    share = counts["corrupt"]["boxes"] / (counts["seen"]["boxes"] + counts["corrupt"]["boxes"])
-    assert share == pytest.approx(0.1, abs=0.03)
-    strict = with_data(config, max_corrupt_share=0.0)
-    message = r"boxes:10.*has 320 x 120 pixels \(EXIF rotation is not applied\).*says 120 x 320"
-    with make_loader(strict, tokenizer) as loader, pytest.raises(UserError, match=message):
-        for _ in range(6):
-            next(loader)
-
-
-def test_dialogues_state_sizes_too_but_thousandths_state_nothing(
-    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    (tmp_path / "a.png").write_bytes(encoded_image(1, 30, 20))
-    value = "<img>a.png</img>Where? <box>(1,1),(999,990)</box>"
-    turns = [{"from": "user", "value": value}, {"from": "assistant", "value": "There."}]
-    thousandths = write_jsonl(tmp_path / "t.jsonl", [{"conversations": turns}])
-    good = make_record("dialogue", 0)
-    wrong = dataclasses.replace(good, content={**good.content, "sizes": [[28, 28], [27, 28]]})
-    write_records(tmp_path / "wrong", {"train": [good, wrong]}, name="wrong")
-    sources = {"thousandths": thousandths, "wrong": tmp_path / "wrong"}
-    with make_loader(mixture_of(run_config, sources, "dialogue"), tokenizer) as loader:
-        for _ in range(6):
-            next(loader)
-        counts = loader.counters()
-    assert counts["corrupt"]["thousandths"] == 0 < counts["seen"]["thousandths"]
-    assert counts["corrupt"]["wrong"] == pytest.approx(counts["seen"]["wrong"], abs=4)
-
-
-# Decoders that hang.
-
-
-@pytest.mark.slow
-def test_a_picture_that_keeps_its_decoder_busy_costs_workers_and_not_the_run(
-    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "PROCESSOR_SECONDS", 5.0)
-    records = [make_record("caption", k) for k in range(200)]
-    records[5] = dataclasses.replace(records[5], images=(damage.endless_gif(32),))
-    folder = tmp_path / "records"
-    write_records(folder, {"train": records}, name="records")
-    config = mixture_of(run_config, {"only": folder}, "caption", decode_workers=1)
-    with make_loader(config, tokenizer) as loader:
-        workers = set()
-        while not (counts := loader.counters())["corrupt"]["only"]:
-            next(loader)
-            workers.update(loader.workers())
-        assert counts["corrupt"]["only"] == 1
-        assert len(workers) >= 2
-        assert loader._errors[0].endswith("it is not decoded after 5 seconds of processor time")
-        count = counts["batches"]
-    records[5] = dataclasses.replace(records[5], images=(b"no picture",))
-    write_records(folder, {"train": records}, name="records")
-    with make_loader(config, tokenizer) as loader:  # nothing else is different
-        others = [next(loader) for _ in range(count)]
-        assert loader.counters()["corrupt"]["only"] == 1
-    assert all(batch.images_AIHWC.any() for batch in others)
-
-
-@pytest.mark.slow
-def test_a_decoder_that_stands_still_is_replaced_and_the_stream_stays_the_same(
-    run_config: Config, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It computes nothing, so that only the clock shows it; the picture is asked for again and comes out."""
-    expected = take(run_config, tokenizer, 8)
-    monkeypatch.setattr(decoding, "SECONDS", 6.0)
-    with make_loader(with_data(run_config, decode_workers=1), tokenizer, prefetch=1) as loader:
-        batches = [next(loader) for _ in range(3)]
-        [worker] = loader.workers()
-        os.kill(worker, signal.SIGSTOP)
-        batches += [next(loader) for _ in range(5)]
-        assert loader.workers() != [worker]
-        assert loader.counters()["corrupt"] == dict.fromkeys(loader.counters()["corrupt"], 0)
-    assert_equal(batches, expected)
-    with pytest.raises(ProcessLookupError):
-        os.kill(worker, 0)
-
-
-def test_closing_does_not_wait_for_a_picture_that_hangs(
-    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    records = [make_record("caption", k) for k in range(50)]
-    hanging = [dataclasses.replace(record, images=(damage.endless_gif(32),)) for record in records[:3]]
-    write_records(tmp_path / "records", {"train": [*hanging, *records[3:]]}, name="records")
-    config = mixture_of(run_config, {"only": tmp_path / "records"}, "caption", decode_workers=1)
-    threads = threading.active_count()
-    with make_loader(config, tokenizer) as loader:
-
-        def run() -> None:
-            with contextlib.suppress(concurrent.futures.CancelledError):
-                next(loader)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 60
-        while not (workers := loader.workers()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(1)
-    thread.join(30)
-    assert workers and not thread.is_alive() and threading.active_count() == threads
-
-
-def test_a_process_without_memory_is_not_the_fault_of_a_picture(
-    run_config: Config, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = decoding.DecodePool(0, 28, False)
-
-    def none(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(decoding, "decode_into", none)
-    with pytest.raises(MemoryError):
-        pool.submit([encoded_image(1)], [None], np.zeros((1, 28, 28, 3), np.uint8), None, 0).result()
-    pool.close()
-
-
-# Places in the data.
-
-
-def state_of(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    with make_loader(config, tokenizer) as loader:
-        next(loader)
-        return json.loads(json.dumps(join_states([loader.state()])))
-
-
-def test_a_place_in_the_data_follows_its_records_to_another_folder(
-    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    records = [make_record("text", k) for k in range(20)]
-    write_records(tmp_path / "a", {"train": records}, name="records")
-    state = state_of(mixture_of(run_config, {"only": tmp_path / "a"}, "text"), tokenizer)
-    shutil.move(tmp_path / "a", tmp_path / "b")
-    with make_loader(mixture_of(run_config, {"only": tmp_path / "b"}, "text"), tokenizer) as loader:
-        loader.restore(state)
-        next(loader)
-
-
-CHANGES = ["settings", "records", "order", "vocabulary", "queries"]
-
-
-@pytest.mark.parametrize("changed", CHANGES)
-def test_a_place_in_the_data_names_what_is_not_the_same_any_more(
-    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, changed: str
-) -> None:
-    """Also where numbers of records and of ids have stayed as they were."""
-    records = [make_record("text", k) for k in range(20)]
-    write_records(tmp_path / "first", {"train": records}, name="records")
-    write_records(tmp_path / "second", {"train": records}, name="records")
-    config = mixture_of(run_config, {"first": tmp_path / "first", "second": tmp_path / "second"}, "text")
-    state, names = state_of(config, tokenizer), []
-    if changed == "settings":
-        config, names = with_data(config, seed=99), ["config.data"]
-    elif changed == "records":
-        other = dataclasses.replace(records[4], content={"text": "something else"})
-        write_records(tmp_path / "second", {"train": [*records[:4], other, *records[5:]]}, name="records")
-        names = ["the records of source 'second'"]
-    elif changed == "order":
-        for name in ("first", "second"):
-            write_records(tmp_path / name, {"train": records[::-1]}, name="records")
-        names = ["the records of source 'first'", "the records of source 'second'"]
-    elif changed == "vocabulary":
-        path = tmp_path / "other.model"
-        tokenizer = train_sentencepiece([*SENTENCES, "other words 9 8 7"], tokenizer.vocab_size, path)
-        names = ["the vocabulary"]
-    else:
-        resampler = dataclasses.replace(config.model.resampler, query_grid=3)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, resampler=resampler))
-        names = ["config.data"]
-    message = f"another stream: since then {'; '.join(names)} changed; restore"
-    with make_loader(config, tokenizer) as loader, pytest.raises(UserError, match=message):
-        loader.restore(state)
-
-
-def test_hosts_can_compare_what_their_streams_depend_on(run_config: Config, tokenizer: Tokenizer) -> None:
-    with make_loader(run_config, tokenizer) as a, make_loader(run_config, tokenizer) as b:
-        assert a.facts() == b.facts()
-    assert len(a.facts()) == 4 + len(run_config.data.mixture)
-    assert all(isinstance(value, str) for value in a.facts().values())
-
-
-def test_a_place_written_before_records_were_compared_is_still_taken(run_config: Config, tokenizer: Tokenizer) -> None:
-    """Its twelve digits stand for config, lengths and a probe of the vocabulary."""
-    state = state_of(run_config, tokenizer)
-    with make_loader(run_config, tokenizer) as loader:
-        del state["facts"]
-        data, lengths = run_config.data, [23] * len(run_config.data.mixture)
-        state["stream"] = fingerprint.before_facts(data, lengths, tokenizer, QUERIES)
-        loader.restore(state)
-        next(loader)
-    other = with_data(run_config, seed=9)
-    with make_loader(other, tokenizer) as loader, pytest.raises(UserError, match="another stream"):
-        loader.restore(state)
-
-
-@pytest.mark.parametrize("kind", ["json", "tar", "tfds"])
-def test_other_kinds_of_source_are_known_by_what_they_hold(tmp_path: Path, kind: str) -> None:
-    texts = ["a dog", "a cat", "two birds"]
-
-    def source(name: str, texts: list[str]) -> Any:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "a.png").write_bytes(encoded_image(1))
-        if kind == "json":
-            path = str(write_jsonl(folder / "x.jsonl", [{"image": "a.png", "caption": text} for text in texts]))
-        elif kind == "tar":
-            members = [
-                (f"{k}{end}", m) for k, t in enumerate(texts) for end, m in ((".png", b"x"), (".txt", t.encode()))
-            ]
-            path = str(write_tar(folder / "x.tar", members))
-        else:
-            records = [dataclasses.replace(make_record("caption", 0), content={"caption": text}) for text in texts]
-            path = write_tfds(folder, records)
-        return open_source(SourceConfig("x", "caption", path, 1.0))
-
-    first = source("first", texts)
-    assert first.digest() == source("elsewhere", texts).digest()
-    assert first.digest() != source("other", [*texts[:2], "three birds"]).digest()
-    assert first.digest() != source("fewer", texts[:2]).digest()

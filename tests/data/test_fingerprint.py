@@ -1,0 +1,125 @@
+"""A place in the data belongs to what the records hold, the vocabulary and the config, not to folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwenvl_jax.config import Config, SourceConfig
+from qwenvl_jax.data import fingerprint
+from qwenvl_jax.data.loader import join_states, make_loader
+from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.sources import open_source
+from qwenvl_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from qwenvl_jax.runtime.errors import UserError
+
+from .record_samples import SENTENCES, encoded_image, make_record, mixture_of, with_data
+from .source_files import write_jsonl, write_tar, write_tfds
+
+QUERIES = 4
+
+
+def state_of(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    with make_loader(config, tokenizer) as loader:
+        next(loader)
+        return json.loads(json.dumps(join_states([loader.state()])))
+
+
+def test_a_place_in_the_data_follows_its_records_to_another_folder(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    records = [make_record("text", k) for k in range(20)]
+    write_records(tmp_path / "a", {"train": records}, name="records")
+    state = state_of(mixture_of(run_config, {"only": tmp_path / "a"}, "text"), tokenizer)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    with make_loader(mixture_of(run_config, {"only": tmp_path / "b"}, "text"), tokenizer) as loader:
+        loader.restore(state)
+        next(loader)
+
+
+CHANGES = ["settings", "records", "order", "vocabulary", "queries"]
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_place_in_the_data_names_what_is_not_the_same_any_more(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, changed: str
+) -> None:
+    """Also where numbers of records and of ids have stayed as they were."""
+    records = [make_record("text", k) for k in range(20)]
+    write_records(tmp_path / "first", {"train": records}, name="records")
+    write_records(tmp_path / "second", {"train": records}, name="records")
+    config = mixture_of(run_config, {"first": tmp_path / "first", "second": tmp_path / "second"}, "text")
+    state, names = state_of(config, tokenizer), []
+    if changed == "settings":
+        config, names = with_data(config, seed=99), ["config.data"]
+    elif changed == "records":
+        other = dataclasses.replace(records[4], content={"text": "something else"})
+        write_records(tmp_path / "second", {"train": [*records[:4], other, *records[5:]]}, name="records")
+        names = ["the records of source 'second'"]
+    elif changed == "order":
+        for name in ("first", "second"):
+            write_records(tmp_path / name, {"train": records[::-1]}, name="records")
+        names = ["the records of source 'first'", "the records of source 'second'"]
+    elif changed == "vocabulary":
+        path = tmp_path / "other.model"
+        tokenizer = train_sentencepiece([*SENTENCES, "other words 9 8 7"], tokenizer.vocab_size, path)
+        names = ["the vocabulary"]
+    else:
+        resampler = dataclasses.replace(config.model.resampler, query_grid=3)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, resampler=resampler))
+        names = ["config.data"]
+    message = f"another stream: since then {'; '.join(names)} changed; restore"
+    with make_loader(config, tokenizer) as loader, pytest.raises(UserError, match=message):
+        loader.restore(state)
+
+
+def test_hosts_can_compare_what_their_streams_depend_on(run_config: Config, tokenizer: Tokenizer) -> None:
+    with make_loader(run_config, tokenizer) as a, make_loader(run_config, tokenizer) as b:
+        assert a.facts() == b.facts()
+    assert len(a.facts()) == 4 + len(run_config.data.mixture)
+    assert all(isinstance(value, str) for value in a.facts().values())
+
+
+def test_a_place_written_before_records_were_compared_is_still_taken(run_config: Config, tokenizer: Tokenizer) -> None:
+    """Its twelve digits stand for config, lengths and a probe of the vocabulary."""
+    state = state_of(run_config, tokenizer)
+    with make_loader(run_config, tokenizer) as loader:
+        del state["facts"]
+        data, lengths = run_config.data, [23] * len(run_config.data.mixture)
+        state["stream"] = fingerprint.before_facts(data, lengths, tokenizer, QUERIES)
+        loader.restore(state)
+        next(loader)
+    other = with_data(run_config, seed=9)
+    with make_loader(other, tokenizer) as loader, pytest.raises(UserError, match="another stream"):
+        loader.restore(state)
+
+
+@pytest.mark.parametrize("kind", ["json", "tar", "tfds"])
+def test_other_kinds_of_source_are_known_by_what_they_hold(tmp_path: Path, kind: str) -> None:
+    texts = ["a dog", "a cat", "two birds"]
+
+    def source(name: str, texts: list[str]) -> Any:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "a.png").write_bytes(encoded_image(1))
+        if kind == "json":
+            path = str(write_jsonl(folder / "x.jsonl", [{"image": "a.png", "caption": text} for text in texts]))
+        elif kind == "tar":
+            members = [
+                (f"{k}{end}", m) for k, t in enumerate(texts) for end, m in ((".png", b"x"), (".txt", t.encode()))
+            ]
+            path = str(write_tar(folder / "x.tar", members))
+        else:
+            records = [dataclasses.replace(make_record("caption", 0), content={"caption": text}) for text in texts]
+            path = write_tfds(folder, records)
+        return open_source(SourceConfig("x", "caption", path, 1.0))
+
+    first = source("first", texts)
+    assert first.digest() == source("elsewhere", texts).digest()
+    assert first.digest() != source("other", [*texts[:2], "three birds"]).digest()
+    assert first.digest() != source("fewer", texts[:2]).digest()
