@@ -15,6 +15,7 @@ from qwenvl_jax.data.schema import Record
 from .record_samples import encoded_image
 
 BOMB_SIDE = 14_000  # squared, more pixels than an image may have
+SIZE = {"width": 28, "height": 28}  # of `record_samples.encoded_image`
 
 
 def bomb() -> bytes:
@@ -60,3 +61,8 @@ def write_tfds(root: Path, records: Iterable[Record]) -> str:
     """A record folder where TFDS looks for data sets; returns the name of the source."""
     write_records(root / "small" / "1.0.0", {"train": records}, name="small", records_per_shard=7)
     return f"tfds:small:1.0.0@{root}"
+
+
+def turn(value: str, role: str = "user") -> dict[str, Any]:
+    """A line with a conversation of one turn, and what the other says to it."""
+    return {"conversations": [{"from": role, "value": value}, {"from": "assistant", "value": "Yes."}]}

@@ -1,0 +1,191 @@
+"""JSON files in which not every line can be used, and what else a line may say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwenvl_jax.data.formats import training_pieces
+from qwenvl_jax.data.json_source import JsonReader
+from qwenvl_jax.data.schema import TASKS
+from qwenvl_jax.runtime.errors import UserError
+
+from .record_samples import encoded_image
+from .source_files import SIZE, turn, write_jsonl
+
+
+def lines(good: int, bad: int) -> list[Any]:
+    """Samples of task text; the bad ones are numbers 2, 4, .."""
+    values: list[Any] = [{"text": f"word {k}"} for k in range(good)]
+    for k in range(bad):
+        values.insert(2 * k + 1, {"text": k})
+    return values
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_some_bad_lines_are_counted_and_named(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / f"a{suffix}", lines(96, 4))
+    if suffix == ".json":
+        path.write_text(json.dumps(lines(96, 4), indent=None).replace("}, {", "},\n{"))
+    reader = JsonReader(path, "text", 0.01)
+    assert (len(reader), reader.corrupt) == (100, 4)
+    said = capsys.readouterr().out
+    assert "4 of 100 samples cannot be used: line 2: 'text' must be a text, not 0; line 4: " in said
+    assert "line 6" in said and "line 8" not in said
+    assert reader[2].content == {"text": "word 1"}
+    with pytest.raises(UserError, match=r"a\.jsonl?, line 4: 'text' must be a text, not 1"):
+        reader[3]
+    with pytest.raises(
+        UserError,
+        match=r"line 2: .* \(4 of 100 samples cannot be used; line 4: .*; line 6: .*\); mend or "
+        r"remove them, or raise config\.data\.max_corrupt_share above 0$",
+    ):
+        JsonReader(path, "text")
+    write_jsonl(path, lines(80, 20))
+    with pytest.raises(UserError, match=r"20 of 100 samples cannot be used.*above 0\.01"):
+        JsonReader(path, "text", 0.01)
+
+
+def test_a_file_of_which_nothing_can_be_used_is_refused_whatever_the_share(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png", "caption": "a"}] * 9)
+    with pytest.raises(
+        UserError, match=r"line 1: .*lacks question, answer.*\(9 of 9 samples cannot be used; .*\); mend"
+    ):
+        JsonReader(path, "vqa", 1.0)
+
+
+def test_one_mistake_all_over_is_told_once(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [turn("the <img> tag")] * 5 + [turn("</ref>")])
+    with pytest.raises(
+        UserError, match=r"line 1: <img> is not .*\(6 of 6 samples cannot be used; line 2: the same; line 3"
+    ):
+        JsonReader(path, "dialogue")
+
+
+def test_damaged_bytes_spoil_their_own_item_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"text": "a"},\n{"text": "\xff"},\n{"text": "\xc3\xa9"}]')
+    reader = JsonReader(path, "text", 0.5)
+    assert (reader.corrupt, reader[2].content) == (1, {"text": "é"})
+
+
+def test_the_form_of_a_file_is_what_it_holds(tmp_path: Path) -> None:
+    """Lines in a .json and a list in a .jsonl can mean one thing only."""
+    (tmp_path / "a.json").write_text('\ufeff\n{"text": "a"}\r\n\r\n{"text": "b"}')
+    (tmp_path / "a.jsonl").write_text('[{"text": "a"},\n {"text": "b"}]')
+    for name in ("a.json", "a.jsonl"):
+        reader = JsonReader(tmp_path / name, "text")
+        assert [reader[k].content["text"] for k in range(len(reader))] == ["a", "b"]
+
+
+def test_a_bad_first_line_costs_one_sample(tmp_path: Path) -> None:
+    for bad in ("[]", "[1, {}]", "{", "5", "\ufeff{"):
+        (tmp_path / "a.jsonl").write_text(bad + '\n{"text": "a"}\n{"text": "b"}\n')
+        reader = JsonReader(tmp_path / "a.jsonl", "text", 0.5)
+        assert (len(reader), reader.corrupt, reader[2].content) == (3, 1, {"text": "b"})
+
+
+def test_keys_that_mean_nothing_are_ignored_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = {"dataset": "coco", "source_id": 5, "image_id": 7, "clip_score": 0.3, "source": None, "license": None}
+    (tmp_path / "a.png").write_bytes(encoded_image(0))
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png", "caption": "a", **extra}] * 2)
+    reader = JsonReader(path, "caption")
+    assert reader[1].content == {"caption": "a"} and (reader[1].source, reader[1].license) == ("a", "unknown")
+    assert reader.ignored == {"dataset": 2, "source_id": 2, "image_id": 2, "clip_score": 2}
+    assert "mean nothing here and are ignored: 'dataset' (2 times), " in capsys.readouterr().out
+    talk = write_jsonl(tmp_path / "b.jsonl", [{"dataset": "x", **turn("hi")}])
+    assert JsonReader(talk, "dialogue").ignored == {"dataset": 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "entry", "language"),
+    [
+        ("caption", {"image": "a.png", "caption": "一只猫在桌子上"}, "zh"),
+        ("caption", {"image": "a.png", "caption": "a cat"}, "en"),
+        ("caption", {"image": "a.png", "caption": "a cat", "language": "zh"}, "zh"),
+        ("caption", {"image": "a.png", "caption": "一只猫", "language": ""}, "zh"),
+        ("grounding", {"image": "a.png", "segments": [{"text": "一只猫", "boxes": [[0, 0, 9, 9]]}], **SIZE}, "zh"),
+        ("dialogue", {"turns": [{"role": r, "parts": [{"text": "你好"}]} for r in ("user", "assistant")]}, "zh"),
+    ],
+)
+def test_the_language_is_guessed_as_in_tar_shards(task: str, entry: Any, language: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded_image(0))
+    assert JsonReader(write_jsonl(tmp_path / "a.jsonl", [entry]), task)[0].language == language
+
+
+def test_a_picture_is_found_however_its_accents_are_written(tmp_path: Path) -> None:
+    """As in the release. A path is no text otherwise: as it is written, so it is looked for first."""
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    lines = [turn(f"<img>{name}</img>") for name in (composed, decomposed)]
+    (tmp_path / decomposed).write_bytes(encoded_image(0))
+    reader = JsonReader(write_jsonl(tmp_path / "a.jsonl", lines), "dialogue")
+    assert reader[0].images == reader[1].images == (encoded_image(0),)
+    (tmp_path / composed).write_bytes(encoded_image(1))
+    assert (reader[0].images, reader[1].images) == ((encoded_image(1),), (encoded_image(0),))
+    with pytest.raises(UserError, match="does not exist"):
+        JsonReader(write_jsonl(tmp_path / "b.jsonl", [turn("<img>caf\u00e8.png</img>")]), "dialogue")
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+
+
+def test_the_conversion_in_the_docs_reads_llava(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]
+    samples = [
+        {"id": "1", "image": "a.png", "conversations": said},
+        {"id": "2", "conversations": turn("Hi")["conversations"]},
+    ]
+    (tmp_path / "llava.json").write_text(json.dumps(samples))
+    (tmp_path / "a.png").write_bytes(encoded_image(0))
+    with pytest.raises(UserError, match="2 samples cannot be used"):
+        JsonReader(tmp_path / "llava.json", "caption")
+    [code] = re.findall(r"```python\n(import json\n.*?)```", DOCS, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    reader = JsonReader("train.jsonl", "dialogue")
+    assert [len(reader[k].images) for k in range(2)] == [1, 0]
+    pieces = training_pieces(reader[0])
+    assert "".join(str(p.value) for p in pieces if p.supervised and p.kind == "text") == "\n\nA dog.\n"
+
+
+def test_the_examples_in_the_docs_are_read(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "images/dog.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded_image(0))
+    blocks = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)
+    (tmp_path / "conversation.json").write_text(blocks[0])
+    assert len(JsonReader(tmp_path / "conversation.json", "dialogue")) == 1
+    tasks = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr", "text", "dialogue")
+    for task, line in zip(tasks, blocks[1].splitlines(), strict=True):
+        (tmp_path / "one.jsonl").write_text(line)
+        assert JsonReader(tmp_path / "one.jsonl", task)[0].task == task
+
+
+ENTRIES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["user", "a.png"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["conversations", "from", "value", "turns", "role", "parts", "text", "image", "images", "box",
+                         "segments", "boxes", "width", "height", "caption", "sizes", "lines", "quad", "id", "task"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ENTRIES, max_size=3), st.sampled_from(TASKS))
+def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, values: list[Any], task: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    try:
+        reader = JsonReader(path, task, 1.0)
+    except UserError:
+        return
+    assert reader.corrupt < len(reader) == len(values)
