@@ -147,11 +147,17 @@ class Gcs(GCSFileSystem):
 
 
 class _Upload(io.BytesIO):
-    """A file to write that is uploaded when it is closed."""
+    """A file to write that is uploaded when it is closed, but not where an error ends its block: it is not whole."""
 
     def __init__(self, send: Callable[[bytes], None]):
         super().__init__()
         self._send = send
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            super().close()
 
     def close(self) -> None:
         if not self.closed:

@@ -138,3 +138,13 @@ def test_paths_as_a_user_writes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         with pytest.raises(UserError, match="names no bucket"):
             same("gs:///run")
     assert storage.is_remote("gs://bucket/x") and not storage.is_remote(tmp_path)
+
+
+def test_a_file_whose_block_fails_is_not_written(gcs: str) -> None:
+    whole, half = storage.path(f"{gcs}/whole"), storage.path(f"{gcs}/half")
+    with whole.open("wb") as file:
+        file.write(b"all")
+    with pytest.raises(ZeroDivisionError), half.open("wb") as file:
+        file.write(b"a part")
+        1 / 0  # noqa: B018
+    assert storage.names(gcs) == ["whole"] and storage.read_bytes(whole) == b"all"
