@@ -67,7 +67,7 @@ def contents() -> dict[str, dict[str, Any]]:
         {"role": "user", "parts": [{"image": 0}, {"text": WORDS[3]}]},
         {
             "role": "assistant",
-            "parts": [{"ref": "The car", "boxes": [[1, 2, 9, 9]]}, {"text": " here", "quads": [quad]}],
+            "parts": [{"ref": "The car", "boxes": [[1, 2, 9, 9]]}, {"text": " here"}, {"quads": [quad]}],
         },
     ]
     return {

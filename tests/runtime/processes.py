@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 # Variables of launchers and clusters that this machine itself may have set.
 FOREIGN = ("JAX_", "SLURM_", "OMPI_", "PMIX_", "PMI_", "TPU_", "MEGASCALE_", "GCE_", "KUBERNETES_", "JOB_", "MASTER_")
 FOREIGN += ("RANK", "WORLD_SIZE", "LOCAL_", "TORCHELASTIC_", "QWENVL_", "CLOUD_TPU", "XLA_")
+FOREIGN += ("NO_PROXY", "no_proxy")  # of the object store of other tests; JAX warns of them
 
 # Forks a child for every line it reads. A child writes `out` and `err` into its folder, its end puts `code` there.
 PARENT = """
