@@ -47,7 +47,7 @@ test: $(VENV)/.test lint  ## linters, fast tests, slow tests
 	$(RUN) -m pytest -n 2 -m slow
 
 test-plan: $(PLAN)/.test  ## the planner's tests that compile for TPUs
-	$(PLAN)/bin/python -m pytest -m slow tests/perf
+	$(PLAN)/bin/python -m pytest -m slow tests/planning
 
 test-release: $(NEWEST)/.test  ## the tests of releases on the newest transformers
 	$(NEWEST)/bin/python -m pytest -n 2 tests/conversion

@@ -23,9 +23,10 @@ import gpu_step
 from jax.experimental import topologies
 
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.sharding.batch import abstract_batch
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.placement import placed_state
-from qwenvl_jax.training.step import abstract_batch, make_train_step
+from qwenvl_jax.training.state import placed_state
+from qwenvl_jax.training.step import make_train_step
 
 GIB = 2**30
 

@@ -6,7 +6,7 @@ Needs requirements-gpu.txt, requirements-convert.txt and a CUDA build of the sam
 `qwenvl_jax.train` takes for configs/stage*.py:gpu, on all GPUs of the machine; PyTorch's side is `torch_peer.py`, eager
 and compiled. Rows are full: as many samples as the stage has images per row, all text supervised. Prints a table, and
 as the last line one JSON object: per side seconds per step (best and median), tokens and images per second,
-utilisation (operations by `perf/flops.py`, the context of a sample, recomputation not counted, against the dense
+utilisation (operations by `models/flops.py`, the context of a sample, recomputation not counted, against the dense
 bfloat16 peak) and peak memory of one device. A side that does not fit says so.
 
 Stage 2 keeps first moments in bfloat16; PyTorch's fused AdamW cannot. `--moments_memory=pinned_host` moves this code's
@@ -31,8 +31,9 @@ import steps
 
 from configs import model as models
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
+from qwenvl_jax.chips import peak_flops
 from qwenvl_jax.config import REMAT_POLICIES, Config, from_config_dict, validate
-from qwenvl_jax.perf.flops import Work, peak_flops, training_flops
+from qwenvl_jax.models.flops import Work, training_flops
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 STAGES = {1: stage1_pretrain, 2: stage2_multitask, 3: stage3_sft}
@@ -55,7 +56,7 @@ def config_of(arguments: argparse.Namespace, devices: int, attention: str) -> Co
     rows = (arguments.rows or (2 if tiny else ROWS[arguments.stage])) * devices
     values.data.update(
         dict(
-            global_batch_size=rows * arguments.accumulation,
+            rows_per_step=rows * arguments.accumulation,
             accumulation=arguments.accumulation,
             image_groups=math.gcd(values.data.image_groups, rows),
             streams=1,
@@ -99,10 +100,10 @@ def work_of(config: Config) -> Work:
     """What `steps.full_batch` holds."""
     batch = steps.full_batch(config)
     return Work(
-        tokens=batch.tokens_ABL.size,
-        context=int(batch.positions_ABL.max()) + 1,
-        supervised=float(batch.loss_mask_ABL.sum()),
-        images=batch.images_AIHWC.shape[0] * batch.images_AIHWC.shape[1],
+        tokens=batch.tokens.size,
+        context=int(batch.positions.max()) + 1,
+        supervised=float(batch.loss_mask.sum()),
+        images=batch.images.shape[0] * batch.images.shape[1],
     )
 
 
@@ -170,7 +171,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "size": arguments.size,
         "device": first.get("device"),
         "devices": first.get("devices"),
-        "rows": config.data.rows,
+        "rows": config.data.rows_per_microbatch,
         "accumulation": config.data.accumulation,
         "remat": arguments.remat,
         "first_moment_dtype": config.optimizer.first_moment_dtype,

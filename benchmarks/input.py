@@ -103,7 +103,7 @@ def loader(folder: str, size: int, seconds: float) -> float:
         config.data,
         mixture=(source,),
         image_size=size,
-        global_batch_size=16,
+        rows_per_step=16,
         accumulation=1,
         images_per_row=7.0,
         image_groups=2,

@@ -36,7 +36,7 @@ def main() -> None:
         data = dataclasses.replace(
             config.data,
             mixture=tuple(SourceConfig(task, task, f"{folder}/{task}.jsonl", 1.0) for task in tasks),
-            global_batch_size=8 * STREAMS,
+            rows_per_step=8 * STREAMS,
             accumulation=1,
             images_per_row=7.0,
             image_groups=STREAMS,
@@ -59,7 +59,7 @@ def main() -> None:
             seconds = time.perf_counter()
         print(
             f"{STREAMS} streams of {size / 1000:.1f} kB: opened and restored in {restored - start:.2f} s, the first "
-            f"batch of {int(batch.images_AIHWC.any((2, 3, 4)).sum())} images after {seconds - start:.2f} s"
+            f"batch of {int(batch.images.any((2, 3, 4)).sum())} images after {seconds - start:.2f} s"
         )
 
 

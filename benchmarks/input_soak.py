@@ -25,7 +25,7 @@ from PIL import Image
 from configs import stage2_multitask
 from qwenvl_jax.config import Config, SourceConfig, TokenizerConfig, from_config_dict
 from qwenvl_jax.data.loader import Loader, make_loader
-from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import load_tokenizer
 
@@ -82,7 +82,7 @@ def main(samples: int) -> None:
             config.data,
             mixture=mixture,
             image_size=SIZE,
-            global_batch_size=64,
+            rows_per_step=64,
             accumulation=1,
             images_per_row=7.0,
             image_groups=8,

@@ -11,7 +11,7 @@ import time
 import numpy as np
 from input import photo
 
-from qwenvl_jax.data.image import decode_into
+from qwenvl_jax.data.images.decode import decode_into
 
 REPEATS = 5
 

@@ -30,10 +30,10 @@ from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.config import Config, SourceConfig, TokenizerConfig, from_config_dict, to_dict, validate
 from qwenvl_jax.conversion import bin_files, from_torch, tensor_files
 from qwenvl_jax.conversion.released_config import released_config
-from qwenvl_jax.data.decoding import decode_all
-from qwenvl_jax.data.records import FEATURES, encode_record, read_manifest, write_records
+from qwenvl_jax.data.images.pool import decode_all
+from qwenvl_jax.data.readers.record_folder import FEATURES, encode_record, read_manifest, write_records
+from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.sources import open_source
 from qwenvl_jax.data.stream import Corpus
 from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qwenvl_jax.runtime.errors import UserError

@@ -17,9 +17,10 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
+from qwenvl_jax.chips import parse_topology
 from qwenvl_jax.config import Config, from_config_dict, validate
-from qwenvl_jax.perf import candidates, tables
-from qwenvl_jax.perf.hardware import parse_topology, read_prices
+from qwenvl_jax.planning import candidates, tables
+from qwenvl_jax.planning.assumptions import read_prices
 from qwenvl_jax.runtime import artifacts, log
 
 STAGES = {1: stage1_pretrain, 2: stage2_multitask, 3: stage3_sft}

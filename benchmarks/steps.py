@@ -62,11 +62,14 @@ def full_batch(config: Config, supervised: int | None = None) -> Batch:
         raise UserError(
             f"rows of {data.sequence_length} cannot be cut into {data.images_per_row} equal samples, one per image"
         )
-    shape = (data.accumulation, data.rows, samples, length)
+    shape = (data.accumulation, data.rows_per_microbatch, samples, length)
     rng = np.random.default_rng(0)
     slots = np.full(shape, -1, np.int32)
     if images:
-        own = np.arange(data.rows * images).reshape(data.rows, images, 1) % data.group_images
+        own = (
+            np.arange(data.rows_per_microbatch * images).reshape(data.rows_per_microbatch, images, 1)
+            % data.group_images
+        )
         slots[..., 1 : 1 + queries] = own * queries + np.arange(queries)
     # A place predicts the token after it; the first text follows the mark that ends the image.
     first = queries + 1 if images else 0
@@ -87,11 +90,12 @@ def jax_side(config: Config, batch: Batch) -> Side:
     import jax.numpy as jnp
 
     from qwenvl_jax.models import qwen_vl
+    from qwenvl_jax.params import split
+    from qwenvl_jax.sharding.batch import put_batch
     from qwenvl_jax.sharding.mesh import make_mesh
     from qwenvl_jax.training.optimizer import make_optimizer
-    from qwenvl_jax.training.partition import split
-    from qwenvl_jax.training.placement import placed_state
-    from qwenvl_jax.training.step import State, make_train_step, put_batch
+    from qwenvl_jax.training.state import State, placed_state
+    from qwenvl_jax.training.step import make_train_step
 
     mesh = make_mesh(config.mesh)
     abstract = placed_state(config, mesh)

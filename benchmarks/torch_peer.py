@@ -324,7 +324,7 @@ def _adamw(config: Config) -> dict[str, Any]:
 
 def _inputs(config: Config, batch: Batch, micro: int, rank: int, world: int, device: torch.device) -> Inputs:
     """One microbatch of `rank`'s rows."""
-    rows = config.data.rows // world
+    rows = config.data.rows_per_microbatch // world
     part = slice(rank * rows, (rank + 1) * rows)
     ids, targets, mask, segments, positions, slots = (field[micro, part] for field in batch[:6])
     images = int(config.data.images_per_row)
@@ -344,7 +344,7 @@ def _inputs(config: Config, batch: Batch, micro: int, rank: int, world: int, dev
         positions=tensor(positions).long(),
         mask=seen,
         slots=tuple(tensor(at) for at in places),
-        pixels=tensor(batch.images_AIHWC[micro, rank * rows * images : (rank + 1) * rows * images]),
+        pixels=tensor(batch.images[micro, rank * rows * images : (rank + 1) * rows * images]),
         supervised=tuple(tensor(at) for at in supervised),
         targets=tensor(targets[supervised]).long(),
     )

@@ -24,13 +24,13 @@ def arguments(arg: str | None) -> tuple[str, str, str]:
 def base(mesh: str) -> ml_collections.ConfigDict:
     """Model, vocabulary, mesh and compute; the stage adds `data`, `optimizer`, `init` and `train`."""
     config = ml_collections.ConfigDict(dict(model=model.qwen_vl_9b6(), tokenizer=dict(kind="qwen", path="")))
-    importlib.import_module(f"configs.mesh_{mesh}").apply(config)
+    importlib.import_module(f"configs.meshes.{mesh}").apply(config)
     return config
 
 
 def adapt(config: ml_collections.ConfigDict, mesh: str) -> ml_collections.ConfigDict:
     """The finished config of a stage with what the mesh's recipe changes for it."""
-    recipe = importlib.import_module(f"configs.mesh_{mesh}")
+    recipe = importlib.import_module(f"configs.meshes.{mesh}")
     config.update_from_flattened_dict(getattr(recipe, "STAGES", {}).get(config.train.stage, {}))
     return config
 

@@ -14,7 +14,7 @@ with exit code 2, after its table; `--json` says it with `fits`.
 mesh on the way and prints the sums per tower.
 
 libtpu must not become the default backend of other runs: install requirements-tpu.txt into an environment of its own.
-Compilation runs in processes that have JAX_PLATFORMS=cpu and the variables of `perf.aot.compiler_environment`.
+Compilation runs in processes that have JAX_PLATFORMS=cpu and the variables of `planning.aot.compiler_environment`.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def plan(name: str) -> None:
     """One prediction, a comparison or a search."""
     # jax reads its environment when it is imported, which the modules below do.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from qwenvl_jax.perf import aot, candidates, hardware, tables
-    from qwenvl_jax.perf.prediction import Prediction, misfit_text
+    from qwenvl_jax.planning import aot, assumptions, candidates, tables
+    from qwenvl_jax.planning.prediction import Prediction, misfit_text
     from qwenvl_jax.runtime import log
 
-    prices = hardware.read_prices(artifacts.read_json(_PRICES.value) if _PRICES.value else {})
+    prices = assumptions.read_prices(artifacts.read_json(_PRICES.value) if _PRICES.value else {})
     entries = [entry(name), *(entry(name, part) for part in (_COMPARE.value or "").split(",") if part)]
     aot.check_compiler()
     candidate = entries[0]
@@ -109,10 +109,10 @@ def plan(name: str) -> None:
 def dump_sharding(name: str, path: str) -> None:
     """Writes the shardings of a topology as JSON and shows their sums per tower."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from qwenvl_jax.perf.aot import for_topology
+    from qwenvl_jax.planning.aot import for_topology
     from qwenvl_jax.sharding.mesh import abstract_mesh, check_torus
     from qwenvl_jax.sharding.report import as_json, json_text
-    from qwenvl_jax.training.placement import placed_state
+    from qwenvl_jax.training.state import placed_state
     from qwenvl_jax.training.summary import show_towers
 
     candidate = entry(name)
@@ -133,8 +133,8 @@ def entry(name: str, changes: str = "") -> Any:
     """
     import dataclasses
 
-    from qwenvl_jax.perf.candidates import Candidate
-    from qwenvl_jax.perf.hardware import parse_topology
+    from qwenvl_jax.chips import parse_topology
+    from qwenvl_jax.planning.candidates import Candidate
 
     settings = [word for word in changes.split() if "=" in word]
     *_, name = [name, *(word for word in changes.split() if "=" not in word)]

@@ -23,10 +23,10 @@ from configs import model as models
 from qwenvl_jax.config import Config, ModelConfig, TokenizerConfig, from_config_dict
 from qwenvl_jax.conversion import bin_files, tensor_files
 from qwenvl_jax.conversion.released_config import model_from_released, released_config
-from qwenvl_jax.data.records import RecordReader, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader, write_records
+from qwenvl_jax.data.readers.tar_files import TarReader
+from qwenvl_jax.data.readers.tfds_folder import TfdsReader
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.tar_source import TarReader
-from qwenvl_jax.data.tfds_source import TfdsReader
 from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError

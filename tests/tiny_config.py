@@ -2,7 +2,8 @@
 
 import ml_collections
 
-from configs import mesh_cpu, model
+from configs import model
+from configs.meshes import cpu
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -10,7 +11,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         dict(model=model.tiny(), tokenizer=dict(kind="sentencepiece", path=f"{folder}/tiny.model"))
     )
-    mesh_cpu.apply(config)
+    cpu.apply(config)
     config.compute.loss_chunk = 64
     config.data = dict(
         mixture=tuple(
@@ -19,7 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         image_size=28,
         sequence_length=48,
-        global_batch_size=8,
+        rows_per_step=8,
         accumulation=2,
         images_per_row=3.0,
         packing_window=4,

@@ -11,7 +11,7 @@ import tiny_config
 from PIL import Image
 
 from qwenvl_jax.config import Config, from_config_dict, validate
-from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import train_sentencepiece
 
@@ -65,7 +65,7 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
     """A batch of noise in the shapes of `config`: rows of two samples, each with an image if there are any."""
     data, queries = config.data, config.model.resampler.queries
     rng = np.random.default_rng(seed)
-    shape = (data.accumulation, data.rows, data.sequence_length)
+    shape = (data.accumulation, data.rows_per_microbatch, data.sequence_length)
     half = data.sequence_length // 2
     tokens = rng.integers(0, config.model.decoder.vocab_size, shape).astype(np.int32)
     segments = np.ones(shape, np.int32)
@@ -75,7 +75,7 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
     slots = np.full(shape, -1, np.int32)
     images = np.zeros((data.accumulation, data.image_budget, data.image_size, data.image_size, 3), np.uint8)
     if data.images_per_row:
-        for image in range(2 * data.rows):
+        for image in range(2 * data.rows_per_microbatch):
             row, start = image // 2, 1 + (image % 2) * half
             group, own = row // data.group_rows, image % (2 * data.group_rows)
             if own < data.group_images:
@@ -90,7 +90,7 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
 def regroup(batch: Batch, queries: int) -> Batch:
     """The same batch, of one image group, with all microbatches as one."""
     joined = [field.reshape(1, -1, *field.shape[2:]) for field in batch]
-    slots, budget = batch.image_slot_ABL, batch.images_AIHWC.shape[1]
+    slots, budget = batch.image_slot, batch.images.shape[1]
     offset = (np.arange(slots.shape[0]) * budget * queries)[:, None, None]
     slots = np.where(slots >= 0, slots + offset, -1).astype(np.int32)
-    return Batch(*joined)._replace(image_slot_ABL=slots.reshape(joined[0].shape))
+    return Batch(*joined)._replace(image_slot=slots.reshape(joined[0].shape))

@@ -20,9 +20,9 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import checksums, deferred, failures, steps
 from qwenvl_jax.checkpoint.failures import DamagedError
+from qwenvl_jax.params import flatten, unflatten
 from qwenvl_jax.runtime import distributed, storage
 from qwenvl_jax.runtime.errors import file_errors_of
-from qwenvl_jax.training.partition import flatten, unflatten
 
 FROZEN = "frozen"
 _PROGRESS = "progress/metadata"

@@ -29,10 +29,10 @@ from qwenvl_jax.checkpoint.steps import finished_steps, set_aside
 from qwenvl_jax.config import Config, to_dict
 from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import Tree, flatten, merge, split, unflatten
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.rules import param_shardings
-from qwenvl_jax.training.partition import Tree, flatten, merge, split, unflatten
 
 TOWERS = ("vit", "resampler", "decoder")
 

@@ -4,7 +4,7 @@ A config file returns an `ml_collections.ConfigDict`; `from_config_dict` turns i
 and type, `validate` every value, so that a mistake is one sentence before anything is allocated.
 """
 
-from qwenvl_jax.config.parse import config_hash, from_config_dict, to_dict
+from qwenvl_jax.config.parse import FORMER_NAMES, config_hash, from_config_dict, to_dict
 from qwenvl_jax.config.schema import (
     ATTENTION_IMPLEMENTATIONS,
     COMPONENTS,
@@ -31,6 +31,7 @@ __all__ = [
     "ATTENTION_IMPLEMENTATIONS",
     "COMPONENTS",
     "DTYPES",
+    "FORMER_NAMES",
     "REMAT_POLICIES",
     "STAGES",
     "ComputeConfig",

@@ -13,6 +13,9 @@ from qwenvl_jax.runtime.errors import UserError, nearest
 
 T = TypeVar("T")
 
+# Keys by the name that they had in configs of earlier versions, which checkpoints and releases hold.
+FORMER_NAMES = {"global_batch_size": "rows_per_step"}
+
 
 def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     """Builds the dataclass `cls` from a nested mapping.
@@ -26,6 +29,7 @@ def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "confi
     hints = typing.get_type_hints(cls)
     if not hasattr(values, "items"):
         raise UserError(f"{path} must be a group of keys, not {_shown(values)}")
+    values = {FORMER_NAMES.get(key, key) if key not in hints else key: value for key, value in values.items()}
     for key in values:
         if not isinstance(key, str) or key not in hints:
             raise UserError(f"{path} has no key {_shown(key)}{nearest(str(key)[:100], hints)}")

@@ -109,7 +109,7 @@ class DataConfig:
     mixture: tuple[SourceConfig, ...]
     image_size: int
     sequence_length: int
-    global_batch_size: int  # packed rows per optimiser step
+    rows_per_step: int  # packed rows per optimiser step
     accumulation: int  # microbatches per optimiser step
     images_per_row: float  # image budget of a microbatch, per row
     packing_window: int  # samples of a task among which a row is chosen
@@ -121,19 +121,19 @@ class DataConfig:
     jpeg_draft: bool = False  # large JPEGs are scaled down while they are decoded: faster, not exact
 
     @property
-    def rows(self) -> int:
+    def rows_per_microbatch(self) -> int:
         """Rows of one microbatch."""
-        return self.global_batch_size // self.accumulation
+        return self.rows_per_step // self.accumulation
 
     @property
     def groups(self) -> int:
         """Image groups of one microbatch."""
-        return self.image_groups or self.rows
+        return self.image_groups or self.rows_per_microbatch
 
     @property
     def group_rows(self) -> int:
         """Rows of one image group."""
-        return self.rows // self.groups
+        return self.rows_per_microbatch // self.groups
 
     @property
     def group_images(self) -> int:

@@ -61,7 +61,7 @@ _MODEL_RANGES: dict[str, Range] = {
 _RANGES: dict[str, Range] = {
     **{
         f"data.{key}": _SIZE
-        for key in ("image_size", "sequence_length", "global_batch_size", "accumulation", "packing_window", "streams")
+        for key in ("image_size", "sequence_length", "rows_per_step", "accumulation", "packing_window", "streams")
     },
     "data.images_per_row": Range(0, SIZE),
     "data.image_groups": Range(0, SIZE),
@@ -217,14 +217,14 @@ def _validate_mixture(data: DataConfig) -> None:
 def _validate_batch(data: DataConfig) -> None:
     """Rows into microbatches, image groups and streams."""
     _require(
-        data.global_batch_size % data.accumulation == 0,
-        f"config.data.global_batch_size {data.global_batch_size} must be a positive multiple of "
+        data.rows_per_step % data.accumulation == 0,
+        f"config.data.rows_per_step {data.rows_per_step} must be a positive multiple of "
         f"config.data.accumulation {data.accumulation}",
     )
     _require(
-        data.rows % data.groups == 0,
-        f"config.data.image_groups {data.image_groups} must divide the {data.rows} rows of a microbatch "
-        "(config.data.global_batch_size / accumulation), or be 0 for a group of every row",
+        data.rows_per_microbatch % data.groups == 0,
+        f"config.data.image_groups {data.image_groups} must divide the {data.rows_per_microbatch} rows of a microbatch "
+        "(config.data.rows_per_step / accumulation), or be 0 for a group of every row",
     )
     _require(
         data.groups % data.streams == 0,

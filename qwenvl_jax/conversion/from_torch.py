@@ -23,7 +23,7 @@ from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.config import Config, TokenizerConfig
 from qwenvl_jax.conversion import mapping, released_config, streaming, tensor_files
 from qwenvl_jax.conversion.manifest import MANIFEST, TRAINING_CONFIG, read_manifest, release_component
-from qwenvl_jax.conversion.sources import check_tensors, identity, open_checkpoint, refuse_other_kinds
+from qwenvl_jax.conversion.stored_tensors import check_tensors, identity, open_checkpoint, refuse_other_kinds
 from qwenvl_jax.conversion.tensor_files import Stored
 from qwenvl_jax.conversion.to_torch import VOCABULARY_FILES
 from qwenvl_jax.data.tokenizer import load_tokenizer, packaged_qwen_vocabulary

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.conversion import mapping, streaming, tensor_files
-from qwenvl_jax.conversion.sources import INDEX_NAMES, open_checkpoint, shards_of
+from qwenvl_jax.conversion.stored_tensors import INDEX_NAMES, open_checkpoint, shards_of
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 

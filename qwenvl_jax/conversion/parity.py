@@ -34,7 +34,7 @@ from qwenvl_jax.checkpoint.deferred import host_array
 from qwenvl_jax.config import ComputeConfig, Config, ModelConfig
 from qwenvl_jax.conversion import mapping
 from qwenvl_jax.conversion.manifest import PARITY, verify_manifest
-from qwenvl_jax.conversion.sources import open_checkpoint
+from qwenvl_jax.conversion.stored_tensors import open_checkpoint
 from qwenvl_jax.conversion.torch_side import TorchSide
 from qwenvl_jax.data.examples import Prompt, make_prompt
 from qwenvl_jax.data.formats import Piece, chat_pieces

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenvl_jax.data.formats import Piece, training_pieces
-from qwenvl_jax.data.image import Size, decode_image, resize_square
+from qwenvl_jax.data.images.decode import Size, decode_image, resize_square
 from qwenvl_jax.data.schema import Example, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import grain
 
-from qwenvl_jax.config import DataConfig, to_dict
-from qwenvl_jax.data.sources import Source
+from qwenvl_jax.config import FORMER_NAMES, DataConfig, to_dict
+from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
 
 VERSION = 1  # of the code that mixes, reads, tokenises and packs; raise it when the same records give other batches
@@ -61,7 +61,8 @@ def before_facts(data: DataConfig, lengths: Sequence[int], tokenizer: Tokenizer,
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(data).items() if key not in HOST_SETTINGS}
+    former = {now: then for then, now in FORMER_NAMES.items()}  # so that the digests of earlier checkpoints stay equal
+    return {former.get(key, key): value for key, value in to_dict(data).items() if key not in HOST_SETTINGS}
 
 
 def _digest(value: Any) -> str:

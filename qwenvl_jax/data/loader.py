@@ -24,7 +24,7 @@ import numpy as np
 from qwenvl_jax.config import Config
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.corruption import Tally, check_corruption
-from qwenvl_jax.data.decoding import DecodePool, finished
+from qwenvl_jax.data.images.pool import DecodePool, finished
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.data.stream import Corpus, Sample, Stream, open_corpus
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -119,8 +119,8 @@ class Loader(Iterator[Batch]):
                 self._errors[sample.source] = self._errors[sample.source] or said
                 for array_ABL in batch[:6]:
                     array_ABL[a, row, tokens] = 0
-                batch.image_slot_ABL[a, row, tokens] = -1
-                batch.images_AIHWC[a, images] = 0
+                batch.image_slot[a, row, tokens] = -1
+                batch.images[a, images] = 0
                 continue
             total["seen"][sample.source] += 1
             total["tokens"] += len(sample.tokens.tokens_L)
@@ -154,7 +154,7 @@ class Loader(Iterator[Batch]):
         """Lays out the next batch and has its images decoded."""
         data, queries = self._data, self._corpus.queries
         share = len(self._streams) / data.streams
-        shape = (data.accumulation, round(data.rows * share), data.sequence_length)
+        shape = (data.accumulation, round(data.rows_per_microbatch * share), data.sequence_length)
         tokens_ABL, targets_ABL, segments_ABL, positions_ABL = (np.zeros(shape, np.int32) for _ in range(4))
         mask_ABL = np.zeros(shape, np.float32)
         slots_ABL = np.full(shape, -1, np.int32)
@@ -266,7 +266,7 @@ class Loader(Iterator[Batch]):
             "tokens": tokens,
             "targets": targets,
             "images": images,
-            "token_fill": tokens / (microbatches * data.rows * data.sequence_length),
+            "token_fill": tokens / (microbatches * data.rows_per_microbatch * data.sequence_length),
             "image_fill": images / (microbatches * data.image_budget),
         }
 

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from qwenvl_jax.config import DataConfig, SourceConfig
-from qwenvl_jax.data.sources import Source, open_source
+from qwenvl_jax.data.readers.source import Source, open_source
 from qwenvl_jax.runtime.errors import UserError
 
 

@@ -72,23 +72,25 @@ class Example:
 
 
 class Batch(NamedTuple):
-    """One global batch, static in shape. The leading axis A is the gradient-accumulation microbatch.
+    """One batch, static in shape: A microbatches of B rows of L tokens, with I images of H x W pixels each.
+
+    The first six are [A, B, L], `images` is [A, I, H, W, 3]. Within the step, a microbatch is a `Batch` without axis A.
 
     Attributes:
-      tokens_ABL: int32 ids; 0 in padding.
-      targets_ABL: int32, the id that follows each place within its own sample; 0 where there is none.
-      loss_mask_ABL: float32, 1 where `targets` is supervised.
-      segment_ids_ABL: int32, 1.. numbers the samples of a row, 0 is padding.
-      positions_ABL: int32, restarts at 0 with every sample.
-      image_slot_ABL: int32 into the features of the row's image group, -1 for text. Rows and images are cut into
+      tokens: int32 ids; 0 in padding.
+      targets: int32, the id that follows each place within its own sample; 0 where there is none.
+      loss_mask: float32, 1 where `targets` is supervised.
+      segment_ids: int32, 1.. numbers the samples of a row, 0 is padding.
+      positions: int32, restarts at 0 with every sample.
+      image_slot: int32 into the features of the row's image group, -1 for text. Rows and images are cut into
         image groups (`config.data.image_groups`); feature q of the group's image i has the slot i * Q + q.
-      images_AIHWC: uint8 pixels, zero where the budget is not used.
+      images: uint8 pixels, zero where the budget is not used.
     """
 
-    tokens_ABL: np.ndarray
-    targets_ABL: np.ndarray
-    loss_mask_ABL: np.ndarray
-    segment_ids_ABL: np.ndarray
-    positions_ABL: np.ndarray
-    image_slot_ABL: np.ndarray
-    images_AIHWC: np.ndarray
+    tokens: np.ndarray
+    targets: np.ndarray
+    loss_mask: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    image_slot: np.ndarray
+    images: np.ndarray

@@ -21,11 +21,11 @@ from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.examples import Tokens, tokenize_pieces
 from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.image import Size
+from qwenvl_jax.data.images.decode import Size
 from qwenvl_jax.data.mixture import Sampler, open_sources
 from qwenvl_jax.data.packing import Item, Packer
+from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.record_content import stated_sizes
-from qwenvl_jax.data.sources import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 

@@ -29,7 +29,7 @@ from rich.text import Text
 
 from qwenvl_jax.checkpoint.source import Source, find_source
 from qwenvl_jax.config import to_dict
-from qwenvl_jax.data.records import RecordReader
+from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation import checkpoint
 from qwenvl_jax.evaluation.answers import Answers, finished

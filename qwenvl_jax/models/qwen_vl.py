@@ -121,18 +121,6 @@ def abstract_params(model: ModelConfig) -> Params:
     return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
-def component_of(path: tuple[str, ...]) -> str:
-    """The part of the model that a parameter path belongs to.
-
-    Returns:
-      `vit`, `vit_head` (`ln_post` and `proj`, which run after the resampler), `resampler`, `decoder`, or `fixed`
-      for the resampler's sin-cos table, which is never trained.
-    """
-    if path[:2] in (("vit", "ln_post"), ("vit", "proj")):
-        return "vit_head"
-    return "fixed" if path[:2] == ("resampler", "position_embedding") else path[0]
-
-
 def encode_images(params: Params, model: ModelConfig, compute: ComputeConfig, images_IHWC: jax.Array) -> jax.Array:
     """Features of images: ViT, resampler, `ln_post`, `proj`.
 

@@ -15,10 +15,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import COMPONENTS
-from qwenvl_jax.models.qwen_vl import component_of
+from qwenvl_jax.params import component_of, path_of
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AnyMesh
-from qwenvl_jax.sharding.rules import param_spec, path_of
+from qwenvl_jax.sharding.rules import param_spec
 
 
 @dataclasses.dataclass(frozen=True)

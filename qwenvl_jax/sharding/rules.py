@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import ModelConfig
-from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.params import path_of
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.sharding.mesh import BATCH_AXES, AnyMesh, batch_shards
+from qwenvl_jax.sharding.mesh import AnyMesh
 
 # Path -> names of the axes. Norms and biases along the width are small and stay whole ("none").
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
@@ -78,11 +78,6 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
     "hidden_in": ("tensor", "fsdp"),
     "vocabulary": "tensor",
 }
-
-
-def path_of(key_path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The dict keys of a `jax.tree_util` key path."""
-    return tuple(key.key for key in key_path)
 
 
 def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh) -> P:
@@ -147,22 +142,6 @@ def param_shardings(params: Any, mesh: AnyMesh) -> Any:
 def replicated(mesh: AnyMesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, P())
-
-
-def batch_shardings(mesh: AnyMesh) -> Any:
-    """A `Batch` of shardings: rows and images are split over `data` and `fsdp`, the microbatch axis A is not."""
-    rows: Any = NamedSharding(mesh, P(None, BATCH_AXES))
-    return Batch(*[rows] * len(Batch._fields))
-
-
-def check_batch(rows: int, mesh: AnyMesh) -> None:
-    """Raises UserError if the rows of a microbatch cannot be split over the mesh."""
-    shards = batch_shards(mesh)
-    if rows % shards:
-        raise UserError(
-            f"a microbatch of {rows} rows (config.data.global_batch_size / accumulation) cannot be split over "
-            f"data x fsdp = {shards} devices; change one of them"
-        )
 
 
 def check_heads(model: ModelConfig, mesh: AnyMesh) -> None:

@@ -16,18 +16,19 @@ from qwenvl_jax.config import Config
 from qwenvl_jax.data.loader import join_states, make_loader, tallies
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.models.attention import resolve_attention
+from qwenvl_jax.params import merge, split
 from qwenvl_jax.runtime import distributed, log, storage
 from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.preemption import PreemptionGuard
+from qwenvl_jax.sharding.batch import local_streams, put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.sharding.rules import replicated
 from qwenvl_jax.training import summary
 from qwenvl_jax.training.metrics import Log, Window
 from qwenvl_jax.training.optimizer import make_optimizer
-from qwenvl_jax.training.partition import merge, split
-from qwenvl_jax.training.placement import placed_state
 from qwenvl_jax.training.start import find_start
-from qwenvl_jax.training.step import State, local_streams, make_train_step, put_batch
+from qwenvl_jax.training.state import State, placed_state
+from qwenvl_jax.training.step import make_train_step
 
 
 def train(config: Config, workdir: epath.PathLike) -> int:

@@ -17,8 +17,9 @@ from etils import epath
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qwenvl_jax.chips import peak_flops
 from qwenvl_jax.config import Config
-from qwenvl_jax.perf.flops import Work, peak_flops, training_flops
+from qwenvl_jax.models.flops import Work, training_flops
 from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.distributed import is_primary
 from qwenvl_jax.runtime.errors import UserError

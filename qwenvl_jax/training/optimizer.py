@@ -23,8 +23,7 @@ import numpy as np
 import optax
 
 from qwenvl_jax.config import OptimizerConfig
-from qwenvl_jax.models.qwen_vl import component_of
-from qwenvl_jax.sharding.rules import path_of
+from qwenvl_jax.params import component_of, path_of
 
 Schedule = Callable[[Any], Any]
 

@@ -11,14 +11,13 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint.restore import Source
 from qwenvl_jax.config import COMPONENTS, Config, config_hash
-from qwenvl_jax.models.qwen_vl import component_of
-from qwenvl_jax.perf.flops import full_work, training_flops
+from qwenvl_jax.models.flops import full_work, training_flops
+from qwenvl_jax.params import component_of, flatten, merge
 from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.report import memory_use, report, towers
 from qwenvl_jax.training.optimizer import layer_scales, make_schedule
-from qwenvl_jax.training.partition import flatten, merge
-from qwenvl_jax.training.step import State, abstract_state
+from qwenvl_jax.training.state import State, abstract_state
 
 MANY_PASSES = 2  # over a source, above which the start warns
 BIG = 2**20  # bytes from which a parameter is listed on its own in the sharding table
@@ -111,15 +110,15 @@ def show_data(config: Config) -> None:
         ("source", "task", "weight", "share", "records"),
         [(s.name, s.task, f"{s.weight:g}", f"{s.weight / total:.2%}", s.records) for s in data.mixture],
     )
-    tokens = data.global_batch_size * data.sequence_length
+    tokens = data.rows_per_step * data.sequence_length
     images = data.accumulation * data.image_budget if data.images_per_row else 0
     log.table(
         "batch",
         ("", "value"),
         [
-            ("rows per step", log.count(data.global_batch_size)),
+            ("rows per step", log.count(data.rows_per_step)),
             ("microbatches", data.accumulation),
-            ("rows per microbatch", log.count(data.rows)),
+            ("rows per microbatch", log.count(data.rows_per_microbatch)),
             ("tokens per row", log.count(data.sequence_length)),
             ("tokens per step", log.count(tokens)),
             ("image side, px", data.image_size),
@@ -142,7 +141,7 @@ def expected_passes(config: Config, lengths: dict[str, int] | None) -> dict[str,
       lengths: records by source. Without them a weight is taken for millions of samples, as in the full-size stages.
     """
     data = config.data
-    samples = config.train.steps * data.global_batch_size * max(1.0, data.images_per_row)
+    samples = config.train.steps * data.rows_per_step * max(1.0, data.images_per_row)
     weights = {s.name: s.weight or max(point[1] for point in s.schedule) for s in data.mixture}
     total = sum(weights.values()) or 1.0
     known: Mapping[str, float] = lengths or {name: weight * 1e6 for name, weight in weights.items()}
@@ -166,7 +165,7 @@ def show_passes(config: Config, lengths: dict[str, int] | None = None) -> None:
         log.line(
             f"warning: about {many[worst]:.1f} passes over {worst} are expected"
             + (f", more than {MANY_PASSES} over {len(many)} sources" if len(many) > 1 else "")
-            + "; fewer rows (config.data.global_batch_size) or steps (config.train.steps) make fewer"
+            + "; fewer rows (config.data.rows_per_step) or steps (config.train.steps) make fewer"
         )
 
 

@@ -13,7 +13,7 @@ from etils import epath
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.manager import Manager, save_frozen
 from qwenvl_jax.config import Config
-from qwenvl_jax.training.partition import split
+from qwenvl_jax.params import split
 
 TREE = {"decoder": {"a": jnp.linspace(0, 1, 3000).reshape(30, 100)}, "vit": {"b": jnp.arange(7, dtype=jnp.bfloat16)}}
 MOMENTS = (jnp.ones((5,)), {"count": jnp.zeros((), jnp.int32)})

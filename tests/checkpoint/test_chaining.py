@@ -19,10 +19,10 @@ from qwenvl_jax.checkpoint.restore import check_init, initial_params, load_param
 from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import component_of, flatten, merge
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.partition import flatten, merge
-from qwenvl_jax.training.step import abstract_state
+from qwenvl_jax.training.state import abstract_state
 
 STAGE_1 = ("vit", "vit_head", "resampler")
 
@@ -33,7 +33,7 @@ def test_trained_and_frozen_come_back_together(tmp_path: Path, params: dict[str,
     loaded, found, step = load_params(tmp_path / "run")
     assert (found, step) == (config, 6)
     for path, leaf in flatten(params).items():
-        trained = qwen_vl.component_of(path) in STAGE_1
+        trained = component_of(path) in STAGE_1
         np.testing.assert_array_equal(flatten(loaded)[path], leaf + 6 if trained else leaf)
     older, _, _ = load_params(tmp_path / "run", step=3, components=("vit",))
     assert set(older) == {"vit"}

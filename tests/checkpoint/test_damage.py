@@ -29,11 +29,11 @@ from qwenvl_jax.checkpoint.restore import (
 )
 from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import merge
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.partition import merge
-from qwenvl_jax.training.step import abstract_state
+from qwenvl_jax.training.state import abstract_state
 
 KINDS = ("cut", "gone", "flipped")
 

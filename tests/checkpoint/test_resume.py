@@ -23,7 +23,7 @@ from qwenvl_jax.checkpoint.manager import restore_state
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.checkpoint.steps import finished_steps, latest_step
 from qwenvl_jax.training.loop import train
-from qwenvl_jax.training.step import abstract_state
+from qwenvl_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,12 +19,12 @@ from qwenvl_jax.checkpoint.restore import check_init, load_params, save_params
 from qwenvl_jax.checkpoint.steps import finished_steps
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.tokenizer import train_sentencepiece, vocabulary_digest
+from qwenvl_jax.params import flatten, split
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training.loop import begin, train
-from qwenvl_jax.training.partition import flatten, split
 from qwenvl_jax.training.start import find_start
-from qwenvl_jax.training.step import abstract_state
+from qwenvl_jax.training.state import abstract_state
 
 FRESH = dict.fromkeys(("vit", "resampler", "decoder"))
 

@@ -81,7 +81,7 @@ def test_a_sweep_and_its_report(gcs, run, tiny_data, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_chat_with_a_picture(gcs, gcs_environment, run, tiny_data, tmp_path):
-    from qwenvl_jax.data.records import RecordReader
+    from qwenvl_jax.data.readers.record_folder import RecordReader
 
     picture = RecordReader(tiny_data / "vqa")[0].images[0]
     (tmp_path / "dog.png").write_bytes(picture)
@@ -104,7 +104,7 @@ def test_an_audit(gcs, gcs_environment, tiny_data, tmp_path):
     upload(tiny_data, f"{gcs}/data")
 
     def audited(data: str, output: str) -> None:
-        command = [sys.executable, "-m", "qwenvl_jax.data.audit", f"--config={ROOT / 'tests/tiny_config.py'}:{data}"]
+        command = [sys.executable, "-m", "qwenvl_jax.audit", f"--config={ROOT / 'tests/tiny_config.py'}:{data}"]
         command += [f"--output={output}", "--samples=40", "--shown=1", "--verify"]
         done = subprocess.run(command, cwd=ROOT, env=gcs_environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -12,12 +12,12 @@ from data.source_files import write_jsonl, write_tar, write_tfds
 from support.faulty_gcs import between, told
 
 from qwenvl_jax.config import SourceConfig, TokenizerConfig
-from qwenvl_jax.data import tar_index
-from qwenvl_jax.data.json_source import JsonReader
-from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.readers import tar_index
+from qwenvl_jax.data.readers.json_files import JsonReader
+from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.readers.source import Source, open_source
+from qwenvl_jax.data.readers.tar_files import TarReader, find_shards
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.sources import Source, open_source
-from qwenvl_jax.data.tar_source import TarReader, find_shards
 from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError

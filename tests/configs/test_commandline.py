@@ -45,7 +45,7 @@ MISTAKES = {
     "bad mesh": ([TINY, "--workdir={tmp}/w", "--config.mesh.data=3"], "devices"),
     "rows over the mesh": (
         [TINY, "--workdir={tmp}/w", "--config.data.accumulation=4"],
-        "a microbatch of 2 rows (config.data.global_batch_size / accumulation) cannot be split over",
+        "a microbatch of 2 rows (config.data.rows_per_step / accumulation) cannot be split over",
     ),
     "heads over the mesh": (
         [TINY, "--workdir={tmp}/w", "--config.mesh.data=1", "--config.mesh.tensor=4"],

@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh
 
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
 from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AXES, mesh_shape
-from qwenvl_jax.sharding.rules import check_batch
 
 ROOT = Path(__file__).parents[2]
 STAGES = {"pretrain": stage1_pretrain, "multitask": stage2_multitask, "sft": stage3_sft}
@@ -41,7 +41,7 @@ def test_numbers_of_table_8(stage: str) -> None:
         optimizer.min_learning_rate,
         config.train.steps,
         optimizer.warmup_steps,
-        data.global_batch_size,
+        data.rows_per_step,
         optimizer.vit_layer_decay,
         set(config.train.trainable),
     )
@@ -83,7 +83,7 @@ def test_stages_follow_one_another() -> None:
 def test_every_stage_is_valid_on_every_mesh(stage: str, mesh: str) -> None:
     config = load(stage, mesh)
     chips = 64 if (mesh, stage) == ("v5p", "sft") else CHIPS.get(mesh, 1)
-    check_batch(config.data.rows, AbstractMesh(mesh_shape(config.mesh, chips), AXES))
+    check_batch(config.data.rows_per_microbatch, AbstractMesh(mesh_shape(config.mesh, chips), AXES))
 
 
 def test_an_unknown_mesh_is_refused() -> None:

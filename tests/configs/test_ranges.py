@@ -19,8 +19,9 @@ from configs.quickstart import common
 from qwenvl_jax.config import Config, ModelConfig, from_config_dict, to_dict, validate, validate_model
 from qwenvl_jax.config.validation import _MODEL_RANGES, _RANGES
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.batch import spare_images
 from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
-from qwenvl_jax.training.step import abstract_state, spare_images
+from qwenvl_jax.training.state import abstract_state
 
 TINY = tiny_config.get_config("data").to_dict()
 

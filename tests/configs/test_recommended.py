@@ -12,13 +12,13 @@ from jax.sharding import AbstractMesh
 from configs import stage2_multitask
 from qwenvl_jax.config import Config, from_config_dict, validate
 from qwenvl_jax.runtime import log
+from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AXES, mesh_shape
-from qwenvl_jax.sharding.rules import check_batch
 from qwenvl_jax.training.summary import expected_passes, show_passes
 
 ROOT = Path(__file__).parents[2]
 CHIPS = {"cpu": 1, "gpu": 64, "v4": 512, "v5e": 256, "v5p": 512, "v6e": 256}
-ONE_PASS = {"data.global_batch_size": 1024}
+ONE_PASS = {"data.rows_per_step": 1024}
 ACCUMULATION = {"v4": 2, "v5e": 4}
 
 
@@ -32,7 +32,7 @@ def stage_2(mesh: str, changes: dict[str, int]) -> Config:
 def test_one_pass_of_stage_2_runs_on_every_recipe(mesh: str) -> None:
     changes = ONE_PASS | ({"data.accumulation": ACCUMULATION[mesh]} if mesh in ACCUMULATION else {})
     config = stage_2(mesh, changes)
-    check_batch(config.data.rows, AbstractMesh(mesh_shape(config.mesh, CHIPS[mesh]), AXES))
+    check_batch(config.data.rows_per_microbatch, AbstractMesh(mesh_shape(config.mesh, CHIPS[mesh]), AXES))
     assert all(0.9 < passes < 1.2 for _, passes in expected_passes(config, None).values())
 
 
@@ -41,9 +41,9 @@ def test_no_other_number_of_rows_is_recommended() -> None:
     found = [
         int(number)
         for path in texts
-        for number in re.findall(r"(?:--config\.data\.global_batch_size=|set this to )(\d+)", path.read_text())
+        for number in re.findall(r"(?:--config\.data\.rows_per_step=|set this to )(\d+)", path.read_text())
     ]
-    assert found and set(found) == {ONE_PASS["data.global_batch_size"]}
+    assert found and set(found) == {ONE_PASS["data.rows_per_step"]}
     words = (ROOT / "docs" / "architecture.md").read_text()
     for mesh, number in ACCUMULATION.items():
         assert re.search(rf"`(?:--config\.data\.accumulation)?={number}` on {mesh}", words)

@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2Fo
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.conversion import from_torch, mapping, tensor_files, to_torch
 from qwenvl_jax.conversion.bin_files import read_header
-from qwenvl_jax.conversion.sources import open_checkpoint
+from qwenvl_jax.conversion.stored_tensors import open_checkpoint
 from qwenvl_jax.data.tokenizer import packaged_qwen_vocabulary
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime.errors import UserError

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.conversion import from_torch, manifest, parity, tensor_files, to_torch
-from qwenvl_jax.conversion.sources import open_checkpoint
+from qwenvl_jax.conversion.stored_tensors import open_checkpoint
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl_jax import config as schema
-from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Record
 
 from .record_samples import encoded_image

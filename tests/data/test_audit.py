@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwenvl_jax.auditing.page import page
+from qwenvl_jax.auditing.samples import Audit, audit, draw, places_of, spans_of
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.audit_page import page
-from qwenvl_jax.data.audit_samples import Audit, audit, draw, places_of, spans_of
 from qwenvl_jax.data.examples import make_example, tokenize_pieces
 from qwenvl_jax.data.formats import Piece, training_pieces
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
-from qwenvl_jax.data.records import RecordReader, encode_record, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader, encode_record, write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus, Sample, Stream
 from qwenvl_jax.data.tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""The command `python -m qwenvl_jax.data.audit`: what it writes, what it loads, and how it ends on mistakes."""
+"""The command `python -m qwenvl_jax.audit`: what it writes, what it loads, and how it ends on mistakes."""
 
 from __future__ import annotations
 

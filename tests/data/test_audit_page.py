@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from qwenvl_jax.audit import show
+from qwenvl_jax.auditing.page import page
+from qwenvl_jax.auditing.samples import Span, audit, places_of
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.audit import show
-from qwenvl_jax.data.audit_page import page
-from qwenvl_jax.data.audit_samples import Span, audit, places_of
-from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Record
 
 from .record_samples import with_data

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.loader import Loader, make_loader
-from qwenvl_jax.data.records import RecordReader, encode_record, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader, encode_record, write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -77,13 +77,13 @@ def test_hosts_that_build_the_same_stream_agree_on_damaged_records(
     run_config: Config, tokenizer: Tokenizer, damaged: Path
 ) -> None:
     config = mixture_of(
-        run_config, {"bad": damaged}, "caption", global_batch_size=16, streams=4, image_groups=4, packing_window=2
+        run_config, {"bad": damaged}, "caption", rows_per_step=16, streams=4, image_groups=4, packing_window=2
     )
     whole = take(config, tokenizer, 3)
     again = take(config, tokenizer, 3, streams=[2, 3])
     for batch, part in zip(whole, again, strict=True):
-        np.testing.assert_array_equal(batch.tokens_ABL[:, 4:], part.tokens_ABL)
-        np.testing.assert_array_equal(batch.images_AIHWC[:, batch.images_AIHWC.shape[1] // 2 :], part.images_AIHWC)
+        np.testing.assert_array_equal(batch.tokens[:, 4:], part.tokens)
+        np.testing.assert_array_equal(batch.images[:, batch.images.shape[1] // 2 :], part.images)
 
 
 @pytest.mark.parametrize("bad", sorted(BAD - {20, 22}))
@@ -168,14 +168,12 @@ def test_a_held_sample_that_is_damaged_while_the_run_stands_still_leaves_its_pla
         found = [next(resumed) for _ in range(3)]
         counters = resumed.counters()
     assert counters["corrupt"]["only"] >= before["corrupt"]["only"] + 2
-    different = sum(
-        int((a.segment_ids_ABL != b.segment_ids_ABL).any(-1).sum()) for a, b in zip(found, expected, strict=True)
-    )
+    different = sum(int((a.segment_ids != b.segment_ids).any(-1).sum()) for a, b in zip(found, expected, strict=True))
     assert 1 <= different <= counters["corrupt"]["only"]
     for a, b in zip(found, expected, strict=True):
-        same = a.segment_ids_ABL == b.segment_ids_ABL
-        np.testing.assert_array_equal(a.tokens_ABL[same], b.tokens_ABL[same])
-        assert not a.tokens_ABL[~same].any() and (a.image_slot_ABL[~same] == -1).all()
+        same = a.segment_ids == b.segment_ids
+        np.testing.assert_array_equal(a.tokens[same], b.tokens[same])
+        assert not a.tokens[~same].any() and (a.image_slot[~same] == -1).all()
 
 
 def test_a_shard_that_cannot_be_opened_is_named_and_costs_its_records(record_folders: Path, tmp_path: Path) -> None:

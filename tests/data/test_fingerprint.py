@@ -13,8 +13,8 @@ import pytest
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.loader import join_states, make_loader
-from qwenvl_jax.data.records import write_records
-from qwenvl_jax.data.sources import open_source
+from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.tokenizer import Tokenizer, train_sentencepiece
 from qwenvl_jax.runtime.errors import UserError
 

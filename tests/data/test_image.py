@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from qwenvl_jax.data import fast_image
-from qwenvl_jax.data import image as image_module
-from qwenvl_jax.data.image import decode_image, decode_into, resize_square
+from qwenvl_jax.data.images import decode as image_module
+from qwenvl_jax.data.images import fast
+from qwenvl_jax.data.images.decode import decode_image, decode_into, resize_square
 from qwenvl_jax.runtime.errors import UserError
 
 from .record_samples import encoded_image
@@ -75,7 +75,7 @@ def test_a_draft_differs_little_and_only_for_large_jpegs() -> None:
 def test_the_fast_resize_is_pillows_bitwise(width: int, height: int, size: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).choice(np.array([0, 3, 128, 255], np.uint8), (height, width, 3))
     out = np.zeros((size, size, 3), np.uint8)
-    fast_image.resize_square(pixels, out)
+    fast.resize_square(pixels, out)
     np.testing.assert_array_equal(out, resize_square(Image.fromarray(pixels), size))
 
 
@@ -89,8 +89,8 @@ def test_images_come_out_alike_with_and_without_the_fast_packages(mode: str, mon
     image.save(payload, "PNG" if mode == "PNG" else "JPEG", **({} if mode == "PNG" else options))
     encoded = payload.getvalue()
     encoded = {"cut": encoded[:-3000], "not a JPEG": b"\xff\xd8" + encoded[100:]}.get(mode, encoded)
-    assert fast_image.agrees()
-    assert (fast_image.decode_jpeg(encoded) is None) == (mode in ("CMYK", "cut", "not a JPEG", "PNG"))
+    assert fast.agrees()
+    assert (fast.decode_jpeg(encoded) is None) == (mode in ("CMYK", "cut", "not a JPEG", "PNG"))
 
     def outcome() -> bytes | str:
         out = np.zeros((56, 56, 3), np.uint8)
@@ -100,10 +100,10 @@ def test_images_come_out_alike_with_and_without_the_fast_packages(mode: str, mon
             return str(error)
         return out.tobytes()
 
-    fast = outcome()
+    quick = outcome()
     monkeypatch.setattr(image_module, "_fast", lambda: None)
-    assert outcome() == fast
-    assert isinstance(fast, str) == (mode in ("cut", "not a JPEG"))
+    assert outcome() == quick
+    assert isinstance(quick, str) == (mode in ("cut", "not a JPEG"))
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:

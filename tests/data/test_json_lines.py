@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.json_source import JsonReader
+from qwenvl_jax.data.readers.json_files import JsonReader
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.runtime.errors import UserError
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenvl_jax.data import json_source
-from qwenvl_jax.data.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.examples import make_example
 from qwenvl_jax.data.formats import Piece, chat_pieces, training_pieces
-from qwenvl_jax.data.image import decode_image
-from qwenvl_jax.data.json_source import JsonReader
+from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.readers import json_files
+from qwenvl_jax.data.readers.conversations import parse_conversation, prompt_parts
+from qwenvl_jax.data.readers.json_files import JsonReader
 from qwenvl_jax.data.schema import TASKS, Example
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
@@ -271,7 +271,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They open and are read like others; decoding refuses them, which the loader counts."""
-    monkeypatch.setattr(json_source, "MAX_BYTES", 2000)
+    monkeypatch.setattr(json_files, "MAX_BYTES", 2000)
     bad = {**bad_images(), "long": encoded_image(3, 60, 60)}
     assert len(bad["long"]) > 2000
     for name, payload in bad.items():

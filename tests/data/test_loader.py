@@ -20,7 +20,7 @@ import pytest
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.examples import make_example
 from qwenvl_jax.data.loader import join_states, make_loader, tallies
-from qwenvl_jax.data.records import RecordReader, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader, write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
@@ -34,8 +34,8 @@ QUERIES = 4
 def samples(batch: Batch) -> list[tuple[tuple[int, int], dict[str, np.ndarray]]]:
     """Every sample of a batch with its (microbatch, row), cut out by segment ids."""
     found = []
-    for a, b in np.ndindex(*batch.segment_ids_ABL.shape[:2]):
-        segments_L = batch.segment_ids_ABL[a, b]
+    for a, b in np.ndindex(*batch.segment_ids.shape[:2]):
+        segments_L = batch.segment_ids[a, b]
         for segment in range(1, segments_L.max() + 1):
             places = np.flatnonzero(segments_L == segment)
             assert (np.diff(places) == 1).all(), "a sample is one unbroken run"
@@ -61,40 +61,40 @@ def test_batches_hold_exactly_the_examples(run_config: Config, tokenizer: Tokeni
     config = with_data(run_config, image_groups=groups)
     data = config.data
     for batch in take(config, tokenizer, 4):
-        shape = (data.accumulation, data.rows, data.sequence_length)
+        shape = (data.accumulation, data.rows_per_microbatch, data.sequence_length)
         assert all(array.shape == shape for array in batch[:6])
-        assert batch.images_AIHWC.shape == (2, 16, 28, 28, 3) and batch.images_AIHWC.dtype == np.uint8
+        assert batch.images.shape == (2, 16, 28, 28, 3) and batch.images.dtype == np.uint8
         tasks = collections.defaultdict(set)
         used = collections.defaultdict(list)
         for (a, b), cut in samples(batch):
-            tokens_L, slots_L = cut["tokens_ABL"], cut["image_slot_ABL"]
+            tokens_L, slots_L = cut["tokens"], cut["image_slot"]
             group = b // data.group_rows
             own = np.unique(slots_L[slots_L >= 0] // QUERIES)
             assert (own < data.group_images).all()
-            images_QHWC = batch.images_AIHWC[a, group * data.group_images + own]
+            images_QHWC = batch.images[a, group * data.group_images + own]
             candidates = known[tokens_L.tobytes()]
             [example, *_] = [e for e in candidates if np.array_equal(e.images_IHWC, images_QHWC)]
             tasks[a, b].add(example.task)
             used[a, group] += slots_L[slots_L >= 0].tolist()
             length = len(tokens_L)
-            assert cut["positions_ABL"].tolist() == list(range(length))
-            assert cut["targets_ABL"].tolist() == [*tokens_L[1:], 0]
-            assert cut["loss_mask_ABL"].tolist() == [*example.is_target_L[1:].astype(float), 0.0]
+            assert cut["positions"].tolist() == list(range(length))
+            assert cut["targets"].tolist() == [*tokens_L[1:], 0]
+            assert cut["loss_mask"].tolist() == [*example.is_target_L[1:].astype(float), 0.0]
             first = slots_L[slots_L >= 0].min() if len(images_QHWC) else 0
             np.testing.assert_array_equal(np.where(slots_L >= 0, slots_L - first, -1), example.image_query_L)
         assert all(len(found) == 1 for found in tasks.values()), "a row has one task"
         for slots in used.values():
             assert sorted(slots) == list(range(len(slots))), "every feature is read once, without gaps"
-        padding = batch.segment_ids_ABL == 0
-        assert not batch.tokens_ABL[padding].any() and not batch.loss_mask_ABL[padding].any()
-        assert (batch.image_slot_ABL[padding] == -1).all()
+        padding = batch.segment_ids == 0
+        assert not batch.tokens[padding].any() and not batch.loss_mask[padding].any()
+        assert (batch.image_slot[padding] == -1).all()
 
 
 def test_same_config_same_batches(run_config: Config, tokenizer: Tokenizer) -> None:
     first = take(run_config, tokenizer, 5)
     assert_equal(first, take(run_config, tokenizer, 5, prefetch=1))
     other = take(with_data(run_config, seed=8), tokenizer, 5)
-    assert any(not np.array_equal(x.tokens_ABL, y.tokens_ABL) for x, y in zip(first, other, strict=True))
+    assert any(not np.array_equal(x.tokens, y.tokens) for x, y in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, 9])
@@ -138,11 +138,11 @@ def join(parts: list[list[Batch]]) -> list[Batch]:
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 def test_any_number_of_hosts_continues_the_same_batches(run_config: Config, tokenizer: Tokenizer, hosts: int) -> None:
     """Stopped on two hosts, continued on any: the global batches stay those of a run on one, and so do the counts."""
-    config = with_data(run_config, global_batch_size=16, streams=8, image_groups=8, packing_window=2)
+    config = with_data(run_config, rows_per_step=16, streams=8, image_groups=8, packing_window=2)
     with make_loader(config, tokenizer) as loader:
         whole = [next(loader) for _ in range(5)]
         state, counters = loader.state(), loader.counters()
-    assert whole[0].tokens_ABL.shape[:2] == (2, 8)
+    assert whole[0].tokens.shape[:2] == (2, 8)
 
     def on(count: int, place: dict[str, Any] | None, batches: int) -> tuple[list[Batch], dict[str, Any]]:
         parts, states = [], []
@@ -178,11 +178,11 @@ def test_state_is_small_and_late_places_are_as_near_as_early_ones(run_config: Co
 def test_every_record_once_per_epoch(run_config: Config, tokenizer: Tokenizer) -> None:
     """Over batches and what the packer still holds, records come as often as their epochs say."""
     source = SourceConfig("vqa", "vqa", run_config.data.mixture[1].records, 1.0)
-    config = with_data(run_config, mixture=(source,), global_batch_size=2, accumulation=1)
+    config = with_data(run_config, mixture=(source,), rows_per_step=2, accumulation=1)
     with make_loader(config, tokenizer) as loader:
         seen: collections.Counter[bytes] = collections.Counter()
         while (own := loader.state()["streams"]["0"])["next"] < 23:
-            seen.update(cut["tokens_ABL"].tobytes() for _, cut in samples(next(loader)))
+            seen.update(cut["tokens"].tobytes() for _, cut in samples(next(loader)))
         assert own["next"] < 46
         assert max(seen.values()) <= 2  # at most two epochs begun
         assert sum(seen.values()) + len(own["held"]) == own["next"]
@@ -197,9 +197,9 @@ def test_counters(run_config: Config, tokenizer: Tokenizer) -> None:
         batches = [next(loader) for _ in range(6)]
         counters = loader.counters()
     assert counters["batches"] == 6
-    assert counters["tokens"] == sum(int((batch.segment_ids_ABL > 0).sum()) for batch in batches)
-    assert counters["targets"] == sum(int(batch.loss_mask_ABL.sum()) for batch in batches)
-    assert counters["token_fill"] == counters["tokens"] / sum(batch.tokens_ABL.size for batch in batches)
+    assert counters["tokens"] == sum(int((batch.segment_ids > 0).sum()) for batch in batches)
+    assert counters["targets"] == sum(int(batch.loss_mask.sum()) for batch in batches)
+    assert counters["token_fill"] == counters["tokens"] / sum(batch.tokens.size for batch in batches)
     assert 0.3 < counters["image_fill"] <= 1 and 0.6 < counters["token_fill"] <= 1
     assert sum(counters["seen"].values()) == sum(len(samples(batch)) for batch in batches)
     assert set(counters["seen"]) == {source.name for source in run_config.data.mixture}
@@ -248,8 +248,8 @@ def cuts(batch: Batch) -> list[tuple[int, int, int]]:
     """(microbatch, row, segment) of every sample, also where a segment number is missing."""
     return [
         (a, b, int(segment))
-        for a, b in np.ndindex(*batch.segment_ids_ABL.shape[:2])
-        for segment in np.unique(batch.segment_ids_ABL[a, b])
+        for a, b in np.ndindex(*batch.segment_ids.shape[:2])
+        for segment in np.unique(batch.segment_ids[a, b])
         if segment
     ]
 
@@ -307,22 +307,22 @@ def test_memory_is_used_again_but_not_under_a_batch_in_use(run_config: Config, t
     kept: dict[int, np.ndarray] = {}
     with make_loader(with_data(run_config, decode_workers=1), tokenizer) as loader:
         for number, batch in enumerate(loader):
-            np.testing.assert_array_equal(batch.images_AIHWC, expected[number].images_AIHWC)
+            np.testing.assert_array_equal(batch.images, expected[number].images)
             if number % 3 == 0:
-                kept[number] = batch.images_AIHWC[0, 1:]  # a view alone
+                kept[number] = batch.images[0, 1:]  # a view alone
             if number == 11:
                 break
         del batch
         maps = mapped() - before
     assert maps < 12
     for number, view in kept.items():
-        np.testing.assert_array_equal(view, expected[number].images_AIHWC[0, 1:])
+        np.testing.assert_array_equal(view, expected[number].images[0, 1:])
 
 
 def test_workers_leave_nothing_open(run_config: Config, tokenizer: Tokenizer) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     batches = take(with_data(run_config, decode_workers=2), tokenizer, 6)
-    assert all(batch.images_AIHWC.any() for batch in batches)  # the pixels live as long as their batch
+    assert all(batch.images.any() for batch in batches)  # the pixels live as long as their batch
     del batches
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 

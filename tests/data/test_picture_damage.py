@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from qwenvl_jax.config import Config
-from qwenvl_jax.data import decoding
+from qwenvl_jax.data.images import pool
 from qwenvl_jax.data.loader import make_loader
-from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
@@ -88,7 +88,7 @@ def test_dialogues_state_sizes_too_but_thousandths_state_nothing(
 def test_a_picture_that_keeps_its_decoder_busy_costs_workers_and_not_the_run(
     run_config: Config, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "PROCESSOR_SECONDS", 5.0)
+    monkeypatch.setattr(pool, "PROCESSOR_SECONDS", 5.0)
     records = [make_record("caption", k) for k in range(200)]
     records[5] = dataclasses.replace(records[5], images=(damage.endless_gif(32),))
     folder = tmp_path / "records"
@@ -108,7 +108,7 @@ def test_a_picture_that_keeps_its_decoder_busy_costs_workers_and_not_the_run(
     with make_loader(config, tokenizer) as loader:  # nothing else is different
         others = [next(loader) for _ in range(count)]
         assert loader.counters()["corrupt"]["only"] == 1
-    assert all(batch.images_AIHWC.any() for batch in others)
+    assert all(batch.images.any() for batch in others)
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_a_decoder_that_stands_still_is_replaced_and_the_stream_stays_the_same(
 ) -> None:
     """It computes nothing, so that only the clock shows it; the picture is asked for again and comes out."""
     expected = take(run_config, tokenizer, 8)
-    monkeypatch.setattr(decoding, "SECONDS", 6.0)
+    monkeypatch.setattr(pool, "SECONDS", 6.0)
     with make_loader(with_data(run_config, decode_workers=1), tokenizer, prefetch=1) as loader:
         batches = [next(loader) for _ in range(3)]
         [worker] = loader.workers()
@@ -157,12 +157,12 @@ def test_closing_does_not_wait_for_a_picture_that_hangs(
 def test_a_process_without_memory_is_not_the_fault_of_a_picture(
     run_config: Config, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = decoding.DecodePool(0, 28, False)
+    decoders = pool.DecodePool(0, 28, False)
 
     def none(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoding, "decode_into", none)
+    monkeypatch.setattr(pool, "decode_into", none)
     with pytest.raises(MemoryError):
-        pool.submit([encoded_image(1)], [None], np.zeros((1, 28, 28, 3), np.uint8), None, 0).result()
-    pool.close()
+        decoders.submit([encoded_image(1)], [None], np.zeros((1, 28, 28, 3), np.uint8), None, 0).result()
+    decoders.close()

@@ -15,9 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from qwenvl_jax.data import records
-from qwenvl_jax.data.image import decode_image
-from qwenvl_jax.data.records import RecordReader, decode_record, encode_record, write_records
+from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.readers import record_folder
+from qwenvl_jax.data.readers.record_folder import RecordReader, decode_record, encode_record, write_records
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.runtime.errors import UserError
 
@@ -77,7 +77,7 @@ def test_grain_reads_a_reader(record_folders: Path) -> None:
 def test_encoding_equals_the_one_of_tfds(record_folders: Path) -> None:
     sample = make_record("dialogue", 1)
     features = tfds.builder_from_directory(str(record_folders / "dialogue")).info.features
-    fields = {field: getattr(sample, field) for field in records.TEXT_FIELDS}
+    fields = {field: getattr(sample, field) for field in record_folder.TEXT_FIELDS}
     content = json.dumps(sample.content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     encoded = features.serialize_example(
         features.encode_example({**fields, "images": list(sample.images), "content": content})
@@ -86,7 +86,7 @@ def test_encoding_equals_the_one_of_tfds(record_folders: Path) -> None:
 
 
 def test_manifest(record_folders: Path) -> None:
-    manifest = records.read_manifest(record_folders / "caption")
+    manifest = record_folder.read_manifest(record_folders / "caption")
     train = manifest["splits"]["train"]
     assert train["records"] == train["images"] == 23
     assert train["tasks"] == {"caption": 23} and train["sources"] == {"caption_source": 23}
@@ -195,7 +195,7 @@ def test_the_input_pipeline_imports_no_tensorflow_or_torch() -> None:
         "import sys; from qwenvl_jax.data import loader, records; from tensorflow_datasets.proto import tf_example_pb2;"
         "print(sorted({'tensorflow', 'torch', 'apache_beam', 'flax', 'dashscope'} & set(sys.modules)))"
     )
-    root = Path(records.__file__).parents[2]
+    root = Path(record_folder.__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -203,11 +203,12 @@ def test_the_input_pipeline_imports_no_tensorflow_or_torch() -> None:
 def test_reading_imports_nothing(record_folders: Path) -> None:
     """While TFDS is imported, imports of other threads are not what they seem; threads that read then hang."""
     code = (
-        "import sys; from qwenvl_jax.data.records import RecordReader; reader = RecordReader(sys.argv[1]); "
+        "import sys; from qwenvl_jax.data.readers.record_folder import RecordReader; "
+        "reader = RecordReader(sys.argv[1]); "
         "before = set(sys.modules); reader[0]; print(sorted(set(sys.modules) - before))"
     )
     command = [sys.executable, "-c", code, str(record_folders / "ocr")]
-    root = Path(records.__file__).parents[2]
+    root = Path(record_folder.__file__).parents[2]
     found = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"
 

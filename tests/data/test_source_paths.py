@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.config import SourceConfig
-from qwenvl_jax.data.source_paths import MAX_SHARDS, expand_braces, other_kind
-from qwenvl_jax.data.sources import open_source
-from qwenvl_jax.data.tar_source import TarReader, find_shards
+from qwenvl_jax.data.readers.paths import MAX_SHARDS, expand_braces, other_kind
+from qwenvl_jax.data.readers.source import open_source
+from qwenvl_jax.data.readers.tar_files import TarReader, find_shards
 from qwenvl_jax.runtime.errors import UserError
 
 from .record_samples import encoded_image

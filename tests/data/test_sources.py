@@ -17,9 +17,9 @@ from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.examples import make_example
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
-from qwenvl_jax.data.records import write_records
+from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.schema import Batch
-from qwenvl_jax.data.sources import open_source
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
@@ -74,10 +74,10 @@ def assert_equal(a: list[Batch], b: list[Batch]) -> None:
 
 def cuts(batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
     """Tokens, loss mask, image slots and microbatch of every sample."""
-    for a, b in np.ndindex(*batch.segment_ids_ABL.shape[:2]):
-        for segment in range(1, batch.segment_ids_ABL[a, b].max() + 1):
-            places = batch.segment_ids_ABL[a, b] == segment
-            yield (*(getattr(batch, f)[a, b][places] for f in ("tokens_ABL", "loss_mask_ABL", "image_slot_ABL")), a)
+    for a, b in np.ndindex(*batch.segment_ids.shape[:2]):
+        for segment in range(1, batch.segment_ids[a, b].max() + 1):
+            places = batch.segment_ids[a, b] == segment
+            yield (*(getattr(batch, f)[a, b][places] for f in ("tokens", "loss_mask", "image_slot")), a)
 
 
 def test_batches_hold_exactly_the_examples(mixed: Config, tokenizer: Tokenizer) -> None:
@@ -94,7 +94,7 @@ def test_batches_hold_exactly_the_examples(mixed: Config, tokenizer: Tokenizer) 
         counters = loader.counters()
     for batch in batches:
         for tokens_L, mask_L, slots_L, a in cuts(batch):
-            images_IHWC = batch.images_AIHWC[a, np.unique(slots_L[slots_L >= 0] // QUERIES)]
+            images_IHWC = batch.images[a, np.unique(slots_L[slots_L >= 0] // QUERIES)]
             [example, *_] = [
                 e for e in known[tokens_L.tobytes()] if np.array_equal(e.images_IHWC, images_IHWC)
             ]  # unpacking fails if there is none

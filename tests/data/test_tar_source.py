@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.config import SourceConfig
-from qwenvl_jax.data import tar_index, tar_source
-from qwenvl_jax.data.image import decode_image
-from qwenvl_jax.data.sources import open_source
-from qwenvl_jax.data.tar_source import TarReader
+from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.readers import tar_files, tar_index
+from qwenvl_jax.data.readers.source import open_source
+from qwenvl_jax.data.readers.tar_files import TarReader
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 from .record_samples import encoded_image
@@ -381,7 +381,7 @@ def test_a_shard_that_changes_under_the_reader(folder: Path) -> None:
 
 def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are samples like others; decoding refuses them, which the loader counts."""
-    monkeypatch.setattr("qwenvl_jax.data.tar_source.MAX_BYTES", 2000)
+    monkeypatch.setattr("qwenvl_jax.data.readers.tar_files.MAX_BYTES", 2000)
     bad = {**bad_images(), "long": encoded_image(3, 60, 60)}
     members = [(f"{n}.{s}", p) for n, payload in bad.items() for s, p in (("png", payload), ("txt", b"a"))]
     reader = TarReader(write_tar(tmp_path / "a.tar", members))
@@ -395,7 +395,7 @@ def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.
 def test_reading_is_a_seek(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample costs its own bytes, wherever in the shard it lies."""
     reader = TarReader(folder)
-    monkeypatch.setattr(tar_source, "index_shard", None)
+    monkeypatch.setattr(tar_files, "index_shard", None)
     monkeypatch.setattr(tarfile, "open", None)
     assert reader[12].content == {"caption": "caption 12"}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from qwenvl_jax.data.image import decode_image
-from qwenvl_jax.data.records import tfds_features
-from qwenvl_jax.data.tfds_source import TfdsReader
+from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.readers.record_folder import tfds_features
+from qwenvl_jax.data.readers.tfds_folder import TfdsReader
 from qwenvl_jax.runtime.errors import UserError
 
 from .record_samples import make_record
@@ -104,7 +104,8 @@ def test_bad_images_are_left_to_the_decoder(tmp_path: Path) -> None:
 
 def test_reading_imports_no_tensorflow(tmp_path: Path) -> None:
     code = (
-        "import sys; from qwenvl_jax.data.tfds_source import TfdsReader; TfdsReader(sys.argv[1], 'dialogue')[3]; "
+        "import sys; from qwenvl_jax.data.readers.tfds_folder import TfdsReader; "
+        "TfdsReader(sys.argv[1], 'dialogue')[3]; "
         "print('tensorflow' in sys.modules)"
     )
     command = [sys.executable, "-c", code, write_tfds(tmp_path, RECORDS)]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.build import build
-from data_pipelines.grounding.scenes import SceneSettings
-from data_pipelines.ingredients import Ingredients, load_ingredients
-from data_pipelines.settings import QuickstartSettings
+from data_pipelines.quickstart.build import build
+from data_pipelines.quickstart.ingredients import Ingredients, load_ingredients
+from data_pipelines.quickstart.scenes import SceneSettings
+from data_pipelines.quickstart.settings import QuickstartSettings
 
 
 @pytest.fixture(scope="session")

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines.build import VOCABULARY, build
-from data_pipelines.grounding.scenes import SPLITS
-from data_pipelines.ingredients import Ingredients
 from data_pipelines.quickstart import main
-from data_pipelines.settings import QuickstartSettings
-from data_pipelines.write_records import make_records, shard_count, write_shards
+from data_pipelines.quickstart.build import VOCABULARY, build
+from data_pipelines.quickstart.ingredients import Ingredients
+from data_pipelines.quickstart.scenes import SPLITS
+from data_pipelines.quickstart.settings import QuickstartSettings
+from data_pipelines.quickstart.shards import make_records, shard_count, write_shards
 from qwenvl_jax.config import TokenizerConfig
 from qwenvl_jax.data import formats
-from qwenvl_jax.data.image import decode_image
+from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_content import stated_sizes
-from qwenvl_jax.data.records import RecordReader
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.runtime.errors import UserError
@@ -246,7 +246,7 @@ def test_a_disk_that_fills_is_told(tiny: QuickstartSettings, tmp_path: Path, mon
     def full(*_: object) -> None:
         raise RuntimeError("write() failed: No space left on device; writing x")  # as ArrayRecord's writer says it
 
-    monkeypatch.setattr("data_pipelines.build.write_shards", full)
+    monkeypatch.setattr("data_pipelines.quickstart.build.write_shards", full)
     with pytest.raises(UserError, match="no space left"):
         build(tiny, tmp_path / "data", tmp_path / "cache")
     assert not list(tmp_path.glob("*data*"))

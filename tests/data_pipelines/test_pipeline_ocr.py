@@ -7,11 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines.ingredients import Ingredients
-from data_pipelines.ocr.render import DRAWN_COVERAGE, Lexicon, OcrSettings, render_words
-from data_pipelines.ocr.words import vocabularies
-from data_pipelines.sources import fonts, rendered
-from data_pipelines.sources.fonts import Font
+from data_pipelines.ocr import fonts
+from data_pipelines.ocr.fonts import Font
+from data_pipelines.quickstart import drawn_stamps
+from data_pipelines.quickstart.ingredients import Ingredients
+from data_pipelines.quickstart.lexicon import vocabularies
+from data_pipelines.quickstart.ocr_pictures import DRAWN_COVERAGE, Lexicon, OcrSettings, render_words
 from qwenvl_jax.runtime.errors import UserError
 
 PILLOW = Font("Pillow default", "")
@@ -60,11 +61,11 @@ def test_same_seed_same_picture(ingredients: Ingredients) -> None:
 
 
 def test_vocabularies_come_from_the_captions() -> None:
-    english, chinese = vocabularies(rendered.stamps(), [("red star", "红色星形")], [PILLOW], [])
-    captions = " ".join(stamp.caption_en.lower() for stamp in rendered.stamps())
+    english, chinese = vocabularies(drawn_stamps.stamps(), [("red star", "红色星形")], [PILLOW], [])
+    captions = " ".join(stamp.caption_en.lower() for stamp in drawn_stamps.stamps())
     assert english[:2] == ["red", "star"] and all(word in captions and 3 <= len(word) <= 6 for word in english)
     assert chinese == []  # no Chinese font given
-    assert vocabularies(rendered.stamps(), [], [], [])[0] == []
+    assert vocabularies(drawn_stamps.stamps(), [], [], [])[0] == []
 
 
 def test_coverage_is_checked() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.build import TASKS, build
-from data_pipelines.settings import QuickstartSettings
-from qwenvl_jax.data.records import RecordReader
+from data_pipelines.quickstart.build import TASKS, build
+from data_pipelines.quickstart.settings import QuickstartSettings
+from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 

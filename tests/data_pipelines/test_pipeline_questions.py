@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from data_pipelines.grounding.questions import ask
-from data_pipelines.grounding.scenes import Scene, SceneObject, scene_at
-from data_pipelines.grounding.sentences import caption, caption_segments, count_sentence, enumeration
-from data_pipelines.grounding.stamps import Stamp
-from data_pipelines.ingredients import Ingredients
-from data_pipelines.settings import QuickstartSettings
+from data_pipelines.quickstart.ingredients import Ingredients
+from data_pipelines.quickstart.questions import ask
+from data_pipelines.quickstart.scenes import Scene, SceneObject, scene_at
+from data_pipelines.quickstart.sentences import caption, caption_segments, count_sentence, enumeration
+from data_pipelines.quickstart.settings import QuickstartSettings
+from data_pipelines.quickstart.stamps import Stamp
 
 
 def item(noun: str, noun_zh: str, x: int, y: int) -> SceneObject:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.clean import rules
-from data_pipelines.clean.rules import Caption, clean_captions
+from data_pipelines.clean import text as rules
+from data_pipelines.clean.text import Caption, clean_captions
 
 
 def caption(text: str, language: str = "en", name: str = "a", picture: str = "") -> Caption:

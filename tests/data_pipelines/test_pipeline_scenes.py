@@ -7,8 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.grounding.scenes import SceneSettings, make_scene, scene_at, split_of
-from data_pipelines.grounding.stamps import (
+from data_pipelines.quickstart import drawn_stamps
+from data_pipelines.quickstart.ingredients import Ingredients
+from data_pipelines.quickstart.raw_stamp import RawStamp
+from data_pipelines.quickstart.scenes import SceneSettings, make_scene, scene_at, split_of
+from data_pipelines.quickstart.settings import QuickstartSettings
+from data_pipelines.quickstart.stamps import (
     VISIBLE_ALPHA,
     Stamp,
     article,
@@ -17,10 +21,6 @@ from data_pipelines.grounding.stamps import (
     prepare_views,
     select_stamps,
 )
-from data_pipelines.ingredients import Ingredients
-from data_pipelines.settings import QuickstartSettings
-from data_pipelines.sources import rendered
-from data_pipelines.sources.stamp import RawStamp
 from qwenvl_jax.runtime.errors import UserError
 
 BLACK = [np.zeros((150, 170, 3), np.uint8)]
@@ -164,19 +164,19 @@ def test_articles_and_measure_words() -> None:
 
 
 def test_selection_is_deterministic_and_spread() -> None:
-    stamps = select_stamps(rendered.stamps(), 12, [40])
-    assert [s.id for s in stamps] == [s.id for s in select_stamps(rendered.stamps()[::-1], 12, [40])]
-    assert {s.category for s in stamps} == set(rendered.SHAPES)
+    stamps = select_stamps(drawn_stamps.stamps(), 12, [40])
+    assert [s.id for s in stamps] == [s.id for s in select_stamps(drawn_stamps.stamps()[::-1], 12, [40])]
+    assert {s.category for s in stamps} == set(drawn_stamps.SHAPES)
     assert len({s.noun_en for s in stamps}) == len({s.noun_zh for s in stamps}) == 12
-    listed = select_stamps(rendered.stamps(), 12, [40], listed=["star/red", "ring/blue"])
+    listed = select_stamps(drawn_stamps.stamps(), 12, [40], listed=["star/red", "ring/blue"])
     assert [s.name_en for s in listed] == ["a red star", "a blue ring"]
 
 
 def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="lower --num_stamps"):
-        select_stamps(rendered.stamps(), 99, [40])
+        select_stamps(drawn_stamps.stamps(), 99, [40])
     with pytest.raises(UserError, match="star/pink"):
-        select_stamps(rendered.stamps(), 2, [40], listed=["star/pink"])
+        select_stamps(drawn_stamps.stamps(), 2, [40], listed=["star/pink"])
     for wrong in ({"min_size": 0.7}, {"max_objects": 4}, {"stamp_count": 3}, {"margin_px": 40}, {"jpeg_quality": 5}):
         with pytest.raises(UserError):
             dataclasses.replace(SceneSettings(), **wrong).check()

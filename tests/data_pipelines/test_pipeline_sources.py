@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.ingredients import caption_lines, load_ingredients
-from data_pipelines.settings import QuickstartSettings
-from data_pipelines.sources import apt, backgrounds, rendered, tuxpaint
-from data_pipelines.sources.stamp import load_rgba
+from data_pipelines.fetch import apt
+from data_pipelines.quickstart import backgrounds, drawn_stamps, tuxpaint
+from data_pipelines.quickstart.ingredients import caption_lines, load_ingredients
+from data_pipelines.quickstart.raw_stamp import load_rgba
+from data_pipelines.quickstart.settings import QuickstartSettings
 from qwenvl_jax.runtime.errors import UserError
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb builds the package of this test")
@@ -93,8 +94,8 @@ def test_a_failing_download_is_unavailable_and_leaves_nothing(tmp_path: Path, mo
 
 
 def test_rendered_stamps_are_what_they_say() -> None:
-    stamps = {s.id: s for s in rendered.stamps()}
-    assert len(stamps) == len(rendered.SHAPES) * len(rendered.COLORS)
+    stamps = {s.id: s for s in drawn_stamps.stamps()}
+    assert len(stamps) == len(drawn_stamps.SHAPES) * len(drawn_stamps.COLORS)
     ring = load_rgba(stamps["ring/red"])
     assert ring[80, 80, 3] == 0 and ring[80, 20, 3] == 255 and ring[80, 20, 0] > 150 > ring[80, 20, 2]
     assert stamps["star/orange"].caption_en == "An orange star." and stamps["star/red"].caption_zh == "一个红色星形。"

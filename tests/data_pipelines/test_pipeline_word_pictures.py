@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.grounding.word_pictures import SIGN, word_picture
+from data_pipelines.quickstart.word_pictures import SIGN, word_picture
 
 SIDE, GRID = 100, 4
 boxes = st.tuples(*[st.integers(0, 98)] * 2, *[st.integers(1, 100)] * 2).map(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl_jax.data.records import RecordReader, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader, write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation import answers, questions
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig

@@ -19,9 +19,9 @@ from qwenvl_jax.evaluation import checkpoint as module
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
+from qwenvl_jax.params import split
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.training.partition import split
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,6 +10,7 @@ import pytest
 from configs.model import qwen_vl_9b6
 from qwenvl_jax.config import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig, from_config_dict
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import component_of
 
 RNG = np.random.default_rng(0)
 
@@ -33,7 +34,7 @@ def test_parameter_counts_of_the_full_model():
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == jnp.float32 for leaf in leaves.values())
     counts: dict[str, int] = {}
     for path, leaf in leaves.items():
-        component = qwen_vl.component_of(path)
+        component = component_of(path)
         counts[component] = counts.get(component, 0) + int(np.prod(leaf.shape))
     assert counts == {
         "vit": 1_842_770_688,

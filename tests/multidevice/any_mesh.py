@@ -27,12 +27,13 @@ from jax.sharding import PartitionSpec as P
 from qwenvl_jax import config as schema
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import flatten, split
+from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import AXES, BATCH_AXES, make_mesh
 from qwenvl_jax.sharding.rules import param_shardings
 from qwenvl_jax.training.optimizer import make_optimizer
-from qwenvl_jax.training.partition import flatten, split
-from qwenvl_jax.training.placement import placed_state
-from qwenvl_jax.training.step import State, make_train_step, put_batch, state_shardings
+from qwenvl_jax.training.state import State, placed_state, state_shardings
+from qwenvl_jax.training.step import make_train_step
 
 DEVICES = 24
 ROWS = 48  # of all microbatches at most; the one device always takes so many, the last of them empty
@@ -105,7 +106,7 @@ def config_of(case: Case) -> schema.Config:
                 mixture=(schema.SourceConfig("caption", "caption", "unused", 1.0),),
                 image_size=8,
                 sequence_length=LENGTH,
-                global_batch_size=case.rows * case.accumulation,
+                rows_per_step=case.rows * case.accumulation,
                 accumulation=case.accumulation,
                 images_per_row=case.images_per_row,
                 packing_window=1,
@@ -146,18 +147,18 @@ def batch_of(case: Case, data: schema.DataConfig) -> Batch:
 
 def as_one_group(batch: Batch, data: schema.DataConfig) -> Batch:
     """The same rows as one microbatch of one image group, filled up with empty rows and images to `ROWS`, `IMAGES`."""
-    microbatches, rows, _ = batch.tokens_ABL.shape
+    microbatches, rows, _ = batch.tokens.shape
     group = np.arange(microbatches)[:, None] * data.groups + np.arange(rows) // data.group_rows
     first = (group * data.group_images * QUERIES)[..., None]
-    slots = np.where(batch.image_slot_ABL >= 0, batch.image_slot_ABL + first, -1).astype(np.int32)
+    slots = np.where(batch.image_slot >= 0, batch.image_slot + first, -1).astype(np.int32)
 
     def fill(name: str, field: np.ndarray) -> np.ndarray:
         joined = field.reshape(-1, *field.shape[2:])
-        empty = (IMAGES if name == "images_AIHWC" else ROWS) - len(joined)
-        value = -1 if name == "image_slot_ABL" else 0
+        empty = (IMAGES if name == "images" else ROWS) - len(joined)
+        value = -1 if name == "image_slot" else 0
         return np.pad(joined, [(0, empty), *[(0, 0)] * (joined.ndim - 1)], constant_values=value)[None]
 
-    return Batch(*(fill(*field) for field in batch._replace(image_slot_ABL=slots)._asdict().items()))
+    return Batch(*(fill(*field) for field in batch._replace(image_slot=slots)._asdict().items()))
 
 
 def fresh_state(config: schema.Config, mesh: Mesh) -> State:
@@ -196,22 +197,22 @@ def reference_step(trainable: tuple[str, ...]) -> tuple[schema.Config, Mesh, Any
 
 def evaluate(params: Any, batch: Batch) -> dict[str, jax.Array]:
     """Logits of whole rows, of a prefill padded on the left, and of two decoded tokens; batch without its axis A."""
-    features_FD = qwen_vl.encode_images(params, MODEL, COMPUTE, batch.images_AIHWC)
+    features_FD = qwen_vl.encode_images(params, MODEL, COMPUTE, batch.images)
     hidden_BLD = qwen_vl.forward(
         params,
         MODEL,
         COMPUTE,
-        tokens_BL=batch.tokens_ABL,
-        segment_ids_BL=batch.segment_ids_ABL,
-        positions_BL=batch.positions_ABL,
-        image_slot_BL=batch.image_slot_ABL,
-        images_IHWC=batch.images_AIHWC,
+        tokens_BL=batch.tokens,
+        segment_ids_BL=batch.segment_ids,
+        positions_BL=batch.positions,
+        image_slot_BL=batch.image_slot,
+        images_IHWC=batch.images,
         training=False,
     )
-    rows = batch.tokens_ABL.shape[0]
-    valid_BL = jnp.arange(LENGTH) >= (batch.targets_ABL[:, :1] % 8)
+    rows = batch.tokens.shape[0]
+    valid_BL = jnp.arange(LENGTH) >= (batch.targets[:, :1] % 8)
     position_BL = jnp.cumsum(valid_BL, axis=1, dtype=jnp.int32) - 1
-    prompt_BLD = qwen_vl.embed(params, MODEL, COMPUTE, batch.tokens_ABL, batch.image_slot_ABL, features_FD)
+    prompt_BLD = qwen_vl.embed(params, MODEL, COMPUTE, batch.tokens, batch.image_slot, features_FD)
     cache = qwen_vl.init_cache(MODEL, COMPUTE, rows, LENGTH + 2)
     prefill_BLD, cache = qwen_vl.prefill(params, MODEL, COMPUTE, prompt_BLD, position_BL, valid_BL, cache)
     alpha_B = qwen_vl.ntk_alpha(MODEL, jnp.sum(valid_BL, axis=1))
@@ -222,7 +223,7 @@ def evaluate(params: Any, batch: Batch) -> dict[str, jax.Array]:
             params,
             MODEL,
             COMPUTE,
-            batch.targets_ABL[:, index],
+            batch.targets[:, index],
             position_BL[:, -1] + 1 + index,
             seen_BT,
             LENGTH + index,
@@ -240,7 +241,7 @@ def check_evaluation(case: Case, mesh: Mesh, batch: Batch, worst: dict[str, floa
     """`eval_rows` rows, split over the mesh if they divide, and all images."""
     whole = Batch(*(field[0] for field in batch))
     expected = evaluate_on_one(parameters(), whole)
-    few = Batch(*(field[: case.eval_rows] for field in whole[:-1]), whole.images_AIHWC)
+    few = Batch(*(field[: case.eval_rows] for field in whole[:-1]), whole.images)
     shards = case.slices * case.data * case.fsdp
 
     def place(field: np.ndarray) -> jax.Array:

@@ -17,11 +17,13 @@ from etils import epath
 
 from qwenvl_jax.checkpoint.manager import Manager
 from qwenvl_jax.checkpoint.restore import initial_params
+from qwenvl_jax.params import flatten, merge, split
+from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.loop import begin, resume
 from qwenvl_jax.training.optimizer import make_optimizer
-from qwenvl_jax.training.partition import flatten, merge, split
-from qwenvl_jax.training.step import State, abstract_state, make_train_step, put_batch
+from qwenvl_jax.training.state import State, abstract_state
+from qwenvl_jax.training.step import make_train_step
 
 
 def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: str = "") -> None:
@@ -31,7 +33,7 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
         mesh__fsdp=fsdp,
         mesh__tensor=tensor,
         mesh__slices=slices,
-        data__global_batch_size=16,
+        data__rows_per_step=16,
         data__images_per_row=1.5,
         data__image_groups=4,
         train__trainable=("vit", "vit_head", "resampler", "decoder"),

@@ -14,7 +14,7 @@ import pytest
 from support.ports import free_port
 
 from qwenvl_jax.checkpoint.restore import load_params
-from qwenvl_jax.training.partition import flatten
+from qwenvl_jax.params import flatten
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "tiny_config.py"

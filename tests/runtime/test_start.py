@@ -129,7 +129,7 @@ def test_an_audit_of_tar_shards_needs_no_device(tiny_data: Path, tmp_path: Path)
         "    config.data.mixture = (source,)\n"
         "    return config\n"
     )
-    command = [sys.executable, "-m", "qwenvl_jax.data.audit", f"--config={config}", f"--output={tmp_path / 'seen'}"]
+    command = [sys.executable, "-m", "qwenvl_jax.audit", f"--config={config}", f"--output={tmp_path / 'seen'}"]
     environment = os.environ | {"JAX_PLATFORMS": "no_such_device"}
     run = subprocess.run([*command, "--samples=8"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qwenvl_jax.chips import Topology, parse_topology
 from qwenvl_jax.config import Config, from_config_dict, validate
-from qwenvl_jax.perf.aot import for_topology
-from qwenvl_jax.perf.hardware import Topology, parse_topology
+from qwenvl_jax.planning.aot import for_topology
 from qwenvl_jax.sharding.mesh import abstract_mesh
 from qwenvl_jax.sharding.report import as_json, json_text
-from qwenvl_jax.training.placement import placed_state
+from qwenvl_jax.training.state import placed_state
 
 FOLDER = Path(__file__).parents[1] / "golden" / "sharding"
 STAGES = {1: "stage1_pretrain", 2: "stage2_multitask", 3: "stage3_sft"}

@@ -13,7 +13,7 @@ import make_golden_sharding as golden
 import numpy as np
 import pytest
 
-from qwenvl_jax.perf.hardware import parse_topology
+from qwenvl_jax.chips import parse_topology
 from qwenvl_jax.runtime.errors import UserError
 
 

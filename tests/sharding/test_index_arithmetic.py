@@ -21,9 +21,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from qwenvl_jax.config import Config, DataConfig, from_config_dict, validate
 from qwenvl_jax.models.parallel import take_features
+from qwenvl_jax.sharding.batch import check_batch, local_slice, spare_images, streams_of
 from qwenvl_jax.sharding.mesh import AXES, mesh_shape
-from qwenvl_jax.sharding.rules import check_batch
-from qwenvl_jax.training.step import local_slice, spare_images, streams_of
 
 STAGES = {"pretrain": "stage1_pretrain", "multitask": "stage2_multitask", "sft": "stage3_sft"}
 CHIPS = {
@@ -173,8 +172,8 @@ def groups_received(data: DataConfig, mesh: tuple[int, int]) -> tuple[np.ndarray
     pictures = data.group_images + spare_images(data, shards)
     labels_F1 = np.repeat(np.arange(data.groups, dtype=np.float32), pictures)[:, None]
     asked = np.array([0, data.group_images - 1, pictures - 1, pictures])
-    slots_BL = np.broadcast_to(asked, (data.rows, 4)).astype(np.int32)
-    assert len(labels_F1) % shards == 0 == data.rows % shards
+    slots_BL = np.broadcast_to(asked, (data.rows_per_microbatch, 4)).astype(np.int32)
+    assert len(labels_F1) % shards == 0 == data.rows_per_microbatch % shards
 
     sizes = AbstractMesh((*mesh, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     with jax.sharding.use_abstract_mesh(sizes):
@@ -182,13 +181,13 @@ def groups_received(data: DataConfig, mesh: tuple[int, int]) -> tuple[np.ndarray
     mapped = [equation for equation in traced.eqns if equation.primitive.name == "shard_map"]
     if not mapped:
         assert shards == 1
-        return np.arange(data.rows) // data.group_rows, np.asarray(take_features(labels_F1, slots_BL, data.groups))[
-            ..., 0
-        ]
+        return np.arange(data.rows_per_microbatch) // data.group_rows, np.asarray(
+            take_features(labels_F1, slots_BL, data.groups)
+        )[..., 0]
     (equation,) = mapped
     parts = (labels_F1.reshape(shards, -1, 1), slots_BL.reshape(shards, -1, 4))
     (taken,) = Collectives(*mesh).run(equation.params["jaxpr"], (), *parts)
-    return np.arange(data.rows) // data.group_rows, taken.reshape(data.rows, 4)
+    return np.arange(data.rows_per_microbatch) // data.group_rows, taken.reshape(data.rows_per_microbatch, 4)
 
 
 def assert_own_groups(data: DataConfig, mesh: tuple[int, int]) -> None:
@@ -210,8 +209,8 @@ def test_every_shipped_recipe_gives_every_row_its_own_pictures(stage: str, kind:
     fixed = math.prod(size for size in (config.mesh.fsdp, config.mesh.tensor) if size > 0)
     for chips in (chips for chips in CHIPS[kind] if chips % fixed == 0):
         data, fsdp, tensor = mesh_shape(config.mesh, chips)
-        if config.data.rows % (data * fsdp) == 0:
-            check_batch(config.data.rows, AbstractMesh((data, fsdp, tensor), AXES))
+        if config.data.rows_per_microbatch % (data * fsdp) == 0:
+            check_batch(config.data.rows_per_microbatch, AbstractMesh((data, fsdp, tensor), AXES))
             assert_own_groups(config.data, (data, fsdp))
             tried += 1
     assert tried
@@ -225,10 +224,10 @@ def test_pods_of_three_times_a_power_of_two_chips(chips: int, stage: str, groups
     data = load(stage, "v5p").data
     rows = math.lcm(chips, groups) * (3 if stage == "multitask" else 1)
     cut = dataclasses.replace(
-        data, global_batch_size=rows * data.accumulation, image_groups=groups, streams=min(groups, data.streams)
+        data, rows_per_step=rows * data.accumulation, image_groups=groups, streams=min(groups, data.streams)
     )
     for mesh in {(chips // fsdp, fsdp), (chips // (2 * fsdp), fsdp)} if chips % fsdp == 0 else ():
-        if math.prod(mesh) and cut.rows % math.prod(mesh) == 0:
+        if math.prod(mesh) and cut.rows_per_microbatch % math.prod(mesh) == 0:
             assert_own_groups(cut, mesh)
 
 
@@ -240,7 +239,7 @@ def test_any_mesh_gives_every_row_its_own_pictures(data: int, fsdp: int, times: 
     per_row = draw.draw(st.sampled_from([0.3, 1.0, 1.7, 3.0]))
     template = load("sft", "v5p").data
     cut = dataclasses.replace(
-        template, global_batch_size=rows, accumulation=1, image_groups=groups, streams=1, images_per_row=per_row
+        template, rows_per_step=rows, accumulation=1, image_groups=groups, streams=1, images_per_row=per_row
     )
     assert_own_groups(cut, (data, fsdp))
 
@@ -255,7 +254,7 @@ def test_the_model_of_collectives_finds_a_wrong_exchange(monkeypatch: pytest.Mon
         return parallel._gather_along(x, "data", split.data, neighbours // along)
 
     template = load("sft", "v5p").data
-    cut = dataclasses.replace(template, global_batch_size=24, accumulation=1, image_groups=4, streams=1)
+    cut = dataclasses.replace(template, rows_per_step=24, accumulation=1, image_groups=4, streams=1)
     assert_own_groups(cut, (3, 4))
     monkeypatch.setattr(parallel, "_gather_neighbours", along_the_axes)
     own, taken = groups_received(cut, (3, 4))

@@ -15,11 +15,12 @@ from configs import model as models
 from qwenvl_jax.config import MeshConfig, ModelConfig, from_config_dict
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.layers import Projection
+from qwenvl_jax.params import flatten
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AXES, abstract_mesh, check_memory, make_mesh, mesh_shape
 from qwenvl_jax.sharding.report import check_replicated, report
-from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_batch, check_heads, kernel_axes, param_spec
-from qwenvl_jax.training.partition import flatten
+from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_heads, kernel_axes, param_spec
 
 
 def mesh_of(data: int, fsdp: int, tensor: int) -> AbstractMesh:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.sharding.mesh import AXES
 from qwenvl_jax.sharding.report import as_json, json_text, memory_use, report, towers
-from qwenvl_jax.training.placement import placed_state
+from qwenvl_jax.training.state import placed_state
 from qwenvl_jax.training.summary import show_towers
 
 MESH = AbstractMesh((2, 4, 2), AXES)
@@ -64,7 +64,7 @@ def test_json_of_a_state(memory: str, tmp_path) -> None:
         train__trainable=("vit", "vit_head", "resampler"),
         compute__frozen_dtype="bfloat16",
         optimizer__moments_memory=memory,
-        data__global_batch_size=16,
+        data__rows_per_step=16,
     )
     state = placed_state(config, MESH)
     text = json_text(as_json(state.trainable, state.frozen, state.opt_state, MESH))
@@ -93,7 +93,7 @@ def test_table_of_towers(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     config = tiny_run.make_config(
         tmp_path,
         train__trainable=("decoder",),
-        data__global_batch_size=16,
+        data__rows_per_step=16,
         optimizer__moments_memory="pinned_host",
     )
     log.console.cache_clear()

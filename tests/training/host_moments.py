@@ -17,11 +17,12 @@ import tiny_run
 
 from qwenvl_jax.checkpoint.restore import initial_params
 from qwenvl_jax.config import Config
+from qwenvl_jax.params import merge, split
+from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training.optimizer import make_optimizer
-from qwenvl_jax.training.partition import merge, split
-from qwenvl_jax.training.placement import placed_state
-from qwenvl_jax.training.step import Metrics, State, TrainStep, make_train_step, put_batch
+from qwenvl_jax.training.state import State, placed_state
+from qwenvl_jax.training.step import Metrics, TrainStep, make_train_step
 
 
 def configure(memory: str, **changes: Any) -> Config:
@@ -71,7 +72,7 @@ def assert_same_bits(one: Any, other: Any) -> None:
 def main(data: int, fsdp: int, tensor: int) -> None:
     states = {}
     for memory in ("device", "pinned_host"):
-        config = configure(memory, data__global_batch_size=16, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
+        config = configure(memory, data__rows_per_step=16, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
         states[memory], _ = advance(config, begin(config), range(3))
         assert memories(states[memory]) == {memory}
     kernel = states["pinned_host"].opt_state[1].mu["decoder"]["blocks"]["mlp"]["up"]["kernel"]

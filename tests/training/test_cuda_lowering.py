@@ -15,8 +15,10 @@ import pytest
 import tiny_run
 
 from qwenvl_jax.models.attention import attention
+from qwenvl_jax.sharding.batch import abstract_batch
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.step import abstract_batch, abstract_state, make_train_step
+from qwenvl_jax.training.state import abstract_state
+from qwenvl_jax.training.step import make_train_step
 
 
 @pytest.fixture(autouse=True)

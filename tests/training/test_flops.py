@@ -10,9 +10,11 @@ import pytest
 import tiny_run
 
 from qwenvl_jax.config import Config, MeshConfig
-from qwenvl_jax.perf.flops import Work, forward_flops, full_work, training_flops
+from qwenvl_jax.models.flops import Work, forward_flops, full_work, training_flops
+from qwenvl_jax.sharding.batch import abstract_batch
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.step import abstract_batch, abstract_state, make_train_step
+from qwenvl_jax.training.state import abstract_state
+from qwenvl_jax.training.step import make_train_step
 
 STAGES = {
     "text": ("decoder",),
@@ -29,7 +31,7 @@ def stage_config(stage: str) -> Config:
         train__stage=stage,
         train__trainable=STAGES[stage],
         data__sequence_length=96,
-        data__global_batch_size=4,
+        data__rows_per_step=4,
         data__image_size=56,
         data__images_per_row=0.0 if stage == "text" else 1.0,
         compute__loss_chunk=10_000,

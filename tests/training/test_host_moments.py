@@ -20,7 +20,7 @@ from qwenvl_jax.checkpoint.manager import Manager, restore_state
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.loop import train
-from qwenvl_jax.training.placement import placed_state
+from qwenvl_jax.training.state import placed_state
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -82,7 +82,7 @@ def test_a_run_that_stays_non_finite_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_known_device_has_a_utilisation(tmp_path: Path) -> None:
-    from qwenvl_jax.perf.flops import peak_flops
+    from qwenvl_jax.chips import peak_flops
 
     assert peak_flops("TPU v5p") == 459e12 and peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops(jax.devices("cpu")[0].device_kind) is None

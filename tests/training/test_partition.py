@@ -11,8 +11,8 @@ import tiny_run
 
 from qwenvl_jax.config import COMPONENTS
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.training.partition import flatten, merge, split
-from qwenvl_jax.training.step import abstract_state
+from qwenvl_jax.params import component_of, flatten, merge, split
+from qwenvl_jax.training.state import abstract_state
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_halves_are_disjoint_and_merge_to_the_whole(trainable: tuple[str, ...]) 
     whole = merge(first, second)
     assert jax.tree.structure(whole) == jax.tree.structure(params)
     assert flatten(whole) == flatten(params)
-    assert {qwen_vl.component_of(path) for path in flatten(first)} == set(trainable)
+    assert {component_of(path) for path in flatten(first)} == set(trainable)
 
 
 def test_position_table_is_frozen_even_when_everything_is_trained() -> None:

@@ -15,10 +15,12 @@ import tiny_run
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import split
+from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.optimizer import make_optimizer
-from qwenvl_jax.training.partition import split
-from qwenvl_jax.training.step import Metrics, State, make_train_step, put_batch
+from qwenvl_jax.training.state import State
+from qwenvl_jax.training.step import Metrics, make_train_step
 
 ALL = ("vit", "vit_head", "resampler", "decoder")
 
@@ -62,7 +64,7 @@ def test_accumulation_equals_one_big_batch() -> None:
     for leaf, other in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(big_state.opt_state), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=2e-3, atol=2e-7)
     assert int(metrics[0]["images"]) == 16
-    assert int(metrics[0]["supervised_tokens"]) == int(batch.loss_mask_ABL.sum())
+    assert int(metrics[0]["supervised_tokens"]) == int(batch.loss_mask.sum())
 
 
 @pytest.mark.parametrize("groups", [1, 4, 0])
@@ -70,8 +72,10 @@ def test_loss_is_that_of_the_plain_model(groups: int) -> None:
     """Also with images that only rows of their own group may use: 0 makes a group of every row."""
     config = configure(data__image_groups=groups)
     batch, data = tiny_run.random_batch(config), config.data
-    first_B = np.arange(data.rows) // data.group_rows * data.group_images * config.model.resampler.queries
-    slots_ABL = np.where(batch.image_slot_ABL >= 0, batch.image_slot_ABL + first_B[:, None], -1)
+    first_B = (
+        np.arange(data.rows_per_microbatch) // data.group_rows * data.group_images * config.model.resampler.queries
+    )
+    slots_ABL = np.where(batch.image_slot >= 0, batch.image_slot + first_B[:, None], -1)
     assert len(np.unique(slots_ABL)) == 1 + data.image_budget * config.model.resampler.queries
     _, metrics = run(config, [batch])
     params = qwen_vl.init_params(config.model, jax.random.key(1))
@@ -81,16 +85,16 @@ def test_loss_is_that_of_the_plain_model(groups: int) -> None:
             params,
             config.model,
             config.compute,
-            tokens_BL=batch.tokens_ABL[a],
-            segment_ids_BL=batch.segment_ids_ABL[a],
-            positions_BL=batch.positions_ABL[a],
+            tokens_BL=batch.tokens[a],
+            segment_ids_BL=batch.segment_ids[a],
+            positions_BL=batch.positions[a],
             image_slot_BL=slots_ABL[a],
-            images_IHWC=batch.images_AIHWC[a],
+            images_IHWC=batch.images[a],
         )
         log_p = jax.nn.log_softmax(qwen_vl.logits(params, config.model, config.compute, hidden))
-        picked = np.take_along_axis(np.asarray(log_p), batch.targets_ABL[a][..., None], axis=-1)[..., 0]
-        total -= (picked * batch.loss_mask_ABL[a]).sum()
-        tokens += batch.loss_mask_ABL[a].sum()
+        picked = np.take_along_axis(np.asarray(log_p), batch.targets[a][..., None], axis=-1)[..., 0]
+        total -= (picked * batch.loss_mask[a]).sum()
+        tokens += batch.loss_mask[a].sum()
     assert float(metrics[0]["loss"]) == pytest.approx(total / tokens, rel=1e-5)
 
 

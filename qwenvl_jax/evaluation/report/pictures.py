@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from qwenvl_jax.data.image import decode_image
+from qwenvl_jax.data.images.decode import decode_image
 from qwenvl_jax.runtime.errors import UserError
 
 PREDICTED, TRUE = "p", "t"

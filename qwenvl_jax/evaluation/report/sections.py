@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.data import tags
-from qwenvl_jax.data.records import RecordReader
+from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.config import TaskConfig
 from qwenvl_jax.evaluation.questions import READ_AGAIN

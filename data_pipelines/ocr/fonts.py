@@ -1,0 +1,104 @@
+"""Fonts to draw text with: installed ones for English, an installed or fetched one for Chinese.
+
+english = english_fonts(Path("data/cache"))
+chinese = chinese_fonts(Path("data/cache"))     # [] where none can be had
+words = [w for w in words if chinese[0].covers(w)]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from fontTools.ttLib import TTCollection, TTFont, TTLibError
+from PIL import ImageFont
+
+from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
+
+FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "/System/Library/Fonts")
+
+# Preferred files in this order, so that machines with the same fonts draw the same text.
+ENGLISH_FILES = (
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "DejaVuSansMono-Bold.ttf",
+    "LiberationSans-Bold.ttf",
+    "LiberationSerif-Bold.ttf",
+    "FreeSansBold.ttf",
+    "Arial Bold.ttf",
+)
+ENGLISH_PACKAGE = "fonts-dejavu-core"
+CHINESE_FILES = ("wqy-microhei.ttc", "wqy-zenhei.ttc", "NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc")
+CHINESE_PACKAGE = "fonts-wqy-microhei"
+MAX_ENGLISH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Font:
+    """One font file; `path` "" means the small face that Pillow carries."""
+
+    name: str
+    path: str
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019  a handful of fonts, living as long as the process
+    def at(self, size: int) -> ImageFont.FreeTypeFont:
+        """The font at `size` pixels."""
+        if self.path:
+            return ImageFont.truetype(self.path, size)
+        face = ImageFont.load_default(size)
+        assert isinstance(face, ImageFont.FreeTypeFont)
+        return face
+
+    def covers(self, text: str) -> bool:
+        """Whether the font has a glyph for every character (else it would draw empty boxes)."""
+        return all(character in " \n" or ord(character) in _code_points(self.path) for character in text)
+
+
+def english_fonts(cache: Path | None) -> list[Font]:
+    """Up to four fonts for Latin text: installed ones, else fetched ones, else the face that Pillow carries.
+
+    `cache` None means that nothing may be downloaded.
+    """
+    found = _installed(ENGLISH_FILES) or _fetched(ENGLISH_PACKAGE, ENGLISH_FILES, cache)
+    return found[:MAX_ENGLISH] or [Font("Pillow default", "")]
+
+
+def chinese_fonts(cache: Path | None) -> list[Font]:
+    """One font for simplified Chinese, or none if it is neither installed nor to be fetched (`cache` None)."""
+    return (_installed(CHINESE_FILES) or _fetched(CHINESE_PACKAGE, CHINESE_FILES, cache))[:1]
+
+
+def _fetched(package: str, names: tuple[str, ...], cache: Path | None) -> list[Font]:
+    if cache is None:
+        return []
+    try:
+        folder = fetch_package(package, cache, ("usr/share/fonts/*.tt?", "usr/share/doc/*/copyright"))
+    except SourceUnavailable:
+        return []
+    return _in_folders(names, [folder])
+
+
+def _installed(names: tuple[str, ...]) -> list[Font]:
+    folders = [Path(folder) for folder in FONT_FOLDERS]
+    return _in_folders(names, [*folders, Path.home() / ".fonts", Path.home() / ".local/share/fonts"])
+
+
+def _in_folders(names: tuple[str, ...], folders: list[Path]) -> list[Font]:
+    files = {path.name: path for folder in reversed(folders) if folder.is_dir() for path in folder.rglob("*.tt?")}
+    return [Font(name, str(files[name])) for name in names if name in files]
+
+
+@functools.lru_cache(maxsize=32)
+def _code_points(path: str) -> frozenset[int]:
+    if not path:
+        return frozenset(range(0x20, 0x7F))
+    try:
+        if path.endswith(".ttc"):
+            with TTCollection(path, lazy=True) as collection:
+                return frozenset(collection.fonts[0].getBestCmap())
+        with TTFont(path, lazy=True) as font:
+            return frozenset(font.getBestCmap())
+    except TTLibError:
+        return frozenset()

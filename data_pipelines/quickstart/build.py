@@ -1,0 +1,273 @@
+"""Building a data set: a Beam pipeline over shards, then vocabulary, manifests, report, and one rename.
+
+Apart from `quickstart`, so that Beam's worker processes find these functions under their own module name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from etils import epath
+
+from data_pipelines.quickstart import report
+from data_pipelines.quickstart.ingredients import Ingredients, load_ingredients
+from data_pipelines.quickstart.settings import QuickstartSettings
+from data_pipelines.quickstart.shards import NAME, shard_count, write_shards
+from qwenvl_jax.data import formats
+from qwenvl_jax.data.readers.record_folder import RecordReader, Shard, read_manifest, write_manifest
+from qwenvl_jax.data.schema import TASKS
+from qwenvl_jax.data.tokenizer import train_sentencepiece
+from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.errors import StorageError, UserError
+
+SPLITS = ("train", "heldout")
+VOCABULARY = "vocabulary/quickstart.model"
+_OWN_NAMES = {*TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
+# What lies in the folders among them; somebody's own data may lie in a folder "text" or "ocr", too.
+_OWN_FILES = re.compile(
+    rf"({'|'.join(TASKS)})/({NAME}-\w+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json|manifest\.json)"
+    r"|vocabulary/quickstart\.(model|vocab)"
+)
+_BYTES_PER_SCENE = 60_000  # of all tasks together, for the check of free space
+_VOCABULARY_RECORDS = 3_000  # per task; more do not change the pieces
+_log = logging.getLogger(__name__)
+
+
+def build(settings: QuickstartSettings, output: epath.PathLike, cache: Path, workers: int = 1) -> dict[str, Any]:
+    """Builds the data set, or leaves a finished one with these settings as it is.
+
+    Args:
+      settings: everything the result depends on.
+      output: folder of the data set, on a disk or gs://.
+      cache: folder for downloads.
+      workers: processes; the result does not depend on it.
+
+    Returns:
+      The manifest; `manifest["rendered"]` says whether drawings stand in for photographs.
+
+    Raises:
+      UserError: if `output` cannot be written, is somebody else's, or a source cannot be had.
+    """
+    settings.check()
+    output = storage.absolute(output)
+    finished = _finished(settings, output)
+    if finished is not None:
+        _log.info("%s is up to date (settings %s)", output, settings.digest())
+        _warn_if_rendered(finished)
+        return finished
+    started = time.monotonic()
+    building = _claim(output, settings)
+    try:
+        ingredients = load_ingredients(settings, cache.absolute())
+        _log.info("sources ready after %.1f s", time.monotonic() - started)
+        shards = _run_pipeline(settings, cache.absolute(), building, workers)
+        manifest = _finish(settings, ingredients, building, shards)
+        _log.info("records ready after %.1f s", time.monotonic() - started)
+        artifacts.replace_folder(building, output)
+    finally:
+        storage.remove(building)
+    _log.info("%s is ready after %.1f s", output, time.monotonic() - started)
+    _warn_if_rendered(manifest)
+    return manifest
+
+
+def _run_pipeline(
+    settings: QuickstartSettings, cache: Path, building: epath.Path, workers: int
+) -> dict[str, list[Shard]]:
+    """One Beam element per shard number and split: the pipeline's overhead stays out of the records' way."""
+    work = [(split, shard) for split in SPLITS for shard in range(shard_count(settings, split))]
+    options = PipelineOptions(
+        ["--runner=DirectRunner", f"--direct_num_workers={workers}", "--default_sdk_harness_log_level=ERROR"]
+        + (["--direct_running_mode=multi_processing"] if workers > 1 else ["--direct_running_mode=in_memory"])
+    )
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    with _errors_only(), beam.Pipeline(options=options) as pipeline:
+        _ = (
+            pipeline
+            | "shards" >> beam.Create(work)
+            | "spread" >> beam.Reshuffle()
+            | "write" >> beam.Map(_write_one, settings=settings, cache=str(cache), building=str(building))
+        )
+    shards: dict[str, list[Shard]] = {task: [] for task in TASKS}
+    for split, shard in work:
+        note = _note(building, split, shard)
+        if not storage.exists(note):
+            if storage.is_remote(building):
+                raise StorageError(f"{building.parent} could not be written; run the same command again")
+            raise UserError(f"the disk of {building.parent} is full; free space or choose another --output")
+        told = artifacts.read_json(note)
+        if "error" in told:
+            raise UserError(told["error"])
+        if "storage" in told:
+            raise StorageError(told["storage"])
+        for task, values in told.items():
+            shards[task].append(Shard(**values))
+    storage.remove(building / "notes")
+    return shards
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Holds back what Beam's worker processes chat on stderr; it comes out if the pipeline fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            chatter.seek(0)
+            sys.stderr.write(chatter.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _write_one(work: tuple[str, int], settings: QuickstartSettings, cache: str, building: str) -> None:
+    """Writes one shard of every task and a note of what was written, or of why it could not be.
+
+    The note carries user errors past Beam, which would wrap them into a traceback of its own.
+    """
+    split, shard = work
+    try:
+        written = write_shards(epath.Path(building), settings, _ingredients_once(settings, cache), split, shard)
+        note: dict[str, Any] = {task: dataclasses.asdict(line) for task, line in written.items()}
+    except UserError as error:
+        note = {"error": str(error)}
+    except StorageError as error:
+        note = {"storage": str(error)}
+    except (OSError, RuntimeError) as error:
+        # ArrayRecord's writer, in C++, tells of a full disk by a RuntimeError.
+        if isinstance(error, RuntimeError) and "No space left" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else "no space left on the disk"
+        note = {"error": f"writing the records failed ({reason}); free space or choose another --output"}
+    with contextlib.suppress(OSError, StorageError):  # a disk too full for the note is told by its absence
+        artifacts.write_json(_note(epath.Path(building), split, shard), note)
+
+
+@functools.lru_cache(maxsize=1)
+def _ingredients_once(settings: QuickstartSettings, cache: str) -> Ingredients:
+    return load_ingredients(settings, Path(cache))
+
+
+def _note(building: epath.Path, split: str, shard: int) -> epath.Path:
+    return building / "notes" / f"{split}-{shard:05d}.json"
+
+
+def _finish(
+    settings: QuickstartSettings,
+    ingredients: Ingredients,
+    building: epath.Path,
+    shards: dict[str, list[Shard]],
+) -> dict[str, Any]:
+    """Vocabulary, manifests and report of a folder whose shards are written; the top manifest comes last."""
+    rendered = ingredients.stamps[0].source == "rendered"
+    extra = {"settings": settings.digest(), "rendered": rendered}
+    for task in TASKS:
+        write_manifest(building / task, NAME, shards[task], description=f"quickstart: {task}", extra=extra)
+    train_sentencepiece(_texts(building), settings.vocab_size, building / VOCABULARY)
+    manifest = {
+        "name": NAME,
+        "settings": settings.as_json(),
+        "settings_hash": settings.digest(),
+        "rendered": rendered,
+        "fallback_reason": ingredients.fallback,
+        "sources": ingredients.notes,
+        "licenses": {"scenes": ingredients.scene_license, "ocr": ingredients.ocr_license},
+        "tasks": {task: read_manifest(building / task)["splits"] for task in TASKS},
+    }
+    report.write_report(building, manifest)
+    artifacts.write_json(building / "manifest.json", manifest)
+    return artifacts.read_json(building / "manifest.json")
+
+
+def _texts(building: epath.Path) -> Iterable[str]:
+    """What the vocabulary is trained on: the texts as training will see them, markup left out."""
+    for task in TASKS:
+        reader = RecordReader(building / task, "train")
+        for index in range(min(len(reader), _VOCABULARY_RECORDS)):
+            for piece in formats.training_pieces(reader[index]):
+                if piece.kind == "text":
+                    yield str(piece.value)
+
+
+def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any] | None:
+    """The manifest of a whole data set with these settings, or None."""
+    try:
+        manifest = artifacts.read_json(output / "manifest.json")
+        if manifest["settings_hash"] != settings.digest() or not storage.exists(output / VOCABULARY):
+            return None
+        for task in TASKS:
+            for split in SPLITS:
+                RecordReader(output / task, split)
+    except (UserError, KeyError, TypeError, OSError):
+        return None
+    return manifest
+
+
+def _claim(output: epath.Path, settings: QuickstartSettings) -> epath.Path:
+    """A fresh folder beside `output` to build in; removes what killed runs left there."""
+    try:
+        found = storage.names(output) if storage.is_folder(output) else []
+        below = [name for name in (storage.files_below(output) if found else []) if "/" in name]
+        own = _OWN_NAMES.issuperset(found) and all(map(_OWN_FILES.fullmatch, below))
+        if (storage.exists(output) and not storage.is_folder(output)) or not own:
+            raise UserError(f"{output} holds files that are not of this pipeline; choose another --output")
+        if storage.is_remote(output):
+            # Whether the run that left it is alive, a bucket cannot tell: two runs must not share an output.
+            building = output.parent / f".{output.name}.building"
+            storage.remove(building)
+            return building
+        storage.make_folder(output.parent)
+        for left in storage.names(output.parent):
+            if left.startswith(f".{output.name}.") and left.endswith(".building"):
+                number = left.split(".")[-2]
+                if not number.isdigit() or not _alive(int(number)):
+                    shutil.rmtree(output.parent / left, ignore_errors=True)
+        building = output.parent / f".{output.name}.{os.getpid()}.building"
+        shutil.rmtree(building, ignore_errors=True)
+        storage.make_folder(building)
+    except OSError as error:
+        raise UserError(f"{output.parent} cannot be written ({error.strerror}); choose another --output") from None
+    needed = _BYTES_PER_SCENE * (settings.train + settings.heldout)
+    free = shutil.disk_usage(building).free
+    if free < needed:
+        storage.remove(building)
+        raise UserError(
+            f"{output.parent} has {free / 1e6:.0f} MB free and about {needed / 1e6:.0f} MB are needed; "
+            "free some space or lower --train"
+        )
+    return building
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _warn_if_rendered(manifest: dict[str, Any]) -> None:
+    if manifest["rendered"]:
+        why = f" because {manifest['fallback_reason']}" if manifest["fallback_reason"] else ", as asked"
+        _log.warning("these are RENDERED scenes of coloured shapes, not photographs%s", why)

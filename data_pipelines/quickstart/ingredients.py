@@ -1,0 +1,119 @@
+"""Everything scenes and pictures of words are made from, loaded once per process."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.clean.text import Caption, clean_captions
+from data_pipelines.fetch.apt import SourceUnavailable
+from data_pipelines.ocr import fonts
+from data_pipelines.quickstart import backgrounds, drawn_stamps, tuxpaint
+from data_pipelines.quickstart.lexicon import vocabularies
+from data_pipelines.quickstart.ocr_pictures import Lexicon
+from data_pipelines.quickstart.raw_stamp import RawStamp
+from data_pipelines.quickstart.settings import QuickstartSettings
+from data_pipelines.quickstart.stamps import Stamp, select_stamps
+from qwenvl_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingredients:
+    """Loaded sources.
+
+    Attributes:
+      stamps: those that scenes use.
+      views: photographs at several scales, [h, w, 3] uint8 each.
+      lexicons: words and fonts per language; a language whose font is missing is absent.
+      captions: cleaned captions of all stamps.
+      scene_license, ocr_license: SPDX expressions of the pictures.
+      fallback: why rendered drawings stand in for real pictures, or "".
+      notes: what the manifest tells about the sources.
+    """
+
+    stamps: tuple[Stamp, ...]
+    views: tuple[np.ndarray, ...]
+    lexicons: dict[str, Lexicon]
+    captions: tuple[Caption, ...]
+    scene_license: str
+    ocr_license: str
+    fallback: str
+    notes: dict[str, object]
+
+
+def load_ingredients(settings: QuickstartSettings, cache: Path) -> Ingredients:
+    """Fetches (first use) and loads the sources.
+
+    Args:
+      settings: which source, how many stamps, at which sizes.
+      cache: folder for downloads; with source "rendered" nothing is downloaded.
+
+    Raises:
+      UserError: if source "tuxpaint" cannot be had, or too few stamps are usable.
+    """
+    raws, photographs, counts, fallback = _pictures(settings, cache)
+    scene = settings.scene
+    stamps = select_stamps(raws, scene.stamp_count, scene.sizes_px, settings.stamps, scene.grid_px)
+    online = settings.source != "rendered" and not fallback
+    english = fonts.english_fonts(cache if online else None)
+    chinese = fonts.chinese_fonts(cache if online else None)
+    words_en, words_zh = vocabularies(raws, [(s.noun_en, s.noun_zh) for s in stamps], english, chinese)
+    lexicons = {"en": Lexicon(tuple(words_en), tuple(english))}
+    if words_zh:
+        lexicons["zh"] = Lexicon(tuple(words_zh), tuple(chinese))
+    captions, rules = clean_captions(caption_lines(raws))
+    photo_licenses = sorted({p.license for p in photographs})
+    return Ingredients(
+        stamps=tuple(stamps),
+        views=tuple(
+            backgrounds.scale_views(
+                [p.image_HWC for p in photographs], max(settings.scene.scene_px, settings.ocr.picture_px)
+            )
+        ),
+        lexicons=lexicons,
+        captions=tuple(captions),
+        scene_license=" AND ".join(sorted({s.license for s in stamps} | set(photo_licenses))),
+        ocr_license=" AND ".join(photo_licenses),
+        fallback=fallback,
+        notes={
+            "stamps": counts,
+            "stamp_names": {s.id: [s.name_en, s.name_zh] for s in stamps},
+            "backgrounds": {p.name: p.license for p in photographs},
+            "fonts": {language: [f.name for f in lexicon.fonts] for language, lexicon in lexicons.items()},
+            "ocr_words": {language: list(lexicon.words) for language, lexicon in lexicons.items()},
+            "cleaning_rules": rules,
+            "captions_kept": len(captions),
+        },
+    )
+
+
+def caption_lines(raws: Sequence[RawStamp]) -> list[Caption]:
+    """The captions of all stamps, with a checksum of the picture so that copies of one are known as such."""
+    lines = []
+    for raw in raws:
+        picture = hashlib.md5(Path(raw.path).read_bytes()).hexdigest() if raw.path else raw.id
+        for language, text in (("en", raw.caption_en), ("zh", raw.caption_zh)):
+            if text:
+                lines.append(Caption(raw.id, picture, language, text, raw.license, raw.source))
+    return lines
+
+
+def _pictures(
+    settings: QuickstartSettings, cache: Path
+) -> tuple[list[RawStamp], list[backgrounds.Background], dict[str, int], str]:
+    """Stamps, backgrounds, counts and why they are rendered ("" if they are not, or were asked to be)."""
+    reason = ""
+    if settings.source != "rendered":
+        try:
+            raws, counts = tuxpaint.load(cache)
+            return raws, backgrounds.load(cache), counts, ""
+        except SourceUnavailable as error:
+            reason = str(error)
+        if settings.source == "tuxpaint":
+            raise UserError(f"the Tux Paint stamps cannot be fetched ({reason}); use --source=rendered to go without")
+    raws = drawn_stamps.stamps()
+    return raws, drawn_stamps.backgrounds(), {"rendered": len(raws), "zh_captions": len(raws)}, reason

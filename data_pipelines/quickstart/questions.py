@@ -1,0 +1,167 @@
+"""Short questions about a scene with one right answer each.
+
+`ask` draws a kind first and then a question of it, so that kinds are equally frequent where they apply; yes and no
+are drawn first too, so that neither is the better guess.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from data_pipelines.quickstart.scenes import Scene, SceneObject
+from data_pipelines.quickstart.sentences import ends, sides_of
+from data_pipelines.quickstart.stamps import Stamp
+
+# Centres closer than this part of the side are neither left nor right of one another.
+CLEAR_GAP = 0.15
+_KINDS_OF_THINGS = {"animals": "animal", "vehicles": "vehicle"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """`kind` names the generator, for counting and for scores per kind."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+def ask(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp]) -> Question:
+    """One question of a random kind among those that apply to `scene`."""
+    gap = CLEAR_GAP * scene.image_HWC.shape[0]
+    order = rng.permutation(len(_GENERATORS))
+    for index in order:
+        found = _GENERATORS[index](rng, scene.objects, stamps, gap)
+        if found:
+            return found[rng.integers(len(found))]
+    raise AssertionError("whether something is there can always be asked")
+
+
+def _what_end(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    if len(objects) == 1:
+        return [Question("what", "What is in the picture?", objects[0].stamp.noun_en)]
+    return [
+        Question("what_end", f"What is {_at(side)}?", item.stamp.noun_en) for side, item in ends(objects, gap).items()
+    ]
+
+
+def _how_many(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    if len(objects) == 1 and rng.integers(2):  # fewer kinds fit one object, so "1" would be the answer too often
+        return []
+    return [Question("how_many", "How many objects are there?", str(len(objects)))]
+
+
+def _is_there(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    if rng.integers(2):
+        item = objects[int(rng.integers(len(objects)))].stamp
+        return [Question("is_there", f"Is there {item.name_en}?", "yes")]
+    present = {o.stamp.id for o in objects}
+    absent = [stamp for stamp in stamps if stamp.id not in present]
+    return [Question("is_there", f"Is there {absent[rng.integers(len(absent))].name_en}?", "no")]
+
+
+def _what_beside(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    found = []
+    for item in objects:
+        for side, others in sides_of(item, objects, gap).items():
+            if len(others) == 1:
+                question = f"What is {_relation(side)} the {item.stamp.noun_en}?"
+                found.append(Question("what_beside", question, others[0].stamp.noun_en))
+    return found
+
+
+def _what_of(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    """The same relation asked from its other end."""
+    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    found = []
+    for item in objects:
+        for side, others in sides_of(item, objects, gap).items():
+            if len(others) == 1:
+                question = f"What is the {item.stamp.noun_en} {_relation(opposite[side])}?"
+                found.append(Question("what_of", question, others[0].stamp.noun_en))
+    return found
+
+
+def _next_to(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    if len(objects) != 2:
+        return []
+    a, b = (o.stamp for o in objects)
+    return [
+        Question("next_to", f"What is next to the {a.noun_en}?", b.noun_en),
+        Question("next_to", f"What is next to the {b.noun_en}?", a.noun_en),
+    ]
+
+
+def _is_beside(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    answer = "yes" if rng.integers(2) else "no"
+    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    found = []
+    for item in objects:
+        for side, others in sides_of(item, objects, gap).items():
+            for other in others:  # `other` is truly at `side` of `item`
+                said = side if answer == "yes" else opposite[side]
+                question = f"Is the {other.stamp.noun_en} {_relation(said)} the {item.stamp.noun_en}?"
+                found.append(Question("is_beside", question, answer))
+    return found
+
+
+def _which_half(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    """Only where at least two objects are clearly apart; left and right are drawn first, to be equally frequent."""
+    found = ends(objects, gap)
+    side = ("left", "right")[rng.integers(2)]
+    if side not in found:
+        return []
+    question = f"Is the {found[side].stamp.noun_en} on the left or on the right?"
+    return [Question("which_half", question, side)]
+
+
+def _what_kind(
+    rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
+) -> list[Question]:
+    found = []
+    for category, kind in _KINDS_OF_THINGS.items():
+        members = [o.stamp for o in objects if o.stamp.category == category]
+        if len(members) == 1:
+            found.append(Question("what_kind", f"What {kind} is there?", members[0].noun_en))
+    return found
+
+
+Generator = Callable[[np.random.Generator, Sequence[SceneObject], Sequence[Stamp], float], list[Question]]
+_GENERATORS: tuple[Generator, ...] = (
+    _what_end,
+    _how_many,
+    _is_there,
+    _what_beside,
+    _what_of,
+    _next_to,
+    _is_beside,
+    _which_half,
+    _what_kind,
+)
+
+
+def _at(side: str) -> str:
+    return f"on the {side}" if side in ("left", "right") else f"at the {side}"
+
+
+def _relation(side: str) -> str:
+    return f"to the {side} of" if side in ("left", "right") else side

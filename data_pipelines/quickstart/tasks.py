@@ -1,0 +1,86 @@
+"""Records of the image tasks that come from one scene (or from one picture of words)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.quickstart.ocr_pictures import OcrPicture
+from data_pipelines.quickstart.questions import ask
+from data_pipelines.quickstart.scenes import Scene
+from data_pipelines.quickstart.sentences import caption_segments, placed_caption
+from data_pipelines.quickstart.stamps import Stamp
+from qwenvl_jax.data.schema import Record
+
+SCENE_TASKS = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption")
+SOURCE = "quickstart"
+
+
+def scene_record(
+    task: str,
+    rng: np.random.Generator,
+    scene: Scene,
+    jpeg: bytes,
+    number: str,
+    license: str,
+    stamps: Sequence[Stamp],
+    zh_share: float,
+) -> Record:
+    """The record of `task` for one scene.
+
+    Args:
+      task: one of SCENE_TASKS.
+      rng: chooses the language of a caption, the question, the object referred to.
+      scene: the composition.
+      jpeg: its encoded image.
+      number: the scene's own name, e.g. "train-000017".
+      license: of the picture.
+      stamps: all stamps of the data set, for questions about what is absent.
+      zh_share: part of the captions that are Chinese.
+    """
+    side = scene.image_HWC.shape[0]
+    content: dict[str, Any] = {"width": side, "height": side}
+    language = "en"
+    if task == "caption":
+        language = "zh" if rng.random() < zh_share else "en"
+        content["caption"] = placed_caption(scene.objects, side, language)
+    elif task == "vqa":
+        question = ask(rng, scene, stamps)
+        content.update(question=question.question, answer=question.answer, kind=question.kind)
+    elif task == "grounding":
+        content["segments"] = [
+            {"text": text, "boxes": [list(item.box)] if item else []}
+            for text, item in caption_segments(scene.objects, language)
+        ]
+    else:
+        item = scene.objects[rng.integers(len(scene.objects))]
+        if task == "ref_grounding":
+            content.update(phrase=item.stamp.name_en, box=list(item.box))
+        else:
+            content.update(box=list(item.box), description=item.stamp.name_en, ref="This")
+    return Record(
+        id=f"{task}-{number}",
+        task=task,
+        source=SOURCE,
+        language=language,
+        license=license,
+        images=(jpeg,),
+        content=content,
+    )
+
+
+def ocr_record(picture: OcrPicture, jpeg: bytes, number: str, license: str) -> Record:
+    """The record of a picture of words."""
+    side = picture.image_HWC.shape[0]
+    lines = [{"text": line.text, "quad": [list(point) for point in line.quad]} for line in picture.lines]
+    return Record(
+        id=f"ocr-{number}",
+        task="ocr",
+        source=SOURCE,
+        language=picture.language,
+        license=license,
+        images=(jpeg,),
+        content={"lines": lines, "width": side, "height": side},
+    )

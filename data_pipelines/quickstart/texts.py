@@ -1,0 +1,145 @@
+"""Pure text: the captions of all stamps, and sentences about scenes that nobody draws.
+
+It gives a language model of the quickstart's size what a large one knows already: the names of things in both
+languages, how captions, answers and lists are worded, and digits as coordinates, so that a frozen decoder can be
+taught to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.clean.text import Caption
+from data_pipelines.quickstart.questions import ask
+from data_pipelines.quickstart.scenes import Scene
+from data_pipelines.quickstart.sentences import (
+    caption,
+    count_sentence,
+    ends,
+    place_sentence,
+    placed_caption,
+)
+from data_pipelines.quickstart.stamps import Stamp
+from data_pipelines.quickstart.tasks import SOURCE, scene_record
+from data_pipelines.quickstart.word_pictures import BACKGROUNDS, SIGN, word_picture
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.tags import box_to_text
+
+GENERATED_LICENSE = "CC0-1.0"
+_CLEAR_GAP = 0.15
+# Most generated texts are samples of the image tasks over pictures made of words, of as many cells as the model has
+# image features, so that what follows is where it will be once there are images.
+_PICTURE_SHARE = 0.9
+_PICTURE_GRID = 4
+_TASK_SHARES = {
+    "caption": 0.2,
+    "vqa": 0.1,
+    "grounding": 0.3,
+    "ref_grounding": 0.3,
+    "grounded_caption": 0.04,
+    "ocr": 0.06,
+}
+
+
+def caption_record(line: Caption) -> Record:
+    """The caption of one stamp as pure text."""
+    return Record(
+        id=f"text-{line.language}-{line.id}",
+        task="text",
+        source=f"{line.source}_captions",
+        language=line.language,
+        license=line.license,
+        images=(),
+        content={"text": line.text},
+    )
+
+
+def sentence_record(
+    rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str], number: str, zh_share: float
+) -> Record:
+    """A sample of an image task over a picture made of words, or one or two sentences about `scene`.
+
+    The pixels of the scene are never used.
+    """
+    language = "zh" if rng.random() < zh_share else "en"
+    if rng.random() < _PICTURE_SHARE:
+        language, content = _in_words(rng, scene, stamps, words, zh_share)
+    else:
+        content = {"text": _zh_text(rng, scene) if language == "zh" else _en_text(rng, scene, stamps, words)}
+    return Record(
+        id=f"text-{number}",
+        task="text",
+        source=f"{SOURCE}_sentences",
+        language=language,
+        license=GENERATED_LICENSE,
+        images=(),
+        content=content,
+    )
+
+
+def _in_words(
+    rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str], zh_share: float
+) -> tuple[str, dict[str, Any]]:
+    """(language, content) of a text record that has the form of an image task."""
+    side = scene.image_HWC.shape[0]
+    task = str(rng.choice(list(_TASK_SHARES), p=list(_TASK_SHARES.values())))
+    if task == "ocr":
+        word = words[int(rng.integers(len(words)))]
+        x1, height = int(rng.integers(1, side // 5)), int(rng.integers(side // 4, side // 2))
+        y1 = int(rng.integers(1, side - height))
+        x2, y2 = side - x1, y1 + height
+        lines = [{"text": word, "quad": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}]
+        picture = word_picture([(word, (x1, y1, x2, y2))], SIGN, side, _PICTURE_GRID)
+        content = {"lines": lines, "width": side, "height": side}
+        return "en" if word.isascii() else "zh", {"task": task, "words": picture, **content}
+    background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+    things = [(o.stamp.noun_en.split()[-1], o.box) for o in scene.objects]
+    picture = word_picture(things, background, side, _PICTURE_GRID)
+    sample = scene_record(task, rng, scene, b"", "", GENERATED_LICENSE, stamps, zh_share)
+    return sample.language, {"task": task, "words": picture, **sample.content}
+
+
+def _en_text(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str]) -> str:
+    objects = scene.objects
+    side = scene.image_HWC.shape[0]
+    said = caption(objects, "en")
+    kind = int(rng.integers(7))
+    if kind == 0:
+        return f"Generate the caption in English: {placed_caption(objects, side, 'en')}"
+    if kind == 1:  # the answer can be read off the sentences before
+        question = ask(rng, scene, stamps)
+        return f"{_facts(scene, 'en')} {question.question} Answer: {question.answer}"
+    if kind == 2:
+        return " ".join(f"{o.stamp.name_en}{box_to_text(o.box, side, side)}" for o in objects)
+    if kind == 3:
+        return _facts(scene, "en")
+    if kind == 4:
+        item = objects[rng.integers(len(objects))]
+        return f"{said} This {box_to_text(item.box, side, side)} is {item.stamp.name_en}"
+    if kind == 5 and words:
+        picked = [words[i] for i in rng.choice(len(words), size=min(len(words), 3), replace=False)]
+        return f"OCR: {' '.join(picked)}"
+    return said
+
+
+def _zh_text(rng: np.random.Generator, scene: Scene) -> str:
+    said = caption(scene.objects, "zh")
+    kind = int(rng.integers(4))
+    if kind == 0:
+        return f"Generate the caption in Chinese: {placed_caption(scene.objects, scene.image_HWC.shape[0], 'zh')}"
+    if kind == 1:
+        return _facts(scene, "zh")
+    if kind == 2:
+        return "。".join(f"{o.stamp.name_zh}：{o.stamp.name_en}" for o in scene.objects)
+    return said
+
+
+def _facts(scene: Scene, language: str) -> str:
+    """The number, the names and the clear places, enough to answer any question about the scene."""
+    sentences = [count_sentence(scene.objects, language)]
+    gap = _CLEAR_GAP * scene.image_HWC.shape[0]
+    sentences += [place_sentence(item, side, language) for side, item in ends(scene.objects, gap).items()]
+    return (" " if language == "en" else "").join(sentences)

@@ -1,0 +1,113 @@
+"""Shows what a stage would be taught, before it is run: its first samples, counted and decoded.
+
+python -m qwenvl_jax.audit --config=configs/stage2_multitask.py --output=DIR [--config.key=value]
+    [--samples=1000] [--shown=4] [--verify]
+
+Prints tables and writes DIR/audit.json (the same numbers) and DIR/audit.html (with decoded samples, places drawn into
+their images). Needs the records and the vocabulary, but no device. docs/data.md says how to read it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qwenvl_jax.auditing.page import page
+from qwenvl_jax.auditing.samples import audit
+from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.runtime import artifacts, commandline, log, storage
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+
+_CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for audit.html and audit.json, local or gs://.")
+_SAMPLES = flags.DEFINE_integer("samples", 1000, "How many samples to draw.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Also compare the checksums of all shards of record folders.")
+_SHOWN = flags.DEFINE_integer("shown", 4, "How many of every source to show decoded.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags say."""
+    with exit_on_user_error():
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+        if not _OUTPUT.value:
+            raise UserError("--output is missing; name the folder where audit.html goes")
+        if _SAMPLES.value < 1 or _SHOWN.value < 0:
+            raise UserError("--samples must be at least 1 and --shown must not be negative")
+        config = validate(from_config_dict(Config, dict(_CONFIG.value.items())))
+        found = audit(config, _SAMPLES.value, _SHOWN.value, verify=_VERIFY.value)
+        shown = page(found, config)
+        show(found.numbers)
+        folder = storage.path(_OUTPUT.value)
+        artifacts.write_json(folder / "audit.json", found.numbers)
+        artifacts.write_text(folder / "audit.html", shown)
+        print(f"{folder / 'audit.html'}")
+
+
+def show(numbers: dict[str, Any]) -> None:
+    """Prints the numbers as tables."""
+    sources, total = numbers["sources"], numbers["total"]
+    print(
+        f"config {numbers['config']}  model {numbers['model']}  stage {numbers['stage']}  rows of "
+        f"{numbers['sequence_length']:,} tokens  images of {numbers['image_size']} px"
+    )
+    rows = [*sources, {**total, "name": "total", "share": 1.0, "loss_share": float(total["supervised"] > 0)}]
+    counts = ("dropped", "corrupt", "tokens", "supervised")
+    head = ("source", "samples", "share", *counts, "of its tokens", "of the loss", "images", "places")
+    _table(
+        f"supervision in the first {total['samples']:,} samples",
+        head,
+        (
+            (
+                own["name"],
+                f"{own['samples']:,}",
+                f"{own['share']:.1%}",
+                *(f"{own[key]:,}" for key in counts),
+                f"{own['supervised_share']:.1%}",
+                f"{own['loss_share']:.1%}",
+                f"{own['images']:,}",
+                f"{own['places']:,}",
+            )
+            for own in rows
+        ),
+    )
+    _table(
+        "tokens per sample, dropped ones too",
+        ("source", *total["length"]),
+        ((own["name"], *("" if value is None else f"{value:,}" for value in own["length"].values())) for own in rows),
+    )
+    _table(
+        "samples by number of images, dropped ones too",
+        ("source", "images: samples"),
+        ((own["name"], ", ".join(_bar(bar) for bar in own["image_histogram"] if bar["samples"])) for own in rows),
+    )
+    for own in sources:
+        for entry in own["left_out"]:
+            print(log.printable(f"{entry['state']}: source {own['name']!r}, {entry['message']}"))
+    for note in numbers["notes"]:
+        print(log.printable(f"note: {note}"), file=sys.stderr)
+
+
+def _bar(bar: dict[str, int]) -> str:
+    values = str(bar["first"]) if bar["first"] == bar["last"] else f"{bar['first']}-{bar['last']}"
+    return f"{values}: {bar['samples']:,}"
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    made = Table(title=title, title_justify="left")
+    for column in columns:
+        made.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    # Numbers are never cut off, however narrow the terminal is.
+    Console(highlight=False, width=max(Console().width, 160), soft_wrap=True).print(made)
+
+
+if __name__ == "__main__":
+    commandline.run(main)

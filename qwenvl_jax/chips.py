@@ -1,0 +1,255 @@
+"""Chips and pod slices: the one table of what we know about the hardware. `plan` prints it.
+
+Units: operations and bytes per second, bytes, hertz; bandwidths of links are one way. Sources of the constants, as of
+November 2026:
+
+  [cloud]   Google Cloud TPU documentation, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e", table of key specifications
+            (https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p-training, /v6e)
+  [scaling] "How to Scale Your Model", chapter 2, "TPU Specs" (https://jax-ml.github.io/scaling-book/tpus): link and
+            data-centre bandwidths as they are reached in practice
+  [clock]   the rate at which the matrix units give the peak (v5e: 4 units * 128^2 * 2 * 1.5 GHz = 197 TFLOP/s);
+            in the compiler's cycles at this clock a product of 16384 x 4096 x 11008 takes 1.05 (v5e), 1.12 (v4),
+            1.14 (v6e) and 1.21 (v5p) times as long as at the peak, so the cycles are of this clock
+  [price]   list prices on demand per chip and hour: v4 3.22 (us-central2), v5e 1.20, v5p 4.20, v6e 2.70, as quoted by
+            others; the price list itself (https://cloud.google.com/tpu/pricing) decides, and `--prices` overrides
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from qwenvl_jax.runtime.errors import UserError, nearest
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of TPU chip.
+
+    Attributes:
+      kind: name on the command line.
+      peak_flops: dense bfloat16 operations per second [cloud].
+      hbm_bytes: memory [cloud]; the compiler keeps up to 1 % of it for itself.
+      hbm_bandwidth: bytes per second [cloud].
+      clock: hertz, turns the compiler's cycles into seconds [clock].
+      link_bandwidth: bytes per second of one ICI link, one way [scaling]; [cloud] has 10 % more.
+      dcn_bandwidth: bytes per second of one chip's share of its host's network, one way [scaling].
+      host_bandwidth: bytes per second between a chip and its host's memory over PCIe, one way [scaling].
+      torus_axes: 2 or 3 [cloud].
+      wrap_multiple: an axis whose length is a multiple of this closes into a ring (cubes of 4 on v4 and v5p by
+        optical switches, whole sides of 16 on v5e and v6e) [cloud], [scaling].
+      price: US dollars per chip and hour, list price on demand in the cheapest US region [price]; yours will differ.
+      compiler_kind, compiler_config: how libtpu calls it.
+      device_kinds: how JAX calls it (`jax.Device.device_kind`).
+      one_core: it has one core, or its cores share no memory.
+      sparse_cores: its SparseCores take over collectives.
+      scoped_vmem_kib: the part of VMEM that one operation may use, in KiB; 0 keeps the compiler's default of 16 MiB,
+        which is all that v4 has. With 32 MiB the tiles of large matrix products grow and the compiler's cycles of a
+        whole step fall by a tenth. Beyond that little is gained and compilation takes twice as long, except on v6e,
+        whose matrix products are limited by re-reading their operands.
+    """
+
+    kind: str
+    peak_flops: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    clock: float
+    link_bandwidth: float
+    dcn_bandwidth: float
+    host_bandwidth: float
+    torus_axes: int
+    wrap_multiple: int
+    price: float
+    compiler_kind: str
+    compiler_config: str
+    device_kinds: tuple[str, ...]
+    one_core: bool
+    sparse_cores: bool
+    scoped_vmem_kib: int
+
+
+CHIPS = {
+    chip.kind: chip
+    for chip in (
+        Chip(
+            kind="v4",
+            peak_flops=275e12,  # [cloud] 275 teraflops
+            hbm_bytes=32 * GIB,  # [cloud] 32 GiB
+            hbm_bandwidth=1.228e12,  # [cloud] 1200 GBps, rounded: 4 x 1024 bits at 2.4 Gbit/s
+            clock=1.05e9,  # [clock] 2 cores * 4 units * 128^2 * 2 * 1.05 GHz = 275 TFLOP/s
+            link_bandwidth=45e9,  # [scaling] 4.5e10
+            dcn_bandwidth=6.25e9,  # [scaling] 6.25e9 per TPU
+            host_bandwidth=16e9,  # [scaling] PCIe, 16 GB per second each way
+            torus_axes=3,
+            wrap_multiple=4,
+            price=3.22,
+            compiler_kind="v4",
+            compiler_config="megacore",
+            device_kinds=("TPU v4",),
+            one_core=False,
+            sparse_cores=False,
+            scoped_vmem_kib=0,
+        ),
+        Chip(
+            kind="v5e",
+            peak_flops=197e12,  # [cloud] 197 TFLOPs
+            hbm_bytes=16 * GIB,  # [cloud] 16 GB
+            hbm_bandwidth=0.819e12,  # [cloud] 819 GBps (a later version of the page: 800 GiBps)
+            clock=1.5e9,  # [clock] 4 units * 128^2 * 2 * 1.5 GHz = 197 TFLOP/s
+            link_bandwidth=45e9,  # [scaling] 4.5e10; [cloud] 400 GBps both ways on 4 links: 50e9
+            dcn_bandwidth=3.125e9,  # [scaling] 3.125e9; [cloud] 2 x 100 Gbps for the 8 chips of a host: the same
+            host_bandwidth=16e9,  # [scaling] "typically around 1.5e10 per chip"
+            torus_axes=2,
+            wrap_multiple=16,
+            price=1.20,
+            compiler_kind="v5e",
+            compiler_config="default",
+            device_kinds=("TPU v5 lite", "TPU v5e"),
+            one_core=True,
+            sparse_cores=False,
+            scoped_vmem_kib=32768,
+        ),
+        Chip(
+            kind="v5p",
+            peak_flops=459e12,  # [cloud] 459 TFLOPs
+            hbm_bytes=95 * GIB,  # [cloud] 95 GiB
+            hbm_bandwidth=2.765e12,  # [cloud] 2765 GBps
+            clock=1.75e9,  # [clock] 2 cores * 4 units * 128^2 * 2 * 1.75 GHz = 459 TFLOP/s
+            link_bandwidth=90e9,  # [scaling] 9e10; [cloud] 1200 GBps both ways on 6 links: 100e9
+            dcn_bandwidth=6.25e9,  # [scaling] 6.25e9 per TPU; [cloud] 50 Gbps per chip: the same
+            host_bandwidth=16e9,  # [scaling] the same
+            torus_axes=3,
+            wrap_multiple=4,
+            price=4.20,
+            compiler_kind="v5",
+            compiler_config="megacore",
+            device_kinds=("TPU v5", "TPU v5p"),
+            one_core=False,
+            sparse_cores=False,
+            scoped_vmem_kib=32768,
+        ),
+        Chip(
+            kind="v6e",
+            peak_flops=918e12,  # [cloud] 918 TFLOPs
+            hbm_bytes=32 * GIB,  # [cloud] 32 GB
+            hbm_bandwidth=1.640e12,  # [cloud] 1638 GBps (an earlier version of the page: 1640 GBps)
+            # [clock] With the two units of 256^2 of [cloud] the peak would need 3.5 GHz; in the compiler's cycles at
+            # 1.75 GHz a large product reaches 87 % of it.
+            clock=1.75e9,
+            link_bandwidth=90e9,  # [scaling] 9e10; [cloud] 800 GBps both ways on 4 links: 100e9
+            dcn_bandwidth=12.5e9,  # [scaling] 12.5e9; [cloud] 4 x 200 Gbps for the 8 chips of a host: the same
+            host_bandwidth=32e9,  # [scaling] 32 GB per second
+            torus_axes=2,
+            wrap_multiple=16,
+            price=2.70,
+            compiler_kind="v6e",
+            compiler_config="default",
+            device_kinds=("TPU v6 lite", "TPU v6e"),
+            one_core=True,
+            sparse_cores=True,
+            scoped_vmem_kib=65536,
+        ),
+    )
+}
+
+# Dense bfloat16 operations per second of NVIDIA GPUs, by a part of the device's name (`jax.Device.device_kind`, also
+# PyTorch's name); the first match counts. From the data sheets, which give twice as much, with sparsity, for H100
+# (1,979 TFLOP/s as SXM, 1,671 as NVL, 1,513 as PCIe), H200 (1,979 as SXM, 1,671 as NVL) and B200 (4,500).
+GPU_PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("H200 NVL", 836e12),
+    ("H200", 989e12),
+    ("H100 NVL", 836e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("B200", 2250e12),
+    ("A100", 312e12),
+)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX calls by this name; None for what is not a TPU of the table."""
+    return next((chip for chip in CHIPS.values() if device_kind in chip.device_kinds), None)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 operations per second of one device (a chip, or a GPU), or None if they are not known (CPUs)."""
+    if chip := chip_of(device_kind):
+        return chip.peak_flops
+    return next((peak for name, peak in GPU_PEAK_FLOPS if name in device_kind), None)
+
+
+# Chips of one virtual machine in slices of several [cloud]; two such machines share a host on v5e and v6e.
+CHIPS_PER_HOST = 4
+
+_NAME = re.compile(r"(\w+):(\d+(?:x\d+)*)(?:@(\d+))?")
+_EXAMPLES = "v5p:8x8x8, v5e:16x16, or v5p:8x8x8@4 for four slices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Slices of one kind: `shape` is the grid of chips of one slice."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        grid = "x".join(map(str, self.shape))
+        return f"{self.chip.kind}:{grid}" + (f"@{self.slices}" if self.slices > 1 else "")
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def hosts(self) -> int:
+        return -(-self.chips // CHIPS_PER_HOST)
+
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Which axes of the grid are rings."""
+        return tuple(size % self.chip.wrap_multiple == 0 for size in self.shape)
+
+    def compiler_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `jax.experimental.topologies.get_topology_desc`."""
+        grid = "x".join(map(str, self.shape))
+        one_chip = math.prod(self.shape) == 1
+        wraps = (*self.wraps, False)[:3]
+        return {
+            "platform": "tpu",
+            "topology_name": f"{self.chip.compiler_kind}:{grid}",
+            "chip_config_name": self.chip.compiler_config,
+            "chips_per_host_bounds": (1, 1, 1) if one_chip else (2, 2, 1),
+            "wrap": wraps,
+            "num_slices": self.slices,
+        }
+
+
+def parse_topology(name: str) -> Topology:
+    """`kind:AxB[xC][@slices]` to a topology.
+
+    Raises:
+      UserError: naming the valid form.
+    """
+    match = _NAME.fullmatch(name.strip())
+    if not match:
+        raise UserError(f"the topology {name!r} has not the form KIND:AxB[xC][@SLICES]; write e.g. {_EXAMPLES}")
+    kind, grid, slices = match[1], tuple(int(size) for size in match[2].split("x")), int(match[3] or 1)
+    if kind not in CHIPS:
+        raise UserError(f"the topology {name!r} names none of the chips {', '.join(CHIPS)}{nearest(kind, CHIPS)}")
+    chip = CHIPS[kind]
+    if len(grid) != chip.torus_axes:
+        sides = "AxBxC" if chip.torus_axes == 3 else "AxB"
+        raise UserError(f"a slice of {kind} has {chip.torus_axes} axes, so write {kind}:{sides}, not {name!r}")
+    if min(grid) < 1 or slices < 1:
+        raise UserError(f"the sides and slices of the topology {name!r} must be positive; write e.g. {_EXAMPLES}")
+    for side in grid:
+        if side not in (1, 2) and (side % 4 if chip.torus_axes == 3 else side not in (4, 8, 16)):
+            sizes = "1, 2 or a multiple of 4" if chip.torus_axes == 3 else "1, 2, 4, 8 or 16"
+            raise UserError(f"a side of a slice of {kind} is {sizes} chips long, not {side} as in {name!r}; change it")
+    return Topology(chip, grid, slices)

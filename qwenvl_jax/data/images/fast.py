@@ -1,0 +1,140 @@
+"""Decoding and resizing as `image` does it with Pillow, to the same bits, at about twice its speed.
+
+Needs the packages numba and simplejpeg. `image.decode_into` uses it where both are installed and `agrees` says so.
+
+Pillow's filter: horizontally, then vertically, weights in fixed point, 8 bits between the two. Here both directions
+are sums of weighted rows, which compilers turn into vector instructions; for the horizontal one the image is
+transposed.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+
+import numba
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from qwenvl_jax.data.images import decode
+
+PRECISION = 22  # bits of a weight behind the point, as in Pillow
+_TILE = 16
+_SMALL = 2048  # pixels of a side; weights for longer ones are seldom wanted twice
+
+_jit = numba.njit(nogil=True, cache=True)
+
+
+def decode_jpeg(payload: bytes) -> np.ndarray | None:
+    """RGB pixels [H, W, 3] uint8 of a plain JPEG; None for what is none, is damaged or needs Pillow's care."""
+    if not payload.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(payload)
+        if colors not in ("YCbCr", "Gray") or not decode.bearable(width, height):
+            return None
+        if decode.scans(payload) > decode.MAX_SCANS:
+            return None
+        return simplejpeg.decode_jpeg(payload)
+    except ValueError:
+        return None
+
+
+def resize_square(pixels_HWC: np.ndarray, out_HWC: np.ndarray) -> None:
+    """Resizes [H, W, 3] into [S, S, 3] by Pillow's antialiased bicubic (a = -0.5); both uint8 and contiguous."""
+    height, width, _ = pixels_HWC.shape
+    size = out_HWC.shape[0]
+    if decode.rows_first(width, height, size):
+        short = np.empty((size, width, 3), np.uint8)
+        _weighted_rows(pixels_HWC.reshape(height, -1), *_weights(height, size), short.reshape(size, -1))
+        pixels_HWC, height = short, size
+    if width != size:
+        columns = np.empty((width, height, 3), np.uint8)
+        _transpose(pixels_HWC, columns)
+        narrow = np.empty((size, height, 3), np.uint8)
+        _weighted_rows(columns.reshape(width, -1), *_weights(width, size), narrow.reshape(size, -1))
+        pixels_HWC = np.empty((height, size, 3), np.uint8)
+        _transpose(narrow, pixels_HWC)
+    if height != size:
+        _weighted_rows(pixels_HWC.reshape(height, -1), *_weights(height, size), out_HWC.reshape(size, -1))
+    else:
+        out_HWC[...] = pixels_HWC
+
+
+@functools.cache
+def agrees() -> bool:
+    """Whether Pillow, as it was built for this machine, gives the same bits."""
+    rng = np.random.default_rng(0)
+    for height, width, size in ((61, 97, 28), (20, 33, 56), (31, 31, 28)):
+        noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        payload = io.BytesIO()
+        noise.save(payload, "JPEG", quality=90)
+        decoded, out = decode_jpeg(payload.getvalue()), np.zeros((size, size, 3), np.uint8)
+        expected = decode.decode_image(payload.getvalue())
+        if decoded is None or not np.array_equal(decoded, np.asarray(expected)):
+            return False
+        resize_square(decoded, out)
+        if not np.array_equal(out, decode.resize_square(expected, size)):
+            return False
+    return True
+
+
+def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_make_weights`, remembered: a table for 640 pixels takes 20 kB, one for 65,535 takes a megabyte."""
+    return _small_weights(old, new) if old <= _SMALL else _large_weights(old, new)
+
+
+def _make_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every new place the first old one it takes from, how many, and their weights in fixed point [new, ..]."""
+    scale = old / new
+    stretch = max(scale, 1.0)
+    support = 2.0 * stretch
+    firsts, counts = np.zeros(new, np.int32), np.zeros(new, np.int32)
+    weights = np.zeros((new, math.ceil(support) * 2 + 1), np.int32)
+    for place in range(new):
+        center = (place + 0.5) * scale
+        first = max(int(center - support + 0.5), 0)
+        count = min(int(center + support + 0.5), old) - first
+        x = np.abs((np.arange(count) + first - center + 0.5) * (1.0 / stretch))
+        near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
+        far = (((x - 5) * x + 8) * x - 4) * -0.5
+        curve = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+        fixed = curve * (1.0 / sum(curve.tolist())) * (1 << PRECISION)  # summed from the left, as Pillow does
+        weights[place, :count] = np.trunc(np.where(fixed < 0, fixed - 0.5, fixed + 0.5))
+        firsts[place], counts[place] = first, count
+    return firsts, counts, weights
+
+
+_small_weights = functools.lru_cache(maxsize=4096)(_make_weights)
+_large_weights = functools.lru_cache(maxsize=128)(_make_weights)
+
+
+@_jit
+def _weighted_rows(
+    rows: np.ndarray, firsts: np.ndarray, counts: np.ndarray, weights: np.ndarray, out: np.ndarray
+) -> None:
+    """out[y] = sum over t < counts[y] of weights[y, t] * rows[firsts[y] + t], rounded and clipped."""
+    length = rows.shape[1]
+    total = np.empty(length, np.int32)
+    for y in range(out.shape[0]):
+        total[:] = 1 << (PRECISION - 1)
+        for t in range(counts[y]):
+            weight, row = weights[y, t], rows[firsts[y] + t]
+            for i in range(length):
+                total[i] += np.int32(row[i]) * weight
+        for i in range(length):
+            out[y, i] = min(max(total[i] >> PRECISION, 0), 255)
+
+
+@_jit
+def _transpose(pixels: np.ndarray, out: np.ndarray) -> None:
+    """out[x, y] = pixels[y, x], by tiles that stay in the cache."""
+    height, width = pixels.shape[:2]
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            for x in range(left, min(left + _TILE, width)):
+                for y in range(top, min(top + _TILE, height)):
+                    for c in range(3):
+                        out[x, y, c] = pixels[y, x, c]

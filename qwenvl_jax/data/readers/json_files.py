@@ -1,0 +1,268 @@
+"""Samples listed in a JSON or JSONL file, with image files beside it.
+
+One entry is either a conversation of the released fine-tuning, `{"id": .., "conversations": [..]}`, or the fields of
+a record: `{"image": path, "caption": ..}` and so on. docs/data.md shows all of them. The text of the file is held in
+memory; images are read when they are needed.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from qwenvl_jax.data.corruption import allowed
+from qwenvl_jax.data.formats import guess_language, training_pieces
+from qwenvl_jax.data.images.decode import MAX_BYTES
+from qwenvl_jax.data.readers.conversations import parse_conversation
+from qwenvl_jax.data.readers.json_entries import parse_entry, split_entries
+from qwenvl_jax.data.record_content import CONTENT_KEYS, check_record
+from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.runtime import log, storage
+from qwenvl_jax.runtime.errors import StorageError, UserError, nearest
+
+SUFFIXES = (".json", ".jsonl")
+NAMED = 3  # entries that cannot be used, of which a message tells why
+
+_COMMON = ("id", "task", "source", "language", "license", "image", "images")
+_CONVERSATION = ("id", "task", "source", "language", "license", "system", "conversations")
+_OPTIONAL = {"vqa": ("answers",), "grounded_caption": ("ref",), "dialogue": ("system", "sizes")}
+_TEXTS = ("id", "source", "language", "license", "caption", "question", "answer", "phrase", "description", "ref")
+_MAY_BE_NULL = {"id", "task", "source", "language", "license", "system", "answers", "ref", "sizes"}
+_SPOKEN = {"caption", "question", "answer", "text", "phrase", "description", "ref"}  # keys of what a person reads
+# Keys that other corpora have and nothing here needs, although they look like keys that are known.
+_HARMLESS = ("dataset", "weight", "imgid", "sources", "tasks")
+_OTHER_FORMS = {
+    "messages": 'the key "messages" is the form of OpenAI and of ShareGPT; write {"conversations": [{"from": "user", '
+    '"value": ..}, ..]}, a picture as <img>PATH</img> where it stands',
+    "image": '"image" beside "conversations" is the form of LLaVA; write <img>PATH</img> where the picture stands '
+    "(LLaVA has <image> there) and remove the key",
+}
+_OTHER_FORMS["images"] = _OTHER_FORMS["image"].replace('"image" beside', '"images" beside')
+
+
+class JsonReader:
+    """Random access to the entries of one file: `len(reader)`, `reader[i]`. Opening checks every entry.
+
+    An entry that cannot be used keeps its number and raises UserError when it is read. How many there are, and the
+    first of them, is printed, and so are keys that are ignored.
+
+    Args:
+      path: a file of one JSON object per line, or of one list of them.
+      task: of all entries; one that names another cannot be used.
+      max_corrupt_share: of the entries, that may be unusable; `corruption.allowed` says how many that are.
+      findings: by the reader of another process (`JsonReader.findings`), instead of looking for the image files.
+
+    Attributes:
+      corrupt: how many entries cannot be used.
+      ignored: how often each key that means nothing here was met.
+
+    Raises:
+      UserError: if the file is no such file, no entry can be used, or more than the share cannot; naming file and
+        line of the first. What cannot be used is what is not JSON, has a key or task that looks like another, tags
+        without their partner, a place outside its image, or an image file that is missing. Image files on gs:// are
+        looked for only when they are read.
+    """
+
+    def __init__(
+        self, path: epath.PathLike, task: str, max_corrupt_share: float = 0.0, findings: Sequence[str] | None = None
+    ):
+        self.path, self.task = storage.path(path), task
+        try:
+            payload = storage.read_bytes(self.path)
+        except FileNotFoundError:
+            raise UserError(f"{self.path} does not exist; correct the path of the source") from None
+        except IsADirectoryError:
+            raise UserError(f"{self.path} is a folder; a JSON source is one file") from None
+        self._digest = hashlib.sha256(payload).hexdigest()
+        self._entries = split_entries(self.path, payload)
+        self.corrupt = 0
+        self.ignored: collections.Counter[str] = collections.Counter()
+        wrong: list[str] = []
+        self._absent = None if findings is None else frozenset(findings)  # image files
+        found: dict[str, bool] = {}
+        for index in range(len(self)):
+            try:
+                self._check_entry(index, found)
+            except UserError as error:
+                self.corrupt += 1
+                if len(wrong) < NAMED:
+                    same = wrong and wrong[0].endswith(f": {error}")
+                    wrong.append(f"line {self._entries[index][0]}: {'the same' if same else error}")
+        if self._absent is None:
+            self._absent = frozenset(image for image, there in found.items() if not there)
+        self._judge(wrong, max_corrupt_share)
+
+    def _check_entry(self, index: int, found: dict[str, bool]) -> None:
+        """Raises UserError if an entry cannot be used. `found` remembers which image files are there."""
+        record, paths, ignored = self._parse(index)
+        training_pieces(check_record(record))
+        for path in paths:
+            # Asking an object store about every file would take hours.
+            if not storage.is_remote(path) and path not in found:
+                known = self._absent
+                found[path] = any(map(os.path.isfile, _spellings(path))) if known is None else path not in known
+            if not found.get(path, True):
+                raise UserError(f"the image {path} does not exist")
+        self.ignored.update(ignored)
+
+    def _judge(self, wrong: Sequence[str], share: float) -> None:
+        """Refuses the file if too much of it cannot be used, and says what is left out or ignored."""
+        total, more = len(self), f"; {'; '.join(wrong[1:])}" if wrong[1:] else ""
+        if self.corrupt == total == 1:
+            raise UserError(f"{self.path}, {wrong[0]}")
+        if self.corrupt == total or self.corrupt > allowed(share, total):
+            step = "mend or remove them" if self.corrupt > 1 else "mend or remove it"
+            limit = f", or raise config.data.max_corrupt_share above {share:g}" if self.corrupt < total else ""
+            many = f"{self.corrupt:,} of {total:,} samples cannot be used{more}"
+            raise UserError(f"{self.path}, {wrong[0]} ({many}); {step}{limit}")
+        if wrong:
+            log.line(f"{self.path}: {self.corrupt:,} of {total:,} samples cannot be used: {'; '.join(wrong)}")
+        if self.ignored:
+            keys = ", ".join(f"{key!r} ({count:,} times)" for key, count in self.ignored.most_common())
+            log.line(f"{self.path}: these keys mean nothing here and are ignored: {keys}")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _read_image(self, path: str) -> bytes:
+        missing: OSError | None = None
+        for name in _spellings(path):
+            try:
+                return storage.read_bytes(name, 0, MAX_BYTES)  # a longer one is cut off, and counted as such
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                missing = missing or error
+        if storage.is_remote(path) or path in (self._absent or ()):
+            raise UserError(f"the image {path} cannot be read ({missing})")
+        raise StorageError(f"{path} was there when {self.path} was opened and is gone; put it back")
+
+    def findings(self) -> list[str]:
+        """What another process needs to open the same: which image files are missing."""
+        return sorted(self._absent or ())
+
+    def digest(self) -> str:
+        """Of the bytes of the file; the images beside it do not count."""
+        return self._digest
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            record, paths, _ = self._parse(index)
+            check_record(record)
+            images = tuple(map(self._read_image, paths))
+        except UserError as error:
+            raise UserError(f"{self.path}, line {self._entries[index][0]}: {error}") from None
+        return Record(record.id, record.task, record.source, record.language, record.license, images, record.content)
+
+    def _parse(self, index: int) -> tuple[Record, list[str], list[str]]:
+        """The record of an entry, with empty images; where its images lie; keys that are ignored."""
+        line, payload = self._entries[index]
+        value = {k: v for k, v in parse_entry(payload).items() if v is not None or k not in _MAY_BE_NULL}
+        if "messages" in value and not {"conversations", "turns"} & value.keys():
+            raise UserError(_OTHER_FORMS["messages"])
+        talks = "conversations" in value
+        content, paths, ignored = self._conversation(value) if talks else self._fields(value)
+        record = Record(
+            id=str(value.get("id", f"{self.path.stem}:{line}")),
+            task=self.task,
+            source=value.get("source", self.path.stem),
+            language=value.get("language") or guess_language(" ".join(_spoken(content))),
+            license=value.get("license", "unknown"),
+            images=(b"",) * len(paths),
+            content=content,
+        )
+        return record, [self._resolve(path) for path in paths], ignored
+
+    def _conversation(self, value: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+        for key in ("image", "images"):
+            if key in value:
+                raise UserError(_OTHER_FORMS[key])
+        ignored = self._check_keys(value, "dialogue", _CONVERSATION)
+        return *parse_conversation(value["conversations"], value.get("system", "")), ignored
+
+    def _fields(self, value: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+        task = value.get("task", self.task)
+        if not isinstance(task, str) or task not in TASKS:
+            raise UserError(f"the task {task!r} is unknown{nearest(str(task), TASKS)}")
+        required = CONTENT_KEYS[task] or ("text",)
+        known = ("width", "height", *required, *_OPTIONAL.get(task, ()))
+        ignored = self._check_keys(value, task, (*_COMMON, *known))
+        missing = [key for key in required if key not in value]
+        if missing:
+            has = ", ".join(map(repr, value)) or "none"
+            raise UserError(f"the sample of task {task!r} lacks {', '.join(missing)}; it has the keys {has}")
+        if "image" in value and "images" in value:
+            raise UserError('there are both "image" and "images"; keep one')
+        paths = [value["image"]] if "image" in value else value.get("images", [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+            raise UserError('"image" must be a path and "images" a list of paths')
+        return {key: found for key, found in value.items() if key in known}, paths, ignored
+
+    def _check_keys(self, value: dict[str, Any], task: str, known: Sequence[str]) -> list[str]:
+        """The keys that mean nothing here.
+
+        Raises:
+          UserError: for another task than the source's, a key that looks like a known one, or a text that is none.
+        """
+        if value.get("task", task) != self.task or task != self.task:
+            found = value.get("task", task)
+            raise UserError(f"the sample is of task {found!r}, but the source is for {self.task!r}; correct one")
+        unknown = [key for key in value if key not in known]
+        names = (*known, "conversations") if task == "dialogue" else known
+        for key in unknown:
+            meant = "; did you mean 'system'?" if key == "system_prompt" else nearest(key, names)
+            if meant and not _is_harmless(key, known):
+                raise UserError(f"the key {key!r} is unknown for task {task!r}{meant}")
+        for key in (*_TEXTS, "text", "system"):
+            if key not in known or key not in value or isinstance(value[key], str):
+                continue
+            if key != "id" or not isinstance(value[key], int):
+                raise UserError(f"{key!r} must be a text, not {value[key]!r}")
+        return unknown
+
+    def _resolve(self, path: str) -> str:
+        """Where an image lies: as given if absolute or on gs://, else from the folder of the file."""
+        if storage.scheme_of(path) not in ("", "gs"):
+            raise UserError(f"the image {path} is not a file; download it and give its path")
+        if "\0" in path:
+            raise UserError(f"the image {path!r} is not a path")
+        if storage.is_remote(path):
+            storage.path(path)  # raises if there can be no such bucket
+            return path
+        return path if path.startswith("/") else os.fspath(self.path.parent / path)
+
+
+def _is_harmless(key: str, known: Sequence[str]) -> bool:
+    """Whether a key that looks like a known one is one of its own, as "source_id" is beside "source"."""
+    if key == "system_prompt":
+        return False
+    return key in _HARMLESS or any(key.startswith(f"{name}_") or key.endswith(f"_{name}") for name in known)
+
+
+def _spoken(content: Any) -> Iterator[str]:
+    """The texts of a sample that a person reads."""
+    if isinstance(content, list):
+        for item in content:
+            yield from _spoken(item)
+    elif isinstance(content, dict):
+        for key, found in content.items():
+            if isinstance(found, str) and key in _SPOKEN:
+                yield found
+            elif isinstance(found, list | dict):
+                yield from _spoken(found)
+
+
+def _spellings(path: str) -> tuple[str, ...]:
+    """The names under which a file may lie: as written, and with its accents in the other Unicode forms.
+
+    Some file systems and archives decompose them; the release, whose paths are composed, looks for both as well.
+    """
+    if path.isascii():
+        return (path,)
+    return tuple(dict.fromkeys((path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path))))

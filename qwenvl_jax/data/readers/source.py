@@ -1,0 +1,139 @@
+"""Opens one source of a mixture, whatever its files are. docs/data.md shows every kind."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from etils import epath
+
+from qwenvl_jax.config import SourceConfig
+from qwenvl_jax.data.readers import tfds_folder
+from qwenvl_jax.data.readers.json_files import SUFFIXES, JsonReader
+from qwenvl_jax.data.readers.paths import expand_braces, other_kind
+from qwenvl_jax.data.readers.record_folder import MANIFEST, RecordReader
+from qwenvl_jax.data.readers.tar_files import TarReader
+from qwenvl_jax.data.readers.tfds_folder import TfdsReader
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.distributed import from_primary
+from qwenvl_jax.runtime.errors import UserError
+
+
+class Source(Protocol):
+    """Random access to records whose number and order never change, so that all hosts see the same ones."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def findings(self) -> Any:
+        """A JSON value with which another process opens the same without looking for files."""
+        ...
+
+    def digest(self) -> str:
+        """Hex digits of what the records are and in which order, as far as that is cheap; not of where they lie."""
+        ...
+
+
+def open_source(
+    source: SourceConfig, split: str = "train", *, verify: bool = False, max_corrupt_share: float = 0.0
+) -> Source:
+    """Opens the records of a source, of the kind that its path says.
+
+    tfds:NAME..        a TFDS data set
+    *.json, *.jsonl    conversations of the released fine-tuning, or one record's fields per line
+    *.tar              a WebDataset shard or a pattern of them (`*`, `{00..99}`), or a folder that holds some and no
+                       manifest
+    any other          a record folder
+
+    JSON files and WebDataset shards have no splits: all of them is training data. `verify` also compares the shards
+    of a record folder with the checksums of its manifest, which reads everything once. `max_corrupt_share` is that of
+    `config.data`; a JSON file, which is checked whole, is held to it at once.
+
+    All processes must call it, in the same order: the first one looks for the files and checks them, the others are
+    told what it found.
+
+    Raises:
+      UserError: if the files are missing, damaged, of another kind, or hold another task than the source says, or no
+        records.
+    """
+    opened: list[Source] = []
+
+    def first() -> tuple[str, Any]:
+        kind = _kind(source)
+        opened.append(_open(kind, source, split, max_corrupt_share, verify=verify))
+        return kind, opened[0].findings()
+
+    kind, findings = from_primary(first)
+    return opened[0] if opened else _open(kind, source, split, max_corrupt_share, findings=findings)
+
+
+def _kind(source: SourceConfig) -> str:
+    """tfds, json, tar or records; raises UserError for a path of another kind."""
+    path = source.records
+    if not path:
+        raise UserError(f"source {source.name!r} has no path; name its files under records")
+    if path.startswith(tfds_folder.PREFIX):
+        return "tfds"
+    if path.lower().endswith(SUFFIXES):
+        if any(sign in path for sign in "*?[{") and not storage.exists(storage.path(path)):
+            raise UserError(
+                f"{path} is a pattern, but a JSON source is one file; give each an entry of its own in "
+                "config.data.mixture, or join .jsonl files with cat"
+            )
+        return "json"
+    if _is_webdataset(path):
+        if source.task != "caption":
+            raise UserError(
+                f"source {source.name!r} is for task {source.task!r}, but {path} holds WebDataset shards, which are "
+                "read as captions; correct the task or the path"
+            )
+        return "tar"
+    _refuse_other_kinds(path)
+    return "records"
+
+
+def _open(
+    kind: str, source: SourceConfig, split: str, max_corrupt_share: float, *, verify: bool = False, findings: Any = None
+) -> Source:
+    path = source.records
+    if kind == "tfds":
+        return TfdsReader(path, source.task, split, findings)
+    if kind == "json":
+        return JsonReader(path, source.task, max_corrupt_share, findings)
+    if kind == "tar":
+        return TarReader(path, findings)
+    reader = RecordReader(path, split, verify=verify, check=findings is None)
+    found = sorted(reader.summary["tasks"])
+    if found != [source.task]:
+        raise UserError(
+            f"source {source.name!r} is for task {source.task!r}, but {path} holds "
+            f"{', '.join(found) or 'nothing'}; correct the task or the folder"
+        )
+    return reader
+
+
+def _is_webdataset(path: str) -> bool:
+    if path.endswith(".tar"):
+        return True
+    first = storage.path(expand_braces(path)[0])
+    return _lacks_manifest(first) and any(name.endswith(".tar") for name in storage.names(first))
+
+
+def _lacks_manifest(path: epath.Path) -> bool:
+    return storage.is_folder(path) and not storage.exists(path / MANIFEST)
+
+
+def _refuse_other_kinds(path: str) -> None:
+    """Raises UserError for files, and folders of files, of which no source is made, with what to do about them."""
+    place = storage.path(path)
+    if other := other_kind(path):
+        raise UserError(other)
+    if _lacks_manifest(place):
+        for name in storage.names(place):
+            if name.lower().endswith(SUFFIXES):
+                raise UserError(f"{path} is no record folder (it has no {MANIFEST}); name a file in it, such as {name}")
+            if other := other_kind(name):
+                raise UserError(f"{path} is no record folder (it has no {MANIFEST}), and {other}")
+    elif storage.exists(place) and not storage.is_folder(place):
+        raise UserError(f"{path} is a file of a kind of which no source is made; docs/data.md lists what can be read")

@@ -1,0 +1,151 @@
+"""Records of a TFDS data set, read without TensorFlow and without the code that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from typing import Any
+
+from qwenvl_jax.data.readers.record_folder import (
+    FEATURES,
+    MANIFEST,
+    decode_record,
+    read_manifest,
+    split_digest,
+    tfds_features,
+)
+from qwenvl_jax.data.readers.shards import Shards
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import StorageError, UserError, nearest, one_line
+
+PREFIX = "tfds:"
+_FORM = re.compile(r"tfds:(?P<name>\w+)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?(@(?P<folder>.+))?")
+
+
+class TfdsReader:
+    """Random access to one split: `len(reader)`, `reader[i]`.
+
+    The data set must lie in the folder already (nothing is downloaded), as ArrayRecord, and have the features of a
+    record folder: texts `id, task, source, language, license, content` (JSON) and a sequence `images`.
+
+    Args:
+      name: `tfds:NAME[/CONFIG][:VERSION][@FOLDER]`; without a folder TFDS looks in its own (`TFDS_DATA_DIR`,
+        `~/tensorflow_datasets`).
+      task: of all records; one of another task is refused when it is read.
+      findings: by the reader of another process (`TfdsReader.findings`), instead of looking for the data set.
+
+    Raises:
+      UserError: for a name of another form, a data set that is not there, or of another format or other features.
+    """
+
+    def __init__(self, name: str, task: str, split: str = "train", findings: str | None = None):
+        self._name, self._task = name, task
+        match = _FORM.fullmatch(name)
+        if match is None:
+            raise UserError(f"{name!r} is not of the form tfds:NAME[/CONFIG][:VERSION][@FOLDER]; correct it")
+        try:
+            self._source, self._digest = self._open(match, split, findings)
+        except (UserError, StorageError, MemoryError):
+            raise
+        except Exception as error:  # TFDS parses its files with several libraries, which raise what they like
+            if (unread := _unread(error)) is not None:
+                raise unread from error
+            why = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"what TFDS keeps of {name} cannot be understood ({why}); prepare it again") from None
+        if not len(self):
+            raise UserError(f"{name} holds no records in {split!r}; prepare it again, or leave the source out")
+        self._look()
+
+    def _open(self, match: re.Match[str], split: str, findings: str | None) -> tuple[Shards, str]:
+        """The shards of a split, and the digest of what they hold."""
+        from tensorflow_datasets.core import read_only_builder, registered
+
+        name = self._name
+        given = {"config": match["config"], "version": match["version"], "data_dir": match["folder"]}
+        if match["folder"]:
+            given["data_dir"] = os.fspath(storage.path(match["folder"]))
+        arguments: dict[str, Any] = {key: value for key, value in given.items() if value}
+        try:
+            if findings is None:
+                builder = read_only_builder.builder_from_files(match["name"], **arguments)
+            else:
+                builder = read_only_builder.builder_from_directory(findings)
+        except registered.DatasetNotFoundError as error:
+            raise UserError(f"{name} is not there ({one_line(error)}); prepare it first, or correct the name") from None
+        info = builder.info
+        if info.file_format is None or info.file_format.value != "array_record":
+            raise UserError(f"{name} is not stored as ArrayRecord; prepare it with file_format='array_record'")
+        if info.features is None or info.features.get_serialized_info() != tfds_features().get_serialized_info():
+            found = ", ".join(sorted(info.features or ()))
+            raise UserError(
+                f"{name} has the features {found}; it needs those of a record folder: {', '.join(FEATURES)}"
+            )
+        if split not in info.splits:
+            raise UserError(
+                f"{name} has no split {split!r}, only {', '.join(info.splits)}{nearest(split, info.splits)}"
+            )
+        self._folder = os.fspath(builder.data_dir)
+        found_split = info.splits[split]
+        paths, counts = found_split.filepaths, [int(count) for count in found_split.shard_lengths]
+        there = storage.sizes(self._folder) if findings is None else {path.name: 0 for path in paths}
+        for path in paths:
+            if path.name not in there:
+                raise UserError(f"{path} is missing although {name} lists it; prepare it again")
+        if len(paths) != len(counts) or min(counts, default=0) < 0:
+            raise UserError(f"{name} lists {len(paths)} shards and counts {counts[:9]} of records; prepare it again")
+        # The bytes themselves, because images stay encoded until their row is known.
+        return Shards(paths, counts), _digest(self._folder, found_split)
+
+    def _look(self) -> None:
+        """Says at once what is wrong with all records. One that is damaged is counted when it is drawn."""
+        errors = []
+        for index in sorted({0, len(self) // 2, len(self) - 1}):
+            try:
+                self[index]
+                return
+            except UserError as error:
+                errors.append(error)
+        raise errors[0]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def findings(self) -> str:
+        """What another process needs to open the same: the folder of config and version."""
+        return self._folder
+
+    def digest(self) -> str:
+        """Of the checksums of the shards where our manifest lies beside them, else of TFDS's own counts."""
+        return self._digest
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            record = decode_record(self._source[int(index)])
+        except UserError as error:
+            raise UserError(f"{self._name}, record {index}: {error}") from None
+        if record.task != self._task:
+            raise UserError(
+                f"{self._name}, record {index}: it is of task {record.task!r}, but the source is for {self._task!r}; "
+                "correct one"
+            )
+        return record
+
+
+def _unread(error: BaseException) -> StorageError | None:
+    """The `StorageError` behind an error: TFDS compares errors with TensorFlow's, and trips where that is missing."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, StorageError):
+        behind = behind.__context__
+    return None if behind is None else StorageError(str(behind))
+
+
+def _digest(folder: str, split: Any) -> str:
+    path = storage.path(folder)
+    if storage.exists(path / MANIFEST) and split.name in (splits := read_manifest(path)["splits"]):
+        return split_digest(splits[split.name])
+    return hashlib.sha256(json.dumps([split.shard_lengths, split.num_bytes]).encode()).hexdigest()

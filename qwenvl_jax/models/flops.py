@@ -1,0 +1,92 @@
+"""Floating-point operations of a training step, by arithmetic.
+
+Counted are matrix products, two operations per multiply-add; a causal product counts half. A product y = x W costs
+its forward once; once more for dW if W is trained; once more for dx if anything below it is trained. So a frozen
+decoder above a trained ViT costs 2x its forward (stage 1), and a frozen ViT 1x (stage 3). Recomputation (remat) and
+padding are not counted: they are overhead, and utilisation must show them.
+
+Shape suffixes: L tokens, P patches, Q queries, D decoder width, W ViT width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qwenvl_jax.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How much of everything a step does.
+
+    Attributes:
+      tokens: decoder positions.
+      context: tokens that one position could see if nothing were masked, the length of a row.
+      supervised: positions whose logits are computed.
+      images: images encoded.
+    """
+
+    tokens: float
+    context: float
+    supervised: float
+    images: float
+
+
+def full_work(config: Config) -> Work:
+    """The most that a step can hold: every row full, every token supervised, the image budget used up."""
+    data = config.data
+    images = data.image_budget * data.accumulation if data.images_per_row else 0
+    tokens = data.rows_per_step * data.sequence_length
+    return Work(tokens, data.sequence_length, tokens, images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Matrix products of one kind. `owner` is the component of the weight, or None for scores and mixing."""
+
+    part: str
+    owner: str | None
+    forward: float
+
+
+def forward_flops(config: Config, work: Work, causal_share: float = 0.5) -> list[Product]:
+    """All products of a forward pass in the order of the data, `forward` in operations per step."""
+    vit, decoder, queries = config.model.vit, config.model.decoder, config.model.resampler.queries
+    patches = (config.data.image_size // vit.patch_size) ** 2
+    width = decoder.width
+    images, tokens = work.images, work.tokens
+    return [
+        Product("patch_embed", "vit", 2 * images * patches * 3 * vit.patch_size**2 * vit.width),
+        Product("vit", "vit", 4 * images * patches * vit.layers * (2 * vit.width**2 + vit.width * vit.mlp_dim)),
+        Product("vit", None, 4 * images * patches**2 * vit.layers * vit.width),
+        Product("kv_proj", "resampler", 2 * images * patches * vit.width * width),
+        Product("resampler", "resampler", 4 * images * patches * width**2),
+        Product("resampler", None, 4 * images * queries * patches * width),
+        Product("resampler", "resampler", 2 * images * queries * width**2),
+        Product("vit_head", "vit_head", 2 * images * queries * width**2),
+        Product("decoder", "decoder", 2 * tokens * decoder.layers * (4 * width**2 + 3 * width * decoder.mlp_dim)),
+        Product("decoder", None, 4 * tokens * work.context * causal_share * decoder.layers * width),
+        Product("lm_head", "decoder", 2 * work.supervised * width * decoder.vocab_size),
+    ]
+
+
+def training_flops(config: Config, work: Work | None = None, causal_share: float = 0.5) -> dict[str, float]:
+    """Operations of one optimiser step per part, forward and backward, as the stage trains it.
+
+    Args:
+      config: the run; `train.trainable` decides what goes backward.
+      work: what the step holds; default `full_work`.
+      causal_share: 0.5 counts the useful half of causal attention; 1.0 what an implementation without block
+        skipping does.
+    """
+    trained = config.train.trainable
+    flops: dict[str, float] = {}
+    below = False  # whether anything is trained that the input of the product depends on
+    for product in forward_flops(config, full_work(config) if work is None else work, causal_share):
+        own = product.owner in trained
+        # These parts begin with something of their own, a norm or an embedding, before their first product.
+        below |= own and product.part in ("vit_head", "decoder", "lm_head")
+        passes = 1 + 2 * below if product.owner is None else 1 + own + below
+        flops[product.part] = flops.get(product.part, 0.0) + passes * product.forward
+        below |= own
+    return flops

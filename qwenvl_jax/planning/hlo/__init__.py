@@ -1,0 +1,1 @@
+"""Reads scheduled HLO text: its instructions, loops, costs and collectives."""

@@ -1,0 +1,233 @@
+"""What one instruction of a schedule does: operations of its matrix products, bytes that pass through HBM.
+
+Two operations per multiply-add. Arrays in VMEM, `S(1)` in their layout, cost no HBM bytes; a fusion reads of an
+operand only what it slices, and writes of a buffer that it updates in place only the update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+from qwenvl_jax.planning.hlo.collectives import COLLECTIVE_OPCODES
+from qwenvl_jax.planning.hlo.program import Computation, HloError, Instruction, Module
+
+# They name or rearrange what is there, or are counted where they lead.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all"),
+    *("while", "conditional", "call", "iota", "optimization-barrier", "add-dependency", "domain"),
+}
+_FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
+_READS_PART = ("dynamic-slice", "slice", "gather")
+_KERNEL = "tpu_custom_call"
+_LANES = 128  # of a matrix unit; smaller heads leave some idle
+_HOST = 5  # the space of arrays in the host's memory
+_LABELS = re.compile(r"(\w+)_(\w+)->(\w+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel: its name, and its operations without the blocks that its mask lets it skip."""
+
+    name: str
+    flops: float
+
+
+def matmul_flops(module: Module, computation: Computation, instruction: Instruction) -> float:
+    """Operations of an instruction's matrix products, those inside a fusion included; loops are not entered."""
+    if instruction.opcode == "dot":
+        return _dot_flops(computation, instruction)
+    if instruction.opcode == "convolution":
+        return _convolution_flops(computation, instruction)
+    if instruction.opcode == "fusion":
+        inner = module[instruction.called("calls")]
+        return sum(matmul_flops(module, inner, inside) for inside in inner.instructions.values())
+    return 0.0
+
+
+def _dot_flops(computation: Computation, instruction: Instruction) -> float:
+    left = computation[instruction.operands[0]].arrays[0]
+    contracted = instruction.attribute("lhs_contracting_dims")
+    if contracted is None:
+        raise HloError(f"the dot {instruction.name} names no contracted axes")
+    axes = [int(axis) for axis in contracted.strip("{}").split(",") if axis]
+    return 2.0 * math.prod(instruction.arrays[0].dims) * math.prod(left.dims[axis] for axis in axes)
+
+
+def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
+    """TPU writes every matrix product as a convolution; batch axes become windows in which one place is real."""
+    labels = _LABELS.match(instruction.attribute("dim_labels") or "")
+    if not labels:
+        raise HloError(f"the convolution {instruction.name} has no dim_labels")
+    left, kernel = (computation[operand].arrays[0] for operand in instruction.operands[:2])
+    result = instruction.arrays[0]
+    flops = 2.0 * kernel.dims[labels[2].index("i")]
+    flops *= result.dims[labels[3].index("b")] * result.dims[labels[3].index("f")]
+    window = _window(instruction.attribute("window") or "")
+    spatial = sorted(label for label in labels[3] if label.isdigit())
+    for place, label in enumerate(spatial):
+        sizes = left.dims[labels[1].index(label)], kernel.dims[labels[2].index(label)]
+        output = result.dims[labels[3].index(label)]
+        flops *= _valid_places(*sizes, output, *(values[place] if values else None for values in window))
+    return flops
+
+
+def _window(text: str) -> tuple[list | None, list | None, list | None, list | None]:
+    """Per spatial axis: stride, lower padding, dilation of the left side, dilation of the kernel."""
+
+    def values(key: str) -> list[int] | None:
+        match = re.search(rf"\b{key}=([\dx_\-]+)", text)
+        return [int(part.split("_")[0]) for part in match[1].split("x")] if match else None
+
+    return values("stride"), values("pad"), values("lhs_dilate"), values("rhs_dilate")
+
+
+@functools.cache
+def _valid_places(
+    left: int,
+    kernel: int,
+    output: int,
+    stride: int | None,
+    pad: int | None,
+    left_dilation: int | None,
+    kernel_dilation: int | None,
+) -> int:
+    """Pairs of output place and kernel place that meet a real element: neither padding nor a hole of a dilation."""
+    stride, pad, left_dilation, kernel_dilation = stride or 1, pad or 0, left_dilation or 1, kernel_dilation or 1
+    count = 0
+    places = np.arange(kernel) * kernel_dilation - pad
+    for start in range(0, output * stride, stride):
+        reached = places + start
+        real = (reached >= 0) & (reached <= (left - 1) * left_dilation) & (reached % left_dilation == 0)
+        count += int(real.sum())
+    return count
+
+
+def kernel_of(module: Module, instruction: Instruction) -> Kernel | None:
+    """The Pallas kernel that an instruction calls, itself or within a fusion with a collective, or None.
+
+    Splash attention is known by its name. With queries [.., N, L, K], keys [.., T, K] and n query blocks the forward
+    kernel does 2 products of 2 B N L T K operations, the fused backward kernel 5, K padded to whole lanes; a causal
+    mask, which shows as an operand with the query positions, leaves (n + 1) / 2n of the blocks. Other kernels count as
+    memory traffic only.
+    """
+    if instruction.opcode == "fusion":
+        inside = module[instruction.called("calls")].instructions.values()
+        return next((kernel for kernel in (kernel_of(module, inner) for inner in inside) if kernel), None)
+    if not _is_kernel(instruction):
+        return None
+    shapes = re.findall(r"(\w+)\[([\d,]*)\]", instruction.attribute("operand_layout_constraints") or "")
+    sizes = [(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in shapes]
+    products = 2 if "splash_mha_fwd" in instruction.name else 5 if "splash_mha_dkv" in instruction.name else 0
+    wide = [dims for dtype, dims in sizes if dtype in ("bf16", "f32") and len(dims) >= 3]
+    if not products or len(wide) < 2:
+        return Kernel(instruction.name, 0.0)
+    queries, keys = wide[0], wide[1]
+    flops = products * 2.0 * math.prod(queries[:-1]) * -(-queries[-1] // _LANES) * _LANES * keys[-2]
+    blocks = [dims for dtype, dims in sizes if dtype == "s8" and len(dims) == 3]
+    if blocks and sizes[-1][0] == "s32" and len(sizes[-1][1]) == 2:
+        side = max(blocks[0][-2:])
+        flops *= (side + 1) / (2 * side)
+    return Kernel(instruction.name, flops)
+
+
+def hbm_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
+    """Bytes that an instruction reads from and writes to HBM; loops and calls are not entered."""
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-done") or opcode in COLLECTIVE_OPCODES:
+        return 0.0
+    if opcode == "custom-call" and _target(instruction) in _FREE_TARGETS:
+        return 0.0
+    written = sum(array.hbm_bytes for array in instruction.arrays)
+    if opcode.endswith("-start"):
+        # (source, result, context): what is copied is the result, read from one memory and written to the other.
+        source, result = instruction.arrays[0], instruction.arrays[1]
+        if opcode == "copy-start":
+            source, result = result, source
+        return result.stored_bytes * ((source.space == 0) + (result.space == 0))
+    if opcode in _READS_PART:
+        source = computation[instruction.operands[0]].arrays[0]
+        return written + (instruction.arrays[0].stored_bytes if source.space == 0 else 0.0)
+    if opcode in ("dynamic-update-slice", "scatter"):
+        update = computation[instruction.operands[-1 if opcode == "scatter" else 1]].arrays[0]
+        return (2 if opcode == "scatter" else 1) * (update.stored_bytes if written else 0.0) + update.hbm_bytes
+    if opcode == "fusion":
+        return _fusion_bytes(module, computation, instruction)
+    return written + sum(array.hbm_bytes for name in instruction.operands for array in computation[name].arrays)
+
+
+def host_bytes(instruction: Instruction) -> tuple[float, float]:
+    """Bytes that an asynchronous copy fetches from the host's memory, and bytes that it stores there."""
+    if instruction.opcode != "copy-start":
+        return 0.0, 0.0
+    result, source = instruction.arrays[:2]
+    moved = result.stored_bytes
+    return (moved if source.space == _HOST else 0.0), (moved if result.space == _HOST else 0.0)
+
+
+def _target(instruction: Instruction) -> str:
+    return (instruction.attribute("custom_call_target") or "").strip('"')
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and _target(instruction) == _KERNEL
+
+
+def _fusion_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
+    inner = module[instruction.called("calls")]
+    total = 0.0
+    for name, parameter in zip(instruction.operands, inner.parameters, strict=True):
+        if sum(array.hbm_bytes for array in computation[name].arrays):
+            total += _read(module, inner, parameter)
+    spaces = instruction.arrays
+    results = inner.root.operands if inner.root.opcode == "tuple" else (inner.root.name,)
+    for index, name in enumerate(results):
+        if len(results) != len(spaces) or spaces[index].space == 0:
+            total += _written(module, inner, inner[name])
+    return total
+
+
+def _read(module: Module, computation: Computation, parameter: Instruction) -> float:
+    """Bytes of an operand that a fusion looks at."""
+    whole = sum(array.stored_bytes for array in parameter.arrays)
+    total = 0.0
+    for user, position in computation.users[parameter.name]:
+        opcode = user.opcode
+        if _is_kernel(user):
+            return whole
+        if opcode in ("tuple", "custom-call", *COLLECTIVE_OPCODES):
+            continue  # handed on, or moved by a collective
+        if opcode in _READS_PART and position == 0:
+            total += sum(array.stored_bytes for array in user.arrays)
+        elif opcode in ("dynamic-update-slice", "scatter") and position == 0:
+            continue
+        elif opcode in ("bitcast", "reshape"):
+            total += _read(module, computation, user)
+        elif opcode == "fusion":
+            inner = module[user.called("calls")]
+            total += _read(module, inner, inner.parameters[position])
+        else:
+            return whole
+    return min(total, whole)
+
+
+def _written(module: Module, computation: Computation, result: Instruction) -> float:
+    """Bytes of a result that a fusion writes."""
+    while result.opcode in ("bitcast", "reshape"):
+        result = computation[result.operands[0]]
+    maker = computation[result.operands[0]] if result.opcode == "get-tuple-element" else result
+    handed_on = ("parameter", "get-tuple-element", "custom-call", *COLLECTIVE_OPCODES)
+    if result.opcode in handed_on and not _is_kernel(maker):
+        return 0.0  # or moved by a collective
+    if result.opcode in ("dynamic-update-slice", "scatter"):
+        update = result.operands[-1 if result.opcode == "scatter" else 1]
+        return sum(array.stored_bytes for array in computation[update].arrays)
+    if result.opcode == "fusion":
+        inner = module[result.called("calls")]
+        results = inner.root.operands if inner.root.opcode == "tuple" else (inner.root.name,)
+        return sum(_written(module, inner, inner[name]) for name in results)
+    return sum(array.stored_bytes for array in result.arrays)

@@ -1,0 +1,131 @@
+"""Predictions as tables for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from qwenvl_jax.planning.assumptions import ASSUMPTIONS, CHIP_COLUMNS, chip_rows
+from qwenvl_jax.planning.candidates import Failure, Outcome
+from qwenvl_jax.planning.prediction import Prediction, capacity_text, cost
+from qwenvl_jax.runtime import log
+
+Row = tuple[object, ...]
+
+LONGEST_WAITS = 10
+
+# Parts of an operation's name that are no module: control flow, the step itself, methods of the whole model.
+_TRANSFORMED = re.compile(r"(?:(?:jit|jvp|transpose|vmap)\()*([^()]*)\)*")
+_NO_MODULE = re.compile(r"(|while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|step_fn|QwenVL\.\w+)")
+
+
+def _range(first: float | None, second: float | None, form: str = ".2f") -> str:
+    return "" if first is None or second is None else f"{first:{form}} - {second:{form}}"
+
+
+def show(prediction: Prediction, price: float) -> None:
+    """All about one prediction."""
+    p = prediction
+    settings = ", ".join(f"{name} {value}" for name, value in p.settings.items())
+    rows: list[Row] = [("chips, hosts", f"{log.count(p.chips)}, {log.count(p.hosts)}")]
+    rows.append(("fits", f"{'yes' if p.fits else 'no'}, {capacity_text(p)}"))
+    if p.fits:
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in p.hbm_parts_gib.items())
+        rows.append(("HBM of one chip, GiB", parts))
+    if p.host_gib:
+        rows.append(("host memory of one chip, GiB", f"{p.host_gib:.2f}"))
+    for remedy in p.remedies:
+        rows.append(("what would make it smaller", remedy))
+    rows.append(("model operations of a step, PFLOP", f"{p.model_flops / 1e15:,.1f}"))
+    stage = cost(p, price)
+    if stage is not None:
+        rows += _timing(p)
+        rows += [
+            ("stage, steps", log.count(p.steps)),
+            ("stage, days", _range(*stage.days)),
+            ("stage, chip-hours", _range(*stage.chip_hours, ",.0f")),
+            (f"stage, dollars at {price:.2f} per chip-hour", _range(*stage.dollars, ",.0f")),
+        ]
+    rows.append(("compiled here in, s", f"{p.compile_seconds:.0f}"))
+    log.line(f"{p.topology}: {settings}")
+    log.table(f"predicted, not measured: {p.topology}", ("", "value"), rows)
+    if p.waits and p.step_seconds_roofline:
+        waits: list[Row] = []
+        for wait, seconds in list(p.waits.items())[:LONGEST_WAITS]:
+            kind, _, source = wait.partition(" ")
+            waits.append((kind, place(source), f"{seconds:.3f}", f"{seconds / p.step_seconds_roofline:.1%}"))
+        log.table(f"what the cores wait for, the longest {len(waits)}", ("collective", "of", "s", "of step"), waits)
+
+
+def place(source: str) -> str:
+    """What JAX calls an operation, for people: `decoder/blocks/mlp/up, forward`; what is no module is left out."""
+    if not source:
+        return "made up by the compiler"
+    *modules, operation = source.split("/")
+    modules = [_TRANSFORMED.sub(r"\1", part) for part in modules]
+    modules = [part for part in modules if not _NO_MODULE.fullmatch(part)]
+    named = "/".join(modules) or operation
+    if "jvp(" not in source:
+        return named
+    return f"{named}, {'recomputed' if 'rematted' in source else 'backward' if 'transpose(' in source else 'forward'}"
+
+
+def _timing(p: Prediction) -> list[Row]:
+    assert p.step_seconds_roofline and p.step_seconds_cycles and p.hardware_flops
+    assert p.exposed_seconds is not None and p.collective_seconds is not None and p.kernel_flops is not None
+    fast, slow = p.step_seconds_roofline, p.step_seconds_cycles
+    rows: list[Row] = [
+        ("hardware operations of a step, PFLOP", f"{p.hardware_flops / 1e15:,.1f}"),
+        ("  of these in attention kernels", f"{p.kernel_flops / 1e15:,.1f}"),
+        ("hardware / model operations", f"{p.hardware_flops / p.model_flops:.3f}"),
+    ]
+    rows += [(f"{kind}, GB per chip and step", f"{size / 1e9:,.1f}") for kind, size in p.collective_bytes.items()]
+    rows += [
+        ("communication, s", f"{p.collective_seconds:.3f}"),
+        ("  of it exposed, s", f"{p.exposed_seconds:.3f} ({p.exposed_seconds / fast:.1%} of the step)"),
+    ]
+    rows += [(f"step by cause, s: {name}", f"{value:.3f}") for name, value in p.parts.items() if value]
+    rows += [
+        ("step, s (roofline - cycles)", _range(fast, slow)),
+        ("MFU (roofline - cycles)", _range(p.mfu_roofline, p.mfu_cycles, ".3f")),
+        ("tokens per second", _range(p.tokens / fast, p.tokens / slow, ",.0f")),
+        ("images per second", _range(p.images / fast, p.images / slow, ",.0f")),
+        ("images per second that a host decodes", _range(p.images / fast / p.hosts, p.images / slow / p.hosts, ",.0f")),
+    ]
+    return rows
+
+
+COLUMNS = ("", "HBM, GiB", "hw / model", "AG / RS / AR, GB", "exposed", "step, s", "MFU", "days", "dollars")
+
+
+def comparison_row(name: str, outcome: Outcome, prices: Mapping[str, float]) -> Row:
+    """One line of the table of `COLUMNS`."""
+    if isinstance(outcome, Failure):
+        return (name, outcome.reason, *[""] * (len(COLUMNS) - 2))
+    stage = cost(outcome, prices[outcome.topology.partition(":")[0]])
+    if stage is None or not outcome.hardware_flops or not outcome.step_seconds_roofline:
+        return (name, capacity_text(outcome), *[""] * (len(COLUMNS) - 2))
+    moved = [outcome.collective_bytes.get(kind, 0.0) for kind in ("all-gather", "reduce-scatter", "all-reduce")]
+    return (
+        name,
+        capacity_text(outcome),
+        f"{outcome.hardware_flops / outcome.model_flops:.3f}",
+        " / ".join(f"{size / 1e9:.0f}" for size in moved),
+        f"{(outcome.exposed_seconds or 0.0) / outcome.step_seconds_roofline:.1%}",
+        _range(outcome.step_seconds_roofline, outcome.step_seconds_cycles),
+        _range(outcome.mfu_roofline, outcome.mfu_cycles),
+        _range(*stage.days, ".1f"),
+        _range(*stage.dollars, ",.0f"),
+    )
+
+
+def show_comparison(title: str, outcomes: Sequence[tuple[str, Outcome]], prices: Mapping[str, float]) -> None:
+    """Several predictions, one per line."""
+    log.table(title, COLUMNS, [comparison_row(name, outcome, prices) for name, outcome in outcomes])
+
+
+def show_assumptions(versions: str) -> None:
+    """The constants behind the figures."""
+    log.table("chips", CHIP_COLUMNS, chip_rows())
+    log.table("assumptions", ("of", "assumed"), ASSUMPTIONS)
+    log.line(f"compiled by {versions}; every figure is predicted, none is measured")

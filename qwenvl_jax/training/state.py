@@ -1,0 +1,81 @@
+"""The state of a run: its shapes, dtypes and shardings on a mesh, after checking that the mesh can hold it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qwenvl_jax.config import Config
+from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import abstract_split, merge
+from qwenvl_jax.sharding.batch import check_batch
+from qwenvl_jax.sharding.mesh import AnyMesh
+from qwenvl_jax.sharding.report import check_replicated, report
+from qwenvl_jax.sharding.rules import check_heads, param_shardings, replicated
+from qwenvl_jax.training.optimizer import make_optimizer
+
+
+class State(NamedTuple):
+    """What a run holds on its devices.
+
+    Attributes:
+      step: int32 scalar, global batches taken so far.
+      trainable: float32 master weights of the trained components.
+      frozen: the rest, in `config.compute.frozen_dtype`.
+      opt_state: optax state over `trainable`; its moments lie in `config.optimizer.moments_memory`.
+    """
+
+    step: Any
+    trainable: Any
+    frozen: Any
+    opt_state: Any
+
+
+def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
+    """Shapes, dtypes and (with a mesh) shardings of the state; allocates nothing."""
+    params = qwen_vl.abstract_params(config.model)
+    trainable, frozen = abstract_split(params, config.train.trainable, config.compute.frozen_dtype)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
+    opt_state = jax.eval_shape(optimizer.init, trainable)
+    state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, opt_state)
+    if mesh is None:
+        return state
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(state, optimizer, mesh, config.optimizer.moments_memory),
+    )
+
+
+def state_shardings(state: State, optimizer: optax.GradientTransformation, mesh: AnyMesh, moments_memory: str) -> State:
+    """Moments are split as their parameters are, in `moments_memory`; counters are on every device."""
+    trainable = param_shardings(state.trainable, mesh)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding.with_memory_kind(moments_memory),
+        state.opt_state,
+        trainable,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return State(replicated(mesh), trainable, param_shardings(state.frozen, mesh), opt_state)
+
+
+def placed_state(config: Config, mesh: AnyMesh) -> State:
+    """Shapes, dtypes and shardings of the state; allocates nothing.
+
+    Args:
+      config: the run's.
+      mesh: of devices, of devices that are only described (ahead of time), or of sizes alone.
+
+    Raises:
+      UserError: if the mesh does not divide the rows of a microbatch, the attention heads or the width of a
+        parameter, or leaves a big parameter whole on every device.
+    """
+    check_batch(config.data.rows_per_microbatch, mesh)
+    check_heads(config.model, mesh)
+    state = abstract_state(config, mesh)
+    check_replicated(report(merge(state.trainable, state.frozen), mesh), mesh, config.mesh.max_replicated_bytes)
+    return state

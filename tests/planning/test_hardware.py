@@ -1,0 +1,68 @@
+"""Topology names, the table of chips, prices."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwenvl_jax.chips import CHIPS, parse_topology, peak_flops
+from qwenvl_jax.planning.assumptions import CHIP_COLUMNS, chip_rows, read_prices
+from qwenvl_jax.runtime.errors import UserError
+
+
+def test_a_pod_slice() -> None:
+    found = parse_topology("v5p:8x8x8")
+    assert (found.chips, found.hosts, found.wraps, found.name) == (512, 128, (True, True, True), "v5p:8x8x8")
+    assert found.compiler_arguments() == {
+        "platform": "tpu",
+        "topology_name": "v5:8x8x8",
+        "chip_config_name": "megacore",
+        "chips_per_host_bounds": (2, 2, 1),
+        "wrap": (True, True, True),
+        "num_slices": 1,
+    }
+
+
+def test_several_slices_and_open_axes() -> None:
+    found = parse_topology("v5e:8x16@4")
+    assert (found.chips, found.wraps, found.name) == (512, (False, True), "v5e:8x16@4")
+    assert found.compiler_arguments()["wrap"] == (False, True, False)
+    assert parse_topology("v6e:1x1").compiler_arguments()["chips_per_host_bounds"] == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5p", "has not the form KIND:AxB"),
+        ("v5p:8x8x", "has not the form"),
+        ("v5p:8,8,8", "v5p:8x8x8@4 for four slices"),
+        ("v5:8x8x8", "none of the chips v4, v5e, v5p, v6e"),
+        ("v5pp:8x8x8", "did you mean 'v5p'"),
+        ("v5e:8x8x8", "write v5e:AxB"),
+        ("v4:8x8", "write v4:AxBxC"),
+        ("v4:8x0x8", "must be positive"),
+        ("v5p:8x8x8@0", "must be positive"),
+        ("v5p:8x6x8", "1, 2 or a multiple of 4 chips long, not 6"),
+        ("v5e:16x32", "1, 2, 4, 8 or 16 chips long, not 32"),
+        ("v6e:3x4", "1, 2, 4, 8 or 16 chips long, not 3"),
+    ],
+)
+def test_unknown_topologies(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_topology(name)
+
+
+def test_the_table_is_the_one_of_the_trainer() -> None:
+    for kind, name in {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}.items():
+        assert CHIPS[kind].peak_flops == peak_flops(name)
+    assert all(len(row) == len(CHIP_COLUMNS) for row in chip_rows())
+
+
+def test_prices() -> None:
+    assert read_prices({})["v5p"] == CHIPS["v5p"].price
+    assert read_prices({"v5p": 2})["v5p"] == 2.0
+
+
+@pytest.mark.parametrize("values", [[1], {"v9": 1}, {"v5p": -1}, {"v5p": "cheap"}, {"v5p": True}])
+def test_bad_prices(values) -> None:
+    with pytest.raises(UserError, match="price"):
+        read_prices(values)
