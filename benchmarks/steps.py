@@ -66,11 +66,8 @@ def full_batch(config: Config, supervised: int | None = None) -> Batch:
     rng = np.random.default_rng(0)
     slots = np.full(shape, -1, np.int32)
     if images:
-        own = (
-            np.arange(data.rows_per_microbatch * images).reshape(data.rows_per_microbatch, images, 1)
-            % data.group_images
-        )
-        slots[..., 1 : 1 + queries] = own * queries + np.arange(queries)
+        number = np.arange(data.rows_per_microbatch * images) % data.group_images  # within its image group
+        slots[..., 1 : 1 + queries] = number.reshape(-1, images, 1) * queries + np.arange(queries)
     # A place predicts the token after it; the first text follows the mark that ends the image.
     first = queries + 1 if images else 0
     mask = np.zeros(shape, np.float32)

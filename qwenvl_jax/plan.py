@@ -6,8 +6,8 @@ python -m qwenvl_jax.plan --config=configs/stage2_multitask.py --topology=v5p:8x
 
 The real training step is compiled by XLA's TPU compiler (libtpu) on this machine, and the figures are read off the
 schedule; no TPU is touched. A topology is KIND:AxB[xC][@SLICES]. A config without a MESH argument takes the recipe of
-the topology's chip (`configs/mesh_KIND.py`). `--compare` takes topologies, settings, or both with a space between, one
-for each line of its table. `--prices` names a JSON file of dollars per chip and hour. A step that does not fit ends
+the topology's chip (`configs/meshes/KIND.py`). `--compare` takes topologies, settings, or both with a space between,
+one for each line of its table. `--prices` names a JSON file of dollars per chip and hour. A step that does not fit ends
 with exit code 2, after its table; `--json` says it with `fits`.
 
 `--dump_sharding` compiles nothing and needs no libtpu: it writes how every parameter lies on the topology, checks the

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.gcs_server import gcs, gcs_environment, gcs_server
+
+from tests.support.gcs_server import gcs, gcs_environment, gcs_server
 
 __all__ = ["gcs", "gcs_environment", "gcs_server"]
 
@@ -13,6 +14,6 @@ __all__ = ["gcs", "gcs_environment", "gcs_server"]
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny records and their vocabulary."""
-    import tiny_run
+    from tests.support import tiny_run
 
     return tiny_run.write_data(tmp_path_factory.mktemp("tiny"))

@@ -82,7 +82,7 @@ def test_imports_point_one_way() -> None:
 
 
 def package_of(name: str) -> str:
-    """`qwenvl_jax.data.readers.shards` -> `qwenvl_jax.data`; a file directly in `qwenvl_jax` is a package of its own."""
+    """`qwenvl_jax.data.readers.shards` -> `qwenvl_jax.data`; a file in `qwenvl_jax` itself counts as a package."""
     return ".".join(name.split(".")[:2])
 
 

@@ -44,7 +44,7 @@ def test_every_page_is_linked_from_the_readme() -> None:
 @pages
 def test_files_that_are_named_exist(page: Path) -> None:
     for name in re.findall(rf"`((?:{'|'.join(FOLDERS)})/[^`\s:]*)", page.read_text()):
-        pattern = re.sub(r"KIND", "*", name).rstrip("/")  # as in configs/mesh_KIND.py
+        pattern = re.sub(r"KIND", "*", name).rstrip("/")  # as in configs/meshes/KIND.py
         assert list(ROOT.glob(pattern)), name
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import pytest
-import tiny_run
 
 from qwenvl_jax.models import qwen_vl
+from tests.support import tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_run
-from saved_run import write_run
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import check_init, initial_params, load_params, save_params
@@ -23,6 +21,8 @@ from qwenvl_jax.params import component_of, flatten, merge
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.state import abstract_state
+from tests.checkpoint.saved_run import write_run
+from tests.support import tiny_run
 
 STAGE_1 = ("vit", "vit_head", "resampler")
 

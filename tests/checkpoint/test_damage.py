@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_run
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saved_run import MOMENTS, TREE, assert_is, save, write_run
 
 from qwenvl_jax.checkpoint import checksums, steps
 from qwenvl_jax.checkpoint.failures import DamagedError, reading
@@ -34,6 +32,8 @@ from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.state import abstract_state
+from tests.checkpoint.saved_run import MOMENTS, TREE, assert_is, save, write_run
+from tests.support import tiny_run
 
 KINDS = ("cut", "gone", "flipped")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from saved_run import MOMENTS
 
 from qwenvl_jax.checkpoint import steps
 from qwenvl_jax.checkpoint.manager import Manager, save_frozen
 from qwenvl_jax.checkpoint.restore import newest_state
 from qwenvl_jax.runtime.errors import exit_on_user_error
 from qwenvl_jax.runtime.growing_file import GrowingFile
+from tests.checkpoint.saved_run import MOMENTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +94,7 @@ def test_frozen_weights_and_a_growing_file(small: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_with_one_sentence_and_goes_on_with_space(run_sized: Path, tiny_data: Path) -> None:
-    config = f"--config={ROOT / 'tests' / 'tiny_config.py'}:{tiny_data}"
+    config = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}:{tiny_data}"
     command = [sys.executable, "-m", "qwenvl_jax.train", config, f"--workdir={run_sized / 'run'}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     full = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

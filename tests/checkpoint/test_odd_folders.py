@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from saved_run import MOMENTS, TREE, assert_is, save
-from tiny_run import make_config
 
 from qwenvl_jax.checkpoint import lineage, steps
 from qwenvl_jax.checkpoint.failures import DamagedError
@@ -21,6 +19,8 @@ from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.training.start import find_start
+from tests.checkpoint.saved_run import MOMENTS, TREE, assert_is, save
+from tests.support.tiny_run import make_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_run
 from etils import epath
 
 from qwenvl_jax.checkpoint.lineage import read_config
@@ -24,6 +23,7 @@ from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.checkpoint.steps import finished_steps, latest_step
 from qwenvl_jax.training.loop import train
 from qwenvl_jax.training.state import abstract_state
+from tests.support import tiny_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,7 +92,7 @@ def test_kill_9_and_the_next_start_continues_on_a_disk_and_on_gs(
     whole, on_disk, on_gs = tmp_path / "whole", tmp_path / "parts", epath.Path(gcs) / "parts"
 
     def command(workdir: Path | epath.Path) -> list[str]:
-        config = f"{ROOT / 'tests' / 'tiny_config.py'}:{tiny_data}"
+        config = f"{ROOT / 'tests' / 'support' / 'tiny_config.py'}:{tiny_data}"
         overrides = ["--config.train.steps=200", "--config.train.checkpoint_every=20", "--config.train.log_every=3"]
         return [sys.executable, "-m", "qwenvl_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides]
 

@@ -31,7 +31,7 @@ train.commandline.run(train.main)
 
 
 def start(workdir: Path, data: Path, seconds: float) -> subprocess.Popen[str]:
-    config = f"--config={ROOT / 'tests' / 'tiny_config.py'}:{data}"
+    config = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}:{data}"
     settings = ["--config.train.steps=100000", "--config.train.checkpoint_every=100000", "--config.train.log_every=1"]
     command = [sys.executable, "-c", SLOW, str(seconds), config, f"--workdir={workdir}", *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

@@ -9,9 +9,7 @@ from typing import Any
 
 import jax
 import pytest
-import tiny_run
 from etils import epath
-from saved_run import write_run
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.manager import restore_frozen, save_frozen
@@ -25,6 +23,8 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training.loop import begin, train
 from qwenvl_jax.training.start import find_start
 from qwenvl_jax.training.state import abstract_state
+from tests.checkpoint.saved_run import write_run
+from tests.support import tiny_run
 
 FRESH = dict.fromkeys(("vit", "resampler", "decoder"))
 

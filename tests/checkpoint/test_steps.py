@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from etils import epath
-from saved_run import MOMENTS, TREE, assert_is, save
 
 from qwenvl_jax.checkpoint import steps
 from qwenvl_jax.checkpoint.manager import restore_state
 from qwenvl_jax.checkpoint.restore import newest_state
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
+from tests.checkpoint.saved_run import MOMENTS, TREE, assert_is, save
 
 
 @pytest.fixture(params=["disk", "gs"])

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from support.ports import free_port
 
 from qwenvl_jax.checkpoint.steps import finished_steps
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_run
 
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.evaluation import answers
@@ -21,6 +20,7 @@ from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime import storage
+from tests.support import tiny_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def test_an_audit(gcs, gcs_environment, tiny_data, tmp_path):
     upload(tiny_data, f"{gcs}/data")
 
     def audited(data: str, output: str) -> None:
-        command = [sys.executable, "-m", "qwenvl_jax.audit", f"--config={ROOT / 'tests/tiny_config.py'}:{data}"]
+        command = [sys.executable, "-m", "qwenvl_jax.audit", f"--config={ROOT / 'tests/support/tiny_config.py'}:{data}"]
         command += [f"--output={output}", "--samples=40", "--shown=1", "--verify"]
         done = subprocess.run(command, cwd=ROOT, env=gcs_environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from data.record_samples import encoded_image, make_record
 from data.source_files import write_jsonl, write_tar, write_tfds
-from support.faulty_gcs import between, told
 
 from qwenvl_jax.config import SourceConfig, TokenizerConfig
 from qwenvl_jax.data.readers import tar_index
@@ -21,6 +20,7 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
+from tests.support.faulty_gcs import between, told
 
 KINDS = {
     "tfds": "tfds:small:1.0.0@{root}/tfds",

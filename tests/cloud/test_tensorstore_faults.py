@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from support.faulty_gcs import faulty, told
-from support.gcs_server import environment
+
+from tests.support.faulty_gcs import faulty, told
+from tests.support.gcs_server import environment
 
 _PROGRAM = """
 import os, sys

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TINY = f"--config={ROOT / 'tests' / 'tiny_config.py'}"
+TINY = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}"
 
 # Runs main for each line of arguments in a forked process: the imports, most of the time, are paid once.
 DRIVER = """

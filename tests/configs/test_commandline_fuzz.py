@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TINY = ROOT / "tests" / "tiny_config.py"
+TINY = ROOT / "tests" / "support" / "tiny_config.py"
 
 # Reads lists of arguments as JSON lines; a forked process parses each and reads its config.
 DRIVER = """

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import spare_images
 from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
 from qwenvl_jax.training.state import abstract_state
+from tests.support import tiny_config
 
 TINY = tiny_config.get_config("data").to_dict()
 

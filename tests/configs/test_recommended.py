@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny_run
 from jax.sharding import AbstractMesh
 
 from configs import stage2_multitask
@@ -15,6 +14,7 @@ from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AXES, mesh_shape
 from qwenvl_jax.training.summary import expected_passes, show_passes
+from tests.support import tiny_run
 
 ROOT = Path(__file__).parents[2]
 CHIPS = {"cpu": 1, "gpu": 64, "v4": 512, "v5e": 256, "v5p": 512, "v6e": 256}

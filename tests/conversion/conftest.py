@@ -10,11 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_run
 
 from qwenvl_jax.conversion import released_config, to_torch, torch_model
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.models import qwen_vl
+from tests.support import tiny_run
 
 # Where transformers puts the code of a release before it imports it: one place per test process, not the user's.
 _CODE_CACHE = tempfile.TemporaryDirectory()

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch_tiny import IMAGE_SIZE, QUERIES, make_config, make_model, write_model, write_tokenizer
 from transformers import AutoModelForCausalLM
 
 from qwenvl_jax.conversion import released_config
 from qwenvl_jax.conversion.torch_model.qwen_generation_utils import make_context
 from qwenvl_jax.conversion.torch_model.visual import preprocess
 from qwenvl_jax.runtime import artifacts
+from tests.conversion.torch_tiny import IMAGE_SIZE, QUERIES, make_config, make_model, write_model, write_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,13 @@ import unicodedata
 import pytest
 import torch
 from PIL import Image
-from torch_tiny import (
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from qwenvl_jax.conversion.torch_model.qwen_generation_utils import StopWords, make_context
+from qwenvl_jax.conversion.torch_model.visual import preprocess
+from qwenvl_jax.data.tokenizer import packaged_qwen_vocabulary
+from tests.conversion.torch_tiny import (
     IMAGE_SIZE,
     QUERIES,
     TRAIN_LENGTH,
@@ -19,12 +25,6 @@ from torch_tiny import (
     write_model,
     write_tokenizer,
 )
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LogitsProcessorList
-from transformers.modeling_outputs import CausalLMOutputWithPast
-
-from qwenvl_jax.conversion.torch_model.qwen_generation_utils import StopWords, make_context
-from qwenvl_jax.conversion.torch_model.visual import preprocess
-from qwenvl_jax.data.tokenizer import packaged_qwen_vocabulary
 
 GREEDY = dict(do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id=0)
 

@@ -5,17 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch_tiny import (
-    CODE,
-    QUERIES,
-    TRAIN_LENGTH,
-    VOCABULARY,
-    make_config,
-    make_model,
-    pixels,
-    random_ids,
-    write_model,
-)
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -30,6 +19,17 @@ from qwenvl_jax.conversion.torch_model.configuration_qwen import QWenConfig
 from qwenvl_jax.conversion.torch_model.modeling_qwen import QWenLMHeadModel, QWenVisionModel
 from qwenvl_jax.conversion.torch_model.visual import VisualBlock, sincos_table
 from qwenvl_jax.models.layers import sincos_positions
+from tests.conversion.torch_tiny import (
+    CODE,
+    QUERIES,
+    TRAIN_LENGTH,
+    VOCABULARY,
+    make_config,
+    make_model,
+    pixels,
+    random_ids,
+    write_model,
+)
 
 START = 440  # of <img>
 

@@ -17,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch_tiny import CODE
 from transformers import AutoImageProcessor
 
 from qwenvl_jax.conversion import released_config
@@ -25,6 +24,7 @@ from qwenvl_jax.conversion.torch_model import visual
 from qwenvl_jax.conversion.torch_model.visual import preprocess, read_image, to_square
 from qwenvl_jax.data.images import decode as training
 from qwenvl_jax.runtime import artifacts
+from tests.conversion.torch_tiny import CODE
 
 SIZE = 28
 

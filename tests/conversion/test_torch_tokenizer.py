@@ -13,7 +13,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiktoken.load import load_tiktoken_bpe
-from torch_tiny import write_tokenizer
 from transformers import AutoTokenizer
 
 from qwenvl_jax.config import TokenizerConfig
@@ -23,6 +22,7 @@ from qwenvl_jax.data.examples import tokenize_pieces
 from qwenvl_jax.data.formats import chat_pieces
 from qwenvl_jax.data.readers.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.tokenizer import SPLIT_PATTERN, load_tokenizer, packaged_qwen_vocabulary
+from tests.conversion.torch_tiny import write_tokenizer
 
 CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>", "<|extra_204|>"]
 

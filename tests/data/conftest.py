@@ -10,8 +10,7 @@ from qwenvl_jax import config as schema
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
-
-from .record_samples import SENTENCES, make_record
+from tests.data.record_samples import SENTENCES, make_record
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ from typing import Any
 
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Record
-
-from .record_samples import encoded_image
+from tests.data.record_samples import encoded_image
 
 BOMB_SIDE = 14_000  # squared, more pixels than an image may have
 SIZE = {"width": 28, "height": 28}  # of `record_samples.encoded_image`

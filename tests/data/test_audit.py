@@ -30,10 +30,9 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus, Sample, Stream
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
-
-from . import damage
-from .record_samples import make_record, with_data
-from .source_files import write_jsonl
+from tests.data import damage
+from tests.data.record_samples import make_record, with_data
+from tests.data.source_files import write_jsonl
 
 QUERIES = 4
 

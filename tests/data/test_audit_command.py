@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 DRIVER = """
 import os, sys
 from jax._src import xla_bridge
-from qwenvl_jax.data import audit
+from qwenvl_jax import audit
 from qwenvl_jax.runtime import commandline
 for line in sys.stdin.read().splitlines():
     child = os.fork()
@@ -33,7 +33,7 @@ for line in sys.stdin.read().splitlines():
 
 def test_the_command(tiny_data: Path, tmp_path: Path) -> None:
     """Tables, both files, no device; one sentence and exit code 2 for every mistake."""
-    config = f"--config={ROOT / 'tests' / 'tiny_config.py'}:{tiny_data}"
+    config = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}:{tiny_data}"
     output, blocked = tmp_path / "seen", tmp_path / "a file"
     output.mkdir()
     (output / "notes.txt").write_text("mine")

@@ -23,8 +23,7 @@ from qwenvl_jax.auditing.samples import Span, audit, places_of
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Record
-
-from .record_samples import with_data
+from tests.data.record_samples import with_data
 
 
 def one_source(config: Config, task: str, path: Path | str, name: str = "only", **changes) -> Config:

@@ -21,10 +21,9 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
-
-from . import damage
-from .batches import assert_equal, take
-from .record_samples import make_record, mixture_of, with_data
+from tests.data import damage
+from tests.data.batches import assert_equal, take
+from tests.data.record_samples import make_record, mixture_of, with_data
 
 QUERIES = 4
 

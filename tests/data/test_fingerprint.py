@@ -17,9 +17,8 @@ from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.tokenizer import Tokenizer, train_sentencepiece
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import SENTENCES, encoded_image, make_record, mixture_of, with_data
-from .source_files import write_jsonl, write_tar, write_tfds
+from tests.data.record_samples import SENTENCES, encoded_image, make_record, mixture_of, with_data
+from tests.data.source_files import write_jsonl, write_tar, write_tfds
 
 QUERIES = 4
 

@@ -20,8 +20,7 @@ from qwenvl_jax.data.record_content import check_record
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import encoded_image, make_record
+from tests.data.record_samples import encoded_image, make_record
 
 PAD2 = "<img><imgpad><imgpad></img>"
 SIZE = {"width": 200, "height": 100}

@@ -21,8 +21,7 @@ from qwenvl_jax.data.images import decode as image_module
 from qwenvl_jax.data.images import fast
 from qwenvl_jax.data.images.decode import decode_image, decode_into, resize_square
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import encoded_image
+from tests.data.record_samples import encoded_image
 
 
 @pytest.mark.parametrize(("width", "height"), [(37, 90), (448, 448), (300, 112), (20, 20), (112, 112)])

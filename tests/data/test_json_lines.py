@@ -15,9 +15,8 @@ from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.readers.json_files import JsonReader
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import encoded_image
-from .source_files import SIZE, turn, write_jsonl
+from tests.data.record_samples import encoded_image
+from tests.data.source_files import SIZE, turn, write_jsonl
 
 
 def lines(good: int, bad: int) -> list[Any]:

@@ -20,9 +20,8 @@ from qwenvl_jax.data.readers.json_files import JsonReader
 from qwenvl_jax.data.schema import TASKS, Example
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
-
-from .record_samples import encoded_image, make_record
-from .source_files import SIZE, bad_images, line_of, turn, write_jsonl
+from tests.data.record_samples import encoded_image, make_record
+from tests.data.source_files import SIZE, bad_images, line_of, turn, write_jsonl
 
 CONVERSATION = [
     {"from": "user", "value": "Picture 1: <img>a.png</img>\nWhere is the dog?"},

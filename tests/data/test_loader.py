@@ -24,9 +24,8 @@ from qwenvl_jax.data.readers.record_folder import RecordReader, write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
-
-from .batches import assert_equal, take
-from .record_samples import make_record, with_data
+from tests.data.batches import assert_equal, take
+from tests.data.record_samples import make_record, with_data
 
 QUERIES = 4
 

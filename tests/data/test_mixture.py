@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.mixture import Sampler, check_schedules, open_sources, weights_at
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import with_data
+from tests.data.record_samples import with_data
 
 SOURCES = [
     SourceConfig("a", "caption", "", 19.7),

@@ -22,11 +22,10 @@ from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
-
-from . import damage
-from .batches import assert_equal, take
-from .record_samples import encoded_image, make_record, mixture_of, with_data
-from .source_files import write_jsonl
+from tests.data import damage
+from tests.data.batches import assert_equal, take
+from tests.data.record_samples import encoded_image, make_record, mixture_of, with_data
+from tests.data.source_files import write_jsonl
 
 
 def exif_jpeg(width: int, height: int) -> bytes:

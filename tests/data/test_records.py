@@ -20,8 +20,7 @@ from qwenvl_jax.data.readers import record_folder
 from qwenvl_jax.data.readers.record_folder import RecordReader, decode_record, encode_record, write_records
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import make_record
+from tests.data.record_samples import make_record
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -192,10 +191,10 @@ def test_incomplete_folders(record_folders: Path, tmp_path: Path) -> None:
 
 def test_the_input_pipeline_imports_no_tensorflow_or_torch() -> None:
     code = (
-        "import sys; from qwenvl_jax.data import loader, records; from tensorflow_datasets.proto import tf_example_pb2;"
+        "import sys; from qwenvl_jax.data import loader; from tensorflow_datasets.proto import tf_example_pb2;"
         "print(sorted({'tensorflow', 'torch', 'apache_beam', 'flax', 'dashscope'} & set(sys.modules)))"
     )
-    root = Path(record_folder.__file__).parents[2]
+    root = Path(record_folder.__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -208,7 +207,7 @@ def test_reading_imports_nothing(record_folders: Path) -> None:
         "before = set(sys.modules); reader[0]; print(sorted(set(sys.modules) - before))"
     )
     command = [sys.executable, "-c", code, str(record_folders / "ocr")]
-    root = Path(record_folder.__file__).parents[2]
+    root = Path(record_folder.__file__).parents[3]
     found = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"
 

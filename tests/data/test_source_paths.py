@@ -16,9 +16,8 @@ from qwenvl_jax.data.readers.paths import MAX_SHARDS, expand_braces, other_kind
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.readers.tar_files import TarReader, find_shards
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import encoded_image
-from .source_files import write_tar
+from tests.data.record_samples import encoded_image
+from tests.data.source_files import write_tar
 
 
 @pytest.fixture(autouse=True)

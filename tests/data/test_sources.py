@@ -22,9 +22,8 @@ from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
-
-from .record_samples import encoded_image, make_record, with_data
-from .source_files import line_of, write_jsonl, write_tar, write_tfds
+from tests.data.record_samples import encoded_image, make_record, with_data
+from tests.data.source_files import line_of, write_jsonl, write_tar, write_tfds
 
 QUERIES = 4
 

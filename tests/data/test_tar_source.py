@@ -19,9 +19,8 @@ from qwenvl_jax.data.readers import tar_files, tar_index
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.readers.tar_files import TarReader
 from qwenvl_jax.runtime.errors import StorageError, UserError
-
-from .record_samples import encoded_image
-from .source_files import bad_images, write_tar
+from tests.data.record_samples import encoded_image
+from tests.data.source_files import bad_images, write_tar
 
 
 def sample(k: int) -> list[tuple[str, bytes]]:

@@ -16,9 +16,8 @@ from qwenvl_jax.data.images.decode import decode_image
 from qwenvl_jax.data.readers.record_folder import tfds_features
 from qwenvl_jax.data.readers.tfds_folder import TfdsReader
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import make_record
-from .source_files import bad_images, write_tfds
+from tests.data.record_samples import make_record
+from tests.data.source_files import bad_images, write_tfds
 
 RECORDS = [make_record("dialogue", k) for k in range(11)]
 

@@ -24,8 +24,7 @@ from qwenvl_jax.data.tokenizer import (
     vocabulary_digest,
 )
 from qwenvl_jax.runtime.errors import UserError
-
-from .record_samples import SENTENCES
+from tests.data.record_samples import SENTENCES
 
 # Plain characters, CJK, combining marks that NFC composes, and everything that looks special to either library.
 TEXTS = st.lists(

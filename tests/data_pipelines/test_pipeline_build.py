@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines.quickstart import main
+from data_pipelines.quickstart.__main__ import main
 from data_pipelines.quickstart.build import VOCABULARY, build
 from data_pipelines.quickstart.ingredients import Ingredients
 from data_pipelines.quickstart.scenes import SPLITS

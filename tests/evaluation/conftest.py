@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import tiny_run
 
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.models import qwen_vl
+from tests.support import tiny_run
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tiny_run
 from etils import epath
 
 from qwenvl_jax.checkpoint.manager import Manager
@@ -24,6 +23,7 @@ from qwenvl_jax.training.loop import begin, resume
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.state import State, abstract_state
 from qwenvl_jax.training.step import make_train_step
+from tests.support import tiny_run
 
 
 def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: str = "") -> None:

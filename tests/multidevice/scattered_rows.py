@@ -11,7 +11,6 @@ import json
 import sys
 from typing import Any
 
-import any_mesh
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -21,6 +20,7 @@ from qwenvl_jax.sharding.batch import local_streams, put_batch
 from qwenvl_jax.sharding.mesh import AXES
 from qwenvl_jax.sharding.rules import replicated
 from qwenvl_jax.training.step import make_train_step
+from tests.multidevice import any_mesh
 
 # 8 groups of 3 rows on 12 devices of 2: neither divides the other. 4 streams on 3 processes do not divide either.
 CASE = any_mesh.Case(1, 3, 4, 1, 2, 24, 8, 4, 1.25, any_mesh.ALL, 0, 7)

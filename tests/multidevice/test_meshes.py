@@ -23,7 +23,7 @@ def run(folder: Path, name: str, mesh: tuple[int, ...], *workdir: str) -> dict[s
     output = folder / f"{name}.npz"
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": str(ROOT),
         # Compiling is what takes the time here, and rounding is allowed for.
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.ports import free_port
+
+from tests.support.ports import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -24,7 +25,7 @@ def test_rows_scattered_over_processes_reach_their_devices() -> None:
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": str(ROOT),
     }
     running = [
         subprocess.Popen(

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.ports import free_port
 
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.params import flatten
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "tiny_config.py"
+CONFIG = ROOT / "tests" / "support" / "tiny_config.py"
 
 
 def start(workdir: Path, data: Path, *overrides: str, **variables: str) -> subprocess.Popen[str]:

@@ -29,7 +29,7 @@ from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-TINY = f"--config={ROOT / 'tests' / 'tiny_config.py'}"
+TINY = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}"
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
 
 DRIVER = """

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_config
-import tiny_run
 
 from configs import stage2_multitask
 from qwenvl_jax.chips import parse_topology
@@ -21,6 +19,7 @@ from qwenvl_jax.planning import candidates
 from qwenvl_jax.planning.candidates import Candidate, Failure
 from qwenvl_jax.planning.hlo import costs, program
 from qwenvl_jax.planning.prediction import JSON_KEYS, Prediction
+from tests.support import tiny_config, tiny_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,7 +27,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-TINY = f"--config={ROOT / 'tests' / 'tiny_config.py'}"
+TINY = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}"
 COMPILES = [
     "--topology=v5e:2x2",
     "--config.mesh.data=2",
@@ -47,7 +46,7 @@ def test_json_of_a_live_compilation(tmp_path: Path) -> None:
         "--json",
         f"--dump_hlo={tmp_path / 'step.txt'}",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     values = json.loads(run.stdout)
@@ -61,7 +60,7 @@ def test_json_of_a_live_compilation(tmp_path: Path) -> None:
 def test_a_step_that_does_not_fit_ends_with_a_sentence_and_exit_code_2() -> None:
     command = [sys.executable, "-m", "qwenvl_jax.plan", TINY, "--topology=v5e:1x1", "--config.data.accumulation=1"]
     command += ["--config.data.rows_per_step=262144", "--config.compute.unroll_layers=False"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 2, run.stderr
     assert re.fullmatch(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from processes import Parent, parents
+
+from tests.runtime.processes import Parent, parents
 
 
 @pytest.fixture(scope="session")

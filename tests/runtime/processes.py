@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from support.ports import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import Parent, joined
 
 from qwenvl_jax.runtime import distributed
 from qwenvl_jax.runtime.errors import UserError
+from tests.runtime.processes import Parent, joined
 
 JOIN = """
 import json, os, sys

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from processes import FOREIGN, ROOT, Ended, Parent, joined
-from support.ports import free_port
 
 from qwenvl_jax.runtime import distributed
 from qwenvl_jax.runtime.clusters import find_place
 from qwenvl_jax.runtime.errors import UserError
+from tests.runtime.processes import FOREIGN, ROOT, Ended, Parent, joined
+from tests.support.ports import free_port
 
 COMPUTE = """
 import json, jax

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from processes import ROOT, Ended, Parent, joined
+
+from tests.runtime.processes import ROOT, Ended, Parent, joined
 
 TRAIN = """
 import os, sys
@@ -28,7 +29,7 @@ commandline.run(train.main)
 def train(parent: Parent, folders: tuple[Path, Path], *arguments: str, others: str = "") -> list[Ended]:
     """Two processes, each in a folder of its own, as two hosts are; `others` is what only process 1 is told."""
     first, second = joined(2, PYTHONPATH=str(ROOT), XLA_FLAGS="--xla_force_host_platform_device_count=1")
-    config = f"--config={ROOT / 'tests' / 'tiny_config.py'}:data"
+    config = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}:data"
     steps = ("--config.data.image_groups=2", "--config.data.streams=2", "--config.train.steps=5")
     second["TEST_ARGUMENTS"] = others
     return parent.run(TRAIN, [first, second], *map(str, folders), config, *steps, *arguments, timeout=300)
@@ -79,7 +80,7 @@ def test_records_that_differ_or_are_missing_on_one_host_end_all(
 
 @pytest.mark.slow
 def test_records_of_other_content_are_named(parent: Parent, hosts: tuple[Path, Path], tmp_path: Path) -> None:
-    import tiny_run
+    from tests.support import tiny_run
 
     shutil.rmtree(hosts[1] / "data")
     tiny_run.write_data(hosts[1] / "data", count=64)
@@ -121,8 +122,8 @@ def test_an_audit_of_tar_shards_needs_no_device(tiny_data: Path, tmp_path: Path)
                 archive.addfile(member, io.BytesIO(payload))
     config = tmp_path / "config.py"
     config.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "import tiny_config\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.support import tiny_config\n"
         "def get_config():\n"
         f"    config = tiny_config.get_config({str(tiny_data)!r})\n"
         f"    source = dict(name='tars', task='caption', records={str(tmp_path / 'shards' / '*.tar')!r}, weight=1.0)\n"

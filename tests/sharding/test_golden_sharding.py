@@ -9,12 +9,12 @@ import json
 import math
 from pathlib import Path
 
-import make_golden_sharding as golden
 import numpy as np
 import pytest
 
 from qwenvl_jax.chips import parse_topology
 from qwenvl_jax.runtime.errors import UserError
+from tests.sharding import make_golden_sharding as golden
 
 
 @pytest.mark.parametrize("case", golden.CASES)

@@ -181,9 +181,8 @@ def groups_received(data: DataConfig, mesh: tuple[int, int]) -> tuple[np.ndarray
     mapped = [equation for equation in traced.eqns if equation.primitive.name == "shard_map"]
     if not mapped:
         assert shards == 1
-        return np.arange(data.rows_per_microbatch) // data.group_rows, np.asarray(
-            take_features(labels_F1, slots_BL, data.groups)
-        )[..., 0]
+        taken = np.asarray(take_features(labels_F1, slots_BL, data.groups))[..., 0]
+        return np.arange(data.rows_per_microbatch) // data.group_rows, taken
     (equation,) = mapped
     parts = (labels_F1.reshape(shards, -1, 1), slots_BL.reshape(shards, -1, 4))
     (taken,) = Collectives(*mesh).run(equation.params["jaxpr"], (), *parts)

@@ -7,7 +7,6 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny_run
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,6 +14,7 @@ from qwenvl_jax.sharding.mesh import AXES
 from qwenvl_jax.sharding.report import as_json, json_text, memory_use, report, towers
 from qwenvl_jax.training.state import placed_state
 from qwenvl_jax.training.summary import show_towers
+from tests.support import tiny_run
 
 MESH = AbstractMesh((2, 4, 2), AXES)
 

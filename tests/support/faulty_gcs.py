@@ -31,7 +31,7 @@ from typing import Any
 
 import pytest
 
-from .gcs_server import VARIABLES
+from tests.support.gcs_server import VARIABLES
 
 KINDS = (
     *("408", "429", "500", "502", "503", "504"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .ports import free_port
+from tests.support.ports import free_port
 
 # Who reads which: gcsfs (and so etils, Orbax, TFDS), TensorStore, ArrayRecord's C++ reader.
 VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny_run
 
 from qwenvl_jax.checkpoint.restore import initial_params
 from qwenvl_jax.config import Config
@@ -23,6 +22,7 @@ from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.state import State, placed_state
 from qwenvl_jax.training.step import Metrics, TrainStep, make_train_step
+from tests.support import tiny_run
 
 
 def configure(memory: str, **changes: Any) -> Config:

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny_run
 
 from qwenvl_jax.models.attention import attention
 from qwenvl_jax.sharding.batch import abstract_batch
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.state import abstract_state
 from qwenvl_jax.training.step import make_train_step
+from tests.support import tiny_run
 
 
 @pytest.fixture(autouse=True)

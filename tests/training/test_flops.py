@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import hlo_flops
 import pytest
-import tiny_run
 
 from qwenvl_jax.config import Config, MeshConfig
 from qwenvl_jax.models.flops import Work, forward_flops, full_work, training_flops
@@ -15,6 +13,7 @@ from qwenvl_jax.sharding.batch import abstract_batch
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.state import abstract_state
 from qwenvl_jax.training.step import make_train_step
+from tests.support import hlo_flops, tiny_run
 
 STAGES = {
     "text": ("decoder",),

@@ -8,12 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import host_moments
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_run
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.manager import Manager, restore_state
@@ -21,6 +19,8 @@ from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.loop import train
 from qwenvl_jax.training.state import placed_state
+from tests.support import tiny_run
+from tests.training import host_moments
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -94,7 +94,7 @@ def test_a_run_changes_its_memory_on_the_way(tmp_path: Path, tiny_data: Path) ->
 def test_eight_devices() -> None:
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
     }

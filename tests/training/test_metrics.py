@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny_run
 from etils import epath
 
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.metrics import MAX_SKIPPED, Log, Window, summarize
+from tests.support import tiny_run
 
 
 def step_values(loss: float, supervised: float = 10, skipped: int = 0) -> dict[str, float]:

@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_run
 
 from qwenvl_jax.config import COMPONENTS
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import component_of, flatten, merge, split
 from qwenvl_jax.training.state import abstract_state
+from tests.support import tiny_run
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_run
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
@@ -21,6 +20,7 @@ from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.state import State
 from qwenvl_jax.training.step import Metrics, make_train_step
+from tests.support import tiny_run
 
 ALL = ("vit", "vit_head", "resampler", "decoder")
 

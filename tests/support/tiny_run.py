@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_config
 from PIL import Image
 
 from qwenvl_jax.config import Config, from_config_dict, validate
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import train_sentencepiece
+from tests.support import tiny_config
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
