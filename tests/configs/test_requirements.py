@@ -8,12 +8,12 @@ import re
 import sys
 from pathlib import Path
 
-import test_architecture
 from packaging.requirements import Requirement
 
 from configs import base
 from qwenvl_jax.config import TokenizerConfig, from_config_dict
 from qwenvl_jax.data.tokenizer import load_tokenizer
+from tests import test_architecture
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {"numba", "simplejpeg", "gcsfs", "google_crc32c"}  # used where they are installed (-tpu, -gpu), or for gs://
