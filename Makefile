@@ -9,6 +9,8 @@ NEWEST ?= .venv-newest
 # a CPU's time goes into page faults. Elsewhere the variable means nothing.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
+.DEFAULT_GOAL := help
+
 # torch first: on machines that carry its small CPU build, a later resolver run would fetch the CUDA one.
 $(VENV)/.base: requirements.txt requirements-data.txt requirements-eval.txt requirements-convert.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +39,10 @@ $(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
 		"$$($(NEWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/over_venv.pth"
 	touch $@
 
-.PHONY: quickstart test test-plan test-release lint chat clean
+.PHONY: help quickstart test test-plan test-release lint chat clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 quickstart: $(VENV)/.base  ## data, three stages, evaluation, release, report; about 20 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
@@ -52,10 +57,11 @@ test-plan: $(PLAN)/.test  ## the planner's tests that compile for TPUs
 test-release: $(NEWEST)/.test  ## the tests of releases on the newest transformers
 	$(NEWEST)/bin/python -m pytest -n 2 tests/conversion
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test  ## ruff, mypy and codespell
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m codespell_lib
 
 chat: $(VENV)/.base  ## talk to the quickstart's model; boxes are drawn to chat_boxes/
 	$(RUN) -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft
