@@ -32,7 +32,7 @@ import steps
 from configs import model as models
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
 from qwenvl_jax.chips import peak_flops
-from qwenvl_jax.config import REMAT_POLICIES, Config, from_config_dict, validate
+from qwenvl_jax.config import REMAT_POLICIES, Config, load_config
 from qwenvl_jax.models.flops import Work, training_flops
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
@@ -67,7 +67,7 @@ def config_of(arguments: argparse.Namespace, devices: int, attention: str) -> Co
     values.optimizer.moments_memory = arguments.moments_memory
     if arguments.stage == 2:
         values.optimizer.first_moment_dtype = "bfloat16"
-    return validate(from_config_dict(Config, dict(values.items())))
+    return load_config(values)
 
 
 def make(arguments: argparse.Namespace) -> steps.Side:

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from configs import stage2_multitask
-from qwenvl_jax.config import Config, SourceConfig, TokenizerConfig, from_config_dict
+from qwenvl_jax.config import SourceConfig, TokenizerConfig, load_config
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.tokenizer import load_tokenizer
 
@@ -98,7 +98,7 @@ def bare(folder: str, size: int, seconds: float) -> float:
 def loader(folder: str, size: int, seconds: float) -> float:
     """Ready batches of this code."""
     source = SourceConfig("photos", "caption", f"{folder}/captions.jsonl", 1.0)
-    config = from_config_dict(Config, dict(stage2_multitask.get_config().items()))
+    config = load_config(stage2_multitask.get_config())
     data = dataclasses.replace(
         config.data,
         mixture=(source,),

@@ -17,7 +17,7 @@ import time
 from input import CAPTION, paths_in, write_photos
 
 from configs import stage2_multitask
-from qwenvl_jax.config import Config, SourceConfig, TokenizerConfig, from_config_dict
+from qwenvl_jax.config import SourceConfig, TokenizerConfig, load_config
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.tokenizer import load_tokenizer
 
@@ -32,7 +32,7 @@ def main() -> None:
         for task, fields in tasks.items():
             lines = [json.dumps({"image": path, **fields}) for path in paths_in(made)]
             (folder / f"{task}.jsonl").write_text("\n".join(lines))
-        config = from_config_dict(Config, dict(stage2_multitask.get_config().items()))
+        config = load_config(stage2_multitask.get_config())
         data = dataclasses.replace(
             config.data,
             mixture=tuple(SourceConfig(task, task, f"{folder}/{task}.jsonl", 1.0) for task in tasks),

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from configs import stage2_multitask
-from qwenvl_jax.config import Config, SourceConfig, TokenizerConfig, from_config_dict
+from qwenvl_jax.config import SourceConfig, TokenizerConfig, load_config
 from qwenvl_jax.data.loader import Loader, make_loader
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Record
@@ -77,7 +77,7 @@ def main(samples: int) -> None:
         folder = pathlib.Path(made)
         broken = write_sources(folder)
         mixture = tuple(SourceConfig(name, "caption", str(folder / name), 1.0) for name in ("records", "shards"))
-        config = from_config_dict(Config, dict(stage2_multitask.get_config().items()))
+        config = load_config(stage2_multitask.get_config())
         data = dataclasses.replace(
             config.data,
             mixture=mixture,

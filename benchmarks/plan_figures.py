@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
 from qwenvl_jax.chips import parse_topology
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import load_config
 from qwenvl_jax.planning import candidates, tables
 from qwenvl_jax.planning.assumptions import read_prices
 from qwenvl_jax.runtime import artifacts, log
@@ -50,7 +50,7 @@ def candidate_of(row: str) -> candidates.Candidate:
     topology = parse_topology(name)
     values = STAGES[stage].get_config(topology.chip.kind)
     values.update_from_flattened_dict(changes)
-    return candidates.Candidate(row, validate(from_config_dict(Config, dict(values.items()))), topology)
+    return candidates.Candidate(row, load_config(values), topology)
 
 
 def main(output: str, *rows: str) -> None:

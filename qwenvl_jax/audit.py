@@ -20,9 +20,9 @@ from rich.text import Text
 
 from qwenvl_jax.auditing.page import page
 from qwenvl_jax.auditing.samples import audit
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import load_config
 from qwenvl_jax.runtime import artifacts, commandline, log, storage
-from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.runtime.errors import UserError
 
 _CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for audit.html and audit.json, local or gs://.")
@@ -31,23 +31,20 @@ _VERIFY = flags.DEFINE_bool("verify", False, "Also compare the checksums of all 
 _SHOWN = flags.DEFINE_integer("shown", 4, "How many of every source to show decoded.")
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    with exit_on_user_error():
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-        if not _OUTPUT.value:
-            raise UserError("--output is missing; name the folder where audit.html goes")
-        if _SAMPLES.value < 1 or _SHOWN.value < 0:
-            raise UserError("--samples must be at least 1 and --shown must not be negative")
-        config = validate(from_config_dict(Config, dict(_CONFIG.value.items())))
-        found = audit(config, _SAMPLES.value, _SHOWN.value, verify=_VERIFY.value)
-        shown = page(found, config)
-        show(found.numbers)
-        folder = storage.path(_OUTPUT.value)
-        artifacts.write_json(folder / "audit.json", found.numbers)
-        artifacts.write_text(folder / "audit.html", shown)
-        print(f"{folder / 'audit.html'}")
+def main() -> None:
+    """Audits the stage, prints the tables and writes both files."""
+    if not _OUTPUT.value:
+        raise UserError("--output is missing; name the folder where audit.html goes")
+    if _SAMPLES.value < 1 or _SHOWN.value < 0:
+        raise UserError("--samples must be at least 1 and --shown must not be negative")
+    config = load_config(_CONFIG.value)
+    result = audit(config, _SAMPLES.value, _SHOWN.value, verify=_VERIFY.value)
+    html = page(result, config)
+    show(result.numbers)
+    folder = storage.path(_OUTPUT.value)
+    artifacts.write_json(folder / "audit.json", result.numbers)
+    artifacts.write_text(folder / "audit.html", html)
+    print(f"{folder / 'audit.html'}")
 
 
 def show(numbers: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from qwenvl_jax.evaluation import checkpoint
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.evaluation.report.pictures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
-from qwenvl_jax.runtime.errors import StorageError, UserError, exit_on_user_error
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, best of stage 3.")
 _STEP = flags.DEFINE_integer("step", -1, "Which checkpoint of it; -1: the newest.", lower_bound=-1)
@@ -157,28 +157,24 @@ def _typed() -> Iterator[str | None]:
             return
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    logging.set_verbosity(logging.ERROR)  # the checkpoint library reports every file
+def main() -> None:
+    """Loads the checkpoint and answers questions until the user leaves."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows ? for what it cannot
-    with exit_on_user_error():
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-        if not _WORKDIR.value:
-            raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
-        distributed.require_alone("a chat")
-        source = find_source(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
-        config, tokenizer = source.config, load_tokenizer(source.config.tokenizer)
-        checkpoint.check_fits(source, config.tokenizer, tokenizer, config.data.image_size)
-        conversation = Conversation(checkpoint.load(source), config, tokenizer, max_new=_MAX_NEW.value)
-        _say(f"{config.model.name}, step {source.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
-        if config.train.stage not in ("sft", IMPORT):
-            _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")
-        for path in _IMAGE.value:
-            show(conversation, path)
-        talk(conversation, _typed(), storage.path(_BOXES.value), config.data.sequence_length)
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows ? for other characters
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
+    distributed.require_alone("a chat")
+    source = find_source(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
+    config, tokenizer = source.config, load_tokenizer(source.config.tokenizer)
+    checkpoint.check_fits(source, config.tokenizer, tokenizer, config.data.image_size)
+    conversation = Conversation(checkpoint.load(source), config, tokenizer, max_new=_MAX_NEW.value)
+    _say(f"{config.model.name}, step {source.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
+    if config.train.stage not in ("sft", IMPORT):
+        _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")
+    for path in _IMAGE.value:
+        show(conversation, path)
+    talk(conversation, _typed(), storage.path(_BOXES.value), config.data.sequence_length)
 
 
 if __name__ == "__main__":
-    commandline.run(main)
+    commandline.run(main, verbosity=logging.ERROR)  # Orbax reports every file

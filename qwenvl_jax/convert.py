@@ -21,11 +21,11 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.checkpoint.source import find_source
-from qwenvl_jax.config import Config, from_config_dict
+from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, to_torch
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.runtime import commandline, distributed, storage
-from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
+from qwenvl_jax.runtime.errors import UserError, nearest
 
 _CONFIG = commandline.define_config("import of towers: the stage that will start from them.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run; import: the folder to write.")
@@ -45,8 +45,6 @@ _COMPARE_IN = flags.DEFINE_enum("compare_in", "float32", ["float32", "bfloat16"]
 _TRUST = flags.DEFINE_bool(
     "trust_release_code", False, "verify: run the code that lies in the release instead of ours, which is the same."
 )
-
-COMMANDS = ("release", "import", "verify")
 
 
 def _required(value: str, flag: str, command: str) -> epath.Path:
@@ -93,7 +91,7 @@ def import_checkpoint() -> None:
         return
     if _CONFIG.value is None:
         raise UserError("`convert import` of towers needs --config; name the stage that will start from them")
-    config = from_config_dict(Config, dict(_CONFIG.value.items()))
+    config = load_config(_CONFIG.value)
     names = from_torch.import_towers(config, workdir, vision=vision, decoder=decoder)
     print(f"imported {' and '.join(towers)} into {workdir}, which now has {', '.join(names)}")
 
@@ -131,19 +129,18 @@ def _verify(params: dict[str, Any], config: Config, folder: epath.Path) -> None:
         sys.exit(1)
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    logging.set_verbosity(logging.FATAL)  # the checkpoint library reports every file, and tracebacks of its threads
-    with exit_on_user_error():
-        command = argv[1] if len(argv) == 2 else ""
-        if command not in COMMANDS:
-            given = " ".join(argv[1:]) or "nothing"
-            raise UserError(
-                f"say one of {', '.join(COMMANDS)} after `convert`, not {given}{nearest(command, COMMANDS)}"
-            )
-        distributed.require_alone(f"`convert {command}`")
-        {"release": release, "import": import_checkpoint, "verify": verify}[command]()
+COMMANDS = {"release": release, "import": import_checkpoint, "verify": verify}
+
+
+def main(command: str = "") -> None:
+    """Runs one of the commands."""
+    if command not in COMMANDS:
+        given = command or "nothing"
+        raise UserError(f"say one of {', '.join(COMMANDS)} after `convert`, not {given}{nearest(command, COMMANDS)}")
+    distributed.require_alone(f"`convert {command}`")
+    COMMANDS[command]()
 
 
 if __name__ == "__main__":
-    commandline.run(main, needs_config=False)
+    # Orbax reports every file, and the tracebacks of its threads.
+    commandline.run(main, positional=1, needs_config=False, verbosity=logging.FATAL)

@@ -15,32 +15,28 @@ from qwenvl_jax.evaluation import config as eval_config
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime import commandline, distributed
-from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.runtime.errors import UserError
 
 _CONFIG = commandline.define_config("What to evaluate; see configs/quickstart/eval.py.")
 _OUTPUT = flags.DEFINE_string("output", "", "Where results go; default: the config's `output`.")
 _REPORT = flags.DEFINE_bool("report", False, "Write report.html from the results in --output.")
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    logging.set_verbosity(logging.ERROR)  # the checkpoint library reports every file
-    with exit_on_user_error():
-        if len(argv) > 1:
-            raise UserError(f"evaluate takes no argument {argv[1]!r}; everything is a flag")
-        if _REPORT.value:
-            if not _OUTPUT.value:
-                raise UserError("`evaluate --report` needs --output: the folder that an evaluation wrote")
-            print(f"wrote {write_report(_OUTPUT.value)}")
-            return
-        if _CONFIG.value is None:
-            raise UserError("evaluate needs --config: a file such as configs/quickstart/eval.py")
-        values = _CONFIG.value
-        if _OUTPUT.value:
-            values.output = _OUTPUT.value
-        distributed.require_alone("an evaluation")
-        sweep(eval_config.validate(from_config_dict(eval_config.EvalConfig, values)))
+def main() -> None:
+    """Evaluates checkpoints, or writes the page that shows what was evaluated."""
+    if _REPORT.value:
+        if not _OUTPUT.value:
+            raise UserError("`evaluate --report` needs --output: the folder that an evaluation wrote")
+        print(f"wrote {write_report(_OUTPUT.value)}")
+        return
+    if _CONFIG.value is None:
+        raise UserError("evaluate needs --config: a file such as configs/quickstart/eval.py")
+    values = _CONFIG.value
+    if _OUTPUT.value:
+        values.output = _OUTPUT.value
+    distributed.require_alone("an evaluation")
+    sweep(eval_config.validate(from_config_dict(eval_config.EvalConfig, values)))
 
 
 if __name__ == "__main__":
-    commandline.run(main, needs_config=False)
+    commandline.run(main, needs_config=False, verbosity=logging.ERROR)  # Orbax reports every file

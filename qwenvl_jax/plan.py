@@ -28,9 +28,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import load_config
 from qwenvl_jax.runtime import artifacts, commandline
-from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.runtime.errors import UserError
 
 _CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips to plan for, e.g. v5p:8x8x8 or v5p:8x8x8@4 (four slices).")
@@ -49,19 +49,16 @@ _DUMP_SHARDING = flags.DEFINE_string("dump_sharding", None, "JSON file for the s
 _PRICES = flags.DEFINE_string("prices", None, 'JSON file of dollars per chip and hour, e.g. {"v5p": 2.94}.')
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    with exit_on_user_error():
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-        if not _TOPOLOGY.value:
-            raise UserError("--topology is missing; name the chips, e.g. --topology=v5p:8x8x8")
-        if sum(map(bool, (_COMPARE.value, _SEARCH.value, _JSON.value, _DUMP_SHARDING.value))) > 1:
-            raise UserError("--compare, --search, --json and --dump_sharding exclude one another; choose one")
-        if _DUMP_SHARDING.value:
-            dump_sharding(_TOPOLOGY.value, _DUMP_SHARDING.value)
-        else:
-            plan(_TOPOLOGY.value)
+def main() -> None:
+    """Predicts the run, or writes its shardings."""
+    if not _TOPOLOGY.value:
+        raise UserError("--topology is missing; name the chips, e.g. --topology=v5p:8x8x8")
+    if sum(map(bool, (_COMPARE.value, _SEARCH.value, _JSON.value, _DUMP_SHARDING.value))) > 1:
+        raise UserError("--compare, --search, --json and --dump_sharding exclude one another; choose one")
+    if _DUMP_SHARDING.value:
+        dump_sharding(_TOPOLOGY.value, _DUMP_SHARDING.value)
+    else:
+        plan(_TOPOLOGY.value)
 
 
 def plan(name: str) -> None:
@@ -141,7 +138,7 @@ def entry(name: str, changes: str = "") -> Any:
     topology = parse_topology(name)
     path, values = config_of(topology.chip.kind)
     values = commandline.changed(values, settings)
-    config = validate(from_config_dict(Config, dict(values.items())))
+    config = load_config(values)
     if topology.slices == 1:
         topology = dataclasses.replace(topology, slices=config.mesh.slices)
     return Candidate(", ".join([f"{path} on {topology.name}", *settings]), config, topology)

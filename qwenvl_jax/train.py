@@ -11,9 +11,9 @@ from absl import flags
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import check_init
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.runtime import commandline, distributed
-from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.preemption import EXIT_CODE
 from qwenvl_jax.training import loop, summary
 
@@ -24,27 +24,24 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config and print its t
 
 def read_config() -> Config:
     """The config that the flags name."""
-    return validate(from_config_dict(Config, dict(_CONFIG.value.items())))
+    return load_config(_CONFIG.value)
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    with exit_on_user_error():
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-        if _DRY_RUN.value:
-            config = read_config()
-            if _WORKDIR.value:
-                lineage.check_resumable(_WORKDIR.value, config)
-            summary.show(config, check_init(config, missing_ok=True))
-            return
-        if not _WORKDIR.value:
-            read_config()  # what is wrong with it is said first
-            raise UserError("--workdir is missing; name the folder where checkpoints and metrics go")
-        distributed.initialize()
-        with distributed.together():  # a config that is wrong on one host alone ends all of them
-            config = read_config()
-            steps = loop.train(config, _WORKDIR.value)
+def main() -> None:
+    """Trains the stage, or shows its tables if this is a dry run."""
+    if _DRY_RUN.value:
+        config = read_config()
+        if _WORKDIR.value:
+            lineage.check_resumable(_WORKDIR.value, config)
+        summary.show(config, check_init(config, missing_ok=True))
+        return
+    if not _WORKDIR.value:
+        read_config()  # a mistake in the config is reported first
+        raise UserError("--workdir is missing; name the folder where checkpoints and metrics go")
+    distributed.initialize()
+    with distributed.together():  # if the config is wrong on one host alone, all hosts end
+        config = read_config()
+        steps = loop.train(config, _WORKDIR.value)
     if steps < config.train.steps:
         sys.exit(EXIT_CODE)
 

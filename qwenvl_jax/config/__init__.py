@@ -25,7 +25,7 @@ from qwenvl_jax.config.schema import (
     TrainConfig,
     VitConfig,
 )
-from qwenvl_jax.config.validation import validate, validate_model
+from qwenvl_jax.config.validation import load_config, validate, validate_model
 
 __all__ = [
     "ATTENTION_IMPLEMENTATIONS",
@@ -49,6 +49,7 @@ __all__ = [
     "VitConfig",
     "config_hash",
     "from_config_dict",
+    "load_config",
     "to_dict",
     "validate",
     "validate_model",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwenvl_jax.config.parse import from_config_dict
 from qwenvl_jax.config.schema import (
     ATTENTION_IMPLEMENTATIONS,
     COMPONENTS,
@@ -121,6 +122,18 @@ def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:
 def _finite(value: Any, path: str) -> None:
     for where, number in _floats(value, path):
         _require(math.isfinite(number), f"{where} is {number}, which is no number to compute with; set it anew")
+
+
+def load_config(values: Mapping[str, Any]) -> Config:
+    """The checked config of a run.
+
+    Args:
+      values: a nested mapping, such as the ConfigDict that a config file returns.
+
+    Raises:
+      UserError: on an unknown or missing key, a value of the wrong type or a value out of range.
+    """
+    return validate(from_config_dict(Config, values))
 
 
 def validate(config: Config) -> Config:

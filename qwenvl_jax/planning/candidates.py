@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl_jax.chips import Topology, parse_topology
-from qwenvl_jax.config import Config, from_config_dict, to_dict, validate
+from qwenvl_jax.config import Config, load_config, to_dict
 from qwenvl_jax.planning import aot
 from qwenvl_jax.planning.prediction import Prediction, predict
 from qwenvl_jax.runtime import storage
@@ -82,7 +82,7 @@ def worker(request: str, answer: str) -> None:
     """Answers one request: a prediction, or the sentence of a `UserError`."""
     values = json.loads(Path(request).read_text())
     try:
-        config = validate(from_config_dict(Config, values["config"]))
+        config = load_config(values["config"])
         topology = parse_topology(values["topology"])
         found: dict[str, Any] = dataclasses.asdict(predict(config, topology, values["options"], values["dump_hlo"]))
     except UserError as error:

@@ -23,29 +23,43 @@ def define_config(help_text: str) -> Any:
     return config_flags.DEFINE_config_file("config", None, help_text)
 
 
-def run(main: Callable[[list[str]], None], *, needs_config: bool = True) -> None:
-    """Runs a main as absl does, but a mistake on the command line ends it with one sentence and exit code 2.
+def run(
+    main: Callable[..., None], *, positional: int = 0, needs_config: bool = True, verbosity: int = logging.WARNING
+) -> None:
+    """Runs the main function of a command; never returns.
+
+    A user's mistake, on the command line or anywhere in `main`, ends the command with one sentence and exit code 2.
 
     Args:
-      main: takes what `parse` leaves.
+      main: gets the positional arguments of the command line.
+      positional: how many of them it takes at most.
       needs_config: as for `parse`.
+      verbosity: of absl's log, if the command line does not set `--verbosity`.
     """
 
     def parser(argv: list[str]) -> list[str]:
         with exit_on_user_error():
-            retries.patience()  # a variable that is none is told now, not at the first failure
-            return parse(argv, needs_config=needs_config)
+            retries.patience()  # an invalid variable is reported now, not at the first failure of storage
+            return parse(argv, needs_config=needs_config, verbosity=verbosity)
         raise AssertionError("unreachable")
 
-    app.run(main, flags_parser=parser)
+    def framed(argv: list[str]) -> None:
+        arguments = argv[1:]
+        with exit_on_user_error():
+            if len(arguments) > positional:
+                raise UserError(f"unexpected argument {arguments[positional]!r}; flags begin with --")
+            main(*arguments)
+
+    app.run(framed, flags_parser=parser)
 
 
-def parse(argv: Sequence[str], *, needs_config: bool = True) -> list[str]:
+def parse(argv: Sequence[str], *, needs_config: bool = True, verbosity: int = logging.WARNING) -> list[str]:
     """Parses the command line; a stand-in for absl's own parser.
 
     Args:
       argv: the program's name and its arguments.
       needs_config: whether a main that defines `--config` cannot do without it.
+      verbosity: of absl's log, if the command line does not set `--verbosity`.
 
     Returns:
       What is left of it: the program's name and positional arguments.
@@ -63,10 +77,10 @@ def parse(argv: Sequence[str], *, needs_config: bool = True) -> list[str]:
         raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, flags.FLAGS)}") from None
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(_cause(error)) from None
-    verbosity = flags.FLAGS["verbosity"]
-    if not verbosity.present:
-        logging.set_verbosity(logging.WARNING)  # libraries announce every file they write
-        verbosity.using_default_value = False  # or app.run sets it back
+    flag = flags.FLAGS["verbosity"]
+    if not flag.present:
+        logging.set_verbosity(verbosity)
+        flag.using_default_value = False  # or app.run sets it back
     asks_help = any(arg.lstrip("-") in ("help", "helpfull", "helpshort", "helpxml") for arg in argv)
     if needs_config and "config" in flags.FLAGS and not asks_help and flags.FLAGS.config is None:
         raise UserError("--config is missing; name a config file, e.g. --config=configs/quickstart/stage0_text.py")

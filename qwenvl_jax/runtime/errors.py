@@ -1,9 +1,9 @@
 """Errors that a user can cause or has to mend, and how a command ends on one.
 
 A mistake in a flag, a config, a file or a record is a `UserError`: one sentence that says what is wrong and what to do.
-Storage that cannot be reached is a `StorageError`. Every main runs inside `exit_on_user_error`, so that such a mistake
-ends with that sentence on stderr and exit code 2, never with a traceback from deep inside. Anything else is a bug and
-keeps its traceback.
+Storage that cannot be reached is a `StorageError`. `commandline.run` runs every main inside `exit_on_user_error`, so
+that such a mistake ends with that sentence on stderr and exit code 2, never with a traceback from deep inside. Anything
+else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

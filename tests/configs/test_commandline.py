@@ -111,12 +111,12 @@ def test_dry_run_of_the_other_stages(stage: str, capsys: pytest.CaptureFixture[s
     import importlib
 
     from qwenvl_jax.checkpoint.restore import check_init
-    from qwenvl_jax.config import Config, from_config_dict, validate
+    from qwenvl_jax.config import load_config
     from qwenvl_jax.runtime import log
     from qwenvl_jax.training import summary
 
     values = importlib.import_module(f"configs.{stage}").get_config()
-    config = validate(from_config_dict(Config, dict(values.items())))
+    config = load_config(values)
     log.console.cache_clear()
     summary.show(config, check_init(config, missing_ok=True))
     text = capsys.readouterr().out

@@ -19,13 +19,9 @@ DRIVER = """
 import json, os, signal, sys, traceback
 from qwenvl_jax import train
 from qwenvl_jax.runtime import commandline
-from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
-def main(argv):
-    with exit_on_user_error():
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}")
-        train.read_config()
+def main():
+    train.read_config()
 
 for line in sys.stdin:
     reader, writer = os.pipe()

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AXES, mesh_shape
 
@@ -19,7 +19,7 @@ CHIPS = {"v4": 512, "v5e": 256, "v5p": 512, "v6e": 256}
 
 
 def load(stage: str, arg: str | None = None) -> Config:
-    return validate(from_config_dict(Config, dict(STAGES[stage].get_config(arg).items())))
+    return load_config(STAGES[stage].get_config(arg))
 
 
 # Table 8: pixels, sequence, peak, minimum, steps, warm-up, global batch, layer decay, trained.
@@ -108,4 +108,4 @@ def test_quickstart_stages_are_valid(path: Path) -> None:
     import importlib
 
     module = importlib.import_module(f"configs.quickstart.{path.stem}")
-    validate(from_config_dict(Config, dict(module.get_config().items())))
+    load_config(module.get_config())

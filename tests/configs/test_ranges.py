@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from configs import base
 from configs.quickstart import common
-from qwenvl_jax.config import Config, ModelConfig, from_config_dict, to_dict, validate, validate_model
+from qwenvl_jax.config import Config, ModelConfig, from_config_dict, load_config, to_dict, validate_model
 from qwenvl_jax.config.validation import _MODEL_RANGES, _RANGES
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import spare_images
@@ -39,7 +39,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 
 def load(values: dict[str, Any]) -> Config:
-    return validate(from_config_dict(Config, values))
+    return load_config(values)
 
 
 REFUSED = {

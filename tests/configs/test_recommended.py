@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from configs import stage2_multitask
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AXES, mesh_shape
@@ -25,7 +25,7 @@ ACCUMULATION = {"v4": 2, "v5e": 4}
 def stage_2(mesh: str, changes: dict[str, int]) -> Config:
     values = stage2_multitask.get_config(mesh)
     values.update_from_flattened_dict(changes)
-    return validate(from_config_dict(Config, dict(values.items())))
+    return load_config(values)
 
 
 @pytest.mark.parametrize("mesh", CHIPS)

@@ -279,7 +279,10 @@ def test_a_kill_while_a_release_is_replaced_leaves_a_whole_one(released, tmp_pat
     folder.mkdir()
     old = shutil.copytree(released, folder / "release")
     (old / "old.md").write_text("")  # tells the old one from the new
-    code = DYING + "from qwenvl_jax import convert\nconvert.commandline.run(convert.main, needs_config=False)"
+    code = (
+        DYING
+        + "from qwenvl_jax import convert\nconvert.commandline.run(convert.main, positional=1, needs_config=False)"
+    )
     code = code.replace("KILLED_AT", str(killed_at))
     arguments = ["release", f"--workdir={tmp_path}/run", f"--output={old}", "--noparity"]
     run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)

@@ -13,7 +13,7 @@ import pytest
 
 from configs import stage2_multitask
 from qwenvl_jax.chips import parse_topology
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.planning import aot, candidates, tables
 from qwenvl_jax.planning.assumptions import read_prices
 from qwenvl_jax.planning.candidates import Candidate, Failure, Outcome
@@ -159,7 +159,7 @@ for changes in ("", "v6e:16x16", "compute.remat_vit=full config.data.accumulatio
 
 
 def full_size(**data) -> Config:
-    config = validate(from_config_dict(Config, dict(stage2_multitask.get_config("v5p").items())))
+    config = load_config(stage2_multitask.get_config("v5p"))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 

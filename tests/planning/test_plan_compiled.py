@@ -14,7 +14,7 @@ import pytest
 
 from configs import stage2_multitask
 from qwenvl_jax.chips import parse_topology
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import load_config
 from qwenvl_jax.planning import candidates
 from qwenvl_jax.planning.candidates import Candidate, Failure
 from qwenvl_jax.planning.hlo import costs, program
@@ -108,7 +108,7 @@ def test_every_recipe_compiles_for_its_chip(name: str, tmp_path: Path) -> None:
     with values.unlocked():
         values.model, values.data, values.tokenizer = tiny.model, tiny.data, tiny.tokenizer
         values.mesh.fsdp = 2
-    config = validate(from_config_dict(Config, dict(values.items())))
+    config = load_config(values)
     found = candidates.run(Candidate(name, config, topology), str(tmp_path / "step.txt"))
     assert isinstance(found, Prediction), found
     on_sparse_cores = 'execution_thread="sparsecore"' in (tmp_path / "step.txt").read_text()

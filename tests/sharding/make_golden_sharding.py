@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl_jax.chips import Topology, parse_topology
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.planning.aot import for_topology
 from qwenvl_jax.sharding.mesh import abstract_mesh
 from qwenvl_jax.sharding.report import as_json, json_text
@@ -46,7 +46,7 @@ def config_of(stage: int, topology: Topology, changes: dict[str, Any]) -> Config
     """A stage as it runs on a topology."""
     values = importlib.import_module(f"configs.{STAGES[stage]}").get_config(topology.chip.kind)
     values.update_from_flattened_dict(changes)
-    return for_topology(validate(from_config_dict(Config, dict(values.items()))), topology)
+    return for_topology(load_config(values), topology)
 
 
 def text_of(stage: int, name: str, changes: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jax.extend import core as jex_core
 from jax.sharding import AbstractMesh, AxisType
 
-from qwenvl_jax.config import Config, DataConfig, from_config_dict, validate
+from qwenvl_jax.config import Config, DataConfig, load_config
 from qwenvl_jax.models.parallel import take_features
 from qwenvl_jax.sharding.batch import check_batch, local_slice, spare_images, streams_of
 from qwenvl_jax.sharding.mesh import AXES, mesh_shape
@@ -197,7 +197,7 @@ def assert_own_groups(data: DataConfig, mesh: tuple[int, int]) -> None:
 
 def load(stage: str, kind: str) -> Config:
     values = importlib.import_module(f"configs.{STAGES[stage]}").get_config(kind)
-    return validate(from_config_dict(Config, dict(values.items())))
+    return load_config(values)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qwenvl_jax.config import Config, from_config_dict, validate
+from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import train_sentencepiece
@@ -58,7 +58,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
             values[group][name] = value
         if values.data.images_per_row == 0:  # as stages of text are
             values.data.mixture = tuple(source for source in values.data.mixture if source["task"] == "text")
-    return validate(from_config_dict(Config, dict(values.items())))
+    return load_config(values)
 
 
 def random_batch(config: Config, seed: int = 0) -> Batch:

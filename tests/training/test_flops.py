@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl_jax.config import Config, MeshConfig
+from qwenvl_jax.config import Config, MeshConfig, load_config
 from qwenvl_jax.models.flops import Work, forward_flops, full_work, training_flops
 from qwenvl_jax.sharding.batch import abstract_batch
 from qwenvl_jax.sharding.mesh import make_mesh
@@ -71,8 +71,7 @@ def test_stage_1_computes_no_weight_gradient_of_the_decoder() -> None:
 def test_full_size_stage_1_costs_less_than_three_forwards() -> None:
     """11.6 TFLOP per sample with 100 text tokens: 2x the forward of the decoder, 3x that of the ViT."""
     from configs import stage1_pretrain
-    from qwenvl_jax.config import from_config_dict
 
-    config = from_config_dict(Config, dict(stage1_pretrain.get_config().items()))
+    config = load_config(stage1_pretrain.get_config())
     flops = training_flops(config, Work(tokens=358, context=358, supervised=100, images=1))
     assert sum(flops.values()) == pytest.approx(11.6e12, rel=0.1)
