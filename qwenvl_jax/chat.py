@@ -23,7 +23,7 @@ from qwenvl_jax.data.images.decode import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation import checkpoint
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
-from qwenvl_jax.evaluation.report.pictures import draw_boxes
+from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 

@@ -29,6 +29,7 @@ from qwenvl_jax.data.readers.record_folder import RecordReader, encode_record, w
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus, Sample, Stream
 from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.html.style import PALETTE
 from qwenvl_jax.runtime.errors import UserError
 from tests.data import damage
 from tests.data.record_samples import make_record, with_data
@@ -81,8 +82,9 @@ def text_of(shown: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "", "".join(re.findall(r'<div class="tokens">(.*?)</div>', shown, re.S))))
 
 
-def shape_of(points: str, kind: str = "place k0") -> str:
-    return f'<polygon class="{kind}" points="{points}"/>'
+def shape_of(points: str, style: str = "region", color: str = PALETTE[0]) -> str:
+    """The outline of a region as the page has it."""
+    return f'<polygon class="{style}" stroke="{color}" points="{points}"/>'
 
 
 @pytest.mark.parametrize("streams", [1, 2])
@@ -233,7 +235,7 @@ def test_a_box_is_drawn_where_the_tokens_say(run_config: Config, tmp_path: Path)
 def test_given_places_are_dashed_and_quadrilaterals_keep_their_corners(run_config: Config, tmp_path: Path) -> None:
     record = make_record("grounded_caption", 0)
     config = one_source(run_config, tmp_path, [record])
-    assert shape_of("0,0 999,0 999,999 0,999", "place k0 given") in page(audit(config, 1, 1), config)
+    assert shape_of("0,0 999,0 999,999 0,999", "region dashed") in page(audit(config, 1, 1), config)
     lines = [{"text": "STOP", "quad": [[2, 1], [14, 3], [13, 9], [1, 7]]}]
     record = dataclasses.replace(make_record("ocr", 0), content={"lines": lines, "width": 28, "height": 28})
     config = one_source(run_config, tmp_path / "ocr", [record])
@@ -275,8 +277,8 @@ def test_a_place_is_drawn_into_the_images_before_it_alone(run_config: Config, tm
     config = one_source(run_config, tmp_path, [record])
     one, two = re.findall("<figure>.*?</figure>", page(audit(config, 1, 1), config))
     first, second = "0,0 250,0 250,250 0,250", "0,0 250,0 250,500 0,500"
-    assert shape_of(first) in one and shape_of(second, "place k1 earlier") in one
-    assert first not in two and shape_of(second, "place k1") in two
+    assert shape_of(first) in one and shape_of(second, "region faint", PALETTE[1]) in one
+    assert first not in two and shape_of(second, color=PALETTE[1]) in two
 
 
 @pytest.mark.parametrize("task", ["caption", "dialogue", "grounding", "text", "ocr"])

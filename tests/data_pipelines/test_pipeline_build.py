@@ -48,7 +48,7 @@ def test_counts_and_manifest(built: Path, settings: QuickstartSettings, ingredie
     assert manifest["rendered"] is True and manifest["settings_hash"] == settings.digest()
     assert manifest["sources"]["cleaning_rules"]["emoji"] == {"changed": 0, "dropped": 0}
     assert manifest["licenses"]["scenes"] == "CC0-1.0"
-    assert (built / "report.html").read_text().count("<img") >= 40
+    assert (built / "report.html").read_text().count("<figure") >= 40
     assert Image.open(built / "contact_sheet.png").size[0] > 1000
 
 

@@ -15,7 +15,6 @@ from qwenvl_jax import chat
 from qwenvl_jax.data.formats import Piece
 from qwenvl_jax.evaluation import conversation as module
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
-from qwenvl_jax.evaluation.report.pictures import draw_boxes
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
 
@@ -96,20 +95,6 @@ def test_the_chat_goes_on_after_mistakes(conversation, tmp_path, capsys):
     assert "/dance is no command" in said and "good.png goes with your next question" in said
     assert said.count("model: ") == 1 and "a new conversation" in said
     assert "longer than the 1 tokens" in said
-
-
-def test_drawn_boxes_change_the_picture_where_they_are():
-    image = Image.new("RGB", (100, 50), "white")
-    drawn = np.asarray(draw_boxes(image, [("狗", (20, 10, 60, 40)), ("", (90, 45, 80, 30))], side=100))
-    assert drawn.shape == (50, 100, 3)
-    assert (drawn[25, 20] != 255).any() and (drawn[25, 40] == 255).all() and (drawn[40, 80] != 255).any()
-
-
-@pytest.mark.parametrize("size", [(8, 8000), (8000, 8), (1, 1), (3000, 2500), (1, 60000)])
-def test_what_is_drawn_is_bounded_on_both_sides(size):
-    drawn = draw_boxes(Image.new("RGB", size, "white"), [("it", (0, 0, size[0], size[1]))])
-    assert max(drawn.size) <= 2048 and min(drawn.size) >= 1
-    assert min(np.asarray(drawn).min(axis=(0, 1))) < 255  # the box is there
 
 
 def written(pieces) -> str:

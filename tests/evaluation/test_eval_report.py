@@ -19,9 +19,10 @@ from qwenvl_jax.data.images.decode import decode_image
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
-from qwenvl_jax.evaluation.report import pictures
 from qwenvl_jax.evaluation.report.page import write_report
+from qwenvl_jax.evaluation.report.pictures import picture, true
 from qwenvl_jax.evaluation.tasks.registry import TASKS
+from qwenvl_jax.html.figures import corners_of_box
 
 
 def turned(width: int = 60, height: int = 20) -> bytes:
@@ -44,18 +45,16 @@ def shown(figure: str) -> Image.Image:
 def test_a_picture_with_exif_is_shown_as_the_model_saw_it():
     payload = turned()
     assert Image.open(io.BytesIO(payload)).getexif()[0x0112] == 6
-    figure = pictures.figure(payload, [(pictures.TRUE, pictures.corners_of_box((0, 0, 30, 20)))])
+    figure = picture(payload, [true(corners_of_box((0, 0, 30, 20)))])
     image = shown(figure)
     assert not image.getexif() and image.size == (60, 20)
     assert np.abs(np.asarray(image).astype(int) - np.asarray(decode_image(payload))).max() < 30
-    assert 'viewBox="0 0 60 20"' in figure and 'points="0.0,0.0 30.0,0.0 30.0,20.0 0.0,20.0"' in figure
+    assert 'viewBox="0 0 60 20"' in figure and 'points="0,0 30,0 30,20 0,20"' in figure
 
 
 def test_places_in_thousandths_lie_where_they_are_meant():
-    figure = pictures.figure(
-        turned(), [(pictures.TRUE, pictures.corners_of_box((500, 0, 1000, 500)))], "", (1000, 1000)
-    )
-    assert 'points="30.0,0.0 60.0,0.0 60.0,10.0 30.0,10.0"' in figure
+    figure = picture(turned(), [true(corners_of_box((500, 0, 1000, 500)))], size=(1000, 1000))
+    assert 'points="30,0 60,0 60,10 30,10"' in figure
 
 
 def odd_pictures() -> dict[str, bytes]:
@@ -81,20 +80,10 @@ def odd_pictures() -> dict[str, bytes]:
 def test_every_kind_of_picture_is_shown_as_the_model_saw_it(name):
     """A browser would blend alpha, move frames and turn colours for print in its own way."""
     payload = odd_pictures()[name]
-    image = shown(pictures.figure(payload))
+    image = shown(picture(payload))
     assert image.mode == "RGB"
     difference = np.abs(np.asarray(image).astype(int) - np.asarray(decode_image(payload)))
     assert difference.mean() < (8 if name == "cmyk" else 1e-9)
-
-
-@pytest.mark.parametrize("size", [(8, 8000), (4000, 3000), (1, 1)])
-def test_a_large_picture_is_scaled_down_under_its_boxes(size):
-    buffer = io.BytesIO()
-    Image.new("RGB", size).save(buffer, "PNG")
-    figure = pictures.figure(buffer.getvalue())
-    assert max(shown(figure).size) <= pictures.SHOWN_SIDE
-    assert f'viewBox="0 0 {size[0]} {size[1]}"' in figure
-    assert f'width="{size[0]}" height="{size[1]}" preserveAspectRatio="none"' in figure
 
 
 class Page(html.parser.HTMLParser):

@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
-from qwenvl_jax.evaluation.report.charts import line_chart, nice_ticks, running_mean, short
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime.errors import UserError
@@ -131,16 +130,6 @@ def test_predictions_that_are_none_have_no_report(swept):
 def test_a_folder_without_an_evaluation_has_no_report(tmp_path):
     with pytest.raises(UserError, match=r"evaluation\.json"):
         write_report(tmp_path)
-
-
-def test_charts():
-    assert nice_ticks(0.0, 1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert nice_ticks(3.0, 3.0, 4)[0] <= 3.0 <= nice_ticks(3.0, 3.0, 4)[-1]
-    assert running_mean([1.0, 2.0, 6.0], 1) == [1.5, 3.0, 4.0]
-    assert [short(v) for v in (0, 1500, 0.25, 2e-4)] == ["0", "1500", "0.25", "2e-4"]
-    assert [short(v) for v in (0.0, float("nan"), float("inf"))] == ["0", "nan", "inf"]
-    assert "nan" not in line_chart([0, 1, 2], [1.0, float("nan"), 2.0], color="red")
-    assert "too few" in line_chart([0], [1.0], color="red")
 
 
 def test_a_wrong_command_ends_with_one_sentence(tmp_path):

@@ -1,4 +1,4 @@
-"""report.html: curves, scores and held-out examples on one self-contained page, from what an evaluation left."""
+"""report.html: curves, scores and held-out examples of an evaluation on one self-contained page."""
 
 from __future__ import annotations
 
@@ -12,14 +12,27 @@ from etils import epath
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report import sections
-from qwenvl_jax.evaluation.report.charts import line_chart, short
-from qwenvl_jax.evaluation.report.style import CSS
 from qwenvl_jax.evaluation.sweep import EVALUATION, SCORES
+from qwenvl_jax.html.charts import line_chart, short
+from qwenvl_jax.html.page import bullets, card, grid, header, page, section
+from qwenvl_jax.html.tables import Cell, table
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training import metrics
 
-# What a reader sees for a figure of scores.json.
+# Besides the style that all reports share.
+STYLE = """
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(148px, 1fr)); gap: .8rem; margin: 1.8rem 0 0; }
+.tile { padding: .9rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 12px;
+  break-inside: avoid; }
+.tile b { display: block; font-size: 1.75rem; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
+td.best { font-weight: 700; }
+td .up { color: var(--good); } td .down { color: var(--bad); }
+td small { display: block; font-size: .74rem; color: var(--soft); }
+.bar { display: block; height: 3px; margin-top: .3rem; border-radius: 2px; background: var(--wash); }
+.bar i { display: block; height: 100%; border-radius: 2px; background: var(--predicted); }
+"""
+# The titles of the figures in scores.json.
 TITLES = {
     "referring_acc": "Referring boxes",
     "ocr_char_acc": "OCR characters",
@@ -44,7 +57,7 @@ def write_report(output: epath.PathLike) -> epath.Path:
     """Writes `<output>/report.html` from evaluation.json, scores.json, the predictions and the runs' metrics.
 
     Raises:
-      UserError: if the folder is not one that an evaluation finished in.
+      UserError: if no evaluation has finished in this folder.
     """
     output = storage.path(output)
     if not storage.exists(output / EVALUATION):
@@ -58,14 +71,8 @@ def write_report(output: epath.PathLike) -> epath.Path:
         if name in shown:
             parts.append(render(shown[name]))
     parts.append(_release(output))
-    body = "\n".join(part for part in parts if part)
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Qwen-VL in JAX · report</title>\n<style>{CSS}</style></head>\n"
-        f"<body><main>\n{body}\n</main></body></html>\n"
-    )
-    artifacts.write_text(output / "report.html", page)
+    content = "\n".join(part for part in parts if part)
+    artifacts.write_text(output / "report.html", page("Qwen-VL in JAX · report", content, style=STYLE + sections.STYLE))
     return output / "report.html"
 
 
@@ -77,65 +84,61 @@ def _header(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str:
         for key in HEADLINES
         if key in scores.get(last, {})
     )
-    links = [("scores", "Scores"), ("training", "Training"), *((n, t) for n, t in sections.TITLES.items())]
-    wanted = {"scores", "training", *(task.name for task in config.tasks)}
-    nav = "".join(f'<a href="#{name}">{title}</a>' for name, title in links if name in wanted)
-    return (
-        "<header><h1>Qwen-VL, trained from nothing</h1>"
-        f'<p class="soft">{len(config.checkpoints)} stages of training, each scored on held-out records that no stage '
-        f"has seen. Figures on top and examples below are those of <code>{html.escape(last)}</code>; examples are the "
-        f"first of the held-out set, not chosen.</p><nav>{nav}</nav><div class='tiles'>{tiles}</div></header>"
+    names = {task.name for task in config.tasks}
+    links = [("scores", "Scores"), ("training", "Training")]
+    links += [(name, title) for name, title in sections.TITLES.items() if name in names]
+    intro = (
+        f"{len(config.checkpoints)} stages of training, each scored on held-out records that no stage has seen. "
+        f"Figures on top and examples below are those of <code>{html.escape(last)}</code>; examples are the first of "
+        "the held-out set, not chosen."
     )
+    return header("Qwen-VL, trained from nothing", intro, links, f'<div class="tiles">{tiles}</div>')
 
 
 def _score_section(scores: dict[str, dict[str, Any]]) -> str:
     keys = [key for key in HEADLINES if any(key in row for row in scores.values())]
-    head = "".join(f"<th>{TITLES[key]}</th>" for key in keys)
     best = {key: max(row.get(key, 0.0) for row in scores.values()) for key in keys}
-    rows = []
+    lines: list[list[object]] = []
     before: dict[str, float] = {}
     for name, row in scores.items():
-        cells = "".join(_score_cell(row.get(key), before.get(key), best[key]) for key in keys)
-        rows.append(f"<tr><td>{html.escape(_readable(name))}</td>{cells}</tr>")
+        cells = [_score_cell(row.get(key), before.get(key), best[key]) for key in keys]
+        lines.append([_readable(name), *cells])
         before = row
-    return (
-        '<section id="scores"><h2>Scores</h2><p class="soft">Every checkpoint answers the same held-out questions; the '
-        "small figure is the change from the stage before.</p>"
-        f'<div class="scroll"><table><thead><tr><th>after stage</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    intro = (
+        "Every checkpoint answers the same held-out questions; the small figure is the change from the stage before."
     )
+    return section("scores", "Scores", intro, table(["after stage", *(TITLES[key] for key in keys)], lines))
 
 
 def _unanswered(scores: dict[str, dict[str, Any]]) -> str:
-    """The questions that could not be asked, by name; nothing where all could."""
-    entries = [
-        f"<li>{html.escape(', '.join((_readable(name), task, one['id'], one['why'])))}</li>"
-        for name, row in scores.items()
-        for task, missing in row.get(UNANSWERED, {}).items()
-        for one in missing["first"]
-    ]
+    """The questions that could not be asked, by name; empty if all could."""
+    total = 0
+    entries = []
+    for name, row in scores.items():
+        for task, missing in row.get(UNANSWERED, {}).items():
+            total += missing["questions"]
+            for question in missing["first"]:
+                text = ", ".join((_readable(name), task, question["id"], question["why"]))
+                entries.append(html.escape(text))
     if not entries:
         return ""
-    total = sum(missing["questions"] for row in scores.values() for missing in row.get(UNANSWERED, {}).values())
-    return (
-        f'<section id="unanswered"><h2>Not answered</h2><p class="soft">{total} questions could not be asked, because '
-        "their record or picture cannot be read. They count as wrong. The first of them:</p>"
-        f'<ul class="small">{"".join(entries)}</ul></section>'
+    intro = (
+        f"{total} questions could not be asked, because their record or picture cannot be read. They count as wrong. "
+        "The first ones:"
     )
+    return section("unanswered", "Not answered", intro, bullets(entries))
 
 
-def _score_cell(value: float | None, before: float | None, best: float) -> str:
+def _score_cell(value: float | None, before: float | None, best: float) -> Cell:
     if value is None:
-        return "<td></td>"
+        return Cell("")
     change = "&nbsp;"
     if before is not None and round(value - before, 3):
         kind, sign = ("up", "+") if value > before else ("down", "−")
         change = f'<span class="{kind}">{sign}{abs(value - before):.3f}</span>'
     filled = 100 * value / best if best > 0 else 0
-    mark = ' class="best"' if value == best and best > 0 else ""
-    return (
-        f'<td{mark}>{value:.3f}<small>{change}</small><span class="bar"><i style="width:{filled:.0f}%"></i></span></td>'
-    )
+    bar = f'<span class="bar"><i style="width:{filled:.0f}%"></i></span>'
+    return Cell(f"{value:.3f}<small>{change}</small>{bar}", "best" if value == best and best > 0 else "")
 
 
 def _readable(name: str) -> str:
@@ -145,35 +148,35 @@ def _readable(name: str) -> str:
 
 
 def _training(config: EvalConfig) -> str:
-    cards = []
+    cards: list[str] = []
     for number, item in enumerate(config.checkpoints):
         rows = _metrics(item)
-        if not rows:
-            continue
-        steps = [row["step"] for row in rows]
-        color = f"var(--s{number % 4})"
-        for key, title, smooth in (("loss", "loss", True), ("learning_rate", "learning rate", False)):
-            values = [row.get(key, float("nan")) for row in rows]
-            name = html.escape(_readable(item.name))
-            chart = line_chart(steps, values, color=color, smooth=smooth, label=f"{name}: {title}")
-            note = (
-                f"last {values[-1]:.3f}"
-                if key == "loss"
-                else f"peak {short(max(filter(math.isfinite, values), default=math.nan))}"
-            )
-            cards.append(
-                f'<div class="card chart"><h3>{name} <span class="soft">{title}, {note}</span></h3>{chart}</div>'
-            )
+        if rows:
+            cards += _curves(_readable(item.name), rows, color=f"var(--s{number % 4})")
     if not cards:
         return ""
-    return (
-        '<section id="training"><h2>Training</h2><p class="soft">Loss per supervised token and learning rate over the '
-        f'steps of every stage.</p><div class="grid wide">{"".join(cards)}</div></section>'
-    )
+    intro = "Loss per supervised token and learning rate over the steps of every stage."
+    return section("training", "Training", intro, grid(cards, wide=True))
+
+
+def _curves(name: str, rows: list[dict[str, Any]], color: str) -> list[str]:
+    """The loss and the learning rate of one run, a card each."""
+    steps = [row["step"] for row in rows]
+    losses = [row.get("loss", math.nan) for row in rows]
+    rates = [row.get("learning_rate", math.nan) for row in rows]
+    peak = max(filter(math.isfinite, rates), default=math.nan)
+    cards = []
+    for title, note, values in (
+        ("loss", f"last {losses[-1]:.3f}", losses),
+        ("learning rate", f"peak {short(peak)}", rates),
+    ):
+        chart = line_chart(steps, values, color=color, smooth=values is losses, label=f"{name}: {title}")
+        cards.append(card(f'{html.escape(name)} <span class="soft">{title}, {note}</span>', chart, "chart"))
+    return cards
 
 
 def _metrics(item: CheckpointConfig) -> list[dict[str, Any]]:
-    """Rows of a run's metrics.jsonl; of steps that were repeated after a restart the last."""
+    """The rows of a run's metrics.jsonl by step. If a restart repeated a step, its last row counts."""
     path = storage.path(item.workdir) / metrics.FILE
     if not storage.exists(path):
         return []

@@ -16,8 +16,10 @@ from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.config import TaskConfig
 from qwenvl_jax.evaluation.questions import READ_AGAIN
-from qwenvl_jax.evaluation.report.pictures import PREDICTED, TRUE, corners_of_box, figure
+from qwenvl_jax.evaluation.report.pictures import picture, predicted, true
 from qwenvl_jax.evaluation.sweep import PREDICTIONS
+from qwenvl_jax.html.figures import corners_of_box
+from qwenvl_jax.html.page import captioned, grid, section
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
@@ -30,7 +32,24 @@ TITLES = {
 }
 _SHOWN = {"ref_grounding": 12, "ocr": 8, "vqa": 12, "caption": 8, "dialogue": 4}
 _DIALOGUES_SEARCHED = 40
-_LEGEND = '<p class="small"><span class="key">predicted</span><span class="key t">true</span></p>'
+# Besides the style that all reports share.
+STYLE = """
+.key { display: inline-flex; align-items: center; gap: .4rem; margin-right: 1rem; }
+.key::before { content: ""; width: 18px; border-top: 3px solid var(--predicted); }
+.key.true::before { border-top: 3px dashed var(--true); }
+.card b { color: var(--ink); }
+.mark { font-size: .78rem; font-weight: 600; } .mark.yes { color: var(--good); } .mark.no { color: var(--bad); }
+.chat { display: flex; flex-direction: column; gap: .6rem; max-width: 640px; margin: 0 0 2.2rem; }
+.bubble { border-radius: 14px; padding: .6rem .85rem; max-width: 86%; overflow-wrap: anywhere; }
+.bubble.user { align-self: flex-end; background: var(--wash); }
+.bubble.model { align-self: flex-start; background: var(--card); border: 1px solid var(--line); }
+.bubble .pictures { display: flex; gap: .5rem; margin-bottom: .4rem; flex-wrap: wrap; }
+.bubble .pictures figure { width: 150px; }
+.bubble svg { border-radius: 8px; }
+.bubble .one { width: 220px; max-width: 100%; margin-top: .45rem; }
+@media print { .bubble { break-inside: avoid; } }
+"""
+_LEGEND = '<p class="small"><span class="key">predicted</span><span class="key true">true</span></p>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +105,7 @@ def _is_answered(record: Record, rows: dict[str, dict[str, Any]]) -> bool:
 
 
 def _section(name: str, intro: str, content: str) -> str:
-    return f'<section id="{name}"><h2>{TITLES[name]}</h2><p class="soft">{intro}</p>{content}</section>'
-
-
-def _card(picture: str, *lines: str) -> str:
-    body = "".join(f"<p>{line}</p>" for line in lines if line)
-    return f'<figure class="card">{picture}<figcaption class="body">{body}</figcaption></figure>'
+    return section(name, TITLES[name], intro, content)
 
 
 def _verdict(right: bool, yes: str, no: str) -> str:
@@ -99,37 +113,43 @@ def _verdict(right: bool, yes: str, no: str) -> str:
 
 
 def _strong(text: str) -> str:
-    return f'<b style="color:var(--ink)">{html.escape(text) or "&nbsp;"}</b>'
-
-
-def _grid(cards: list[str], wide: bool = False) -> str:
-    return f'<div class="grid{" wide" if wide else ""}">{"".join(cards)}</div>'
+    return f"<b>{html.escape(text) or '&nbsp;'}</b>"
 
 
 def _ref_grounding(shown: Shown) -> str:
     cards = []
     for record in shown.records:
         row = shown.rows[record.id]
-        shapes = [(TRUE, corners_of_box(row["box"])), (PREDICTED, corners_of_box(row["predicted_box"]))]
-        picture = figure(record.images[0], shapes, html.escape(row["phrase"]))
-        verdict = _verdict(row["iou"] >= 0.5, f"IoU {row['iou']:.2f}", f"IoU {row['iou']:.2f}")
-        cards.append(_card(picture, _strong(row["phrase"]), verdict))
-    return _section("ref_grounding", "A phrase goes in, a box comes out as text.", _LEGEND + _grid(cards))
+        regions = [true(corners_of_box(row["box"])), predicted(corners_of_box(row["predicted_box"]))]
+        svg = picture(record.images[0], regions, alt=row["phrase"])
+        overlap = f"IoU {row['iou']:.2f}"
+        cards.append(captioned(svg, [_strong(row["phrase"]), _verdict(row["iou"] >= 0.5, overlap, overlap)]))
+    return _section("ref_grounding", "A phrase goes in, a box comes out as text.", _LEGEND + grid(cards))
 
 
 def _ocr(shown: Shown) -> str:
     cards = []
     for record in shown.records:
         row = shown.rows[record.id]
-        width, height = row["width"], row["height"]
-        shapes = [(TRUE, line["quad"]) for line in record.content["lines"]]
+        x_scale = row["width"] / 1000
+        y_scale = row["height"] / 1000
+        regions = [true(line["quad"]) for line in record.content["lines"]]
         for _, quads in tags.parse_quads(row["text"]):
-            shapes += [(PREDICTED, [(x * width / 1000, y * height / 1000) for x, y in quad]) for quad in quads]
-        read, true = " / ".join(row["prediction"]), " / ".join(row["lines"])
-        verdict = _verdict(row["edits"] == 0, "every character right", f"{row['edits']} of {row['characters']} wrong")
-        wrong = "" if row["edits"] == 0 else f"true: {html.escape(true)}"
-        cards.append(_card(figure(record.images[0], shapes, html.escape(true)), _strong(read), wrong, verdict))
-    return _section("ocr", "Text and its quadrilaterals, in reading order.", _LEGEND + _grid(cards))
+            regions += [predicted([(x * x_scale, y * y_scale) for x, y in quad]) for quad in quads]
+        text = " / ".join(row["prediction"])
+        truth = " / ".join(row["lines"])
+        right = row["edits"] == 0
+        cards.append(
+            captioned(
+                picture(record.images[0], regions, alt=truth),
+                [
+                    _strong(text),
+                    "" if right else f"true: {html.escape(truth)}",
+                    _verdict(right, "every character right", f"{row['edits']} of {row['characters']} wrong"),
+                ],
+            )
+        )
+    return _section("ocr", "Text and its quadrilaterals, in reading order.", _LEGEND + grid(cards))
 
 
 def _vqa(shown: Shown) -> str:
@@ -137,42 +157,46 @@ def _vqa(shown: Shown) -> str:
     for record in shown.records:
         row = shown.rows[record.id]
         right = row["exact"] == 1
-        truth = "" if right else f"true: {html.escape(row['answers'][0])}"
-        question = html.escape(row["question"])
-        picture = figure(record.images[0], alt=question)
-        cards.append(_card(picture, question, _strong(row["prediction"]), truth, _verdict(right, "right", "wrong")))
-    return _section("vqa", "Short answers, compared letter for letter.", _grid(cards))
+        lines = [
+            html.escape(row["question"]),
+            _strong(row["prediction"]),
+            "" if right else f"true: {html.escape(row['answers'][0])}",
+            _verdict(right, "right", "wrong"),
+        ]
+        cards.append(captioned(picture(record.images[0], alt=row["question"]), lines))
+    return _section("vqa", "Short answers, compared letter for letter.", grid(cards))
 
 
 def _caption(shown: Shown) -> str:
     cards = []
     for record in shown.records:
         row = shown.rows[record.id]
-        truth = f"true: {html.escape(row['references'][0])}"
-        picture = figure(record.images[0], alt=html.escape(row["references"][0]))
-        cards.append(_card(picture, _strong(row["prediction"]), truth))
-    return _section("caption", "One sentence about the picture.", _grid(cards))
+        truth = row["references"][0]
+        lines = [_strong(row["prediction"]), f"true: {html.escape(truth)}"]
+        cards.append(captioned(picture(record.images[0], alt=truth), lines))
+    return _section("caption", "One sentence about the picture.", grid(cards))
 
 
 _TAG = re.compile(r"<(ref|box|quad)>(.*?)</\1>", re.DOTALL)
 
 
-def _said(text: str) -> str:
-    """An answer for people: references in bold, coordinates as code, other tags dropped."""
-    parts, at = [], 0
+def _answer_html(text: str) -> str:
+    """An answer as HTML: references in bold, coordinates as code, other tags dropped."""
+    parts = []
+    end = 0
     for match in _TAG.finditer(text):
-        parts.append(html.escape(text[at : match.start()]))
+        parts.append(html.escape(text[end : match.start()]))
         inner = html.escape(match.group(2))
         parts.append(f"<b>{inner}</b> " if match.group(1) == "ref" else f"<code>{inner}</code>")
-        at = match.end()
-    return "".join([*parts, html.escape(text[at:])])
+        end = match.end()
+    return "".join([*parts, html.escape(text[end:])])
 
 
 def _dialogue(shown: Shown) -> str:
-    several = [r for r in shown.records if len(r.images) > 1 and len(r.content["turns"]) > 2]
-    chats = "".join(_chat(record, shown.rows) for record in (several or shown.records)[: _SHOWN["dialogue"]])
+    long = [record for record in shown.records if len(record.images) > 1 and len(record.content["turns"]) > 2]
+    chats = [_chat(record, shown.rows) for record in (long or shown.records)[: _SHOWN["dialogue"]]]
     intro = "Several turns about several pictures, in ChatML; every answer follows the true turns before it."
-    return _section("dialogue", intro, _LEGEND + chats)
+    return _section("dialogue", intro, _LEGEND + "".join(chats))
 
 
 def _chat(record: Record, rows: dict[str, dict[str, Any]]) -> str:
@@ -180,32 +204,40 @@ def _chat(record: Record, rows: dict[str, dict[str, Any]]) -> str:
     for number, turn in enumerate(record.content["turns"]):
         if turn["role"] == "assistant":
             bubbles.append(_answer_bubble(record, turn, rows[f"{record.id}#{number}"]))
-            continue
-        pictures = "".join(
-            f"<figure>{figure(record.images[part['image']], alt='picture')}</figure>"
-            for part in turn["parts"]
-            if "image" in part and "ref" not in part
-        )
-        text = html.escape(" ".join(part["text"] for part in turn["parts"] if "text" in part).strip())
-        row = f'<div class="pictures">{pictures}</div>' if pictures else ""
-        bubbles.append(f'<div class="bubble user">{row}{text}</div>')
+        else:
+            bubbles.append(_question_bubble(record, turn))
     return f'<div class="chat">{"".join(bubbles)}</div>'
+
+
+def _question_bubble(record: Record, turn: dict[str, Any]) -> str:
+    images = [record.images[part["image"]] for part in turn["parts"] if "image" in part and "ref" not in part]
+    figures = "".join(f"<figure>{picture(image, alt='picture')}</figure>" for image in images)
+    text = " ".join(part["text"] for part in turn["parts"] if "text" in part).strip()
+    row = f'<div class="pictures">{figures}</div>' if figures else ""
+    return f'<div class="bubble user">{row}{html.escape(text)}</div>'
 
 
 def _answer_bubble(record: Record, turn: dict[str, Any], row: dict[str, Any]) -> str:
     right = row["right"] == 1
-    truth = "" if right else f'<div class="small soft">true: {_said(row["truth"])}</div>'
-    picture = ""
-    places = [part for part in turn["parts"] if "boxes" in part]
-    if places:
-        index = places[0].get("image", 0)
-        width, height = record.content["sizes"][index]
-        shapes = [(TRUE, corners_of_box(box)) for part in places for box in part["boxes"]]
-        for _, boxes in tags.parse_boxes(row["prediction"]):
-            shapes += [(PREDICTED, corners_of_box(tags.to_pixels(box, width, height))) for box in boxes]
-        picture = f'<div class="one">{figure(record.images[index], shapes, "boxes", (width, height))}</div>'
+    truth = "" if right else f'<div class="small soft">true: {_answer_html(row["truth"])}</div>'
+    answer = _answer_html(row["prediction"]) or "&nbsp;"
+    figure = _answer_figure(record, turn, row["prediction"])
     verdict = _verdict(right, "right", "wrong")
-    return f'<div class="bubble model">{_said(row["prediction"]) or "&nbsp;"}{picture}{truth}<div>{verdict}</div></div>'
+    return f'<div class="bubble model">{answer}{figure}{truth}<div>{verdict}</div></div>'
+
+
+def _answer_figure(record: Record, turn: dict[str, Any], prediction: str) -> str:
+    """The picture that the true boxes of a turn are about; empty if the turn has no boxes."""
+    grounded = [part for part in turn["parts"] if "boxes" in part]
+    if not grounded:
+        return ""
+    index = grounded[0].get("image", 0)
+    width, height = record.content["sizes"][index]
+    regions = [true(corners_of_box(box)) for part in grounded for box in part["boxes"]]
+    for _, boxes in tags.parse_boxes(prediction):
+        regions += [predicted(corners_of_box(tags.to_pixels(box, width, height))) for box in boxes]
+    svg = picture(record.images[index], regions, alt="boxes", size=(width, height))
+    return f'<figure class="one">{svg}</figure>'
 
 
 SECTIONS: dict[str, Callable[[Shown], str]] = {

@@ -1,0 +1,162 @@
+"""Line charts and histograms as inline SVG, in the colours of the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from html import escape
+
+WIDTH = 480
+LINE_HEIGHT = 200
+HISTOGRAM_HEIGHT = 170
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26  # margins of a line chart
+_SIDE, _ROOF, _FLOOR = 4, 18, 24  # margins of a histogram
+_MIN_BARS = 6  # a histogram leaves room for this many, so that few bars do not become walls
+_MAX_LABELS = 8  # under the bars
+
+
+def _svg(height: int, label: str, parts: Sequence[str]) -> str:
+    start = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+    return start + "".join(parts) + "</svg>"
+
+
+def line_chart(
+    steps: Sequence[float], values: Sequence[float], *, color: str, smooth: bool = False, label: str = "value"
+) -> str:
+    """One curve over training steps.
+
+    Args:
+      steps: the horizontal axis.
+      values: one per step; values that are not finite are left out.
+      color: a CSS colour.
+      smooth: draw the curve faintly and its running mean on top.
+      label: describes the curve to screen readers.
+
+    Returns:
+      An `<svg>` element, or a note if fewer than two values are finite.
+    """
+    points = [(float(x), float(y)) for x, y in zip(steps, values, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    if len(points) < 2:
+        return '<p class="soft small">too few steps to draw</p>'
+    low = min(y for _, y in points)
+    high = max(y for _, y in points)
+    ticks = nice_ticks(low, high, 4)
+    low = min(low, ticks[0])
+    high = max(high, ticks[-1])
+    first = points[0][0]
+    last = points[-1][0]
+
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
+        across = (x - first) / (last - first or 1)
+        up = (y - low) / (high - low or 1)
+        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), LINE_HEIGHT - _BOTTOM - up * (LINE_HEIGHT - _TOP - _BOTTOM)
+
+    parts = []
+    for tick in ticks:
+        _, y = to_pixels(first, tick)
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick, anchor in ((first, "start"), ((first + last) / 2, "middle"), (last, "end")):
+        x, _ = to_pixels(tick, low)
+        parts.append(f'<text x="{x:.1f}" y="{LINE_HEIGHT - 8}" text-anchor="{anchor}">{short(tick)}</text>')
+    curve = [to_pixels(x, y) for x, y in points]
+    if not smooth:
+        parts.append(_path(curve, color, opacity=1.0, width=2))
+    else:
+        means = running_mean([y for _, y in points], max(1, len(points) // 12))
+        smoothed = [to_pixels(x, mean) for (x, _), mean in zip(points, means, strict=True)]
+        parts.append(_path(curve, color, opacity=0.35, width=1.2))
+        parts.append(_path(smoothed, color, opacity=1.0, width=2.2))
+    return _svg(LINE_HEIGHT, label, parts)
+
+
+def _path(points: Sequence[tuple[float, float]], color: str, opacity: float, width: float) -> str:
+    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return (
+        f'<polyline points="{joined}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
+        f'stroke-width="{width}" stroke-linejoin="round" stroke-linecap="round"/>'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram.
+
+    Attributes:
+      first, last: the values that it counts, both included.
+      count: how many items have such a value.
+      marked: how many of these are drawn in the colour of a warning, at the top of the bar.
+    """
+
+    first: int
+    last: int
+    count: int
+    marked: int = 0
+
+
+def histogram(bars: Sequence[Bar], limit: int, *, label: str) -> str:
+    """Bars with their counts above them.
+
+    Args:
+      bars: in the order of their values, without gaps. A last bar may hold all values above the limit.
+      limit: the largest value that is allowed; a bar above it is labelled "over" the limit.
+      label: describes the chart to screen readers.
+    """
+    highest = max((bar.count for bar in bars), default=0) or 1
+    step = (WIDTH - 2 * _SIDE) / max(len(bars), _MIN_BARS)
+    scale = (HISTOGRAM_HEIGHT - _FLOOR - _ROOF) / highest
+    stride = -(-len(bars) // _MAX_LABELS)  # every so many bars carry a label
+    baseline = HISTOGRAM_HEIGHT - _FLOOR
+    label_y = HISTOGRAM_HEIGHT - 8
+    parts = []
+    for index, bar in enumerate(bars):
+        x = _SIDE + index * step
+        y = float(baseline)
+        for style, count in (("bar-plain", bar.count - bar.marked), ("bar-marked", bar.marked)):
+            y -= count * scale
+            if count:
+                size = f'width="{step - 2:.1f}" height="{count * scale:.1f}"'
+                parts.append(f'<rect class="{style}" x="{x + 1:.1f}" y="{y:.1f}" {size}/>')
+        middle = f'x="{x + step / 2:.1f}" text-anchor="middle"'
+        if bar.count:
+            parts.append(f'<text {middle} y="{y - 4:.1f}">{bar.count}</text>')
+        if bar.first > limit:
+            parts.append(f'<text x="{WIDTH - _SIDE}" text-anchor="end" y="{label_y}">over {limit}</text>')
+        # Labels at the end are left out if they would run into "over".
+        elif index % stride == 0 and (index + stride < len(bars) or bars[-1].first <= limit):
+            anchor = middle if bar.first == bar.last else f'x="{x + 1:.1f}"'  # a wide bar begins at its label
+            parts.append(f'<text {anchor} y="{label_y}">{bar.first}</text>')
+    parts.append(f'<line class="rule" x1="{_SIDE}" x2="{WIDTH - _SIDE}" y1="{baseline}" y2="{baseline}"/>')
+    return _svg(HISTOGRAM_HEIGHT, label, parts)
+
+
+def running_mean(values: Sequence[float], reach: int) -> list[float]:
+    """The mean of each value and up to `reach` neighbours on either side."""
+    means = []
+    for index in range(len(values)):
+        window = values[max(0, index - reach) : index + reach + 1]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def nice_ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers covering [low, high]."""
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
+    start = math.floor(low / step + 1e-9)
+    end = math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(start, end + 1)]
+
+
+def short(value: float) -> str:
+    """A number as an axis shows it: 1500, 0.25, 2e-4."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 0.001 <= abs(value) < 100_000:
+        return f"{value:.4g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
