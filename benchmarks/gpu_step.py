@@ -3,9 +3,9 @@
     python benchmarks/gpu_step.py --stage=1 [--rows=64] [--accumulation=1] [--remat=full] [--repeat=5]
 
 Needs requirements-gpu.txt, requirements-convert.txt and a CUDA build of the same torch. The step is the one that
-`qwenvl_jax.train` takes for configs/stage*.py:gpu, on all GPUs of the machine; PyTorch's side is `torch_peer.py`, eager
-and compiled. Rows are full: as many samples as the stage has images per row, all text supervised. Prints a table, and
-as the last line one JSON object: per side seconds per step (best and median), tokens and images per second,
+`qwenvl_jax.train` takes for configs/stage*.py:mesh=gpu, on all GPUs of the machine; PyTorch's side is `torch_peer.py`,
+eager and compiled. Rows are full: as many samples as the stage has images per row, all text supervised. Prints a table,
+and as the last line one JSON object: per side seconds per step (best and median), tokens and images per second,
 utilisation (operations by `models/flops.py`, the context of a sample, recomputation not counted, against the dense
 bfloat16 peak) and peak memory of one device. A side that does not fit says so.
 
@@ -47,7 +47,7 @@ ENVIRONMENT = {"XLA_CLIENT_MEM_FRACTION": "0.96", "PYTORCH_ALLOC_CONF": "expanda
 
 def config_of(arguments: argparse.Namespace, devices: int, attention: str) -> Config:
     """The stage's own config but for what the arguments say."""
-    values = STAGES[arguments.stage].get_config("gpu")
+    values = STAGES[arguments.stage].get_config(mesh="gpu")
     tiny = arguments.size == "tiny"
     if tiny:
         values.model = models.tiny()

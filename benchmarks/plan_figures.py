@@ -48,7 +48,7 @@ def candidate_of(row: str) -> candidates.Candidate:
     """The compilation that stands behind a row."""
     stage, name, changes = ROWS[row]
     topology = parse_topology(name)
-    values = STAGES[stage].get_config(topology.chip.kind)
+    values = STAGES[stage].get_config(mesh=topology.chip.kind)
     values.update_from_flattened_dict(changes)
     return candidates.Candidate(row, load_config(values), topology)
 

@@ -8,30 +8,43 @@ from configs import model
 
 MESHES = ("cpu", "gpu", "v4", "v5e", "v5p", "v6e")
 
+# Of `config.data`, the same in all stages; all of it is ours.
+DATA = dict(
+    packing_window=32,  # a row is the fullest that so many samples make
+    max_corrupt_share=0.01,
+    decode_workers=32,  # per host, at most one per core
+    jpeg_draft=False,
+)
 
-def arguments(arg: str | None) -> tuple[str, str, str]:
-    """Splits `MESH,DATA,RUNS` into its parts; any of them may be left out."""
-    parts = [part.strip() for part in (arg or "").split(",")]
-    if len(parts) > 3:
-        raise ValueError(f"the argument {arg!r} has {len(parts)} parts; it is MESH,DATA,RUNS")
-    mesh, data, runs = (*parts, "", "")[:3]
-    mesh = mesh or "v5p"
+
+def stage(mesh: str, *, data: dict, optimizer: dict, init: dict, train: dict) -> ml_collections.ConfigDict:
+    """The finished config of a stage.
+
+    Args:
+      mesh: a recipe in `configs/meshes`; it sets the mesh and the precision, and changes what suits the stage.
+      data: the values of `config.data` that the stages do not share.
+      optimizer: see `optimizer`.
+      init: see `continue_from`.
+      train: see `train`.
+
+    Raises:
+      ValueError: if there is no such recipe.
+    """
     if mesh not in MESHES:
         raise ValueError(f"the mesh {mesh!r} is none of {', '.join(MESHES)}")
-    return mesh, data or "data", runs or "runs"
-
-
-def base(mesh: str) -> ml_collections.ConfigDict:
-    """Model, vocabulary, mesh and compute; the stage adds `data`, `optimizer`, `init` and `train`."""
-    config = ml_collections.ConfigDict(dict(model=model.qwen_vl_9b6(), tokenizer=dict(kind="qwen", path="")))
-    importlib.import_module(f"configs.meshes.{mesh}").apply(config)
-    return config
-
-
-def adapt(config: ml_collections.ConfigDict, mesh: str) -> ml_collections.ConfigDict:
-    """The finished config of a stage with what the mesh's recipe changes for it."""
     recipe = importlib.import_module(f"configs.meshes.{mesh}")
-    config.update_from_flattened_dict(getattr(recipe, "STAGES", {}).get(config.train.stage, {}))
+    config = ml_collections.ConfigDict(
+        dict(
+            model=model.qwen_vl_9b6(),
+            tokenizer=dict(kind="qwen", path=""),
+            data={**DATA, **data},
+            optimizer=optimizer,
+            init=init,
+            train=train,
+        )
+    )
+    recipe.apply(config)
+    config.update_from_flattened_dict(recipe.STAGES.get(train["stage"], {}))
     return config
 
 
@@ -55,6 +68,11 @@ def optimizer(*, peak: float, minimum: float, warmup: int, vit_layer_decay: floa
         first_moment_dtype="float32",
         moments_memory="device",
     )
+
+
+def continue_from(stage: str, run: str) -> dict:
+    """All components start from the last checkpoint of the run of another stage."""
+    return dict(stage=stage, vit=run, resampler=run, decoder=run, step=-1)
 
 
 def train(stage: str, trainable: tuple[str, ...], steps: int) -> dict:

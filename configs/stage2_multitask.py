@@ -1,16 +1,17 @@
 """Stage 2, multi-task pre-training: seven tasks at 448 px, packed; everything is trained (paper 3.2).
 
-python -m qwenvl_jax.train --config=configs/stage2_multitask.py:v5p,gs://bucket/data,gs://bucket/runs \
+python -m qwenvl_jax.train --config=configs/stage2_multitask.py:mesh=v5p,data=gs://bucket/data,runs=gs://bucket/runs \
     --workdir=gs://bucket/runs/stage2_multitask
 
-The argument is MESH,DATA,RUNS; each part may be left out. Numbers: paper, Table 8 unless a comment says otherwise.
+Each argument may be left out. The numbers are those of Table 8 of the paper unless a comment says otherwise.
 """
 
 import ml_collections
 
 from configs import base
+from configs.arguments import named_arguments
 
-# Millions of samples (paper, Table 3). Each task is one record folder, built from the datasets named beside it.
+# Millions of samples (paper, Table 3). Each task is one record folder, built from the datasets in its comment.
 SAMPLES = {
     "caption": 19.7,  # LAION-en and -zh, DataComp, Coyo, CC12M, CC3M, SBU, COCO, in-house
     "vqa": 3.6,  # GQA, VGQA, VQAv2, DVQA, OCR-VQA, DocVQA, TextVQA, ChartQA, AI2D
@@ -22,29 +23,25 @@ SAMPLES = {
 }
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    mesh, data, runs = base.arguments(arg)
-    config = base.base(mesh)
-    config.data = dict(
-        mixture=tuple(base.source(f"{data}/multitask", task, task, weight) for task, weight in SAMPLES.items()),
-        image_size=448,
-        sequence_length=2048,
-        # The paper does not say whether samples or packed rows are meant. 19,000 * 4096 is one pass over the 76.8M
-        # samples, so it was probably samples; a row holds about 4.1 of them, and for one pass set this to 1024 (and
-        # accumulation to 2 on v4, 4 on v5e, so that rows divide over the chips).
-        rows_per_step=4096,
-        accumulation=8,
-        images_per_row=4.25,  # ours: full rows of this mixture hold about 4.2 (benchmarks/packing.py)
-        packing_window=32,  # ours: a row is the fullest of so many samples
-        seed=2,
-        image_groups=64,  # ours: images stay near their rows; groups of 8 rows fill almost as evenly as one of all
-        streams=64,  # ours: up to so many hosts build only their own rows
-        max_corrupt_share=0.01,  # ours
-        decode_workers=32,  # ours: per host, at most one per core
-        jpeg_draft=False,
+@named_arguments
+def get_config(mesh: str = "v5p", data: str = "data", runs: str = "runs") -> ml_collections.ConfigDict:
+    return base.stage(
+        mesh,
+        data=dict(
+            mixture=tuple(base.source(f"{data}/multitask", task, task, weight) for task, weight in SAMPLES.items()),
+            image_size=448,
+            sequence_length=2048,
+            # The paper does not say whether samples or packed rows are meant. 19,000 * 4096 is one pass over the
+            # 76.8M samples, so it was probably samples; a row holds about 4.1 of them, and for one pass set this to
+            # 1024 (and accumulation to 2 on v4, 4 on v5e, so that rows divide over the chips).
+            rows_per_step=4096,
+            accumulation=8,
+            images_per_row=4.25,  # ours: full rows of this mixture hold about 4.2 (benchmarks/packing.py)
+            seed=2,
+            image_groups=64,  # ours: images stay near their rows; groups of 8 rows fill almost as evenly as one of all
+            streams=64,  # ours: up to so many hosts build only their own rows
+        ),
+        optimizer=base.optimizer(peak=5e-5, minimum=1e-5, warmup=400, vit_layer_decay=0.95),
+        init=base.continue_from("pretrain", f"{runs}/stage1_pretrain"),
+        train=base.train("multitask", ("vit", "vit_head", "resampler", "decoder"), 19_000),
     )
-    config.optimizer = base.optimizer(peak=5e-5, minimum=1e-5, warmup=400, vit_layer_decay=0.95)
-    stage1 = f"{runs}/stage1_pretrain"
-    config.init = dict(stage="pretrain", vit=stage1, resampler=stage1, decoder=stage1, step=-1)
-    config.train = base.train("multitask", ("vit", "vit_head", "resampler", "decoder"), 19_000)
-    return base.adapt(config, mesh)

@@ -5,10 +5,10 @@ python -m qwenvl_jax.plan --config=configs/stage2_multitask.py --topology=v5p:8x
     [--search] [--jobs=4] [--dump_sharding=sharding.json]
 
 The real training step is compiled by XLA's TPU compiler (libtpu) on this machine, and the figures are read off the
-schedule; no TPU is touched. A topology is KIND:AxB[xC][@SLICES]. A config without a MESH argument takes the recipe of
-the topology's chip (`configs/meshes/KIND.py`). `--compare` takes topologies, settings, or both with a space between,
-one for each line of its table. `--prices` names a JSON file of dollars per chip and hour. A step that does not fit ends
-with exit code 2, after its table; `--json` says it with `fits`.
+schedule; no TPU is touched. A topology is KIND:AxB[xC][@SLICES]. A config whose argument `mesh` is left out takes the
+recipe of the topology's chip (`configs/meshes/KIND.py`). `--compare` takes topologies, settings, or both with a space
+between, one for each line of its table. `--prices` names a JSON file of dollars per chip and hour. A step that does not
+fit ends with exit code 2, after its table; `--json` says it with `fits`.
 
 `--dump_sharding` compiles nothing and needs no libtpu: it writes how every parameter lies on the topology, checks the
 mesh on the way and prints the sums per tower.
@@ -147,12 +147,14 @@ def entry(name: str, changes: str = "") -> Any:
 def config_of(kind: str) -> tuple[str, Any]:
     """The config file's path and values with the recipe of a chip, and with the command line's overrides.
 
-    A MESH argument that the user gave stays as it is.
+    A recipe that the user chose stays, and so does a config that has no recipes to choose from.
     """
-    path, _, argument = str(config_flags.get_config_filename(flags.FLAGS["config"])).partition(":")
-    if not os.path.basename(path).startswith("stage") or argument.split(",")[0]:
-        return f"{path}:{argument}".rstrip(":"), _CONFIG.value
-    path = f"{path}:{kind}{argument}"
+    path = str(config_flags.get_config_filename(flags.FLAGS["config"]))
+    file, _, arguments = path.partition(":")
+    chosen = {argument.split("=")[0].strip() for argument in arguments.split(",")}
+    if "mesh" in chosen or "mesh" not in commandline.argument_names(file):
+        return path, _CONFIG.value
+    path = ",".join([f"{file}:mesh={kind}", *filter(None, [arguments])])
     values: Any = flags.FLAGS["config"].parser.parse(path)
     values.update_from_flattened_dict(config_flags.get_override_values(flags.FLAGS["config"]))
     return path, values

@@ -24,7 +24,7 @@ STAGES = ("stage0_text", "stage1_pretrain", "stage2_multitask", "stage3_sft")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command of the quickstart: `title` for people, `key` in timings.json, `command` after `python -m`."""
+    """One command of the quickstart: `title` is printed, `key` is for timings.json, `command` follows `python -m`."""
 
     key: str
     title: str
@@ -33,15 +33,16 @@ class Step:
 
 def plan(workdir: str, data: str, source: str, scale: float) -> list[Step]:
     """The steps in order. Paths are written into the commands, so that each can be run by hand."""
-    where = f"{data},{workdir}" + (f",{scale}" if scale != 1 else "")
+    arguments = f"data={data},runs={workdir}"
     make_data: tuple[str, ...] = ("data_pipelines.quickstart", f"--output={data}", f"--source={source}")
     if scale != 1:
+        arguments += f",scale={scale}"
         make_data += (f"--train={max(64, round(12_000 * scale))}", f"--heldout={max(8, round(200 * scale))}")
     steps = [Step("data", "records from real pictures", make_data)]
     for stage in STAGES:
         command = (
             "qwenvl_jax.train",
-            f"--config=configs/quickstart/{stage}.py:{where}",
+            f"--config=configs/quickstart/{stage}.py:{arguments}",
             f"--workdir={workdir}/{stage}",
         )
         steps.append(Step(stage, f"training {stage}", command))
@@ -49,7 +50,7 @@ def plan(workdir: str, data: str, source: str, scale: float) -> list[Step]:
         Step(
             "evaluation",
             "scores of every stage on held-out scenes",
-            ("qwenvl_jax.evaluate", f"--config=configs/quickstart/eval.py:{where}", f"--output={workdir}"),
+            ("qwenvl_jax.evaluate", f"--config=configs/quickstart/eval.py:{arguments}", f"--output={workdir}"),
         ),
         Step(
             "release",

@@ -15,7 +15,7 @@ def test_every_step_is_a_command_anyone_can_run():
     steps = quickstart.plan("runs/q", "data/q", "auto", 1.0)
     assert [step.key for step in steps] == ["data", *quickstart.STAGES, "evaluation", "release", "report"]
     assert all(step.command[0].split(".")[0] in ("data_pipelines", "qwenvl_jax") for step in steps)
-    assert "--config=configs/quickstart/stage2_multitask.py:data/q,runs/q" in steps[3].command
+    assert "--config=configs/quickstart/stage2_multitask.py:data=data/q,runs=runs/q" in steps[3].command
 
 
 @pytest.mark.slow

@@ -1,6 +1,10 @@
 """CPUs: one device, or several virtual ones; float32, because CPUs have no fast bfloat16."""
 
+from typing import Any
+
 import ml_collections
+
+STAGES: dict[str, dict[str, Any]] = {}
 
 
 def apply(config: ml_collections.ConfigDict) -> None:

@@ -1,6 +1,10 @@
 """NVIDIA GPUs: everything split over all of them; cuDNN attention."""
 
+from typing import Any
+
 import ml_collections
+
+STAGES: dict[str, dict[str, Any]] = {}
 
 
 def apply(config: ml_collections.ConfigDict) -> None:

@@ -1,10 +1,12 @@
-"""TPU v5e, 16 GiB of HBM per chip; meant for 256 chips (2 x 128). More than 128 ways the ViT's width of
-1664 = 13 * 128 cannot be split.
+"""TPU v5e, 16 GiB of HBM per chip; meant for 256 chips (2 x 128).
+
+fsdp stops at 128 because the ViT's width is 1664 = 13 * 128.
 """
 
 import ml_collections
 
-# What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).
+from configs.meshes import tpu
+
 STAGES = {
     "pretrain": {"data.accumulation": 15, "compute.remat_decoder": "matmuls_saved"},
     "multitask": {"data.accumulation": 8},
@@ -14,14 +16,4 @@ STAGES = {
 
 def apply(config: ml_collections.ConfigDict) -> None:
     """Sets `config.mesh` and `config.compute`."""
-    config.mesh = dict(data=-1, fsdp=128, tensor=1, slices=1, max_replicated_bytes=8 * 2**20)
-    config.compute = dict(
-        compute_dtype="bfloat16",
-        frozen_dtype="bfloat16",
-        attention="splash",
-        remat_vit="attention_saved",
-        remat_decoder="attention_saved",
-        unroll_layers=False,
-        loss_chunk=512,
-        rotary_by_product=True,
-    )
+    tpu.apply(config, fsdp=128, remat_vit="attention_saved", remat_decoder="attention_saved")

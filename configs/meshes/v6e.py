@@ -2,7 +2,8 @@
 
 import ml_collections
 
-# What differs per stage, chosen by the figures of `python -m qwenvl_jax.plan` (docs/performance.md).
+from configs.meshes import tpu
+
 STAGES = {
     "pretrain": {"data.accumulation": 8, "mesh.fsdp": 128, "compute.remat_decoder": "matmuls_saved"},
     "multitask": {"data.accumulation": 4},
@@ -17,14 +18,4 @@ STAGES = {
 
 def apply(config: ml_collections.ConfigDict) -> None:
     """Sets `config.mesh` and `config.compute`."""
-    config.mesh = dict(data=-1, fsdp=16, tensor=1, slices=1, max_replicated_bytes=8 * 2**20)
-    config.compute = dict(
-        compute_dtype="bfloat16",
-        frozen_dtype="bfloat16",
-        attention="splash",
-        remat_vit="attention_saved",
-        remat_decoder="attention_saved",
-        unroll_layers=False,
-        loss_chunk=1024,
-        rotary_by_product=True,
-    )
+    tpu.apply(config, fsdp=16, remat_vit="attention_saved", remat_decoder="attention_saved", loss_chunk=1024)

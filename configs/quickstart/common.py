@@ -1,16 +1,18 @@
 """What the quickstart's stages share: one small model, its vocabulary, one CPU.
 
-Every stage file takes one argument, `DATA,RUNS[,SCALE]`: the folder of the records, the folder of the runs, by
-default `data/quickstart,runs/quickstart`, and a factor on the number of steps, by default 1 (tests run the whole
-quickstart at a hundredth). docs/quickstart.md says how the numbers were found.
+Every config of the quickstart takes the same arguments: `data`, the folder of the records; `runs`, the folder of the
+runs; `scale`, a factor on the number of steps, by which tests run the whole quickstart at a hundredth of its length.
+docs/quickstart.md says how the numbers were found.
 """
 
 import ml_collections
 
+from configs.meshes import cpu
+
 SIZE_PRETRAIN = 42  # px, 6x6 patches: the quickstart's 224
 SIZE_MULTITASK = 84  # px, 12x12 patches: the quickstart's 448
 
-# The tasks of stage 2 and their weights, in the place of Table 3.
+# The tasks of stage 2 and their weights, which take the role of Table 3.
 MULTITASK_WEIGHTS = {
     "caption": 1.0,
     "vqa": 1.5,
@@ -22,24 +24,15 @@ MULTITASK_WEIGHTS = {
 }
 
 
-def parse(arg: str | None) -> tuple[str, str, float]:
-    """Splits the config argument into (records folder, runs folder, scale)."""
-    parts = [part.strip() for part in (arg or "").split(",")]
-    if len(parts) > 3:
-        raise ValueError(f"the argument {arg!r} has {len(parts)} parts; it is DATA,RUNS,SCALE")
-    data, runs, text = (*parts, "", "")[:3]
-    try:
-        scale = float(text or 1)
-    except ValueError:
-        scale = 0.0
-    if not 0 < scale <= 1000:  # also where it is no number
-        raise ValueError(f"the scale {text!r} is no number above 0 and up to 1000")
-    return data or "data/quickstart", runs or "runs/quickstart", scale
+def scaled(number: int, scale: float) -> int:
+    """The number of steps or questions at a scale, at least four.
 
-
-def scaled(steps: int, scale: float) -> int:
-    """The number of steps at a scale, at least four."""
-    return max(4, round(steps * scale))
+    Raises:
+      ValueError: if the scale is out of range.
+    """
+    if not 0 < scale <= 1000:  # NaN is refused as well  # true for NaN as well
+        raise ValueError(f"the scale {scale} must be above 0 and at most 1000")
+    return max(4, round(number * scale))
 
 
 def model() -> ml_collections.ConfigDict:
@@ -65,29 +58,38 @@ def model() -> ml_collections.ConfigDict:
     )
 
 
-def source(data: str, task: str, weight: float) -> dict:
+def source(folder: str, task: str, weight: float) -> dict:
     """One mixture entry; the quickstart keeps one record folder per task."""
-    return dict(name=task, task=task, records=f"{data}/{task}", weight=weight)
+    return dict(name=task, task=task, records=f"{folder}/{task}", weight=weight)
 
 
-def base(data: str) -> ml_collections.ConfigDict:
-    """A config with everything but the stage's own `data`, `optimizer`, `init` and `train`."""
-    return ml_collections.ConfigDict(
+def tokenizer(folder: str) -> dict:
+    """The vocabulary that is built with the records."""
+    return dict(kind="sentencepiece", path=f"{folder}/vocabulary/quickstart.model")
+
+
+def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) -> ml_collections.ConfigDict:
+    """The finished config of a stage.
+
+    Args:
+      folder: of the records.
+      data: the values of `config.data` that the stages do not share.
+      optimizer: see `optimizer`.
+      init: see `configs.base.continue_from`.
+      train: see `train`.
+    """
+    config = ml_collections.ConfigDict(
         dict(
             model=model(),
-            tokenizer=dict(kind="sentencepiece", path=f"{data}/vocabulary/quickstart.model"),
-            mesh=dict(data=-1, fsdp=1, tensor=1, slices=1, max_replicated_bytes=0),
-            compute=dict(
-                compute_dtype="float32",  # CPUs have no fast bfloat16
-                frozen_dtype="float32",
-                attention="xla",
-                remat_vit="none",
-                remat_decoder="none",
-                unroll_layers=True,
-                loss_chunk=4096,
-            ),
+            tokenizer=tokenizer(folder),
+            data=dict(accumulation=1, packing_window=32, **data),
+            optimizer=optimizer,
+            init=init,
+            train=train,
         )
     )
+    cpu.apply(config)
+    return config
 
 
 def optimizer(peak: float, steps: int) -> dict:

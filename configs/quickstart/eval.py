@@ -5,6 +5,7 @@ python -m qwenvl_jax.evaluate --config=configs/quickstart/eval.py
 
 import ml_collections
 
+from configs.arguments import named_arguments
 from configs.quickstart import common
 
 IMAGE_SIZES = {
@@ -25,22 +26,23 @@ TASKS = {
 }
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """`arg` is `DATA,RUNS[,SCALE]` as in the training configs; the scale shortens the tasks."""
-    data, runs, scale = common.parse(arg)
+@named_arguments
+def get_config(
+    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
+) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             checkpoints=tuple(
                 dict(name=name, workdir=f"{runs}/{name}", image_size=size, step=-1)
                 for name, size in IMAGE_SIZES.items()
             ),
-            tokenizer=common.base(data).tokenizer,
+            tokenizer=common.tokenizer(data),
             tasks=tuple(
                 dict(
                     name=name,
                     records=f"{data}/{name}",
                     split="heldout",
-                    limit=max(4, round(limit * scale)),
+                    limit=common.scaled(limit, scale),
                     max_new=most,
                     min_new=least,
                     tokenisation="simple",  # of CIDEr; "ptb" is the official one and needs java

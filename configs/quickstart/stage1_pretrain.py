@@ -5,26 +5,28 @@ python -m qwenvl_jax.train --config=configs/quickstart/stage1_pretrain.py --work
 
 import ml_collections
 
+from configs.arguments import named_arguments
 from configs.quickstart import common
 
 STEPS = 2000
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    data, runs, scale = common.parse(arg)
+@named_arguments
+def get_config(
+    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
+) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    config = common.base(data)
-    config.data = dict(
-        mixture=(common.source(data, "caption", 1.0),),
-        image_size=common.SIZE_PRETRAIN,
-        sequence_length=128,
-        rows_per_step=8,
-        accumulation=1,
-        images_per_row=4.0,
-        packing_window=32,
-        seed=1,
+    return common.stage(
+        data,
+        data=dict(
+            mixture=(common.source(data, "caption", 1.0),),
+            image_size=common.SIZE_PRETRAIN,
+            sequence_length=128,
+            rows_per_step=8,
+            images_per_row=4.0,
+            seed=1,
+        ),
+        optimizer=common.optimizer(1e-3, steps),
+        init=dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text", step=-1),
+        train=common.train("pretrain", ("vit", "vit_head", "resampler"), steps),
     )
-    config.optimizer = common.optimizer(1e-3, steps)
-    config.init = dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text", step=-1)
-    config.train = common.train("pretrain", ("vit", "vit_head", "resampler"), steps)
-    return config

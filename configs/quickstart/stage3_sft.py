@@ -5,6 +5,8 @@ python -m qwenvl_jax.train --config=configs/quickstart/stage3_sft.py --workdir=r
 
 import ml_collections
 
+from configs import base
+from configs.arguments import named_arguments
 from configs.quickstart import common
 
 STEPS = 500
@@ -13,22 +15,22 @@ STEPS = 500
 WEIGHTS = {"dialogue": 3.0, "vqa": 1.0, "ref_grounding": 1.5, "ocr": 2.0, "caption": 0.5, "text": 0.5}
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    data, runs, scale = common.parse(arg)
+@named_arguments
+def get_config(
+    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
+) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    config = common.base(data)
-    config.data = dict(
-        mixture=tuple(common.source(data, task, weight) for task, weight in WEIGHTS.items()),
-        image_size=common.SIZE_MULTITASK,
-        sequence_length=192,
-        rows_per_step=8,
-        accumulation=1,
-        images_per_row=3.0,
-        packing_window=32,
-        seed=3,
+    return common.stage(
+        data,
+        data=dict(
+            mixture=tuple(common.source(data, task, weight) for task, weight in WEIGHTS.items()),
+            image_size=common.SIZE_MULTITASK,
+            sequence_length=192,
+            rows_per_step=8,
+            images_per_row=3.0,
+            seed=3,
+        ),
+        optimizer=common.optimizer(5e-4, steps),
+        init=base.continue_from("multitask", f"{runs}/stage2_multitask"),
+        train=common.train("sft", ("resampler", "decoder"), steps),
     )
-    config.optimizer = common.optimizer(5e-4, steps)
-    stage2 = f"{runs}/stage2_multitask"
-    config.init = dict(stage="multitask", vit=stage2, resampler=stage2, decoder=stage2, step=-1)
-    config.train = common.train("sft", ("resampler", "decoder"), steps)
-    return config

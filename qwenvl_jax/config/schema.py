@@ -19,6 +19,9 @@ ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 REMAT_POLICIES = ("none", "matmuls_saved", "attention_saved", "full")
 DTYPES = ("float32", "bfloat16")
 
+# XLA's option for collectives that run while a Pallas kernel does; recipes choose it by `compute.xla_options`.
+COLLECTIVES_BESIDE_KERNELS = "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call"
+
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:

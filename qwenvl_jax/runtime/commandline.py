@@ -6,6 +6,7 @@ import ast
 import logging as stdlib_logging
 import os
 import re
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,11 @@ def changed(values: Any, settings: Sequence[str]) -> Any:
     return values
 
 
+def argument_names(path: str) -> tuple[str, ...]:
+    """The names of the arguments that a config file takes after its colon; see `configs/arguments.py`."""
+    return tuple(getattr(runpy.run_path(path)["get_config"], "argument_names", ()))
+
+
 def _check_overrides(argv: Sequence[str]) -> None:
     """Loads the config file and checks that every `--config.key` names one of its keys."""
     if "config" not in flags.FLAGS:
@@ -166,4 +172,6 @@ def _check_key(key: str, values: Mapping[str, Any]) -> None:
 def _cause(error: BaseException) -> str:
     """The last line that says something: libraries put the cause at the end of long texts."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1].removeprefix("ValueError: ").removeprefix("TypeError: ")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from qwenvl_jax.chips import chip_of
+from qwenvl_jax.config.schema import COLLECTIVES_BESIDE_KERNELS
 
 # Without these every collective on a TPU stops the cores until it is done.
 ASYNC_COLLECTIVES: dict[str, bool | int | str] = {
@@ -17,9 +18,9 @@ ASYNC_COLLECTIVES: dict[str, bool | int | str] = {
     "xla_enable_async_all_gather": True,
 }
 
-# Collectives beside Pallas kernels as well. On chips whose two cores share the memory (v4, v5p) the compiler crashes
-# in some programs; there a recipe may choose it.
-BESIDE_KERNELS = {"xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call": True}
+# On chips whose two cores share the memory (v4, v5p) the compiler crashes in some programs if this is set; there a
+# recipe may choose it (`configs/meshes/tpu.py`).
+BESIDE_KERNELS = {COLLECTIVES_BESIDE_KERNELS: True}
 
 # The SparseCores of a chip exchange data while its TensorCores compute: the only way to hide a reduce-scatter. What
 # they do cannot be part of a fusion.

@@ -38,7 +38,12 @@ MISTAKES = {
     "no config": (["--workdir=x"], "--config is missing"),
     "override without config": (["--config.train.steps=3"], "--config is missing"),
     "no such file": (["--config=configs/nothing.py"], "configs/nothing.py cannot be loaded"),
-    "no such mesh": (["--config=configs/stage1_pretrain.py:v9"], "none of cpu, gpu"),
+    "no such mesh": (["--config=configs/stage1_pretrain.py:mesh=v9"], "the mesh 'v9' is none of cpu, gpu"),
+    "arguments without names": (
+        ["--config=configs/stage2_multitask.py:v5p,gs://b/data,gs://b/runs"],
+        "write --config=configs/stage2_multitask.py:mesh=v5p,data=gs://b/data,runs=gs://b/runs",
+    ),
+    "unknown argument": (["--config=configs/stage2_multitask.py:mseh=v5p"], "did you mean 'mesh'?"),
     "no workdir": ([TINY], "--workdir is missing"),
     "stray argument": ([TINY, "steps=3"], "unexpected argument 'steps=3'"),
     "bad range": ([TINY, "--config.train.steps=0"], "config.train.steps must be positive"),
@@ -90,7 +95,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
 def test_dry_run_of_the_full_model_prints_its_tables_in_seconds() -> None:
     start = time.monotonic()
     run = subprocess.run(
-        [sys.executable, "-m", "qwenvl_jax.train", "--config=configs/stage1_pretrain.py:v5p", "--dry_run"],
+        [sys.executable, "-m", "qwenvl_jax.train", "--config=configs/stage1_pretrain.py:mesh=v5p", "--dry_run"],
         cwd=ROOT,
         capture_output=True,
         text=True,

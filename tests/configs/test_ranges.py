@@ -13,8 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import base
-from configs.quickstart import common
 from qwenvl_jax.config import Config, ModelConfig, from_config_dict, load_config, to_dict, validate_model
 from qwenvl_jax.config.validation import _MODEL_RANGES, _RANGES
 from qwenvl_jax.runtime.errors import UserError
@@ -191,24 +189,3 @@ def test_a_model_alone_is_checked_too() -> None:
                 ModelConfig, {**TINY["model"], "resampler": dict(query_grid=0, heads=2, layer_norm_eps=1e-6)}
             )
         )
-
-
-@pytest.mark.parametrize("argument", ["v5p,a,b,c", "v5p,gs://b/d,gs://b/r,"])
-def test_a_part_too_many_of_the_argument_is_refused(argument: str) -> None:
-    with pytest.raises(ValueError, match="4 parts; it is MESH,DATA,RUNS"):
-        base.arguments(argument)
-    with pytest.raises(ValueError, match="4 parts; it is DATA,RUNS,SCALE"):
-        common.parse(argument)
-
-
-@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "1e9", "half"])
-def test_a_scale_that_is_none_is_refused(scale: str) -> None:
-    with pytest.raises(ValueError, match="is no number above 0 and up to 1000"):
-        common.parse(f"data,runs,{scale}")
-
-
-def test_parts_of_the_argument_may_be_left_out() -> None:
-    assert base.arguments(None) == base.arguments("") == base.arguments(",,") == ("v5p", "data", "runs")
-    assert base.arguments("v6e, gs://b/d ,") == ("v6e", "gs://b/d", "runs")
-    assert common.parse(",runs") == ("data/quickstart", "runs", 1.0)
-    assert common.parse("d,r,0.01") == ("d", "r", 0.01)

@@ -23,7 +23,7 @@ ACCUMULATION = {"v4": 2, "v5e": 4}
 
 
 def stage_2(mesh: str, changes: dict[str, int]) -> Config:
-    values = stage2_multitask.get_config(mesh)
+    values = stage2_multitask.get_config(mesh=mesh)
     values.update_from_flattened_dict(changes)
     return load_config(values)
 

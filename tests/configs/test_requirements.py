@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from configs import base
+from configs import stage1_pretrain
 from qwenvl_jax.config import TokenizerConfig, from_config_dict
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from tests import test_architecture
@@ -56,7 +56,7 @@ def test_everything_that_training_imports_is_installed_by_requirements_txt() -> 
 
 
 def test_the_vocabulary_of_the_full_size_stages_is_installed_by_requirements_txt() -> None:
-    config = from_config_dict(TokenizerConfig, base.base("v5p").tokenizer.to_dict())
+    config = from_config_dict(TokenizerConfig, stage1_pretrain.get_config().tokenizer.to_dict())
     assert (config.kind, config.path) == ("qwen", "")
     assert load_tokenizer(config).vocab_size > 151_643
     spec = importlib.util.find_spec("dashscope")

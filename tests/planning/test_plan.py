@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -151,15 +152,24 @@ for changes in ("", "v6e:16x16", "compute.remat_vit=full config.data.accumulatio
     run = subprocess.run([sys.executable, "-c", code, STAGE_2], cwd=ROOT, capture_output=True, text=True, check=True)
     path = "configs/stage2_multitask.py"
     assert run.stdout.splitlines() == [
-        f"v5p:8x8x8 64 matmuls_saved 2 {path}:v5p on v5p:8x8x8",
-        f"v6e:16x16 16 attention_saved 4 {path}:v6e on v6e:16x16",
-        f"v5p:8x8x8 64 full 2 {path}:v5p on v5p:8x8x8, compute.remat_vit=full, config.data.accumulation=2",
-        f"v4:8x8x8 32 attention_saved 4 {path}:v4 on v4:8x8x8, mesh.fsdp=32",
+        f"v5p:8x8x8 64 matmuls_saved 2 {path}:mesh=v5p on v5p:8x8x8",
+        f"v6e:16x16 16 attention_saved 4 {path}:mesh=v6e on v6e:16x16",
+        f"v5p:8x8x8 64 full 2 {path}:mesh=v5p on v5p:8x8x8, compute.remat_vit=full, config.data.accumulation=2",
+        f"v4:8x8x8 32 attention_saved 4 {path}:mesh=v4 on v4:8x8x8, mesh.fsdp=32",
     ]
 
 
+def test_a_quickstart_config_is_planned_for_any_chip(tmp_path: Path) -> None:
+    """It takes no `mesh`, so the chip changes nothing in it."""
+    command = [sys.executable, "-m", "qwenvl_jax.plan", "--config=configs/quickstart/stage2_multitask.py:data=d"]
+    command += ["--topology=v5p:2x2x1", f"--dump_sharding={tmp_path}/sharding.json"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "sharding.json").read_text())
+
+
 def full_size(**data) -> Config:
-    config = load_config(stage2_multitask.get_config("v5p"))
+    config = load_config(stage2_multitask.get_config(mesh="v5p"))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 

@@ -103,7 +103,7 @@ def test_a_mesh_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
 def test_every_recipe_compiles_for_its_chip(name: str, tmp_path: Path) -> None:
     """The tiny model with kernels, remat and XLA options as in the recipe; the compiler refuses options it lacks."""
     topology = parse_topology(name)
-    values = stage2_multitask.get_config(topology.chip.kind)
+    values = stage2_multitask.get_config(mesh=topology.chip.kind)
     tiny = tiny_config.get_config(str(tmp_path))
     with values.unlocked():
         values.model, values.data, values.tokenizer = tiny.model, tiny.data, tiny.tokenizer

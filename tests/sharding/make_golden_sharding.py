@@ -44,7 +44,7 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
 
 def config_of(stage: int, topology: Topology, changes: dict[str, Any]) -> Config:
     """A stage as it runs on a topology."""
-    values = importlib.import_module(f"configs.{STAGES[stage]}").get_config(topology.chip.kind)
+    values = importlib.import_module(f"configs.{STAGES[stage]}").get_config(mesh=topology.chip.kind)
     values.update_from_flattened_dict(changes)
     return for_topology(load_config(values), topology)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.meshes import v5p
+from configs.meshes import tpu
 from qwenvl_jax.sharding.compiler import BESIDE_KERNELS, compiler_options
 
 TPUS = ("TPU v4", "TPU v5p", "TPU v5 lite", "TPU v6 lite")  # JAX's names
@@ -50,6 +50,5 @@ def test_the_config_overrules(kind: str) -> None:
 
 
 def test_recipes_choose_what_chips_of_one_core_get() -> None:
-    """Config files import no JAX, so they spell the option."""
-    name, _, value = v5p.BESIDE_KERNELS.partition("=")
+    name, _, value = tpu.BESIDE_KERNELS.partition("=")
     assert {name: value == "true"} == BESIDE_KERNELS

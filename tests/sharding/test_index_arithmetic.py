@@ -196,7 +196,7 @@ def assert_own_groups(data: DataConfig, mesh: tuple[int, int]) -> None:
 
 
 def load(stage: str, kind: str) -> Config:
-    values = importlib.import_module(f"configs.{STAGES[stage]}").get_config(kind)
+    values = importlib.import_module(f"configs.{STAGES[stage]}").get_config(mesh=kind)
     return load_config(values)
 
 
