@@ -2,9 +2,8 @@
 
     kept, counts = clean_captions(captions)
 
-The rules that need whole web corpora (image size, CLIP score) have no object here; these have: one form of each
-letter, HTML, special tags, emoji, other scripts, length, several captions of one picture (the longest stays), repeated
-sentences.
+Rules that need web-scale data (image size, CLIP score) do not apply here. These do: one form of each letter, HTML,
+special tags, emoji, other scripts, length, several captions of one picture (the longest is kept), repeated sentences.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class Caption:
 
 Rule = Callable[[Sequence[Caption]], list[Caption]]
 
-# What HTML calls an element (the living standard and what it has declared obsolete), and Word's paragraph mark. Other
-# words in angle brackets are no tags: "if a<b and c>d".
+# The elements of HTML (the living standard, obsolete ones included) and Word's paragraph mark. Other words in angle
+# brackets are not tags: "if a<b and c>d".
 _ELEMENTS = """
 a abbr acronym address applet area article aside audio b base basefont bdi bdo bgsound big blink blockquote body br
 button canvas caption center cite code col colgroup data datalist dd del details dfn dialog dir div dl dt em embed
@@ -47,7 +46,7 @@ nobr noembed noframes noscript object ol optgroup option output p param picture 
 rtc ruby s samp script search section select slot small source spacer span strike strong style sub summary sup svg
 table tbody td template textarea tfoot th thead time title tr track tt u ul var video wbr xmp o:p
 """
-# Attributes that stand without a value.
+# Attributes that have no value.
 _FLAGS = """
 allowfullscreen async autofocus autoplay checked compact controls default defer disabled download hidden ismap itemscope
 loop multiple muted nohref noresize noshade novalidate nowrap open playsinline readonly required reversed selected
@@ -69,9 +68,9 @@ _HANZI = re.compile(r"[\u4e00-\u9fff]")
 
 
 def one_form(captions: Sequence[Caption]) -> list[Caption]:
-    """Gives every letter its one form (`tags.normal_form`) and removes signs that nobody sees, such as U+200B.
+    """Gives every letter one form (`tags.normal_form`) and removes invisible characters, such as U+200B.
 
-    Two captions that look the same are the same afterwards.
+    Two captions that look the same are equal afterwards.
     """
     return [_with_text(c, _visible(c.text)) for c in captions]
 
@@ -79,16 +78,16 @@ def one_form(captions: Sequence[Caption]) -> list[Caption]:
 def _visible(text: str) -> str:
     if text.isascii():
         return text
-    # Signs of the category Cf have no look: zero widths, joiners, marks of direction, soft hyphens.
-    return tags.normal_form("".join(sign for sign in text if unicodedata.category(sign) != "Cf"))
+    # Characters of the category Cf are invisible: zero widths, joiners, marks of direction, soft hyphens.
+    return tags.normal_form("".join(character for character in text if unicodedata.category(character) != "Cf"))
 
 
 def special_tags(captions: Sequence[Caption]) -> list[Caption]:
     """Removes strings that look like a model's or a corpus' special tokens, e.g. `<PERSON>`, `<|endoftext|>`.
 
-    What is left around one may be a tag in its turn, as in `<a<|endoftext|>>`; it is removed too.
+    If a removal leaves another tag behind, as in `<a<|endoftext|>>`, that one is removed too.
     """
-    return [_with_text(c, _to_the_end(lambda text: _without_html(_SPECIAL.sub(" ", text)), c.text)) for c in captions]
+    return [_with_text(c, _until_stable(lambda text: _without_html(_SPECIAL.sub(" ", text)), c.text)) for c in captions]
 
 
 def html_tags(captions: Sequence[Caption]) -> list[Caption]:
@@ -100,20 +99,22 @@ def html_tags(captions: Sequence[Caption]) -> list[Caption]:
 
 
 def _without_html(text: str) -> str:
-    return _to_the_end(lambda text: _TAG.sub(" ", _visible(_ENTITY.sub(_resolved, text))), text)
+    return _until_stable(lambda text: _TAG.sub(" ", _visible(_ENTITY.sub(_resolved, text))), text)
 
 
 def _resolved(entity: re.Match[str]) -> str:
-    """The character of an entity; what is none stays, where html.unescape would take "&notes;" for "&not" and "es;"."""
+    """The character of an entity. Unknown entities stay; html.unescape would read "&notes;" as "&not" and "es;"."""
     text = entity.group()
     return html.unescape(text) if text[1] == "#" else html.entities.html5.get(text[1:], text)
 
 
-def _to_the_end(rewrite: Callable[[str], str], text: str) -> str:
-    """Rewrites a text until nothing changes any more; `rewrite` must shorten what it changes, or change it once."""
-    before = None
-    while text != before:
-        before, text = text, rewrite(text)
+def _until_stable(rewrite: Callable[[str], str], text: str) -> str:
+    """Rewrites a text until it no longer changes.
+
+    `rewrite` must make the text shorter, or change it only once; otherwise this does not end.
+    """
+    while (rewritten := rewrite(text)) != text:
+        text = rewritten
     return text
 
 
@@ -123,12 +124,12 @@ def white_space(captions: Sequence[Caption]) -> list[Caption]:
 
 
 def emoji(captions: Sequence[Caption]) -> list[Caption]:
-    """Drops captions with emoji: they are rarely descriptions."""
+    """Drops captions with emoji, which are rarely descriptions."""
     return [c for c in captions if not _EMOJI.search(c.text)]
 
 
 def other_languages(captions: Sequence[Caption]) -> list[Caption]:
-    """Drops captions with characters of neither English nor Chinese, and Chinese ones without a hanzi."""
+    """Drops captions with characters of other scripts than English and Chinese, and Chinese ones without a hanzi."""
     return [
         c for c in captions if not _FOREIGN.search(c.text) and (c.language == "en" or _HANZI.search(c.text) is not None)
     ]
@@ -144,7 +145,7 @@ def text_length(captions: Sequence[Caption]) -> list[Caption]:
 
 
 def keep_longest(captions: Sequence[Caption]) -> list[Caption]:
-    """Of several captions of one picture in one language, keeps the longest (the first of equally long ones)."""
+    """Keeps the longest of several captions of one picture in one language; on a tie, the first."""
     longest: dict[tuple[str, str], Caption] = {}
     for item in captions:
         kept = longest.setdefault((item.picture, item.language), item)
@@ -155,15 +156,15 @@ def keep_longest(captions: Sequence[Caption]) -> list[Caption]:
 
 
 def repeated_sentences(captions: Sequence[Caption]) -> list[Caption]:
-    """Drops a sentence that stood before, in the same language, whatever its picture."""
+    """Drops a caption whose sentence occurred before in the same language, even for another picture."""
     first: dict[tuple[str, str], Caption] = {}
     for item in captions:
         first.setdefault((item.language, item.text), item)
     return list(first.values())
 
 
-# Rules that rewrite come before those that drop, so that what a tag hid is judged too. An unseen sign may hide a tag,
-# and an entity a special tag.
+# Rules that rewrite come before rules that drop, so that text hidden by a tag is judged too. An invisible character may
+# hide a tag, and an entity a special tag.
 RULES: tuple[Rule, ...] = (
     one_form,
     html_tags,
@@ -183,7 +184,7 @@ def clean_captions(
     """Applies the rules in order.
 
     Returns:
-      What is left, in the same order, and per rule how many captions it changed and dropped.
+      The remaining captions in the same order, and per rule how many it changed and dropped.
     """
     kept = list(captions)
     counts = {}

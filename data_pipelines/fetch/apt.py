@@ -16,7 +16,7 @@ UPDATE_TIMEOUT_S = 90
 
 
 class SourceUnavailable(Exception):
-    """A source cannot be had on this machine; the caller falls back to a rendered one and says so."""
+    """A source is not available on this machine. The caller falls back to a rendered one and says so."""
 
 
 def fetch_package(name: str, cache: Path, patterns: Sequence[str]) -> Path:
@@ -46,7 +46,7 @@ def fetch_package(name: str, cache: Path, patterns: Sequence[str]) -> Path:
         try:
             (work / "files").rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was faster, and its copy is as good
+            if not target.is_dir():  # otherwise another process was faster, and its copy is as good
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -56,10 +56,10 @@ def fetch_package(name: str, cache: Path, patterns: Sequence[str]) -> Path:
 def unpack(package: Path, target: Path, patterns: Sequence[str]) -> int:
     """Unpacks the regular files of `package` (.deb) that match `patterns` under `target`; returns their number.
 
-    Streams the archive, so that what is not wanted (sounds, translations) never touches the disk.
+    The archive is streamed, so unwanted files (sounds, translations) never touch the disk.
 
     Raises:
-      SourceUnavailable: if the package is damaged or holds no such file.
+      SourceUnavailable: if the package is damaged or contains no such file.
     """
     target.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -83,26 +83,26 @@ def unpack(package: Path, target: Path, patterns: Sequence[str]) -> int:
 
 
 def _download(name: str, folder: Path, private: Path) -> Path:
-    """`apt-get download`; on failure once more after an `apt-get update` into folders of our own (no root needed)."""
+    """Runs `apt-get download`; if it fails, again after an `apt-get update` into private folders. Needs no root."""
     (private / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (private / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    # As root apt drops to user _apt for downloads, which cannot write here; its warning is noise.
+    # As root, apt downloads as user _apt, which cannot write here, and warns about it.
     sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    own = [*sandbox, "-o", f"Dir::State::lists={private}/lists", "-o", f"Dir::Cache={private}"]
-    own += ["-o", f"Dir::Cache::archives={private}/archives"]
+    private_folders = [*sandbox, "-o", f"Dir::State::lists={private}/lists", "-o", f"Dir::Cache={private}"]
+    private_folders += ["-o", f"Dir::Cache::archives={private}/archives"]
     network = ["-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20"]
     problem = _apt([*sandbox, *network, "download", name], folder, DOWNLOAD_TIMEOUT_S)
     if problem:
-        _apt([*own, *network, "update"], folder, UPDATE_TIMEOUT_S)
-        problem = _apt([*own, *network, "download", name], folder, DOWNLOAD_TIMEOUT_S)
+        _apt([*private_folders, *network, "update"], folder, UPDATE_TIMEOUT_S)
+        problem = _apt([*private_folders, *network, "download", name], folder, DOWNLOAD_TIMEOUT_S)
     packages = sorted(folder.glob("*.deb"))
     if problem or not packages:
-        raise SourceUnavailable(f"apt-get download {name} failed ({problem or 'no file came'})")
+        raise SourceUnavailable(f"apt-get download {name} failed ({problem or 'no file arrived'})")
     return packages[0]
 
 
 def _apt(arguments: Sequence[str], folder: Path, timeout_s: int) -> str:
-    """Runs apt-get in `folder`; returns an empty string, or what went wrong."""
+    """Runs apt-get in `folder`; returns its error in one line, or "" on success."""
     try:
         done = subprocess.run(
             ["apt-get", "-q", *arguments],

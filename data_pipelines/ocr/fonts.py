@@ -1,7 +1,7 @@
 """Fonts to draw text with: installed ones for English, an installed or fetched one for Chinese.
 
 english = english_fonts(Path("data/cache"))
-chinese = chinese_fonts(Path("data/cache"))     # [] where none can be had
+chinese = chinese_fonts(Path("data/cache"))     # [] if no Chinese font is available
 words = [w for w in words if chinese[0].covers(w)]
 """
 
@@ -37,12 +37,12 @@ MAX_ENGLISH = 4
 
 @dataclasses.dataclass(frozen=True)
 class Font:
-    """One font file; `path` "" means the small face that Pillow carries."""
+    """One font file. An empty `path` means the small font that comes with Pillow."""
 
     name: str
     path: str
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019  a handful of fonts, living as long as the process
+    @functools.lru_cache(maxsize=256)  # noqa: B019  a handful of fonts, which live as long as the process
     def at(self, size: int) -> ImageFont.FreeTypeFont:
         """The font at `size` pixels."""
         if self.path:
@@ -52,21 +52,21 @@ class Font:
         return face
 
     def covers(self, text: str) -> bool:
-        """Whether the font has a glyph for every character (else it would draw empty boxes)."""
+        """Whether the font has a glyph for every character. It would draw an empty box for a missing one."""
         return all(character in " \n" or ord(character) in _code_points(self.path) for character in text)
 
 
 def english_fonts(cache: Path | None) -> list[Font]:
-    """Up to four fonts for Latin text: installed ones, else fetched ones, else the face that Pillow carries.
+    """Up to four fonts for Latin text: installed ones, else fetched ones, else the font that comes with Pillow.
 
-    `cache` None means that nothing may be downloaded.
+    If `cache` is None, nothing is downloaded.
     """
-    found = _installed(ENGLISH_FILES) or _fetched(ENGLISH_PACKAGE, ENGLISH_FILES, cache)
-    return found[:MAX_ENGLISH] or [Font("Pillow default", "")]
+    fonts = _installed(ENGLISH_FILES) or _fetched(ENGLISH_PACKAGE, ENGLISH_FILES, cache)
+    return fonts[:MAX_ENGLISH] or [Font("Pillow default", "")]
 
 
 def chinese_fonts(cache: Path | None) -> list[Font]:
-    """One font for simplified Chinese, or none if it is neither installed nor to be fetched (`cache` None)."""
+    """One font for simplified Chinese; an empty list if none is installed and none can be fetched (`cache` None)."""
     return (_installed(CHINESE_FILES) or _fetched(CHINESE_PACKAGE, CHINESE_FILES, cache))[:1]
 
 

@@ -2,9 +2,9 @@
 
     python -m data_pipelines.quickstart --output=data/quickstart [--train=12000] [--num_stamps=40] [--help]
 
-Leaves `<output>/<task>/` (records of every task, see qwenvl_jax.data.readers), `vocabulary/quickstart.model`,
-`manifest.json`, `report.html` and `contact_sheet.png`. The folder appears whole or not at all; a finished one with the
-same settings is left as it is.
+Writes `<output>/<task>/` (records of every task, see qwenvl_jax.data.readers), `vocabulary/quickstart.model`,
+`manifest.json`, `report.html` and `contact_sheet.png`. The folder appears whole or not at all. A finished one with the
+same settings stays as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OCR = QuickstartSettings().ocr
 
 def _local_path(text: str) -> Path:
     if storage.is_remote(storage.path(text)):
-        raise UserError(f"--cache={text}: downloads are kept on a disk; give a local folder")
+        raise UserError(f"--cache={text} is remote, but downloads are kept on a disk; give a local folder")
     return Path(storage.path(text))
 
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def settings_from_flags(arguments: argparse.Namespace) -> QuickstartSettings:
-    """The settings that parsed flags stand for."""
+    """The settings that the parsed flags describe."""
     values = vars(arguments)
     groups: dict[str, Any] = {
         name: type(default)(**{f.name: values[f"{name}.{f.name}"] for f in dataclasses.fields(default)})

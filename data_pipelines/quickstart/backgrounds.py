@@ -1,7 +1,8 @@
-"""Photographs to paste on: 7 of the Debian package `lomiri-wallpapers-16.04` (16 MB).
+"""Photographs to paste on: 7 from the Debian package `lomiri-wallpapers-16.04` (16 MB).
 
-Left out of the package's pictures: those under CC-BY-SA (a scene is also under the stamps' GPL, and the two do not
-mix; CC-BY and CC0 do), a computer drawing, and two that show animals or a fruit (objects that no caption would name).
+Three kinds of its pictures are not used: those under CC-BY-SA (a scene is also under the stamps' GPL, which is
+compatible with CC-BY and CC0 only), a computer drawing, and two that show animals or a fruit, which no caption would
+name.
 
     views = scale_views([b.image_HWC for b in load(Path("data/cache"))], scene_px=100)
 """
@@ -31,8 +32,8 @@ LICENSES = {
     "seeding_by_Clements_Engelhardt.jpg": "CC0-1.0",
     "sunset_by_Aitzol_Berasategi.jpg": "CC-BY-4.0",
 }
-STORED_SHORT_SIDE = 400  # px; more would only be thrown away again
-SHORT_SIDES = (1.3, 2.0, 3.0)  # of a scene's side: how much of a photograph a crop shows
+STORED_SHORT_SIDE = 400  # px; a larger picture would only be scaled down again
+SHORT_SIDES = (1.3, 2.0, 3.0)  # relative to a scene's side; they determine how much of a photograph a crop shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +49,17 @@ def load(cache: Path) -> list[Background]:
     """The photographs, sorted by name, short side at most 400 px.
 
     Raises:
-      SourceUnavailable: if the package cannot be had here.
+      SourceUnavailable: if the package is not available on this machine.
     """
     folder = fetch_package(PACKAGE, cache, PATTERNS) / "usr/share/backgrounds"
-    found = [Background(n, LICENSES[n], _read(folder / n)) for n in sorted(LICENSES) if (folder / n).exists()]
-    if not found:
-        raise SourceUnavailable(f"{PACKAGE} holds none of the expected photographs")
-    return found
+    names = [name for name in sorted(LICENSES) if (folder / name).exists()]
+    if not names:
+        raise SourceUnavailable(f"{PACKAGE} contains none of the expected photographs")
+    return [Background(name, LICENSES[name], _read(folder / name)) for name in names]
 
 
 def scale_views(images: Sequence[np.ndarray], scene_px: int) -> list[np.ndarray]:
-    """Each photograph at three scales, so that a random crop of `scene_px` is a slice and nothing more."""
+    """Each photograph at three scales, so that a random crop of `scene_px` is just a slice."""
     views = []
     for image in images:
         picture = Image.fromarray(image)

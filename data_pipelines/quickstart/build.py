@@ -1,6 +1,6 @@
-"""Building a data set: a Beam pipeline over shards, then vocabulary, manifests, report, and one rename.
+"""Builds a data set: a Beam pipeline over shards, then vocabulary, manifests, report, and one rename.
 
-Apart from `quickstart`, so that Beam's worker processes find these functions under their own module name.
+This is separate from the main module so that Beam's workers can import these functions.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from qwenvl_jax.runtime.errors import StorageError, UserError
 
 SPLITS = ("train", "heldout")
 VOCABULARY = "vocabulary/quickstart.model"
-_OWN_NAMES = {*TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
-# What lies in the folders among them; somebody's own data may lie in a folder "text" or "ocr", too.
-_OWN_FILES = re.compile(
+_OUTPUT_NAMES = {*TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
+# The files in those folders. A folder "text" or "ocr" may also contain data that is not from here.
+_OUTPUT_FILES = re.compile(
     rf"({'|'.join(TASKS)})/({NAME}-\w+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json|manifest\.json)"
     r"|vocabulary/quickstart\.(model|vocab)"
 )
-_BYTES_PER_SCENE = 60_000  # of all tasks together, for the check of free space
+_BYTES_PER_SCENE = 60_000  # of all tasks together; used to check the free space
 _VOCABULARY_RECORDS = 3_000  # per task; more do not change the pieces
 _log = logging.getLogger(__name__)
 
 
 def build(settings: QuickstartSettings, output: epath.PathLike, cache: Path, workers: int = 1) -> dict[str, Any]:
-    """Builds the data set, or leaves a finished one with these settings as it is.
+    """Builds the data set, unless a finished one with these settings exists.
 
     Args:
       settings: everything the result depends on.
@@ -57,10 +57,10 @@ def build(settings: QuickstartSettings, output: epath.PathLike, cache: Path, wor
       workers: processes; the result does not depend on it.
 
     Returns:
-      The manifest; `manifest["rendered"]` says whether drawings stand in for photographs.
+      The manifest; `manifest["rendered"]` says whether drawings replace photographs.
 
     Raises:
-      UserError: if `output` cannot be written, is somebody else's, or a source cannot be had.
+      UserError: if `output` cannot be written or contains files we did not write, or a source is unavailable.
     """
     settings.check()
     output = storage.absolute(output)
@@ -88,7 +88,7 @@ def build(settings: QuickstartSettings, output: epath.PathLike, cache: Path, wor
 def _run_pipeline(
     settings: QuickstartSettings, cache: Path, building: epath.Path, workers: int
 ) -> dict[str, list[Shard]]:
-    """One Beam element per shard number and split: the pipeline's overhead stays out of the records' way."""
+    """Writes all shards. One Beam element is a whole shard, so that the overhead per element does not count."""
     work = [(split, shard) for split in SPLITS for shard in range(shard_count(settings, split))]
     options = PipelineOptions(
         ["--runner=DirectRunner", f"--direct_num_workers={workers}", "--default_sdk_harness_log_level=ERROR"]
@@ -104,17 +104,17 @@ def _run_pipeline(
         )
     shards: dict[str, list[Shard]] = {task: [] for task in TASKS}
     for split, shard in work:
-        note = _note(building, split, shard)
-        if not storage.exists(note):
+        path = _note_path(building, split, shard)
+        if not storage.exists(path):
             if storage.is_remote(building):
                 raise StorageError(f"{building.parent} could not be written; run the same command again")
             raise UserError(f"the disk of {building.parent} is full; free space or choose another --output")
-        told = artifacts.read_json(note)
-        if "error" in told:
-            raise UserError(told["error"])
-        if "storage" in told:
-            raise StorageError(told["storage"])
-        for task, values in told.items():
+        note = artifacts.read_json(path)
+        if "error" in note:
+            raise UserError(note["error"])
+        if "storage" in note:
+            raise StorageError(note["storage"])
+        for task, values in note.items():
             shards[task].append(Shard(**values))
     storage.remove(building / "notes")
     return shards
@@ -122,27 +122,27 @@ def _run_pipeline(
 
 @contextlib.contextmanager
 def _errors_only() -> Iterator[None]:
-    """Holds back what Beam's worker processes chat on stderr; it comes out if the pipeline fails."""
+    """Holds back what Beam's worker processes write to stderr, and prints it if the pipeline fails."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with tempfile.TemporaryFile() as chatter:
         os.dup2(chatter.fileno(), 2)
         try:
             yield
         except BaseException:
-            os.dup2(kept, 2)
+            os.dup2(stderr, 2)
             chatter.seek(0)
             sys.stderr.write(chatter.read().decode(errors="replace"))
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _write_one(work: tuple[str, int], settings: QuickstartSettings, cache: str, building: str) -> None:
-    """Writes one shard of every task and a note of what was written, or of why it could not be.
+    """Writes one shard of every task, and a note that lists what was written or says why it could not be.
 
-    The note carries user errors past Beam, which would wrap them into a traceback of its own.
+    The note carries user errors past Beam, which would wrap them in a traceback.
     """
     split, shard = work
     try:
@@ -153,13 +153,13 @@ def _write_one(work: tuple[str, int], settings: QuickstartSettings, cache: str, 
     except StorageError as error:
         note = {"storage": str(error)}
     except (OSError, RuntimeError) as error:
-        # ArrayRecord's writer, in C++, tells of a full disk by a RuntimeError.
+        # ArrayRecord's writer, which is C++, reports a full disk as a RuntimeError.
         if isinstance(error, RuntimeError) and "No space left" not in str(error):
             raise
         reason = error.strerror if isinstance(error, OSError) else "no space left on the disk"
         note = {"error": f"writing the records failed ({reason}); free space or choose another --output"}
-    with contextlib.suppress(OSError, StorageError):  # a disk too full for the note is told by its absence
-        artifacts.write_json(_note(epath.Path(building), split, shard), note)
+    with contextlib.suppress(OSError, StorageError):  # if the disk is too full for the note, its absence says so
+        artifacts.write_json(_note_path(epath.Path(building), split, shard), note)
 
 
 @functools.lru_cache(maxsize=1)
@@ -167,7 +167,7 @@ def _ingredients_once(settings: QuickstartSettings, cache: str) -> Ingredients:
     return load_ingredients(settings, Path(cache))
 
 
-def _note(building: epath.Path, split: str, shard: int) -> epath.Path:
+def _note_path(building: epath.Path, split: str, shard: int) -> epath.Path:
     return building / "notes" / f"{split}-{shard:05d}.json"
 
 
@@ -177,7 +177,7 @@ def _finish(
     building: epath.Path,
     shards: dict[str, list[Shard]],
 ) -> dict[str, Any]:
-    """Vocabulary, manifests and report of a folder whose shards are written; the top manifest comes last."""
+    """Writes vocabulary, manifests and report into a folder whose shards are written; the top manifest comes last."""
     rendered = ingredients.stamps[0].source == "rendered"
     extra = {"settings": settings.digest(), "rendered": rendered}
     for task in TASKS:
@@ -199,7 +199,7 @@ def _finish(
 
 
 def _texts(building: epath.Path) -> Iterable[str]:
-    """What the vocabulary is trained on: the texts as training will see them, markup left out."""
+    """The texts that the vocabulary is trained on: as training will see them, without markup."""
     for task in TASKS:
         reader = RecordReader(building / task, "train")
         for index in range(min(len(reader), _VOCABULARY_RECORDS)):
@@ -209,7 +209,7 @@ def _texts(building: epath.Path) -> Iterable[str]:
 
 
 def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any] | None:
-    """The manifest of a whole data set with these settings, or None."""
+    """The manifest of a complete data set with these settings, or None if there is none."""
     try:
         manifest = artifacts.read_json(output / "manifest.json")
         if manifest["settings_hash"] != settings.digest() or not storage.exists(output / VOCABULARY):
@@ -223,15 +223,12 @@ def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any
 
 
 def _claim(output: epath.Path, settings: QuickstartSettings) -> epath.Path:
-    """A fresh folder beside `output` to build in; removes what killed runs left there."""
+    """A fresh folder next to `output` to build in. Folders that killed runs left there are removed."""
     try:
-        found = storage.names(output) if storage.is_folder(output) else []
-        below = [name for name in (storage.files_below(output) if found else []) if "/" in name]
-        own = _OWN_NAMES.issuperset(found) and all(map(_OWN_FILES.fullmatch, below))
-        if (storage.exists(output) and not storage.is_folder(output)) or not own:
-            raise UserError(f"{output} holds files that are not of this pipeline; choose another --output")
+        if storage.exists(output) and not _is_replaceable(output):
+            raise UserError(f"{output} contains files that this pipeline did not write; choose another --output")
         if storage.is_remote(output):
-            # Whether the run that left it is alive, a bucket cannot tell: two runs must not share an output.
+            # A bucket cannot tell whether the run that left a folder is alive: two runs must not share an output.
             building = output.parent / f".{output.name}.building"
             storage.remove(building)
             return building
@@ -255,6 +252,17 @@ def _claim(output: epath.Path, settings: QuickstartSettings) -> epath.Path:
             "free some space or lower --train"
         )
     return building
+
+
+def _is_replaceable(output: epath.Path) -> bool:
+    """Whether `output` is a folder that contains nothing but files of this pipeline."""
+    if not storage.is_folder(output):
+        return False
+    names = storage.names(output)
+    if not _OUTPUT_NAMES.issuperset(names):
+        return False
+    files = storage.files_below(output) if names else []
+    return all(_OUTPUT_FILES.fullmatch(file) for file in files if "/" in file)
 
 
 def _alive(process: int) -> bool:

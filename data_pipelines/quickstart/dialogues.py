@@ -1,7 +1,7 @@
 """Dialogues of two or three turns about one or two pictures: scenes, sometimes a picture of words.
 
-What a turn can ask depends on the turns before ("Where is it?" after "Which picture shows the fox?"), so a model has
-to use the whole conversation.
+A question may depend on earlier turns ("Where is it?" after "Which picture shows the fox?"), so a model has to use the
+whole conversation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_pipelines.quickstart.sentences import capitalized, ends, enumeration
 from qwenvl_jax.data.schema import Record
 
 SYSTEM = "You are a helpful assistant."
-CLEAR_GAP = 0.15
+CLEAR_GAP = 0.15  # of the side: how far apart centres are at least, for "on the left" to be clear
 _TWO_PICTURES_SHARE = 0.7
 
 Part = dict[str, Any]
@@ -69,7 +69,14 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """A question and its answer. `about` is the (picture, object) that "it" would mean next."""
+    """A question and its answer.
+
+    Attributes:
+      question: the text of the user's turn.
+      answer: the parts of the assistant's turn.
+      about: the picture's index and the object that "it" refers to in the next turn, if any.
+      described: index of the picture whose objects the answer lists, if it does.
+    """
 
     question: str
     answer: list[Part]
@@ -80,7 +87,16 @@ class Exchange:
 def converse(
     rng: np.random.Generator, pictures: Sequence[Picture], language: str, number: str, license: str, source: str
 ) -> Record:
-    """A dialogue about the first of `pictures`, a scene, or the first two in either order."""
+    """A dialogue about the first of `pictures`, which is a scene, or about the first two in random order.
+
+    Args:
+      rng: consumed; equal states give equal dialogues.
+      pictures: at least two.
+      language: "en" or "zh".
+      number: ends the id of the record, e.g. "train-000017".
+      license: of the pictures, as an SPDX expression.
+      source: of the record.
+    """
     texts = _TEXTS[language]
     shown = list(pictures[: 2 if rng.random() < _TWO_PICTURES_SHARE else 1])
     if rng.integers(2):
@@ -88,7 +104,8 @@ def converse(
     exchanges: list[Exchange] = []
     for _ in range(int(rng.integers(2, 4))):
         choices = _choices(rng, shown, texts, language, exchanges)
-        choices = [c for c in choices if all(c.question != e.question for e in exchanges)]
+        asked = {exchange.question for exchange in exchanges}
+        choices = [choice for choice in choices if choice.question not in asked]
         if choices:
             exchanges.append(choices[rng.integers(len(choices))])
     turns: list[dict[str, Any]] = []
@@ -114,14 +131,13 @@ def _choices(
     language: str,
     before: Sequence[Exchange],
 ) -> list[Exchange]:
-    """One exchange of every kind that fits now; a follow-up alone where one is natural and chance agrees."""
+    """The exchanges that may come next: one of every kind that fits, or by chance only a follow-up on the last one."""
     last = before[-1] if before else None
     if last and last.about and rng.random() < 0.6:
         return [_where(*last.about, texts, language, texts["where_it"])]
     if last and last.described is not None and len(shown) == 2 and rng.random() < 0.5:
         other = 1 - last.described
-        found = _describe(other, shown[other].content, texts, language, texts["describe_next"])
-        return [found]
+        return [_describe(other, shown[other].content, texts, language, texts["describe_next"])]
     choices = []
     for index, picture in enumerate(shown):
         content = picture.content
@@ -145,7 +161,7 @@ def _choices(
 
 
 def _describe(index: int, content: Scene | OcrPicture, texts: dict[str, str], language: str, question: str) -> Exchange:
-    """What is in a scene; for words, what they say."""
+    """Asks for the objects of a scene, or for the text of a picture of words."""
     if isinstance(content, OcrPicture):
         words = " ".join(line.text for line in content.lines)
         return Exchange(texts["read"].format(n=index + 1), [{"text": words}])
@@ -154,6 +170,7 @@ def _describe(index: int, content: Scene | OcrPicture, texts: dict[str, str], la
 
 
 def _where(index: int, item: SceneObject, texts: dict[str, str], language: str, question: str) -> Exchange:
+    """Asks where an object is; the answer is its box."""
     ref = texts["ref"].format(noun=item.stamp.noun(language))
     return Exchange(question, [{"ref": ref, "boxes": [list(item.box)], "image": index}])
 

@@ -1,7 +1,7 @@
-"""Our own drawings, for machines without apt or network: coloured shapes, smooth noise backgrounds.
+"""Drawings for machines without apt or network: coloured shapes on backgrounds of smooth noise.
 
-The same interface as the real sources, so nothing downstream differs; the manifest and the log say that the data
-is rendered. Our own work, CC0-1.0.
+The interface is that of the real sources, so nothing downstream differs. The manifest and the log say that the data
+is rendered. The drawings are our own work, CC0-1.0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHAPES = {
 
 
 def stamps() -> list[RawStamp]:
-    """48 shapes, each one colour: "A red circle." / "一个红色圆形。"."""
+    """48 stamps, every shape in every colour: "A red circle." / "一个红色圆形。"."""
     return [
         RawStamp(
             id=f"{shape}/{color}",
@@ -57,15 +57,15 @@ def stamps() -> list[RawStamp]:
 
 def backgrounds(count: int = 8, side_px: int = 400) -> list[Background]:
     """Smooth coloured noise, the same on every call."""
-    found = []
+    drawn = []
     for index in range(count):
         rng = np.random.default_rng(index)
         cells = rng.integers(60, 200, size=(5, 5, 3)).astype(np.uint8)
         smooth = Image.fromarray(cells).resize((side_px, side_px), Image.Resampling.BICUBIC)
         grain = rng.normal(0, 6, size=(side_px, side_px, 1))
         image = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
-        found.append(Background(f"noise-{index}", LICENSE, image))
-    return found
+        drawn.append(Background(f"noise-{index}", LICENSE, image))
+    return drawn
 
 
 def _draw(shape: str, rgb: tuple[int, int, int]) -> np.ndarray:

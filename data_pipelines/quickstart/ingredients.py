@@ -1,4 +1,4 @@
-"""Everything scenes and pictures of words are made from, loaded once per process."""
+"""The sources of scenes and pictures of words, loaded once per process."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Ingredients:
     """Loaded sources.
 
     Attributes:
-      stamps: those that scenes use.
+      stamps: the stamps used in scenes.
       views: photographs at several scales, [h, w, 3] uint8 each.
-      lexicons: words and fonts per language; a language whose font is missing is absent.
+      lexicons: words and fonts per language; a language without a font is absent.
       captions: cleaned captions of all stamps.
       scene_license, ocr_license: SPDX expressions of the pictures.
-      fallback: why rendered drawings stand in for real pictures, or "".
-      notes: what the manifest tells about the sources.
+      fallback: why rendered drawings replace real pictures, or "".
+      notes: the manifest's entry about the sources.
     """
 
     stamps: tuple[Stamp, ...]
@@ -46,17 +46,18 @@ class Ingredients:
 
 
 def load_ingredients(settings: QuickstartSettings, cache: Path) -> Ingredients:
-    """Fetches (first use) and loads the sources.
+    """Loads the sources; the first use also fetches them.
 
     Args:
-      settings: which source, how many stamps, at which sizes.
+      settings: which source, how many stamps, and their sizes.
       cache: folder for downloads; with source "rendered" nothing is downloaded.
 
     Raises:
-      UserError: if source "tuxpaint" cannot be had, or too few stamps are usable.
+      UserError: if source "tuxpaint" is unavailable, or too few stamps are usable.
     """
     raws, photographs, counts, fallback = _pictures(settings, cache)
     scene = settings.scene
+    widest_px = max(scene.scene_px, settings.ocr.picture_px)
     stamps = select_stamps(raws, scene.stamp_count, scene.sizes_px, settings.stamps, scene.grid_px)
     online = settings.source != "rendered" and not fallback
     english = fonts.english_fonts(cache if online else None)
@@ -69,11 +70,7 @@ def load_ingredients(settings: QuickstartSettings, cache: Path) -> Ingredients:
     photo_licenses = sorted({p.license for p in photographs})
     return Ingredients(
         stamps=tuple(stamps),
-        views=tuple(
-            backgrounds.scale_views(
-                [p.image_HWC for p in photographs], max(settings.scene.scene_px, settings.ocr.picture_px)
-            )
-        ),
+        views=tuple(backgrounds.scale_views([photo.image_HWC for photo in photographs], widest_px)),
         lexicons=lexicons,
         captions=tuple(captions),
         scene_license=" AND ".join(sorted({s.license for s in stamps} | set(photo_licenses))),
@@ -92,7 +89,7 @@ def load_ingredients(settings: QuickstartSettings, cache: Path) -> Ingredients:
 
 
 def caption_lines(raws: Sequence[RawStamp]) -> list[Caption]:
-    """The captions of all stamps, with a checksum of the picture so that copies of one are known as such."""
+    """The captions of all stamps, with a checksum of the picture that identifies copies."""
     lines = []
     for raw in raws:
         picture = hashlib.md5(Path(raw.path).read_bytes()).hexdigest() if raw.path else raw.id
@@ -105,7 +102,7 @@ def caption_lines(raws: Sequence[RawStamp]) -> list[Caption]:
 def _pictures(
     settings: QuickstartSettings, cache: Path
 ) -> tuple[list[RawStamp], list[backgrounds.Background], dict[str, int], str]:
-    """Stamps, backgrounds, counts and why they are rendered ("" if they are not, or were asked to be)."""
+    """Stamps, backgrounds, counts, and why rendered ones replace real ones ("" if they do not, or are wanted)."""
     reason = ""
     if settings.source != "rendered":
         try:

@@ -25,7 +25,7 @@ def vocabularies(
 
     Args:
       raws: stamps whose short names ("A race car.") give the words, the most frequent first.
-      preferred: (English noun, Chinese noun) pairs to take first: those of the stamps in the scenes.
+      preferred: (English noun, Chinese noun) pairs to take first, namely those of the stamps in the scenes.
       english_fonts: fonts for English; empty gives no English words.
       chinese_fonts: fonts for Chinese; empty gives no Chinese words.
     """

@@ -20,7 +20,7 @@ from data_pipelines.quickstart.scenes import on_grid, random_crop
 from data_pipelines.quickstart.stamps import tight_box
 from qwenvl_jax.runtime.errors import UserError
 
-# Coverage (of 255) from which a pixel counts as drawn.
+# A pixel counts as drawn from this coverage (of 255) on.
 DRAWN_COVERAGE = 64
 _LIGHT = ((255, 255, 255), (255, 240, 120), (150, 255, 255), (190, 255, 160), (255, 205, 215))
 _DARK = ((0, 0, 0), (110, 0, 10), (0, 20, 110), (0, 70, 20), (70, 0, 90))
@@ -28,7 +28,7 @@ _DARK = ((0, 0, 0), (110, 0, 10), (0, 20, 110), (0, 70, 20), (70, 0, 90))
 
 @dataclasses.dataclass(frozen=True)
 class OcrSettings:
-    """How text looks, in pixels of the picture. A word wider than the picture is drawn smaller."""
+    """How text looks, in pixels of the picture. A word that does not fit is drawn smaller."""
 
     picture_px: int = 100
     min_english_px: int = 34  # font size
@@ -39,25 +39,27 @@ class OcrSettings:
     background_contrast: float = 0.45  # of the photograph behind the text
     background_push: float = 0.45  # of the way from its mean colour to white or black, away from the text's colour
     margin_px: int = 1
-    grid_px: int = 1  # corners of words lie on multiples of it
+    grid_px: int = 1  # the corners of words are multiples of it
 
     def check(self) -> OcrSettings:
-        """Returns itself; raises UserError where no text would fit."""
+        """Returns itself; raises UserError if no text would fit."""
         if not (
             12 <= self.min_english_px <= self.max_english_px < self.picture_px // 2
             and 12 <= self.min_chinese_px <= self.max_chinese_px < self.picture_px // 2
         ):
-            raise UserError("OCR font sizes must lie between 12 px and half of picture_px, the minimum first")
+            raise UserError(
+                "OCR font sizes must be between 12 px and half of picture_px, the minimum not above the maximum"
+            )
         if self.max_words not in (1, 2) or not (0 <= self.background_contrast <= 1 and 0 <= self.background_push <= 1):
             raise UserError("OCR settings need max_words 1 or 2, background_contrast and background_push in [0, 1]")
         if not 1 <= self.grid_px <= self.picture_px // 10:
-            raise UserError("ocr.grid_px must lie between 1 and a tenth of picture_px")
+            raise UserError("ocr.grid_px must be between 1 and a tenth of picture_px")
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class Lexicon:
-    """The words of a language and the fonts that can draw all of them."""
+    """The words of a language and the fonts, each of which can draw every word."""
 
     words: tuple[str, ...]
     fonts: tuple[Font, ...]
@@ -73,7 +75,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class OcrPicture:
-    """[S, S, 3] uint8, its lines from top to bottom, and the language of all of them."""
+    """[S, S, 3] uint8, its lines from top to bottom, and their language."""
 
     image_HWC: np.ndarray
     lines: tuple[Line, ...]
@@ -83,7 +85,7 @@ class OcrPicture:
 def render_words(
     rng: np.random.Generator, language: str, lexicon: Lexicon, backgrounds: Sequence[np.ndarray], settings: OcrSettings
 ) -> OcrPicture:
-    """Draws one or two different words of `lexicon` one above the other, at random places.
+    """Draws one or two different words of `lexicon` one above the other, at random positions.
 
     Args:
       rng: consumed; equal states give equal pictures.
@@ -93,12 +95,9 @@ def render_words(
       settings: sizes and contrast.
     """
     side = settings.picture_px
-    image = random_crop(rng, backgrounds, side)
-    mean = image.mean(axis=(0, 1))
-    bright = float(mean @ (0.299, 0.587, 0.114)) > 127
-    colors, toward = (_DARK, 255.0) if bright else (_LIGHT, 0.0)
-    mean_pushed = mean + (toward - mean) * settings.background_push
-    image = (mean_pushed + (image - mean) * settings.background_contrast).clip(0, 255).astype(np.uint8)
+    margin = settings.margin_px
+    grid = settings.grid_px
+    image, colors = _backdrop(rng, backgrounds, settings)
     count = int(rng.integers(1, min(settings.max_words, len(lexicon.words)) + 1))
     words = [lexicon.words[i] for i in rng.choice(len(lexicon.words), size=count, replace=False)]
     low, high = (
@@ -107,14 +106,16 @@ def render_words(
         else (settings.min_chinese_px, settings.max_chinese_px)
     )
     lines = []
-    band = (side - 2 * settings.margin_px) // count
+    band = (side - 2 * margin) // count
     for row, word in enumerate(words):
         font = lexicon.fonts[rng.integers(len(lexicon.fonts))]
-        size, grid, top = int(rng.integers(low, high + 1)), settings.grid_px, settings.margin_px + row * band
-        width, height = _span(settings.margin_px, side - settings.margin_px, grid), _span(top, top + band, grid)
-        coverage = _stretch(_draw(word, font, size, width, height), grid)
+        size = int(rng.integers(low, high + 1))
+        top = margin + row * band
+        max_width = _span(margin, side - margin, grid)
+        max_height = _span(top, top + band, grid)
+        coverage = _stretch(_draw(word, font, size, max_width, max_height), grid)
         h, w = coverage.shape
-        x = on_grid(rng, settings.margin_px, side - settings.margin_px - w, grid)
+        x = on_grid(rng, margin, side - margin - w, grid)
         y = on_grid(rng, top, top + band - h, grid)
         color = np.asarray(colors[rng.integers(len(colors))], np.uint16)
         part = image[y : y + h, x : x + w]
@@ -124,21 +125,34 @@ def render_words(
     return OcrPicture(image, tuple(lines), language)
 
 
+def _backdrop(
+    rng: np.random.Generator, backgrounds: Sequence[np.ndarray], settings: OcrSettings
+) -> tuple[np.ndarray, tuple[tuple[int, int, int], ...]]:
+    """A pale crop, [S, S, 3] uint8, pushed towards white or black, and the text colours that contrast with it."""
+    image = random_crop(rng, backgrounds, settings.picture_px)
+    mean = image.mean(axis=(0, 1))
+    bright = float(mean @ (0.299, 0.587, 0.114)) > 127
+    colors, target = (_DARK, 255.0) if bright else (_LIGHT, 0.0)
+    pushed_mean = mean + (target - mean) * settings.background_push
+    pale = pushed_mean + (image - mean) * settings.background_contrast
+    return pale.clip(0, 255).astype(np.uint8), colors
+
+
 def _span(low: int, high: int, grid: int) -> int:
-    """How far apart the first and the last multiple of `grid` in [low, high] lie."""
+    """The distance between the first and the last multiple of `grid` in [low, high]."""
     return high // grid * grid + low // -grid * grid
 
 
 def _stretch(coverage_HW: np.ndarray, grid: int) -> np.ndarray:
-    """The coverage with both sides made the nearest multiple of `grid`."""
+    """The coverage, resized so that both sides are the nearest multiple of `grid`."""
     height, width = (grid * max(1, round(side / grid)) for side in coverage_HW.shape)
     if (height, width) == coverage_HW.shape:
         return coverage_HW
     return np.asarray(Image.fromarray(coverage_HW).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _draw(word: str, font: Font, size: int, width: int, height: int) -> np.ndarray:
-    """[h, w] uint8 coverage of the word, trimmed to its drawn pixels, at most `width` x `height`."""
+def _draw(word: str, font: Font, size: int, max_width: int, max_height: int) -> np.ndarray:
+    """[h, w] uint8 coverage of the word, trimmed to its drawn pixels; `size` shrinks until it fits."""
     while True:
         face = font.at(size)
         x1, y1, x2, y2 = (int(v) for v in face.getbbox(word))
@@ -149,6 +163,6 @@ def _draw(word: str, font: Font, size: int, width: int, height: int) -> np.ndarr
         if box is None:
             raise UserError(f"font {font.name} draws nothing for {word!r}; remove that font")
         coverage = coverage[box[1] : box[3], box[0] : box[2]]
-        if coverage.shape[0] <= height and coverage.shape[1] <= width:
+        if coverage.shape[0] <= max_height and coverage.shape[1] <= max_width:
             return coverage
         size -= 1

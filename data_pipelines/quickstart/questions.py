@@ -1,7 +1,7 @@
-"""Short questions about a scene with one right answer each.
+"""Short questions about a scene, each with one right answer.
 
-`ask` draws a kind first and then a question of it, so that kinds are equally frequent where they apply; yes and no
-are drawn first too, so that neither is the better guess.
+`ask` first draws a kind and then a question of that kind, so that the kinds that apply are equally frequent. Yes or no
+is also drawn first, so that neither is the better guess.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from data_pipelines.quickstart.scenes import Scene, SceneObject
 from data_pipelines.quickstart.sentences import ends, sides_of
 from data_pipelines.quickstart.stamps import Stamp
 
-# Centres closer than this part of the side are neither left nor right of one another.
+# Two centres closer than this share of the side are neither left nor right of each other.
 CLEAR_GAP = 0.15
 _KINDS_OF_THINGS = {"animals": "animal", "vehicles": "vehicle"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """`kind` names the generator, for counting and for scores per kind."""
+    """A question and its answer. `kind` names the generator, for counts and scores per kind."""
 
     kind: str
     question: str
@@ -34,10 +34,10 @@ def ask(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp]) -> Ques
     gap = CLEAR_GAP * scene.image_HWC.shape[0]
     order = rng.permutation(len(_GENERATORS))
     for index in order:
-        found = _GENERATORS[index](rng, scene.objects, stamps, gap)
-        if found:
-            return found[rng.integers(len(found))]
-    raise AssertionError("whether something is there can always be asked")
+        questions = _GENERATORS[index](rng, scene.objects, stamps, gap)
+        if questions:
+            return questions[rng.integers(len(questions))]
+    raise AssertionError("`_is_there` always has a question")
 
 
 def _what_end(
@@ -53,7 +53,7 @@ def _what_end(
 def _how_many(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:
-    if len(objects) == 1 and rng.integers(2):  # fewer kinds fit one object, so "1" would be the answer too often
+    if len(objects) == 1 and rng.integers(2):  # fewer kinds apply to one object, so the answer would be "1" too often
         return []
     return [Question("how_many", "How many objects are there?", str(len(objects)))]
 
@@ -72,27 +72,27 @@ def _is_there(
 def _what_beside(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:
-    found = []
+    questions = []
     for item in objects:
         for side, others in sides_of(item, objects, gap).items():
             if len(others) == 1:
                 question = f"What is {_relation(side)} the {item.stamp.noun_en}?"
-                found.append(Question("what_beside", question, others[0].stamp.noun_en))
-    return found
+                questions.append(Question("what_beside", question, others[0].stamp.noun_en))
+    return questions
 
 
 def _what_of(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:
-    """The same relation asked from its other end."""
+    """The relation of `_what_beside`, asked from its other end."""
     opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
-    found = []
+    questions = []
     for item in objects:
         for side, others in sides_of(item, objects, gap).items():
             if len(others) == 1:
                 question = f"What is the {item.stamp.noun_en} {_relation(opposite[side])}?"
-                found.append(Question("what_of", question, others[0].stamp.noun_en))
-    return found
+                questions.append(Question("what_of", question, others[0].stamp.noun_en))
+    return questions
 
 
 def _next_to(
@@ -112,37 +112,37 @@ def _is_beside(
 ) -> list[Question]:
     answer = "yes" if rng.integers(2) else "no"
     opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
-    found = []
+    questions = []
     for item in objects:
         for side, others in sides_of(item, objects, gap).items():
-            for other in others:  # `other` is truly at `side` of `item`
+            for other in others:  # `other` really is on `side` of `item`
                 said = side if answer == "yes" else opposite[side]
                 question = f"Is the {other.stamp.noun_en} {_relation(said)} the {item.stamp.noun_en}?"
-                found.append(Question("is_beside", question, answer))
-    return found
+                questions.append(Question("is_beside", question, answer))
+    return questions
 
 
 def _which_half(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:
-    """Only where at least two objects are clearly apart; left and right are drawn first, to be equally frequent."""
-    found = ends(objects, gap)
+    """Applies to clearly separate objects only. The side is drawn first, so that both are equally frequent."""
+    extremes = ends(objects, gap)
     side = ("left", "right")[rng.integers(2)]
-    if side not in found:
+    if side not in extremes:
         return []
-    question = f"Is the {found[side].stamp.noun_en} on the left or on the right?"
+    question = f"Is the {extremes[side].stamp.noun_en} on the left or on the right?"
     return [Question("which_half", question, side)]
 
 
 def _what_kind(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:
-    found = []
+    questions = []
     for category, kind in _KINDS_OF_THINGS.items():
         members = [o.stamp for o in objects if o.stamp.category == category]
         if len(members) == 1:
-            found.append(Question("what_kind", f"What {kind} is there?", members[0].noun_en))
-    return found
+            questions.append(Question("what_kind", f"What {kind} is there?", members[0].noun_en))
+    return questions
 
 
 Generator = Callable[[np.random.Generator, Sequence[SceneObject], Sequence[Stamp], float], list[Question]]

@@ -1,4 +1,4 @@
-"""What every source of stamps yields: a cut-out picture with its captions."""
+"""The value that every source of stamps yields: a cut-out picture with its captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwenvl_jax.data.images.decode import FORMATS
 
 @dataclasses.dataclass(frozen=True)
 class RawStamp:
-    """One stamp as its source has it.
+    """One stamp as it is in its source.
 
     Attributes:
       id: stable name, e.g. "animals/mammals/badger".
@@ -21,7 +21,7 @@ class RawStamp:
       caption_zh: the Chinese sentence, or "".
       license: SPDX name.
       source: name of the source, e.g. "tuxpaint".
-      path: picture file, or "" where there is none that can be read (SVG) or `pixels_HWC` holds it.
+      path: picture file, or "" if it cannot be read (SVG) or `pixels_HWC` has the pixels.
       pixels_HWC: [H, W, 4] uint8 RGBA, or None to read `path`.
     """
 

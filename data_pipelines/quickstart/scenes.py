@@ -9,8 +9,8 @@
     scene.image_HWC                                                   # [100, 100, 3] uint8
     [(o.stamp.name_en, o.box) for o in scene.objects]                 # left to right
 
-`scene_at(seed, split, index, ...)` gives the scene of a number: a pure function, so any worker can make any scene,
-and the two splits never share a composition (`split_of`).
+`scene_at(seed, split, index, ...)` is a pure function, so any worker can make any scene. The two splits never share a
+composition (`split_of`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import dataclasses
 import io
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,9 +35,10 @@ _HELDOUT_SHARE = 8  # one composition in eight belongs to the held-out split
 class SceneSettings:
     """How scenes look. Sizes are long sides relative to the scene's side.
 
-    With `scene_px` 100 every pixel is ten thousandths, so box coordinates are multiples of 10; `margin_px` keeps
-    the far edges from 1000, which the text format cannot write. Places and sides are multiples of `grid_px`, so a
-    coordinate has fewer values to tell apart; boxes are exact on any grid (where a stamp hides another's edge, off it).
+    With `scene_px` 100 every pixel is ten thousandths, so box coordinates are multiples of 10. `margin_px` keeps the
+    far edges below 1000, which the text format cannot write. Positions and sides of stamps are multiples of `grid_px`,
+    so that a coordinate has fewer values to tell apart. Boxes are exact on any grid; a box whose edge is hidden by
+    another stamp may be off the grid.
     """
 
     scene_px: int = 100
@@ -52,12 +54,13 @@ class SceneSettings:
 
     @property
     def sizes_px(self) -> range:
-        """The long sides stamps are prepared at."""
-        low, high = (round(size * self.scene_px) for size in (self.min_size, self.max_size))
+        """The long sides at which stamps are prepared."""
+        low = round(self.min_size * self.scene_px)
+        high = round(self.max_size * self.scene_px)
         return range(-(-low // self.grid_px) * self.grid_px, high + 1, self.grid_px)
 
     def check(self) -> SceneSettings:
-        """Returns itself; raises UserError where no scene could be made."""
+        """Returns itself; raises UserError if no scene could be made."""
         if not 0 < self.min_size <= self.max_size < 1 or not 1 <= self.min_objects <= self.max_objects <= 3:
             raise UserError("scene settings need 0 < min_size <= max_size < 1 and 1 <= min_objects <= max_objects <= 3")
         if self.stamp_count < 2 * self.max_objects:
@@ -65,9 +68,9 @@ class SceneSettings:
         if self.scene_px < 32 or not 0 <= self.max_overlap < 0.5 or not 0 <= self.margin_px < self.scene_px // 8:
             raise UserError("scene settings need scene_px >= 32, max_overlap in [0, 0.5) and a small margin_px")
         if not 1 <= self.grid_px <= self.scene_px // 10 or not self.sizes_px:
-            raise UserError("scene.grid_px must lie between 1 and a tenth of scene_px, and divide some size of a stamp")
+            raise UserError("scene.grid_px must be between 1 and a tenth of scene_px, and divide a size of a stamp")
         if not 30 <= self.jpeg_quality <= 100:
-            raise UserError(f"jpeg_quality {self.jpeg_quality} must lie in 30..100")
+            raise UserError(f"jpeg_quality is {self.jpeg_quality}; it must be between 30 and 100")
         return self
 
 
@@ -107,17 +110,16 @@ def make_scene(
       split: "train" or "heldout" to draw only compositions of that split, None for any.
     """
     while True:
-        placed = _place(rng, stamps, settings)
-        image, boxes = _paste(random_crop(rng, backgrounds, settings.scene_px), placed)
-        objects = tuple(
-            sorted((SceneObject(s, b) for (s, _, _, _), b in zip(placed, boxes, strict=True)), key=lambda o: o.center)
-        )
+        placements = _arrange(rng, stamps, settings)
+        image, boxes = _paste(random_crop(rng, backgrounds, settings.scene_px), placements)
+        objects = [SceneObject(placement.stamp, box) for placement, box in zip(placements, boxes, strict=True)]
+        objects.sort(key=lambda item: item.center)
         if split is None or split_of(objects) == split:
-            return Scene(image, objects)
+            return Scene(image, tuple(objects))
 
 
 def split_of(objects: Sequence[SceneObject]) -> str:
-    """The split a composition (which stamps, which boxes) belongs to; a fixed function, hence no overlap ever."""
+    """The split of a composition (which stamps, which boxes). It is a fixed function, so the splits never overlap."""
     key = ";".join(f"{o.stamp.id}@{o.box}" for o in objects)
     return "heldout" if zlib.crc32(key.encode()) % _HELDOUT_SHARE == 0 else "train"
 
@@ -154,40 +156,54 @@ def random_crop(rng: np.random.Generator, backgrounds: Sequence[np.ndarray], sid
     return source[y : y + side, x : x + side].copy()
 
 
-Placement = tuple[Stamp, View, int, int]
+class _Placement(NamedTuple):
+    """A stamp at one size, and the pixel of its top left corner."""
+
+    stamp: Stamp
+    view: View
+    x: int
+    y: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        height, width = self.view.visible_HW.shape
+        return self.x, self.y, self.x + width, self.y + height
 
 
-def _place(rng: np.random.Generator, stamps: Sequence[Stamp], settings: SceneSettings) -> list[Placement]:
-    """Random stamps, sizes and places with limited overlap; the upper size shrinks while they do not fit."""
-    low, high = settings.sizes_px[0], settings.sizes_px[-1]
+def _arrange(rng: np.random.Generator, stamps: Sequence[Stamp], settings: SceneSettings) -> list[_Placement]:
+    """Random stamps, sizes and positions with limited overlap; the largest size shrinks while they do not fit."""
+    grid = settings.grid_px
+    near = settings.margin_px
+    far = settings.scene_px - settings.margin_px
+    low = settings.sizes_px[0]
+    high = settings.sizes_px[-1]
     count = int(rng.integers(settings.min_objects, settings.max_objects + 1))
     chosen = [stamps[i] for i in rng.choice(len(stamps), size=count, replace=False)]
-    near, far, grid = settings.margin_px, settings.scene_px - settings.margin_px, settings.grid_px
     while True:
-        placed: list[Placement] = []
-        boxes: list[tuple[int, int, int, int]] = []
+        placements: list[_Placement] = []
         for _ in range(12 * count):
-            stamp = chosen[len(placed)]
+            stamp = chosen[len(placements)]
             view = stamp.views[on_grid(rng, low, high, grid)]
-            h, w = view.visible_HW.shape
-            x, y = (on_grid(rng, near, far - side, grid) for side in (w, h))
-            box = (x, y, x + w, y + h)
-            if all(_overlap(box, other) <= settings.max_overlap for other in boxes):
-                placed.append((stamp, view, x, y))
-                boxes.append(box)
-                if len(placed) == count:
-                    return placed
+            height, width = view.visible_HW.shape
+            x = on_grid(rng, near, far - width, grid)
+            y = on_grid(rng, near, far - height, grid)
+            candidate = _Placement(stamp, view, x, y)
+            if all(_overlap(candidate.box, other.box) <= settings.max_overlap for other in placements):
+                placements.append(candidate)
+                if len(placements) == count:
+                    return placements
         high = max(low, high - grid)
 
 
 def on_grid(rng: np.random.Generator, low: int, high: int, grid: int) -> int:
     """A random multiple of `grid` in [low, high]; `low` if there is none."""
-    first, last = -(-low // grid), high // grid
+    first = -(-low // grid)
+    last = high // grid
     return int(rng.integers(first, last + 1)) * grid if first <= last else low
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Common area relative to the smaller box."""
+    """The common area relative to the smaller box."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -195,16 +211,16 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
     return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
-def _paste(image: np.ndarray, placed: Sequence[Placement]) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
-    """Blends the stamps in order onto `image`; boxes are of what later stamps leave visible."""
+def _paste(image: np.ndarray, placements: Sequence[_Placement]) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
+    """Blends the stamps onto `image` in order; each box encloses the pixels that later stamps leave visible."""
     owner = np.zeros(image.shape[:2], np.uint8)
-    for number, (_, view, x, y) in enumerate(placed, start=1):
+    for number, (_, view, x, y) in enumerate(placements, start=1):
         h, w = view.visible_HW.shape
         part = image[y : y + h, x : x + w]
         part[...] = ((part * (255 - view.alpha_HW1) + 127) // 255 + view.premultiplied_HWC).clip(0, 255)
         owner[y : y + h, x : x + w][view.visible_HW] = number
     boxes = []
-    for number in range(1, len(placed) + 1):
+    for number in range(1, len(placements) + 1):
         box = tight_box(owner == number)
         assert box is not None, "overlap is limited to less than half of a stamp"
         boxes.append(box)

@@ -1,4 +1,4 @@
-"""What can be said about a scene, in English and Chinese: a function of the scene alone, without chance.
+"""Sentences about a scene, in English and Chinese. They depend on the scene alone, without chance.
 
 One scene has one caption, so that a caption's score measures seeing and not guessing the wording.
 """
@@ -14,10 +14,9 @@ Segment = tuple[str, SceneObject | None]
 _LIST = {"en": (", ", " and "), "zh": ("、", "和")}
 _NUMBERS_ZH = ("零", "一", "两", "三")
 
-
-# Thirds of a scene by the centre of a thing; things are large, so the middle is narrow.
+# An object's centre decides its third of the scene, across and down. Objects are large, so the middle is narrow.
 _MIDDLE = (0.44, 0.56)
-_PLACES = {
+_THIRDS = {
     "en": (
         ("at the top left", "at the top", "at the top right"),
         ("on the left", "in the middle", "on the right"),
@@ -27,22 +26,22 @@ _PLACES = {
 }
 
 
-def placed_caption(objects: Sequence[SceneObject], side: int, language: str) -> str:
+def located_caption(objects: Sequence[SceneObject], side: int, language: str) -> str:
     """ "A badger on the left and a fire truck at the top right." or "一只獾在左边，一辆救火车在右上。"; left to right.
 
-    Captions of web pictures seldom say where things are; those of the quickstart do, because its stage 1 has a
-    minute and not a billion pictures to find out that slots stand for places.
+    Captions of web pictures seldom say where things are. Those of the quickstart do, because its stage 1 has minutes,
+    not a billion pictures, to find out that image features correspond to regions of the picture.
     """
     between, end = (" and ", ".") if language == "en" else ("，", "。")
     joint = " " if language == "en" else "在"
-    said = [f"{o.stamp.name(language)}{joint}{_place(o, side, language)}" for o in objects]
-    return capitalized(between.join(said)) + end
+    phrases = [f"{o.stamp.name(language)}{joint}{_third(o, side, language)}" for o in objects]
+    return capitalized(between.join(phrases)) + end
 
 
-def _place(item: SceneObject, side: int, language: str) -> str:
-    """The words for the third of the scene, across and down, in which the thing's centre lies."""
+def _third(item: SceneObject, side: int, language: str) -> str:
+    """The words for the third of the scene, across and down, that contains the object's centre."""
     column, row = (sum(value / side > edge for edge in _MIDDLE) for value in item.center)
-    return _PLACES[language][row][column]
+    return _THIRDS[language][row][column]
 
 
 def caption(objects: Sequence[SceneObject], language: str) -> str:
@@ -77,7 +76,7 @@ def enumeration(names: Sequence[str], language: str) -> str:
 
 
 def stacked(a: SceneObject, b: SceneObject) -> bool:
-    """Whether two objects stand rather one above the other than side by side."""
+    """Whether two objects are one above the other rather than side by side."""
     return abs(a.center[1] - b.center[1]) > abs(a.center[0] - b.center[0])
 
 
@@ -95,7 +94,7 @@ def count_sentence(objects: Sequence[SceneObject], language: str) -> str:
     return f"There {'is 1 object' if count == 1 else f'are {count} objects'}: {names}."
 
 
-def place_sentence(item: SceneObject, side: str, language: str) -> str:
+def location_sentence(item: SceneObject, side: str, language: str) -> str:
     """ "The badger is on the left."; `side` is "left", "right", "top" or "bottom"."""
     if language == "zh":
         where = {"left": "左边", "right": "右边", "top": "上面", "bottom": "下面"}[side]
@@ -104,32 +103,32 @@ def place_sentence(item: SceneObject, side: str, language: str) -> str:
 
 
 def ends(objects: Sequence[SceneObject], gap_px: float) -> dict[str, SceneObject]:
-    """The objects that are clearly (by `gap_px` between centres) the leftmost, rightmost, topmost, lowest one.
+    """The objects that are clearly the leftmost, rightmost, topmost or lowest one, by side.
 
-    A single object is none of these.
+    Clearly means that the centre is at least `gap_px` from the next one. A single object is not at any end.
     """
-    found: dict[str, SceneObject] = {}
+    extremes: dict[str, SceneObject] = {}
     if len(objects) < 2:
-        return found
+        return extremes
     for axis, (first, last) in enumerate((("left", "right"), ("top", "bottom"))):
         order = sorted(objects, key=lambda o: o.center[axis])
         if order[1].center[axis] - order[0].center[axis] >= gap_px:
-            found[first] = order[0]
+            extremes[first] = order[0]
         if order[-1].center[axis] - order[-2].center[axis] >= gap_px:
-            found[last] = order[-1]
-    return found
+            extremes[last] = order[-1]
+    return extremes
 
 
 def sides_of(item: SceneObject, objects: Sequence[SceneObject], gap_px: float) -> dict[str, list[SceneObject]]:
     """The other objects clearly to the left of, to the right of, above and below `item`."""
-    found: dict[str, list[SceneObject]] = {"left": [], "right": [], "above": [], "below": []}
+    sides: dict[str, list[SceneObject]] = {"left": [], "right": [], "above": [], "below": []}
     for other in objects:
         if other is item:
             continue
         for axis, (before, after) in enumerate((("left", "right"), ("above", "below"))):
             distance = other.center[axis] - item.center[axis]
             if distance <= -gap_px:
-                found[before].append(other)
+                sides[before].append(other)
             elif distance >= gap_px:
-                found[after].append(other)
-    return found
+                sides[after].append(other)
+    return sides

@@ -1,4 +1,4 @@
-"""The settings of the quickstart's data set: everything its bytes depend on."""
+"""The settings of the quickstart's data set; its bytes depend on nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_pipelines.quickstart.scenes import SceneSettings
 from qwenvl_jax.runtime.errors import UserError
 
 SOURCES = ("auto", "tuxpaint", "rendered")
-# Raised when the same settings would give other bytes.
+# To be raised whenever the same settings produce other bytes.
 PIPELINE_VERSION = 5
 
 
@@ -21,15 +21,15 @@ class QuickstartSettings:
     """One data set.
 
     Attributes:
-      source: "tuxpaint" (fails if it cannot be fetched), "rendered" (own drawings, no network), or "auto": the
-        first, else the second.
-      seed: of everything random.
-      train: scenes of the train split, and records of each task in it (`text` has the captions on top).
-      heldout: the same of the held-out split; its compositions never occur in train.
-      zh_share: part of captions, OCR pictures, sentences and dialogues that is Chinese.
+      source: "tuxpaint" (fails if it cannot be fetched), "rendered" (our drawings, no network), or "auto": the
+        first if it is available, else the second.
+      seed: of all random choices.
+      train: scenes in the train split, and records of each task (`text` has the captions in addition).
+      heldout: the same for the held-out split; its compositions never occur in train.
+      zh_share: share of captions, OCR pictures, sentences and dialogues that is Chinese.
       vocab_size: ids of the SentencePiece vocabulary, special tokens included.
       records_per_shard: records of one task in one file; a shard is also the unit of work.
-      stamps: ids to use instead of the rule's choice.
+      stamps: ids to use instead of those that the rule selects.
     """
 
     source: str = "auto"
@@ -40,7 +40,7 @@ class QuickstartSettings:
     vocab_size: int = 900
     records_per_shard: int = 1_000
     stamps: tuple[str, ...] = ()
-    # Found by experiment, docs/quickstart.md: what a small model can learn in ten minutes on two cores.
+    # Found by experiment (docs/log.md): a small model can learn this in ten minutes on two cores.
     scene: SceneSettings = dataclasses.field(
         default_factory=lambda: SceneSettings(
             stamp_count=16, max_objects=2, min_size=0.45, max_size=0.7, margin_px=10, grid_px=5
@@ -51,11 +51,11 @@ class QuickstartSettings:
     def check(self) -> QuickstartSettings:
         """Returns itself; raises UserError for values that cannot work."""
         if self.source not in SOURCES:
-            raise UserError(f"source {self.source!r} is none of {', '.join(SOURCES)}")
+            raise UserError(f"source {self.source!r} is unknown; choose {', '.join(SOURCES)}")
         if self.train < 1 or self.heldout < 1 or self.records_per_shard < 2:
             raise UserError("train and heldout must be at least 1, records_per_shard at least 2")
         if not 0 <= self.zh_share <= 1 or self.seed < 0:
-            raise UserError("zh_share must lie in [0, 1] and seed must not be negative")
+            raise UserError("zh_share must be in [0, 1] and seed must not be negative")
         if self.vocab_size < 301:
             raise UserError(f"vocab_size {self.vocab_size} has no room for bytes and special tokens; give at least 301")
         if self.stamps and len(self.stamps) < 2 * self.scene.max_objects:
@@ -65,6 +65,7 @@ class QuickstartSettings:
         return self
 
     def count(self, split: str) -> int:
+        """The number of scenes in a split."""
         return self.train if split == "train" else self.heldout
 
     def as_json(self) -> dict[str, Any]:

@@ -6,14 +6,15 @@ A shard is a pure function of (settings, split, shard number): any worker can wr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from etils import epath
 
 from data_pipelines.quickstart.dialogues import Picture, converse
 from data_pipelines.quickstart.ingredients import Ingredients
 from data_pipelines.quickstart.ocr_pictures import OcrPicture, render_words
-from data_pipelines.quickstart.scenes import Scene, encode_image, make_scene, rng_for, scene_at
+from data_pipelines.quickstart.scenes import encode_image, make_scene, rng_for, scene_at
 from data_pipelines.quickstart.settings import QuickstartSettings
 from data_pipelines.quickstart.tasks import SCENE_TASKS, SOURCE, ocr_record, scene_record
 from data_pipelines.quickstart.texts import caption_record, sentence_record
@@ -21,7 +22,7 @@ from qwenvl_jax.data.readers import record_folder
 from qwenvl_jax.data.schema import TASKS, Record
 
 NAME = "quickstart"
-_WORDS_IN_DIALOGUES = 0.4  # of the second pictures show words
+_WORDS_IN_DIALOGUES = 0.4  # share of second pictures that show words
 
 
 def shard_count(settings: QuickstartSettings, split: str) -> int:
@@ -35,7 +36,7 @@ def write_shards(
     """Writes shard number `shard` of `split` of every task under `folder/<task>/`; returns their manifest lines.
 
     Raises:
-      UserError: for a record that is not well formed.
+      UserError: if a record is not well formed.
       OSError: if the disk is full or not writable.
     """
     by_task = make_records(settings, ingredients, split, shard)
@@ -48,71 +49,64 @@ def make_records(
 ) -> dict[str, list[Record]]:
     """The records of one shard of every task.
 
-    Record number i of each scene task shows scene number i: a picture is encoded once and used by all tasks.
+    Record number i of each scene task shows scene number i. A picture is encoded once and used by all tasks.
     """
     start = shard * settings.records_per_shard
     numbers = range(start, min(start + settings.records_per_shard, settings.count(split)))
+    quality = settings.scene.jpeg_quality
     scenes = [scene_at(settings.seed, split, i, ingredients.stamps, ingredients.views, settings.scene) for i in numbers]
     words = [_words(settings, ingredients, split, i) for i in numbers]
-    quality = settings.scene.jpeg_quality
-    scene_jpegs = [encode_image(scene.image_HWC, quality) for scene in scenes]
-    word_jpegs = [encode_image(picture.image_HWC, quality) for picture in words]
-    found: dict[str, list[Record]] = {task: [] for task in TASKS}
-    for k, i in enumerate(numbers):
-        number = f"{split}-{i:06d}"
+    scene_pictures = [Picture(scene, encode_image(scene.image_HWC, quality)) for scene in scenes]
+    word_pictures = [Picture(picture, encode_image(picture.image_HWC, quality)) for picture in words]
+    records: dict[str, list[Record]] = {task: [] for task in TASKS}
+    for position, number in enumerate(numbers):
+        name = f"{split}-{number:06d}"
+        picture = scene_pictures[position]
         for task in SCENE_TASKS:
-            found[task].append(
-                scene_record(
-                    task,
-                    rng_for(settings.seed, task, split, i),
-                    scenes[k],
-                    scene_jpegs[k],
-                    number,
-                    ingredients.scene_license,
-                    ingredients.stamps,
-                    settings.zh_share,
-                )
+            rng = rng_for(settings.seed, task, split, number)
+            record = scene_record(
+                task,
+                rng,
+                scenes[position],
+                picture.jpeg,
+                name,
+                ingredients.scene_license,
+                ingredients.stamps,
+                settings.zh_share,
             )
-        found["ocr"].append(ocr_record(words[k], word_jpegs[k], number, ingredients.ocr_license))
-        found["dialogue"].append(_dialogue(settings, ingredients, split, i, k, scenes, scene_jpegs, words, word_jpegs))
-    found["text"] = list(_texts(settings, ingredients, split, shard, numbers))
-    return found
+            records[task].append(record)
+        jpeg = word_pictures[position].jpeg
+        records["ocr"].append(ocr_record(words[position], jpeg, name, ingredients.ocr_license))
+        rng = rng_for(settings.seed, "dialogue", split, number)
+        second = _second_picture(rng, position, scene_pictures, word_pictures)
+        language = "zh" if rng.random() < settings.zh_share else "en"
+        dialogue = converse(rng, [picture, second], language, name, ingredients.scene_license, SOURCE)
+        records["dialogue"].append(dialogue)
+    records["text"] = list(_texts(settings, ingredients, split, shard, numbers))
+    return records
 
 
 def _words(settings: QuickstartSettings, ingredients: Ingredients, split: str, number: int) -> OcrPicture:
+    """The picture of words with this number."""
     rng = rng_for(settings.seed, "ocr", split, number)
     language = "zh" if "zh" in ingredients.lexicons and rng.random() < settings.zh_share else "en"
     return render_words(rng, language, ingredients.lexicons[language], ingredients.views, settings.ocr)
 
 
-def _dialogue(
-    settings: QuickstartSettings,
-    ingredients: Ingredients,
-    split: str,
-    number: int,
-    k: int,
-    scenes: list[Scene],
-    scene_jpegs: list[bytes],
-    words: list[OcrPicture],
-    word_jpegs: list[bytes],
-) -> Record:
-    """A dialogue about scene `k` of the shard and another picture of it."""
-    rng = rng_for(settings.seed, "dialogue", split, number)
-    other = (k + 1 + int(rng.integers(max(1, len(scenes) - 1)))) % len(scenes)
-    if rng.random() < _WORDS_IN_DIALOGUES or other == k:
-        second = Picture(words[k], word_jpegs[k])
-    else:
-        second = Picture(scenes[other], scene_jpegs[other])
-    language = "zh" if rng.random() < settings.zh_share else "en"
-    first = Picture(scenes[k], scene_jpegs[k])
-    name = f"{split}-{number:06d}"
-    return converse(rng, [first, second], language, name, ingredients.scene_license, SOURCE)
+def _second_picture(
+    rng: np.random.Generator, position: int, scenes: Sequence[Picture], words: Sequence[Picture]
+) -> Picture:
+    """Another picture of the shard for a dialogue about the scene at `position`: another scene, or words."""
+    other = (position + 1 + int(rng.integers(max(1, len(scenes) - 1)))) % len(scenes)
+    if rng.random() < _WORDS_IN_DIALOGUES or other == position:
+        return words[position]
+    return scenes[other]
 
 
 def _texts(
     settings: QuickstartSettings, ingredients: Ingredients, split: str, shard: int, numbers: range
 ) -> Iterator[Record]:
-    """Sentences about scenes of their own; in train also this shard's part of the captions."""
+    """Sentences about scenes that no image record shows; in train also this shard's part of the captions."""
     if split == "train":
         for line in ingredients.captions[shard :: shard_count(settings, split)]:
             yield caption_record(line)

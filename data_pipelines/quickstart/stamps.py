@@ -1,4 +1,4 @@
-"""From a source's stamps to the few that scenes are made of: short names in both languages, ready-made sizes.
+"""Selects the stamps that scenes use from a source, with short names in both languages and prepared sizes.
 
 raws, _ = tuxpaint.load(cache)
 stamps = select_stamps(raws, count=40, sizes_px=range(35, 61))
@@ -17,10 +17,10 @@ from PIL import Image
 from data_pipelines.quickstart.raw_stamp import RawStamp, load_rgba
 from qwenvl_jax.runtime.errors import UserError
 
-# A pixel belongs to a stamp, and to its box, from this alpha (of 255) on.
+# A pixel is part of a stamp, and of its box, from this alpha (of 255) on.
 VISIBLE_ALPHA = 96
 
-# Tux Paint stamps chosen by eye for being told apart at 40 px, most different first: the first N are used.
+# Tux Paint stamps that the eye can tell apart at 40 px, the most different ones first; the first N are used.
 PREFERRED = [
     "animals/mammals/badger",
     "vehicles/emergency/firetruck",
@@ -84,7 +84,7 @@ PREFERRED = [
     "animals/mammals/aquatic/sea_lion",
 ]
 
-# Chinese captions of the source that name something else: bear "pear", lion "onion", yak "nonsense", ...
+# Stamps whose Chinese caption is wrong in the source: bear is "pear", lion is "onion", yak is "nonsense", ...
 MISTRANSLATED = frozenset([
     "animals/mammals/bears/bear", "animals/mammals/cats/lion", "animals/mammals/cats/lion-2",
     "animals/mammals/bovines/yak", "animals/insects/xanthia", "animals/birds/nandou",
@@ -97,7 +97,7 @@ MISTRANSLATED = frozenset([
 _ENGLISH_NAME = re.compile(r"^An? ([A-Za-z][a-z]+(?: [a-z]+)?)[.!]?$")
 _CHINESE_NAME = re.compile(r"^(?:一[只个条头匹辆架棵朵块片把座艘面])?([\u4e00-\u9fff]{1,6})[。！!.]?$")
 _DRAWN = re.compile(r"cartoon|symbols|toys|town/|seasonal/|people/|military|medical")
-# Counting word -> endings of the nouns it counts; other nouns go by category.
+# Measure word -> endings of the nouns that take it. The measure word of other nouns depends on their category.
 _MEASURE_WORDS = {
     "匹": ("斑马", "马"),
     "头": ("象", "牛", "驴", "猪"),
@@ -131,7 +131,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stamp:
-    """A stamp as scenes use it. `noun` is bare ("badger", "獾"), `name` has its article ("a badger", "一只獾")."""
+    """A stamp as scenes use it. `noun` is bare ("badger", "獾"); `name` has an article ("a badger", "一只獾")."""
 
     id: str
     category: str
@@ -144,37 +144,40 @@ class Stamp:
     views: dict[int, View]
 
     def noun(self, language: str) -> str:
+        """The bare noun in `language`, "en" or "zh"."""
         return self.noun_en if language == "en" else self.noun_zh
 
     def name(self, language: str) -> str:
+        """The noun with its article in `language`, "en" or "zh"."""
         return self.name_en if language == "en" else self.name_zh
 
 
 def select_stamps(
     raws: Sequence[RawStamp], count: int, sizes_px: Iterable[int], listed: Sequence[str] = (), grid_px: int = 1
 ) -> list[Stamp]:
-    """The `count` stamps to use, in a fixed order.
+    """Selects `count` stamps, in a fixed order.
 
     Args:
       raws: all stamps of a source.
-      count: how many; every noun is used once in each language.
+      count: number of stamps; every noun occurs once in each language.
       sizes_px: long sides to prepare, in pixels.
-      listed: ids to take instead of the rule's choice.
+      listed: ids to take instead of those that the rule selects.
       grid_px: both sides of a prepared stamp are multiples of it.
 
     Raises:
-      UserError: if a listed id does not exist or cannot be used, or fewer than `count` stamps can.
+      UserError: if a listed id does not exist or is unusable, or fewer than `count` stamps are usable.
     """
     by_id = {raw.id: raw for raw in raws}
     for name in listed:
         if name not in by_id or names_of(by_id[name]) is None:
             raise UserError(f"stamp {name!r} does not exist or has no short name in both languages; list another")
     order = [by_id[name] for name in listed] if listed else list(_rule_order(raws))
+    wanted = len(listed) or count
     sizes = sorted(set(sizes_px))
     chosen: list[Stamp] = []
     nouns: set[str] = set()
     for raw in order:
-        if len(chosen) == (len(listed) or count):
+        if len(chosen) == wanted:
             break
         names = names_of(raw)
         if names is None or names[0] in nouns or names[1] in nouns:
@@ -197,21 +200,22 @@ def select_stamps(
                 views=prepare_views(pixels, sizes, grid_px),
             )
         )
-    if len(chosen) < (len(listed) or count):
+    if len(chosen) < wanted:
         raise UserError(f"only {len(chosen)} stamps are usable, {count} were asked for; lower --num_stamps")
     return chosen
 
 
 def names_of(raw: RawStamp) -> tuple[str, str] | None:
     """(English noun, Chinese noun) of a stamp with a picture and a short name in both languages, else None."""
-    english, chinese = english_name(raw.caption_en), _CHINESE_NAME.match(raw.caption_zh)
+    english = english_name(raw.caption_en)
+    chinese = _CHINESE_NAME.match(raw.caption_zh)
     if not raw.has_picture or raw.id in MISTRANSLATED or not english or chinese is None:
         return None
     return english, chinese.group(1)
 
 
 def english_name(caption_en: str) -> str:
-    """The noun of one or two words that a caption such as "A fire truck." is about, or "" for a longer one."""
+    """The noun, one or two words, in a caption such as "A fire truck."; "" if the caption is longer."""
     match = _ENGLISH_NAME.match(caption_en)
     return match.group(1).lower() if match else ""
 
@@ -222,13 +226,15 @@ def article(noun: str) -> str:
 
 
 def measure_word(noun_zh: str, category: str) -> str:
-    """The Chinese counting word of a noun, e.g. 只 for most animals, 辆 for vehicles on wheels."""
-    fitting = [(len(e), word) for word, endings in _MEASURE_WORDS.items() for e in endings if noun_zh.endswith(e)]
-    return max(fitting)[1] if fitting else {"animals": "只", "vehicles": "辆"}.get(category, "个")
+    """The Chinese measure word of a noun, e.g. 只 for most animals, 辆 for vehicles on wheels."""
+    matches = [(len(e), word) for word, endings in _MEASURE_WORDS.items() for e in endings if noun_zh.endswith(e)]
+    if matches:
+        return max(matches)[1]  # that of the longest ending
+    return {"animals": "只", "vehicles": "辆"}.get(category, "个")
 
 
 def looks_photographic(pixels_HWC: np.ndarray, drawn: bool) -> bool:
-    """Whether a cut-out is large, compact and rich in colours. `drawn`: colours are not asked for."""
+    """Whether a cut-out is large, compact and rich in colours. A drawn one need not be rich in colours."""
     alpha = pixels_HWC[..., 3]
     box = tight_box(alpha >= VISIBLE_ALPHA)
     if box is None:
@@ -251,9 +257,9 @@ def tight_box(visible_HW: np.ndarray) -> tuple[int, int, int, int] | None:
 
 
 def prepare_views(pixels_HWC: np.ndarray, sizes_px: Sequence[int], grid_px: int = 1) -> dict[int, View]:
-    """The stamp at every long side of `sizes_px`, resized in premultiplied colour so that edges have no halo.
+    """The stamp at every long side in `sizes_px`, resized in premultiplied colour so that edges have no halo.
 
-    Its sides are rounded to multiples of `grid_px`.
+    The sides are rounded to multiples of `grid_px`.
     """
     box = tight_box(pixels_HWC[..., 3] >= VISIBLE_ALPHA)
     if box is None:
@@ -262,15 +268,15 @@ def prepare_views(pixels_HWC: np.ndarray, sizes_px: Sequence[int], grid_px: int 
     views = {}
     for size in sizes_px:
         scale = size / max(cut.size)
-        width, height = (grid_px * max(1, round(side * scale / grid_px)) for side in cut.size)
-        shape = (width, height)
-        how = Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.HAMMING
-        # Mode RGBa has no array form in Pillow; its bytes have.
-        flat = np.frombuffer(cut.resize(shape, how).tobytes(), np.uint8)
-        small = flat.reshape(shape[1], shape[0], 4)
+        width = grid_px * max(1, round(cut.width * scale / grid_px))
+        height = grid_px * max(1, round(cut.height * scale / grid_px))
+        method = Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.HAMMING
+        # Pillow cannot convert mode RGBa to an array, so its bytes are used.
+        flat = np.frombuffer(cut.resize((width, height), method).tobytes(), np.uint8)
+        small = flat.reshape(height, width, 4)
         trimmed = tight_box(small[..., 3] >= VISIBLE_ALPHA)
         if trimmed is None:
-            raise UserError(f"a stamp vanishes at {size} px; remove it from the list")
+            raise UserError(f"a stamp has no visible pixel at {size} px; remove it from the list")
         x1, y1, x2, y2 = trimmed
         small = small[y1:y2, x1:x2].astype(np.uint16)
         views[size] = View(small[..., :3], small[..., 3:], small[..., 3] >= VISIBLE_ALPHA)
@@ -278,7 +284,7 @@ def prepare_views(pixels_HWC: np.ndarray, sizes_px: Sequence[int], grid_px: int 
 
 
 def _rule_order(raws: Sequence[RawStamp]) -> Iterator[RawStamp]:
-    """Preferred ids first, then one of each category in turn, drawings and signs left out."""
+    """Preferred stamps first, then one of each category in turn, without drawings and signs."""
     by_id = {raw.id: raw for raw in raws}
     yield from (by_id[name] for name in PREFERRED if name in by_id)
     rest: dict[str, list[RawStamp]] = {}

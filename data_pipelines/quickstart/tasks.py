@@ -1,4 +1,4 @@
-"""Records of the image tasks that come from one scene (or from one picture of words)."""
+"""Records of the image tasks, each made from one scene or from one picture of words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.quickstart.ocr_pictures import OcrPicture
 from data_pipelines.quickstart.questions import ask
 from data_pipelines.quickstart.scenes import Scene
-from data_pipelines.quickstart.sentences import caption_segments, placed_caption
+from data_pipelines.quickstart.sentences import caption_segments, located_caption
 from data_pipelines.quickstart.stamps import Stamp
 from qwenvl_jax.data.schema import Record
 
@@ -35,17 +35,17 @@ def scene_record(
       rng: chooses the language of a caption, the question, the object referred to.
       scene: the composition.
       jpeg: its encoded image.
-      number: the scene's own name, e.g. "train-000017".
+      number: ends the id of the record, e.g. "train-000017".
       license: of the picture.
-      stamps: all stamps of the data set, for questions about what is absent.
-      zh_share: part of the captions that are Chinese.
+      stamps: all stamps of the data set, for questions about absent objects.
+      zh_share: share of captions that are Chinese.
     """
     side = scene.image_HWC.shape[0]
     content: dict[str, Any] = {"width": side, "height": side}
     language = "en"
     if task == "caption":
         language = "zh" if rng.random() < zh_share else "en"
-        content["caption"] = placed_caption(scene.objects, side, language)
+        content["caption"] = located_caption(scene.objects, side, language)
     elif task == "vqa":
         question = ask(rng, scene, stamps)
         content.update(question=question.question, answer=question.answer, kind=question.kind)

@@ -1,8 +1,7 @@
-"""Pure text: the captions of all stamps, and sentences about scenes that nobody draws.
+"""Pure text: the captions of all stamps, and sentences about scenes that are never drawn.
 
-It gives a language model of the quickstart's size what a large one knows already: the names of things in both
-languages, how captions, answers and lists are worded, and digits as coordinates, so that a frozen decoder can be
-taught to see.
+A large language model already knows the names of things in both languages, the wording of captions, answers and lists,
+and digits as coordinates. A model of the quickstart's size learns them here, so that stage 1 can freeze its decoder.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from data_pipelines.quickstart.sentences import (
     caption,
     count_sentence,
     ends,
-    place_sentence,
-    placed_caption,
+    located_caption,
+    location_sentence,
 )
 from data_pipelines.quickstart.stamps import Stamp
 from data_pipelines.quickstart.tasks import SOURCE, scene_record
@@ -30,8 +29,8 @@ from qwenvl_jax.data.tags import box_to_text
 
 GENERATED_LICENSE = "CC0-1.0"
 _CLEAR_GAP = 0.15
-# Most generated texts are samples of the image tasks over pictures made of words, of as many cells as the model has
-# image features, so that what follows is where it will be once there are images.
+# Most generated texts are samples of the image tasks over pictures made of words. Such a picture has as many cells as
+# the model has image features, so that the text after it has the same positions as after an image.
 _PICTURE_SHARE = 0.9
 _PICTURE_GRID = 4
 _TASK_SHARES = {
@@ -88,16 +87,18 @@ def _in_words(
     task = str(rng.choice(list(_TASK_SHARES), p=list(_TASK_SHARES.values())))
     if task == "ocr":
         word = words[int(rng.integers(len(words)))]
-        x1, height = int(rng.integers(1, side // 5)), int(rng.integers(side // 4, side // 2))
+        x1 = int(rng.integers(1, side // 5))
+        height = int(rng.integers(side // 4, side // 2))
         y1 = int(rng.integers(1, side - height))
-        x2, y2 = side - x1, y1 + height
+        x2 = side - x1
+        y2 = y1 + height
         lines = [{"text": word, "quad": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}]
         picture = word_picture([(word, (x1, y1, x2, y2))], SIGN, side, _PICTURE_GRID)
         content = {"lines": lines, "width": side, "height": side}
         return "en" if word.isascii() else "zh", {"task": task, "words": picture, **content}
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
-    things = [(o.stamp.noun_en.split()[-1], o.box) for o in scene.objects]
-    picture = word_picture(things, background, side, _PICTURE_GRID)
+    objects = [(item.stamp.noun_en.split()[-1], item.box) for item in scene.objects]
+    picture = word_picture(objects, background, side, _PICTURE_GRID)
     sample = scene_record(task, rng, scene, b"", "", GENERATED_LICENSE, stamps, zh_share)
     return sample.language, {"task": task, "words": picture, **sample.content}
 
@@ -105,11 +106,11 @@ def _in_words(
 def _en_text(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str]) -> str:
     objects = scene.objects
     side = scene.image_HWC.shape[0]
-    said = caption(objects, "en")
+    sentence = caption(objects, "en")
     kind = int(rng.integers(7))
     if kind == 0:
-        return f"Generate the caption in English: {placed_caption(objects, side, 'en')}"
-    if kind == 1:  # the answer can be read off the sentences before
+        return f"Generate the caption in English: {located_caption(objects, side, 'en')}"
+    if kind == 1:  # the sentences before contain the answer
         question = ask(rng, scene, stamps)
         return f"{_facts(scene, 'en')} {question.question} Answer: {question.answer}"
     if kind == 2:
@@ -118,28 +119,28 @@ def _en_text(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], wo
         return _facts(scene, "en")
     if kind == 4:
         item = objects[rng.integers(len(objects))]
-        return f"{said} This {box_to_text(item.box, side, side)} is {item.stamp.name_en}"
+        return f"{sentence} This {box_to_text(item.box, side, side)} is {item.stamp.name_en}"
     if kind == 5 and words:
         picked = [words[i] for i in rng.choice(len(words), size=min(len(words), 3), replace=False)]
         return f"OCR: {' '.join(picked)}"
-    return said
+    return sentence
 
 
 def _zh_text(rng: np.random.Generator, scene: Scene) -> str:
-    said = caption(scene.objects, "zh")
+    sentence = caption(scene.objects, "zh")
     kind = int(rng.integers(4))
     if kind == 0:
-        return f"Generate the caption in Chinese: {placed_caption(scene.objects, scene.image_HWC.shape[0], 'zh')}"
+        return f"Generate the caption in Chinese: {located_caption(scene.objects, scene.image_HWC.shape[0], 'zh')}"
     if kind == 1:
         return _facts(scene, "zh")
     if kind == 2:
         return "。".join(f"{o.stamp.name_zh}：{o.stamp.name_en}" for o in scene.objects)
-    return said
+    return sentence
 
 
 def _facts(scene: Scene, language: str) -> str:
-    """The number, the names and the clear places, enough to answer any question about the scene."""
+    """The number, the names and the clear locations of the objects, enough to answer any question about the scene."""
     sentences = [count_sentence(scene.objects, language)]
     gap = _CLEAR_GAP * scene.image_HWC.shape[0]
-    sentences += [place_sentence(item, side, language) for side, item in ends(scene.objects, gap).items()]
+    sentences += [location_sentence(item, side, language) for side, item in ends(scene.objects, gap).items()]
     return (" " if language == "en" else "").join(sentences)

@@ -22,10 +22,10 @@ def load(cache: Path) -> tuple[list[RawStamp], dict[str, int]]:
     """All stamps, sorted by id, fetched into `cache` on first use.
 
     Returns:
-      The stamps and counts: `png`, `svg_without_picture` (captions kept, picture skipped), `zh_captions`.
+      The stamps and counts: `png`, `svg_without_picture` (the caption is used, the picture is not), `zh_captions`.
 
     Raises:
-      SourceUnavailable: if the package cannot be had here.
+      SourceUnavailable: if the package is not available on this machine.
     """
     return read(fetch_package(PACKAGE, cache, PATTERNS) / ROOT)
 

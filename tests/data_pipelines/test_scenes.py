@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -27,13 +25,14 @@ BLACK = [np.zeros((150, 170, 3), np.uint8)]
 
 
 def channel_stamps(settings: SceneSettings, shapes: list[np.ndarray]) -> list[Stamp]:
-    """Stamps of pure red, green, blue, so that a pixel's channel tells whose it is."""
+    """Stamps of pure red, green and blue, so that a pixel's channel identifies its stamp."""
     stamps = []
     for channel, alpha in enumerate(shapes):
         pixels = np.zeros((*alpha.shape, 4), np.uint8)
         pixels[..., channel] = 255
         pixels[..., 3] = alpha
-        name, views = "rgb"[channel], prepare_views(pixels, settings.sizes_px, settings.grid_px)
+        name = "rgb"[channel]
+        views = prepare_views(pixels, settings.sizes_px, settings.grid_px)
         stamps.append(Stamp(name, "c", name, f"a {name}", name, name, "CC0-1.0", "test", views))
     return stamps
 
@@ -60,24 +59,24 @@ def test_boxes_are_tight_around_visible_alpha_and_on_the_grid(grid: int) -> None
         for item in scene.objects:
             seen = scene.image_HWC[..., "rgb".index(item.stamp.id)] >= VISIBLE_ALPHA  # on black, colour = alpha
             assert box_of_pixels(seen) == item.box
-            assert all(place % grid == 0 for place in item.box)
+            assert all(coordinate % grid == 0 for coordinate in item.box)
 
 
 def test_boxes_shrink_to_what_is_not_covered() -> None:
     settings = SceneSettings(max_overlap=0.4, min_objects=3, min_size=0.5)
     stamps = channel_stamps(settings, [np.full((80, 120), 255, np.uint8)] * 3)
-    covered = 0
+    covered_stamps = 0
     for seed in range(60):
         scene = make_scene(np.random.default_rng(seed), stamps, BLACK, settings)
         for item in scene.objects:
             seen = scene.image_HWC[..., "rgb".index(item.stamp.id)] == 255
             assert box_of_pixels(seen) == item.box
             area = (item.box[2] - item.box[0]) * (item.box[3] - item.box[1])
-            covered += int(seen.sum()) < area
-    assert covered > 0  # else this test shows nothing that the one above does not
+            covered_stamps += int(seen.sum()) < area
+    assert covered_stamps > 0  # otherwise this test shows no more than the one above
 
 
-def test_limits(ingredients: Ingredients, settings: QuickstartSettings) -> None:
+def test_scenes_keep_the_limits_of_their_settings(ingredients: Ingredients, settings: QuickstartSettings) -> None:
     counts = set()
     for index in range(150):
         scene = scene_at(0, "train", index, ingredients.stamps, ingredients.views, settings.scene)
@@ -123,13 +122,14 @@ def test_equal_numbers_give_equal_scenes(ingredients: Ingredients, settings: Qui
 
 
 def test_splits_share_no_composition(ingredients: Ingredients, settings: QuickstartSettings) -> None:
-    seen: dict[str, set] = {"train": set(), "heldout": set()}
-    for split, found in seen.items():
+    compositions: dict[str, set[tuple[object, ...]]] = {"train": set(), "heldout": set()}
+    for split, of_split in compositions.items():
         for index in range(120):
             scene = scene_at(0, split, index, ingredients.stamps, ingredients.views, settings.scene)
             assert split_of(scene.objects) == split
-            found.add(tuple((o.stamp.id, o.box) for o in scene.objects))
-    assert len(seen["train"]) == len(seen["heldout"]) == 120 and not seen["train"] & seen["heldout"]
+            of_split.add(tuple((o.stamp.id, o.box) for o in scene.objects))
+    assert len(compositions["train"]) == len(compositions["heldout"]) == 120
+    assert not compositions["train"] & compositions["heldout"]
 
 
 def raw(name: str, english: str, chinese: str) -> RawStamp:
@@ -172,14 +172,26 @@ def test_selection_is_deterministic_and_spread() -> None:
     assert [s.name_en for s in listed] == ["a red star", "a blue ring"]
 
 
-def test_mistakes_are_told() -> None:
+def test_mistakes_are_reported() -> None:
     with pytest.raises(UserError, match="lower --num_stamps"):
         select_stamps(drawn_stamps.stamps(), 99, [40])
     with pytest.raises(UserError, match="star/pink"):
         select_stamps(drawn_stamps.stamps(), 2, [40], listed=["star/pink"])
-    for wrong in ({"min_size": 0.7}, {"max_objects": 4}, {"stamp_count": 3}, {"margin_px": 40}, {"jpeg_quality": 5}):
-        with pytest.raises(UserError):
-            dataclasses.replace(SceneSettings(), **wrong).check()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        SceneSettings(min_size=0.7),
+        SceneSettings(max_objects=4),
+        SceneSettings(stamp_count=3),
+        SceneSettings(margin_px=40),
+        SceneSettings(jpeg_quality=5),
+    ],
+)
+def test_settings_that_allow_no_scene_are_refused(wrong: SceneSettings) -> None:
+    with pytest.raises(UserError):
+        wrong.check()
 
 
 def test_views_are_trimmed_and_keep_their_proportions() -> None:
@@ -189,5 +201,6 @@ def test_views_are_trimmed_and_keep_their_proportions() -> None:
     for size, view in prepare_views(pixels, [35, 48, 60]).items():
         height, width = view.visible_HW.shape
         assert abs(width - size) <= 1 and abs(height - 0.3 * size) <= 1
-        assert view.visible_HW.any(axis=0)[[0, -1]].all() and view.visible_HW.any(axis=1)[[0, -1]].all()
+        assert view.visible_HW[:, [0, -1]].any(axis=0).all()  # visible pixels touch all four edges
+        assert view.visible_HW[[0, -1]].any(axis=1).all()
         assert (view.premultiplied_HWC <= view.alpha_HW1 + 1).all()

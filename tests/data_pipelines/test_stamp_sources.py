@@ -50,7 +50,7 @@ def test_stamps_are_read(tmp_path: Path) -> None:
 
 
 @needs_dpkg
-def test_a_package_is_unpacked_without_what_is_not_wanted(tmp_path: Path) -> None:
+def test_a_package_is_unpacked_without_unwanted_files(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     stamp_folder(tree)
     (tree / "DEBIAN").mkdir()
@@ -74,11 +74,14 @@ def test_an_unpacked_package_is_used_again(tmp_path: Path, monkeypatch: pytest.M
     assert len(tuxpaint.load(tmp_path)[0]) == 2
 
 
-def test_without_apt_the_scenes_are_rendered_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_apt_the_scenes_are_rendered_and_the_reason_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = load_ingredients(QuickstartSettings(source="auto"), tmp_path / "cache")
-    assert "apt-get is not installed" in found.fallback
-    assert {s.source for s in found.stamps} == {"rendered"} and found.scene_license == "CC0-1.0"
+    ingredients = load_ingredients(QuickstartSettings(source="auto"), tmp_path / "cache")
+    assert "apt-get is not installed" in ingredients.fallback
+    assert {s.source for s in ingredients.stamps} == {"rendered"}
+    assert ingredients.scene_license == "CC0-1.0"
     with pytest.raises(UserError, match="--source=rendered"):
         load_ingredients(QuickstartSettings(source="tuxpaint"), tmp_path / "cache")
 
@@ -93,7 +96,7 @@ def test_a_failing_download_is_unavailable_and_leaves_nothing(tmp_path: Path, mo
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["apt"]
 
 
-def test_rendered_stamps_are_what_they_say() -> None:
+def test_rendered_stamps_match_their_captions() -> None:
     stamps = {s.id: s for s in drawn_stamps.stamps()}
     assert len(stamps) == len(drawn_stamps.SHAPES) * len(drawn_stamps.COLORS)
     ring = load_rgba(stamps["ring/red"])

@@ -1,8 +1,7 @@
-"""The whole data set from rendered sources: readable, complete, repeatable, replaced only when it should be."""
+"""The whole data set from rendered sources is readable, complete and repeatable, and replaced only if it should be."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -73,22 +72,35 @@ def test_coordinates_are_multiples_of_ten(built: Path) -> None:
         assert len(numbers) == 4 and all(n % 10 == 0 for n in numbers)
 
 
-def split_place(part: str) -> tuple[str, str]:
-    """ "a badger at the top left" to ("a badger", "top left")."""
-    name, _, words = re.split(r" (at|on|in) the ", part)
-    return name, words
+Box = tuple[int, int, int, int]
 
 
-def place(box: tuple[int, int, int, int]) -> str:
-    """Where the centre of a box lies in a scene of 100 px: the middle is 44 to 56 in either direction."""
-    across, down = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+def named_boxes(grounding: Record) -> dict[Box, str]:
+    """The name of the object in every box of a grounding record, in lower case."""
+    segments = [segment for segment in grounding.content["segments"] if segment["boxes"]]
+    return {tuple(segment["boxes"][0]): segment["text"].lower() for segment in segments}
+
+
+def captioned_locations(caption: str) -> dict[str, str]:
+    """Where a caption says that each object is: "A badger at the top left." gives {"a badger": "top left"}."""
+    locations = {}
+    for phrase in caption.lower().rstrip(".").split(" and "):
+        name, _, location = re.split(r" (at|on|in) the ", phrase)
+        locations[name] = location
+    return locations
+
+
+def location(box: Box) -> str:
+    """Where the centre of a box is in a scene of 100 px; the middle is 44 to 56 in either direction."""
+    across = (box[0] + box[2]) / 2
+    down = (box[1] + box[3]) / 2
     row = "top" if down <= 44 else "bottom" if down > 56 else ""
     column = "left" if across <= 44 else "right" if across > 56 else ""
     return f"{row} {column}".strip() or "middle"
 
 
 def boxed(record: Record) -> str:
-    """The content of a text record with coordinates, as one string; "" without. Written words have no composition."""
+    """The content of a text record with coordinates as one string, else "". Written words have no composition."""
     content = record.content
     if content.get("task") == "ocr" or not ({"box", "segments"} & content.keys() or "(" in content.get("text", "")):
         return ""
@@ -97,22 +109,24 @@ def boxed(record: Record) -> str:
 
 def test_tasks_speak_of_the_same_scene(built: Path) -> None:
     rows = [read(built, task, "train") for task in ("caption", "grounding", "ref_grounding", "grounded_caption")]
-    for caption, grounding, ref, grounded in zip(*rows, strict=True):
-        assert caption.images == grounding.images == ref.images == grounded.images
-        places = {tuple(s["boxes"][0]): s["text"].lower() for s in grounding.content["segments"] if s["boxes"]}
-        assert places[tuple(ref.content["box"])] == ref.content["phrase"]
-        assert places[tuple(grounded.content["box"])] == grounded.content["description"]
+    for caption, grounding, referring, grounded in zip(*rows, strict=True):
+        assert caption.images == grounding.images == referring.images == grounded.images
+        names = named_boxes(grounding)
+        assert names[tuple(referring.content["box"])] == referring.content["phrase"]
+        assert names[tuple(grounded.content["box"])] == grounded.content["description"]
         if caption.language == "en":
-            said = caption.content["caption"].lower().rstrip(".").split(" and ")
-            assert {name: place(box) for box, name in places.items()} == dict(split_place(part) for part in said)
+            locations = {name: location(box) for box, name in names.items()}
+            assert captioned_locations(caption.content["caption"]) == locations
 
 
 def test_pictures_of_the_splits_are_apart(built: Path) -> None:
     for task in TASKS:
-        found = [{image for record in read(built, task, split) for image in record.images} for split in SPLITS]
-        assert not found[0] & found[1]
-    texts = [{boxed(record) for record in read(built, "text", split)} - {""} for split in SPLITS]
-    assert texts[0] and texts[1] and not texts[0] & texts[1]  # texts with boxes are of one composition
+        train, heldout = ({image for record in read(built, task, split) for image in record.images} for split in SPLITS)
+        assert not train & heldout
+    # A text with boxes describes one composition, so it belongs to one split, too.
+    train_texts, heldout_texts = ({boxed(record) for record in read(built, "text", split)} - {""} for split in SPLITS)
+    assert train_texts and heldout_texts
+    assert not train_texts & heldout_texts
 
 
 def test_ids_are_unique(built: Path) -> None:
@@ -120,29 +134,51 @@ def test_ids_are_unique(built: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_dialogues(settings: QuickstartSettings, ingredients: Ingredients) -> None:
-    many = dataclasses.replace(settings, train=250, records_per_shard=250)
-    numbers: collections.Counter[tuple[int, int]] = collections.Counter()
-    said = ""
-    made = make_records(many, ingredients, "train", 0)
-    scenes = {r.images[0]: r for r in made["grounding"]}
-    for record in made["dialogue"]:
-        turns = record.content["turns"]
-        numbers[len(record.images), len(turns) // 2] += 1
-        assert [t["role"] for t in turns] == ["user", "assistant"] * (len(turns) // 2)
+@pytest.fixture(scope="module")
+def many_records(settings: QuickstartSettings, ingredients: Ingredients) -> dict[str, list[Record]]:
+    """One shard of 250 records per task."""
+    return make_records(dataclasses.replace(settings, train=250, records_per_shard=250), ingredients, "train", 0)
+
+
+def questions_of(dialogue: Record) -> list[str]:
+    return [turn["parts"][-1]["text"] for turn in dialogue.content["turns"][::2]]
+
+
+def test_turns_alternate_and_the_first_shows_every_picture(many_records: dict[str, list[Record]]) -> None:
+    for dialogue in many_records["dialogue"]:
+        turns = dialogue.content["turns"]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
         shown = [part["image"] for part in turns[0]["parts"] if set(part) == {"image"}]
-        assert shown == list(range(len(record.images))) and len(record.content["sizes"]) == len(shown)
-        questions = [t["parts"][-1]["text"] for t in turns[::2]]
+        assert shown == list(range(len(dialogue.images)))
+        assert len(dialogue.content["sizes"]) == len(shown)
+
+
+def test_dialogues_have_one_or_two_pictures_and_two_or_three_turns(many_records: dict[str, list[Record]]) -> None:
+    shapes = {(len(dialogue.images), len(questions_of(dialogue))) for dialogue in many_records["dialogue"]}
+    assert shapes == {(1, 2), (1, 3), (2, 2), (2, 3)}
+
+
+def test_dialogues_ask_every_kind_of_question_and_none_twice(many_records: dict[str, list[Record]]) -> None:
+    for dialogue in many_records["dialogue"]:
+        questions = questions_of(dialogue)
         assert len(set(questions)) == len(questions)
-        for part in (part for turn in turns[1::2] for part in turn["parts"] if "ref" in part):
-            segments = scenes[record.images[part["image"]]].content["segments"]
-            names = {tuple(s["boxes"][0]): s["text"].lower() for s in segments if s["boxes"]}
-            if record.language == "en":
-                assert names[tuple(part["boxes"][0])].split(" ", 1)[1] == part["ref"].removeprefix("The ")
-        said += " ".join(questions)
-    assert set(numbers) == {(1, 2), (1, 3), (2, 2), (2, 3)}
-    for part in ("Where is it?", "Read the text in", "Which picture shows", "And in Picture", "How many", "图1"):
-        assert part in said
+    text = " ".join(question for dialogue in many_records["dialogue"] for question in questions_of(dialogue))
+    for phrase in ("Where is it?", "Read the text in", "Which picture shows", "And in Picture", "How many", "图1"):
+        assert phrase in text
+
+
+def test_boxes_in_answers_belong_to_the_named_object(many_records: dict[str, list[Record]]) -> None:
+    names_by_image = {record.images[0]: named_boxes(record) for record in many_records["grounding"]}
+    for dialogue in many_records["dialogue"]:
+        answers = [part for turn in dialogue.content["turns"][1::2] for part in turn["parts"]]
+        for part in answers:
+            if "ref" not in part:
+                continue
+            names = names_by_image[dialogue.images[part["image"]]]
+            name = names[tuple(part["boxes"][0])]
+            if dialogue.language == "en":
+                _, noun = name.split(" ", 1)
+                assert part["ref"] == f"The {noun}"
 
 
 def test_shards_do_not_depend_on_who_writes_them(
@@ -164,12 +200,12 @@ def test_a_finished_folder_is_left_alone(built: Path, settings: QuickstartSettin
 def test_half_written_and_outdated_folders_are_replaced(tiny: QuickstartSettings, tmp_path: Path) -> None:
     output = tmp_path / "data"
     (output / "caption").mkdir(parents=True)
-    left = output / "caption" / "quickstart-train.array_record-00000-of-00009"
-    left.write_text("x")
+    leftover = output / "caption" / "quickstart-train.array_record-00000-of-00009"
+    leftover.write_text("x")
     killed = tmp_path / ".data.999999999.building"
     killed.mkdir()
     build(tiny, output, tmp_path / "cache")
-    assert not killed.exists() and not left.exists()
+    assert not killed.exists() and not leftover.exists()
     first = checksums(output)
     next((output / "vqa").glob("*train*")).write_bytes(b"damaged")
     build(tiny, output, tmp_path / "cache")
@@ -187,18 +223,18 @@ def test_foreign_files_are_never_removed(tiny: QuickstartSettings, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["text/thesis.txt", "ocr/scans-00000.array_record", "vocabulary/mine.model"])
-def test_folders_that_only_have_the_names_of_ours_are_never_removed(
+def test_folders_with_our_names_and_foreign_files_are_never_removed(
     name: str, tiny: QuickstartSettings, tmp_path: Path
 ) -> None:
     kept = tmp_path / "data" / name
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
-    with pytest.raises(UserError, match="holds files that are not of this pipeline"):
+    with pytest.raises(UserError, match="contains files that this pipeline did not write"):
         build(tiny, tmp_path / "data", tmp_path / "cache")
     assert kept.read_text() == "mine"
 
 
-def test_a_full_disk_is_told_before_the_work(
+def test_a_full_disk_is_reported_before_the_work(
     tiny: QuickstartSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -229,7 +265,7 @@ def test_mistakes_end_with_one_sentence(wrong: list[str], tmp_path: Path, capsys
     assert not list(tmp_path.glob("*data*")) and not list(tmp_path.glob(".data*"))
 
 
-def test_rendered_data_is_told(built: Path, settings: QuickstartSettings, caplog: pytest.LogCaptureFixture) -> None:
+def test_rendered_data_is_reported(built: Path, settings: QuickstartSettings, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING"):
         build(settings, built, built.parent / "cache")
     assert "RENDERED" in caplog.text
@@ -242,7 +278,9 @@ def test_two_processes_write_the_same_bytes(built: Path, settings: QuickstartSet
     assert checksums(tmp_path / "data") == checksums(built)
 
 
-def test_a_disk_that_fills_is_told(tiny: QuickstartSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_is_reported(
+    tiny: QuickstartSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise RuntimeError("write() failed: No space left on device; writing x")  # as ArrayRecord's writer says it
 

@@ -70,8 +70,8 @@ def test_rules_that_drop(rule: rules.Rule, text: str, language: str, kept: bool)
     assert bool(rule([caption(text, language)])) is kept
 
 
-def test_the_longest_caption_of_a_picture_stays() -> None:
-    found = rules.keep_longest(
+def test_the_longest_caption_of_a_picture_is_kept() -> None:
+    kept = rules.keep_longest(
         [
             caption("A fox.", name="a", picture="p"),
             caption("A red fox.", name="b", picture="p"),
@@ -80,15 +80,15 @@ def test_the_longest_caption_of_a_picture_stays() -> None:
             caption("An owl.", name="d"),
         ]
     )
-    assert texts(found) == ["A red fox.", "狐狸。", "An owl."]
+    assert texts(kept) == ["A red fox.", "狐狸。", "An owl."]
 
 
-def test_repeated_sentences_stay_once() -> None:
+def test_repeated_sentences_are_kept_once() -> None:
     lines = [caption("A frog.", name="a"), caption("A frog.", name="b"), caption("A cow.", name="c")]
     assert [c.id for c in rules.repeated_sentences(lines)] == ["a", "c"]
 
 
-def test_counts() -> None:
+def test_changed_and_dropped_captions_are_counted() -> None:
     lines = [
         caption("A <b>fox</b>.", name="a"),
         caption("Лиса", name="b"),
@@ -112,9 +112,11 @@ def test_counts() -> None:
         ("a red square", "a\u3000red&#8203; square\u200e"),
     ],
 )
-def test_what_looks_the_same_is_one_caption(first: str, second: str) -> None:
+def test_captions_that_look_the_same_are_one_caption(first: str, second: str) -> None:
     for pair in ([first, second], [second, first]):
-        assert texts(clean_captions([caption(text, name=str(k)) for k, text in enumerate(pair)])[0]) == [first]
+        captions = [caption(text, name=str(index)) for index, text in enumerate(pair)]
+        kept, _ = clean_captions(captions)
+        assert texts(kept) == [first]
 
 
 PARTS = (

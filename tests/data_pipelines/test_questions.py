@@ -1,4 +1,4 @@
-"""Answers checked against the boxes by other means than those that made them."""
+"""Answers agree with the boxes, by other means than those that made the answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def item(noun: str, noun_zh: str, x: int, y: int) -> SceneObject:
     return SceneObject(stamp, (x - 10, y - 10, x + 10, y + 10))
 
 
-FOX, PIG, COW = item("fox", "狐狸", 20, 50), item("pig", "猪", 50, 20), item("cow", "母牛", 80, 70)
+FOX = item("fox", "狐狸", 20, 50)
+PIG = item("pig", "猪", 50, 20)
+COW = item("cow", "母牛", 80, 70)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_lists_and_counts() -> None:
 
 
 def true_answer(question: str, scene: Scene) -> str:
-    """The answer from the boxes alone; every pattern of a question is parsed here again."""
+    """The answer according to the boxes alone, with a parser for every pattern of a question."""
     x = {o.stamp.noun_en: (o.box[0] + o.box[2]) / 2 for o in scene.objects}
     y = {o.stamp.noun_en: (o.box[1] + o.box[3]) / 2 for o in scene.objects}
     beyond = {
@@ -78,15 +80,15 @@ def true_answer(question: str, scene: Scene) -> str:
     if match := re.fullmatch(rf"Is the (.+) {relation} the (.+)\?", question):
         return "yes" if beyond[match[2]](match[1], match[3]) else "no"
     if match := re.fullmatch(rf"What is the (.+) {relation}\?", question):
-        found = [b for b in x if b != match[1] and beyond[match[2]](match[1], b)]
+        candidates = [b for b in x if b != match[1] and beyond[match[2]](match[1], b)]
     elif match := re.fullmatch(rf"What is {relation} the (.+)\?", question):
-        found = [b for b in x if b != match[2] and beyond[match[1]](b, match[2])]
+        candidates = [b for b in x if b != match[2] and beyond[match[1]](b, match[2])]
     else:
         raise AssertionError(question)
     # objects less than the clear gap apart count for neither side
     axis = x if "left" in question or "right" in question else y
     anchor = match[1] if match[1] in x else match[2]
-    (answer,) = [b for b in found if abs(axis[b] - axis[anchor]) >= 15]
+    (answer,) = [b for b in candidates if abs(axis[b] - axis[anchor]) >= 15]
     return answer
 
 

@@ -1,4 +1,4 @@
-"""The data set on an object store: the bytes of the one on a disk, and nothing that looks finished before it is."""
+"""The data set on an object store has the same bytes as on a disk, and never looks finished before it is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def contents(folder: object) -> dict[str, bytes]:
     return {name: storage.read_bytes(root / name) for name in storage.files_below(root)}
 
 
-def test_equal_to_the_disk(built: Path, settings: QuickstartSettings, gcs: str) -> None:
+def test_the_bytes_are_those_on_a_disk(built: Path, settings: QuickstartSettings, gcs: str) -> None:
     build(settings, f"{gcs}/data/quickstart", built.parent / "cache")
     assert contents(f"{gcs}/data/quickstart") == contents(built)
     assert storage.names(f"{gcs}/data") == ["quickstart"]
@@ -31,16 +31,16 @@ def test_equal_to_the_disk(built: Path, settings: QuickstartSettings, gcs: str) 
     assert storage.entry(f"{gcs}/data/quickstart/text/manifest.json") == changed
 
 
-def test_files_of_somebody_else(built: Path, settings: QuickstartSettings, gcs: str) -> None:
+def test_foreign_files_are_never_removed(built: Path, settings: QuickstartSettings, gcs: str) -> None:
     storage.write_bytes(f"{gcs}/data/thesis.txt", b"x")
-    with pytest.raises(UserError, match=r"gs://.*/data holds files that are not of this pipeline"):
+    with pytest.raises(UserError, match=r"gs://.*/data contains files that this pipeline did not write"):
         build(settings, f"{gcs}/data", built.parent / "cache")
     assert storage.names(f"{gcs}/data") == ["thesis.txt"]
 
 
 @pytest.mark.slow
 def test_killed_and_run_again(tmp_path: Path, gcs: str, gcs_environment: dict[str, str]) -> None:
-    """At any moment the folder is finished and whole, or has no manifest; the next run makes it whole."""
+    """At any moment the folder is complete, or has no manifest; the next run completes it."""
     flags = [
         "--source=rendered",
         "--train=40",
@@ -51,7 +51,8 @@ def test_killed_and_run_again(tmp_path: Path, gcs: str, gcs_environment: dict[st
     ]
     program = [sys.executable, "-m", "data_pipelines.quickstart", f"--cache={tmp_path / 'cache'}", "--workers=1"]
     subprocess.run([*program, *flags, f"--output={tmp_path / 'disk'}"], env=gcs_environment, check=True)
-    expected, output = contents(tmp_path / "disk"), f"{gcs}/quickstart"
+    expected = contents(tmp_path / "disk")
+    output = f"{gcs}/quickstart"
     killed = 0
     for wait in (0.0, 0.7, 1.5):
         run = subprocess.Popen([*program, *flags, f"--output={output}"], env=gcs_environment)
@@ -68,11 +69,11 @@ def test_killed_and_run_again(tmp_path: Path, gcs: str, gcs_environment: dict[st
     assert contents(output) == expected and storage.names(gcs) == ["quickstart"]
 
 
-def test_what_is_replaced_leaves_nothing(tiny: QuickstartSettings, tmp_path: Path, gcs: str) -> None:
-    left = "quickstart-train.array_record-00008-of-00009"
+def test_a_replaced_data_set_leaves_no_file(tiny: QuickstartSettings, tmp_path: Path, gcs: str) -> None:
+    leftover = "quickstart-train.array_record-00008-of-00009"
     storage.write_bytes(f"{gcs}/q/manifest.json", b"{}")
     for task in TASKS:
-        storage.write_bytes(f"{gcs}/q/{task}/{left}", b"of another run")
+        storage.write_bytes(f"{gcs}/q/{task}/{leftover}", b"of another run")
     build(tiny, f"{gcs}/q", tmp_path / "cache")
-    assert not [name for name in storage.files_below(f"{gcs}/q") if name.endswith(left)]
+    assert not [name for name in storage.files_below(f"{gcs}/q") if name.endswith(leftover)]
     assert all(len(RecordReader(f"{gcs}/q/{task}", "heldout")) == 2 for task in TASKS)

@@ -31,7 +31,7 @@ def test_quads_are_tight_around_the_drawn_pixels(level: int, grid: int) -> None:
         for line in picture.lines:
             (x1, y1), (x2, y1b), (x2b, y2), (x1b, y2b) = line.quad
             assert (x1, y1, x2, y2) == (x1b, y1b, x2b, y2b) and 1 <= x1 < x2 <= 99 and 1 <= y1 < y2 <= 99
-            assert all(place % grid == 0 for place in (x1, y1, x2, y2))
+            assert all(coordinate % grid == 0 for coordinate in (x1, y1, x2, y2))
             inside[y1:y2, x1:x2] = True
             part = changed[y1:y2, x1:x2]
             strong = part >= part.max() * DRAWN_COVERAGE / 255 - 2
@@ -40,7 +40,7 @@ def test_quads_are_tight_around_the_drawn_pixels(level: int, grid: int) -> None:
         assert changed[~inside].max() == 0
 
 
-def test_words_and_layout() -> None:
+def test_words_are_different_and_one_above_the_other() -> None:
     flat = [np.full((120, 120, 3), 90, np.uint8)]
     counts = set()
     for seed in range(30):
@@ -68,13 +68,13 @@ def test_vocabularies_come_from_the_captions() -> None:
     assert vocabularies(drawn_stamps.stamps(), [], [], [])[0] == []
 
 
-def test_coverage_is_checked() -> None:
+def test_fonts_know_which_characters_they_can_draw() -> None:
     assert PILLOW.covers("tiger") and not PILLOW.covers("老虎")
     for font in fonts.english_fonts(None):
         assert font.covers("Tiger 12") and not font.covers("\U000f0000")
 
 
-def test_bad_sizes_are_told() -> None:
+def test_settings_that_allow_no_text_are_refused() -> None:
     for wrong in (OcrSettings(min_english_px=60), OcrSettings(max_words=3), OcrSettings(background_push=2.0)):
         with pytest.raises(UserError):
             wrong.check()
