@@ -148,12 +148,12 @@ class Targets:
         counted = 0
         for index in range(len(reader)):
             try:
-                sample = corpus.read(0, index)
+                example = corpus.read(0, index)
             except UserError:
                 counted += 1
                 continue
-            pixels = np.zeros((len(sample.images), SIDE, SIDE, 3), np.uint8)
-            counted += bool(decode_all(sample.images, sample.stated, pixels, False))
+            pixels = np.zeros((len(example.images), SIDE, SIDE, 3), np.uint8)
+            counted += bool(decode_all(example.images, example.stated_sizes, pixels, False))
         return "counted" if counted else "read"
 
     def _fresh(self, rng: Rng) -> tuple[Path, str]:

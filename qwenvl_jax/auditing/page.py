@@ -11,8 +11,8 @@ from PIL import Image
 
 from qwenvl_jax.auditing.samples import Audit, Place, Span, pixels_of, places_of, spans_of
 from qwenvl_jax.config import Config
+from qwenvl_jax.data.examples import Example
 from qwenvl_jax.data.images.pool import decode_all
-from qwenvl_jax.data.stream import Sample
 from qwenvl_jax.html import page as html_page
 from qwenvl_jax.html.charts import Bar, histogram
 from qwenvl_jax.html.figures import Region, figure, palette_color
@@ -125,12 +125,12 @@ def _chart(source: dict[str, Any], unit: str, bars: Sequence[dict[str, int]], li
     return html_page.card(title, svg, "chart")
 
 
-def _sample(sample: Sample, audit: Audit, config: Config) -> str:
+def _sample(example: Example, audit: Audit, config: Config) -> str:
     """One sample: its images with the regions drawn on them, and its tokens."""
-    spans = spans_of(sample.tokens, audit.tokenizer, config.model.resampler.queries)
+    spans = spans_of(example.tokens, audit.tokenizer, config.model.resampler.queries)
     regions = list(enumerate(places_of(spans), start=1))
-    pixels_IHWC = pixels_of(sample, config.data)
-    decode_all(sample.images, sample.stated, pixels_IHWC, config.data.jpeg_draft)
+    pixels_IHWC = pixels_of(example, config.data)
+    decode_all(example.images, example.stated_sizes, pixels_IHWC, config.data.jpeg_draft)
     pictures = "".join(
         _picture(pixels_HWC, index, [(number, region) for number, region in regions if index in region.images])
         for index, pixels_HWC in enumerate(pixels_IHWC)
@@ -138,7 +138,7 @@ def _sample(sample: Sample, audit: Audit, config: Config) -> str:
     if pictures:
         pictures = f'<div class="pictures">{pictures}</div>'
     supervised = sum(span.tokens for span in spans if span.supervised)
-    facts = f"{sample.name} · {len(sample.tokens.tokens_L):,} tokens, {supervised:,} supervised"
+    facts = f"{example.record_id} · {len(example.tokens.tokens_L):,} tokens, {supervised:,} supervised"
     tokens = _tokens(spans, {region.span: (number, region) for number, region in regions})
     return (
         f'<article class="card sample{" seen" if pictures else ""}">{pictures}<div><h3>{escape(facts)}</h3>'

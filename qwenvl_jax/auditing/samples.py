@@ -18,12 +18,12 @@ import numpy as np
 
 from qwenvl_jax.config import Config, DataConfig, config_hash
 from qwenvl_jax.data import tags
-from qwenvl_jax.data.examples import Tokens
+from qwenvl_jax.data.examples import Example, Tokens
 from qwenvl_jax.data.images.pool import decode_all
 from qwenvl_jax.data.mixture import Sampler
 from qwenvl_jax.data.packing import Item, Packer
 from qwenvl_jax.data.readers.conversations import is_placeholder
-from qwenvl_jax.data.stream import READ_AHEAD, Corpus, Sample, open_corpus
+from qwenvl_jax.data.stream import READ_AHEAD, Corpus, open_corpus
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
@@ -44,14 +44,14 @@ class Finding(NamedTuple):
       source, record: its number in the mixture, and the record's place in that source.
       state: "used", "dropped" (does not fit a row) or "corrupt" (the record or an image cannot be read).
       message: why it is not used.
-      sample: None if the record cannot be read.
+      example: None if the record cannot be read.
     """
 
     source: int
     record: int
     state: State
     message: str
-    sample: Sample | None
+    example: Example | None
 
 
 class Span(NamedTuple):
@@ -112,7 +112,7 @@ class Audit:
     """
 
     numbers: dict[str, Any]
-    examples: list[list[Sample]]
+    examples: list[list[Example]]
     tokenizer: Tokenizer
 
 
@@ -143,13 +143,13 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
     corpus = open_corpus(config, tokenizer, verify=verify)
     queries, mixture = corpus.queries, config.data.mixture
     counts: list[list[_Count]] = [[] for _ in mixture]
-    examples: list[list[Sample]] = [[] for _ in mixture]
+    examples: list[list[Example]] = [[] for _ in mixture]
     left_out: list[list[dict[str, Any]]] = [[] for _ in mixture]
     with contextlib.closing(draw(corpus)) as drawn:
-        for source, record, state, message, sample in itertools.islice(drawn, samples):
-            counts[source].append(_count(state, sample, tokenizer, queries))
-            if state == "used" and sample is not None and len(examples[source]) < shown:
-                examples[source].append(sample)
+        for source, record, state, message, example in itertools.islice(drawn, samples):
+            counts[source].append(_count(state, example, tokenizer, queries))
+            if state == "used" and example is not None and len(examples[source]) < shown:
+                examples[source].append(example)
             entry = {"state": state, "record": record, "message": message}
             known = left_out[source]
             if state != "used" and entry not in known and sum(e["state"] == state for e in known) < NAMED:
@@ -205,37 +205,37 @@ def _draw_stream(corpus: Corpus, number: int, readers: concurrent.futures.Execut
             source, index = sampler.draw(groups // groups_per_step)
             ahead.append(readers.submit(_look, corpus, packer.fits, source, index))
         finding = ahead.popleft().result()
-        if finding.sample is not None and finding.state != "dropped":  # a broken image keeps its place in a row
-            groups += packer.add(_item(finding.sample, data, n)) is not None
+        if finding.example is not None and finding.state != "dropped":  # a broken image keeps its place in a row
+            groups += packer.add(_item(finding.example, data, n)) is not None
         yield finding
 
 
-def _item(sample: Sample, data: DataConfig, n: int = 0) -> Item:
-    return Item(n, data.mixture[sample.source].task, len(sample.tokens.tokens_L), len(sample.images))
+def _item(example: Example, data: DataConfig, n: int = 0) -> Item:
+    return Item(n, data.mixture[example.source].task, len(example.tokens.tokens_L), len(example.images))
 
 
 def _look(corpus: Corpus, fits: Callable[[Item], bool], source: int, index: int) -> Finding:
     """Reads a sample as training does, and decodes its images to see whether that is possible."""
     data = corpus.data
     try:
-        sample = corpus.read(source, index)
+        example = corpus.read(source, index)
     except UserError as error:
         return Finding(source, index, "corrupt", str(error), None)
-    item = _item(sample, data)
+    item = _item(example, data)
     if not fits(item):
         found, room = f"{item.length} tokens", f"a row {data.sequence_length}"
         if item.length <= data.sequence_length:
             found, room = f"{item.images} images", f"a group of rows {data.group_images}"
-        return Finding(source, index, "dropped", f"record {sample.name!r}: it has {found}, {room}", sample)
-    wrong = decode_all(sample.images, sample.stated, pixels_of(sample, data), data.jpeg_draft)
+        return Finding(source, index, "dropped", f"record {example.record_id!r}: it has {found}, {room}", example)
+    wrong = decode_all(example.images, example.stated_sizes, pixels_of(example, data), data.jpeg_draft)
     if wrong:
-        return Finding(source, index, "corrupt", f"record {sample.name!r}: {wrong}", sample)
-    return Finding(source, index, "used", "", sample)
+        return Finding(source, index, "corrupt", f"record {example.record_id!r}: {wrong}", example)
+    return Finding(source, index, "used", "", example)
 
 
-def pixels_of(sample: Sample, data: DataConfig) -> np.ndarray:
+def pixels_of(example: Example, data: DataConfig) -> np.ndarray:
     """Room for a sample's images, [I, H, W, 3] uint8."""
-    return np.zeros((len(sample.images), data.image_size, data.image_size, 3), np.uint8)
+    return np.zeros((len(example.images), data.image_size, data.image_size, 3), np.uint8)
 
 
 def spans_of(tokens: Tokens, tokenizer: Tokenizer, queries: int) -> list[Span]:
@@ -295,15 +295,15 @@ def places_of(spans: Sequence[Span]) -> list[Place]:
     return found
 
 
-def _count(state: State, sample: Sample | None, tokenizer: Tokenizer, queries: int) -> _Count:
-    if sample is None:
+def _count(state: State, example: Example | None, tokenizer: Tokenizer, queries: int) -> _Count:
+    if example is None:
         return _Count(state, 0, 0, 0, 0, 0)
-    places = places_of(spans_of(sample.tokens, tokenizer, queries))
+    places = places_of(spans_of(example.tokens, tokenizer, queries))
     return _Count(
         state,
-        len(sample.tokens.tokens_L),
-        int(sample.tokens.is_target_L[1:].sum()),
-        len(sample.images),
+        len(example.tokens.tokens_L),
+        int(example.tokens.is_target_L[1:].sum()),
+        len(example.images),
         len(places),
         sum(place.empty for place in places),
     )

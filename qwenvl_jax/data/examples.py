@@ -1,4 +1,4 @@
-"""Record -> Example: pieces become ids, loss mask and image slots.
+"""Record -> Example: pieces become ids, loss mask and image slots. Images stay encoded until a batch is laid out.
 
 Shape suffixes: L tokens, I images, H/W pixels, Q feature slots per image.
 """
@@ -12,17 +12,21 @@ import numpy as np
 
 from qwenvl_jax.data.formats import Piece, training_pieces
 from qwenvl_jax.data.images.decode import Size, decode_image, resize_square
-from qwenvl_jax.data.schema import Example, Record
+from qwenvl_jax.data.record_content import stated_sizes
+from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 
 
 class Tokens(NamedTuple):
-    """The tokenised part of a sample, before any pixel is touched.
+    """The ids of an example or a prompt.
 
     Attributes:
-      tokens_L, is_target_L, image_query_L: as in schema.Example.
-      image_indices: which of the record's images the slots refer to, in order of first occurrence. An image that
-        occurs twice is encoded once.
+      tokens_L: [L] int32 ids; image slots hold the id of `<imgpad>`.
+      is_target_L: [L] bool, whether the token is a training target.
+      image_query_L: [L] int32, `image * Q + query` of the feature that replaces this token; -1 for text. `image`
+        counts the images that are used.
+      image_indices: the record's images that are used, in order of first occurrence. An image that occurs twice is
+        encoded once.
     """
 
     tokens_L: np.ndarray
@@ -31,8 +35,28 @@ class Tokens(NamedTuple):
     image_indices: tuple[int, ...]
 
 
+class Example(NamedTuple):
+    """One tokenised sample with its encoded images.
+
+    Attributes:
+      source: index of its source in the mixture.
+      record_id: the id of its record.
+      tokens: of the whole sample.
+      images: encoded, in the order in which `tokens.image_query_L` counts them.
+      stated_sizes: the size of each image if the record states it, else None.
+      error: why the example cannot be used although a row has room reserved for it; "" if it can be used.
+    """
+
+    source: int
+    record_id: str
+    tokens: Tokens
+    images: tuple[bytes, ...]
+    stated_sizes: tuple[Size | None, ...]
+    error: str = ""
+
+
 class Prompt(NamedTuple):
-    """What generation starts from: `tokens_L` and `image_query_L` int32 as in schema.Example, pixels uint8."""
+    """The input of generation: `tokens_L` and `image_query_L` as in `Tokens`, pixels [I, H, W, 3] uint8."""
 
     tokens_L: np.ndarray
     image_query_L: np.ndarray
@@ -46,62 +70,71 @@ def tokenize_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, queries: int)
     released tokenizer writes the file's path into those slots; features overwrite them in any case).
     """
     image_block = np.full(queries + 2, tokenizer.special.imgpad, np.int32)
-    image_block[0], image_block[-1] = tokenizer.special.img, tokenizer.special.img_end
+    image_block[0] = tokenizer.special.img
+    image_block[-1] = tokenizer.special.img_end
     ids: list[np.ndarray] = []
-    starts: list[tuple[int, int]] = []  # first slot of every image block, feature block it reads
-    order: dict[int, int] = {}
+    image_blocks: list[tuple[int, int]] = []  # (first slot of the block, number of the image that fills it)
+    image_numbers: dict[int, int] = {}
     supervised: list[bool] = []
     length = 0
     for piece in pieces:
         if piece.kind == "text":
-            part = tokenizer.encode_array(str(piece.value))
+            piece_ids = tokenizer.encode_array(str(piece.value))
         elif piece.kind == "special":
-            part = np.array([tokenizer.special_by_name[str(piece.value)]], np.int32)
+            piece_ids = np.array([tokenizer.special_by_name[str(piece.value)]], np.int32)
         else:
-            part = image_block
-            starts.append((length + 1, order.setdefault(int(piece.value), len(order))))
-        ids.append(part)
+            piece_ids = image_block
+            image_blocks.append((length + 1, image_numbers.setdefault(int(piece.value), len(image_numbers))))
+        ids.append(piece_ids)
         supervised.append(piece.supervised)
-        length += len(part)
+        length += len(piece_ids)
     tokens_L = np.concatenate(ids) if ids else np.zeros(0, np.int32)
-    is_target_L = np.repeat(np.array(supervised, bool), [len(part) for part in ids])
+    is_target_L = np.repeat(np.array(supervised, bool), [len(piece_ids) for piece_ids in ids])
     image_query_L = np.full(length, -1, np.int32)
-    for start, block in starts:
-        image_query_L[start : start + queries] = np.arange(block * queries, (block + 1) * queries)
-    return Tokens(tokens_L, is_target_L, image_query_L, tuple(order))
+    for start, number in image_blocks:
+        image_query_L[start : start + queries] = np.arange(number * queries, (number + 1) * queries)
+    return Tokens(tokens_L, is_target_L, image_query_L, tuple(image_numbers))
 
 
-def decode_images(
-    images: Sequence[bytes], indices: Sequence[int], image_size: int, stated: Sequence[Size | None] = ()
-) -> np.ndarray:
-    """Pixels [I, H, W, 3] uint8 of the images that are used.
+def make_example(record: Record, source: int, tokenizer: Tokenizer, queries: int) -> Example:
+    """One training example. No pixel is decoded.
 
-    Raises:
-      UserError: for one that is not an image, or has another size than the one that is `stated` for it.
-    """
-    images_IHWC = np.empty((len(indices), image_size, image_size, 3), np.uint8)
-    for row, index in enumerate(indices):
-        image = decode_image(images[index], stated=stated[index] if stated else None)
-        images_IHWC[row] = resize_square(image, image_size)
-    return images_IHWC
-
-
-def make_example(record: Record, source: str, tokenizer: Tokenizer, queries: int, image_size: int) -> Example:
-    """One training sample. `source` is the mixture entry's name, `queries` the feature slots per image.
+    Args:
+      record: a checked record.
+      source: index of its source in the mixture.
+      tokenizer: of the run.
+      queries: feature slots per image.
 
     Raises:
-      UserError: naming the record, if its content does not fit its task, a box leaves its image, or an image is
-        not one.
+      UserError: naming the record, if its content does not fit its task or a box leaves its image.
     """
     tokens = tokenize_pieces(training_pieces(record), tokenizer, queries)
+    sizes = stated_sizes(record)
     return Example(
-        task=record.task,
         source=source,
-        tokens_L=tokens.tokens_L,
-        is_target_L=tokens.is_target_L,
-        image_query_L=tokens.image_query_L,
-        images_IHWC=decode_images(record.images, tokens.image_indices, image_size),
+        record_id=record.id,
+        tokens=tokens,
+        images=tuple(record.images[k] for k in tokens.image_indices),
+        stated_sizes=tuple(sizes[k] for k in tokens.image_indices),
     )
+
+
+def decode_images(images: Sequence[bytes], image_size: int, sizes: Sequence[Size | None] = ()) -> np.ndarray:
+    """Pixels [I, H, W, 3] uint8 of encoded images.
+
+    Args:
+      images: encoded.
+      image_size: H = W.
+      sizes: the size that each image must have, None for any; empty if no size is known.
+
+    Raises:
+      UserError: if an image cannot be read or has another size.
+    """
+    images_IHWC = np.empty((len(images), image_size, image_size, 3), np.uint8)
+    for index, payload in enumerate(images):
+        image = decode_image(payload, stated=sizes[index] if sizes else None)
+        images_IHWC[index] = resize_square(image, image_size)
+    return images_IHWC
 
 
 def make_prompt(
@@ -110,17 +143,22 @@ def make_prompt(
     tokenizer: Tokenizer,
     queries: int,
     image_size: int,
-    stated: Sequence[Size | None] = (),
+    sizes: Sequence[Size | None] = (),
 ) -> Prompt:
     """A prompt for generation from `formats.prompt_pieces` or `formats.chat_pieces(.., open_end=True)`.
 
     Args:
+      pieces: of the prompt.
       images: encoded images that the pieces index.
-      stated: the size that each of them must have (`record_content.stated_sizes`); none for pictures of no record.
+      tokenizer: of the run.
+      queries: feature slots per image.
+      image_size: H = W.
+      sizes: the size that each image must have (`record_content.stated_sizes`); empty for images without a record.
 
     Raises:
-      UserError: if an image is not one, or has another size.
+      UserError: if an image cannot be read or has another size.
     """
     tokens = tokenize_pieces(pieces, tokenizer, queries)
-    images_IHWC = decode_images(images, tokens.image_indices, image_size, stated)
-    return Prompt(tokens.tokens_L, tokens.image_query_L, images_IHWC)
+    used = [images[k] for k in tokens.image_indices]
+    used_sizes = [sizes[k] for k in tokens.image_indices] if sizes else ()
+    return Prompt(tokens.tokens_L, tokens.image_query_L, decode_images(used, image_size, used_sizes))

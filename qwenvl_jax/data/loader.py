@@ -24,9 +24,10 @@ import numpy as np
 from qwenvl_jax.config import Config
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.corruption import Tally, check_corruption
+from qwenvl_jax.data.examples import Example
 from qwenvl_jax.data.images.pool import DecodePool, finished
 from qwenvl_jax.data.schema import Batch
-from qwenvl_jax.data.stream import Corpus, Sample, Stream, open_corpus
+from qwenvl_jax.data.stream import Corpus, Stream, open_corpus
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
@@ -39,7 +40,7 @@ class _Placed(NamedTuple):
     """A sample in its place in the batch, its images being decoded."""
 
     stream: int
-    sample: Sample
+    example: Example
     a: int
     row: int
     tokens: slice
@@ -109,23 +110,23 @@ class Loader(Iterator[Batch]):
         batch, placed = ready.batch, ready.placed
         for total in self._totals.values():
             total["batches"] += 1
-        for stream, sample, a, row, tokens, images, reading in placed:
+        for stream, example, a, row, tokens, images, reading in placed:
             total = self._totals[stream]
             error = reading.result()
             if error:
-                total["corrupt"][sample.source] += 1
-                name = self._data.mixture[sample.source].name
-                said = sample.error or f"record {sample.name!r} of source {name!r}: {error}"
-                self._errors[sample.source] = self._errors[sample.source] or said
+                total["corrupt"][example.source] += 1
+                name = self._data.mixture[example.source].name
+                said = example.error or f"record {example.record_id!r} of source {name!r}: {error}"
+                self._errors[example.source] = self._errors[example.source] or said
                 for array_ABL in batch[:6]:
                     array_ABL[a, row, tokens] = 0
                 batch.image_slot[a, row, tokens] = -1
                 batch.images[a, images] = 0
                 continue
-            total["seen"][sample.source] += 1
-            total["tokens"] += len(sample.tokens.tokens_L)
-            total["targets"] += int(sample.tokens.is_target_L[1:].sum())
-            total["images"] += len(sample.images)
+            total["seen"][example.source] += 1
+            total["tokens"] += len(example.tokens.tokens_L)
+            total["targets"] += int(example.tokens.is_target_L[1:].sum())
+            total["images"] += len(example.images)
         counts = self.counters({"streams": {n: ready.states[n] | {"totals": own} for n, own in self._totals.items()}})
         self._check(counts, [stream.errors() for stream in self._streams.values()])
 
@@ -166,8 +167,8 @@ class Loader(Iterator[Batch]):
         next_image: collections.Counter[tuple[int, int]] = collections.Counter()
         for number, a, group, row, samples in self._next_rows():
             start = 0
-            for segment, sample in enumerate(samples, start=1):
-                tokens_L, is_target_L, query_L, _ = sample.tokens
+            for segment, example in enumerate(samples, start=1):
+                tokens_L, is_target_L, query_L, _ = example.tokens
                 stop = start + len(tokens_L)
                 tokens_ABL[a, row, start:stop] = tokens_L
                 targets_ABL[a, row, start : stop - 1] = tokens_L[1:]
@@ -175,22 +176,22 @@ class Loader(Iterator[Batch]):
                 segments_ABL[a, row, start:stop] = segment
                 positions_ABL[a, row, start:stop] = np.arange(len(tokens_L))
                 place = next_image[a, group]
-                next_image[a, group] += len(sample.images)
+                next_image[a, group] += len(example.images)
                 slots_ABL[a, row, start:stop] = np.where(query_L < 0, -1, query_L + place * queries)
                 first = group * data.group_images + place
-                if sample.error:
-                    error = finished(sample.error)
+                if example.error:
+                    error = finished(example.error)
                 else:
                     at = a * images[1] + first
-                    error = self._decoders.submit(sample.images, sample.stated, pixels_IHWC, buffer, at)
-                own = slice(first, first + len(sample.images))
-                placed.append(_Placed(number, sample, a, row, slice(start, stop), own, error))
+                    error = self._decoders.submit(example.images, example.stated_sizes, pixels_IHWC, buffer, at)
+                own = slice(first, first + len(example.images))
+                placed.append(_Placed(number, example, a, row, slice(start, stop), own, error))
                 start = stop
         batch = Batch(tokens_ABL, targets_ABL, mask_ABL, segments_ABL, positions_ABL, slots_ABL, images_AIHWC)
         states = {number: stream.state() for number, stream in self._streams.items()}
         return _Ready(batch, placed, states)
 
-    def _next_rows(self) -> Iterator[tuple[int, int, int, int, list[Sample]]]:
+    def _next_rows(self) -> Iterator[tuple[int, int, int, int, list[Example]]]:
         """The rows of the next batch: stream, microbatch, group and row in this process's part, and the samples."""
         data = self._data
         for at, (number, stream) in enumerate(self._streams.items()):

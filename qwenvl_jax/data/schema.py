@@ -1,7 +1,7 @@
-"""The typed values of the input pipeline: Record -> Example -> Batch.
+"""The first and the last typed value of the input pipeline: Record -> Example -> Batch.
 
-A `Record` is what lies in a file, an `Example` is one tokenised sample, a `Batch` is what the training step
-takes. Numpy only: nothing here knows JAX, a tokenizer or a file format.
+A `Record` is one sample as a file stores it, an `Example` (`data.examples`) is one tokenised sample, and a `Batch` is
+the input of the training step. Numpy only: nothing here knows JAX, a tokenizer or a file format.
 
 Shape suffixes: A microbatches (gradient accumulation), B rows, L tokens, I images, H/W pixels, Q queries per image.
 """
@@ -48,27 +48,6 @@ class Record:
     license: str
     images: tuple[bytes, ...]
     content: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One tokenised sample.
-
-    Attributes:
-      task: one of TASKS; only examples of one task share a row (paper 3.2).
-      source: name of the mixture entry it came from, for the per-source counters.
-      tokens_L: [L] int32 ids; image slots hold the pad id of the tokenizer.
-      is_target_L: [L] bool, whether the token at this place is a training target.
-      image_query_L: [L] int32, `image * Q + query` of the feature that replaces this place, -1 for text.
-      images_IHWC: [I, H, W, 3] uint8 pixels at the stage's resolution.
-    """
-
-    task: str
-    source: str
-    tokens_L: np.ndarray
-    is_target_L: np.ndarray
-    image_query_L: np.ndarray
-    images_IHWC: np.ndarray
 
 
 class Batch(NamedTuple):

@@ -12,20 +12,17 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from qwenvl_jax.config import Config, DataConfig
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.corruption import Tally, check_corruption
-from qwenvl_jax.data.examples import Tokens, tokenize_pieces
-from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.images.decode import Size
+from qwenvl_jax.data.examples import Example, Tokens, make_example
 from qwenvl_jax.data.mixture import Sampler, open_sources
 from qwenvl_jax.data.packing import Item, Packer
 from qwenvl_jax.data.readers.source import Source
-from qwenvl_jax.data.record_content import stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 
@@ -36,28 +33,8 @@ READ_AHEAD = 16  # samples drawn before they are packed; part of what defines a 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-class Sample(NamedTuple):
-    """A tokenised sample. Images stay encoded until they are placed.
-
-    Attributes:
-      source: its number in the mixture.
-      name: the record's id.
-      tokens: of the whole sample.
-      images: encoded, in the order of their places.
-      stated: the size of each, if the record says so.
-      error: why it cannot be used although it has its place in a row; '' if it can.
-    """
-
-    source: int
-    name: str
-    tokens: Tokens
-    images: tuple[bytes, ...]
-    stated: tuple[Size | None, ...]
-    error: str = ""
-
-
 class Corpus:
-    """The records of a mixture as samples. Reads from several threads at once.
+    """The records of a mixture as examples. Reads from several threads at once.
 
     Args:
       data: the config.
@@ -71,7 +48,7 @@ class Corpus:
         self.lengths = [len(source) for source in sources]
         self._sources, self._tokenizer = sources, tokenizer
 
-    def read(self, number: int, index: int) -> Sample:
+    def read(self, number: int, index: int) -> Example:
         """Reads and tokenises a record.
 
         Raises:
@@ -82,10 +59,7 @@ class Corpus:
         where = f"record {index} of source {self.data.mixture[number].name!r}"
         try:
             record = self._sources[number][index]
-            tokens = tokenize_pieces(training_pieces(record), self._tokenizer, self.queries)
-            sizes = stated_sizes(record)
-            images = tuple(record.images[k] for k in tokens.image_indices)
-            return Sample(number, record.id, tokens, images, tuple(sizes[k] for k in tokens.image_indices))
+            return make_example(record, number, self._tokenizer, self.queries)
         except (MemoryError, StorageError):
             raise
         except UserError as error:
@@ -141,14 +115,14 @@ class Stream:
         data = self._corpus.data
         self._sampler = Sampler(data.mixture, self._corpus.lengths, data.seed, self._number, data.streams)
         self._packer = Packer(data.group_rows, data.sequence_length, data.group_images, data.packing_window)
-        self._ahead: collections.deque[tuple[int, int, concurrent.futures.Future[Sample]]] = collections.deque()
-        self._held: dict[int, tuple[int, int, Sample | None]] = {}
+        self._ahead: collections.deque[tuple[int, int, concurrent.futures.Future[Example]]] = collections.deque()
+        self._held: dict[int, tuple[int, int, Example | None]] = {}
         self._next = 0
         self._step = 0
         self._read, self._dropped, self._unreadable = ([0] * len(data.mixture) for _ in range(3))
         self._errors = [""] * len(data.mixture)
 
-    def next_part(self) -> list[list[list[list[Sample]]]]:
+    def next_part(self) -> list[list[list[list[Example]]]]:
         """This stream's part of the next batch: samples by microbatch, group and row."""
         data = self._corpus.data
         groups = data.groups // data.streams
@@ -156,7 +130,7 @@ class Stream:
         self._step += 1
         return part
 
-    def _next_group(self) -> list[list[Sample]]:
+    def _next_group(self) -> list[list[Example]]:
         group = None
         while group is None:
             item = self._next_item()
@@ -174,54 +148,54 @@ class Stream:
         self._next += 1
         self._read[number] += 1
         try:
-            sample = reading.result()
+            example = reading.result()
         except UserError as error:
             self._unreadable[number] += 1
             self._errors[number] = self._errors[number] or str(error)
             check_corruption(self._tallies(), data.max_corrupt_share, 1 / data.streams)
             return None
-        item = Item(n, data.mixture[number].task, len(sample.tokens.tokens_L), len(sample.images))
+        item = Item(n, data.mixture[number].task, len(example.tokens.tokens_L), len(example.images))
         if not self._packer.fits(item):
             self._dropped[number] += 1
-            self._check_fits(sample, item)
+            self._check_fits(example, item)
             return None
-        self._held[n] = (number, index, sample)
+        self._held[n] = (number, index, example)
         return item
 
     def _submit(self, number: int, index: int) -> None:
         self._ahead.append((number, index, self._readers.submit(self._corpus.read, number, index)))
 
-    def _take(self, item: Item) -> Sample:
+    def _take(self, item: Item) -> Example:
         """The sample of an item, read again if it was held over a restart.
 
         Its place is given away already, so one that has been damaged since then leaves it empty, as one whose images
         cannot be decoded does.
         """
-        number, index, sample = self._held.pop(item.n)
-        if sample is not None:
-            return sample
+        number, index, example = self._held.pop(item.n)
+        if example is not None:
+            return example
         try:
-            sample = self._corpus.read(number, index)
-            if (len(sample.tokens.tokens_L), len(sample.images)) != (item.length, item.images):
-                raise UserError(f"record {sample.name!r} has changed since the checkpoint was written")
+            example = self._corpus.read(number, index)
+            if (len(example.tokens.tokens_L), len(example.images)) != (item.length, item.images):
+                raise UserError(f"record {example.record_id!r} has changed since the checkpoint was written")
         except UserError as error:
             return _lost(number, item, str(error))
-        return sample
+        return example
 
     def _tallies(self) -> list[Tally]:
         data, lengths = self._corpus.data, self._corpus.lengths
         names = [source.name for source in data.mixture]
         return list(map(Tally, names, lengths, self._read, self._unreadable, self._errors))
 
-    def _check_fits(self, sample: Sample, item: Item) -> None:
+    def _check_fits(self, example: Example, item: Item) -> None:
         """A source of which nothing fits is a mistake in the config."""
-        number, data = sample.source, self._corpus.data
+        number, data = example.source, self._corpus.data
         usable = self._read[number] - self._unreadable[number]
         if self._dropped[number] == usable >= min(self._corpus.lengths[number], ALL_DROPPED):
             raise UserError(
-                f"no sample of source {data.mixture[number].name!r} fits a row: {sample.name!r} has {item.length} "
-                f"tokens and {item.images} images for config.data.sequence_length {data.sequence_length} and an image "
-                f"budget of {data.group_images}; raise them"
+                f"no sample of source {data.mixture[number].name!r} fits a row: {example.record_id!r} has "
+                f"{item.length} tokens and {item.images} images for config.data.sequence_length "
+                f"{data.sequence_length} and an image budget of {data.group_images}; raise them"
             )
 
     def errors(self) -> list[str]:
@@ -262,8 +236,8 @@ class Stream:
             self._submit(number, index)
 
 
-def _lost(number: int, item: Item, error: str) -> Sample:
+def _lost(number: int, item: Item, error: str) -> Example:
     """A sample of which only its place is left."""
     zeros_L, none_L = np.zeros(item.length, np.int32), np.full(item.length, -1, np.int32)
     tokens = Tokens(zeros_L, np.zeros(item.length, bool), none_L, tuple(range(item.images)))
-    return Sample(number, f"{number}:{item.n}", tokens, (b"",) * item.images, (None,) * item.images, error)
+    return Example(number, f"{number}:{item.n}", tokens, (b"",) * item.images, (None,) * item.images, error)

@@ -21,13 +21,13 @@ from PIL import Image
 from qwenvl_jax.auditing.page import page
 from qwenvl_jax.auditing.samples import Audit, audit, draw, places_of, spans_of
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.examples import make_example, tokenize_pieces
+from qwenvl_jax.data.examples import Example, decode_images, make_example, tokenize_pieces
 from qwenvl_jax.data.formats import Piece, training_pieces
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
 from qwenvl_jax.data.readers.record_folder import RecordReader, encode_record, write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import Corpus, Sample, Stream
+from qwenvl_jax.data.stream import Corpus, Stream
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.html.style import PALETTE
 from qwenvl_jax.runtime.errors import UserError
@@ -45,7 +45,7 @@ class Recorder(Corpus):
         super().__init__(*arguments)
         self.seen: list[tuple[int, int]] = []
 
-    def read(self, number: int, index: int) -> Sample:
+    def read(self, number: int, index: int) -> Example:
         self.seen.append((number, index))
         return super().read(number, index)
 
@@ -123,13 +123,13 @@ def test_numbers_are_those_of_the_examples(run_config: Config, tokenizer: Tokeni
     supervised_in_all = 0
     for number, own in enumerate(numbers["sources"]):
         examples = [
-            make_example(readers[number][index], "", tokenizer, QUERIES, 28)
+            make_example(readers[number][index], number, tokenizer, QUERIES)
             for source, index in drawn
             if source == number
         ]
-        lengths = sorted(len(example.tokens_L) for example in examples)
-        supervised = sum(int(example.is_target_L[1:].sum()) for example in examples)
-        images = [len(example.images_IHWC) for example in examples]
+        lengths = sorted(len(example.tokens.tokens_L) for example in examples)
+        supervised = sum(int(example.tokens.is_target_L[1:].sum()) for example in examples)
+        images = [len(example.images) for example in examples]
         assert lengths[-1] <= run_config.data.sequence_length, "nothing is dropped here"
         assert (own["name"], own["task"]) == (mixture[number].name, mixture[number].task)
         assert own["records"] == 23
@@ -176,8 +176,8 @@ def test_dropped_and_corrupt_are_counted_and_named(run_config: Config, tokenizer
     numbers = audit(config, 40, 40).numbers
     [own] = numbers["sources"]
     assert (own["samples"], own["used"], own["dropped"], own["corrupt"]) == (40, 34, 2, 4)
-    good = [make_example(record, "", tokenizer, QUERIES, 28) for record in records[3:]]
-    assert own["tokens"] == 2 * sum(len(example.tokens_L) for example in good)
+    good = [make_example(record, 0, tokenizer, QUERIES) for record in records[3:]]
+    assert own["tokens"] == 2 * sum(len(example.tokens.tokens_L) for example in good)
     assert own["images"] == 34
     assert own["length"]["max"] > 160 and own["length_histogram"][-1]["dropped"] == 2
     assert own["length_histogram"][-1]["first"] == 161
@@ -227,9 +227,9 @@ def test_a_box_is_drawn_where_the_tokens_say(run_config: Config, tmp_path: Path)
     assert (found.numbers["total"]["places"], found.numbers["total"]["empty_places"]) == (1, 0)
     [picture] = re.findall(r'href="data:image/jpeg;base64,([^"]*)" width="1000" height="1000"', shown)
     seen_HWC = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
-    example = make_example(record, "", found.tokenizer, QUERIES, 28)
+    [expected_HWC] = decode_images(record.images, 28)
     assert seen_HWC.shape == (28, 28, 3)
-    assert np.abs(seen_HWC - example.images_IHWC[0]).mean() < 3
+    assert np.abs(seen_HWC - expected_HWC).mean() < 3
 
 
 def test_given_places_are_dashed_and_quadrilaterals_keep_their_corners(run_config: Config, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_the_page_stands_alone_and_shows_the_first_samples(run_config: Config, t
     drawn = first_drawn(run_config, tokenizer, 60)
     for number, source in enumerate(run_config.data.mixture):
         expected = [RecordReader(source.records)[index] for own, index in drawn if own == number][:2]
-        assert [sample.name for sample in found.examples[number]] == [record.id for record in expected]
+        assert [example.record_id for example in found.examples[number]] == [record.id for record in expected]
         assert all(f"<h3>{record.id} · " in shown for record in expected)
     caption = RecordReader(run_config.data.mixture[0].records)[drawn[[own for own, _ in drawn].index(0)][1]]
     assert '<span class="taught" title="' in shown and f" {caption.content['caption']}" in text_of(shown)

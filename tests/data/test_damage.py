@@ -91,7 +91,7 @@ def test_the_error_names_source_and_record(run_config: Config, tokenizer: Tokeni
     corpus = Corpus(data, [RecordReader(damaged)], tokenizer, QUERIES)
     with pytest.raises(UserError, match=f"record {bad} of source 'bad'"):
         corpus.read(0, bad)
-    assert corpus.read(0, 0).name == "caption0"
+    assert corpus.read(0, 0).record_id == "caption0"
 
 
 class Failing:

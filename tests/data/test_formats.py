@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenvl_jax.data.examples import Tokens, make_example, make_prompt, tokenize_pieces
+from qwenvl_jax.data.examples import Tokens, decode_images, make_example, make_prompt, tokenize_pieces
 from qwenvl_jax.data.formats import chat_pieces, prompt_pieces, training_pieces
 from qwenvl_jax.data.record_content import check_record
 from qwenvl_jax.data.schema import Record
@@ -251,13 +251,25 @@ def test_a_training_sample_begins_with_its_training_prompt(tokenizer: Tokenizer,
 
 
 def test_make_example(tokenizer: Tokenizer) -> None:
-    example = make_example(record("caption", {"caption": "dog"}), "mix", tokenizer, 4, 56)
-    assert (example.task, example.source) == ("caption", "mix")
-    assert example.tokens_L.dtype == np.int32 and example.is_target_L.dtype == bool
-    assert example.images_IHWC.shape == (1, 56, 56, 3) and example.images_IHWC.dtype == np.uint8
+    caption = record("caption", {"caption": "dog"})
+    example = make_example(caption, 3, tokenizer, 4)
+    assert (example.source, example.record_id, example.error) == (3, "r1", "")
+    assert (example.images, example.stated_sizes) == (caption.images, (None,))
+    tokens_L, is_target_L, image_query_L, image_indices = example.tokens
+    assert tokens_L.dtype == np.int32 and is_target_L.dtype == bool
     special = tokenizer.special
-    assert example.tokens_L[:6].tolist() == [special.img, *[special.imgpad] * 4, special.img_end]
-    assert example.image_query_L[:7].tolist() == [-1, 0, 1, 2, 3, -1, -1]
+    assert tokens_L[:6].tolist() == [special.img, *[special.imgpad] * 4, special.img_end]
+    assert image_query_L[:7].tolist() == [-1, 0, 1, 2, 3, -1, -1]
+    assert image_indices == (0,)
+
+
+def test_an_example_states_the_size_of_its_image(tokenizer: Tokenizer) -> None:
+    assert make_example(make_record("ref_grounding", 0), 0, tokenizer, 4).stated_sizes == ((28, 28),)
+
+
+def test_decoded_images_are_squares_of_bytes() -> None:
+    images_IHWC = decode_images([encoded_image(1), encoded_image(2, 40, 30)], 56)
+    assert images_IHWC.shape == (2, 56, 56, 3) and images_IHWC.dtype == np.uint8
 
 
 def test_full_size_image_block_is_258_tokens(qwen: Tokenizer) -> None:
@@ -291,10 +303,10 @@ def test_prompt_mistakes() -> None:
         prompt_pieces(make_record("text", 0))
 
 
-def test_bytes_that_are_no_image(tokenizer: Tokenizer) -> None:
-    broken = dataclasses.replace(make_record("caption", 0), images=(b"not an image",))
+def test_bytes_that_are_not_an_image(tokenizer: Tokenizer) -> None:
+    pieces = prompt_pieces(make_record("caption", 0))
     with pytest.raises(UserError, match="not a readable image"):
-        make_example(broken, "mix", tokenizer, 2, 28)
+        make_prompt(pieces, [b"not an image"], tokenizer, 2, 28)
 
 
 def test_a_text_record_may_hold_a_sample_over_a_picture_made_of_words():

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenvl_jax.data.examples import make_example
+from qwenvl_jax.data.examples import Example, Tokens, decode_images, make_example
 from qwenvl_jax.data.formats import Piece, chat_pieces, training_pieces
 from qwenvl_jax.data.images.decode import decode_image
 from qwenvl_jax.data.readers import json_files
 from qwenvl_jax.data.readers.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.readers.json_files import JsonReader
-from qwenvl_jax.data.schema import TASKS, Example
+from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.data.record_samples import encoded_image, make_record
@@ -32,9 +32,10 @@ CONVERSATION = [
 
 
 def assert_same(a: Example, b: Example) -> None:
-    for name in ("tokens_L", "is_target_L", "image_query_L", "images_IHWC"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
-    assert (a.task, a.source) == (b.task, b.source)
+    for name, array_a, array_b in zip(Tokens._fields, a.tokens, b.tokens, strict=True):
+        np.testing.assert_array_equal(array_a, array_b, err_msg=name)
+    np.testing.assert_array_equal(decode_images(a.images, 28), decode_images(b.images, 28))
+    assert a.source == b.source
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -47,7 +48,7 @@ def test_lines_give_the_records_they_came_from(task: str, suffix: str, tokenizer
     reader = JsonReader(path, task)
     assert [reader[k] for k in range(len(reader))] == records
     for k in (6, 0):
-        made = [make_example(record, "a", tokenizer, 4, 28) for record in (reader[k], records[k])]
+        made = [make_example(record, 0, tokenizer, 4) for record in (reader[k], records[k])]
         assert_same(*made)
     with pytest.raises(IndexError):
         reader[7]
@@ -87,7 +88,7 @@ def test_a_conversation_equals_the_dialogue_record(tokenizer: Tokenizer, tmp_pat
     ]
     reader = JsonReader(write_jsonl(tmp_path / "chat.jsonl", [{"id": 5, "conversations": conversations}]), "dialogue")
     assert reader[0].id == "5"
-    assert_same(*(make_example(found, "a", tokenizer, 4, 28) for found in (reader[0], record)))
+    assert_same(*(make_example(each, 0, tokenizer, 4) for each in (reader[0], record)))
 
 
 TEXTS = st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs"]), max_size=20)
@@ -321,8 +322,8 @@ def test_texts_of_turns_hold_no_tags(tmp_path: Path, tokenizer: Tokenizer) -> No
     entry = {"turns": [{"role": "user", "parts": parts}, {"role": "assistant", "parts": parts}]}
     record = JsonReader(write_jsonl(tmp_path / "a.jsonl", [entry]), "dialogue")[0]
     assert [piece.value for piece in training_pieces(record) if piece.kind == "text"].count(text) == 2
-    example = make_example(record, "a", tokenizer, 4, 28)
-    assert not set(example.tokens_L) & {tokenizer.special_by_name[name] for name in ("<img>", "</ref>", "<box>")}
+    example = make_example(record, 0, tokenizer, 4)
+    assert not set(example.tokens.tokens_L) & {tokenizer.special_by_name[name] for name in ("<img>", "</ref>", "<box>")}
 
 
 def test_roles_and_order_of_turns(tmp_path: Path) -> None:

@@ -18,74 +18,70 @@ import numpy as np
 import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.examples import make_example
 from qwenvl_jax.data.loader import join_states, make_loader, tallies
-from qwenvl_jax.data.readers.record_folder import RecordReader, write_records
+from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
-from tests.data.batches import assert_equal, take
+from tests.data.batches import KnownExamples, assert_equal, assert_is_example, packed_samples, take
 from tests.data.record_samples import make_record, with_data
 
-QUERIES = 4
+
+@pytest.fixture(params=[1, 2], ids=lambda groups: f"{groups} image groups")
+def grouped_config(run_config: Config, request: pytest.FixtureRequest) -> Config:
+    return with_data(run_config, image_groups=request.param)
 
 
-def samples(batch: Batch) -> list[tuple[tuple[int, int], dict[str, np.ndarray]]]:
-    """Every sample of a batch with its (microbatch, row), cut out by segment ids."""
-    found = []
-    for a, b in np.ndindex(*batch.segment_ids.shape[:2]):
-        segments_L = batch.segment_ids[a, b]
-        for segment in range(1, segments_L.max() + 1):
-            places = np.flatnonzero(segments_L == segment)
-            assert (np.diff(places) == 1).all(), "a sample is one unbroken run"
-            cut = {name: getattr(batch, name)[a, b, places] for name in Batch._fields[:6]}
-            found.append(((a, b), cut))
-    return found
+@pytest.fixture
+def batches(grouped_config: Config, tokenizer: Tokenizer) -> list[Batch]:
+    """The first four batches of `grouped_config`."""
+    return take(grouped_config, tokenizer, 4)
 
 
-def known_examples(config: Config, tokenizer: Tokenizer) -> dict[bytes, list[Any]]:
-    """All examples of the config's records, made one by one, by their tokens."""
-    known = collections.defaultdict(list)
-    for source in config.data.mixture:
-        for record in RecordReader(source.records):
-            example = make_example(record, source.name, tokenizer, QUERIES, config.data.image_size)
-            known[example.tokens_L.tobytes()].append(example)
-    return known
+def test_batches_have_the_shapes_of_the_config(grouped_config: Config, batches: list[Batch]) -> None:
+    data = grouped_config.data
+    shape_ABL = (data.accumulation, data.rows_per_microbatch, data.sequence_length)
+    for batch in batches:
+        assert all(array.shape == shape_ABL for array in batch[:6])
+        assert batch.images.shape == (2, 16, 28, 28, 3)
+        assert batch.images.dtype == np.uint8
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_batches_hold_exactly_the_examples(run_config: Config, tokenizer: Tokenizer, groups: int) -> None:
-    """Each sample of a batch equals `make_example` of some record: tokens, targets, mask, positions and pixels."""
-    known = known_examples(run_config, tokenizer)
-    config = with_data(run_config, image_groups=groups)
-    data = config.data
-    for batch in take(config, tokenizer, 4):
-        shape = (data.accumulation, data.rows_per_microbatch, data.sequence_length)
-        assert all(array.shape == shape for array in batch[:6])
-        assert batch.images.shape == (2, 16, 28, 28, 3) and batch.images.dtype == np.uint8
+def test_every_packed_sample_is_the_example_of_a_record(
+    grouped_config: Config, tokenizer: Tokenizer, batches: list[Batch]
+) -> None:
+    """Its tokens, targets, mask, positions and pixels are those of an example that was made by itself."""
+    known = KnownExamples(grouped_config, tokenizer)
+    for batch in batches:
+        for sample in packed_samples(batch):
+            assert_is_example(sample, known.find(sample, batch).example)
+
+
+def test_a_row_has_one_task(grouped_config: Config, tokenizer: Tokenizer, batches: list[Batch]) -> None:
+    known = KnownExamples(grouped_config, tokenizer)
+    for batch in batches:
         tasks = collections.defaultdict(set)
-        used = collections.defaultdict(list)
-        for (a, b), cut in samples(batch):
-            tokens_L, slots_L = cut["tokens"], cut["image_slot"]
-            group = b // data.group_rows
-            own = np.unique(slots_L[slots_L >= 0] // QUERIES)
-            assert (own < data.group_images).all()
-            images_QHWC = batch.images[a, group * data.group_images + own]
-            candidates = known[tokens_L.tobytes()]
-            [example, *_] = [e for e in candidates if np.array_equal(e.images_IHWC, images_QHWC)]
-            tasks[a, b].add(example.task)
-            used[a, group] += slots_L[slots_L >= 0].tolist()
-            length = len(tokens_L)
-            assert cut["positions"].tolist() == list(range(length))
-            assert cut["targets"].tolist() == [*tokens_L[1:], 0]
-            assert cut["loss_mask"].tolist() == [*example.is_target_L[1:].astype(float), 0.0]
-            first = slots_L[slots_L >= 0].min() if len(images_QHWC) else 0
-            np.testing.assert_array_equal(np.where(slots_L >= 0, slots_L - first, -1), example.image_query_L)
-        assert all(len(found) == 1 for found in tasks.values()), "a row has one task"
-        for slots in used.values():
-            assert sorted(slots) == list(range(len(slots))), "every feature is read once, without gaps"
+        for sample in packed_samples(batch):
+            source = known.find(sample, batch).example.source
+            tasks[sample.microbatch, sample.row].add(grouped_config.data.mixture[source].task)
+        assert all(len(tasks_of_row) == 1 for tasks_of_row in tasks.values())
+
+
+def test_every_image_feature_is_read_once_and_without_gaps(grouped_config: Config, batches: list[Batch]) -> None:
+    for batch in batches:
+        slots_by_group = collections.defaultdict(list)
+        for sample in packed_samples(batch):
+            group = sample.row // grouped_config.data.group_rows
+            slots_by_group[sample.microbatch, group] += sample.slots
+        for slots in slots_by_group.values():
+            assert sorted(slots) == list(range(len(slots)))
+
+
+def test_padding_is_empty(batches: list[Batch]) -> None:
+    for batch in batches:
         padding = batch.segment_ids == 0
-        assert not batch.tokens[padding].any() and not batch.loss_mask[padding].any()
+        assert not batch.tokens[padding].any()
+        assert not batch.loss_mask[padding].any()
         assert (batch.image_slot[padding] == -1).all()
 
 
@@ -143,32 +139,32 @@ def test_any_number_of_hosts_continues_the_same_batches(run_config: Config, toke
         state, counters = loader.state(), loader.counters()
     assert whole[0].tokens.shape[:2] == (2, 8)
 
-    def on(count: int, place: dict[str, Any] | None, batches: int) -> tuple[list[Batch], dict[str, Any]]:
+    def on(count: int, position: dict[str, Any] | None, batches: int) -> tuple[list[Batch], dict[str, Any]]:
         parts, states = [], []
         for host in range(count):
             streams = range(host * 8 // count, (host + 1) * 8 // count)
             with make_loader(config, tokenizer, streams=streams) as loader:
-                if place:
-                    loader.restore(place)
+                if position:
+                    loader.restore(position)
                 parts.append([next(loader) for _ in range(batches)])
                 states.append(json.loads(json.dumps(loader.state())))
         return join(parts), join_states(states)
 
-    before, place = on(2, None, 2)
-    after, end = on(hosts, place, 3)
+    before, position = on(2, None, 2)
+    after, end = on(hosts, position, 3)
     assert_equal(before + after, whole)
     assert end == json.loads(json.dumps(state))
     with make_loader(config, tokenizer) as loader:
         assert loader.counters(end) == loader.counters(tallies(end)) == counters
 
 
-def test_state_is_small_and_late_places_are_as_near_as_early_ones(run_config: Config, tokenizer: Tokenizer) -> None:
+def test_the_state_is_small_and_late_positions_are_as_near(run_config: Config, tokenizer: Tokenizer) -> None:
     with make_loader(run_config, tokenizer) as loader:
         next(loader)
         state = loader.state()
-        own = state["streams"]["0"]
-        assert len(json.dumps(own)) < 4096
-        own["sampler"]["drawn"] = [10**9] * 8
+        stream_state = state["streams"]["0"]
+        assert len(json.dumps(stream_state)) < 4096
+        stream_state["sampler"]["drawn"] = [10**9] * 8
         loader.restore(state)
         next(loader)
         assert min(loader.counters()["epochs"].values()) >= 0
@@ -180,14 +176,14 @@ def test_every_record_once_per_epoch(run_config: Config, tokenizer: Tokenizer) -
     config = with_data(run_config, mixture=(source,), rows_per_step=2, accumulation=1)
     with make_loader(config, tokenizer) as loader:
         seen: collections.Counter[bytes] = collections.Counter()
-        while (own := loader.state()["streams"]["0"])["next"] < 23:
-            seen.update(cut["tokens"].tobytes() for _, cut in samples(next(loader)))
-        assert own["next"] < 46
+        while (stream_state := loader.state()["streams"]["0"])["next"] < 23:
+            seen.update(sample.tokens_L.tobytes() for sample in packed_samples(next(loader)))
+        assert stream_state["next"] < 46
         assert max(seen.values()) <= 2  # at most two epochs begun
-        assert sum(seen.values()) + len(own["held"]) == own["next"]
+        assert sum(seen.values()) + len(stream_state["held"]) == stream_state["next"]
         counters = loader.counters()
         assert counters["seen"] == {"vqa": sum(seen.values())}
-        assert counters["epochs"] == {"vqa": round(own["next"] / 23, 4)}
+        assert counters["epochs"] == {"vqa": round(stream_state["next"] / 23, 4)}
 
 
 def test_counters(run_config: Config, tokenizer: Tokenizer) -> None:
@@ -200,7 +196,7 @@ def test_counters(run_config: Config, tokenizer: Tokenizer) -> None:
     assert counters["targets"] == sum(int(batch.loss_mask.sum()) for batch in batches)
     assert counters["token_fill"] == counters["tokens"] / sum(batch.tokens.size for batch in batches)
     assert 0.3 < counters["image_fill"] <= 1 and 0.6 < counters["token_fill"] <= 1
-    assert sum(counters["seen"].values()) == sum(len(samples(batch)) for batch in batches)
+    assert sum(counters["seen"].values()) == sum(len(packed_samples(batch)) for batch in batches)
     assert set(counters["seen"]) == {source.name for source in run_config.data.mixture}
 
 
@@ -239,18 +235,8 @@ def test_few_corrupt_images_leave_padding(run_config: Config, tokenizer: Tokeniz
             batches.append(next(loader))
         counters = loader.counters()
     assert count == 1
-    assert counters["seen"]["only"] == sum(len(cuts(batch)) for batch in batches)
+    assert counters["seen"]["only"] == sum(len(packed_samples(batch)) for batch in batches)
     assert_equal(take(config, tokenizer, len(batches)), batches)
-
-
-def cuts(batch: Batch) -> list[tuple[int, int, int]]:
-    """(microbatch, row, segment) of every sample, also where a segment number is missing."""
-    return [
-        (a, b, int(segment))
-        for a, b in np.ndindex(*batch.segment_ids.shape[:2])
-        for segment in np.unique(batch.segment_ids[a, b])
-        if segment
-    ]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.1])

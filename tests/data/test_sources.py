@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.examples import make_example
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.readers.source import open_source
-from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from tests.data.batches import KnownExamples, assert_equal, assert_is_example, packed_samples
 from tests.data.record_samples import encoded_image, make_record, with_data
 from tests.data.source_files import line_of, write_jsonl, write_tar, write_tfds
-
-QUERIES = 4
 
 
 @pytest.fixture
@@ -65,41 +59,19 @@ def mixed(run_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return with_data(run_config, mixture=mixture)
 
 
-def assert_equal(a: list[Batch], b: list[Batch]) -> None:
-    for left, right in zip(a, b, strict=True):
-        for name, x, y in zip(Batch._fields, left, right, strict=True):
-            np.testing.assert_array_equal(x, y, err_msg=name)
-
-
-def cuts(batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
-    """Tokens, loss mask, image slots and microbatch of every sample."""
-    for a, b in np.ndindex(*batch.segment_ids.shape[:2]):
-        for segment in range(1, batch.segment_ids[a, b].max() + 1):
-            places = batch.segment_ids[a, b] == segment
-            yield (*(getattr(batch, f)[a, b][places] for f in ("tokens", "loss_mask", "image_slot")), a)
-
-
-def test_batches_hold_exactly_the_examples(mixed: Config, tokenizer: Tokenizer) -> None:
-    sources = open_sources(mixed.data)
-    assert [len(source) for source in sources] == [9, 11, 13, 12, 10]
-    known: dict[bytes, list[Any]] = collections.defaultdict(list)
-    for source, config in zip(sources, mixed.data.mixture, strict=True):
-        for k in range(len(source)):
-            example = make_example(source[k], config.name, tokenizer, QUERIES, 28)
-            known[example.tokens_L.tobytes()].append(example)
-    met = set()
+def test_every_packed_sample_is_the_example_of_a_record(mixed: Config, tokenizer: Tokenizer) -> None:
+    assert [len(source) for source in open_sources(mixed.data)] == [9, 11, 13, 12, 10]
+    known = KnownExamples(mixed, tokenizer)
     with make_loader(mixed, tokenizer) as loader:
         batches = [next(loader) for _ in range(8)]
         counters = loader.counters()
+    sources_seen = set()
     for batch in batches:
-        for tokens_L, mask_L, slots_L, a in cuts(batch):
-            images_IHWC = batch.images[a, np.unique(slots_L[slots_L >= 0] // QUERIES)]
-            [example, *_] = [
-                e for e in known[tokens_L.tobytes()] if np.array_equal(e.images_IHWC, images_IHWC)
-            ]  # unpacking fails if there is none
-            assert mask_L.tolist() == [*example.is_target_L[1:].astype(float), 0.0]
-            met.add(example.source)
-    assert met == {source.name for source in mixed.data.mixture}
+        for sample in packed_samples(batch):
+            example = known.find(sample, batch).example
+            assert_is_example(sample, example)
+            sources_seen.add(example.source)
+    assert sources_seen == set(range(len(mixed.data.mixture)))
     assert not any(counters["corrupt"].values()) and not any(counters["dropped"].values())
 
 
