@@ -13,10 +13,11 @@ from qwenvl_jax import config as config_lib
 from qwenvl_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+INDEX = ROOT / "docs" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("qwenvl_jax", "configs", "data_pipelines", "tests", "benchmarks")
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def anchors(page: Path) -> set[str]:
@@ -36,9 +37,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not heading or heading in anchors(target), link
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    text = PAGES[0].read_text()
-    assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in text] == []
+def test_every_page_is_linked_from_the_index() -> None:
+    assert "](docs/README.md)" in PAGES[0].read_text()
+    text = INDEX.read_text()
+    pages_of_docs = [page for page in PAGES if page.parent == INDEX.parent and page != INDEX]
+    assert [page.name for page in pages_of_docs if f"]({page.name})" not in text] == []
 
 
 @pages
