@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from qwenvl_jax.sharding.batch import abstract_batch
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.state import placed_state
+from qwenvl_jax.training.state import abstract_state
 from qwenvl_jax.training.step import make_train_step
 
 GIB = 2**30
@@ -90,8 +90,9 @@ def memory(stage: int, rows: int, remat: str, gpus: list[Any]) -> dict[str, Any]
     options = dict(stage=stage, rows=rows, remat=remat, accumulation=1, size="full", moments_memory="device")
     config = gpu_step.config_of(argparse.Namespace(**options), len(gpus), "cudnn")
     mesh = make_mesh(config.mesh, gpus)
-    found = make_train_step(config, mesh).lower(placed_state(config, mesh), abstract_batch(config, mesh)).compile()
-    stats = found.memory_analysis()
+    abstract = abstract_state(config, mesh)
+    lowered = make_train_step(config, mesh, abstract).lower(abstract, abstract_batch(config, mesh))
+    stats = lowered.compile().memory_analysis()
     arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return {
         "stage": stage,

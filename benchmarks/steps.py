@@ -91,11 +91,11 @@ def jax_side(config: Config, batch: Batch) -> Side:
     from qwenvl_jax.sharding.batch import put_batch
     from qwenvl_jax.sharding.mesh import make_mesh
     from qwenvl_jax.training.optimizer import make_optimizer
-    from qwenvl_jax.training.state import State, placed_state
+    from qwenvl_jax.training.state import State, abstract_state, shardings_of
     from qwenvl_jax.training.step import make_train_step
 
     mesh = make_mesh(config.mesh)
-    abstract = placed_state(config, mesh)
+    abstract = abstract_state(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
 
     def begin(key: jax.Array) -> State:
@@ -103,10 +103,9 @@ def jax_side(config: Config, batch: Batch) -> Side:
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.compute.frozen_dtype), frozen)
         return State(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = jax.jit(begin, out_shardings=shardings)(jax.random.key(0))
+    state = jax.jit(begin, out_shardings=shardings_of(abstract))(jax.random.key(0))
     on_devices = put_batch(batch, config.data, mesh)
-    train_step = make_train_step(config, mesh)
+    train_step = make_train_step(config, mesh, abstract)
     device = mesh.devices.flat[0]
 
     def step() -> float:

@@ -1,7 +1,7 @@
-"""Trees of parameters: the path and the component of a leaf, and the tree cut in two: the trained part and the frozen.
+"""Trees of parameters: the path and the component of a leaf, and the split into a trainable and a frozen tree.
 
 Gradients are taken with respect to the trainable tree alone, so that frozen weights have no gradient, moment, decay
-or master copy, whatever reads the gradients afterwards. Both halves are nested dicts with only their own leaves.
+or master copy, whatever reads the gradients afterwards. Each of the two is a nested dict of its leaves only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Tree = dict[str, Any]
+Params = dict[str, Any]  # nested dicts of arrays, shapes or shardings; top-level keys `vit`, `resampler`, `decoder`
+PyTree = Any  # nested containers of any kind, as `jax.tree` walks them
 
 
 def path_of(key_path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -20,7 +21,7 @@ def path_of(key_path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def component_of(path: tuple[str, ...]) -> str:
-    """The part of the model that a parameter path belongs to.
+    """The component of the model that a parameter path belongs to.
 
     Returns:
       `vit`, `vit_head` (`ln_post` and `proj`, which run after the resampler), `resampler`, `decoder`, or `fixed`
@@ -31,14 +32,14 @@ def component_of(path: tuple[str, ...]) -> str:
     return "fixed" if path[:2] == ("resampler", "position_embedding") else path[0]
 
 
-def flatten(tree: Tree) -> dict[tuple[str, ...], Any]:
+def flatten(tree: Params) -> dict[tuple[str, ...], Any]:
     """Leaves by path."""
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def unflatten(leaves: dict[tuple[str, ...], Any]) -> Tree:
+def unflatten(leaves: dict[tuple[str, ...], Any]) -> Params:
     """The inverse of `flatten`."""
-    tree: Tree = {}
+    tree: Params = {}
     for path, leaf in leaves.items():
         node = tree
         for key in path[:-1]:
@@ -47,28 +48,30 @@ def unflatten(leaves: dict[tuple[str, ...], Any]) -> Tree:
     return tree
 
 
-def split(params: Tree, trainable: tuple[str, ...]) -> tuple[Tree, Tree]:
+def split(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
     """Cuts `params` into (trainable, frozen) by component.
 
     Args:
       params: the whole tree, arrays or shapes.
-      trainable: names out of `qwenvl_jax.config.COMPONENTS`. The resampler's sin-cos table ("fixed") is never one.
+      trainable: names from `qwenvl_jax.config.COMPONENTS`. The resampler's sin-cos table ("fixed") is always frozen.
     """
-    halves: tuple[dict, dict] = ({}, {})
+    trained: dict[tuple[str, ...], Any] = {}
+    frozen: dict[tuple[str, ...], Any] = {}
     for path, leaf in flatten(params).items():
-        halves[component_of(path) not in trainable][path] = leaf
-    return unflatten(halves[0]), unflatten(halves[1])
+        half = trained if component_of(path) in trainable else frozen
+        half[path] = leaf
+    return unflatten(trained), unflatten(frozen)
 
 
-def merge(first: Tree, second: Tree) -> Tree:
+def merge(first: Params, second: Params) -> Params:
     """The tree with the leaves of both; the inverse of `split`."""
     return unflatten({**flatten(first), **flatten(second)})
 
 
-def abstract_split(params: Tree, trainable: tuple[str, ...], frozen_dtype: str) -> tuple[Tree, Tree]:
+def abstract_split(params: Params, trainable: tuple[str, ...], frozen_dtype: str) -> tuple[Params, Params]:
     """`split` of shapes, with the dtypes that a run stores: float32 master weights, frozen ones in `frozen_dtype`."""
-    train, frozen = split(params, trainable)
+    trained, frozen = split(params, trainable)
     return (
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), train),
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), trained),
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(frozen_dtype)), frozen),
     )

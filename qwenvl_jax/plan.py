@@ -109,14 +109,14 @@ def dump_sharding(name: str, path: str) -> None:
     from qwenvl_jax.planning.aot import for_topology
     from qwenvl_jax.sharding.mesh import abstract_mesh, check_torus
     from qwenvl_jax.sharding.report import as_json, json_text
-    from qwenvl_jax.training.state import placed_state
+    from qwenvl_jax.training.state import abstract_state
     from qwenvl_jax.training.summary import show_towers
 
     candidate = entry(name)
     config = for_topology(candidate.config, candidate.topology)
     check_torus(config.mesh, candidate.topology.chips)
     mesh = abstract_mesh(config.mesh, candidate.topology.chips)
-    state = placed_state(config, mesh)
+    state = abstract_state(config, mesh)
     artifacts.write_text(path, json_text(as_json(state.trainable, state.frozen, state.opt_state, mesh)))
     show_towers(config, state, mesh)
 

@@ -16,6 +16,7 @@ from qwenvl_jax.runtime import commandline, distributed
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.preemption import EXIT_CODE
 from qwenvl_jax.training import loop, summary
+from qwenvl_jax.training.state import abstract_state
 
 _CONFIG = commandline.define_config("The stage, e.g. configs/stage1_pretrain.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://; the same one continues it.")
@@ -33,7 +34,7 @@ def main() -> None:
         config = read_config()
         if _WORKDIR.value:
             lineage.check_resumable(_WORKDIR.value, config)
-        summary.show(config, check_init(config, missing_ok=True))
+        summary.show(config, check_init(config, missing_ok=True), abstract_state(config))
         return
     if not _WORKDIR.value:
         read_config()  # a mistake in the config is reported first

@@ -29,7 +29,7 @@ from qwenvl_jax.checkpoint.steps import finished_steps, set_aside
 from qwenvl_jax.config import Config, to_dict
 from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.params import Tree, flatten, merge, split, unflatten
+from qwenvl_jax.params import Params, flatten, merge, split, unflatten
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.rules import param_shardings
@@ -37,7 +37,7 @@ from qwenvl_jax.sharding.rules import param_shardings
 TOWERS = ("vit", "resampler", "decoder")
 
 
-def newest_state(workdir: epath.PathLike, params: Tree, opt_state: Any) -> tuple[int, Tree, Any, dict[str, Any]]:
+def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tuple[int, Params, Any, dict[str, Any]]:
     """The newest checkpoint that is whole; all processes take the same.
 
     Newer ones that are damaged are set aside, and a line says so; none is touched before a whole one has been read.
@@ -80,13 +80,13 @@ def newest_state(workdir: epath.PathLike, params: Tree, opt_state: Any) -> tuple
     )
 
 
-def frozen_of(workdir: epath.PathLike, frozen: Tree) -> Tree:
+def frozen_of(workdir: epath.PathLike, frozen: Params) -> Params:
     """The frozen tree of a run that is continued. Raises UserError if it is damaged: there is no older one."""
     with sound_frozen(workdir):
         return restore_frozen(workdir, frozen)
 
 
-def read_leaves(source: Source, abstract: Tree) -> Tree:
+def read_leaves(source: Source, abstract: Params) -> Params:
     """Reads the leaves of `abstract` (shapes with dtypes and maybe shardings; any part of the whole tree).
 
     Raises:
@@ -119,7 +119,7 @@ def load_params(
     step: int | None = None,
     components: tuple[str, ...] = TOWERS,
     mesh: Mesh | None = None,
-) -> tuple[Tree, Config, int]:
+) -> tuple[Params, Config, int]:
     """Parameters of a run, trained and frozen together, as they are stored.
 
     Args:
@@ -158,7 +158,7 @@ def stored_params(source: Source) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]
     return {path: stored[path] for path in shapes if path in stored}  # in the model's order
 
 
-def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tuple[Tree, Config]:
+def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tuple[Params, Config]:
     """The parameters of `load_params`, each to be read by this host when its turn comes; and the run's config.
 
     Raises:
@@ -186,7 +186,12 @@ def _read_deferred(source: Source, path: tuple[str, ...], *, frozen: bool) -> np
 
 
 def save_params(
-    workdir: epath.PathLike, params: Tree, config: Config, stage: str = IMPORT, *, source: dict[str, Any] | None = None
+    workdir: epath.PathLike,
+    params: Params,
+    config: Config,
+    stage: str = IMPORT,
+    *,
+    source: dict[str, Any] | None = None,
 ) -> None:
     """Writes converted weights as something that `config.init` can name; nothing is left of a write that fails.
 
@@ -288,7 +293,7 @@ def _check_vocabulary(config: Config, source: Source, missing_ok: bool) -> None:
         )
 
 
-def initial_params(config: Config, sources: dict[str, Source | None], abstract: Tree) -> Tree:
+def initial_params(config: Config, sources: dict[str, Source | None], abstract: Params) -> Params:
     """The parameters a fresh run starts with: from checkpoints where `sources` has one, else initialised.
 
     Args:
@@ -297,7 +302,7 @@ def initial_params(config: Config, sources: dict[str, Source | None], abstract: 
       abstract: the whole tree of shapes, with the dtypes and shardings to produce.
     """
     fresh = {name for name, source in sources.items() if source is None}
-    loaded: Tree = {}
+    loaded: Params = {}
     for source in dict.fromkeys(source for source in sources.values() if source is not None):  # one order everywhere
         names = {name for name, other in sources.items() if other == source}
         part = {tower: leaves for tower, leaves in abstract.items() if tower in names}
@@ -308,14 +313,14 @@ def initial_params(config: Config, sources: dict[str, Source | None], abstract: 
 
     # One program for all fresh leaves: each is born on its own devices, the unwanted ones never.
     @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))
-    def initialise(key: jax.Array) -> Tree:
+    def initialise(key: jax.Array) -> Params:
         params = qwen_vl.init_params(config.model, key)
         return jax.tree.map(lambda like, leaf: leaf.astype(like.dtype), wanted, {name: params[name] for name in wanted})
 
     return merge(loaded, initialise(jax.random.key(config.train.seed)))
 
 
-def _with_shardings(abstract: Tree, mesh: Mesh) -> Tree:
+def _with_shardings(abstract: Params, mesh: Mesh) -> Params:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,

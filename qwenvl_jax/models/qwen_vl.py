@@ -28,8 +28,7 @@ from qwenvl_jax.models.decoder import KeyValue
 from qwenvl_jax.models.parallel import take_features
 from qwenvl_jax.models.resampler import Resampler
 from qwenvl_jax.models.vit import Vit
-
-Params = dict[str, Any]
+from qwenvl_jax.params import Params
 
 
 class Cache(NamedTuple):

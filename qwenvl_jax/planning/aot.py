@@ -24,7 +24,7 @@ from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import abstract_batch
 from qwenvl_jax.sharding.mesh import AnyMesh, make_mesh
-from qwenvl_jax.training.state import placed_state
+from qwenvl_jax.training.state import abstract_state
 from qwenvl_jax.training.step import make_train_step
 
 # How the compiler says that a step does not fit: with all it needs, or with its temporaries alone.
@@ -137,14 +137,14 @@ def compile_step(config: Config, topology: Topology, options: Mapping[str, Any] 
     """
     config = for_topology(config, topology)
     mesh = make_mesh(config.mesh, devices(topology))
-    state = placed_state(config, mesh)
+    state = abstract_state(config, mesh)
     coordinates = tuple(
         (*device.coords[: len(topology.shape)], getattr(device, "slice_index", 0) or 0) for device in mesh.devices.flat
     )
     start = time.monotonic()
     hlo = ""
     try:
-        lowered = make_train_step(config, mesh).lower(state, abstract_batch(config, mesh))
+        lowered = make_train_step(config, mesh, state).lower(state, abstract_batch(config, mesh))
         compiled = lowered.compile(compiler_options=dict(options) if options else None)
     except jax.errors.JaxRuntimeError as error:
         memory = misfit(str(error))

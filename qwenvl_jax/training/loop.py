@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.manager import Manager, save_frozen
@@ -22,12 +21,11 @@ from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.preemption import PreemptionGuard
 from qwenvl_jax.sharding.batch import local_streams, put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
-from qwenvl_jax.sharding.rules import replicated
 from qwenvl_jax.training import summary
 from qwenvl_jax.training.metrics import Log, Window
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.start import find_start
-from qwenvl_jax.training.state import State, placed_state
+from qwenvl_jax.training.state import State, abstract_state, shardings_of
 from qwenvl_jax.training.step import make_train_step
 
 
@@ -42,7 +40,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
       The number of steps taken in all; less than `config.train.steps` if the process was asked to stop.
 
     Raises:
-      UserError: for anything wrong with config, data or checkpoints, before the first step where possible.
+      UserError: if config, data or checkpoints are wrong; before the first step if possible.
     """
     workdir = storage.path(workdir)
     start, sources = find_start(config, workdir)
@@ -54,28 +52,27 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     mesh = make_mesh(config.mesh)
     check_memory(config.optimizer.moments_memory, mesh)
     resolve_attention(config.compute.attention, jax.default_backend(), config.compute.compute_dtype)
-    abstract = placed_state(config, mesh)
+    abstract = abstract_state(config, mesh)
+    streams = local_streams(config.data, mesh)
 
-    with (
-        make_loader(config, load_tokenizer(config.tokenizer), streams=local_streams(config.data, mesh)) as loader,
-        claimed(workdir),
-    ):
+    with make_loader(config, load_tokenizer(config.tokenizer), streams=streams) as loader, claimed(workdir):
         distributed.agree(loader.facts())
         if start is None:
-            summary.show(config, sources, mesh, loader.lengths)
-            start, progress = 0, dict[str, Any]()
+            summary.show(config, sources, abstract, mesh, loader.lengths)
+            start = 0
+            progress: dict[str, Any] = {}
             state = begin(config, workdir, sources, abstract, vocabulary_digest(config.tokenizer))
         else:
-            start, state, progress = resume(workdir, abstract, mesh)
+            start, state, progress = resume(workdir, abstract)
             log.line(f"continuing {workdir} after step {start} of {config.train.steps}")
             loader.restore(progress["loader"])
             for key in distributed.from_primary(lambda: lineage.note_moves(workdir, config, start)):
                 log.line(f"{key} has moved; noted in {lineage.LINEAGE}")
 
-        train_step = make_train_step(config, mesh)
+        train_step = make_train_step(config, mesh, abstract)
         window = Window(progress.get("window"))
         with (
-            PreemptionGuard() as guard,  # outermost: it guards the last checkpoint until that is written
+            PreemptionGuard() as guard,  # outermost: active until the last checkpoint is written
             Manager(workdir, keep=config.train.keep_checkpoints) as manager,
             Log(workdir, config, start, mesh) as writer,
         ):
@@ -83,20 +80,21 @@ def train(config: Config, workdir: epath.PathLike) -> int:
             for step in range(start + 1, config.train.steps + 1):
                 state, metrics = train_step(state, batch)
                 window.add(metrics)
-                place, last = loader.state(), step == config.train.steps
-                if not last:  # the next batch is fetched and copied while the devices work on this one
+                position = loader.state()
+                last = step == config.train.steps
+                if not last:  # fetch and copy the next batch while the devices work on this one
                     batch = put_batch(next(loader), config.data, mesh)
                 window.wait_for_previous()
                 writer.advance(step)
                 if step % config.train.log_every == 0 or last:
-                    counts = join_states(distributed.gather(tallies(place)))
+                    counts = join_states(distributed.gather(tallies(position)))
                     writer.write(step, window.values(), loader.counters(counts))
                     window.clear()
                 stop = guard.stop(step)
                 if step % config.train.checkpoint_every == 0 or last or stop:
-                    places = join_states(distributed.gather(place))
-                    writer.flush()  # before the checkpoint: what it is behind of is never logged again
-                    manager.save(step, state.trainable, state.opt_state, {"loader": places, "window": window.values()})
+                    progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}
+                    writer.flush()  # before the checkpoint: a continued run does not log earlier steps again
+                    manager.save(step, state.trainable, state.opt_state, progress)
                 if stop and not last:
                     manager.wait()
                     log.line(f"stopped by {guard.signal} after step {step}; run the same command again to continue")
@@ -111,25 +109,33 @@ def begin(
     abstract: State,
     vocabulary: str | None = None,
 ) -> State:
-    """The state of a new run; its config, frozen tree and lineage written, in this order."""
+    """The state of a new run. Writes its config, frozen tree and lineage, in this order.
+
+    Args:
+      config: the run's.
+      workdir: its folder.
+      sources: where each tower starts, from `find_start`.
+      abstract: from `abstract_state`.
+      vocabulary: sha256 of the tokenizer's vocabulary, for the lineage.
+    """
     distributed.from_primary(lambda: lineage.begin(workdir, config))
     params = initial_params(config, sources, merge(abstract.trainable, abstract.frozen))
     trainable, frozen = split(params, config.train.trainable)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trainable)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.opt_state))(trainable)
     save_frozen(workdir, frozen)
     if distributed.is_primary():
         notes: dict[str, Any] = {
             name: source and lineage.source_of(source.workdir, source.step, name) for name, source in sources.items()
         }
         lineage.write(workdir, config, notes, vocabulary=vocabulary)
-    return State(jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding), trainable, frozen, opt_state)
+    step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
+    return State(step, trainable, frozen, opt_state)
 
 
-def resume(workdir: epath.Path, abstract: State, mesh: Mesh) -> tuple[int, State, dict[str, Any]]:
-    """The newest whole checkpoint: its step, the state after it on whatever mesh this run has, the progress saved."""
+def resume(workdir: epath.Path, abstract: State) -> tuple[int, State, dict[str, Any]]:
+    """The newest complete checkpoint: its step, the state on the mesh of `abstract`, and the saved progress."""
     frozen = frozen_of(workdir, abstract.frozen)
-    step, trainable, opt_state, progress = newest_state(workdir, abstract.trainable, abstract.opt_state)
-    state = State(jax.device_put(jnp.asarray(step, jnp.int32), replicated(mesh)), trainable, frozen, opt_state)
-    return step, state, progress
+    number, trainable, opt_state, progress = newest_state(workdir, abstract.trainable, abstract.opt_state)
+    step = jax.device_put(jnp.asarray(number, jnp.int32), abstract.step.sharding)
+    return number, State(step, trainable, frozen, opt_state), progress

@@ -1,8 +1,12 @@
-"""The state of a run: its shapes, dtypes and shardings on a mesh, after checking that the mesh can hold it."""
+"""The state of a run: what it consists of, and its shapes, dtypes and shardings on a mesh.
+
+The abstract state is computed once at the start of a run and passed on: to the tables, to initialisation, to
+restoring and to the training step.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ import optax
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.params import abstract_split, merge
+from qwenvl_jax.params import Params, PyTree, abstract_split, merge
 from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.report import check_replicated, report
@@ -19,23 +23,32 @@ from qwenvl_jax.training.optimizer import make_optimizer
 
 
 class State(NamedTuple):
-    """What a run holds on its devices.
+    """What a run holds on its devices: arrays, shapes (`abstract_state`) or shardings (`shardings_of`).
 
     Attributes:
       step: int32 scalar, global batches taken so far.
       trainable: float32 master weights of the trained components.
-      frozen: the rest, in `config.compute.frozen_dtype`.
-      opt_state: optax state over `trainable`; its moments lie in `config.optimizer.moments_memory`.
+      frozen: all other parameters, in `config.compute.frozen_dtype`.
+      opt_state: optax state over `trainable`; its moments are kept in `config.optimizer.moments_memory`.
     """
 
-    step: Any
-    trainable: Any
-    frozen: Any
-    opt_state: Any
+    step: PyTree
+    trainable: Params
+    frozen: Params
+    opt_state: PyTree
 
 
 def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
-    """Shapes, dtypes and (with a mesh) shardings of the state; allocates nothing."""
+    """Shapes and dtypes of the state, and its shardings if there is a mesh. Allocates nothing.
+
+    Args:
+      config: the run's.
+      mesh: of devices, of devices that are only described (ahead of time), or of sizes alone.
+
+    Raises:
+      UserError: if the mesh does not divide the rows of a microbatch, the attention heads or the width of a
+        parameter, or leaves a big parameter whole on every device.
+    """
     params = qwen_vl.abstract_params(config.model)
     trainable, frozen = abstract_split(params, config.train.trainable, config.compute.frozen_dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
@@ -43,15 +56,19 @@ def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
     state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, opt_state)
     if mesh is None:
         return state
+    check_batch(config.data.rows_per_microbatch, mesh)
+    check_heads(config.model, mesh)
+    shardings = _state_shardings(state, optimizer, mesh, config.optimizer.moments_memory)
+    check_replicated(report(merge(trainable, frozen), mesh), mesh, config.mesh.max_replicated_bytes)
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        state_shardings(state, optimizer, mesh, config.optimizer.moments_memory),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
     )
 
 
-def state_shardings(state: State, optimizer: optax.GradientTransformation, mesh: AnyMesh, moments_memory: str) -> State:
-    """Moments are split as their parameters are, in `moments_memory`; counters are on every device."""
+def _state_shardings(
+    state: State, optimizer: optax.GradientTransformation, mesh: AnyMesh, moments_memory: str
+) -> State:
+    """Moments are split as their parameters are, in `moments_memory`; counters are whole on every device."""
     trainable = param_shardings(state.trainable, mesh)
     opt_state = optax.tree_map_params(
         optimizer,
@@ -63,19 +80,6 @@ def state_shardings(state: State, optimizer: optax.GradientTransformation, mesh:
     return State(replicated(mesh), trainable, param_shardings(state.frozen, mesh), opt_state)
 
 
-def placed_state(config: Config, mesh: AnyMesh) -> State:
-    """Shapes, dtypes and shardings of the state; allocates nothing.
-
-    Args:
-      config: the run's.
-      mesh: of devices, of devices that are only described (ahead of time), or of sizes alone.
-
-    Raises:
-      UserError: if the mesh does not divide the rows of a microbatch, the attention heads or the width of a
-        parameter, or leaves a big parameter whole on every device.
-    """
-    check_batch(config.data.rows_per_microbatch, mesh)
-    check_heads(config.model, mesh)
-    state = abstract_state(config, mesh)
-    check_replicated(report(merge(state.trainable, state.frozen), mesh), mesh, config.mesh.max_replicated_bytes)
-    return state
+def shardings_of(tree: PyTree) -> PyTree:
+    """The shardings of a tree of arrays or of shapes, e.g. of an abstract state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)

@@ -9,6 +9,7 @@ Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels, D width.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.params import merge
+from qwenvl_jax.params import Params, PyTree, merge
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import batch_shardings
 from qwenvl_jax.sharding.compiler import compiler_options
@@ -28,13 +29,13 @@ from qwenvl_jax.sharding.mesh import BATCH_AXES
 from qwenvl_jax.sharding.rules import replicated
 from qwenvl_jax.training.loss import token_loss_sum
 from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
-from qwenvl_jax.training.state import State, abstract_state, state_shardings
+from qwenvl_jax.training.state import State, shardings_of
 
 Metrics = dict[str, jax.Array]
 
 
 def microbatch_loss(
-    trainable: Any, frozen: Any, micro: Any, total_tokens: jax.Array, config: Config, mesh: Mesh
+    trainable: Params, frozen: Params, micro: Any, total_tokens: jax.Array, config: Config, mesh: Mesh
 ) -> jax.Array:
     """Share of one microbatch (a `Batch` without its axis A) in the loss of the global batch, float32 scalar."""
     rows = NamedSharding(mesh, P(BATCH_AXES))
@@ -64,15 +65,16 @@ def microbatch_loss(
 
 
 class TrainStep(NamedTuple):
-    """The jitted step and the mesh it is meant for. `lower` takes a state and a batch of shapes."""
+    """The jitted step and the mesh that it runs on."""
 
-    compiled: Any
+    jitted: Any
     mesh: Mesh
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """Takes one step; the buffers of `state.step`, `.trainable` and `.opt_state` are donated."""
         try:
             with jax.set_mesh(self.mesh):
-                (step, trainable, opt_state), metrics = self.compiled(
+                (step, trainable, opt_state), metrics = self.jitted(
                     state.step, state.trainable, state.opt_state, state.frozen, batch
                 )
         except jax.errors.JaxRuntimeError as error:
@@ -82,74 +84,94 @@ class TrainStep(NamedTuple):
         return State(step, trainable, state.frozen, opt_state), metrics
 
     def lower(self, state: State, batch: Batch) -> Any:
-        """The lowered step, to be compiled ahead of time or analysed; allocates nothing."""
+        """The lowered step, to be compiled ahead of time or analysed. Takes shapes; allocates nothing."""
         with jax.set_mesh(self.mesh):
-            return self.compiled.lower(state.step, state.trainable, state.opt_state, state.frozen, batch)
+            return self.jitted.lower(state.step, state.trainable, state.opt_state, state.frozen, batch)
 
 
-def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
-    """The compiled step: (state, batch on the devices) -> (state, metrics); it consumes its state.
+def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
+    """The jitted step: (state, batch on the devices) -> (state, metrics); it consumes its state.
 
     Metrics are scalars on the devices: `loss` (nats per supervised token), `grad_norm` (over trainable gradients,
-    before clipping), `learning_rate`, `tokens` (not padding), `supervised_tokens`, `images`, and `skipped`, 1 where
-    loss or gradients were not finite and the update was left out.
+    before clipping), `learning_rate`, `tokens` (not padding), `supervised_tokens`, `images`, and `skipped`, which is 1
+    if loss or gradients were not finite and the update was left out.
+
+    Args:
+      config: the run's.
+      mesh: of its devices, or of devices that are only described (ahead of time).
+      abstract: from `abstract_state` of the same config and mesh.
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     schedule = make_schedule(config.optimizer, config.train.steps)
-    shardings = state_shardings(abstract_state(config), optimizer, mesh, config.optimizer.moments_memory)
-    at_update = state_shardings(abstract_state(config), optimizer, mesh, "device").opt_state
-    queries = config.model.resampler.queries
+    shardings = shardings_of(abstract)
 
     def step_fn(
-        step: jax.Array, trainable: Any, opt_state: Any, frozen: Any, batch: Batch
-    ) -> tuple[tuple[jax.Array, Any, Any], Metrics]:
+        step: jax.Array, trainable: Params, opt_state: PyTree, frozen: Params, batch: Batch
+    ) -> tuple[tuple[jax.Array, Params, PyTree], Metrics]:
         supervised = jnp.sum(batch.loss_mask)
         total = jnp.maximum(supervised, 1.0)
 
-        def accumulate(carry: tuple[Any, jax.Array], micro: Batch) -> tuple[tuple[Any, jax.Array], None]:
+        def accumulate(sums: tuple[Params, jax.Array], micro: Batch) -> tuple[tuple[Params, jax.Array], None]:
             loss, gradients = jax.value_and_grad(microbatch_loss)(trainable, frozen, micro, total, config, mesh)
             gradients = jax.lax.with_sharding_constraint(gradients, shardings.trainable)
-            return (jax.tree.map(jnp.add, carry[0], gradients), carry[1] + loss), None
+            return (jax.tree.map(jnp.add, sums[0], gradients), sums[1] + loss), None
 
         zeros = jax.tree.map(jnp.zeros_like, trainable)
         (gradients, loss), _ = jax.lax.scan(accumulate, (zeros, jnp.zeros((), jnp.float32)), batch)
-
         grad_norm = optax.global_norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-        def update(trainable: Any, opt_state: Any) -> tuple[Any, Any]:
-            updates, new_opt_state = optimizer.update(gradients, opt_state, trainable, step=step)
-            return optax.apply_updates(trainable, updates), new_opt_state
+        def update(trainable: Params, opt_state: PyTree) -> tuple[Params, PyTree]:
+            updates, opt_state = optimizer.update(gradients, opt_state, trainable, step=step)
+            return optax.apply_updates(trainable, updates), opt_state
 
-        def fetch_and_update(trainable: Any, opt_state: Any) -> tuple[Any, Any]:
-            new_trainable, new_opt_state = update(trainable, jax.device_put(opt_state, at_update))
-            return new_trainable, jax.device_put(new_opt_state, shardings.opt_state)
-
-        old = trainable, opt_state
-        if config.optimizer.moments_memory == "device":
-            new = jax.tree.map(functools.partial(jnp.where, finite), update(*old), old)
-        else:  # a branch, because only there the compiler waits for the gradients before it fetches the moments
-            new = jax.lax.cond(finite, fetch_and_update, lambda *unchanged: unchanged, *old)
+        new_trainable, new_opt_state = _update_if(finite, update, trainable, opt_state, shardings.opt_state)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": schedule(step),
             "tokens": jnp.sum(batch.segment_ids > 0),
             "supervised_tokens": supervised,
-            "images": jnp.sum(batch.image_slot >= 0) // queries,
+            "images": jnp.sum(batch.image_slot >= 0) // config.model.resampler.queries,
             "skipped": 1 - finite.astype(jnp.int32),
         }
-        return (step + 1, *new), metrics
+        return (step + 1, new_trainable, new_opt_state), metrics
 
-    # The frozen tree is a separate argument that is neither donated nor returned: it stays where it is.
+    # The frozen tree is a separate argument that is neither donated nor returned: its buffers are never rewritten.
     changing = (shardings.step, shardings.trainable, shardings.opt_state)
-    return TrainStep(
-        jax.jit(
-            step_fn,
-            donate_argnums=(0, 1, 2),
-            in_shardings=(*changing, shardings.frozen, batch_shardings(mesh)),
-            out_shardings=(changing, replicated(mesh)),
-            compiler_options=compiler_options(mesh, config.compute.xla_options) or None,
-        ),
-        mesh,
+    jitted = jax.jit(
+        step_fn,
+        donate_argnums=(0, 1, 2),
+        in_shardings=(*changing, shardings.frozen, batch_shardings(mesh)),
+        out_shardings=(changing, replicated(mesh)),
+        compiler_options=compiler_options(mesh, config.compute.xla_options) or None,
     )
+    return TrainStep(jitted, mesh)
+
+
+def _update_if(
+    finite: jax.Array,
+    update: Callable[[Params, PyTree], tuple[Params, PyTree]],
+    trainable: Params,
+    opt_state: PyTree,
+    shardings: PyTree,
+) -> tuple[Params, PyTree]:
+    """`update(trainable, opt_state)` if `finite` is true, otherwise both unchanged.
+
+    Args:
+      finite: bool scalar.
+      update: computes new parameters and a new optimiser state on the devices.
+      trainable, opt_state: the old ones.
+      shardings: of `opt_state`; its moments may be in the host's memory.
+    """
+    old = (trainable, opt_state)
+    on_devices = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
+    if all(sharding.memory_kind in (None, "device") for sharding in jax.tree.leaves(shardings)):
+        return jax.tree.map(functools.partial(jnp.where, finite), update(*old), old)
+
+    def fetch_and_update(trainable: Params, opt_state: PyTree) -> tuple[Params, PyTree]:
+        new_trainable, new_opt_state = update(trainable, jax.device_put(opt_state, on_devices))
+        return new_trainable, jax.device_put(new_opt_state, shardings)
+
+    # Only a conditional makes the compiler wait for the gradients before it fetches the moments.
+    return jax.lax.cond(finite, fetch_and_update, lambda *unchanged: unchanged, *old)

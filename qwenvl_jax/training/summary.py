@@ -17,7 +17,7 @@ from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.report import memory_use, report, towers
 from qwenvl_jax.training.optimizer import layer_scales, make_schedule
-from qwenvl_jax.training.state import State, abstract_state
+from qwenvl_jax.training.state import State
 
 MANY_PASSES = 2  # over a source, above which the start warns
 BIG = 2**20  # bytes from which a parameter is listed on its own in the sharding table
@@ -26,6 +26,7 @@ BIG = 2**20  # bytes from which a parameter is listed on its own in the sharding
 def show(
     config: Config,
     sources: dict[str, Source | None],
+    state: State,
     mesh: Mesh | None = None,
     lengths: dict[str, int] | None = None,
 ) -> None:
@@ -34,10 +35,10 @@ def show(
     Args:
       config: the run's.
       sources: where each tower starts (`check_init`).
+      state: from `abstract_state`, with shardings if there is a mesh.
       mesh: the devices, for the sharding table; None leaves it out.
-      lengths: records by source, where they have been opened.
+      lengths: records by source, if they have been opened.
     """
-    state = abstract_state(config)
     log.line(f"config {config_hash(config)}  model {config.model.name}  stage {config.train.stage}")
     show_parameters(config, state)
     show_rates(config)
@@ -46,7 +47,7 @@ def show(
     show_flops(config)
     show_start(config, sources)
     if mesh is not None:
-        show_sharding(config, mesh)
+        show_sharding(config, state, mesh)
 
 
 def show_start(config: Config, sources: dict[str, Source | None]) -> None:
@@ -181,14 +182,13 @@ def show_flops(config: Config) -> None:
     )
 
 
-def show_sharding(config: Config, mesh: Mesh) -> None:
-    """The mesh, how every tower lies on it, and every big parameter."""
+def show_sharding(config: Config, state: State, mesh: Mesh) -> None:
+    """The mesh, how every component is split over it, and every big parameter."""
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     device = mesh.devices.flat[0]
     log.line(f"mesh: {sizes} on {mesh.size} x {device.device_kind}; attention {config.compute.attention}")
     if mesh.size == 1:
         return
-    state = abstract_state(config, mesh)
     show_towers(config, state, mesh)
     rows = report(merge(state.trainable, state.frozen), mesh)
     log.table(

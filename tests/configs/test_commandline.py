@@ -119,11 +119,12 @@ def test_dry_run_of_the_other_stages(stage: str, capsys: pytest.CaptureFixture[s
     from qwenvl_jax.config import load_config
     from qwenvl_jax.runtime import log
     from qwenvl_jax.training import summary
+    from qwenvl_jax.training.state import abstract_state
 
     values = importlib.import_module(f"configs.{stage}").get_config()
     config = load_config(values)
     log.console.cache_clear()
-    summary.show(config, check_init(config, missing_ok=True))
+    summary.show(config, check_init(config, missing_ok=True), abstract_state(config))
     text = capsys.readouterr().out
     trainable = {"stage2_multitask": "9,655,886,592", "stage3_sft": "7,796,330,496"}[stage]
     assert trainable in text and "9,656,935,168" in text

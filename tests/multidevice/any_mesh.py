@@ -32,7 +32,7 @@ from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import AXES, BATCH_AXES, make_mesh
 from qwenvl_jax.sharding.rules import param_shardings
 from qwenvl_jax.training.optimizer import make_optimizer
-from qwenvl_jax.training.state import State, placed_state, state_shardings
+from qwenvl_jax.training.state import State, abstract_state, shardings_of
 from qwenvl_jax.training.step import make_train_step
 
 DEVICES = 24
@@ -163,11 +163,11 @@ def as_one_group(batch: Batch, data: schema.DataConfig) -> Batch:
 
 def fresh_state(config: schema.Config, mesh: Mesh) -> State:
     """Parameters large enough for pictures to matter, laid out on the mesh."""
-    abstract = placed_state(config, mesh)
+    abstract = abstract_state(config, mesh)
     trainable, frozen = split(parameters(), config.train.trainable)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     state = State(np.zeros((), np.int32), trainable, frozen, optimizer.init(trainable))
-    return jax.device_put(state, state_shardings(abstract, optimizer, mesh, "device"))
+    return jax.device_put(state, shardings_of(abstract))
 
 
 @functools.cache
@@ -192,7 +192,7 @@ def answers_of_step(step_fn: Any, state: State, batch: Batch) -> dict[str, np.nd
 def reference_step(trainable: tuple[str, ...]) -> tuple[schema.Config, Mesh, Any]:
     config = config_of(Case(1, 1, 1, 1, 1, ROWS, 1, 1, 2.0, trainable, 1, 0))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    return config, mesh, make_train_step(config, mesh)
+    return config, mesh, make_train_step(config, mesh, abstract_state(config, mesh))
 
 
 def evaluate(params: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -291,9 +291,8 @@ def check(case: Case, worst: dict[str, float]) -> None:
     joined = as_one_group(batch, config.data)
     one, one_mesh, one_step = reference_step(case.trainable)
     expected = answers_of_step(one_step, fresh_state(one, one_mesh), put_batch(joined, one.data, one_mesh))
-    found = answers_of_step(
-        make_train_step(config, mesh), fresh_state(config, mesh), put_batch(batch, config.data, mesh)
-    )
+    step_fn = make_train_step(config, mesh, abstract_state(config, mesh))
+    found = answers_of_step(step_fn, fresh_state(config, mesh), put_batch(batch, config.data, mesh))
     compare(found, expected, worst)
     if case.eval_rows:
         check_evaluation(case, mesh, joined, worst)

@@ -43,11 +43,11 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
     mesh = make_mesh(config.mesh, devices)
     abstract = abstract_state(config, mesh)
     fresh: dict[str, Any] = dict.fromkeys(("vit", "resampler", "decoder"))
-    step_fn = make_train_step(config, mesh)
+    step_fn = make_train_step(config, mesh, abstract)
     answers: dict[str, np.ndarray] = {}
     first = 0
     if workdir and (Path(workdir) / "checkpoints").exists():
-        first, state, _ = resume(epath.Path(workdir), abstract, mesh)
+        first, state, _ = resume(epath.Path(workdir), abstract)
     elif workdir:
         state = begin(config, epath.Path(workdir), fresh, abstract)
     else:

@@ -19,6 +19,7 @@ from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.sharding.batch import local_streams, put_batch
 from qwenvl_jax.sharding.mesh import AXES
 from qwenvl_jax.sharding.rules import replicated
+from qwenvl_jax.training.state import abstract_state
 from qwenvl_jax.training.step import make_train_step
 from tests.multidevice import any_mesh
 
@@ -49,7 +50,8 @@ def main(address: str, processes: int, index: int) -> None:
         return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
 
     batch = put_batch(part_of(whole, streams, config.data.streams), config.data, mesh)
-    state, metrics = make_train_step(config, mesh)(any_mesh.fresh_state(config, mesh), batch)
+    step_fn = make_train_step(config, mesh, abstract_state(config, mesh))
+    state, metrics = step_fn(any_mesh.fresh_state(config, mesh), batch)
     state, metrics = gathered(state), gathered(metrics)
     if jax.process_index() == 0:
         one, one_mesh, one_step = any_mesh.reference_step(CASE.trainable)

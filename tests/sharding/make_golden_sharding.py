@@ -17,7 +17,7 @@ from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.planning.aot import for_topology
 from qwenvl_jax.sharding.mesh import abstract_mesh
 from qwenvl_jax.sharding.report import as_json, json_text
-from qwenvl_jax.training.state import placed_state
+from qwenvl_jax.training.state import abstract_state
 
 FOLDER = Path(__file__).parents[1] / "golden" / "sharding"
 STAGES = {1: "stage1_pretrain", 2: "stage2_multitask", 3: "stage3_sft"}
@@ -54,7 +54,7 @@ def text_of(stage: int, name: str, changes: dict[str, Any]) -> str:
     topology = parse_topology(name)
     config = config_of(stage, topology, changes)
     mesh = abstract_mesh(config.mesh, topology.chips)
-    state = placed_state(config, mesh)
+    state = abstract_state(config, mesh)
     return json_text(as_json(state.trainable, state.frozen, state.opt_state, mesh))
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.sharding.mesh import AXES
 from qwenvl_jax.sharding.report import as_json, json_text, memory_use, report, towers
-from qwenvl_jax.training.state import placed_state
+from qwenvl_jax.training.state import abstract_state
 from qwenvl_jax.training.summary import show_towers
 from tests.support import tiny_run
 
@@ -66,7 +66,7 @@ def test_json_of_a_state(memory: str, tmp_path) -> None:
         optimizer__moments_memory=memory,
         data__rows_per_step=16,
     )
-    state = placed_state(config, MESH)
+    state = abstract_state(config, MESH)
     text = json_text(as_json(state.trainable, state.frozen, state.opt_state, MESH))
     value = json.loads(text)
     assert value["mesh"] == {"data": 2, "fsdp": 4, "tensor": 2}
@@ -97,7 +97,7 @@ def test_table_of_towers(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
         optimizer__moments_memory="pinned_host",
     )
     log.console.cache_clear()
-    show_towers(config, placed_state(config, MESH), MESH)
+    show_towers(config, abstract_state(config, MESH), MESH)
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     log.console.cache_clear()
     assert list(lines) == ["vit", "vit_head", "resampler", "decoder", "all parameters", "optimiser"]

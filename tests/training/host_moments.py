@@ -20,7 +20,7 @@ from qwenvl_jax.params import merge, split
 from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training.optimizer import make_optimizer
-from qwenvl_jax.training.state import State, placed_state
+from qwenvl_jax.training.state import State, abstract_state, shardings_of
 from qwenvl_jax.training.step import Metrics, TrainStep, make_train_step
 from tests.support import tiny_run
 
@@ -34,20 +34,20 @@ def begin(config: Config) -> State:
     """A fresh state where its config wants it."""
     mesh = make_mesh(config.mesh)
     check_memory(config.optimizer.moments_memory, mesh)
-    abstract = placed_state(config, mesh)
+    abstract = abstract_state(config, mesh)
     fresh: dict[str, Any] = dict.fromkeys(("vit", "resampler", "decoder"))
     trainable, frozen = split(
         initial_params(config, fresh, merge(abstract.trainable, abstract.frozen)), config.train.trainable
     )
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(trainable)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.opt_state))(trainable)
     return State(jnp.zeros((), jnp.int32), trainable, frozen, opt_state)
 
 
 @functools.cache
 def step_of(config: Config) -> TrainStep:
-    return make_train_step(config, make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh)
+    return make_train_step(config, mesh, abstract_state(config, mesh))
 
 
 def advance(config: Config, state: State, seeds: range) -> tuple[State, Metrics]:

@@ -75,9 +75,8 @@ def full_step(trainable: tuple[str, ...], remat: str) -> dict[str, int]:
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     state, batch = abstract_state(config, mesh), abstract_batch(config, mesh)
     with jax.set_mesh(mesh):
-        return calls(
-            make_train_step(config, mesh).compiled, state.step, state.trainable, state.opt_state, state.frozen, batch
-        )
+        step = make_train_step(config, mesh, state)
+        return calls(step.jitted, state.step, state.trainable, state.opt_state, state.frozen, batch)
 
 
 @pytest.mark.parametrize(

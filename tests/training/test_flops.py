@@ -44,7 +44,8 @@ def stage_config(stage: str) -> Config:
 
 def compiled_flops(config: Config) -> float:
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1, slices=1, max_replicated_bytes=0))
-    lowered = make_train_step(config, mesh).lower(abstract_state(config, mesh), abstract_batch(config, mesh))
+    abstract = abstract_state(config, mesh)
+    lowered = make_train_step(config, mesh, abstract).lower(abstract, abstract_batch(config, mesh))
     return hlo_flops.count(lowered.compile().as_text())
 
 

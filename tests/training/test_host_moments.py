@@ -18,7 +18,7 @@ from qwenvl_jax.checkpoint.manager import Manager, restore_state
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.loop import train
-from qwenvl_jax.training.state import placed_state
+from qwenvl_jax.training.state import abstract_state
 from tests.support import tiny_run
 from tests.training import host_moments
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_one_memory_is_read_into_the_other(memory: str, tmp_path
         manager.save(2, state.trainable, state.opt_state, {})
         host_moments.advance(config, state, range(2, 4))  # gives the saved arrays away while they are written
     for reader in (config, other):
-        abstract = placed_state(reader, make_mesh(reader.mesh))
+        abstract = abstract_state(reader, make_mesh(reader.mesh))
         trainable, opt_state, _ = restore_state(tmp_path, 2, abstract.trainable, abstract.opt_state)
         host_moments.assert_same_bits((trainable, opt_state), (kept.trainable, kept.opt_state))
         restored = state._replace(trainable=trainable, opt_state=opt_state)

@@ -18,8 +18,8 @@ from qwenvl_jax.params import split
 from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.optimizer import make_optimizer
-from qwenvl_jax.training.state import State
-from qwenvl_jax.training.step import Metrics, make_train_step
+from qwenvl_jax.training.state import State, abstract_state
+from qwenvl_jax.training.step import Metrics, TrainStep, make_train_step
 from tests.support import tiny_run
 
 ALL = ("vit", "vit_head", "resampler", "decoder")
@@ -39,8 +39,9 @@ def fresh_state(config: Config) -> State:
 
 
 @functools.cache
-def step_of(config: Config) -> Any:
-    return make_train_step(config, make_mesh(config.mesh))
+def step_of(config: Config) -> TrainStep:
+    mesh = make_mesh(config.mesh)
+    return make_train_step(config, mesh, abstract_state(config, mesh))
 
 
 def run(config: Config, batches: list[Any]) -> tuple[State, list[Metrics]]:
