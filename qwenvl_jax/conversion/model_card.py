@@ -1,4 +1,4 @@
-"""The README.md of a release."""
+"""The README.md and the NOTICE of a release."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import math
 from qwenvl_jax.config import Config
 from qwenvl_jax.conversion import mapping
 
-# With which the tests of releases run (requirements-convert.txt, requirements-convert-newest.txt).
+# The versions of transformers in requirements-convert.txt and requirements-convert-newest.txt.
 TESTED = ("4.57.6", "5.24.0")
 
 _STAGES = {
     "text": "text-only pre-training of the decoder",
-    "pretrain": "stage 1, pre-training of vision tower and resampler",
+    "pretrain": "stage 1, pre-training of the vision tower and resampler",
     "multitask": "stage 2, multi-task pre-training",
     "sft": "stage 3, supervised fine-tuning on dialogues (ChatML)",
-    "import": "conversion from published checkpoints, without training",
+    "import": "conversion from published checkpoints, without further training",
 }
 _COMPONENTS = {
     "all": "A Qwen-VL model",
-    "decoder": "The language model of a Qwen-VL model, on its own,",
-    "vision": "The vision tower, resampler and head of a Qwen-VL model, on their own,",
+    "decoder": "The language model of a Qwen-VL model",
+    "vision": "The vision tower, resampler and head of a Qwen-VL model",
 }
 _USES = {
     "all": """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,7 +50,7 @@ tags: [qwen-vl, qwenvl_jax]
 
 # {name}
 
-{what} (arXiv 2308.12966) from qwenvl_jax, after {stage}.
+{subject} (arXiv 2308.12966), made with qwenvl_jax: the result of {stage}.
 
 | | |
 |---|---|
@@ -69,20 +69,21 @@ tags: [qwen-vl, qwenvl_jax]
 Tested with transformers {tested}. The code in this directory needs torch, transformers, safetensors and Pillow, and
 tiktoken or sentencepiece for the vocabulary.
 
-An image takes {queries} places between `<img>` and `</img>`: its path, or `<imgpad>` for pixels that are given as
-`pixel_values`. JPEG, PNG, WebP, GIF and BMP are read, by path, as Pillow pictures or by `AutoImageProcessor` alike:
-turned into RGB as Pillow does it (no EXIF rotation, no background behind what is transparent) and squashed to
-{image} x {image} pixels by Pillow's bicubic filter. The result does not depend on the version of Pillow, although its
-own `resize` changed with version 13. Paths and text are taken in Unicode's composed form (NFC).
+An image occupies {queries} tokens between `<img>` and `</img>`. They contain its path, or only `<imgpad>` if the pixels
+are passed as `pixel_values`. JPEG, PNG, WebP, GIF and BMP are supported. Images are preprocessed in the same way
+whether they are given as a path, as a Pillow image or through `AutoImageProcessor`: they are converted to RGB by Pillow
+(EXIF rotation is ignored and transparent pixels get no background) and resized to {image} x {image} pixels by Pillow's
+bicubic filter, without keeping the aspect ratio. The result does not depend on the version of Pillow, although `resize`
+changed in Pillow 13. Paths and text are normalised to NFC.
 
-Tensor names and layouts are those of the released `QWenLMHeadModel`. `manifest.json` lists sha256,
-shape and dtype of every tensor; `parity.json`, where present, is the measured difference between this directory in
-PyTorch and the JAX model it came from.
+Tensor names and layouts are those of the released `QWenLMHeadModel`. `manifest.json` lists the sha256, shape and dtype
+of every tensor. `parity.json`, if present, gives the measured difference between the PyTorch model in this directory
+and the JAX model it was converted from.
 
 ## Intended use and limits
 
-Research. The model can be wrong about what an image shows, reads or contains, and repeats the biases of its data. It
-has no safety training. `NOTICE` says under which licences code and weights stand.
+This model is for research. It can misread or misdescribe images, and it reproduces the biases of its training data. It
+has had no safety training. See `NOTICE` for the licences of code and weights.
 """
 
 _NOTICE = """{name}
@@ -90,11 +91,12 @@ _NOTICE = """{name}
 The Python files in this directory are part of qwenvl_jax and licensed under the Apache License, Version 2.0
 (https://www.apache.org/licenses/LICENSE-2.0).
 
-The weights stand under the licences of what they were trained from. Those that descend from Qwen-7B, Qwen-VL or
-Qwen-VL-Chat stand under the Tongyi Qianwen License Agreement, a vision tower from OpenCLIP under the MIT License of its
-weights, and the licences of the training data apply.
+The weights are subject to the licences of the models and data they were derived from. Weights derived from Qwen-7B,
+Qwen-VL or Qwen-VL-Chat are subject to the Tongyi Qianwen License Agreement, and a vision tower derived from OpenCLIP to
+the MIT License of the OpenCLIP weights.
 
-The vocabulary qwen.tiktoken, where present, is Alibaba Cloud's, distributed under the Apache License, Version 2.0.
+The vocabulary qwen.tiktoken, if present, was made by Alibaba Cloud and is distributed under the Apache License,
+Version 2.0.
 """
 
 
@@ -104,14 +106,20 @@ def notice(config: Config) -> str:
 
 
 def model_card(config: Config, dtype: str, component: str = "all") -> str:
-    """The card in Markdown, a function of its arguments alone."""
+    """The model card in Markdown; it depends only on the arguments.
+
+    Args:
+      config: of the training run.
+      dtype: of the stored tensors.
+      component: "all", "decoder" or "vision".
+    """
     model = config.model
     tensors = mapping.released_tensors(model, mapping.COMPONENTS[component])
     return _CARD.format(
         name=model.name,
         tested=" and ".join(TESTED),
         stage=_STAGES[config.train.stage],
-        what=_COMPONENTS[component],
+        subject=_COMPONENTS[component],
         use=_USES[component],
         count=sum(math.prod(tensor.shape) for tensor in tensors),
         dtype=dtype,

@@ -89,12 +89,12 @@ def test_mistakes_in_prompts(model, tokenizer, pictures):
     empty, bytes_only = [start, *[pad] * QUERIES, end], [start, *[97] * QUERIES, end]
     two = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)
     for ids, pixels, message in [
-        (empty, None, "images without a path; give their pixel_values"),
-        (empty, two, "pixel_values holds 2 images, the prompt has places for 1"),
-        (tokenizer.encode("text"), two, "pixel_values holds 2 images, the prompt has places for 0"),
-        (bytes_only, None, "the path 'aaaaaaaaaaaaaaaa' fills all 16 slots.*at most 14 bytes, or .*give pixel_values"),
-        (empty[:9], None, "row 0 has 8 slots and is then cut off, this model needs 16"),
-        ([start, *[pad] * 15, end], None, "row 0 has 15 slots, this model needs 16"),
+        (empty, None, "images without a path; pass their pixel_values"),
+        (empty, two, "pixel_values has 2 images, but the prompt has 1"),
+        (tokenizer.encode("text"), two, "pixel_values has 2 images, but the prompt has 0"),
+        (bytes_only, None, "the path 'aaaaaaaaaaaaaaaa' fills all 16 slots.*at most 14 bytes, or .*pass pixel_values"),
+        (empty[:9], None, "row 0 has 8 slots before the row ends, but this model needs 16"),
+        ([start, *[pad] * 15, end], None, "row 0 has 15 slots, but this model needs 16"),
         ([start, 300, *[pad] * 15, end], None, "mixes text and <imgpad>"),
         ([start, pad, 97, *[pad] * 14, end], None, "mixes text and <imgpad>"),
         (tokenizer.encode("<img>gone.png</img>"), None, r"the image 'gone\.png' cannot be read \(FileNotFoundError"),

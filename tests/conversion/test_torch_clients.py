@@ -99,7 +99,7 @@ def test_a_cache_has_two_names(model):
     for name in ("past_key_values", "cache"):
         given = model.prepare_inputs_for_generation(torch.cat([ids, ids[:, :1]], dim=1), **{name: caches[0]})
         assert given["past_key_values"] is caches[0] and given["input_ids"].tolist() == ids[:, :1].tolist()
-    with pytest.raises(ValueError, match="holds 12 places, the prompt has 12; give at least one new token"):
+    with pytest.raises(ValueError, match="holds 12 tokens and the prompt has 12; add at least one new token"):
         model.prepare_inputs_for_generation(ids, cache=caches[0])
 
 
@@ -142,11 +142,11 @@ def test_embeddings_instead_of_ids(model, tokenizer):
         options = GREEDY | {"use_cache": use_cache, "attention_mask": torch.ones_like(ids)}
         assert model.generate(inputs_embeds=embeds, **options).tolist() == whole.tolist()
     for wrong in ({}, {"input_ids": ids, "inputs_embeds": embeds}):
-        with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
+        with pytest.raises(ValueError, match="pass either input_ids or inputs_embeds"):
             model(**wrong)
-    with pytest.raises(ValueError, match="inputs_embeds has no places for pixel_values"):
+    with pytest.raises(ValueError, match="pixel_values cannot be combined with inputs_embeds"):
         model(inputs_embeds=embeds, pixel_values=pixels(1))
-    with pytest.raises(ValueError, match=r"attention_mask must be \[1, 27\]"):
+    with pytest.raises(ValueError, match=r"attention_mask must have shape \[1, 27\]"):
         model(ids, pixel_values=pixels(1), attention_mask=torch.ones(1, 5))
 
 
@@ -311,7 +311,7 @@ def test_published_names_of_the_tokenizer(qwen, tokenizer):
     for name in ("tokenizer", "mergeable_ranks"):
         with pytest.raises(NotImplementedError, match="SentencePiece"):
             getattr(tokenizer, name)
-    with pytest.raises(ValueError, match="image_start_tag is '<img>' in this vocabulary"):
+    with pytest.raises(ValueError, match="image_start_tag is '<img>' in this vocabulary and cannot be changed"):
         type(qwen)(vocab_file=str(packaged_qwen_vocabulary()), image_start_tag="<image>")
     assert type(qwen)(vocab_file=str(packaged_qwen_vocabulary()), image_start_tag="<img>").img_start_id == 151857
 

@@ -390,5 +390,7 @@ def test_a_vision_tower_alone(code_folder):
     assert features.shape == (2, QUERIES, 32)
     torch.testing.assert_close(features, alone.transformer["visual"](pixels(2)))
     for wrong in (pixels(1)[0], pixels(1, 20), pixels(1)[:, :1], pixels(1)[..., :14]):
-        with pytest.raises(ValueError, match=r"pixel_values must be \[images, 3, size, size\], size a multiple of 14"):
+        with pytest.raises(
+            ValueError, match=r"pixel_values must be \[images, 3, size, size\] with size a multiple of 14"
+        ):
             loaded(wrong)

@@ -184,7 +184,7 @@ def test_the_processor_has_one_way(processor, tmp_path):
     with pytest.raises(TypeError, match="'do_resize' cannot be set"):
         processor(picture, do_resize=False)
     for wrong in (np.zeros((5, 5, 3)), np.zeros((5, 5), np.uint8), torch.zeros(3, 5, 5)):
-        with pytest.raises(ValueError, match="give Pillow pictures, paths, or uint8"):
+        with pytest.raises(ValueError, match="pass Pillow images, paths, or uint8"):
             processor(wrong)
     processor.save_pretrained(str(tmp_path / "again"))
     again = AutoImageProcessor.from_pretrained(str(tmp_path / "again"), trust_remote_code=True)

@@ -183,12 +183,12 @@ def test_a_path_becomes_its_bytes_and_comes_back(qwen, small):
     "text,options,message",
     [
         ("<img>a.png", {}, "Unclosed image token"),
-        (f"<img>{'ü' * 128}</img>", {}, "has 256 bytes, its slots hold 254.*pixel_values"),
+        (f"<img>{'ü' * 128}</img>", {}, "has 256 bytes, but its slots hold only 254.*pixel_values"),
         (f"<img>{'x' * 255}</img>", {}, "has 255 bytes"),
-        ("<img>\ud800.png</img>", {}, "cannot be written in UTF-8"),
+        ("<img>\ud800.png</img>", {}, "cannot be encoded in UTF-8"),
         ("a<|im_end|>", {"allowed_special": {"<ref>"}, "disallowed_special": "all"}, "'<|im_end|>', which"),
         ("a<box>", {"disallowed_special": {"<box>"}}, "'<box>', which disallowed_special forbids"),
-        ("a", {"allowed_special": {"<bos>"}}, "'<bos>' in allowed_special is no special token"),
+        ("a", {"allowed_special": {"<bos>"}}, "'<bos>' in allowed_special is not a special token"),
     ],
 )
 def test_errors(qwen, text, options, message):

@@ -1,5 +1,5 @@
-"""Qwen-VL in PyTorch: the files of this folder lie in every release, under the released names.
+"""Qwen-VL in PyTorch. Every release contains copies of these files under the released names.
 
-They need torch, transformers, safetensors, tiktoken (or sentencepiece) and Pillow, and nothing of this package:
+They depend on torch, transformers, safetensors, tiktoken (or sentencepiece) and Pillow, but not on qwenvl_jax.
 `AutoModelForCausalLM`, `AutoConfig` and `AutoTokenizer` load them with `trust_remote_code=True`.
 """

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-# The released model's values, all of which its config.json states.
+# The values of the released model. Its config.json states all of them.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 4096,
@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "use_dynamic_ntk": True,
     "initializer_range": 0.02,
     "use_cache": True,
-    # The dtype of the weights, where `from_pretrained` shall decide it: one of them at most.
+    # At most one of these may be true: it then sets the dtype of the weights in `from_pretrained`.
     "bf16": False,
     "fp16": False,
     "fp32": False,
@@ -30,15 +30,15 @@ DEFAULTS: dict[str, Any] = {
 
 
 class QWenConfig(PretrainedConfig):
-    """Sizes of decoder and vision tower.
+    """The sizes of the decoder and the vision tower.
 
     Args:
-      visual: of the vision tower: `width, layers, heads, mlp_ratio, patch_size, image_size` (pixels of a side),
-        `output_dim` (the decoder's width) and `image_start_id` (of `<img>`; `</img>` and `<imgpad>` follow it). It may
-        add `n_queries`, `position_grid` and `resampler_heads`, which the released file leaves to their defaults: 256,
-        16 and output_dim / 128. None or empty: a language model alone.
-      values: the keys of DEFAULTS and those of every PretrainedConfig. `intermediate_size` is the sum of both
-        branches of the MLP; `seq_length` is the trained length, beyond which log-n attention and dynamic NTK act.
+      visual: the vision tower: `width, layers, heads, mlp_ratio, patch_size, image_size` (side length in pixels),
+        `output_dim` (the decoder's width) and `image_start_id` (the id of `<img>`; those of `</img>` and `<imgpad>`
+        follow it). Optional keys, which the released file omits, are `n_queries` (default 256), `position_grid` (16)
+        and `resampler_heads` (output_dim / 128). None or an empty dict means a language model without vision tower.
+      values: the keys of DEFAULTS and the arguments of PretrainedConfig. `intermediate_size` is the sum of both
+        branches of the MLP; `seq_length` is the trained length, beyond which log-n attention and dynamic NTK apply.
     """
 
     model_type = "qwen"

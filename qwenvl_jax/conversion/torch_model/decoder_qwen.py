@@ -1,6 +1,6 @@
-"""The decoder of Qwen-VL: embeddings with the features of pictures in their slots, blocks, final norm.
+"""The decoder of Qwen-VL: token embeddings with image features in the image slots, decoder blocks, final norm.
 
-B rows, L tokens, I images, Q slots, D width, N heads, K head size.
+Legend: B rows, L tokens, I images, Q slots of an image, D width, N heads, K head size.
 """
 
 from __future__ import annotations
@@ -16,26 +16,39 @@ from .configuration_qwen import QWenConfig
 from .visual import VisionTransformer
 
 
-class Slots(NamedTuple):
-    """Where the features of one picture go: `row`, the column `first`, and the path in the slots ("" without one)."""
+class ImageSlots(NamedTuple):
+    """The slots of one image.
+
+    Attributes:
+      row: the row of the batch.
+      first: the column of the first slot.
+      path: the path or URL written into the slots, or "".
+    """
 
     row: int
     first: int
     path: str
 
 
-def find_images(ids_BL: torch.Tensor, start: int, queries: int) -> list[Slots]:
-    """The pictures of a batch, row by row. `start` is the id of `<img>`; those of `</img>` and `<imgpad>` follow it.
+def find_images(ids_BL: torch.Tensor, start: int, queries: int) -> list[ImageSlots]:
+    """Finds the images in a batch of token ids, row by row.
 
-    Words between `<img>` and `</img>` are text: only path bytes and `<imgpad>` make a picture.
+    Only path bytes and `<imgpad>` between `<img>` and `</img>` make an image; anything else there is text.
+
+    Args:
+      ids_BL: token ids.
+      start: the id of `<img>`; those of `</img>` and `<imgpad>` follow it.
+      queries: the number of slots that every image must have.
 
     Raises:
-      ValueError: for a picture that is cut off, has not `queries` slots, or whose path leaves no slot for `<imgpad>`.
+      ValueError: if an image is truncated, has another number of slots, or has a path that leaves no slot for
+        `<imgpad>`.
     """
-    end, pad = start + 1, start + 2
-    found: list[Slots] = []
+    end = start + 1
+    pad = start + 2
+    images: list[ImageSlots] = []
     if ids_BL.shape[1] < 2 or not bool((ids_BL == start).any()):
-        return found
+        return images
     for row, ids in enumerate(ids_BL.tolist()):
         for first in (column + 1 for column, token in enumerate(ids) if token == start):
             closed = end in ids[first:]
@@ -44,34 +57,34 @@ def find_images(ids_BL: torch.Tensor, start: int, queries: int) -> list[Slots]:
             path = inner[: inner.index(pad)] if padded else inner
             if not all(token < 256 for token in path) or any(token != pad for token in inner[len(path) :]):
                 if padded:
-                    raise ValueError(f"row {row} mixes text and <imgpad> between <img> and </img>; write a path there")
+                    raise ValueError(f"row {row} mixes text and <imgpad> between <img> and </img>; give a path instead")
                 continue
             name = bytes(path).decode("utf-8", "surrogateescape")
             if closed and not padded and len(inner) == queries:
                 raise ValueError(
-                    f"the path {name!r} fills all {queries} slots of its image; use one of at most {queries - 2} "
-                    "bytes, or write <img></img> and give pixel_values"
+                    f"the path {name!r} fills all {queries} slots of its image; use a path of at most {queries - 2} "
+                    "bytes, or write <img></img> and pass pixel_values"
                 )
             if padded and not (closed and len(inner) == queries):
                 raise ValueError(
-                    f"an image in row {row} has {len(inner)} slots{'' if closed else ' and is then cut off'}, this "
-                    f"model needs {queries}; tokenize it with this model's tokenizer and without truncation"
+                    f"an image in row {row} has {len(inner)} slots{'' if closed else ' before the row ends'}, but this "
+                    f"model needs {queries}; use this model's tokenizer, without truncation"
                 )
             if padded:
-                found.append(Slots(row, first, name))
-    return found
+                images.append(ImageSlots(row, first, name))
+    return images
 
 
 class Context(NamedTuple):
-    """What all blocks of one call share.
+    """Inputs that all blocks of one forward pass share.
 
     Attributes:
-      cos: with `sin`, [B, 1, L, K] float32 of the rotary angles.
-      sin: see `cos`.
-      allowed: [B, 1, L, cached + L] bool, what every query may see.
-      query_scale: [B, 1, L, 1] of log-n attention, or None.
-      cache: of transformers, or None.
-      with_weights: whether blocks return their attention weights.
+      cos: cosines of the rotary angles, [B, 1, L, K] float32.
+      sin: sines of the rotary angles, [B, 1, L, K] float32.
+      allowed: the attention mask, [B, 1, L, cached + L] bool.
+      query_scale: the factors of log-n attention, [B, 1, L, 1], or None.
+      cache: a cache of transformers, or None.
+      with_weights: whether the blocks return their attention weights.
     """
 
     cos: torch.Tensor
@@ -91,7 +104,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight  # cast first, then weigh
+        return normed.to(x.dtype) * self.weight  # cast before the product, as the released code does
 
 
 def _rotate(x_BNLK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -105,13 +118,14 @@ class QWenAttention(nn.Module):
         super().__init__()
         width = config.num_attention_heads * config.kv_channels
         self.heads = config.num_attention_heads
-        self.c_attn = nn.Linear(config.hidden_size, 3 * width)  # biased, although `no_bias` is true
+        self.c_attn = nn.Linear(config.hidden_size, 3 * width)  # has a bias even though `no_bias` is true
         self.c_proj = _residual(nn.Linear(width, config.hidden_size, bias=False))
 
     def forward(self, x_BLD, context: Context, layer: int):
         rows, length, _ = x_BLD.shape
         q, k, v = self.c_attn(x_BLD).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = _rotate(q, context.cos, context.sin), _rotate(k, context.cos, context.sin)
+        q = _rotate(q, context.cos, context.sin)
+        k = _rotate(k, context.cos, context.sin)
         if context.cache is not None:
             k, v = context.cache.update(k, v, layer)
         if context.query_scale is not None:
@@ -139,9 +153,9 @@ class QWenMLP(nn.Module):
 
 
 def _residual(layer: nn.Linear) -> nn.Linear:
-    """Marks a layer whose output joins the residual stream: it starts smaller (see `_init_weights`).
+    """Marks a layer whose output is added to the residual stream, so that `_init_weights` scales it down.
 
-    The mark lies on the layer because newer versions of transformers do not ask for the modules around it.
+    The mark is on the layer itself because newer versions of transformers do not pass on its parent modules.
     """
     layer.joins_residual = True  # type: ignore[assignment]
     return layer
@@ -162,9 +176,12 @@ class QWenBlock(nn.Module):
 
 
 class QWenModel(nn.Module):
-    """Embeddings, pictures in their slots, decoder blocks, final norm. `visual` exists if the config has one."""
+    """Embeddings with image features in their slots, decoder blocks, final norm.
 
-    gradient_checkpointing = False  # transformers sets both
+    `visual` is the vision tower, or None if the config has none.
+    """
+
+    gradient_checkpointing = False  # set by transformers, as is the function
     _gradient_checkpointing_func: Any
 
     def __init__(self, config: QWenConfig):
@@ -175,44 +192,47 @@ class QWenModel(nn.Module):
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.visual = VisionTransformer(config.visual, config.layer_norm_epsilon) if config.visual else None
 
-    def images_of(self, ids_BL: torch.Tensor) -> list[Slots]:
-        """See `find_images`; none if the model has no vision tower."""
+    def images_of(self, ids_BL: torch.Tensor) -> list[ImageSlots]:
+        """The result of `find_images`; an empty list if the model has no vision tower."""
         if self.visual is None:
             return []
         return find_images(ids_BL, self.config.visual["image_start_id"], self.visual.queries)
 
     def embed(self, ids_BL: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """[B, L, D] with the features of every picture in its slots, all of them from one call of the tower.
+        """Input embeddings [B, L, D] with the features of every image in its slots.
+
+        All images are encoded in one call of the vision tower.
 
         Raises:
-          ValueError: if pictures are missing, cannot be read, or are not as many as their places.
+          ValueError: if an image is missing or cannot be read, or if `pixel_values` has another number of images than
+            `ids_BL`.
         """
         x_BLD = self.wte(ids_BL)
-        places = self.images_of(ids_BL)
+        images = self.images_of(ids_BL)
         given = 0 if pixel_values is None else len(pixel_values)
         if self.visual is None:
             if given:
-                raise ValueError("pixel_values given to a language model without a vision tower")
+                raise ValueError("a language model without a vision tower takes no pixel_values")
             return x_BLD
-        if not places and not given:
+        if not images and not given:
             if self.training and any(parameter.requires_grad for parameter in self.visual.parameters()):
-                # Distributed training needs a gradient of every parameter from every rank.
+                # Distributed training needs a gradient for every parameter on every rank.
                 side = self.visual.table_size
-                nothing = self.visual(torch.zeros(1, 3, side, side, device=x_BLD.device))
-                x_BLD = x_BLD + (nothing.mean() * 0).to(x_BLD.device, x_BLD.dtype)
+                unused = self.visual(torch.zeros(1, 3, side, side, device=x_BLD.device))
+                x_BLD = x_BLD + (unused.mean() * 0).to(x_BLD.device, x_BLD.dtype)
             return x_BLD
         if pixel_values is None:
-            if not all(place.path for place in places):
-                raise ValueError("the prompt has images without a path; give their pixel_values")
-            features_IQD = self.visual.encode([place.path for place in places])
-        elif given != len(places):
-            raise ValueError(f"pixel_values holds {given} images, the prompt has places for {len(places)}")
+            if not all(image.path for image in images):
+                raise ValueError("the prompt has images without a path; pass their pixel_values")
+            features_IQD = self.visual.encode([image.path for image in images])
+        elif given != len(images):
+            raise ValueError(f"pixel_values has {given} images, but the prompt has {len(images)}")
         else:
             features_IQD = self.visual(pixel_values)
-        rows = torch.tensor([place.row for place in places], device=x_BLD.device)
-        first = torch.tensor([place.first for place in places], device=x_BLD.device)
+        rows = torch.tensor([image.row for image in images], device=x_BLD.device)
+        first = torch.tensor([image.first for image in images], device=x_BLD.device)
         columns_IQ = first[:, None] + torch.arange(self.visual.queries, device=x_BLD.device)
-        x_BLD = x_BLD.clone()  # the embedding itself may be a leaf that needs its gradient
+        x_BLD = x_BLD.clone()  # autograd forbids writing into the embedding if it is a leaf that requires a gradient
         x_BLD[rows[:, None], columns_IQ] = features_IQD.to(x_BLD.device, x_BLD.dtype)
         return x_BLD
 
@@ -226,21 +246,29 @@ class QWenModel(nn.Module):
         between: list[torch.Tensor] | None = None,
         weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Hidden states [B, L, D] of `input_ids` [B, L] or of `inputs_embeds` [B, L, D].
+        """Hidden states [B, L, D] for `input_ids` [B, L] or `inputs_embeds` [B, L, D].
 
-        `attention_mask` covers what is cached, too. A list `between` gets what every block reads, a list `weights`
-        its attention weights [B, N, L, cached + L].
+        Args:
+          input_ids: [B, L].
+          attention_mask: [B, cached + L]; it includes the cached tokens.
+          pixel_values: see `QWenLMHeadModel.forward`.
+          cache: a dynamic cache of transformers, or None.
+          inputs_embeds: [B, L, D].
+          between: if given, the input of every block is appended to it.
+          weights: if given, the attention weights of every block, [B, N, L, cached + L], are appended to it.
 
         Raises:
-          ValueError: see `embed`; for both inputs or none, or a cache of a kind that is not supported.
+          ValueError: as `embed` does; also if both inputs or neither are given, the mask has another shape, or the
+            cache is static.
         """
         if getattr(cache, "is_compileable", False):
             raise ValueError("a static cache is not supported; leave cache_implementation at its default")
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+            raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is not None and pixel_values is not None:
             raise ValueError(
-                "inputs_embeds has no places for pixel_values; give input_ids, or inputs_embeds that hold the features"
+                "pixel_values cannot be combined with inputs_embeds; pass input_ids, or inputs_embeds that already "
+                "contain the image features"
             )
         past = cache.get_seq_length() if cache is not None else 0
         x_BLD = self.embed(input_ids, pixel_values) if inputs_embeds is None else inputs_embeds
@@ -249,32 +277,33 @@ class QWenModel(nn.Module):
             attention_mask = torch.ones(rows, past + length, device=x_BLD.device)
         if attention_mask.shape != (rows, past + length):
             raise ValueError(
-                f"attention_mask must be [{rows}, {past + length}], one place for everything cached and given, not "
+                f"attention_mask must have shape [{rows}, {past + length}] (cached plus new tokens), not "
                 f"{list(attention_mask.shape)}"
             )
         valid = attention_mask.to(x_BLD.device).bool()
         positions_BL = (valid.cumsum(-1) - 1).clamp(min=0)[:, past:]
-        at = torch.arange(past + length, device=x_BLD.device)
-        causal = at[past:, None] >= at
-        # A padding place sees itself, so that its softmax has something to normalise; nothing reads the result.
-        allowed = ((causal & valid[:, None, :]) | (at[past:, None] == at))[:, None]
+        index = torch.arange(past + length, device=x_BLD.device)
+        causal = index[past:, None] >= index
+        # A padding token attends to itself because a softmax over nothing is NaN. Its output is never used.
+        allowed = ((causal & valid[:, None, :]) | (index[past:, None] == index))[:, None]
         cos, sin = self._rotary(positions_BL, self._ntk_alpha(valid, past, cache))
         context = Context(cos, sin, allowed, self._logn(positions_BL, past + length), cache, weights is not None)
         for layer, block in enumerate(self.h):
             if between is not None:
                 between.append(x_BLD)
             if self.gradient_checkpointing and self.training:
-                x_BLD, seen = self._gradient_checkpointing_func(block.__call__, x_BLD, context, layer)
+                x_BLD, attention = self._gradient_checkpointing_func(block.__call__, x_BLD, context, layer)
             else:
-                x_BLD, seen = block(x_BLD, context, layer)
+                x_BLD, attention = block(x_BLD, context, layer)
             if weights is not None:
-                weights.append(seen)
+                weights.append(attention)
         return self.ln_f(x_BLD)
 
     def _ntk_alpha(self, valid, past, cache):
-        """One factor per row, from the prompt's length: 1 up to the trained length, 3 up to twice it, then 7, 15, ..
+        """The dynamic NTK factor of every row: 1 up to the trained length, 3 up to twice that length, then 7, 15, ...
 
-        Decoding keeps the prompt's factor, which lies on the cache because the cached keys were rotated with it.
+        It depends on the length of the prompt and stays the same while decoding. It is stored on the cache, whose keys
+        were rotated with it.
         """
         base = self.config.seq_length
         if self.training or not self.config.use_dynamic_ntk:
@@ -296,7 +325,7 @@ class QWenModel(nn.Module):
         return angles.cos(), angles.sin()
 
     def _logn(self, positions_BL, columns: int):
-        """Factor of every query, log(i) / log(trained length) at the 1-based position i beyond it."""
+        """The log-n factor of every query: log(i) / log(trained length) at a 1-based position i beyond that length."""
         base = self.config.seq_length
         if self.training or not self.config.use_logn_attn or columns <= base:
             return None

@@ -1,13 +1,13 @@
-"""Qwen-VL in PyTorch: the decoder with pictures in its input, `generate`, `chat`, and the vision tower alone.
+"""Qwen-VL in PyTorch: the language model with images in its input, `generate`, `chat`, and the vision tower alone.
 
-A picture stands in `input_ids` as `<img>`, Q slots, `</img>`. The slots hold either the bytes of a path or URL, one id
-per byte and then `<imgpad>` (as the tokenizer writes `<img>path</img>`), or `<imgpad>` throughout, and then
-`pixel_values` holds the pictures, row by row and in order of appearance, as `visual.preprocess` makes them. Tensor
-names and layouts are the released ones.
+In `input_ids` an image is `<img>`, Q slots, `</img>`. The slots contain either the bytes of a path or URL, one id per
+byte, padded with `<imgpad>` (the tokenizer encodes `<img>path</img>` like this), or only `<imgpad>`. In the second case
+`pixel_values` contains the images in the format of `visual.preprocess`, row by row in order of appearance. Tensor names
+and layouts are the released ones.
 
-B rows, L tokens, I images, Q slots, D width, V vocabulary.
+Legend: B rows, L tokens, I images, Q slots of an image, D width, V vocabulary.
 """
-# transformers' own annotations contradict one another here:
+# The annotations of transformers contradict one another here:
 # mypy: disable-error-code="misc, override, assignment, arg-type"
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ from .decoder_qwen import QWenModel, RMSNorm
 from .qwen_generation_utils import ChatMixin
 from .visual import VisionTransformer, init_weights
 
-# Newer versions of transformers 5 call `cache` what was `past_key_values`, in arguments and in outputs.
+# Newer versions of transformers 5 renamed `past_key_values` to `cache`, in arguments and in outputs.
 _CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def refuse_unknown(method: str, arguments: dict[str, Any]) -> None:
-    """Raises TypeError for an argument that `method` does not take, unless it says nothing (None or false)."""
+    """Raises TypeError if `arguments`, which `method` does not take, contain a value other than None or False."""
     given = [name for name, value in arguments.items() if value is not None and value is not False]
     if "position_ids" in given:
         raise TypeError(f"{method} takes no position_ids: positions follow from attention_mask; leave them out")
     if given:
         raise TypeError(
-            f"{method} does not know the argument {given[0]!r}; leave it out, or use a version of transformers that "
-            "the model card names"
+            f"{method} does not know the argument {given[0]!r}; leave it out, or use a version of transformers that is "
+            "named in the model card"
         )
 
 
 def one_cache(past_key_values: Any, cache: Any) -> Any:
-    """The cache under whichever of its two names. Raises ValueError for two different ones."""
+    """The cache, passed under either of its names. Raises ValueError if two different caches are passed."""
     if past_key_values is not None and cache is not None and past_key_values is not cache:
-        raise ValueError("past_key_values and cache are two names of one argument; give one of them")
+        raise ValueError("past_key_values and cache are two names of one argument; pass only one of them")
     return past_key_values if cache is None else cache
 
 
 class QWenPreTrainedModel(PreTrainedModel):
-    """What both models share: configuration and initial values."""
+    """Base class of both models: configuration and initialisation."""
 
     config_class = QWenConfig
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # The tower whole, because its own parameters (`proj`, the position table) meet its blocks' outputs.
+    # The tower must not be split: parameters of the tower itself (`proj`, the position table) act on its activations.
     _no_split_modules = ["QWenBlock", "VisionTransformer"]  # noqa: RUF012
 
     def _take_precision(self) -> None:
-        """`bf16=True`, `fp16=True` or `fp32=True` of the config or of `from_pretrained` decide the dtype of weights.
+        """Casts the weights if the config (or `from_pretrained`) has `bf16=True`, `fp16=True` or `fp32=True`.
 
         Raises:
-          ValueError: for more than one of them.
+          ValueError: if more than one of them is set.
         """
         dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
         chosen = [name for name in dtypes if getattr(self.config, name, False)]
         if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} exclude one another; set one of them, or dtype alone")
+            raise ValueError(f"{' and '.join(chosen)} exclude one another; set one of them, or only dtype")
         if chosen:
             self.to(dtypes[chosen[0]])
 
@@ -129,23 +129,31 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         **unknown: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits [B, L, V]; the last `logits_to_keep` (older name: `num_logits_to_keep`) of them if that is not 0.
+        """Computes logits [B, L, V] and, if `labels` are given, the loss.
 
         Args:
           input_ids: [B, L].
-          attention_mask: [B, cached + L], 0 for padding on either side.
-          pixel_values: [I, 3, size, size]; not needed where the prompt holds paths.
-          past_key_values: a cache of transformers; `cache` is its newer name.
-          inputs_embeds: [B, L, D] instead of `input_ids`; the features of pictures lie in their places already.
-          labels: [B, L], -100 where not supervised. Adds `loss`, the mean cross-entropy, shifted by one.
-          output_attentions: adds `attentions`, one [B, N, L, cached + L] per block.
-          output_hidden_states: adds `hidden_states`: the input of every block, and the final norm's output.
-          return_dict: false for a tuple of what there is.
-          num_items_in_batch: what a Trainer that accumulates gradients divides the summed cross-entropy by instead.
+          attention_mask: [B, cached + L], 0 for padding, which may be on either side.
+          pixel_values: [I, 3, size, size]; not needed if the prompt contains the paths of its images.
+          past_key_values: a cache of transformers.
+          cache: the newer name of `past_key_values`.
+          inputs_embeds: [B, L, D] instead of `input_ids`; it must already contain the image features.
+          labels: [B, L], -100 for unsupervised tokens. The output then has `loss`, the mean cross-entropy of the
+            labels shifted by one.
+          use_cache: whether the output has a cache; None means the value of the config, and False in training.
+          logits_to_keep: if not 0, only the logits of this many last tokens are computed.
+          num_logits_to_keep: the older name of `logits_to_keep`.
+          output_attentions: whether the output has `attentions`, one [B, N, L, cached + L] per block.
+          output_hidden_states: whether the output has `hidden_states`: the input of every block, and the output of the
+            final norm.
+          return_dict: False returns a tuple.
+          num_items_in_batch: if given, the summed cross-entropy is divided by it. A Trainer that accumulates gradients
+            passes it.
+          unknown: arguments of other versions of transformers; they must be None or False.
 
         Raises:
           ValueError: see `QWenModel.forward`.
-          TypeError: for an argument that this model does not take.
+          TypeError: if an argument is unknown.
         """
         refuse_unknown("forward", unknown)
         cache = one_cache(past_key_values, cache)
@@ -195,21 +203,21 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
         tokenizer=None,
         **kwargs,
     ):
-        """What `forward` gets for the next step: everything at first, then what the cache does not hold yet.
+        """The arguments of `forward` for the next step of `generate`: all tokens that are not cached yet.
 
-        How many that are follows from mask and cache; `next_sequence_length`, `cache_position` and
-        `is_first_iteration` are what versions of transformers say of it besides, and `tokenizer` comes along where
-        `generate` has stop strings. An argument that a later version adds is an error, because ignoring one may mean
-        computing something else.
+        Their number follows from the mask and the cache. `next_sequence_length`, `cache_position` and
+        `is_first_iteration` repeat it in some versions of transformers, and `tokenizer` is passed if `generate` has
+        stop strings; all four are ignored. An argument that a later version adds is an error, because ignoring it
+        could silently compute something else.
         """
-        # transformers reads the name `kwargs` as: what `forward` takes may be given to `generate`, and nothing else.
+        # The name `kwargs` makes transformers accept the arguments of `forward`, and no others, in `generate`.
         refuse_unknown("prepare_inputs_for_generation", kwargs)
         cache = one_cache(past_key_values, cache)
         past = cache.get_seq_length() if cache is not None else 0
         embedded = inputs_embeds.shape[1] if inputs_embeds is not None else 0
         total = attention_mask.shape[1] if attention_mask is not None else embedded + input_ids.shape[1]
         if past >= total:
-            raise ValueError(f"the cache holds {past} places, the prompt has {total}; give at least one new token")
+            raise ValueError(f"the cache holds {past} tokens and the prompt has {total}; add at least one new token")
         new_ids = input_ids[:, max(0, input_ids.shape[1] - (total - past)) :]
         embeds = None
         if inputs_embeds is not None and not past:
@@ -219,7 +227,7 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
             "input_ids": new_ids if embeds is None else None,
             "inputs_embeds": embeds,
             "attention_mask": attention_mask,
-            # Pictures are encoded once; what continues a cached conversation may bring new ones.
+            # Images are encoded once, but the continuation of a cached conversation may have new ones.
             "pixel_values": pixel_values if not past or self.transformer.images_of(new_ids) else None,
             "past_key_values": cache,
             "use_cache": use_cache,
@@ -229,41 +237,43 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
         }
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """For beams and several answers rows are repeated, and with them the pictures of each row, in their order."""
+        """Repeats the rows for beams and for several answers, and with every row its images in their order."""
         pixels = model_kwargs.pop("pixel_values", None)
         if pixels is not None and expand_size > 1 and input_ids is not None:
-            rows = [place.row for place in self.transformer.images_of(input_ids)]
-            if len(rows) == len(pixels):  # otherwise `forward` says what is wrong
-                own = [[k for k, row in enumerate(rows) if row == wanted] for wanted in range(len(input_ids))]
-                pixels = pixels[[k for images in own for _ in range(expand_size) for k in images]]
+            slots = self.transformer.images_of(input_ids)
+            if len(slots) == len(pixels):  # otherwise `forward` raises the error
+                repeated: list[int] = []
+                for row in range(len(input_ids)):
+                    repeated += [index for index, image in enumerate(slots) if image.row == row] * expand_size
+                pixels = pixels[repeated]
         expand = super()._expand_inputs_for_generation
         input_ids, model_kwargs = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         return input_ids, model_kwargs if pixels is None else {**model_kwargs, "pixel_values": pixels}
 
 
 class QWenVisionModel(QWenPreTrainedModel):
-    """Vision tower and resampler alone: pictures to what the decoder reads in their place."""
+    """The vision tower and resampler alone: from pixels to the features that the decoder reads."""
 
     main_input_name = "pixel_values"
-    # A whole release loads, too.
+    # The release of a whole model can be loaded, too.
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^transformer\.(?!visual\.)"]  # noqa: RUF012
 
     def __init__(self, config: QWenConfig):
         super().__init__(config)
         if not config.visual:
-            raise ValueError("the config has no `visual`; this is a language model without a vision tower")
+            raise ValueError("the config has no `visual`: it belongs to a language model without a vision tower")
         visual = VisionTransformer(config.visual, config.layer_norm_epsilon)
-        self.transformer = nn.ModuleDict({"visual": visual})  # gives the tensors their released names
+        self.transformer = nn.ModuleDict({"visual": visual})  # so that the tensors have their released names
         self.post_init()
         self._take_precision()
 
     def forward(
         self, pixel_values: torch.Tensor, return_dict: bool | None = None, **unknown: Any
     ) -> BaseModelOutput | tuple[torch.Tensor]:
-        """Pixels [I, 3, size, size], as `visual.preprocess` makes them -> `last_hidden_state` [I, Q, D].
+        """Pixels [I, 3, size, size] in the format of `visual.preprocess` -> `last_hidden_state` [I, Q, D].
 
         Raises:
-          TypeError: for an argument that this model does not take.
+          TypeError: if an argument is unknown.
         """
         refuse_unknown("forward", unknown)
         output = BaseModelOutput(last_hidden_state=self.transformer["visual"](pixel_values))

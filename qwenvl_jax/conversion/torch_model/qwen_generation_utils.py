@@ -1,10 +1,10 @@
-"""Conversations in ChatML: the prompt that `chat` builds, `chat` and `chat_stream`, and stop words of `generate`.
+"""Conversations in ChatML: the prompt format, `chat`, `chat_stream`, and the stop words of `generate`.
 
     <|im_start|>system\\n{system}<|im_end|>
     \\n<|im_start|>user\\n{query}<|im_end|>\\n<|im_start|>assistant\\n{response}<|im_end|>   (per turn of the history)
     \\n<|im_start|>user\\n{query}<|im_end|>\\n<|im_start|>assistant\\n
 
-Roles, line breaks and contents are tokenized apart, so that none of them merges with its neighbour.
+Roles, line breaks and contents are tokenized separately, so that no token spans two of them.
 """
 
 from __future__ import annotations
@@ -22,80 +22,87 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from .visual import preprocess, read_image
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
-MAX_WINDOW = 6144  # tokens, where generation_config.json is silent
+MAX_WINDOW = 6144  # tokens of a prompt, if generation_config.json gives no limit
 GROUNDING_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 IMAGE_TAGS = (*GROUNDING_TAGS, "<img>", "</img>", "<imgpad>")
-PICTURE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
+IMAGE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 
-Turn = Sequence[str | None]  # (query, response); None for a query that has no response
+Turn = Sequence[str | None]  # (query, response); the response is None if the query was not answered
 
 
-def pictures_of(texts: Sequence[str], images: Sequence[Image.Image]) -> list[list[str | Image.Image]]:
-    """Per text its pictures: the path or URL of every `<img>..</img>`, the next one of `images` where it is empty.
+def images_of(texts: Sequence[str], images: Sequence[Image.Image]) -> list[list[str | Image.Image]]:
+    """The images of every text: the path or URL of each `<img>..</img>`, or the next of `images` if it is empty.
 
     Raises:
-      ValueError: if `images` are not as many as the empty places.
+      ValueError: if the number of `images` is not that of the empty `<img></img>`.
     """
-    paths = [PICTURE.findall(text) for text in texts]
-    empty = sum(not path for found in paths for path in found)
+    paths_of_texts = [IMAGE.findall(text) for text in texts]
+    empty = sum(paths.count("") for paths in paths_of_texts)
     if empty != len(images):
         raise ValueError(f"{len(images)} images given for {empty} empty <img></img> in history and query")
-    waiting = iter(images)
-    return [[path or next(waiting) for path in found] for found in paths]
+    remaining = iter(images)
+    return [[path or next(remaining) for path in paths] for paths in paths_of_texts]
 
 
 def make_context(
     tokenizer: Any, query: str, history: Sequence[Turn], system: str, max_window_size: int
 ) -> tuple[list[int], int]:
-    """Ids of the prompt, and how many turns of `history` (oldest first) it leaves out.
+    """The ids of the prompt, and the number of oldest turns of `history` that it omits.
 
-    The newest turns that fit beside the system text and the query in less than `max_window_size` ids stay; the query
-    is never cut. The slots of pictures are empty, so that a path of any length will do. Control tokens that a user
-    writes are plain text, and so are the image tags that a model writes.
+    It keeps the newest turns that fit, together with the system text, in fewer than `max_window_size` ids; the query
+    is always kept in full. Image slots hold no path, so paths may have any length. Control tokens written by the user
+    are encoded as plain text, and so are image tags written by the model.
     """
 
     def encode(text: str, allowed: Sequence[str] = ()) -> list[int]:
         return tokenizer.encode(text, allowed_special=set(allowed))
 
-    line, end = encode("\n"), [tokenizer.im_end_id]
+    newline = encode("\n")
+    end = [tokenizer.im_end_id]
 
-    def said(role: str, content: list[int]) -> list[int]:
-        return [tokenizer.im_start_id, *encode(role), *line, *content]
+    def message(role: str, content: list[int]) -> list[int]:
+        return [tokenizer.im_start_id, *encode(role), *newline, *content]
 
-    def asked(text: str) -> list[int]:
-        return said("user", encode(PICTURE.sub("<img></img>", text), IMAGE_TAGS))
+    def user(text: str) -> list[int]:
+        return message("user", encode(IMAGE.sub("<img></img>", text), IMAGE_TAGS))
 
-    first = said("system", encode(system, GROUNDING_TAGS)) + end
-    last = line + asked(query) + end + line + said("assistant", [])
+    first = message("system", encode(system, GROUNDING_TAGS)) + end
+    last = newline + user(query) + end + newline + message("assistant", [])
     kept: list[int] = []
-    dropped = len(history)
+    omitted = len(history)
     for question, answer in reversed(history):
-        turn = line + asked(question or "") + end + line
+        turn = newline + user(question or "") + end + newline
         if answer is not None:
-            turn += said("assistant", encode(answer, GROUNDING_TAGS)) + end
+            turn += message("assistant", encode(answer, GROUNDING_TAGS)) + end
         if len(first) + len(turn) + len(kept) >= max_window_size:
             break
         kept = turn + kept
-        dropped -= 1
-    return first + kept + last, dropped
+        omitted -= 1
+    return first + kept + last, omitted
 
 
 class StopWords(LogitsProcessor):
-    """Ends an answer after any of several sequences of ids: the step that follows one can only give `end_id`.
+    """Ends an answer after any of several sequences of ids, by forcing `end_id` in the next step.
 
     Args:
-      sequences: ids, none of the sequences empty.
-      end_id: of `<|endoftext|>`.
-      start: the length of the prompt, whose own ids end nothing.
+      sequences: non-empty sequences of ids.
+      end_id: the id of `<|endoftext|>`.
+      start: the length of the prompt, in which the sequences are ignored.
+
+    Raises:
+      ValueError: if a sequence is empty.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], end_id: int, start: int):
         if not all(len(ids) for ids in sequences):
-            raise ValueError("stop_words_ids has an empty sequence; give lists of ids")
-        self.sequences, self.end_id, self.start = [list(ids) for ids in sequences], end_id, start
+            raise ValueError("stop_words_ids has an empty sequence; pass non-empty lists of ids")
+        self.sequences = [list(ids) for ids in sequences]
+        self.end_id = end_id
+        self.start = start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        ended = [any(row[-len(ids) :] == ids for ids in self.sequences) for row in input_ids[:, self.start :].tolist()]
+        answers = input_ids[:, self.start :].tolist()
+        ended = [any(answer[-len(ids) :] == ids for ids in self.sequences) for answer in answers]
         if any(ended):
             scores = scores.clone()
             rows = torch.tensor(ended, device=scores.device)
@@ -104,11 +111,11 @@ class StopWords(LogitsProcessor):
         return scores
 
 
-class _Pieces:
-    """What `generate` takes for a streamer: hands every new id to the thread that iterates; `close` ends the answer."""
+class _Streamer:
+    """A streamer for `generate`: puts every new id into a queue. Setting `closed` aborts `generate`."""
 
     def __init__(self) -> None:
-        self.waiting: queue.Queue[Any] = queue.Queue()
+        self.tokens: queue.Queue[Any] = queue.Queue()
         self.closed = threading.Event()
         self._is_prompt = True
 
@@ -117,25 +124,33 @@ class _Pieces:
             raise _Closed
         if not self._is_prompt:
             for token in ids.flatten().tolist():
-                self.waiting.put(token)
+                self.tokens.put(token)
         self._is_prompt = False
 
     def end(self) -> None:
-        """`generate` is done; the thread that runs it says so itself."""
+        """Does nothing: the thread that runs `generate` marks the end of the queue."""
 
 
 class _Closed(Exception):
-    """Nobody reads the answer any more."""
+    """The consumer has stopped reading the answer."""
 
 
 class ChatMixin:
-    """Gives a causal language model `chat` and `chat_stream`, and its `generate` stop words."""
+    """Adds `chat` and `chat_stream` to a causal language model, and stop words to its `generate`."""
 
     @torch.no_grad()
     def generate(self: Any, inputs: Any = None, *arguments: Any, stop_words_ids: Any = None, **settings: Any) -> Any:
-        """transformers' `generate`, and `stop_words_ids`: sequences of ids after each of which an answer ends.
+        """The `generate` of transformers with stop words.
 
-        The answer keeps the stop word, and an `<|endoftext|>` follows it.
+        Args:
+          inputs: see transformers.
+          arguments: see transformers.
+          stop_words_ids: sequences of ids. An answer ends after any of them; it contains the stop word, followed by
+            `<|endoftext|>`.
+          settings: see transformers.
+
+        Raises:
+          ValueError: if there are stop words but no end token, or a stop word is empty.
         """
         config = arguments[0] if arguments else settings.get("generation_config")
         config = self.generation_config if config is None else config
@@ -144,7 +159,7 @@ class ChatMixin:
             end = settings.get("eos_token_id", config.eos_token_id)
             end = end[-1] if isinstance(end, Sequence) else end
             if end is None:
-                raise ValueError("stop_words_ids needs an eos_token_id to end with; set one")
+                raise ValueError("stop_words_ids needs an eos_token_id to end answers with; set one")
             prompt = next((x for x in (inputs, settings.get("input_ids")) if x is not None), None)
             length = 0 if prompt is None or settings.get("inputs_embeds") is not None else prompt.shape[1]
             others = settings.pop("logits_processor", None) or []
@@ -163,24 +178,28 @@ class ChatMixin:
         images: Sequence[Image.Image] | None = None,
         **settings: Any,
     ) -> tuple[str, Sequence[Turn]]:
-        """Answers `query`; returns the answer and the history, to which this turn has been appended.
+        """Answers a query.
 
         Args:
           tokenizer: the QWenTokenizer of this model.
-          query: text, with `<img>path or URL</img>` for pictures (`tokenizer.from_list_format` writes it).
-          history: what an earlier call returned; a list is extended in place. Its pictures are read again. A turn
-            whose response is None is a query that nobody answered.
+          query: text, with `<img>path or URL</img>` for images (see `tokenizer.from_list_format`).
+          history: the history that an earlier call returned; a list is extended in place. Its images are read again.
+            The response of a turn may be None.
           system: the system text.
-          append_history: whether this turn joins the history.
-          stop_words_ids: sequences of ids after which the answer ends, too; it keeps them.
-          generation_config: instead of the model's; None for that.
-          images: Pillow pictures of the whole conversation, in order, for every empty `<img></img>` of history and
-            query. Those that have no such place yet are put before the query, as `Picture 1: <img></img>`.
-          settings: of `generate`, such as `max_new_tokens` or `do_sample`, and `max_window_size`.
+          append_history: whether this turn is appended to the history.
+          stop_words_ids: sequences of ids after which the answer also ends; the answer contains them.
+          generation_config: replaces that of the model, if given.
+          images: the Pillow images of the whole conversation, in order: one for every empty `<img></img>` in history
+            and query. Further images are inserted before the query, as `Picture 1: <img></img>`.
+          settings: arguments of `generate`, such as `max_new_tokens` or `do_sample`, and `max_window_size`.
+
+        Returns:
+          The answer, and the history including this turn.
 
         Raises:
-          ValueError: if this is no chat model, a picture cannot be read or has no place, or `<img>` is not closed.
-          TypeError: for `stream`; `chat_stream` is what streams.
+          ValueError: if this is not a chat model, an image cannot be read, there are too few images, or `<img>` is not
+            closed.
+          TypeError: if `stream` is given; use `chat_stream` instead.
         """
         if "stream" in settings:
             raise TypeError("chat has no argument `stream`; use chat_stream, which yields the answer as it grows")
@@ -205,30 +224,30 @@ class ChatMixin:
         images: Sequence[Image.Image] | None = None,
         **settings: Any,
     ) -> Iterator[str]:
-        """Yields the answer of `chat` as far as it has come, again with every token; `history` stays as it is.
+        """Streams the answer of `chat`: after every token yields the answer so far, without incomplete characters.
 
-        Characters that are not whole yet are left out. See `chat` about the arguments and what it raises; the prompt
-        is checked before this returns.
+        The arguments and errors are those of `chat`. `history` is not changed. The prompt is checked before this
+        returns.
         """
         turns = list(history or ())
         _, ids, settings = self._conversation(
             tokenizer, query, turns, system, images, stop_words_ids, generation_config, settings
         )
-        pieces = _Pieces()
+        streamer = _Streamer()
 
         def run() -> None:
             try:
-                self.generate(ids, streamer=pieces, **settings)
-                pieces.waiting.put(None)
+                self.generate(ids, streamer=streamer, **settings)
+                streamer.tokens.put(None)
             except BaseException as error:
-                pieces.waiting.put(error)
+                streamer.tokens.put(error)
 
         def read() -> Iterator[str]:
             thread = threading.Thread(target=run, daemon=True)
             thread.start()
             new: list[int] = []
             try:
-                while (token := pieces.waiting.get()) is not None:
+                while (token := streamer.tokens.get()) is not None:
                     if isinstance(token, BaseException):
                         raise token
                     new.append(token)
@@ -236,7 +255,7 @@ class ChatMixin:
                     if len(answer) == len(new):
                         yield tokenizer.decode(answer, errors="ignore").strip()
             finally:
-                pieces.closed.set()
+                streamer.closed.set()
                 thread.join()
 
         return read()
@@ -252,28 +271,28 @@ class ChatMixin:
         generation_config: Any,
         settings: dict[str, Any],
     ) -> tuple[str, torch.Tensor, dict[str, Any]]:
-        """The query with its pictures numbered, the ids [1, L] of the prompt, and the arguments of `generate`."""
+        """The query with its images numbered, the ids [1, L] of the prompt, and the arguments of `generate`."""
         config = self.generation_config if generation_config is None else generation_config
         chat_format = getattr(config, "chat_format", None) or getattr(self.generation_config, "chat_format", None)
         if chat_format != "chatml":
             raise ValueError(
-                f"generation_config.chat_format is {chat_format!r}, as of a model that was not trained on dialogues; "
-                "use generate, or set model.generation_config.chat_format = 'chatml' if it was"
+                f"generation_config.chat_format is {chat_format!r}, so this model was not trained on dialogues; use "
+                "generate, or set model.generation_config.chat_format = 'chatml' if it was"
             )
         given = list(images or ())
         texts = [*(question or "" for question, _ in turns), query]
-        numbered = sum(len(PICTURE.findall(text)) for text in texts)
-        unplaced = len(given) - sum(text.count("<img></img>") for text in texts)
-        query = "".join(f"Picture {numbered + k + 1}: <img></img>\n" for k in range(unplaced)) + query
+        numbered = sum(len(IMAGE.findall(text)) for text in texts)
+        untagged = len(given) - sum(text.count("<img></img>") for text in texts)
+        query = "".join(f"Picture {numbered + k + 1}: <img></img>\n" for k in range(untagged)) + query
         texts[-1] = query
-        pictures = pictures_of(texts, given)
+        images_of_texts = images_of(texts, given)
         window = settings.pop("max_window_size", None) or getattr(config, "max_window_size", MAX_WINDOW)
-        ids, dropped = make_context(tokenizer, query, turns, system, window)
-        shown = [image for found in pictures[dropped:] for image in found]
-        if shown:
+        ids, omitted = make_context(tokenizer, query, turns, system, window)
+        kept = [image for of_text in images_of_texts[omitted:] for image in of_text]
+        if kept:
             if self.transformer.visual is None:
-                raise ValueError("the conversation has pictures, but this is a language model without a vision tower")
-            opened = [read_image(image) if isinstance(image, str) else image for image in shown]
+                raise ValueError("the conversation has images, but this is a language model without a vision tower")
+            opened = [read_image(image) if isinstance(image, str) else image for image in kept]
             settings["pixel_values"] = preprocess(opened, self.config.visual["image_size"])
         if generation_config is not None:
             settings["generation_config"] = generation_config
@@ -288,11 +307,11 @@ class ChatMixin:
 
 
 def _stops(tokenizer: Any) -> list[int]:
-    """The ids that end an answer; `<|endoftext|>` is the last."""
+    """The ids that end an answer; `<|endoftext|>` comes last."""
     return [tokenizer.im_end_id, tokenizer.im_start_id, tokenizer.eod_id]
 
 
 def _answer(new: list[int], tokenizer: Any) -> list[int]:
-    """New ids up to the first one that ends an answer."""
+    """The new ids before the first one that ends the answer."""
     stops = _stops(tokenizer)
     return new[: next((k for k, token in enumerate(new) if token in stops), len(new))]

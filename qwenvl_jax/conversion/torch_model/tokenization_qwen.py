@@ -1,9 +1,9 @@
-"""QWenTokenizer: text with special tokens and pictures to ids and back, for both vocabularies of Qwen-VL models.
+"""QWenTokenizer: converts text with special tokens and images to ids and back, for both vocabularies of Qwen-VL models.
 
-A picture is written `<img>path or URL</img>`; its slots get the bytes of the path in NFC, one id per byte, and
-`<imgpad>`. An empty `<img></img>` takes a picture from `pixel_values`.
+An image is written `<img>path or URL</img>`. Its slots contain the bytes of the path in NFC, one id per byte, padded
+with `<imgpad>`. An empty `<img></img>` refers to an image in `pixel_values`.
 """
-# The methods that transformers asks to override differ between its own classes:
+# The signatures of overridden methods differ between the classes of transformers:
 # mypy: disable-error-code="misc, override"
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}"""
 
-# The published names of the tags, in the order of IMAGE_TOKENS.
+# The argument names of the published tokenizer, in the order of IMAGE_TOKENS.
 TAG_ARGUMENTS = dict(
     zip(
         (
@@ -63,17 +63,24 @@ TAG_ARGUMENTS = dict(
 
 
 class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
-    """The tokenizer of a release. Nothing is added at either end of a text, which is taken in NFC.
+    """The tokenizer of a release. It normalises text to NFC and adds no tokens at either end.
 
-    Every call reads special tokens written in the text as such, unless `allowed_special` (a set of names, or "none")
-    says otherwise; `disallowed_special` ("all" or a set of names) makes them an error. Chats should allow those of
-    IMAGE_TOKENS only.
+    By default special tokens in the text are encoded as such. `allowed_special` (a set of names, or "none") restricts
+    this, and `disallowed_special` ("all" or a set of names) makes special tokens an error. For text written by users of
+    a chat, allow only those of IMAGE_TOKENS.
 
     Args:
-      vocab_file: `qwen.tiktoken`.
-      sentencepiece_file: `tokenizer.model` of a small model; one of the two.
-      image_slots: ids between `<img>` and `</img>`, as many as the model's resampler has queries.
-      errors: how bytes that are not UTF-8 are decoded.
+      vocab_file: the path of `qwen.tiktoken`.
+      sentencepiece_file: the path of the `tokenizer.model` of a small model, instead of `vocab_file`.
+      image_slots: the number of ids between `<img>` and `</img>`; it must be that of the resampler's queries.
+      errors: how bytes that are not UTF-8 are decoded; see `bytes.decode`.
+      eos_token: see PreTrainedTokenizer.
+      pad_token: see PreTrainedTokenizer.
+      chat_template: a Jinja template; None means ChatML.
+      settings: of PreTrainedTokenizer.
+
+    Raises:
+      ValueError: if there is no vocabulary file, or a tag argument differs from the tag of the vocabulary.
     """
 
     IMAGE_ST = IMAGE_TOKENS
@@ -93,13 +100,15 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
     ):
         path = vocab_file or sentencepiece_file
         if not path or not os.path.isfile(path):
-            raise ValueError(f"no vocabulary: the folder needs one of {', '.join(self.vocab_files_names.values())}")
+            names = ", ".join(self.vocab_files_names.values())
+            raise ValueError(f"there is no vocabulary: the folder needs one of {names}")
         with open(path, "rb") as file:
             self._payload = file.read()
-        # By the name, because transformers passes any tokenizer.model as `vocab_file`.
+        # The file name decides, because transformers passes any tokenizer.model as `vocab_file`.
         self._kind = Pieces if path.endswith(".model") else Ranks
         self._vocabulary = self._kind(self._payload)
-        self.image_slots, self.errors = image_slots, errors
+        self.image_slots = image_slots
+        self.errors = errors
         extras = (f"<|extra_{k}|>" for k in range(self._vocabulary.extras))
         first = self._vocabulary.size
         self.special_tokens = {name: first + k for k, name in enumerate((*CONTROL_TOKENS, *extras, *IMAGE_TOKENS))}
@@ -111,7 +120,7 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         self.image_special_tokens = set(image_ids[:6])
         for name, tag in TAG_ARGUMENTS.items():
             if settings.pop(name, tag) != tag:
-                raise ValueError(f"{name} is {tag!r} in this vocabulary and cannot be another; leave it out")
+                raise ValueError(f"{name} is {tag!r} in this vocabulary and cannot be changed; leave it out")
             setattr(self, name, tag)
         super().__init__(
             image_slots=image_slots,
@@ -124,8 +133,8 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
 
     @staticmethod
     def read_image(source: str) -> Any:
-        """The Pillow picture at a path or URL."""
-        from .visual import read_image  # here because ids need neither torch nor Pillow
+        """Reads the Pillow image at a path or URL."""
+        from .visual import read_image  # imported here because encoding text needs neither torch nor Pillow
 
         return read_image(source)
 
@@ -140,7 +149,7 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
-        """Id by token; reading it changes nothing, whatever a subclass makes of `get_vocab`."""
+        """The id of every token. Used instead of `get_vocab`, which subclasses may override."""
         return {self._vocabulary.token(k): k for k in range(self._vocabulary.size)} | self.special_tokens
 
     def get_vocab(self) -> dict[str, int]:
@@ -148,19 +157,19 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
 
     @property
     def mergeable_ranks(self) -> dict[bytes, int]:
-        """Of `qwen.tiktoken`: rank, which is the id, by the bytes of a token."""
+        """For `qwen.tiktoken`: the rank, which equals the id, of every token given as bytes."""
         if not isinstance(self._vocabulary, Ranks):
             raise NotImplementedError("a SentencePiece vocabulary has no mergeable_ranks; use get_vocab")
         return self._vocabulary.ranks
 
     @functools.cached_property
     def decoder(self) -> dict[int, bytes | str]:
-        """Token by id: the bytes of an ordinary one, the name of a special one."""
+        """The token of every id: bytes for an ordinary token, the name for a special token."""
         return {k: self._vocabulary.data(k) for k in range(self._vocabulary.size)} | self._special_names
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """Of `qwen.tiktoken`: the tiktoken Encoding with all special tokens. It knows no pictures."""
+        """For `qwen.tiktoken`: the tiktoken Encoding with all special tokens. It does not fill image slots."""
         if not isinstance(self._vocabulary, Ranks):
             raise NotImplementedError("a SentencePiece vocabulary has no tiktoken Encoding; use this tokenizer itself")
         return self._vocabulary.with_special(self.special_tokens)
@@ -175,12 +184,12 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """The special tokens that have a meaning, for transformers' own protection of chat templates."""
+        """The special tokens in use; transformers needs them to protect chat templates."""
         names = (*CONTROL_TOKENS, *IMAGE_TOKENS)
         return {self.special_tokens[name]: AddedToken(name, special=True, normalized=False) for name in names}
 
     def _update_total_vocab_size(self) -> None:
-        """The size never changes."""
+        """Does nothing: the size is fixed."""
 
     def _add_tokens(self, new_tokens: Iterable[str | AddedToken] | None, special_tokens: bool = False) -> int:
         for name in map(str, new_tokens or ()):
@@ -198,7 +207,7 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         return (path,)
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_ids", "decoder", "tokenizer")  # made again when they are asked for
+        derived = ("_ids", "decoder", "tokenizer")  # cached properties, computed again on demand
         return {name: value for name, value in self.__dict__.items() if name not in derived} | {"_vocabulary": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -215,7 +224,14 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         split_special_tokens: bool | None = None,
         **unused: Any,
     ) -> list[str]:
-        """Tokens of `text`; see the class about special ones. `split_special_tokens` is transformers' "none".
+        """Splits `text` into tokens.
+
+        Args:
+          text: any text.
+          allowed_special: see the class.
+          disallowed_special: see the class.
+          split_special_tokens: True has the effect of `allowed_special="none"`.
+          unused: other arguments of transformers.
 
         Raises:
           ValueError: if `<img>` is not closed, a path is too long, or a special token is unknown or disallowed.
@@ -227,43 +243,44 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
     def _text_to_ids(
         self, text: str, allowed_special: Collection[str], disallowed_special: Collection[str]
     ) -> list[int]:
-        every = self.special_tokens.keys()
-        allowed = every if allowed_special == "all" else set(() if allowed_special == "none" else allowed_special)
-        forbidden = every - allowed if disallowed_special == "all" else set(disallowed_special)
-        if unknown := sorted(set(allowed) - every):
-            raise ValueError(f"{unknown[0]!r} in allowed_special is no special token")
-        if written := sorted(name for name in forbidden if name in text):
-            raise ValueError(f"the text contains the special token {written[0]!r}, which disallowed_special forbids")
+        known = self.special_tokens.keys()
+        allowed = known if allowed_special == "all" else set(() if allowed_special == "none" else allowed_special)
+        forbidden = known - allowed if disallowed_special == "all" else set(disallowed_special)
+        if unknown := sorted(set(allowed) - known):
+            raise ValueError(f"{unknown[0]!r} in allowed_special is not a special token")
+        if present := sorted(name for name in forbidden if name in text):
+            raise ValueError(f"the text contains the special token {present[0]!r}, which disallowed_special forbids")
         ids: list[int] = []
-        at = 0
+        position = 0
         pattern = "|".join(re.escape(name) for name in sorted(allowed, key=len, reverse=True)) or r"(?!)"
-        while match := re.compile(pattern).search(text, at):
-            ids += self._vocabulary.encode(normalize(text[at : match.start()]))
+        while match := re.compile(pattern).search(text, position):
+            ids += self._vocabulary.encode(normalize(text[position : match.start()]))
             ids.append(self.special_tokens[match.group()])
-            at = match.end()
+            position = match.end()
             if match.group() == "<img>":
-                end = text.find("</img>", at)
+                end = text.find("</img>", position)
                 if end < 0:
                     raise ValueError("Unclosed image token: <img> without </img>")
-                ids += [*self._slots(text[at:end]), self.img_end_id]
-                at = end + len("</img>")
-        return ids + self._vocabulary.encode(normalize(text[at:]))
+                ids += [*self._slots(text[position:end]), self.img_end_id]
+                position = end + len("</img>")
+        return ids + self._vocabulary.encode(normalize(text[position:]))
 
     def _slots(self, path: str) -> list[int]:
+        """The ids of an image's slots, which contain its path."""
         path = unicodedata.normalize("NFC", path)
         try:
             data = path.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
-            raise ValueError(f"the image path {path!r} cannot be written in UTF-8") from None
+            raise ValueError(f"the image path {path!r} cannot be encoded in UTF-8; rename the file") from None
         if len(data) > self.image_slots - 2:
             raise ValueError(
-                f"the image path {path!r} has {len(data)} bytes, its slots hold {self.image_slots - 2}; use a shorter "
-                "one, or write <img></img> and give the model pixel_values"
+                f"the image path {path!r} has {len(data)} bytes, but its slots hold only {self.image_slots - 2}; use a "
+                "shorter path, or write <img></img> and pass pixel_values to the model"
             )
         return [*data, *[self.img_pad_id] * (self.image_slots - len(data))]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Ids of one token or of several, as text or as the bytes of `decoder`; None for what is no token."""
+        """The id of a token, or the ids of several, given as text or as bytes; None for an unknown token."""
         if isinstance(tokens, (str, bytes)):
             return self._convert_token_to_id(tokens)
         return [self._convert_token_to_id(token) for token in tokens]
@@ -300,32 +317,37 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         keep_image_special: bool = False,
         **unused: Any,
     ) -> str:
-        """The text of ids, with `<img>path</img>` for the slots of a picture. Ids that no token has become U+FFFD.
+        """Decodes ids to text. The slots of an image become `<img>path</img>`, and unknown ids become U+FFFD.
 
-        `skip_special_tokens` drops everything above the ordinary ids and leaves what stands between tags;
-        `keep_image_special` then keeps the tags of references, boxes and quadrilaterals.
+        Args:
+          token_ids: one id or several.
+          skip_special_tokens: omits all special tokens; the text between tags is kept.
+          clean_up_tokenization_spaces: ignored.
+          errors: replaces that of the class, if given.
+          keep_image_special: keeps the tags of references, boxes and quadrilaterals even with `skip_special_tokens`.
+          unused: other arguments of transformers.
         """
         ids = [token_ids] if isinstance(token_ids, int) else [int(token) for token in token_ids]
         kept = {self.special_tokens[name] for name in GROUNDING_TOKENS} if keep_image_special else set()
         parts: list[bytes] = []
-        at = 0
-        while at < len(ids):
-            token = ids[at]
-            at += 1
+        position = 0
+        while position < len(ids):
+            token = ids[position]
+            position += 1
             if 0 <= token < self._vocabulary.size:
                 parts.append(self._vocabulary.data(token))
             elif not skip_special_tokens or token in kept:
                 parts.append(self._special_names.get(token, "\ufffd").encode())
             if token == self.img_start_id:
-                end = next((k for k in range(at, len(ids)) if not 0 <= ids[k] < 256), at)
+                end = next((k for k in range(position, len(ids)) if not 0 <= ids[k] < 256), position)
                 if end < len(ids) and ids[end] == self.img_pad_id:
-                    parts.append(bytes(ids[at:end]))
-                    at = next((k for k in range(end, len(ids)) if ids[k] != self.img_pad_id), len(ids))
+                    parts.append(bytes(ids[position:end]))
+                    position = next((k for k in range(end, len(ids)) if ids[k] != self.img_pad_id), len(ids))
         return b"".join(parts).decode("utf-8", errors or self.errors)
 
 
 def normalize(text: str) -> str:
-    """NFC, with lone surrogates (which UTF-8 cannot hold) replaced by U+FFFD."""
+    """Normalises text to NFC and replaces lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     text = unicodedata.normalize("NFC", text)
     try:
         text.encode()

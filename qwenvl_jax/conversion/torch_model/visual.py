@@ -1,7 +1,7 @@
-"""The vision side of Qwen-VL: image files, pixels, ViT, resampler.
+"""The vision side of Qwen-VL: image files, preprocessing, ViT, resampler.
 
-I images, P patches, Q queries, W width of the ViT, D width of the decoder, H/W pixels in `pixels_IHWC`.
-Parameter names and layouts are the released ones.
+Legend: I images, P patches, Q queries, W width of the ViT, D width of the decoder; in `pixels_IHWC` H and W are the
+height and width in pixels. Parameter names and layouts are the released ones.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-# OpenAI's CLIP statistics of RGB values in [0, 1].
+# The mean and standard deviation of CLIP, for RGB values in [0, 1].
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-# What is decoded, and how much of it: as in training. Pillow knows more formats, some of which start other programs.
+# Formats and limits are those of training. Pillow supports more formats, but some of them start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 1 << 28
 MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_535
-MAX_SCANS = 100  # of a JPEG; progressive ones have about ten
-MAX_RUNS = 1 << 24  # bytes of a BMP in run lengths
-SECONDS = 30  # for a picture from the network, all of it
+MAX_SCANS = 100  # scans of a JPEG; progressive JPEGs have about ten
+MAX_RUNS = 1 << 24  # bytes of a run-length encoded BMP
+SECONDS = 30  # time limit for the whole download of an image
 
 
 def read_image(source: str) -> Image.Image:
-    """The RGB picture at a path or an http(s) or file URL: JPEG, PNG, WebP, GIF or BMP, by Pillow's `convert("RGB")`.
+    """Reads a JPEG, PNG, WebP, GIF or BMP from a path or from an http(s) or file URL, as RGB.
 
-    So there is no EXIF rotation and no background behind what is transparent. A path is taken in NFC, as its ids are;
-    where no such file is there, its decomposed form is tried, which some file systems write.
+    The conversion is Pillow's `convert("RGB")`: EXIF rotation is ignored and transparent pixels get no background. A
+    path is normalised to NFC, like the path in the token ids. If no such file exists, the path as given and its NFD
+    form, which some file systems use, are tried.
 
     Raises:
-      ValueError: naming `source`, if it cannot be opened, is no such picture, or is larger than the limits above.
+      ValueError: if the image cannot be opened, has another format, or exceeds the limits above. The message names
+        `source`.
     """
     try:
         payload = _read(source)
@@ -49,47 +51,49 @@ def read_image(source: str) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(payload), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many; scale it down")
+                raise ValueError(f"{image.width} x {image.height} pixels are too many; scale the image down")
             if image.format in ("JPEG", "MPO") and payload.count(b"\xff\xda") > MAX_SCANS:
-                raise ValueError("it has too many scans; save it again")
+                raise ValueError("the JPEG has too many scans; save it again")
             if image.format == "BMP" and image.info.get("compression") in (1, 2) and len(payload) > MAX_RUNS:
-                raise ValueError("it has too many run lengths; save it as PNG")
+                raise ValueError("the BMP has too many run lengths; save it as PNG")
             return image.convert("RGB")
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+    except Exception as error:  # for damaged files Pillow's plugins raise nearly any exception
         raise ValueError(f"the image {source!r} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _read(source: str) -> bytes:
-    """The bytes of a picture, MAX_BYTES at most; a slow server has SECONDS for all of them."""
+    """Reads the bytes of an image. Raises an error after MAX_BYTES, or if a download takes more than SECONDS."""
     if not source.startswith(("http://", "https://", "file://")):
         path = unicodedata.normalize("NFC", source)
         if not os.path.exists(path):
             path = next((p for p in (source, unicodedata.normalize("NFD", source)) if os.path.exists(p)), path)
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         with open(path, "rb") as file:
             payload = file.read(MAX_BYTES + 1)
     else:
-        came, until = bytearray(), time.monotonic() + SECONDS
-        # Some servers refuse Python's own name.
+        received = bytearray()
+        deadline = time.monotonic() + SECONDS
+        # Some servers reject Python's default user agent.
         request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0"})
         with urllib.request.urlopen(request, timeout=SECONDS) as response:
-            # `read1` returns what has come, so that the time is looked at however slowly it comes.
-            while len(came) <= MAX_BYTES and (part := response.read1(1 << 20)):
-                came += part
-                if time.monotonic() > until:
+            # `read1` returns whatever has arrived, so the deadline also holds for a slow server.
+            while len(received) <= MAX_BYTES and (part := response.read1(1 << 20)):
+                received += part
+                if time.monotonic() > deadline:
                     raise TimeoutError(f"it did not arrive within {SECONDS} seconds")
-        payload = bytes(came)
+        payload = bytes(received)
     if len(payload) > MAX_BYTES:
         raise ValueError(f"it is longer than {MAX_BYTES} bytes")
     return payload
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:
-    """An RGB picture of any shape squashed to `size` x `size` by Pillow's antialiased bicubic filter.
+    """Resizes an RGB image of any shape to `size` x `size` with Pillow's antialiased bicubic filter.
 
-    Its two passes are asked for one by one, columns first and only of extremely tall pictures rows first, as Pillow up
-    to 12 orders them. Pillow 13 has another order, which rounds otherwise: by 30 grey levels in sharp pictures.
+    The two passes are separate calls in the order of Pillow up to 12: the width first, except that of extremely tall
+    images the height first. Pillow 13 changed the order and thereby the rounding: by up to 30 grey levels in sharp
+    images.
     """
     tall = image.height > 100 * image.width and size < image.height
     between = (image.width, size) if tall else (size, image.height)
@@ -97,7 +101,7 @@ def to_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def preprocess(images: list[Image.Image], size: int) -> torch.Tensor:
-    """Pictures -> [I, 3, size, size] float32: `to_square`, then `normalise`."""
+    """Images -> [I, 3, size, size] float32: `to_square`, then `normalise`."""
     rows = []
     for image in images:
         square = to_square(image.convert("RGB"), size)
@@ -108,13 +112,15 @@ def preprocess(images: list[Image.Image], size: int) -> torch.Tensor:
 def normalise(pixels_IHWC: torch.Tensor) -> torch.Tensor:
     """uint8 [I, H, W, 3] -> normalised float32 [I, 3, H, W]."""
     scaled = pixels_IHWC.float() / 255
-    mean, std = torch.tensor(IMAGE_MEAN, device=scaled.device), torch.tensor(IMAGE_STD, device=scaled.device)
+    mean = torch.tensor(IMAGE_MEAN, device=scaled.device)
+    std = torch.tensor(IMAGE_STD, device=scaled.device)
     return ((scaled - mean) / std).permute(0, 3, 1, 2)
 
 
 def _resize_table(table: torch.Tensor, tokens: int) -> torch.Tensor:
-    """A square position table [G*G, C] -> [tokens, C]: bicubic, float32, untouched where the sizes agree."""
-    source, target = math.isqrt(table.shape[0]), math.isqrt(tokens)
+    """Resizes a square position table [G*G, C] to [tokens, C]: bicubic in float32; unchanged if the sizes agree."""
+    source = math.isqrt(table.shape[0])
+    target = math.isqrt(tokens)
     if source == target:
         return table
     grid = table.float().view(1, source, source, -1).permute(0, 3, 1, 2)
@@ -123,7 +129,10 @@ def _resize_table(table: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def sincos_table(grid: int, width: int) -> torch.Tensor:
-    """[grid * grid, width] float32, row-major: the first half of the width encodes the column, the second the row."""
+    """A table [grid * grid, width] float32, row-major.
+
+    The first half of `width` encodes the column, the second half the row.
+    """
     frequencies = 10000.0 ** -(torch.arange(width // 4).float() / (width // 4))
     angles = torch.arange(grid).float()[:, None] * frequencies
     axis = torch.cat((angles.sin(), angles.cos()), dim=-1)
@@ -131,7 +140,7 @@ def sincos_table(grid: int, width: int) -> torch.Tensor:
 
 
 class VisualAttention(nn.Module):
-    """Self-attention whose `in_proj` rows are head-major: q, k and v of one head lie together."""
+    """Self-attention whose `in_proj` rows are head-major: q, k and v of a head are adjacent."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -171,7 +180,7 @@ class VisualBlock(nn.Module):
 
 
 class VisualTransformer(nn.Module):
-    gradient_checkpointing = False  # transformers sets both
+    gradient_checkpointing = False  # set by transformers, as is the function
     _gradient_checkpointing_func: Any
 
     def __init__(self, width: int, heads: int, hidden: int, layers: int, eps: float):
@@ -188,14 +197,17 @@ class VisualTransformer(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Q learned queries read the patches. Positions join queries and keys after their norms, values never."""
+    """Q learned queries attend to the patches.
+
+    Positions are added to queries and keys after their norms, and never to values.
+    """
 
     pos_embed: torch.Tensor
 
     def __init__(self, width: int, inner: int, queries: int, heads: int, eps: float):
         super().__init__()
         self.query = nn.Parameter(torch.zeros(queries, width))
-        # Stored but never trained; transformers 5 would make a frozen parameter trainable when it loads it.
+        # Stored but never trained. It is a buffer because transformers 5 makes frozen parameters trainable on loading.
         self.register_buffer("pos_embed", sincos_table(math.isqrt(queries), width).to(self.query.dtype))
         self.kv_proj = nn.Linear(inner, width, bias=False)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
@@ -213,17 +225,19 @@ class VisionTransformer(nn.Module):
     """[I, 3, H, W] -> [I, Q, D]: patches, blocks, resampler, then `ln_post` and `proj` at the decoder's width.
 
     Args:
-      visual: as QWenConfig's.
-      eps: of every LayerNorm.
+      visual: the sizes, as in `QWenConfig.visual`.
+      eps: the epsilon of every LayerNorm.
     """
 
     def __init__(self, visual: dict[str, Any], eps: float):
         super().__init__()
-        width, output, patch = visual["width"], visual["output_dim"], visual["patch_size"]
+        width = visual["width"]
+        output = visual["output_dim"]
+        patch = visual["patch_size"]
         grid = visual.get("position_grid", 16)
         hidden = int(width * visual["mlp_ratio"])
         heads = visual.get("resampler_heads", max(1, output // 128))
-        self.table_size = grid * patch  # pixels of a side that need no interpolation
+        self.table_size = grid * patch  # side length in pixels at which the position table is not interpolated
         self.image_size = visual["image_size"]
         self.queries = visual.get("n_queries", 256)
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
@@ -235,20 +249,22 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.zeros(output, output))
 
     def encode(self, images: list[str | Image.Image]) -> torch.Tensor:
-        """Pictures, or their paths or URLs -> features [I, Q, D]."""
+        """Images, or their paths or URLs -> features [I, Q, D]."""
         opened = [read_image(image) if isinstance(image, str) else image for image in images]
         return self(preprocess(opened, self.image_size))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels of any square size that the patch size divides, in any dtype -> features [I, Q, D].
+        """Normalised pixels [I, 3, size, size] in any dtype -> features [I, Q, D].
 
         Raises:
-          ValueError: for pixels of another shape.
+          ValueError: if the pixels are not square or their size is not a multiple of the patch size.
         """
         patch = self.conv1.stride[0]
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] % patch or not shape[2]:
-            raise ValueError(f"pixel_values must be [images, 3, size, size], size a multiple of {patch}, not {shape}")
+            raise ValueError(
+                f"pixel_values must be [images, 3, size, size] with size a multiple of {patch}, not {shape}"
+            )
         weight = self.conv1.weight
         x = self.conv1(pixel_values.to(weight.device, weight.dtype)).flatten(2).transpose(1, 2)
         x = self.ln_pre(x + _resize_table(self.positional_embedding, x.shape[1]))
@@ -256,9 +272,9 @@ class VisionTransformer(nn.Module):
 
 
 def init_weights(module: nn.Module, std: float) -> None:
-    """Draws the parameters that `module` itself holds, as the released code does for a model that starts from nothing.
+    """Initialises the parameters of `module` itself, without its children, as the released code does.
 
-    Source: released visual.py, except that its in-house initial values of stage 1 are not published.
+    Source: released visual.py. The weights that the published stage 1 started from are in-house and not public.
     """
     if isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)

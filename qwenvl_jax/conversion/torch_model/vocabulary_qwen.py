@@ -1,4 +1,4 @@
-"""The two vocabularies of Qwen-VL models, ordinary ids alone: `qwen.tiktoken`, and SentencePiece for small models."""
+"""The ordinary (not special) ids of the two vocabularies: `qwen.tiktoken`, and SentencePiece for small models."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ try:
 except ImportError:
     sentencepiece = None
 
-EXTRAS = 205  # <|extra_0|> .. <|extra_204|>, which qwen.tiktoken has between its control and image tokens
-# Words, single digits, punctuation and white space.
+EXTRAS = 205  # <|extra_0|> .. <|extra_204|>, between the control and image tokens of qwen.tiktoken
+# Matches words, single digits, punctuation and white space.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -24,7 +24,10 @@ _SPACE = "\u2581"  # how SentencePiece writes a space inside its pieces
 
 
 class Ranks:
-    """The ordinary ids of `qwen.tiktoken`: lines of "base64 rank". Tokens read as in GPT-2: one character per byte."""
+    """The ordinary ids of `qwen.tiktoken`, a file of lines "base64 rank".
+
+    The text form of a token has one character per byte, as in GPT-2.
+    """
 
     extras = EXTRAS
 
@@ -50,7 +53,7 @@ class Ranks:
         return "".join(self._letters[value] for value in self._tokens[token_id])
 
     def with_special(self, special_tokens: dict[str, int]) -> Any:
-        """The same vocabulary as a tiktoken Encoding that knows `special_tokens`, too."""
+        """A tiktoken Encoding of this vocabulary and `special_tokens`."""
         return tiktoken.Encoding(
             "qwen_vl", pat_str=SPLIT_PATTERN, mergeable_ranks=self.ranks, special_tokens=special_tokens
         )
@@ -69,7 +72,7 @@ class Pieces:
         self._space = [self._processor.piece_to_id(f"<0x{value:02X}>") for value in _SPACE.encode()]
 
     def encode(self, text: str) -> list[int]:
-        # A written U+2581 would come back as a space, so it goes in as its three bytes.
+        # SentencePiece would decode a U+2581 of the text as a space, so it is encoded as its three bytes.
         first, *rest = text.split(_SPACE)
         ids: list[int] = self._processor.encode(first)
         for part in rest:
