@@ -1,17 +1,21 @@
-"""The quickstart as one command, at a hundredth of its length, on pictures of our own."""
+"""The quickstart as one command, at a hundredth of its length, on rendered pictures."""
+
+from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from etils import epath
 
 from qwenvl_jax import quickstart
 
 METRICS = {"referring_acc", "ocr_char_acc", "vqa_acc", "caption_cider"}
 
 
-def test_every_step_is_a_command_anyone_can_run():
+def test_every_step_is_a_command_that_can_be_run_by_hand() -> None:
     steps = quickstart.plan("runs/q", "data/q", "auto", 1.0)
     assert [step.key for step in steps] == ["data", *quickstart.STAGES, "evaluation", "release", "report"]
     assert all(step.command[0].split(".")[0] in ("data_pipelines", "qwenvl_jax") for step in steps)
@@ -19,7 +23,7 @@ def test_every_step_is_a_command_anyone_can_run():
 
 
 @pytest.mark.slow
-def test_whole_quickstart_runs_and_a_second_run_reuses_everything(tmp_path):
+def test_whole_quickstart_runs_and_a_second_run_reuses_everything(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qwenvl_jax.quickstart", "--scale=0.01", "--source=rendered"]
     command += [f"--workdir={tmp_path}/runs", f"--data={tmp_path}/data"]
     first = subprocess.run(command, capture_output=True, text=True, timeout=580)
@@ -40,9 +44,9 @@ def test_whole_quickstart_runs_and_a_second_run_reuses_everything(tmp_path):
     assert written == {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.jsonl")}
 
 
-def test_the_first_failing_step_ends_the_quickstart_with_its_exit_code(tmp_path, capfd):
-    from etils import epath
-
+def test_the_first_failing_step_ends_the_quickstart_with_its_exit_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     bad = quickstart.Step(
         "data", "records", ("data_pipelines.quickstart", "--source=nowhere", f"--output={tmp_path}/d")
     )
