@@ -1,0 +1,1 @@
+"""Cleaning rules; every rule counts what it changed and what it dropped."""

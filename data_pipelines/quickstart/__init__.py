@@ -1,1 +1,1 @@
-"""The records of the quickstart: scenes made of drawings and words, with every task asked about them."""
+"""The quickstart's records: scenes of drawings and words, and every task about them."""

@@ -1,1 +1,1 @@
-"""What a stage would be taught: its first samples, counted, decoded and shown on one page."""
+"""Shows what a stage would be taught: its first examples, counted, decoded and drawn on one page."""

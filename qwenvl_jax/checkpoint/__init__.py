@@ -1,0 +1,1 @@
+"""Checkpoints of a run: writing, finding, restoring, and the lineage of every component."""

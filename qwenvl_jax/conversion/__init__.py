@@ -1,0 +1,1 @@
+"""PyTorch weights to parameters and back: one mapping table, the release, and the proof that both agree."""

@@ -1,0 +1,1 @@
+"""From records to batches: readers, text formats, packing, mixture, and the loader."""

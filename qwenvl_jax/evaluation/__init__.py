@@ -1,0 +1,1 @@
+"""Scores of checkpoints: questions from records, generated answers, metrics, and the report."""

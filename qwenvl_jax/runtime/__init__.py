@@ -1,0 +1,1 @@
+"""The surroundings of a run: storage, processes, command line, errors, and the log."""

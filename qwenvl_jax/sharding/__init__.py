@@ -1,0 +1,1 @@
+"""How parameters and batches are split over a mesh of devices."""

@@ -1,0 +1,1 @@
+"""The training loop, the step, and what they need: state, loss, optimiser, metrics."""

@@ -1,0 +1,1 @@
+"""The evaluation report: curves, scores and examples on one page."""
