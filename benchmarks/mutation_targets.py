@@ -358,7 +358,7 @@ class Targets:
             text = mutations.damaged_json(value, rng) if name == bad else json.dumps(value).encode()
             (folder / name).write_bytes(text)
         config = from_torch.read_config(epath.Path(folder))
-        config_lib.validate_model(config.model)
+        config_lib.validate(config.model, "config.model")
         return "read"
 
 

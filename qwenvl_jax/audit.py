@@ -20,11 +20,11 @@ from rich.text import Text
 
 from qwenvl_jax.auditing.page import page
 from qwenvl_jax.auditing.samples import audit
-from qwenvl_jax.config import load_config
+from qwenvl_jax.config import FORMER_KEYS, load_config
 from qwenvl_jax.runtime import artifacts, commandline, log, storage
 from qwenvl_jax.runtime.errors import UserError
 
-_CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
+_CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.", FORMER_KEYS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for audit.html and audit.json, local or gs://.")
 _SAMPLES = flags.DEFINE_integer("samples", 1000, "How many samples to draw.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Also compare the checksums of all shards of record folders.")

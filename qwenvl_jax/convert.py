@@ -21,13 +21,13 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.checkpoint.source import find_source
-from qwenvl_jax.config import Config, load_config
+from qwenvl_jax.config import FORMER_KEYS, Config, load_config
 from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, to_torch
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.runtime import commandline, distributed, storage
 from qwenvl_jax.runtime.errors import UserError, nearest
 
-_CONFIG = commandline.define_config("import of towers: the stage that will start from them.")
+_CONFIG = commandline.define_config("import of towers: the stage that will start from them.", FORMER_KEYS)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run; import: the folder to write.")
 _STEP = flags.DEFINE_integer("step", -1, "Step of its checkpoint; -1 means the last.")
 _OUTPUT = flags.DEFINE_string("output", "", "release: the directory to write.")

@@ -28,11 +28,11 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from qwenvl_jax.config import load_config
+from qwenvl_jax.config import FORMER_KEYS, load_config
 from qwenvl_jax.runtime import artifacts, commandline
 from qwenvl_jax.runtime.errors import UserError
 
-_CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.")
+_CONFIG = commandline.define_config("The stage, e.g. configs/stage2_multitask.py.", FORMER_KEYS)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips to plan for, e.g. v5p:8x8x8 or v5p:8x8x8@4 (four slices).")
 _JSON = flags.DEFINE_bool("json", False, "Print the figures as one JSON object and nothing else.")
 _DUMP_HLO = flags.DEFINE_string("dump_hlo", None, "File for the scheduled HLO that the figures are read from.")

@@ -11,14 +11,14 @@ from absl import flags
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import check_init
-from qwenvl_jax.config import Config, load_config
+from qwenvl_jax.config import FORMER_KEYS, Config, load_config
 from qwenvl_jax.runtime import commandline, distributed
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.preemption import EXIT_CODE
 from qwenvl_jax.training import loop, summary
 from qwenvl_jax.training.state import abstract_state
 
-_CONFIG = commandline.define_config("The stage, e.g. configs/stage1_pretrain.py.")
+_CONFIG = commandline.define_config("The stage, e.g. configs/stage1_pretrain.py.", FORMER_KEYS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://; the same one continues it.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config and print its tables; allocate nothing.")
 

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.checkpoint import steps
-from qwenvl_jax.config import COMPONENTS, Config, config_hash, from_config_dict, to_dict
+from qwenvl_jax.config import COMPONENTS, Config, Mark, config_hash, from_config_dict, marks, to_dict
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
@@ -19,27 +19,6 @@ VOCABULARY = "vocabulary"  # key of the lineage: sha256 of the vocabulary's file
 _MOVES = "moves"  # key of the lineage: what was found at another path when the run was continued
 # What else a run keeps in its folder. Under these names nothing of somebody else may lie there.
 _OTHERS = ("frozen", "checkpoints", "metrics.jsonl", "events")
-
-# What may change when a run is continued: it alters where and how the same numbers are computed and kept.
-FREE_ON_RESUME = (
-    "config.mesh.",
-    "config.compute.compute_dtype",
-    "config.compute.attention",
-    "config.data.decode_workers",
-    "config.data.max_corrupt_share",
-    "config.compute.remat_",
-    "config.compute.unroll_layers",
-    "config.compute.loss_chunk",
-    "config.compute.rotary_by_product",
-    "config.compute.xla_options",
-    "config.optimizer.moments_memory",
-    "config.train.log_every",
-    "config.train.checkpoint_every",
-    "config.train.keep_checkpoints",
-)
-# Paths, which may change because what lies there was moved: the fingerprint of the stream knows records and vocabulary
-# by what they hold, and where a run started from is over once it runs.
-MOVABLE = re.compile(r"config\.(data\.mixture\[\d+\]\.records|tokenizer\.path|init\.\w+)")
 
 
 def differences(here: Any, there: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -123,7 +102,7 @@ def check_resumable(workdir: epath.PathLike, config: Config) -> None:
             "elsewhere, or name another --workdir to start anew"
         )
     for key, here, there in differences(to_dict(config), to_dict(read_config(workdir)), "config"):
-        if not key.startswith(FREE_ON_RESUME) and not MOVABLE.fullmatch(key):
+        if not marks(Config, key.removeprefix("config.")):
             raise UserError(
                 f"{workdir} was started with {key} = {there!r}, not {here!r}; "
                 "use the old value to continue, or another --workdir to start anew"
@@ -140,7 +119,7 @@ def note_moves(workdir: epath.PathLike, config: Config, step: int) -> list[str]:
     moves = [
         {"key": key, "from": there, "to": here, "after_step": step}
         for key, here, there in differences(to_dict(config), old, "config")
-        if MOVABLE.fullmatch(key)
+        if Mark.MOVABLE in marks(Config, key.removeprefix("config."))
     ]
     if moves:
         lineage = read_lineage(workdir)

@@ -1,10 +1,11 @@
-"""The config of a run: what it holds (`schema`), how it is read (`parse`), which values it takes (`validation`).
+"""The config of a run: its keys and their values (`schema`, `constraints`) and how it is read (`parse`).
 
-A config file returns an `ml_collections.ConfigDict`; `from_config_dict` turns it into a `Config` and checks every key
-and type, `validate` every value, so that a mistake is one sentence before anything is allocated.
+A config file returns an `ml_collections.ConfigDict`; `load_config` turns it into a `Config` and checks every key, type
+and value, so that a mistake is one sentence before anything is allocated.
 """
 
-from qwenvl_jax.config.parse import FORMER_NAMES, config_hash, from_config_dict, to_dict
+from qwenvl_jax.config.constraints import Mark, former_names, marks, validate
+from qwenvl_jax.config.parse import FORMER_KEYS, config_hash, from_config_dict, load_config, to_dict
 from qwenvl_jax.config.schema import (
     ATTENTION_IMPLEMENTATIONS,
     COMPONENTS,
@@ -25,13 +26,12 @@ from qwenvl_jax.config.schema import (
     TrainConfig,
     VitConfig,
 )
-from qwenvl_jax.config.validation import load_config, validate, validate_model
 
 __all__ = [
     "ATTENTION_IMPLEMENTATIONS",
     "COMPONENTS",
     "DTYPES",
-    "FORMER_NAMES",
+    "FORMER_KEYS",
     "REMAT_POLICIES",
     "STAGES",
     "ComputeConfig",
@@ -39,6 +39,7 @@ __all__ = [
     "DataConfig",
     "DecoderConfig",
     "InitConfig",
+    "Mark",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -48,9 +49,10 @@ __all__ = [
     "TrainConfig",
     "VitConfig",
     "config_hash",
+    "former_names",
     "from_config_dict",
     "load_config",
+    "marks",
     "to_dict",
     "validate",
-    "validate_model",
 ]

@@ -9,19 +9,32 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from qwenvl_jax.config.constraints import all_former_names, former_names, validate
+from qwenvl_jax.config.schema import Config
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 T = TypeVar("T")
 
-# Keys by the name that they had in configs of earlier versions, which checkpoints and releases hold.
-FORMER_NAMES = {"global_batch_size": "rows_per_step"}
+FORMER_KEYS = all_former_names(Config)  # today's names of keys by their former ones
+
+
+def load_config(values: Mapping[str, Any]) -> Config:
+    """The checked config of a run.
+
+    Args:
+      values: a nested mapping, such as the ConfigDict that a config file returns.
+
+    Raises:
+      UserError: on an unknown or missing key, a value of the wrong type or a value out of range.
+    """
+    return validate(from_config_dict(Config, values))
 
 
 def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     """Builds the dataclass `cls` from a nested mapping.
 
-    A key may be missing where its field has a default. Keys that are added to the schema get one that means what runs
-    did before, so that older checkpoints and releases can still be read.
+    A key may be missing if its field has a default. A key added to the schema later needs a default that reproduces the
+    former behaviour, so that older checkpoints and releases stay readable; a key may have its former name.
 
     Raises:
       UserError: on an unknown or missing key (naming the nearest valid one) or a value of the wrong type.
@@ -29,7 +42,12 @@ def from_config_dict(cls: type[T], values: Mapping[str, Any], path: str = "confi
     hints = typing.get_type_hints(cls)
     if not hasattr(values, "items"):
         raise UserError(f"{path} must be a group of keys, not {_shown(values)}")
-    values = {FORMER_NAMES.get(key, key) if key not in hints else key: value for key, value in values.items()}
+    values = dict(values.items())
+    for former, name in former_names(cls).items():
+        if former in values:
+            if name in values:
+                raise UserError(f"{path} has {name} twice, also by its former name {former!r}; remove that")
+            values[name] = values.pop(former)
     for key in values:
         if not isinstance(key, str) or key not in hints:
             raise UserError(f"{path} has no key {_shown(key)}{nearest(str(key)[:100], hints)}")

@@ -1,6 +1,7 @@
 """The schema of a run: frozen dataclasses, built from the ConfigDict of `configs/*.py`.
 
-Sizes are in numbers of elements, rates per step, images in pixels. `validation` says which values are allowed.
+Sizes are in numbers of elements, rates per step, images in pixels. Each field is annotated with the values it takes,
+and the `check` of a class compares its fields, so that an accepted config gives finite shapes and rates.
 
 Sources: model sizes, facts of the released checkpoint; stages, paper Table 8.
 """
@@ -9,6 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
+
+from qwenvl_jax.config.constraints import FormerName, Mark, OneOf, Range, require
+from qwenvl_jax.data.schema import TASKS
 
 # What can be trained or frozen on its own. `vit_head` is `ln_post` and `proj`: stored under `vit`, run after the
 # resampler, and frozen on its own in the released fine-tuning. The resampler's position table belongs to none.
@@ -22,33 +27,49 @@ DTYPES = ("float32", "bfloat16")
 # XLA's option for collectives that run while a Pallas kernel does; recipes choose it by `compute.xla_options`.
 COLLECTIVES_BESIDE_KERNELS = "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call"
 
+LARGEST_SIZE = 2**24  # no size comes near it; a larger number is a typing error
+LARGE, SMALL = 1e30, 1e-30  # float32 still holds their squares and quotients
+
+Size = Annotated[int, Range(1, LARGEST_SIZE)]
+SizeOrZero = Annotated[int, Range(0, LARGEST_SIZE)]
+Count = Annotated[int, Range(1, 2**31 - 1)]  # the devices count steps in int32
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+NormEps = Annotated[float, Range(0, 1, above=True)]
+Beta = Annotated[float, Range(0, 1, below=True)]
+Dtype = Annotated[str, OneOf(DTYPES)]
+RematPolicy = Annotated[str, OneOf(REMAT_POLICIES)]
+
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
     """OpenCLIP-style vision transformer. `position_grid` is the side of the stored position table.
 
-    With a `window` of so many patches per side, attention stays within windows (paper E.3: 224 px, 16 patches), but
-    for one layer in `global_every`, the last of each group. 0 is the released model: every layer sees all patches.
+    With a `window` of so many patches per side, attention stays within windows (paper E.3: 224 px, 16 patches), except
+    in one layer of every `global_every`, the last. 0 is the released model: every layer sees all patches.
     """
 
-    width: int
-    layers: int
-    heads: int
-    mlp_dim: int
-    patch_size: int
-    position_grid: int
-    layer_norm_eps: float
-    window: int = 0
-    global_every: int = 4
+    width: Size
+    layers: Size
+    heads: Size
+    mlp_dim: Size
+    patch_size: Size
+    position_grid: Size
+    layer_norm_eps: NormEps
+    window: SizeOrZero = 0
+    global_every: Size = 4
+
+    def check(self, path: str) -> None:
+        """Raises UserError if the width does not divide into heads."""
+        require(self.width % self.heads == 0, f"{path}: width {self.width} is no multiple of {self.heads} heads")
 
 
 @dataclasses.dataclass(frozen=True)
 class ResamplerConfig:
     """Position-aware adapter: `query_grid`^2 queries. Its width is the decoder's."""
 
-    query_grid: int
-    heads: int
-    layer_norm_eps: float
+    query_grid: Size
+    heads: Size
+    layer_norm_eps: NormEps
 
     @property
     def queries(self) -> int:
@@ -59,20 +80,26 @@ class ResamplerConfig:
 class DecoderConfig:
     """Qwen decoder. `train_length` is the base of log-n attention and dynamic NTK (released `seq_length`)."""
 
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_dim: int
-    rope_base: float
-    rms_norm_eps: float
-    train_length: int
+    vocab_size: Size
+    width: Size
+    layers: Size
+    heads: Size
+    mlp_dim: Size
+    rope_base: Annotated[float, Range(1, LARGE, above=True)]
+    rms_norm_eps: NormEps
+    train_length: Annotated[int, Range(2, LARGEST_SIZE)]  # its logarithm is a divisor
     logn_attention: bool
     dynamic_ntk: bool
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    def check(self, path: str) -> None:
+        """Raises UserError if the width does not suit the heads, rotary embedding or the resampler's table."""
+        require(self.width % self.heads == 0, f"{path}: width {self.width} is no multiple of {self.heads} heads")
+        require(self.head_dim % 2 == 0, f"{path}: head size {self.head_dim} must be even for rotary")
+        require(self.width % 4 == 0, f"{path}.width {self.width} must divide by 4 (sin-cos grid)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,43 +111,68 @@ class ModelConfig:
     resampler: ResamplerConfig
     decoder: DecoderConfig
 
+    def check(self, path: str) -> None:
+        """Raises UserError if the resampler's heads do not divide the decoder's width."""
+        width, heads = self.decoder.width, self.resampler.heads
+        require(width % heads == 0, f"{path}.resampler: width {width} is no multiple of {heads} heads")
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     """`kind` is `qwen` (tiktoken ranks) or `sentencepiece`; an empty `path` of `qwen` means the installed package."""
 
-    kind: str
-    path: str
+    kind: Annotated[str, OneOf(("qwen", "sentencepiece"))]
+    path: Annotated[str, Mark.MOVABLE]
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """One entry of a mixture. `weight` is relative, in samples (Tables 2 and 3: millions of samples).
-    `schedule` holds later (step, weight) pairs, between which the weight changes linearly; after the last it stays."""
+
+    `schedule` holds (step, weight) pairs for later steps. Between two of them the weight changes linearly; after the
+    last it stays. `data.mixture` checks their order.
+    """
 
     name: str
     task: str
-    records: str
+    records: Annotated[str, Mark.MOVABLE]
     weight: float
     schedule: tuple[tuple[float, ...], ...] = ()
+
+    def check(self, path: str) -> None:
+        """Raises UserError for a missing name, an unknown task or weights out of range."""
+        OneOf(TASKS).check(self.task, f"the task of source {self.name!r}")
+        require(bool(self.name and self.records), f"source {self.name!r} lacks its name or its records")
+        allowed = 0 < self.weight <= LARGE or (self.weight == 0 and len(self.schedule) > 0)
+        require(allowed, f"the weight of source {self.name!r} must be positive")
+        pairs = all(len(point) == 2 for point in self.schedule)
+        require(pairs, f"the schedule of source {self.name!r} must be pairs (step, weight)")
+        in_range = all(0 <= number <= LARGE for point in self.schedule for number in point)
+        require(in_range, f"the schedule of source {self.name!r} has negative numbers")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The input stream, a function of these values alone."""
+    """The input stream.
+
+    Its batches depend on these values, the contents of the records and the vocabulary, and nothing else. They do not
+    depend on the keys that are marked as free on resume, which say how a host reads the records.
+    """
 
     mixture: tuple[SourceConfig, ...]
-    image_size: int
-    sequence_length: int
-    rows_per_step: int  # packed rows per optimiser step
-    accumulation: int  # microbatches per optimiser step
-    images_per_row: float  # image budget of a microbatch, per row
-    packing_window: int  # samples of a task among which a row is chosen
-    seed: int
-    image_groups: int = 1  # parts of a microbatch whose rows use only images of their own part; 0: each row is one
-    streams: int = 1  # logical streams with an equal part of every microbatch; a process builds those it needs
-    max_corrupt_share: float = 0.01  # samples that cannot be read, before the run is refused
-    decode_workers: int = 0  # processes per host that decode images, at most one per core; 0: threads
+    image_size: Size
+    sequence_length: Size
+    rows_per_step: Annotated[Size, FormerName("global_batch_size")]  # packed rows per optimiser step
+    accumulation: Size  # microbatches per optimiser step
+    images_per_row: Annotated[float, Range(0, LARGEST_SIZE)]  # image budget of a microbatch, per row
+    packing_window: Size  # samples of a task among which those of a row are chosen
+    seed: Seed
+    image_groups: SizeOrZero = 1  # parts of a microbatch; its rows use only images of their part; 0: one row per part
+    streams: Size = 1  # logical streams with an equal part of every microbatch; a process builds those it needs
+    # The share of samples that may be unreadable before the run is refused.
+    max_corrupt_share: Annotated[float, Range(0, 1), Mark.FREE_ON_RESUME] = 0.01
+    # Processes per host that decode images, at most one per core; 0: threads.
+    decode_workers: Annotated[SizeOrZero, Mark.FREE_ON_RESUME] = 0
     jpeg_draft: bool = False  # large JPEGs are scaled down while they are decoded: faster, not exact
 
     @property
@@ -148,50 +200,90 @@ class DataConfig:
         """Images of one microbatch."""
         return self.groups * self.group_images
 
+    def check(self, path: str) -> None:
+        """Raises UserError if sources exclude one another, or rows do not divide into microbatches and groups."""
+        require(len(self.mixture) > 0, f"{path}.mixture is empty; name at least one source")
+        names = {source.name for source in self.mixture}
+        require(len(names) == len(self.mixture), f"two sources of {path}.mixture share one name; rename one")
+        for source in self.mixture:
+            require(
+                self.images_per_row > 0 or source.task == "text",
+                f"{path}.images_per_row is 0, but source {source.name!r} is of an image task; rows would be taught "
+                "without their pictures",
+            )
+        require(
+            self.rows_per_step % self.accumulation == 0,
+            f"{path}.rows_per_step {self.rows_per_step} must be a positive multiple of {path}.accumulation "
+            f"{self.accumulation}",
+        )
+        require(
+            self.rows_per_microbatch % self.groups == 0,
+            f"{path}.image_groups {self.image_groups} must divide the {self.rows_per_microbatch} rows of a microbatch "
+            f"({path}.rows_per_step / accumulation), or be 0 for a group of every row",
+        )
+        require(
+            self.groups % self.streams == 0,
+            f"{path}.streams {self.streams} must divide the {self.groups} image groups of a microbatch",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with warm-up, cosine decay and layer-wise ViT decay (paper, Table 8)."""
 
-    peak_learning_rate: float
-    min_learning_rate: float
-    warmup_steps: int
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-    vit_layer_decay: float
-    first_moment_dtype: str = "float32"  # bfloat16 saves two bytes per trained parameter
-    moments_memory: str = "device"  # between steps; "pinned_host" frees the devices of them and costs transfers
+    peak_learning_rate: Annotated[float, Range(0, LARGE, above=True)]
+    min_learning_rate: Annotated[float, Range(0, LARGE)]
+    warmup_steps: Annotated[int, Range(0, 2**31 - 1)]
+    b1: Beta
+    b2: Beta
+    eps: Annotated[float, Range(SMALL, LARGE)]
+    weight_decay: Annotated[float, Range(0, LARGE)]
+    clip_norm: Annotated[float, Range(0, LARGE, above=True)]
+    vit_layer_decay: Annotated[float, Range(0, 1, above=True)]
+    first_moment_dtype: Dtype = "float32"  # bfloat16 saves two bytes per trained parameter
+    # Where the moments are kept between steps; "pinned_host" saves device memory at the cost of two transfers per step.
+    moments_memory: Annotated[str, OneOf(("device", "pinned_host")), Mark.FREE_ON_RESUME] = "device"
+
+    def check(self, path: str) -> None:
+        """Raises UserError if the rate would rise where it should decay."""
+        require(
+            self.min_learning_rate <= self.peak_learning_rate,
+            f"{path}.min_learning_rate {self.min_learning_rate} must be between 0 and the peak "
+            f"{self.peak_learning_rate}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
     """Where each component starts: a checkpoint folder, or empty for fresh initialisation.
 
-    `stage` is the stage that those checkpoints must have been written by ("" accepts any, "import" a conversion),
-    `step` the checkpoint that is taken of each; -1 is the last one, of a stage that is finished.
+    `stage` is the stage that must have written those checkpoints ("" accepts any, "import" a conversion). `step` is the
+    step of each checkpoint; -1 is the last one, of a stage that is finished.
     """
 
     stage: str
     vit: str
     resampler: str
     decoder: str
-    step: int = -1
+    step: Annotated[int, Range(-1, 2**31 - 1)] = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The stage itself."""
 
-    stage: str
-    trainable: tuple[str, ...]
-    steps: int
-    seed: int
-    log_every: int
-    checkpoint_every: int
-    keep_checkpoints: int
+    stage: Annotated[str, OneOf(STAGES)]
+    trainable: Annotated[tuple[str, ...], OneOf(COMPONENTS)]
+    steps: Count
+    seed: Seed
+    log_every: Annotated[Count, Mark.FREE_ON_RESUME]
+    checkpoint_every: Annotated[Count, Mark.FREE_ON_RESUME]
+    keep_checkpoints: Annotated[Count, Mark.FREE_ON_RESUME]
+
+    def check(self, path: str) -> None:
+        """Raises UserError if nothing is trained or something is named twice."""
+        require(len(self.trainable) > 0, f"{path}.trainable is empty; name at least one component to train")
+        require(len(set(self.trainable)) == len(self.trainable), f"{path}.trainable names a component twice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,23 +293,39 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
-    slices: int
-    max_replicated_bytes: int  # a parameter above this that ends up replicated fails the run (0: off)
+    slices: Size
+    max_replicated_bytes: Annotated[int, Range(0, 2**63 - 1)]  # a larger replicated parameter fails the run; 0: off
+
+    def check(self, path: str) -> None:
+        """Raises UserError if an axis has no size, or more than one axis takes what is left."""
+        axes = (self.data, self.fsdp, self.tensor)
+        require(
+            all(axis == -1 or 0 < axis <= LARGEST_SIZE for axis in axes) and axes.count(-1) <= 1,
+            f"{path} {axes} must be positive numbers of devices, at most one of them -1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
     """Precision, memory and kernels; changes speed and rounding, never the mathematics."""
 
-    compute_dtype: str  # of activations and matrix products
-    frozen_dtype: str  # storage of components that are not trained
-    attention: str  # "auto", "xla", "cudnn", "splash"
-    remat_vit: str
-    remat_decoder: str
-    unroll_layers: bool  # layers as straight code instead of a loop: faster on CPUs, slower to compile when deep
-    loss_chunk: int  # tokens of a device whose logits exist at once
-    rotary_by_product: bool = False  # see `models.decoder.rotate`: for TPUs whose memory is slow against their products
-    xla_options: tuple[str, ...] = ()  # "name=value" each, beside those of `sharding.compiler`
+    compute_dtype: Annotated[Dtype, Mark.FREE_ON_RESUME]  # of activations and matrix products
+    frozen_dtype: Dtype  # storage of components that are not trained
+    attention: Annotated[str, OneOf(ATTENTION_IMPLEMENTATIONS), Mark.FREE_ON_RESUME]
+    remat_vit: Annotated[RematPolicy, Mark.FREE_ON_RESUME]
+    remat_decoder: Annotated[RematPolicy, Mark.FREE_ON_RESUME]
+    # Layers as straight code instead of a loop: faster on CPUs, slower to compile if there are many.
+    unroll_layers: Annotated[bool, Mark.FREE_ON_RESUME]
+    loss_chunk: Annotated[Size, Mark.FREE_ON_RESUME]  # tokens of a device whose logits exist at once
+    # See `models.decoder.rotate`: for TPUs whose memory is slow compared with their matrix units.
+    rotary_by_product: Annotated[bool, Mark.FREE_ON_RESUME] = False
+    # "name=value" each, in addition to those of `sharding.compiler`.
+    xla_options: Annotated[tuple[str, ...], Mark.FREE_ON_RESUME] = ()
+
+    def check(self, path: str) -> None:
+        """Raises UserError if an option of XLA has no name."""
+        for option in self.xla_options:
+            require("=" in option[1:], f"{path}.xla_options holds {option!r}; write name=value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +336,33 @@ class Config:
     tokenizer: TokenizerConfig
     data: DataConfig
     optimizer: OptimizerConfig
-    init: InitConfig
+    init: Annotated[InitConfig, Mark.MOVABLE]
     train: TrainConfig
-    mesh: MeshConfig
+    mesh: Annotated[MeshConfig, Mark.FREE_ON_RESUME]
     compute: ComputeConfig
+
+    def check(self, path: str) -> None:
+        """Raises UserError if data, model and optimiser do not suit one another."""
+        for name in self.train.trainable:
+            require(
+                self.data.images_per_row > 0 or name == "decoder",
+                f"{path}.data.images_per_row is 0, so nothing would train {name}; give rows images or train the "
+                "decoder alone",
+            )
+        vit, size = self.model.vit, self.data.image_size
+        side = size // vit.patch_size
+        require(
+            side > 0 and size % vit.patch_size == 0,
+            f"{path}.data.image_size {size} must be a multiple of the patch size {vit.patch_size}",
+        )
+        require(
+            vit.window == 0 or side % vit.window == 0 or side < vit.window,
+            f"{path}.model.vit.window {vit.window} does not divide the {side} patches of a side",
+        )
+        image_tokens = self.model.resampler.queries + 2
+        require(
+            self.data.sequence_length > image_tokens,
+            f"{path}.data.sequence_length {self.data.sequence_length} cannot hold one image of {image_tokens} tokens",
+        )
+        warmup, steps = self.optimizer.warmup_steps, self.train.steps
+        require(warmup < steps, f"{path}.optimizer.warmup_steps {warmup} must be less than {path}.train.steps {steps}")

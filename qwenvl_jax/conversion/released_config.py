@@ -182,7 +182,7 @@ def model_from_released(content: Mapping[str, Any], where: str) -> ModelConfig:
         raise UserError(f"{where}: visual.output_dim {visual['output_dim']} is not hidden_size {model.decoder.width}")
     if content.get("tie_word_embeddings"):
         raise UserError(f"{where} ties the word embeddings; Qwen-VL does not")
-    return config_lib.validate_model(model)
+    return config_lib.validate(model, "config.model")
 
 
 def untrained_config(

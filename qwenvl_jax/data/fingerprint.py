@@ -12,12 +12,11 @@ from typing import Any
 
 import grain
 
-from qwenvl_jax.config import FORMER_NAMES, DataConfig, to_dict
+from qwenvl_jax.config import DataConfig, Mark, former_names, marks, to_dict
 from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
 
 VERSION = 1  # of the code that mixes, reads, tokenises and packs; raise it when the same records give other batches
-HOST_SETTINGS = ("decode_workers", "max_corrupt_share")  # of config.data; a stream does not depend on them
 _DIGITS = 12
 
 
@@ -61,8 +60,13 @@ def before_facts(data: DataConfig, lengths: Sequence[int], tokenizer: Tokenizer,
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    former = {now: then for then, now in FORMER_NAMES.items()}  # so that the digests of earlier checkpoints stay equal
-    return {former.get(key, key): value for key, value in to_dict(data).items() if key not in HOST_SETTINGS}
+    """The values that the batches depend on, by their oldest names: digests of earlier checkpoints stay equal."""
+    oldest = {now: then for then, now in former_names(DataConfig).items()}
+    return {
+        oldest.get(key, key): value
+        for key, value in to_dict(data).items()
+        if Mark.FREE_ON_RESUME not in marks(DataConfig, key)
+    }
 
 
 def _digest(value: Any) -> str:

@@ -19,8 +19,17 @@ from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 _OVERRIDE = re.compile(r"--?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 
 
-def define_config(help_text: str) -> Any:
-    """Defines `--config=FILE[:ARGUMENT]` and `--config.key=value`; returns the flag's holder."""
+_former_keys: dict[str, str] = {}  # today's names of config keys by their former ones
+
+
+def define_config(help_text: str, former_keys: Mapping[str, str] | None = None) -> Any:
+    """Defines `--config=FILE[:name=value,..]` and `--config.key=value`; returns the flag's holder.
+
+    Args:
+      help_text: of the flag.
+      former_keys: today's names of keys by their former ones; a key with a former name is refused with today's.
+    """
+    _former_keys.update(former_keys or {})
     return config_flags.DEFINE_config_file("config", None, help_text)
 
 
@@ -164,6 +173,8 @@ def _check_key(key: str, values: Mapping[str, Any]) -> None:
         name = part.split("[")[0]
         if not hasattr(node, "keys") or name not in node:
             known = node.keys() if hasattr(node, "keys") else ()
+            if _former_keys.get(name) in known:
+                raise UserError(f"{path}.{name} is now named {path}.{_former_keys[name]}; write that")
             raise UserError(f"{path} has no key {name!r}{nearest(name, known)}")
         node = node[name]
         path = f"{path}.{name}"

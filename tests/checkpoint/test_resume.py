@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,41 +11,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 from etils import epath
 
-from qwenvl_jax.checkpoint.lineage import read_config
-from qwenvl_jax.checkpoint.manager import restore_state
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.checkpoint.steps import finished_steps, latest_step
 from qwenvl_jax.training.loop import train
-from qwenvl_jax.training.state import abstract_state
+from tests.checkpoint.saved_run import assert_same_run, lines
 from tests.support import tiny_run
 
 ROOT = Path(__file__).parents[2]
-
-
-def lines(workdir: Path | epath.Path) -> list[dict]:
-    """The metrics without what a clock says."""
-    written = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
-    found = [json.loads(line) for line in written if line.endswith("\n")]
-    return [{key: value for key, value in line.items() if key != "timing"} for line in found]
-
-
-def last_state(workdir: Path | epath.Path, step: int) -> list[np.ndarray]:
-    """Parameters and moments of the checkpoint of `step`."""
-    abstract = abstract_state(read_config(workdir))
-    trainable, opt_state, progress = restore_state(workdir, step, abstract.trainable, abstract.opt_state)
-    place = json.dumps(progress, sort_keys=True).encode()
-    return [*map(np.asarray, jax.tree.leaves((trainable, opt_state))), np.frombuffer(place, np.uint8)]
-
-
-def assert_same_run(one: Path, other: Path | epath.Path, step: int) -> None:
-    for a, b in zip(last_state(one, step), last_state(other, step), strict=True):
-        assert a.dtype == b.dtype and np.array_equal(a, b)
-    assert lines(one) == lines(other)
 
 
 def wait_for_step(workdir: Path, step: int, alive) -> None:

@@ -31,6 +31,10 @@ for line in sys.stdin.read().splitlines():
 
 MISTAKES = {
     "unknown key": ([TINY, "--config.optimizer.peak_learning_rat=1"], "did you mean 'peak_learning_rate'"),
+    "former name": (
+        [TINY, "--config.data.global_batch_size=8"],
+        "config.data.global_batch_size is now named config.data.rows_per_step; write that",
+    ),
     "unknown group": ([TINY, "--config.optimzer.b1=1"], "config has no key 'optimzer'; did you mean 'optimizer'"),
     "key below a value": ([TINY, "--config.train.steps.x=1"], "config.train.steps has no key 'x'"),
     "not a number": ([TINY, "--config.train.steps=many"], "many"),
