@@ -1,10 +1,12 @@
-"""What README and docs name is there: pages, files, keys of a config, variables, modules that are run."""
+"""Whatever README and docs name exists: pages, files, modules, flags, configs, config keys, variables."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import re
+import string
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -57,25 +59,70 @@ def test_modules_that_are_run_exist(page: Path) -> None:
         assert importlib.util.find_spec(name.rstrip(".")), name
 
 
+def commands(page: Path) -> list[str]:
+    """The commands in the code blocks of a page, each on one line, with its shell variables filled in."""
+    shown = []
+    for block in re.findall(r"```(?:bash)?\n(.*?)```", page.read_text(), re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        variables = dict(re.findall(r"^(\w+)=(\S+)$", "\n".join(lines), re.MULTILINE))
+        for line in lines:
+            if "python -m qwenvl_jax." in line:
+                command = line.split("  #")[0]
+                shown.append(string.Template(command).substitute(variables))
+    return shown
+
+
+def flags_of(module: str) -> set[str]:
+    """The flags that a main defines."""
+    spec = importlib.util.find_spec(module)
+    assert spec and spec.origin
+    source = Path(spec.origin).read_text()
+    names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | set(re.findall(r'add_argument\("--(\w+)"', source))
+    return names | ({"config"} if "define_config" in source else set())
+
+
+@pages
+def test_commands_take_the_flags_that_are_shown(page: Path) -> None:
+    for command in commands(page):
+        module = re.findall(r"python -m (\S+)", command)[0]
+        for flag in re.findall(r"--(\w+)", command):
+            assert flag in flags_of(module), command
+
+
+@pages
+def test_configs_of_commands_can_be_built(page: Path) -> None:
+    for command in commands(page):
+        for value in re.findall(r"--config=(\S+)", command):
+            path, _, arguments = value.partition(":")
+            if path == "..":
+                continue
+            spec = importlib.util.spec_from_file_location("shown_config", ROOT / path)
+            assert spec and spec.loader, command
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            module.get_config(*([arguments] if arguments else []))
+
+
 def keys() -> set[str]:
-    """`data.seed` and so on: what a config has, down to the fields of the towers."""
-    found: set[str] = set()
+    """All keys of a config, such as `data.seed`, down to the fields of the towers."""
+    names: set[str] = set()
 
     def walk(kind: type, path: str) -> None:
         for field in dataclasses.fields(kind):
             name = f"{path}{field.name}"
-            found.add(name)
-            own = getattr(config_lib, str(field.type), None)
-            if dataclasses.is_dataclass(own):
-                walk(own, f"{name}.")  # type: ignore[arg-type]
+            names.add(name)
+            field_type = getattr(config_lib, str(field.type), None)
+            if dataclasses.is_dataclass(field_type):
+                walk(field_type, f"{name}.")  # type: ignore[arg-type]
 
     walk(Config, "")
-    return found
+    return names
 
 
 @pages
 def test_keys_of_a_config_that_are_named_exist(page: Path) -> None:
-    known, groups = keys(), "|".join(field.name for field in dataclasses.fields(Config))
+    known = keys()
+    groups = "|".join(field.name for field in dataclasses.fields(Config))
     text = page.read_text()
     named = re.findall(rf"config\.((?:{groups})(?:\.[a-z]\w*)+)", text)
     named += re.findall(r"`((?:train|compute|optimizer|init|mesh)\.[a-z]\w*)", text)
@@ -85,9 +132,9 @@ def test_keys_of_a_config_that_are_named_exist(page: Path) -> None:
         assert any(key == name or (name.endswith("_") and key.startswith(name)) for key in known), name
 
 
-def test_variables_of_ours_are_those_of_the_docs() -> None:
-    sources = (ROOT / "qwenvl_jax").rglob("*.py")
-    told, read = (
-        {name for path in paths for name in re.findall(r"QWENVL_\w+", path.read_text())} for paths in (PAGES, sources)
-    )
-    assert told == read
+def environment_variables(paths: Iterable[Path]) -> set[str]:
+    return {name for path in paths for name in re.findall(r"QWENVL_\w+", path.read_text())}
+
+
+def test_every_environment_variable_is_documented() -> None:
+    assert environment_variables((ROOT / "qwenvl_jax").rglob("*.py")) == environment_variables(PAGES)
