@@ -6,12 +6,12 @@ import dataclasses
 import importlib.util
 import re
 import string
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from qwenvl_jax import config as config_lib
 from qwenvl_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -108,12 +108,10 @@ def keys() -> set[str]:
     names: set[str] = set()
 
     def walk(kind: type, path: str) -> None:
-        for field in dataclasses.fields(kind):
-            name = f"{path}{field.name}"
-            names.add(name)
-            field_type = getattr(config_lib, str(field.type), None)
+        for field, field_type in typing.get_type_hints(kind).items():
+            names.add(f"{path}{field}")
             if dataclasses.is_dataclass(field_type):
-                walk(field_type, f"{name}.")  # type: ignore[arg-type]
+                walk(typing.cast(type, field_type), f"{path}{field}.")
 
     walk(Config, "")
     return names
