@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from data_pipelines.quickstart.ocr_pictures import OcrPicture
 from data_pipelines.quickstart.scenes import Scene, SceneObject
 from data_pipelines.quickstart.sentences import capitalized, ends, enumeration
+from qwenvl_jax.data.dialogues import Part, Turn
 from qwenvl_jax.data.schema import Record
 
 SYSTEM = "You are a helpful assistant."
 CLEAR_GAP = 0.15  # of the side: how far apart centres are at least, for "on the left" to be clear
 _TWO_PICTURES_SHARE = 0.7
 
-Part = dict[str, Any]
 
 _TEXTS = {
     "en": {
@@ -108,7 +107,7 @@ def converse(
         choices = [choice for choice in choices if choice.question not in asked]
         if choices:
             exchanges.append(choices[rng.integers(len(choices))])
-    turns: list[dict[str, Any]] = []
+    turns: list[Turn] = []
     for index, exchange in enumerate(exchanges):
         images: list[Part] = [{"image": i} for i in range(len(shown))] if index == 0 else []
         turns.append({"role": "user", "parts": [*images, {"text": exchange.question}]})

@@ -17,7 +17,8 @@ from PIL import Image
 from qwenvl_jax.data.images.decode import decode_image
 from qwenvl_jax.data.readers import record_folder
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.html.figures import Region, corners_of_box, draw, figure, palette_color
+from qwenvl_jax.data.tasks import RECORD_TASKS
+from qwenvl_jax.html.figures import Corners, Region, corners_of_box, draw, figure, palette_color
 from qwenvl_jax.html.page import bullets, captioned, grid, header, page, section
 from qwenvl_jax.html.tables import table
 from qwenvl_jax.runtime import artifacts, storage
@@ -40,7 +41,7 @@ def write_report(folder: epath.Path, manifest: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     storage.write_bytes(folder / "contact_sheet.png", buffer.getvalue())
-    texts = [record.content.get("text") or record.content["words"] for record in _examples(folder / "text", 12)]
+    texts = [words_of(record) for record in _examples(folder / "text", 12)]
     artifacts.write_text(folder / "report.html", _page(manifest, examples, texts))
 
 
@@ -62,33 +63,13 @@ def annotated(record: Record) -> Image.Image:
 
 def words_of(record: Record) -> str:
     """The record in words, for a caption under its picture."""
-    content = record.content
-    if record.task == "vqa":
-        return f"{content['question']} {content['answer']}"
-    if record.task == "grounding":
-        return "".join(segment["text"] for segment in content["segments"])
-    if record.task == "ocr":
-        return " / ".join(line["text"] for line in content["lines"])
-    if record.task == "dialogue":
-        return "\n".join(
-            f"{turn['role']}: " + "".join(part.get("text") or part.get("ref", "") for part in turn["parts"])
-            for turn in content["turns"]
-        )
-    return str(content.get("caption") or content.get("phrase") or content.get("description"))
+    return RECORD_TASKS[record.task].words(record.content)
 
 
 def regions_of(record: Record) -> list[Region]:
     """The boxes and quadrilaterals on the record's first picture, in pixels."""
-    content = record.content
-    boxes = [content["box"]] if "box" in content else []
-    for segment in content.get("segments", []):
-        boxes += segment["boxes"]
-    for turn in content.get("turns", []):
-        for part in turn["parts"]:
-            if part.get("image") == 0:
-                boxes += part.get("boxes", [])
-    outlines = [corners_of_box(box) for box in boxes]
-    outlines += [line["quad"] for line in content.get("lines", [])]
+    regions = RECORD_TASKS[record.task].regions(record.content)
+    outlines: list[Corners] = [*map(corners_of_box, regions.boxes), *regions.quads]
     return [Region(corners, palette_color(index)) for index, corners in enumerate(outlines)]
 
 

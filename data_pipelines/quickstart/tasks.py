@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,35 @@ from data_pipelines.quickstart.scenes import Scene
 from data_pipelines.quickstart.sentences import caption_segments, located_caption
 from data_pipelines.quickstart.stamps import Stamp
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.tasks import (
+    CaptionContent,
+    Content,
+    GroundedCaptionContent,
+    GroundingContent,
+    OcrContent,
+    OcrLine,
+    RefGroundingContent,
+    Segment,
+    VqaContent,
+)
 
 SCENE_TASKS = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption")
 SOURCE = "quickstart"
+
+
+class SceneCaptionContent(CaptionContent):
+    """A caption with the size of its picture in pixels."""
+
+    width: int
+    height: int
+
+
+class SceneVqaContent(VqaContent):
+    """A question with its kind (`questions.ask`) and the size of the picture in pixels."""
+
+    kind: str
+    width: int
+    height: int
 
 
 def scene_record(
@@ -41,25 +66,31 @@ def scene_record(
       zh_share: share of captions that are Chinese.
     """
     side = scene.image_HWC.shape[0]
-    content: dict[str, Any] = {"width": side, "height": side}
     language = "en"
+    content: Content
     if task == "caption":
         language = "zh" if rng.random() < zh_share else "en"
-        content["caption"] = located_caption(scene.objects, side, language)
+        caption = located_caption(scene.objects, side, language)
+        content = SceneCaptionContent(caption=caption, width=side, height=side)
     elif task == "vqa":
-        question = ask(rng, scene, stamps)
-        content.update(question=question.question, answer=question.answer, kind=question.kind)
+        asked = ask(rng, scene, stamps)
+        content = SceneVqaContent(
+            question=asked.question, answer=asked.answer, kind=asked.kind, width=side, height=side
+        )
     elif task == "grounding":
-        content["segments"] = [
+        segments: list[Segment] = [
             {"text": text, "boxes": [list(item.box)] if item else []}
             for text, item in caption_segments(scene.objects, language)
         ]
+        content = GroundingContent(segments=segments, width=side, height=side)
     else:
         item = scene.objects[rng.integers(len(scene.objects))]
+        name = item.stamp.name_en
+        box = list(item.box)
         if task == "ref_grounding":
-            content.update(phrase=item.stamp.name_en, box=list(item.box))
+            content = RefGroundingContent(phrase=name, box=box, width=side, height=side)
         else:
-            content.update(box=list(item.box), description=item.stamp.name_en, ref="This")
+            content = GroundedCaptionContent(box=box, description=name, ref="This", width=side, height=side)
     return Record(
         id=f"{task}-{number}",
         task=task,
@@ -74,7 +105,7 @@ def scene_record(
 def ocr_record(picture: OcrPicture, jpeg: bytes, number: str, license: str) -> Record:
     """The record of a picture of words."""
     side = picture.image_HWC.shape[0]
-    lines = [{"text": line.text, "quad": [list(point) for point in line.quad]} for line in picture.lines]
+    lines: list[OcrLine] = [{"text": line.text, "quad": [list(point) for point in line.quad]} for line in picture.lines]
     return Record(
         id=f"ocr-{number}",
         task="ocr",
@@ -82,5 +113,5 @@ def ocr_record(picture: OcrPicture, jpeg: bytes, number: str, license: str) -> R
         language=picture.language,
         license=license,
         images=(jpeg,),
-        content={"lines": lines, "width": side, "height": side},
+        content=OcrContent(lines=lines, width=side, height=side),
     )

@@ -7,7 +7,7 @@ and digits as coordinates. A model of the quickstart's size learns them here, so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from data_pipelines.quickstart.tasks import SOURCE, scene_record
 from data_pipelines.quickstart.word_pictures import BACKGROUNDS, SIGN, word_picture
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tags import box_to_text
+from qwenvl_jax.data.tasks import Content, OcrContent, OcrLine, TextContent
 
 GENERATED_LICENSE = "CC0-1.0"
 _CLEAR_GAP = 0.15
@@ -67,7 +68,8 @@ def sentence_record(
     if rng.random() < _PICTURE_SHARE:
         language, content = _in_words(rng, scene, stamps, words, zh_share)
     else:
-        content = {"text": _zh_text(rng, scene) if language == "zh" else _en_text(rng, scene, stamps, words)}
+        text = _zh_text(rng, scene) if language == "zh" else _en_text(rng, scene, stamps, words)
+        content = TextContent(text=text)
     return Record(
         id=f"text-{number}",
         task="text",
@@ -81,7 +83,7 @@ def sentence_record(
 
 def _in_words(
     rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str], zh_share: float
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, Content]:
     """(language, content) of a text record that has the form of an image task."""
     side = scene.image_HWC.shape[0]
     task = str(rng.choice(list(_TASK_SHARES), p=list(_TASK_SHARES.values())))
@@ -92,15 +94,20 @@ def _in_words(
         y1 = int(rng.integers(1, side - height))
         x2 = side - x1
         y2 = y1 + height
-        lines = [{"text": word, "quad": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}]
+        lines: list[OcrLine] = [{"text": word, "quad": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}]
         picture = word_picture([(word, (x1, y1, x2, y2))], SIGN, side, _PICTURE_GRID)
-        content = {"lines": lines, "width": side, "height": side}
-        return "en" if word.isascii() else "zh", {"task": task, "words": picture, **content}
+        ocr = OcrContent(lines=lines, width=side, height=side)
+        return "en" if word.isascii() else "zh", _with_words(task, picture, ocr)
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
     objects = [(item.stamp.noun_en.split()[-1], item.box) for item in scene.objects]
     picture = word_picture(objects, background, side, _PICTURE_GRID)
     sample = scene_record(task, rng, scene, b"", "", GENERATED_LICENSE, stamps, zh_share)
-    return sample.language, {"task": task, "words": picture, **sample.content}
+    return sample.language, _with_words(task, picture, sample.content)
+
+
+def _with_words(task: str, picture: str, content: Content) -> Content:
+    """The content of a text record: a sample of `task` over a picture made of words."""
+    return cast(Content, {"task": task, "words": picture, **content})
 
 
 def _en_text(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str]) -> str:

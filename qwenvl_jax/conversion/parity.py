@@ -36,8 +36,9 @@ from qwenvl_jax.conversion import mapping
 from qwenvl_jax.conversion.manifest import PARITY, verify_manifest
 from qwenvl_jax.conversion.stored_tensors import open_checkpoint
 from qwenvl_jax.conversion.torch_side import TorchSide
+from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Prompt, make_prompt
-from qwenvl_jax.data.formats import Piece, chat_pieces
+from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation.decode import generate
 from qwenvl_jax.models import qwen_vl

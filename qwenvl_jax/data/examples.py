@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenvl_jax.data.formats import Piece, training_pieces
+from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.images.decode import Size, decode_image, resize_square
-from qwenvl_jax.data.record_content import stated_sizes
-from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.pieces import Piece
+from qwenvl_jax.data.schema import Record, stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer
 
 
@@ -153,7 +153,7 @@ def make_prompt(
       tokenizer: of the run.
       queries: feature slots per image.
       image_size: H = W.
-      sizes: the size that each image must have (`record_content.stated_sizes`); empty for images without a record.
+      sizes: the size that each image must have (`schema.stated_sizes`); empty for images without a record.
 
     Raises:
       UserError: if an image cannot be read or has another size.

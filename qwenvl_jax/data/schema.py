@@ -9,36 +9,32 @@ Shape suffixes: A microbatches (gradient accumulation), B rows, L tokens, I imag
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-# The seven tasks of the multi-task stage (paper, Table 3 and Box B.1) and the dialogues of stage 3 (B.2).
-TASKS = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr", "text", "dialogue")
+from qwenvl_jax.data.dialogues import THOUSANDTHS
+from qwenvl_jax.data.tasks import RECORD_TASKS, Content, check_content
+from qwenvl_jax.runtime.errors import UserError, nearest
+
+TASKS = tuple(RECORD_TASKS)
+
+C = TypeVar("C")
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One sample as stored in a record file, before any tokenisation.
 
-    `content` depends on `task`. Boxes are `[x1, y1, x2, y2]` and quads `[[x, y] * 4]` (clockwise from the top
-    left), both in pixels of the image as stored, whose size is `content["width"]`, `content["height"]`:
-
-    caption           {"caption": str}
-    vqa               {"question": str, "answer": str}; evaluation sets may add "answers": [str]
-    grounding         {"segments": [{"text": str, "boxes": [box]}]}: a caption cut into pieces; pieces with
-                      boxes become <ref>..</ref><box>..</box>
-    ref_grounding     {"phrase": str, "box": box}
-    grounded_caption  {"box": box, "description": str, "ref": str}
-    ocr               {"lines": [{"text": str, "quad": quad}]}
-    text              {"text": str}, or a sample of another task whose picture is made of words:
-                      {"task": str, "words": str, and that task's content}; for decoders that cannot see yet
-    dialogue          {"system": str, "turns": [{"role": "user" | "assistant", "parts": [part]}]} with
-                      part = {"text": str} | {"image": index into images} | {"ref": str, "boxes": [box], "image": index}
-                      and "sizes": [[width, height]] per image. {"image": index, "numbered": false} stands without
-                      "Picture n: " before it and the line break after it. A place may lack "ref" or have "quads"
-                      for "boxes". {"tag": "box", "text": str} is a place that a user only speaks of, as in
-                      "Answer as <box>(x1,y1),(x2,y2)</box>"; tags "ref", "box" and "quad".
+    Attributes:
+      id: unique within its source.
+      task: one of TASKS.
+      source: the corpus it came from.
+      language: "en" or "zh".
+      license: of text and images.
+      images: encoded.
+      content: the TypedDict of the task (`data.tasks`).
     """
 
     id: str
@@ -47,23 +43,64 @@ class Record:
     language: str
     license: str
     images: tuple[bytes, ...]
-    content: dict[str, Any]
+    content: Content
+
+
+def content_of(record: Record, kind: type[C]) -> C:
+    """The content of a record whose task has contents of this kind, such as `tasks.VqaContent`."""
+    return cast(C, record.content)
+
+
+def check_record(record: Record) -> Record:
+    """Checks task, texts, images and content of a record, and that there is something to learn from it.
+
+    Raises:
+      UserError: naming the record.
+    """
+    name = f"record {record.id!r} of {record.source!r}"
+    if record.task not in TASKS:
+        raise UserError(f"record {record.id!r} has the unknown task {record.task!r}{nearest(record.task, TASKS)}")
+    for field in ("id", "source", "language", "license"):
+        if not getattr(record, field):
+            raise UserError(f"{name} has no {field}; every record needs one")
+    try:
+        check_content(record.task, record.content)
+    except UserError as error:
+        raise UserError(f"{name}, task {record.task!r}: {error}") from None
+    if RECORD_TASKS[record.task].one_image and len(record.images) != 1:
+        raise UserError(f"{name}, task {record.task!r}, has {len(record.images)} images instead of one")
+    return record
+
+
+def stated_sizes(record: Record) -> list[tuple[float, float] | None]:
+    """[width, height] in pixels that a checked record states of each of its images; None if it states none.
+
+    A dialogue whose regions are in thousandths (`dialogues.THOUSANDTHS`) does not state the size of the image.
+    """
+    content: Mapping[str, Any] = record.content
+    count = len(record.images)
+    if RECORD_TASKS[record.task].states_size:
+        return [(content["width"], content["height"])] * count
+    sizes = (content.get("sizes") or ()) if record.task == "dialogue" else ()
+    stated = [None if list(size) == [THOUSANDTHS, THOUSANDTHS] else (size[0], size[1]) for size in sizes[:count]]
+    return stated + [None] * (count - len(stated))
 
 
 class Batch(NamedTuple):
     """One batch, static in shape: A microbatches of B rows of L tokens, with I images of H x W pixels each.
 
-    The first six are [A, B, L], `images` is [A, I, H, W, 3]. Within the step, a microbatch is a `Batch` without axis A.
+    The first six arrays are [A, B, L], `images` is [A, I, H, W, 3]. Within the step, a microbatch is a `Batch` without
+    axis A.
 
     Attributes:
       tokens: int32 ids; 0 in padding.
-      targets: int32, the id that follows each place within its own sample; 0 where there is none.
+      targets: int32, the id of the next token of the same sample; 0 at a sample's last token and in padding.
       loss_mask: float32, 1 where `targets` is supervised.
-      segment_ids: int32, 1.. numbers the samples of a row, 0 is padding.
-      positions: int32, restarts at 0 with every sample.
+      segment_ids: int32; the samples of a row are numbered from 1, padding is 0.
+      positions: int32; each sample starts at 0.
       image_slot: int32 into the features of the row's image group, -1 for text. Rows and images are cut into
         image groups (`config.data.image_groups`); feature q of the group's image i has the slot i * Q + q.
-      images: uint8 pixels, zero where the budget is not used.
+      images: uint8 pixels; zeros in the unused part of the budget.
     """
 
     tokens: np.ndarray

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from qwenvl_jax.config import TokenizerConfig
-from qwenvl_jax.data.formats import PROMPT_STYLES
+from qwenvl_jax.data.tasks import PROMPT_STYLES
 from qwenvl_jax.evaluation.metrics.cider import TOKENISATIONS
 from qwenvl_jax.runtime.errors import UserError, nearest
 

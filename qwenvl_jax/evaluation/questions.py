@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from qwenvl_jax.data.examples import Prompt, make_prompt, tokenize_pieces
 from qwenvl_jax.data.readers.record_folder import RecordReader
-from qwenvl_jax.data.record_content import stated_sizes
-from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.schema import Record, stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation.tasks.task import Question, Task
 from qwenvl_jax.runtime.errors import StorageError, UserError

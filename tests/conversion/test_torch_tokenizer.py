@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from qwenvl_jax.config import TokenizerConfig
 from qwenvl_jax.conversion.torch_model.qwen_generation_utils import DEFAULT_SYSTEM, MAX_WINDOW, make_context
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import tokenize_pieces
-from qwenvl_jax.data.formats import chat_pieces
 from qwenvl_jax.data.readers.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.tokenizer import SPLIT_PATTERN, load_tokenizer, packaged_qwen_vocabulary
 from tests.conversion.torch_tiny import write_tokenizer

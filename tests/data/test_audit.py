@@ -19,10 +19,9 @@ import pytest
 from PIL import Image
 
 from qwenvl_jax.auditing.page import page
-from qwenvl_jax.auditing.samples import Audit, audit, draw, places_of, spans_of
+from qwenvl_jax.auditing.samples import Audit, audit, draw
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.examples import Example, decode_images, make_example, tokenize_pieces
-from qwenvl_jax.data.formats import Piece, training_pieces
+from qwenvl_jax.data.examples import Example, decode_images, make_example
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
 from qwenvl_jax.data.readers.record_folder import RecordReader, encode_record, write_records
@@ -242,26 +241,6 @@ def test_given_places_are_dashed_and_quadrilaterals_keep_their_corners(run_confi
     assert shape_of("71,35 500,107 464,321 35,250") in page(audit(config, 1, 1), config)
 
 
-def test_a_place_belongs_to_the_images_before_it(tokenizer: Tokenizer) -> None:
-    def box(text: str, supervised: bool = False) -> list[Piece]:
-        return [Piece("special", "<box>", supervised), Piece("text", text), Piece("special", "</box>", supervised)]
-
-    one, two = Piece("image", 5), Piece("image", 3)
-    pieces = [*box("(1,2),(3,4)"), one, *box("(5,6),(5,8)", True), two, *box("(9,8),(7,6)"), one]
-    pieces += [*box("(1,2),(3"), *box("(0,0),(999,999)")]
-    found = places_of(spans_of(tokenize_pieces(pieces, tokenizer, QUERIES), tokenizer, QUERIES))
-    assert [place.images for place in found] == [(), (0,), (0, 1), (1, 0), (1, 0)]
-    assert [place.corners for place in found] == [
-        ((1, 2), (3, 4)),
-        ((5, 6), (5, 8)),
-        ((9, 8), (7, 6)),
-        (),
-        ((0, 0), (999, 999)),
-    ]
-    assert [place.empty for place in found] == [False, True, True, True, False]
-    assert [place.supervised for place in found] == [False, True, False, False, False]
-
-
 def test_a_place_is_drawn_into_the_images_before_it_alone(run_config: Config, tmp_path: Path) -> None:
     """The first answer's box only into the first image, the second's into the second, and faintly into the first."""
     turns = [
@@ -279,26 +258,6 @@ def test_a_place_is_drawn_into_the_images_before_it_alone(run_config: Config, tm
     first, second = "0,0 250,0 250,250 0,250", "0,0 250,0 250,500 0,500"
     assert shape_of(first) in one and shape_of(second, "region faint", PALETTE[1]) in one
     assert first not in two and shape_of(second, color=PALETTE[1]) in two
-
-
-@pytest.mark.parametrize("task", ["caption", "dialogue", "grounding", "text", "ocr"])
-def test_spans_are_the_tokens(tokenizer: Tokenizer, task: str) -> None:
-    """Their text is the decoded sample, and as many tokens are marked as the loss counts."""
-    for k in range(6):
-        tokens = tokenize_pieces(training_pieces(make_record(task, k)), tokenizer, QUERIES)
-        spans = spans_of(tokens, tokenizer, QUERIES)
-        text = "".join("<imgpad>" * span.tokens if span.kind == "image" else span.text for span in spans)
-        assert text == tokenizer.decode(tokens.tokens_L)
-        assert sum(span.tokens for span in spans) == len(tokens.tokens_L)
-        assert sum(span.tokens for span in spans if span.supervised) == tokens.is_target_L[1:].sum()
-        assert all(span.tokens == QUERIES for span in spans if span.kind == "image")
-
-
-def test_a_character_that_starts_a_text_stays_whole(tokenizer: Tokenizer) -> None:
-    """Its first byte is predicted by nothing, the others are: it counts as supervised, and nothing is lost."""
-    assert len(tokenizer.encode("𝄞")) == 4, "bytes"
-    spans = spans_of(tokenize_pieces([Piece("text", "𝄞 sounds", True)], tokenizer, QUERIES), tokenizer, QUERIES)
-    assert [(span.text, span.supervised) for span in spans] == [("", False), ("𝄞 sounds", True)]
 
 
 def test_texts_cannot_become_markup(run_config: Config, tmp_path: Path) -> None:

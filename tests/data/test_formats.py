@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Tokens, decode_images, make_example, make_prompt, tokenize_pieces
-from qwenvl_jax.data.formats import chat_pieces, prompt_pieces, training_pieces
-from qwenvl_jax.data.record_content import check_record
-from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.formats import prompt_pieces, training_pieces
+from qwenvl_jax.data.schema import Record, check_record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import encoded_image, make_record

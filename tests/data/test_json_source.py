@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Example, Tokens, decode_images, make_example
-from qwenvl_jax.data.formats import Piece, chat_pieces, training_pieces
+from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.readers import json_files
 from qwenvl_jax.data.readers.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.readers.json_files import JsonReader

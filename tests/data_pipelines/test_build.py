@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,10 +22,10 @@ from data_pipelines.quickstart.settings import QuickstartSettings
 from data_pipelines.quickstart.shards import make_records, shard_count, write_shards
 from qwenvl_jax.config import TokenizerConfig
 from qwenvl_jax.data import formats
+from qwenvl_jax.data.dialogues import DialogueContent, Turn
 from qwenvl_jax.data.images.decode import decode_image
 from qwenvl_jax.data.readers.record_folder import RecordReader
-from qwenvl_jax.data.record_content import stated_sizes
-from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.data.schema import TASKS, Record, content_of, stated_sizes
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
@@ -77,7 +79,8 @@ Box = tuple[int, int, int, int]
 
 def named_boxes(grounding: Record) -> dict[Box, str]:
     """The name of the object in every box of a grounding record, in lower case."""
-    segments = [segment for segment in grounding.content["segments"] if segment["boxes"]]
+    content: Mapping[str, Any] = grounding.content
+    segments = [segment for segment in content["segments"] if segment["boxes"]]
     return {tuple(segment["boxes"][0]): segment["text"].lower() for segment in segments}
 
 
@@ -101,7 +104,7 @@ def location(box: Box) -> str:
 
 def boxed(record: Record) -> str:
     """The content of a text record with coordinates as one string, else "". Written words have no composition."""
-    content = record.content
+    content: Mapping[str, Any] = record.content
     if content.get("task") == "ocr" or not ({"box", "segments"} & content.keys() or "(" in content.get("text", "")):
         return ""
     return json.dumps(content, sort_keys=True)
@@ -140,17 +143,21 @@ def many_records(settings: QuickstartSettings, ingredients: Ingredients) -> dict
     return make_records(dataclasses.replace(settings, train=250, records_per_shard=250), ingredients, "train", 0)
 
 
+def turns_of(dialogue: Record) -> Sequence[Turn]:
+    return content_of(dialogue, DialogueContent)["turns"]
+
+
 def questions_of(dialogue: Record) -> list[str]:
-    return [turn["parts"][-1]["text"] for turn in dialogue.content["turns"][::2]]
+    return [turn["parts"][-1]["text"] for turn in turns_of(dialogue)[::2]]
 
 
 def test_turns_alternate_and_the_first_shows_every_picture(many_records: dict[str, list[Record]]) -> None:
     for dialogue in many_records["dialogue"]:
-        turns = dialogue.content["turns"]
+        turns = turns_of(dialogue)
         assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
         shown = [part["image"] for part in turns[0]["parts"] if set(part) == {"image"}]
         assert shown == list(range(len(dialogue.images)))
-        assert len(dialogue.content["sizes"]) == len(shown)
+        assert len(content_of(dialogue, DialogueContent)["sizes"]) == len(shown)
 
 
 def test_dialogues_have_one_or_two_pictures_and_two_or_three_turns(many_records: dict[str, list[Record]]) -> None:
@@ -170,12 +177,13 @@ def test_dialogues_ask_every_kind_of_question_and_none_twice(many_records: dict[
 def test_boxes_in_answers_belong_to_the_named_object(many_records: dict[str, list[Record]]) -> None:
     names_by_image = {record.images[0]: named_boxes(record) for record in many_records["grounding"]}
     for dialogue in many_records["dialogue"]:
-        answers = [part for turn in dialogue.content["turns"][1::2] for part in turn["parts"]]
+        answers = [part for turn in turns_of(dialogue)[1::2] for part in turn["parts"]]
         for part in answers:
             if "ref" not in part:
                 continue
             names = names_by_image[dialogue.images[part["image"]]]
-            name = names[tuple(part["boxes"][0])]
+            x1, y1, x2, y2 = map(int, part["boxes"][0])
+            name = names[x1, y1, x2, y2]
             if dialogue.language == "en":
                 _, noun = name.split(" ", 1)
                 assert part["ref"] == f"The {noun}"

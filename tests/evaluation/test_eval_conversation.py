@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from qwenvl_jax import chat
-from qwenvl_jax.data.formats import Piece
+from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.evaluation import conversation as module
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.runtime import log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL import Image
 from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.schema import Batch, Record
+from qwenvl_jax.data.tasks import Content
 from qwenvl_jax.data.tokenizer import train_sentencepiece
 from tests.support import tiny_config
 
@@ -41,7 +42,9 @@ def write_data(folder: Path, count: int = 60) -> Path:
         }
         for task, content in contents.items():
             images = () if task == "text" else image
-            records[task].append(Record(f"{task}-{index}", task, "tests", "en", "CC0-1.0", images, content))
+            records[task].append(
+                Record(f"{task}-{index}", task, "tests", "en", "CC0-1.0", images, cast(Content, content))
+            )
             texts += [value for value in content.values() if isinstance(value, str)]
     for task, items in records.items():
         write_records(folder / task, {"train": items}, name=f"tiny_{task}")

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from qwenvl_jax.data import tags
-from qwenvl_jax.data.record_content import THOUSANDTHS
+from qwenvl_jax.data.dialogues import THOUSANDTHS, DialogueContent, Part, Turn
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 _TAG = re.compile(r"<(/?)(img|ref|box|quad)>")
@@ -29,7 +29,7 @@ _AS_WORDS = 'write the tags in pairs or, where they are meant as words, give the
 _SIDE = THOUSANDTHS
 
 
-def parse_conversation(turns: Any, system: str = "") -> tuple[dict[str, Any], list[str]]:
+def parse_conversation(turns: Any, system: str = "") -> tuple[DialogueContent, list[str]]:
     """Returns the content of a dialogue record and the paths of its images, each once, in order of occurrence.
 
     A first turn may be the system's. One of the assistant before the user's first is dropped, as the released
@@ -55,7 +55,7 @@ def parse_conversation(turns: Any, system: str = "") -> tuple[dict[str, Any], li
     if not said or said[0][0] != "user":
         raise UserError("a conversation needs a turn of the user first")
     paths: dict[str, int] = {}
-    parsed = []
+    parsed: list[Turn] = []
     for role, text in said:
         if role == "system":
             raise UserError("only the first turn may be the system's; remove the others")
@@ -63,12 +63,12 @@ def parse_conversation(turns: Any, system: str = "") -> tuple[dict[str, Any], li
     return {"system": system, "turns": parsed, "sizes": [[_SIDE, _SIDE]] * max(1, len(paths))}, list(paths)
 
 
-def prompt_parts(text: str) -> list[dict[str, Any]]:
+def prompt_parts(text: str) -> list[Part]:
     """What a person types, as parts of a turn: `<ref>`, `<box>` and `<quad>` in pairs are tags, all else is text.
 
     Nothing is refused and what stands between the tags is kept as typed, as the released `chat` does.
     """
-    parts: list[dict[str, Any]] = []
+    parts: list[Part] = []
     place = 0
     for match in _WHOLE.finditer(text):
         if match.start() > place:
@@ -90,14 +90,14 @@ def _said(turn: dict[str, Any]) -> tuple[str, str]:
     return _ROLES.get(role, role), turn["value"]
 
 
-def _parse_text(text: str, paths: dict[str, int], role: str) -> list[dict[str, Any]]:
+def _parse_text(text: str, paths: dict[str, int], role: str) -> list[Part]:
     """The parts of one turn; images that are new are added to `paths`."""
     if foreign := _FOREIGN_PICTURE.search(text):
         raise UserError(
             f"{foreign.group(0)} in {_around(text, foreign)} shows nothing; write <img>PATH</img> for a picture or, "
             'where it is meant as a word, give the sample as "turns" (docs/data.md)'
         )
-    parts: list[dict[str, Any]] = []
+    parts: list[Part] = []
     place = 0
     while opening := _TAG.search(text, place):
         name = opening.group(2)

@@ -12,17 +12,18 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
 from qwenvl_jax.data.corruption import allowed
-from qwenvl_jax.data.formats import guess_language, training_pieces
+from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.images.decode import MAX_BYTES
+from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.data.readers.conversations import parse_conversation
 from qwenvl_jax.data.readers.json_entries import parse_entry, split_entries
-from qwenvl_jax.data.record_content import CONTENT_KEYS, check_record
-from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.data.schema import TASKS, Record, check_record
+from qwenvl_jax.data.tasks import RECORD_TASKS, Content
 from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, nearest
 
@@ -31,10 +32,10 @@ NAMED = 3  # entries that cannot be used, of which a message tells why
 
 _COMMON = ("id", "task", "source", "language", "license", "image", "images")
 _CONVERSATION = ("id", "task", "source", "language", "license", "system", "conversations")
-_OPTIONAL = {"vqa": ("answers",), "grounded_caption": ("ref",), "dialogue": ("system", "sizes")}
-_TEXTS = ("id", "source", "language", "license", "caption", "question", "answer", "phrase", "description", "ref")
-_MAY_BE_NULL = {"id", "task", "source", "language", "license", "system", "answers", "ref", "sizes"}
-_SPOKEN = {"caption", "question", "answer", "text", "phrase", "description", "ref"}  # keys of what a person reads
+_COMMON_TEXTS = ("id", "source", "language", "license")
+_MAY_BE_NULL = {*_COMMON_TEXTS, "task", *(key for task in RECORD_TASKS.values() for key in task.optional)}
+# Keys of texts that tell the language of a sample; the system's text is often English in every language.
+_LANGUAGE_TEXTS = {"text", "ref", *(key for task in RECORD_TASKS.values() for key in task.texts)} - {"system"}
 # Keys that other corpora have and nothing here needs, although they look like keys that are known.
 _HARMLESS = ("dataset", "weight", "imgid", "sources", "tasks")
 _OTHER_FORMS = {
@@ -179,19 +180,19 @@ class JsonReader:
         )
         return record, [self._resolve(path) for path in paths], ignored
 
-    def _conversation(self, value: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    def _conversation(self, value: dict[str, Any]) -> tuple[Content, list[str], list[str]]:
         for key in ("image", "images"):
             if key in value:
                 raise UserError(_OTHER_FORMS[key])
         ignored = self._check_keys(value, "dialogue", _CONVERSATION)
         return *parse_conversation(value["conversations"], value.get("system", "")), ignored
 
-    def _fields(self, value: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    def _fields(self, value: dict[str, Any]) -> tuple[Content, list[str], list[str]]:
         task = value.get("task", self.task)
         if not isinstance(task, str) or task not in TASKS:
             raise UserError(f"the task {task!r} is unknown{nearest(str(task), TASKS)}")
-        required = CONTENT_KEYS[task] or ("text",)
-        known = ("width", "height", *required, *_OPTIONAL.get(task, ()))
+        required = RECORD_TASKS[task].required
+        known = ("width", "height", *required, *RECORD_TASKS[task].optional)
         ignored = self._check_keys(value, task, (*_COMMON, *known))
         missing = [key for key in required if key not in value]
         if missing:
@@ -202,7 +203,8 @@ class JsonReader:
         paths = [value["image"]] if "image" in value else value.get("images", [])
         if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
             raise UserError('"image" must be a path and "images" a list of paths')
-        return {key: found for key, found in value.items() if key in known}, paths, ignored
+        content = {key: entry for key, entry in value.items() if key in known}
+        return cast(Content, content), paths, ignored
 
     def _check_keys(self, value: dict[str, Any], task: str, known: Sequence[str]) -> list[str]:
         """The keys that mean nothing here.
@@ -219,7 +221,7 @@ class JsonReader:
             meant = "; did you mean 'system'?" if key == "system_prompt" else nearest(key, names)
             if meant and not _is_harmless(key, known):
                 raise UserError(f"the key {key!r} is unknown for task {task!r}{meant}")
-        for key in (*_TEXTS, "text", "system"):
+        for key in (*_COMMON_TEXTS, *RECORD_TASKS[task].texts):
             if key not in known or key not in value or isinstance(value[key], str):
                 continue
             if key != "id" or not isinstance(value[key], int):
@@ -252,7 +254,7 @@ def _spoken(content: Any) -> Iterator[str]:
             yield from _spoken(item)
     elif isinstance(content, dict):
         for key, found in content.items():
-            if isinstance(found, str) and key in _SPOKEN:
+            if isinstance(found, str) and key in _LANGUAGE_TEXTS:
                 yield found
             elif isinstance(found, list | dict):
                 yield from _spoken(found)

@@ -25,8 +25,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from qwenvl_jax.data.readers.shards import Shards
-from qwenvl_jax.data.record_content import check_record
-from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.schema import Record, check_record
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, nearest
 

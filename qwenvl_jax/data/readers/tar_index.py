@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from etils import epath
 
-from qwenvl_jax.data.formats import guess_language, language_name
 from qwenvl_jax.data.images.decode import SUFFIXES as IMAGE_SUFFIXES
+from qwenvl_jax.data.languages import guess_language, language_name
 from qwenvl_jax.data.readers.json_entries import json_value
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError

@@ -6,14 +6,16 @@ import dataclasses
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.dialogues import DialogueContent, Turn
 from qwenvl_jax.data.readers.record_folder import RecordReader
-from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.schema import Record, content_of
+from qwenvl_jax.data.tasks import OcrContent
 from qwenvl_jax.evaluation.config import TaskConfig
 from qwenvl_jax.evaluation.questions import READ_AGAIN
 from qwenvl_jax.evaluation.report.pictures import picture, predicted, true
@@ -100,7 +102,7 @@ def _is_answered(record: Record, rows: dict[str, dict[str, Any]]) -> bool:
     """Whether the predictions have all that is shown of a record; they may be older than the records."""
     if record.task != "dialogue":
         return record.id in rows
-    turns = enumerate(record.content["turns"])
+    turns = enumerate(_turns(record))
     return all(f"{record.id}#{number}" in rows for number, turn in turns if turn["role"] == "assistant")
 
 
@@ -133,7 +135,7 @@ def _ocr(shown: Shown) -> str:
         row = shown.rows[record.id]
         x_scale = row["width"] / 1000
         y_scale = row["height"] / 1000
-        regions = [true(line["quad"]) for line in record.content["lines"]]
+        regions = [true(line["quad"]) for line in content_of(record, OcrContent)["lines"]]
         for _, quads in tags.parse_quads(row["text"]):
             regions += [predicted([(x * x_scale, y * y_scale) for x, y in quad]) for quad in quads]
         text = " / ".join(row["prediction"])
@@ -192,8 +194,12 @@ def _answer_html(text: str) -> str:
     return "".join([*parts, html.escape(text[end:])])
 
 
+def _turns(record: Record) -> Sequence[Turn]:
+    return content_of(record, DialogueContent)["turns"]
+
+
 def _dialogue(shown: Shown) -> str:
-    long = [record for record in shown.records if len(record.images) > 1 and len(record.content["turns"]) > 2]
+    long = [record for record in shown.records if len(record.images) > 1 and len(_turns(record)) > 2]
     chats = [_chat(record, shown.rows) for record in (long or shown.records)[: _SHOWN["dialogue"]]]
     intro = "Several turns about several pictures, in ChatML; every answer follows the true turns before it."
     return _section("dialogue", intro, _LEGEND + "".join(chats))
@@ -201,7 +207,7 @@ def _dialogue(shown: Shown) -> str:
 
 def _chat(record: Record, rows: dict[str, dict[str, Any]]) -> str:
     bubbles = []
-    for number, turn in enumerate(record.content["turns"]):
+    for number, turn in enumerate(_turns(record)):
         if turn["role"] == "assistant":
             bubbles.append(_answer_bubble(record, turn, rows[f"{record.id}#{number}"]))
         else:
@@ -209,7 +215,7 @@ def _chat(record: Record, rows: dict[str, dict[str, Any]]) -> str:
     return f'<div class="chat">{"".join(bubbles)}</div>'
 
 
-def _question_bubble(record: Record, turn: dict[str, Any]) -> str:
+def _question_bubble(record: Record, turn: Turn) -> str:
     images = [record.images[part["image"]] for part in turn["parts"] if "image" in part and "ref" not in part]
     figures = "".join(f"<figure>{picture(image, alt='picture')}</figure>" for image in images)
     text = " ".join(part["text"] for part in turn["parts"] if "text" in part).strip()
@@ -217,7 +223,7 @@ def _question_bubble(record: Record, turn: dict[str, Any]) -> str:
     return f'<div class="bubble user">{row}{html.escape(text)}</div>'
 
 
-def _answer_bubble(record: Record, turn: dict[str, Any], row: dict[str, Any]) -> str:
+def _answer_bubble(record: Record, turn: Turn, row: dict[str, Any]) -> str:
     right = row["right"] == 1
     truth = "" if right else f'<div class="small soft">true: {_answer_html(row["truth"])}</div>'
     answer = _answer_html(row["prediction"]) or "&nbsp;"
@@ -226,13 +232,13 @@ def _answer_bubble(record: Record, turn: dict[str, Any], row: dict[str, Any]) ->
     return f'<div class="bubble model">{answer}{figure}{truth}<div>{verdict}</div></div>'
 
 
-def _answer_figure(record: Record, turn: dict[str, Any], prediction: str) -> str:
+def _answer_figure(record: Record, turn: Turn, prediction: str) -> str:
     """The picture that the true boxes of a turn are about; empty if the turn has no boxes."""
     grounded = [part for part in turn["parts"] if "boxes" in part]
     if not grounded:
         return ""
     index = grounded[0].get("image", 0)
-    width, height = record.content["sizes"][index]
+    width, height = content_of(record, DialogueContent)["sizes"][index]
     regions = [true(corners_of_box(box)) for part in grounded for box in part["boxes"]]
     for _, boxes in tags.parse_boxes(prediction):
         regions += [predicted(corners_of_box(tags.to_pixels(box, width, height))) for box in boxes]

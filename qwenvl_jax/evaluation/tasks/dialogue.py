@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwenvl_jax.data import tags
-from qwenvl_jax.data.formats import Piece, chat_pieces
+from qwenvl_jax.data.dialogues import chat_pieces
+from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.grounding import intersection_over_union
 from qwenvl_jax.evaluation.metrics.vqa import normalise_words, strip_punctuation
@@ -26,7 +27,7 @@ def questions(record: Record, style: str) -> list[Question]:
     Raises:
       UserError: if there is no such turn, or a turn is not well formed.
     """
-    content = record.content
+    content: Mapping[str, Any] = record.content
     turns, about = content["turns"], {"system": content.get("system", ""), "sizes": content.get("sizes", ())}
     asked = []
     for number, turn in enumerate(turns):

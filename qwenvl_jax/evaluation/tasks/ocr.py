@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwenvl_jax.data import tags
@@ -16,10 +16,11 @@ from qwenvl_jax.runtime.errors import UserError
 
 def questions(record: Record, style: str) -> list[Question]:
     """One question per record. Raises UserError for lines that are none."""
-    lines = record.content["lines"]
+    content: Mapping[str, Any] = record.content
+    lines = content["lines"]
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
         raise UserError("its lines must be a list of objects with text and quad")
-    size = truth.size(record.content)
+    size = truth.size(content)
     about = {"lines": [truth.text(line.get("text"), "a line") for line in lines], "width": size[0], "height": size[1]}
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
 

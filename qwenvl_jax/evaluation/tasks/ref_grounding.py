@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwenvl_jax.data import tags
@@ -15,9 +15,10 @@ from qwenvl_jax.evaluation.tasks.task import Question, Task, mean, without_tags
 
 def questions(record: Record, style: str) -> list[Question]:
     """One question per record; the prompt ends with `<box>`. Raises UserError for a box that nothing can meet."""
-    width, height = truth.size(record.content)
-    box = truth.box(record.content["box"], width, height)
-    about = {"phrase": truth.text(record.content["phrase"], "the phrase"), "box": box, "width": width, "height": height}
+    content: Mapping[str, Any] = record.content
+    width, height = truth.size(content)
+    box = truth.box(content["box"], width, height)
+    about = {"phrase": truth.text(content["phrase"], "the phrase"), "box": box, "width": width, "height": height}
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qwenvl_jax.data import tags
-from qwenvl_jax.data.formats import Piece
+from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwenvl_jax.data import tags
@@ -20,7 +20,7 @@ def questions(record: Record, style: str) -> list[Question]:
     Raises:
       UserError: if there is no answer to compare with, or answers in a form that `truth.texts` does not know.
     """
-    content = record.content
+    content: Mapping[str, Any] = record.content
     answers = truth.texts(content.get("answers"), "answer") or truth.texts(content.get("answer"), "answer")
     if not any(answers):
         raise UserError("it has no answer to compare with; a set without answers cannot be scored")
