@@ -165,9 +165,11 @@ def main() -> None:
         raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
     distributed.require_alone("a chat")
     source = find_source(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
-    config, tokenizer = source.config, load_tokenizer(source.config.tokenizer)
+    config = source.config
+    tokenizer = load_tokenizer(config.tokenizer)
     checkpoint.check_fits(source, config.tokenizer, tokenizer, config.data.image_size)
-    conversation = Conversation(checkpoint.load(source), config, tokenizer, max_new=_MAX_NEW.value)
+    model = checkpoint.load(source)
+    conversation = Conversation(model, tokenizer, config.data.image_size, max_new=_MAX_NEW.value)
     _say(f"{config.model.name}, step {source.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
     if config.train.stage not in ("sft", IMPORT):
         _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")

@@ -40,8 +40,9 @@ from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Prompt, make_prompt
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.decode import generate
+from qwenvl_jax.evaluation.generate import Limits, generate
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
@@ -150,9 +151,9 @@ def verify(
         else:
             ours = _forward(rounded, config.model, compute, prompts)
             reference = ours if compare_in == "float32" else _forward(rounded, config.model, exact, prompts)
-            answers = generate(
-                rounded, config.model, compute, tokenizer, prompts, max_new=max_new, batch_size=len(prompts)
-            )
+            model = LoadedModel(rounded, config.model, compute)
+            limits = Limits(max_new, stop_ids=(tokenizer.special.eot,))
+            answers = generate(model, prompts, limits, batch_size=len(prompts))
             sides = zip(prompts, ours, reference, answers, strict=True)
             rows = [_compare(torch_side, tokenizer, *each, max_new) for each in sides]
     report = {

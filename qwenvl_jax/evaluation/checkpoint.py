@@ -1,7 +1,8 @@
-"""The checkpoint that is asked: whether it fits what it is asked with, its parameters, and what it is known by."""
+"""The checkpoint under evaluation: whether it fits vocabulary and images, its model, and its fingerprint."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from etils import epath
@@ -12,35 +13,38 @@ from qwenvl_jax.checkpoint.source import IMPORT, Source, sound
 from qwenvl_jax.checkpoint.steps import folder_of
 from qwenvl_jax.config import TokenizerConfig, config_hash, to_dict
 from qwenvl_jax.data.tokenizer import Tokenizer, vocabulary_digest
+from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training import metrics
 
 
 def check_fits(source: Source, vocabulary: TokenizerConfig, tokenizer: Tokenizer, image_size: int) -> None:
-    """Checks that a model can read what it will be given.
+    """Checks that a model can read the prompts and images of an evaluation.
 
     Args:
       source: the checkpoint.
-      vocabulary, tokenizer: of the prompts.
+      vocabulary: the vocabulary of the prompts.
+      tokenizer: the same vocabulary, loaded.
       image_size: pixels of an image's side.
 
     Raises:
-      UserError: for images that are no whole patches, a vocabulary with more ids than the model has rows, or another
-        vocabulary than the one that it was trained with.
+      UserError: if images cannot be cut into whole patches, if the vocabulary has more ids than the model has rows, or
+        if the model was trained with another vocabulary.
     """
-    model, named = source.config.model, vocabulary.path or vocabulary.kind
+    model = source.config.model
+    name = vocabulary.path or vocabulary.kind
     if tokenizer.vocab_size > model.decoder.vocab_size:
         raise UserError(
             f"the vocabulary has {tokenizer.vocab_size} ids, the model of {source.workdir} only "
             f"{model.decoder.vocab_size}; name the vocabulary it was trained with"
         )
-    noted = lineage.read_lineage(source.workdir).get(lineage.VOCABULARY)
-    if noted is not None and (here := vocabulary_digest(vocabulary)) != noted:
-        theirs = source.config.tokenizer.path or source.config.tokenizer.kind
+    trained_digest = lineage.read_lineage(source.workdir).get(lineage.VOCABULARY)
+    if trained_digest is not None and (digest := vocabulary_digest(vocabulary)) != trained_digest:
+        trained_name = source.config.tokenizer.path or source.config.tokenizer.kind
         raise UserError(
-            f"{source.workdir} was trained with another vocabulary ({theirs}, sha256 {noted[:12]}) than {named} "
-            f"(sha256 {here[:12]}); name that one"
+            f"{source.workdir} was trained with another vocabulary ({trained_name}, sha256 {trained_digest[:12]}) than "
+            f"{name} (sha256 {digest[:12]}); name that one"
         )
     side, rest = divmod(image_size, model.vit.patch_size)
     if side < 1 or rest or (model.vit.window and side >= model.vit.window and side % model.vit.window):
@@ -50,14 +54,14 @@ def check_fits(source: Source, vocabulary: TokenizerConfig, tokenizer: Tokenizer
         )
 
 
-def load(source: Source) -> dict[str, Any]:
-    """The parameters of exactly this step.
+def load(source: Source) -> LoadedModel:
+    """The model of exactly this step, with the attention that suits the present device.
 
     Raises:
-      UserError: also if a run that still trains removes the checkpoint meanwhile.
+      UserError: if the checkpoint is damaged, or a run that still trains removes it meanwhile.
     """
     try:
-        return restore.load_params(source.workdir, step=source.step)[0]
+        params = restore.load_params(source.workdir, step=source.step)[0]
     except Exception as error:
         if source.stage != IMPORT and not storage.exists(folder_of(source.workdir, source.step)):
             raise UserError(
@@ -65,13 +69,14 @@ def load(source: Source) -> dict[str, Any]:
                 "only its newest checkpoints; evaluate again, or raise that run's config.train.keep_checkpoints"
             ) from error
         raise
+    return LoadedModel(params, source.config.model, dataclasses.replace(source.config.compute, attention="auto"))
 
 
 def identity(source: Source) -> dict[str, Any]:
-    """What changes with the weights of a checkpoint, and with nothing that its run does afterwards.
+    """JSON values that change with the weights of a checkpoint, and with nothing that its run does afterwards.
 
-    A checkpoint carries sums over its bits. Where it is older than these, what was logged last stands for them; of
-    imported weights their lineage.
+    A checkpoint carries sums over its bits. An older checkpoint without sums is identified by the last line of its
+    metrics, and imported weights by their lineage.
     """
     workdir = storage.path(source.workdir)
     known: dict[str, Any] = {"step": source.step}

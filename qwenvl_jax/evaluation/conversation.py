@@ -6,10 +6,9 @@ Source: the released chat (modeling_qwen.py, qwen_generation_utils.py), which an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
 from typing import Any
 
-from qwenvl_jax.config import Config
 from qwenvl_jax.data import tags
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import make_prompt, tokenize_pieces
@@ -17,25 +16,26 @@ from qwenvl_jax.data.images.decode import decode_image
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.readers.conversations import prompt_parts
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.decode import generate
+from qwenvl_jax.evaluation.generate import Limits, generate
+from qwenvl_jax.models.loaded import LoadedModel
 
-# Tokens of the system's turn and of earlier turns; the question itself is never cut (released max_window_size).
+# The system's turn and earlier turns have fewer tokens than this; the question is never cut (released max_window_size).
 MAX_WINDOW = 6144
 
-# Stands for an answer until its own pieces replace it; no text can contain it by accident.
-_PLACE = "\0answer\0"
+# Takes the position of an answer until the answer's pieces replace it; no text contains it by accident.
+_ANSWER = "\0answer\0"
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the model said.
+    """An answer of the model.
 
     Attributes:
       text: with special tokens written out.
       boxes: (reference, [x1, y1, x2, y2] in pixels) on the picture shown last; empty without pictures.
       image: that picture, encoded, or None.
       tokens: length of the prompt.
-      forgotten: how many of the oldest questions, with their answers, the model was not shown any more.
+      forgotten: how many of the oldest questions, with their answers, were left out of the prompt.
     """
 
     text: str
@@ -46,25 +46,28 @@ class Answer:
 
 
 class Conversation:
-    """Keeps the turns; every question is answered from the newest of them that fit in MAX_WINDOW tokens.
+    """Keeps the turns; every question is answered from the newest turns that fit in MAX_WINDOW tokens.
 
     Pictures keep their numbers when older turns are forgotten.
 
     Args:
-      params: the checkpoint's parameters.
-      config: its training config, which says how large images are.
-      tokenizer: of the config.
-      max_new: tokens of an answer at most.
+      model: the model that answers.
+      tokenizer: the vocabulary that the model was trained with.
+      image_size: pixels of an image's side.
+      max_new: the largest number of tokens of an answer.
     """
 
-    def __init__(self, params: Mapping[str, Any], config: Config, tokenizer: Tokenizer, *, max_new: int = 256):
-        self._params, self._config, self._tokenizer, self._max_new = dict(params), config, tokenizer, max_new
-        ids = {name: token for token, name in tokenizer.special_names.items()}
-        self._stops = [ids[name] for name in (tags.IM_END, tags.IM_START, tags.ENDOFTEXT)]
+    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, image_size: int, *, max_new: int = 256) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._image_size = image_size
+        ids = tokenizer.special_by_name
+        stop_ids = (ids[tags.IM_END], ids[tags.IM_START], ids[tags.ENDOFTEXT])
+        self._limits = Limits(max_new=max_new, stop_ids=stop_ids)
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything, pictures that were not asked about too."""
+        """Forgets everything, including pictures that no question was asked about yet."""
         self._turns: list[dict[str, Any]] = []
         self._answers: list[list[Piece]] = []
         self._images: list[bytes] = []
@@ -79,7 +82,7 @@ class Conversation:
         self._sizes.append(size)
 
     def ask(self, question: str) -> Answer:
-        """Asks, remembers the answer and returns it. If that fails, the conversation is as it was before.
+        """Asks, remembers the answer and returns it. If that fails, the conversation does not change.
 
         Pairs of `<ref>`, `<box>` and `<quad>` in the question are tags, as in training and in the released `chat`.
         """
@@ -87,47 +90,38 @@ class Conversation:
         self._turns.append({"role": "user", "parts": [*parts, *prompt_parts(question)]})
         try:
             pieces, forgotten = self._shown()
-            prompt = make_prompt(
-                pieces,
-                self._images,
-                self._tokenizer,
-                self._config.model.resampler.queries,
-                self._config.data.image_size,
-            )
-            new = generate(
-                self._params,
-                self._config.model,
-                dataclasses.replace(self._config.compute, attention="auto"),
-                self._tokenizer,
-                [prompt],
-                max_new=self._max_new,
-                stop_ids=self._stops,
-            )[0]
+            prompt = make_prompt(pieces, self._images, self._tokenizer, self._queries, self._image_size)
+            [new] = generate(self._model, [prompt], self._limits)
         except BaseException:
             self._turns.pop()
             raise
         self._pending = []
         self._forget_images(forgotten)
-        self._turns.append({"role": "assistant", "parts": [{"text": _PLACE}]})
+        self._turns.append({"role": "assistant", "parts": [{"text": _ANSWER}]})
         self._answers.append(self._as_pieces(new))
         text = self._tokenizer.decode(new)
         return Answer(text, self._boxes(text), self._last_image(), len(prompt.tokens_L), forgotten)
 
-    def _shown(self) -> tuple[list[Piece], int]:
-        """The newest turns, the question last, and how many pairs of older ones are left out.
+    @property
+    def _queries(self) -> int:
+        return self._model.config.resampler.queries
 
-        The system's turn is always there. Pairs of a question and its answer are added newest first while all together
-        have fewer than MAX_WINDOW tokens, and none beyond the first that does not fit (released make_context).
+    def _shown(self) -> tuple[list[Piece], int]:
+        """The prompt of the last question, and the number of older pairs of question and answer that it leaves out.
+
+        The system's turn always comes first. Pairs are added, the newest first, as long as the sum has fewer than
+        MAX_WINDOW tokens; the first pair that does not fit ends this (released make_context).
         """
         turns: list[list[Piece]] = []
-        for piece in self._pieces():  # no answer holds <|im_start|>, which ends it
+        for piece in self._pieces():  # no answer contains <|im_start|>, because that token ends it
             if piece.kind == "special" and piece.value == tags.IM_START:
                 turns.append([])
             turns[-1].append(piece)
         system, *talk = turns
         current = talk[-2:]  # the question, and the answer's beginning
         pairs = [[*asked, *answered] for asked, answered in zip(talk[:-2:2], talk[1:-2:2], strict=True)]
-        total, kept = self._length(system) - 1, 0  # the released count leaves out the line break after the system's
+        total = self._length(system) - 1  # the released count leaves out the line break after the system's turn
+        kept = 0
         for pair in reversed(pairs):
             total += self._length(pair)
             if total >= MAX_WINDOW:
@@ -137,10 +131,10 @@ class Conversation:
         return [piece for part in (system, *pairs[forgotten:], *current) for piece in part], forgotten
 
     def _length(self, pieces: list[Piece]) -> int:
-        return len(tokenize_pieces(pieces, self._tokenizer, self._config.model.resampler.queries).tokens_L)
+        return len(tokenize_pieces(pieces, self._tokenizer, self._queries).tokens_L)
 
     def _forget_images(self, pairs: int) -> None:
-        """Frees the pictures of turns that no later question will show; boxes may still refer to the last one."""
+        """Frees the pictures of turns that no later prompt contains, except the last one: boxes may refer to it."""
         last = self._last_shown()
         for turn in self._turns[: 2 * pairs]:
             for part in turn["parts"]:
@@ -148,27 +142,21 @@ class Conversation:
                     self._images[part["image"]] = b""
 
     def _pieces(self) -> list[Piece]:
-        """The conversation so far, earlier answers as the special tokens and texts that they were."""
+        """The conversation so far. Earlier answers are the special tokens and texts that the model wrote."""
         pieces: list[Piece] = []
         answers = iter(self._answers)
         for piece in chat_pieces(self._turns, open_end=True):
-            pieces += next(answers) if piece.supervised and piece.value == _PLACE else [piece]
+            pieces += next(answers) if piece.supervised and piece.value == _ANSWER else [piece]
         return pieces
 
     def _as_pieces(self, ids: list[int]) -> list[Piece]:
+        """An answer as texts and special tokens. Its image tags are left out, because such an image has no pixels."""
         pieces: list[Piece] = []
-        ordinary: list[int] = []
-        for token in [*ids, None]:
-            if token is not None and token not in self._tokenizer.special_names:
-                ordinary.append(token)
-                continue
-            if ordinary:
-                pieces.append(Piece("text", self._tokenizer.decode(ordinary)))
-                ordinary = []
-            # An image that the model writes has no pixels, so its tags are left out.
-            name = self._tokenizer.special_names.get(token) if token is not None else None
-            if name is not None and name not in (tags.IMG, tags.IMG_END, tags.IMGPAD):
-                pieces.append(Piece("special", name))
+        for name, group in itertools.groupby(ids, self._tokenizer.special_names.get):
+            if name is None:
+                pieces.append(Piece("text", self._tokenizer.decode(list(group))))
+            elif name not in (tags.IMG, tags.IMG_END, tags.IMGPAD):
+                pieces += [Piece("special", name) for _ in group]
         return pieces
 
     def _last_shown(self) -> int | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from qwenvl_jax.runtime.distributed import is_primary
 
@@ -29,15 +32,36 @@ def line(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table, the first column to the left, the others to the right. Narrow terminals wrap the first."""
+    """Prints a table, the first column to the left, the others to the right. Narrow terminals wrap the first.
+
+    Cells are plain text, or what `bold` returns.
+    """
     if not is_primary():
         return
     made = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     console().print(made)
+
+
+def bold(text: str) -> Text:
+    """A cell of a table in bold print."""
+    return Text(text, "bold")
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, gone when the block ends. Elsewhere nothing is shown.
+
+    Yields:
+      A function that advances the bar by a number of steps, by default one.
+    """
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (is_primary() and console().is_terminal)
+    with Progress(*columns, console=console(), transient=True, disable=hidden) as bar:
+        yield functools.partial(bar.advance, bar.add_task(title, total=total))
 
 
 def printable(text: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models.loaded import LoadedModel
 from tests.support import tiny_run
 
 
@@ -27,6 +28,11 @@ def params(config):
     rng = np.random.default_rng(3)
     fresh = qwen_vl.init_params(config.model, jax.random.key(0))
     return jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), fresh)
+
+
+@pytest.fixture(scope="session")
+def loaded(params, config):
+    return LoadedModel(params, config.model, config.compute)
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,8 @@ def picture(width: int = 40, height: int = 20) -> bytes:
 
 
 @pytest.fixture
-def conversation(params, config, tokenizer):
-    return Conversation(params, config, tokenizer, max_new=4)
+def conversation(loaded, config, tokenizer):
+    return Conversation(loaded, tokenizer, config.data.image_size, max_new=4)
 
 
 def test_a_later_question_sees_the_earlier_turns(conversation, tokenizer):
@@ -170,10 +170,10 @@ def test_a_question_that_fails_leaves_the_talk_as_it_was(conversation, monkeypat
 def test_a_question_too_long_for_memory_does_not_end_the_talk(error, conversation, tmp_path, monkeypatch, capsys):
     ask = module.generate
 
-    def generate(params, config, compute, tokenizer, prompts, **settings):
+    def generate(model, prompts, limits):
         if len(prompts[0].tokens_L) > 500:
             raise error
-        return ask(params, config, compute, tokenizer, prompts, **settings)
+        return ask(model, prompts, limits)
 
     monkeypatch.setattr(module, "generate", generate)
     chat.talk(conversation, ["word " * 1000, "Short?"], epath.Path(tmp_path), 512)

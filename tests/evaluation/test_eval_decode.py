@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 import pytest
 
 from qwenvl_jax.data.examples import Prompt
-from qwenvl_jax.evaluation.decode import generate
+from qwenvl_jax.evaluation.generate import Limits, generate
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime.errors import UserError
 
 SIDE = 28
@@ -79,52 +81,52 @@ def model(config, request):
     return dataclasses.replace(config.model, decoder=decoder)
 
 
-def test_equals_decoding_without_a_cache(params, model, config, tokenizer):
+def test_equals_generation_without_a_cache(params, model, config, tokenizer):
+    """A token that an answer contains stops it early; banned for the first tokens, it stops the answer later."""
     prompts = make_prompts(config, tokenizer)
-    free = generate(params, model, config.compute, tokenizer, prompts, max_new=MAX_NEW, stop_ids=(), batch_size=3)
-    # A token that some answer contains stops it early; banned for the first three tokens it stops later.
+    loaded = LoadedModel(params, model, config.compute)
+    free = generate(loaded, prompts, Limits(MAX_NEW), batch_size=3)
     stop = free[1][2]
-    stopped = generate(
-        params, model, config.compute, tokenizer, prompts, max_new=MAX_NEW, stop_ids=(stop,), batch_size=3
-    )
-    kept = generate(
-        params, model, config.compute, tokenizer, prompts, max_new=MAX_NEW, min_new=4, stop_ids=(stop,), batch_size=3
-    )
-    for prompt, a, b, c in zip(prompts, free, stopped, kept, strict=True):
-        assert a == naive(params, model, config.compute, prompt, MAX_NEW, 0, ())
-        assert b == naive(params, model, config.compute, prompt, MAX_NEW, 0, (stop,))
-        assert c == naive(params, model, config.compute, prompt, MAX_NEW, 4, (stop,))
-    assert len(stopped[1]) <= 2 and stop not in stopped[1]
-    assert all(len(answer) >= 4 and stop not in answer for answer in kept)
+    stopped = generate(loaded, prompts, Limits(MAX_NEW, stop_ids=(stop,)), batch_size=3)
+    kept = generate(loaded, prompts, Limits(MAX_NEW, min_new=4, stop_ids=(stop,)), batch_size=3)
+    for index, prompt in enumerate(prompts):
+        assert free[index] == naive(params, model, config.compute, prompt, MAX_NEW, 0, ())
+        assert stopped[index] == naive(params, model, config.compute, prompt, MAX_NEW, 0, (stop,))
+        assert kept[index] == naive(params, model, config.compute, prompt, MAX_NEW, 4, (stop,))
+    assert len(stopped[1]) <= 2
+    assert stop not in stopped[1]
+    for answer in kept:
+        assert len(answer) >= 4
+        assert stop not in answer
 
 
-def test_answers_do_not_depend_on_the_batch_and_progress_counts_them(params, config, tokenizer):
+def test_answers_do_not_depend_on_the_batch_and_progress_counts_them(loaded, config, tokenizer):
     prompts = make_prompts(config, tokenizer)
-    done = []
+    limits = Limits(MAX_NEW, stop_ids=(tokenizer.special.eot,))
+    done: list[int] = []
 
-    def ask(batch_size, order):
-        answers = generate(
-            params, config.model, config.compute, tokenizer, [prompts[i] for i in order],
-            max_new=MAX_NEW, batch_size=batch_size, progress=done.append,
-        )  # fmt: skip
+    def ask(batch_size: int, order: Sequence[int]) -> dict[int, list[int]]:
+        answers = generate(loaded, [prompts[i] for i in order], limits, batch_size=batch_size, progress=done.append)
         return dict(zip(order, answers, strict=True))
 
     alone = ask(1, range(len(prompts)))
+    assert done == [1] * 7
+    done.clear()
     assert ask(4, [3, 0, 6, 2, 5, 1, 4]) == alone  # the last batch has three prompts and one empty row
-    assert done == [1] * 7 + [4, 3]
+    assert done == [4, 3]
 
 
-def test_nothing_to_ask_is_nothing_answered(params, config, tokenizer):
-    assert generate(params, config.model, config.compute, tokenizer, [], max_new=1) == []
+def test_no_prompts_have_no_answers(loaded):
+    assert generate(loaded, [], Limits(1)) == []
 
 
 @pytest.mark.parametrize("limits", [{"max_new": 0}, {"max_new": 2, "min_new": 3}, {"max_new": 2, "min_new": -1}])
-def test_contradicting_limits_are_refused(params, config, tokenizer, limits):
+def test_contradicting_limits_are_refused(limits):
     with pytest.raises(UserError, match="max_new"):
-        generate(params, config.model, config.compute, tokenizer, make_prompts(config, tokenizer)[:1], **limits)
+        Limits(**limits)
 
 
-def test_an_empty_prompt_is_refused(params, config, tokenizer):
+def test_an_empty_prompt_is_refused(loaded):
     empty = Prompt(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, SIDE, SIDE, 3), np.uint8))
     with pytest.raises(UserError, match="without any token"):
-        generate(params, config.model, config.compute, tokenizer, [empty], max_new=1)
+        generate(loaded, [empty], Limits(1))

@@ -5,4 +5,10 @@ from __future__ import annotations
 from qwenvl_jax.evaluation.tasks import caption, dialogue, ocr, ref_grounding, vqa
 from qwenvl_jax.evaluation.tasks.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (t.TASK for t in (ref_grounding, ocr, vqa, caption, dialogue))}
+TASKS: dict[str, Task] = {
+    "ref_grounding": ref_grounding.TASK,
+    "ocr": ocr.TASK,
+    "vqa": vqa.TASK,
+    "caption": caption.TASK,
+    "dialogue": dialogue.TASK,
+}
