@@ -59,7 +59,6 @@ LONG_FUNCTIONS = {
     "qwenvl_jax.training.loop:train": "the training loop is to be read from top to bottom",
     "qwenvl_jax.training.loss:_of_device": "one device's part of the loss, forwards and backwards",
     "qwenvl_jax.training.step:make_train_step": "the training step is to be read from top to bottom",
-    "tests.test_benchmarks:copy_weights": "one weight after the other",
 }
 LONG_FILES = {"tests/data/test_tar_source.py"}
 

@@ -1,4 +1,4 @@
-"""The benchmarks against PyTorch: both sides compute the same thing, and the scripts run."""
+"""The benchmarks against PyTorch: both sides compute the same, and the scripts run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def gpu_step(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the script where no GPU is seen, even if there is one."""
+    """Runs the script so that it sees no GPU, even if there is one."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(BENCHMARKS / "gpu_step.py"), *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
@@ -39,70 +39,92 @@ def tiny() -> config_lib.Config:
     )
 
 
-def copy_weights(params: Any, peer: Any) -> None:
-    """This code's parameter tree into the modules of `torch_peer`."""
+def put(target: Any, values: Any) -> None:
+    """Values into a parameter of PyTorch."""
     import torch
 
-    def put(target: Any, values: Any) -> None:
-        with torch.no_grad():
-            target.copy_(torch.from_numpy(np.array(values)))
+    with torch.no_grad():
+        target.copy_(torch.from_numpy(np.array(values)))
 
-    def linear(target: Any, tree: Any, inputs: int) -> None:
-        """A kernel whose first axes, `inputs` long together, are summed over, and its bias if there is one."""
-        put(target.weight, np.asarray(tree["kernel"]).reshape(inputs, -1).T)
-        if "bias" in tree:
-            put(target.bias, np.asarray(tree["bias"]).reshape(-1))
 
-    def norm(target: Any, tree: Any) -> None:
-        put(target.weight, tree["scale"])
-        if "bias" in tree:
-            put(target.bias, tree["bias"])
+def put_linear(target: Any, tree: Any, inputs: int) -> None:
+    """A kernel whose first axes, `inputs` long together, are summed over, and its bias if there is one."""
+    put(target.weight, np.asarray(tree["kernel"]).reshape(inputs, -1).T)
+    if "bias" in tree:
+        put(target.bias, np.asarray(tree["bias"]).reshape(-1))
 
-    def layer(tree: Any, index: int) -> Any:
-        return {key: layer(value, index) if isinstance(value, dict) else value[index] for key, value in tree.items()}
 
-    def part(tree: Any, index: int) -> Any:
-        """One of q, k and v, which the tree holds in one kernel [inputs, 3, heads, size]."""
-        return {"kernel": tree["kernel"][:, index], "bias": tree["bias"][index]}
+def put_norm(target: Any, tree: Any) -> None:
+    """Scale, and bias if there is one."""
+    put(target.weight, tree["scale"])
+    if "bias" in tree:
+        put(target.bias, tree["bias"])
 
-    vit, resampler, decoder = params["vit"], params["resampler"], params["decoder"]
-    width, decoder_width = vit["position_embedding"].shape[1], decoder["embedding"].shape[1]
+
+def put_qkv(attention: Any, tree: Any, inputs: int) -> None:
+    """Queries, keys and values, which the tree holds in one kernel [inputs, 3, heads, size]."""
+    for index, name in enumerate("qkv"):
+        part = {"kernel": tree["kernel"][:, index], "bias": tree["bias"][index]}
+        put_linear(getattr(attention, f"{name}_proj"), part, inputs)
+
+
+def layer(tree: Any, index: int) -> Any:
+    """The parameters of one of the stacked layers."""
+    return {key: layer(value, index) if isinstance(value, dict) else value[index] for key, value in tree.items()}
+
+
+def copy_vit(vit: Any, peer: Any) -> None:
+    width = vit["position_embedding"].shape[1]
     put(peer.patches.conv.weight, np.asarray(vit["patch_embed"]["kernel"]).transpose(3, 2, 0, 1))
     put(peer.patches.positions, vit["position_embedding"])
-    norm(peer.patches.norm, vit["ln_pre"])
+    put_norm(peer.patches.norm, vit["ln_pre"])
     for index, block in enumerate(peer.vit_blocks):
-        own = layer(vit["blocks"], index)
-        norm(block.layer_norm1, own["ln_1"])
-        norm(block.layer_norm2, own["ln_2"])
-        for place, name in enumerate("qkv"):
-            linear(getattr(block.self_attn, f"{name}_proj"), part(own["attn"]["qkv"], place), width)
-        linear(block.self_attn.out_proj, own["attn"]["out"], width)
-        linear(block.mlp.fc1, own["mlp"]["up"], width)
-        linear(block.mlp.fc2, own["mlp"]["down"], own["mlp"]["down"]["kernel"].shape[0])
-    put(peer.resampler.query, resampler["query"])
-    linear(peer.resampler.kv_proj, resampler["kv_proj"], width)
-    norm(peer.resampler.ln_q, resampler["ln_q"])
-    norm(peer.resampler.ln_kv, resampler["ln_kv"])
-    inputs = [resampler["attn"][name] for name in ("query", "key", "value")]
-    kernels = [np.asarray(tree["kernel"]).reshape(decoder_width, -1).T for tree in inputs]
-    put(peer.resampler.attn.in_proj_weight, np.concatenate(kernels))
-    put(peer.resampler.attn.in_proj_bias, np.concatenate([np.asarray(tree["bias"]).reshape(-1) for tree in inputs]))
-    linear(peer.resampler.attn.out_proj, resampler["attn"]["out"], decoder_width)
-    norm(peer.vit_head.norm, vit["ln_post"])
+        params = layer(vit["blocks"], index)
+        put_norm(block.layer_norm1, params["ln_1"])
+        put_norm(block.layer_norm2, params["ln_2"])
+        put_qkv(block.self_attn, params["attn"]["qkv"], width)
+        put_linear(block.self_attn.out_proj, params["attn"]["out"], width)
+        put_linear(block.mlp.fc1, params["mlp"]["up"], width)
+        put_linear(block.mlp.fc2, params["mlp"]["down"], params["mlp"]["down"]["kernel"].shape[0])
+    put_norm(peer.vit_head.norm, vit["ln_post"])
     put(peer.vit_head.proj.weight, np.asarray(vit["proj"]).T)
+
+
+def copy_resampler(resampler: Any, peer: Any, vit_width: int, width: int) -> None:
+    put(peer.resampler.query, resampler["query"])
+    put_linear(peer.resampler.kv_proj, resampler["kv_proj"], vit_width)
+    put_norm(peer.resampler.ln_q, resampler["ln_q"])
+    put_norm(peer.resampler.ln_kv, resampler["ln_kv"])
+    inputs = [resampler["attn"][name] for name in ("query", "key", "value")]
+    kernels = [np.asarray(tree["kernel"]).reshape(width, -1).T for tree in inputs]
+    biases = [np.asarray(tree["bias"]).reshape(-1) for tree in inputs]
+    put(peer.resampler.attn.in_proj_weight, np.concatenate(kernels))
+    put(peer.resampler.attn.in_proj_bias, np.concatenate(biases))
+    put_linear(peer.resampler.attn.out_proj, resampler["attn"]["out"], width)
+
+
+def copy_decoder(decoder: Any, peer: Any, width: int) -> None:
     put(peer.embedding.weight, decoder["embedding"])
     for index, block in enumerate(peer.blocks):
-        own = layer(decoder["blocks"], index)
-        norm(block.input_layernorm, own["ln_1"])
-        norm(block.post_attention_layernorm, own["ln_2"])
-        for place, name in enumerate("qkv"):
-            linear(getattr(block.self_attn, f"{name}_proj"), part(own["attn"]["qkv"], place), decoder_width)
-        linear(block.self_attn.o_proj, own["attn"]["out"], decoder_width)
-        linear(block.mlp.up_proj, own["mlp"]["up"], decoder_width)
-        linear(block.mlp.gate_proj, own["mlp"]["gate"], decoder_width)
-        linear(block.mlp.down_proj, own["mlp"]["down"], own["mlp"]["down"]["kernel"].shape[0])
-    norm(peer.head.norm, decoder["ln_f"])
+        params = layer(decoder["blocks"], index)
+        put_norm(block.input_layernorm, params["ln_1"])
+        put_norm(block.post_attention_layernorm, params["ln_2"])
+        put_qkv(block.self_attn, params["attn"]["qkv"], width)
+        put_linear(block.self_attn.o_proj, params["attn"]["out"], width)
+        put_linear(block.mlp.up_proj, params["mlp"]["up"], width)
+        put_linear(block.mlp.gate_proj, params["mlp"]["gate"], width)
+        put_linear(block.mlp.down_proj, params["mlp"]["down"], params["mlp"]["down"]["kernel"].shape[0])
+    put_norm(peer.head.norm, decoder["ln_f"])
     put(peer.head.lm_head.weight, np.asarray(decoder["lm_head"]).T)
+
+
+def copy_weights(params: Any, peer: Any) -> None:
+    """Copies the parameters of this code into the modules of `torch_peer`."""
+    vit_width = params["vit"]["position_embedding"].shape[1]
+    width = params["decoder"]["embedding"].shape[1]
+    copy_vit(params["vit"], peer)
+    copy_resampler(params["resampler"], peer, vit_width, width)
+    copy_decoder(params["decoder"], peer, width)
 
 
 @pytest.mark.slow
@@ -131,7 +153,7 @@ def test_both_sides_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_gpu_step_in_miniature(stage: int, tmp_path: Path) -> None:
-    """Every line but CUDA's; compiled PyTorch in one stage alone, because its C++ takes a minute."""
+    """Every line except CUDA's. Only one stage compiles PyTorch, because its C++ takes a minute."""
     sides = ["jax", "torch", "torch_compile"] if stage == 1 else ["jax", "torch"]
     options = ("--size=tiny", "--repeat=1", "--steps=2", "--accumulation=2")
     process = gpu_step(*options, f"--stage={stage}", f"--sides={','.join(sides)}", folder=tmp_path)

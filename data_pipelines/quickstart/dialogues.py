@@ -63,6 +63,7 @@ class Picture:
 
     @property
     def side(self) -> int:
+        """Side of the square picture in pixels."""
         return int(self.content.image_HWC.shape[0])
 
 

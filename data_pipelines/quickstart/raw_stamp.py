@@ -36,6 +36,7 @@ class RawStamp:
 
     @property
     def has_picture(self) -> bool:
+        """Whether `load_rgba` can read a picture."""
         return bool(self.path) or self.pixels_HWC is not None
 
 

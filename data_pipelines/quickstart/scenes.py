@@ -83,6 +83,7 @@ class SceneObject:
 
     @property
     def center(self) -> tuple[float, float]:
+        """(x, y) of the centre of the box in pixels."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
 
