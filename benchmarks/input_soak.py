@@ -25,7 +25,7 @@ from PIL import Image
 from configs import stage2_multitask
 from qwenvl_jax.config import SourceConfig, TokenizerConfig, load_config
 from qwenvl_jax.data.loader import Loader, make_loader
-from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import load_tokenizer
 

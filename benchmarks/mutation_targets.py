@@ -31,11 +31,14 @@ from qwenvl_jax.config import Config, SourceConfig, TokenizerConfig, from_config
 from qwenvl_jax.conversion import bin_files, from_torch, tensor_files
 from qwenvl_jax.conversion.released_config import released_config
 from qwenvl_jax.data.images.pool import decode_all
-from qwenvl_jax.data.readers.record_folder import FEATURES, encode_record, read_manifest, write_records
+from qwenvl_jax.data.readers.record_folder import read_manifest
 from qwenvl_jax.data.readers.source import open_source
+from qwenvl_jax.data.record_format import FEATURES, encode_record
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus
-from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime.errors import UserError
 
 QUERIES, SIDE = 4, 28

@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwenvl_jax.config import SourceConfig, TokenizerConfig
-from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
 from qwenvl_jax.data.readers.source import open_source
-from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from qwenvl_jax.data.record_writer import write_records
+from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError
 from tests.data.record_samples import encoded_image, make_record

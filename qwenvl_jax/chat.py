@@ -19,7 +19,7 @@ from absl import flags, logging
 from etils import epath
 
 from qwenvl_jax.checkpoint.source import IMPORT, find_source
-from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation import checkpoint
 from qwenvl_jax.evaluation.conversation import Answer, Conversation

@@ -23,11 +23,13 @@ from configs import model as models
 from qwenvl_jax.config import Config, ModelConfig, TokenizerConfig, from_config_dict
 from qwenvl_jax.conversion import bin_files, tensor_files
 from qwenvl_jax.conversion.released_config import model_from_released, released_config
-from qwenvl_jax.data.readers.record_folder import RecordReader, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.readers.tar_files import TarReader
 from qwenvl_jax.data.readers.tfds_folder import TfdsReader
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
-from qwenvl_jax.data.images.decode import FORMATS
+from qwenvl_jax.data.images.exact import FORMATS
 
 PACKAGE = "lomiri-wallpapers-16.04"
 PATTERNS = ("usr/share/backgrounds/*.jpg", f"usr/share/doc/{PACKAGE}/copyright")

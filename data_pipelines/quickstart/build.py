@@ -28,9 +28,10 @@ from data_pipelines.quickstart.ingredients import Ingredients, load_ingredients
 from data_pipelines.quickstart.settings import QuickstartSettings
 from data_pipelines.quickstart.shards import NAME, shard_count, write_shards
 from qwenvl_jax.data import formats
-from qwenvl_jax.data.readers.record_folder import RecordReader, Shard, read_manifest, write_manifest
+from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
+from qwenvl_jax.data.record_writer import Shard, write_manifest
 from qwenvl_jax.data.schema import TASKS
-from qwenvl_jax.data.tokenizer import train_sentencepiece
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from qwenvl_jax.data.images.decode import FORMATS
+from qwenvl_jax.data.images.exact import FORMATS
 
 
 @dataclasses.dataclass(frozen=True)

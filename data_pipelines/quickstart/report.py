@@ -14,8 +14,8 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from qwenvl_jax.data.images.decode import decode_image
-from qwenvl_jax.data.readers import record_folder
+from qwenvl_jax.data.images.exact import decode_image
+from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tasks import RECORD_TASKS
 from qwenvl_jax.html.figures import Corners, Region, corners_of_box, draw, figure, palette_color
@@ -74,7 +74,7 @@ def regions_of(record: Record) -> list[Region]:
 
 
 def _examples(folder: epath.Path, count: int = EXAMPLES) -> list[Record]:
-    reader = record_folder.RecordReader(folder, "heldout")
+    reader = RecordReader(folder, "heldout")
     return [reader[index] for index in range(min(count, len(reader)))]
 
 

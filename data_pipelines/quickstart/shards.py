@@ -18,7 +18,7 @@ from data_pipelines.quickstart.scenes import encode_image, make_scene, rng_for, 
 from data_pipelines.quickstart.settings import QuickstartSettings
 from data_pipelines.quickstart.tasks import SCENE_TASKS, SOURCE, ocr_record, scene_record
 from data_pipelines.quickstart.texts import caption_record, sentence_record
-from qwenvl_jax.data.readers import record_folder
+from qwenvl_jax.data.record_writer import Shard, write_shard
 from qwenvl_jax.data.schema import TASKS, Record
 
 NAME = "quickstart"
@@ -32,7 +32,7 @@ def shard_count(settings: QuickstartSettings, split: str) -> int:
 
 def write_shards(
     folder: epath.Path, settings: QuickstartSettings, ingredients: Ingredients, split: str, shard: int
-) -> dict[str, record_folder.Shard]:
+) -> dict[str, Shard]:
     """Writes shard number `shard` of `split` of every task under `folder/<task>/`; returns their manifest lines.
 
     Raises:
@@ -41,7 +41,7 @@ def write_shards(
     """
     by_task = make_records(settings, ingredients, split, shard)
     count = shard_count(settings, split)
-    return {task: record_folder.write_shard(folder / task, NAME, split, shard, count, by_task[task]) for task in TASKS}
+    return {task: write_shard(folder / task, NAME, split, shard, count, by_task[task]) for task in TASKS}
 
 
 def make_records(

@@ -134,7 +134,7 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
       config: of the stage.
       samples: how many, of all its logical streams in turn.
       shown: examples of every source to keep.
-      verify: as for `sources.open_source`.
+      verify: as for `source.open_source`.
 
     Raises:
       UserError: if the records or the vocabulary cannot be opened, or do not fit the config.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.images.decode import Size, decode_image, resize_square
+from qwenvl_jax.data.images.exact import Size, decode_image, resize_square
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record, stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer

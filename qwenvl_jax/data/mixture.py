@@ -98,10 +98,10 @@ class Sampler:
 
 
 def open_sources(data: DataConfig, split: str = "train", *, verify: bool = False) -> list[Source]:
-    """Opens the records of every source (`sources.open_source`).
+    """Opens the records of every source (`source.open_source`).
 
     Raises:
-      UserError: if one cannot be opened (`sources.open_source`), or a schedule is none.
+      UserError: if one cannot be opened (`source.open_source`), or a schedule is none.
     """
     check_schedules(data.mixture)
     share = data.max_corrupt_share

@@ -84,7 +84,7 @@ class Corpus:
 
 
 def open_corpus(config: Config, tokenizer: Tokenizer, *, verify: bool = False) -> Corpus:
-    """Opens the records of a stage; `verify` as for `sources.open_source`.
+    """Opens the records of a stage; `verify` as for `source.open_source`.
 
     Raises:
       UserError: if records are missing or of another task, or the tokenizer does not fit the model's vocabulary.

@@ -10,13 +10,11 @@ from __future__ import annotations
 import abc
 import base64
 import binascii
-import collections
 import dataclasses
 import functools
 import hashlib
 import importlib.util
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -36,7 +34,7 @@ SPLIT_PATTERN = (
 QWEN_EXTRAS = 205  # <|extra_0|> .. <|extra_204|>, between the control and the image tags
 QWEN_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"  # of the released qwen.tiktoken
 _CACHED_TEXT = 256  # characters; longer texts hardly ever come twice
-_SPACE = "▁"  # how SentencePiece writes a space inside its pieces
+SENTENCEPIECE_SPACE = "▁"  # how SentencePiece writes a space inside its pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +162,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor.LoadFromSerializedProto(model)  # not an argument above, where b"" would mean none
         size = self._processor.vocab_size()
         self._pieces = [self._piece_bytes(k) for k in range(size)]
-        self._space_bytes = [self._processor.piece_to_id(f"<0x{value:02X}>") for value in _SPACE.encode()]
+        self._space_bytes = [self._processor.piece_to_id(f"<0x{value:02X}>") for value in SENTENCEPIECE_SPACE.encode()]
         if self._processor.unk_id() in self._space_bytes:
             raise UserError("the SentencePiece model has no byte fallback; train one with train_sentencepiece")
         super().__init__(size, extras)
@@ -176,13 +174,13 @@ class SentencePieceTokenizer(Tokenizer):
             return bytes([int(piece[3:5], 16)])
         if self._processor.is_unknown(k) or self._processor.is_control(k):
             return "\ufffd".encode()
-        return piece.replace(_SPACE, " ").encode()
+        return piece.replace(SENTENCEPIECE_SPACE, " ").encode()
 
     def _encode(self, text: str) -> list[int]:
-        if _SPACE not in text:
+        if SENTENCEPIECE_SPACE not in text:
             return self._processor.encode(text)
         # A written U+2581 would come back as a space, so it goes in as its three bytes.
-        first, *rest = text.split(_SPACE)
+        first, *rest = text.split(SENTENCEPIECE_SPACE)
         ids: list[int] = self._processor.encode(first)
         for part in rest:
             ids += self._space_bytes + self._processor.encode(part)
@@ -286,65 +284,3 @@ def _read(path: epath.PathLike, remedy: str) -> bytes:
         raise UserError(f"the vocabulary {path} does not exist; {remedy}") from None
     artifacts.refuse_pointer(path, payload)
     return payload
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: epath.PathLike) -> Tokenizer:
-    """Trains a byte-pair SentencePiece vocabulary and writes its model file to `path`, atomically.
-
-    Digits stay single, unknown characters become bytes, white space is kept as it is and no space is put in front,
-    so that decoding is exact. One thread and no sampling: the same texts give the same file. Characters take at
-    most half of the pieces (Chinese has more characters than a small vocabulary has places); the rarest become
-    bytes.
-
-    Args:
-      texts: any strings; lines are trained on one by one.
-      vocab_size: ids in use including the special tokens. Fewer come out if the texts do not yield as many.
-      path: of the model file, usually ending in `.model`.
-
-    Raises:
-      UserError: if there is no text, or `vocab_size` has no room for bytes and special tokens.
-    """
-    pieces = vocab_size - len(tags.CONTROL_TAGS) - len(tags.IMAGE_TAGS)
-    lines = [
-        line for text in texts for line in tags.normal_form(text).replace(_SPACE, " ").splitlines() if line.strip()
-    ]
-    if not lines:
-        raise UserError("there is no text to train a vocabulary from; give some records with text")
-    room = pieces - 257  # the unknown piece and 256 bytes
-    if room < 32:
-        raise UserError(f"a vocabulary of {vocab_size} ids has no room for text; give at least 301")
-    counts = collections.Counter(character for line in lines for character in line)
-    rare = dict.fromkeys((ord(character) for character, _ in counts.most_common()[room // 2 :]), "\n")
-    lines = [part for line in lines for part in line.translate(rare).splitlines() if part]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_within(lines, 4000),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=pieces,
-        hard_vocab_limit=False,
-        character_coverage=1.0,  # the rare ones are gone already
-        byte_fallback=True,
-        split_digits=True,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        unk_id=0,
-        num_threads=1,
-        shuffle_input_sentence=False,
-        input_sentence_size=0,
-        minloglevel=2,
-    )
-    storage.write_bytes(path, model.getvalue())
-    return SentencePieceTokenizer(model.getvalue())
-
-
-def _within(lines: Iterable[str], characters: int) -> Iterator[str]:
-    """Cuts lines to what the trainer reads; it skips anything over 4,192 bytes."""
-    step = characters // 4  # a character has at most four bytes
-    for line in lines:
-        for start in range(0, len(line), step):
-            yield line[start : start + step]

@@ -12,7 +12,7 @@ from typing import Any
 from qwenvl_jax.data import tags
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import make_prompt, tokenize_pieces
-from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.readers.conversations import prompt_parts
 from qwenvl_jax.data.tokenizer import Tokenizer

@@ -16,7 +16,8 @@ from qwenvl_jax.checkpoint.manager import restore_frozen, save_frozen
 from qwenvl_jax.checkpoint.restore import check_init, load_params, save_params
 from qwenvl_jax.checkpoint.steps import finished_steps
 from qwenvl_jax.config import Config
-from qwenvl_jax.data.tokenizer import train_sentencepiece, vocabulary_digest
+from qwenvl_jax.data.tokenizer import vocabulary_digest
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.params import flatten, split
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError

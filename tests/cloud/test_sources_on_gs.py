@@ -13,11 +13,12 @@ from data.source_files import write_jsonl, write_tar, write_tfds
 from qwenvl_jax.config import SourceConfig, TokenizerConfig
 from qwenvl_jax.data.readers import tar_index
 from qwenvl_jax.data.readers.json_files import JsonReader
-from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.readers.source import Source, open_source
 from qwenvl_jax.data.readers.tar_files import TarReader, find_shards
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from qwenvl_jax.data.tokenizer import load_tokenizer
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.support.faulty_gcs import between, told

@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor
 from qwenvl_jax.conversion import released_config
 from qwenvl_jax.conversion.torch_model import visual
 from qwenvl_jax.conversion.torch_model.visual import preprocess, read_image, to_square
-from qwenvl_jax.data.images import decode as training
+from qwenvl_jax.data.images import exact as training
 from qwenvl_jax.runtime import artifacts
 from tests.conversion.torch_tiny import CODE
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from qwenvl_jax import config as schema
-from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import TASKS
-from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from tests.data.record_samples import SENTENCES, make_record
 
 

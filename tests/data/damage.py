@@ -12,7 +12,8 @@ from array_record.python import array_record_module
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from qwenvl_jax.data.readers.record_folder import encode_record, write_records
+from qwenvl_jax.data.record_format import encode_record
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 
 

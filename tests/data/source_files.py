@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from tests.data.record_samples import encoded_image
 

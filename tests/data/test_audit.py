@@ -24,7 +24,9 @@ from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.examples import Example, decode_images, make_example
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
-from qwenvl_jax.data.readers.record_folder import RecordReader, encode_record, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader
+from qwenvl_jax.data.record_format import encode_record
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus, Stream
 from qwenvl_jax.data.tokenizer import Tokenizer

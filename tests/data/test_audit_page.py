@@ -21,7 +21,7 @@ from qwenvl_jax.audit import show
 from qwenvl_jax.auditing.page import page
 from qwenvl_jax.auditing.samples import Span, audit, places_of
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from tests.data.record_samples import with_data
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.loader import Loader, make_loader
-from qwenvl_jax.data.readers.record_folder import RecordReader, encode_record, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader
+from qwenvl_jax.data.record_format import encode_record
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import Corpus
 from qwenvl_jax.data.tokenizer import Tokenizer

@@ -13,9 +13,10 @@ import pytest
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.loader import join_states, make_loader
-from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.readers.source import open_source
-from qwenvl_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from qwenvl_jax.data.record_writer import write_records
+from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import SENTENCES, encoded_image, make_record, mixture_of, with_data
 from tests.data.source_files import write_jsonl, write_tar, write_tfds

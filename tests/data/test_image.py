@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from qwenvl_jax.data.images import decode as image_module
-from qwenvl_jax.data.images import fast
-from qwenvl_jax.data.images.decode import decode_image, decode_into, resize_square
+from qwenvl_jax.data.images import decode, exact, fast
+from qwenvl_jax.data.images.decode import decode_into
+from qwenvl_jax.data.images.exact import decode_image, resize_square
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import encoded_image
 
@@ -48,7 +48,7 @@ def test_what_is_no_image(payload: bytes) -> None:
 
 
 def test_huge_images_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(exact, "MAX_PIXELS", 100)
     with pytest.raises(UserError, match="too large"):
         decode_image(encoded_image(1))
 
@@ -57,7 +57,7 @@ def test_a_draft_differs_little_and_only_for_large_jpegs() -> None:
     x, y = np.meshgrid(np.arange(2000), np.arange(1600))
     pixels = np.stack([x % 256, (x // 8 + y) % 256, (x * y // 4096) % 256], -1).astype(np.uint8)
     smooth = Image.fromarray(pixels).resize((100, 80)).resize((2000, 1600), Image.Resampling.BICUBIC)
-    for form, size, exact in (("JPEG", 224, False), ("JPEG", 1000, True), ("PNG", 224, True)):
+    for form, size, is_exact in (("JPEG", 224, False), ("JPEG", 1000, True), ("PNG", 224, True)):
         payload = io.BytesIO()
         smooth.save(payload, form)
         plain, draft = (np.zeros((size, size, 3), np.uint8) for _ in range(2))
@@ -65,7 +65,7 @@ def test_a_draft_differs_little_and_only_for_large_jpegs() -> None:
         decode_into(payload.getvalue(), draft, draft=True)
         difference = np.abs(plain.astype(int) - draft.astype(int))
         np.testing.assert_array_equal(plain, resize_square(decode_image(payload.getvalue()), size))
-        assert (difference.max() == 0) == exact
+        assert (difference.max() == 0) == is_exact
         assert difference.mean() < 1 and difference.max() <= 16
 
 
@@ -100,7 +100,7 @@ def test_images_come_out_alike_with_and_without_the_fast_packages(mode: str, mon
         return out.tobytes()
 
     quick = outcome()
-    monkeypatch.setattr(image_module, "_fast", lambda: None)
+    monkeypatch.setattr(decode, "_fast", lambda: None)
     assert outcome() == quick
     assert isinstance(quick, str) == (mode in ("cut", "not a JPEG"))
 
@@ -176,11 +176,11 @@ def test_exif_does_not_rotate() -> None:
 
 def test_strips_are_refused_before_they_are_resized() -> None:
     """A strip of one pixel's width would need room for its whole length at the new width."""
-    longest = saved(Image.new("1", (1, image_module.MAX_SIDE)), "PNG")
+    longest = saved(Image.new("1", (1, exact.MAX_SIDE)), "PNG")
     out = np.ones((8, 8, 3), np.uint8)
     decode_into(longest, out)
     assert not out.any()
-    for size in ((1, image_module.MAX_SIDE + 1), (image_module.MAX_SIDE + 1, 1)):
+    for size in ((1, exact.MAX_SIDE + 1), (exact.MAX_SIDE + 1, 1)):
         for draft in (False, True):
             with pytest.raises(UserError, match="too large"):
                 decode_into(saved(Image.new("1", size), "PNG"), out, draft)
@@ -189,14 +189,14 @@ def test_strips_are_refused_before_they_are_resized() -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_pictures_made_to_keep_a_decoder_busy_are_refused(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fast:
-        monkeypatch.setattr(image_module, "_fast", lambda: None)
+        monkeypatch.setattr(decode, "_fast", lambda: None)
     payload = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
     last, end = payload.rindex(b"\xff\xda"), payload.rindex(b"\xff\xd9")
     out = np.zeros((8, 8, 3), np.uint8)
     decode_into(payload[:last] + payload[last:end] * 50 + payload[end:], out)
     with pytest.raises(UserError, match="scans takes too long"):
         decode_into(payload[:last] + payload[last:end] * 200 + payload[end:], out)
-    runs = b"\0\0" * (image_module.MAX_RUNS // 2)
+    runs = b"\0\0" * (exact.MAX_RUNS // 2)
     header = struct.pack("<IiiHHIIiiII", 40, 99, 99, 1, 8, 1, len(runs), 0, 0, 256, 0)
     with pytest.raises(UserError, match="run lengths"):
         decode_into(b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + header + bytes(1024) + runs, out)
@@ -216,7 +216,7 @@ def test_texts_that_unpack_to_gigabytes_are_not_unpacked() -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_a_stated_size_is_compared(form: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fast:
-        monkeypatch.setattr(image_module, "_fast", lambda: None)
+        monkeypatch.setattr(decode, "_fast", lambda: None)
     payload, out = encoded_image(3, 90, 61, form), np.zeros((28, 28, 3), np.uint8)
     for draft in (False, True):
         decode_into(payload, out, draft, (90, 61))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Example, Tokens, decode_images, make_example
 from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.readers import json_files
 from qwenvl_jax.data.readers.conversations import parse_conversation, prompt_parts

@@ -19,7 +19,7 @@ import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.loader import join_states, make_loader, tallies
-from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError

@@ -19,7 +19,7 @@ from PIL import Image
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.images import pool
 from qwenvl_jax.data.loader import make_loader
-from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 from tests.data import damage

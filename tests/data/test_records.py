@@ -15,9 +15,11 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.readers import record_folder
-from qwenvl_jax.data.readers.record_folder import RecordReader, decode_record, encode_record, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader
+from qwenvl_jax.data.record_format import TEXT_FIELDS, decode_record, encode_record
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import make_record
@@ -76,7 +78,7 @@ def test_grain_reads_a_reader(record_folders: Path) -> None:
 def test_encoding_equals_the_one_of_tfds(record_folders: Path) -> None:
     sample = make_record("dialogue", 1)
     features = tfds.builder_from_directory(str(record_folders / "dialogue")).info.features
-    fields = {field: getattr(sample, field) for field in record_folder.TEXT_FIELDS}
+    fields = {field: getattr(sample, field) for field in TEXT_FIELDS}
     content = json.dumps(sample.content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     encoded = features.serialize_example(
         features.encode_example({**fields, "images": list(sample.images), "content": content})

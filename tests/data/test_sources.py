@@ -13,8 +13,8 @@ import pytest
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
-from qwenvl_jax.data.readers.record_folder import write_records
 from qwenvl_jax.data.readers.source import open_source
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from tests.data.batches import KnownExamples, assert_equal, assert_is_example, packed_samples

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.config import SourceConfig
-from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.readers import tar_files, tar_index
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.readers.tar_files import TarReader

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from qwenvl_jax.data.images.decode import decode_image
-from qwenvl_jax.data.readers.record_folder import tfds_features
+from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.readers.tfds_folder import TfdsReader
+from qwenvl_jax.data.record_format import tfds_features
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import make_record
 from tests.data.source_files import bad_images, write_tfds

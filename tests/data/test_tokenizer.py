@@ -20,9 +20,9 @@ from qwenvl_jax.data.tokenizer import (
     Tokenizer,
     load_tokenizer,
     packaged_qwen_vocabulary,
-    train_sentencepiece,
     vocabulary_digest,
 )
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import SENTENCES
 

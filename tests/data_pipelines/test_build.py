@@ -23,7 +23,7 @@ from data_pipelines.quickstart.shards import make_records, shard_count, write_sh
 from qwenvl_jax.config import TokenizerConfig
 from qwenvl_jax.data import formats
 from qwenvl_jax.data.dialogues import DialogueContent, Turn
-from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import TASKS, Record, content_of, stated_sizes
 from qwenvl_jax.data.tokenizer import load_tokenizer

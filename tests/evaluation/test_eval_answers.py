@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl_jax.data.readers.record_folder import RecordReader, write_records
+from qwenvl_jax.data.readers.record_folder import RecordReader
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation import answers, questions
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_jax.config import to_dict
-from qwenvl_jax.data.images.decode import decode_image
-from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.images.exact import decode_image
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report

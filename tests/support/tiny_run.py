@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from qwenvl_jax.config import Config, load_config
-from qwenvl_jax.data.readers.record_folder import write_records
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tasks import Content
-from qwenvl_jax.data.tokenizer import train_sentencepiece
+from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from tests.support import tiny_config
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}

@@ -1,10 +1,10 @@
-"""Decoding and resizing as `image` does it with Pillow, to the same bits, at about twice its speed.
+"""Decoding and resizing to the same bits as `exact`, which uses Pillow, at about twice its speed.
 
-Needs the packages numba and simplejpeg. `image.decode_into` uses it where both are installed and `agrees` says so.
+Needs the packages numba and simplejpeg. `decode.decode_into` uses this module if both are installed and `agrees` is
+true.
 
-Pillow's filter: horizontally, then vertically, weights in fixed point, 8 bits between the two. Here both directions
-are sums of weighted rows, which compilers turn into vector instructions; for the horizontal one the image is
-transposed.
+Pillow filters horizontally, then vertically, with fixed-point weights, and rounds to 8 bits in between. Here both
+directions are sums of weighted rows, which compilers vectorise; for the horizontal one the image is transposed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from qwenvl_jax.data.images import decode
+from qwenvl_jax.data.images import exact
 
 PRECISION = 22  # bits of a weight behind the point, as in Pillow
 _TILE = 16
@@ -28,14 +28,14 @@ _jit = numba.njit(nogil=True, cache=True)
 
 
 def decode_jpeg(payload: bytes) -> np.ndarray | None:
-    """RGB pixels [H, W, 3] uint8 of a plain JPEG; None for what is none, is damaged or needs Pillow's care."""
+    """RGB pixels [H, W, 3] uint8 of a JPEG. None if it is damaged, no JPEG, or must be left to Pillow (e.g. CMYK)."""
     if not payload.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(payload)
-        if colors not in ("YCbCr", "Gray") or not decode.bearable(width, height):
+        if colors not in ("YCbCr", "Gray") or not exact.bearable(width, height):
             return None
-        if decode.scans(payload) > decode.MAX_SCANS:
+        if exact.scans(payload) > exact.MAX_SCANS:
             return None
         return simplejpeg.decode_jpeg(payload)
     except ValueError:
@@ -46,7 +46,7 @@ def resize_square(pixels_HWC: np.ndarray, out_HWC: np.ndarray) -> None:
     """Resizes [H, W, 3] into [S, S, 3] by Pillow's antialiased bicubic (a = -0.5); both uint8 and contiguous."""
     height, width, _ = pixels_HWC.shape
     size = out_HWC.shape[0]
-    if decode.rows_first(width, height, size):
+    if exact.resizes_height_first(width, height, size):
         short = np.empty((size, width, 3), np.uint8)
         _weighted_rows(pixels_HWC.reshape(height, -1), *_weights(height, size), short.reshape(size, -1))
         pixels_HWC, height = short, size
@@ -72,11 +72,11 @@ def agrees() -> bool:
         payload = io.BytesIO()
         noise.save(payload, "JPEG", quality=90)
         decoded, out = decode_jpeg(payload.getvalue()), np.zeros((size, size, 3), np.uint8)
-        expected = decode.decode_image(payload.getvalue())
+        expected = exact.decode_image(payload.getvalue())
         if decoded is None or not np.array_equal(decoded, np.asarray(expected)):
             return False
         resize_square(decoded, out)
-        if not np.array_equal(out, decode.resize_square(expected, size)):
+        if not np.array_equal(out, exact.resize_square(expected, size)):
             return False
     return True
 

@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenvl_jax.data.images.decode import Size, decode_into
+from qwenvl_jax.data.images.decode import decode_into
+from qwenvl_jax.data.images.exact import Size
 from qwenvl_jax.runtime.errors import UserError
 
 # How long a process may take for one image. The largest that are decoded take three seconds of processor time, which
@@ -128,7 +129,7 @@ class DecodePool:
     Args:
       workers: processes; 0 decodes on threads of this process.
       image_size: H = W.
-      draft: see `image.decode_into`.
+      draft: see `decode.decode_into`.
 
     Raises:
       UserError: for workers on a system without memory files (any but Linux).
@@ -238,7 +239,7 @@ def decode_all(images: Sequence[bytes], stated: Sequence[Size | None], pixels_IH
       images: encoded.
       stated: the size that each must have, if its record says so.
       pixels_IHWC: places for them, and possibly more.
-      draft: see `image.decode_into`.
+      draft: see `decode.decode_into`.
     """
     try:
         for place, (payload, size) in enumerate(zip(images, stated, strict=True)):

@@ -18,7 +18,7 @@ from etils import epath
 
 from qwenvl_jax.data.corruption import allowed
 from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.images.decode import MAX_BYTES
+from qwenvl_jax.data.images.exact import MAX_BYTES
 from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.data.readers.conversations import parse_conversation
 from qwenvl_jax.data.readers.json_entries import parse_entry, split_entries

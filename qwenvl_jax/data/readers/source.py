@@ -10,9 +10,10 @@ from qwenvl_jax.config import SourceConfig
 from qwenvl_jax.data.readers import tfds_folder
 from qwenvl_jax.data.readers.json_files import SUFFIXES, JsonReader
 from qwenvl_jax.data.readers.paths import expand_braces, other_kind
-from qwenvl_jax.data.readers.record_folder import MANIFEST, RecordReader
+from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.readers.tar_files import TarReader
 from qwenvl_jax.data.readers.tfds_folder import TfdsReader
+from qwenvl_jax.data.record_format import MANIFEST
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.distributed import from_primary

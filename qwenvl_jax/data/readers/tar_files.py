@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
-from qwenvl_jax.data.images.decode import MAX_BYTES
+from qwenvl_jax.data.images.exact import MAX_BYTES
 from qwenvl_jax.data.readers.paths import expand_braces
 from qwenvl_jax.data.readers.tar_index import LEFT_OUT, index_shard, read_caption
 from qwenvl_jax.data.schema import Record

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from etils import epath
 
-from qwenvl_jax.data.images.decode import SUFFIXES as IMAGE_SUFFIXES
+from qwenvl_jax.data.images.exact import SUFFIXES as IMAGE_SUFFIXES
 from qwenvl_jax.data.languages import guess_language, language_name
 from qwenvl_jax.data.readers.json_entries import json_value
 from qwenvl_jax.runtime import storage

@@ -8,15 +8,9 @@ import os
 import re
 from typing import Any
 
-from qwenvl_jax.data.readers.record_folder import (
-    FEATURES,
-    MANIFEST,
-    decode_record,
-    read_manifest,
-    split_digest,
-    tfds_features,
-)
+from qwenvl_jax.data.readers.record_folder import read_manifest, split_digest
 from qwenvl_jax.data.readers.shards import Shards
+from qwenvl_jax.data.record_format import FEATURES, MANIFEST, decode_record, tfds_features
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, nearest, one_line

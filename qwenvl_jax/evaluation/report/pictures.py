@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qwenvl_jax.data.images.decode import decode_image
+from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.html.figures import Corners, Region, figure
 from qwenvl_jax.runtime.errors import UserError
 
