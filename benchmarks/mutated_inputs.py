@@ -99,7 +99,9 @@ class Worker:
     """
 
     def __init__(self, options: argparse.Namespace, first: int, step: int):
-        self.case, self.step, self.memory = first, step, []
+        self.case = first
+        self.step = step
+        self.memory: list[int] = []
         command = [sys.executable, __file__, f"--worker={first},{step}"]
         command += [f"--{name}={getattr(options, name)}" for name in ("cases", "seed", "kind")]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONFAULTHANDLER": "1"}

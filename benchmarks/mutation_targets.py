@@ -7,6 +7,7 @@ Every target writes a damaged input and reads it as a run would. Two things may 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -136,7 +137,9 @@ class Targets:
             "config": self.config,
             "run": self.run,
             "release": self.release,
-        } | {f"picture {form}": (lambda rng, form=form: self.picture(form, rng)) for form in FORMS}
+        }
+        for form in FORMS:
+            self.kinds[f"picture {form}"] = functools.partial(self.picture, form)
 
     # Sources of records.
 
@@ -234,9 +237,10 @@ class Targets:
         said = f"Picture 1: <img>images/{rng.randrange(5)}.jpg</img>\nWhere is <ref>the dog</ref>?"
         turns = [("user", said), ("assistant", "<ref>It</ref><box>(1,2),(300,400)</box>"), ("user", "And?"),
                  ("assistant", "<quad>(1,1),(9,1),(9,5),(1,5)</quad> there")]  # fmt: skip
-        entry = {"id": "a", "conversations": [{"from": role, "value": text} for role, text in turns]}
+        conversations = [{"from": role, "value": text} for role, text in turns]
+        entry = {"id": "a", "conversations": conversations}
         if rng.random() < 0.5:
-            turn = rng.choice(entry["conversations"])
+            turn = rng.choice(conversations)
             turn["value"] = mutations.damaged_bytes(turn["value"].encode(), rng).decode("utf-8", "replace")
         return self._lines(entry, "dialogue", rng)
 

@@ -117,7 +117,7 @@ def _change(value: Any, rng: random.Random) -> Any:
         what = rng.randrange(5)
         if what == 0:
             del value[key]
-        elif what == 1 and isinstance(value, dict):
+        elif what == 1 and isinstance(value, dict) and isinstance(key, str):
             value[rng.choice((key.upper(), key + "s", "", "id", "extra"))] = value.pop(key)
         elif what == 2 and isinstance(value, list):
             value.extend(copy.deepcopy(value[key]) for _ in range(rng.choice((1, 3, 300))))

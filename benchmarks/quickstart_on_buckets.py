@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -66,7 +67,7 @@ def serve(scratch: Path, fault_rate: float, seed: int) -> Iterator[str]:
         if fault_rate:
             from tests.support import faulty_gcs
 
-            url = stack.enter_context(faulty_gcs.serve(url, seed=seed, rate=fault_rate))
+            url = stack.enter_context(faulty_gcs.faulty(url, seed=seed, rate=fault_rate))
         os.environ.update(gcs_server.environment(url))
         yield bucket
 
@@ -85,7 +86,7 @@ def everything(root: str, scale: float, log: Path, kills: list[Callable[[str], b
     killed = []
     with log.open("w") as output:
         for due in kills:
-            if run_until(quickstart, output, lambda due=due: due(root)):
+            if run_until(quickstart, output, functools.partial(due, root)):
                 killed.append(due.__name__)
         for command in (
             quickstart,

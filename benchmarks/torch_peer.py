@@ -90,7 +90,9 @@ class Head(nn.Module):
         self.norm = Qwen2RMSNorm(model.decoder.width, model.decoder.rms_norm_eps)
         self.lm_head = nn.Linear(model.decoder.width, model.decoder.vocab_size, bias=False)
 
-    def forward(self, x_BLD: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, targets: torch.Tensor):
+    def forward(
+        self, x_BLD: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
         logits = self.lm_head(self.norm(x_BLD[rows, columns]))
         return F.cross_entropy(logits.float(), targets)
 

@@ -25,7 +25,7 @@ def made(count: int = COUNT, start: int = 0) -> list[Record]:
 
 
 def write(folder: object, count: int = COUNT) -> None:
-    write_records(folder, {"train": made(count), "test": made(5)}, name="demo", records_per_shard=PER_SHARD)  # type: ignore[arg-type]
+    write_records(folder, {"train": made(count), "test": made(5)}, name="demo", records_per_shard=PER_SHARD)
 
 
 def contents(folder: object) -> dict[str, bytes]:

@@ -41,7 +41,7 @@ def load(values: dict[str, Any]) -> Config:
     return load_config(values)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rows of image tasks without images": (dict(data__images_per_row=0.0), "taught without their pictures"),
     "gradients times nothing": (dict(optimizer__clip_norm=0.0), "clip_norm is 0.0; it must be more than 0"),
     "a beta above 1": (dict(optimizer__b1=1.5), "config.optimizer.b1 is 1.5; it must be at least 0 and less than 1"),
@@ -134,7 +134,7 @@ NUMBERS = st.one_of(
     st.sampled_from([-(2**70), -1, 0, 1, 2, 3, 4, 6, 8, 12, 14, 16, 28, 32, 48, 56, 64, 2**31, 2**63, 10**400]),
     st.sampled_from([-math.inf, math.inf, math.nan, -1.0, -0.0, 5e-324, 1e-40, 1e-6, 0.5, 1.0, 2.5, 1e20, 1e39, 1e308]),
 )
-ANYTHING = st.one_of(
+ANYTHING: st.SearchStrategy[Any] = st.one_of(
     NUMBERS,
     NUMBERS,
     st.sampled_from(["", "float32", "splash", "vit", "text", "nonsense", True, None, (), ("decoder",), ((1.0, 2.0),)]),

@@ -24,10 +24,10 @@ def normal(name: str) -> str:
 
 
 def installed_by(path: Path) -> set[str]:
-    """The distributions that a requirements file names, with all that they need in their turn."""
+    """The distributions that a requirements file names, and all that these need."""
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
     waiting = [Requirement(line) for line in lines if line]
-    found: set[str] = set()
+    installed: set[str] = set()
     done: set[tuple[str, str]] = set()
     while waiting:
         requirement = waiting.pop()
@@ -36,11 +36,11 @@ def installed_by(path: Path) -> set[str]:
             needed = [Requirement(need) for need in importlib.metadata.requires(name) or []]
         except importlib.metadata.PackageNotFoundError:
             continue  # of another platform
-        found.add(name)
-        for extra in {"", *requirement.extras} - {extra for own, extra in done if own == name}:
+        installed.add(name)
+        for extra in {"", *requirement.extras} - {extra for other, extra in done if other == name}:
             done.add((name, extra))
             waiting += [need for need in needed if need.marker is None or need.marker.evaluate({"extra": extra})]
-    return found
+    return installed
 
 
 def test_everything_that_training_imports_is_installed_by_requirements_txt() -> None:

@@ -21,7 +21,19 @@ from tests.support.ports import free_port
 ROOT = Path(__file__).parents[2]
 
 # Variables of launchers and clusters that this machine itself may have set.
-FOREIGN = ("JAX_", "SLURM_", "OMPI_", "PMIX_", "PMI_", "TPU_", "MEGASCALE_", "GCE_", "KUBERNETES_", "JOB_", "MASTER_")
+FOREIGN: tuple[str, ...] = (
+    "JAX_",
+    "SLURM_",
+    "OMPI_",
+    "PMIX_",
+    "PMI_",
+    "TPU_",
+    "MEGASCALE_",
+    "GCE_",
+    "KUBERNETES_",
+    "JOB_",
+    "MASTER_",
+)
 FOREIGN += ("RANK", "WORLD_SIZE", "LOCAL_", "TORCHELASTIC_", "QWENVL_", "CLOUD_TPU", "XLA_")
 FOREIGN += ("NO_PROXY", "no_proxy")  # of the object store of other tests; JAX warns of them
 

@@ -169,7 +169,7 @@ def a_number_by_hand_within_slurm(count: int) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     "launcher", [joined, slurm, open_mpi, torchrun, slurm_starts_torchrun, a_number_by_hand_within_slurm]
 )
-def test_processes_of_a_launcher_join(parent: Parent, launcher) -> None:
+def test_processes_of_a_launcher_join(parent: Parent, launcher: Callable[[int], list[dict[str, str]]]) -> None:
     assert_they_compute(parent.run(COMPUTE, launcher(2)))
 
 
