@@ -31,14 +31,17 @@ class Deferred:
 
     @property
     def ndim(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the array once it is loaded."""
         return self.size * self.dtype.itemsize
 
 

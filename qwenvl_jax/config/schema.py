@@ -73,6 +73,7 @@ class ResamplerConfig:
 
     @property
     def queries(self) -> int:
+        """Queries, and so features per image."""
         return self.query_grid**2
 
 
@@ -93,6 +94,7 @@ class DecoderConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.width // self.heads
 
     def check(self, path: str) -> None:

@@ -98,10 +98,10 @@ def chat_pieces(
     sizes: Sequence[Sequence[float]] = (),
     open_end: bool = False,
 ) -> list[Piece]:
-    """A conversation in ChatML.
+    r"""A conversation in ChatML.
 
-        <|im_start|>system\\n{system}<|im_end|>\\n
-        <|im_start|>user\\nPicture 1: <img/>\\n{text}<|im_end|>\\n<|im_start|>assistant\\n{text}<|im_end|>\\n
+        <|im_start|>system\n{system}<|im_end|>\n
+        <|im_start|>user\nPicture 1: <img/>\n{text}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n
 
     Pictures are numbered through the whole conversation, in order of occurrence. Supervised as in the released
     finetune.py: in every turn, the system's and the user's too, `<|im_start|>`, `<|im_end|>` and the line break
@@ -111,7 +111,7 @@ def chat_pieces(
       turns: as in `Turn`.
       system: the text of the system's turn; if empty, the default one.
       sizes: [width, height] per image, in the unit of the boxes and quadrilaterals.
-      open_end: end where the model continues: with `<|im_start|>assistant\\n` after a user's turn. If the last turn
+      open_end: end where the model continues: with `<|im_start|>assistant\n` after a user's turn. If the last turn
         is the assistant's, it is dropped.
 
     Raises:

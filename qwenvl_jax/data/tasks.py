@@ -30,6 +30,8 @@ Quad = Sequence[Sequence[float]]
 
 
 class CaptionContent(TypedDict):
+    """One caption of the image."""
+
     caption: str
 
 
@@ -57,6 +59,8 @@ class GroundingContent(TypedDict):
 
 
 class RefGroundingContent(TypedDict):
+    """A phrase and the box that it refers to."""
+
     phrase: str
     box: Box
     width: float
@@ -74,23 +78,31 @@ class GroundedCaptionContent(TypedDict):
 
 
 class OcrLine(TypedDict):
+    """One line of written text and its corners."""
+
     text: str
     quad: Quad
 
 
 class OcrContent(TypedDict):
+    """All lines that are written in the image, in reading order."""
+
     lines: Sequence[OcrLine]
     width: float
     height: float
 
 
 class TextContent(TypedDict):
+    """Text without an image."""
+
     text: str
 
 
 class WordPictureContent(TypedDict):
-    """The other content of a text record, for decoders that cannot see yet: a sample of the task `task`, with that
-    task's keys, in which `words` replace the features of the picture."""
+    """The other content of a text record, for decoders that cannot see yet.
+
+    It is a sample of the task `task`, with that task's keys, in which `words` replace the features of the picture.
+    """
 
     task: str
     words: str
@@ -222,8 +234,11 @@ def _grounding_prompt(content: GroundingContent, language: str, style: str) -> l
 
 
 def _grounding_answer(content: GroundingContent, language: str) -> list[Piece]:
-    """A caption with its boxes. The space before a reference goes inside it, as the released model writes:
-    `<ref> Woman</ref><box>(451,379),(731,806)</box> and<ref> her dog</ref><box>..`."""
+    """A caption with its boxes.
+
+    The space before a reference goes inside it, as the released model writes:
+    `<ref> Woman</ref><box>(451,379),(731,806)</box> and<ref> her dog</ref><box>..`.
+    """
     pieces: list[Piece] = []
     plain = " "  # text not yet emitted; the answer begins with a space
     for segment in content["segments"]:

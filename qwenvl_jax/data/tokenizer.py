@@ -57,6 +57,7 @@ class SpecialIds:
 
     @property
     def first(self) -> int:
+        """The lowest id of a special token."""
         return self.eot
 
     @staticmethod

@@ -20,6 +20,13 @@ _MAPPED = 16  # buffers kept mapped; as many are used in turn as there are batch
 
 
 def main(descriptor: int, image_size: int, draft: bool) -> None:
+    """Decodes groups of images until the parent process closes the connection.
+
+    Args:
+      descriptor: of the connection to the parent process.
+      image_size: side of the decoded images in pixels.
+      draft: whether large JPEGs are scaled down while they are decoded.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = multiprocessing.connection.Connection(descriptor)
