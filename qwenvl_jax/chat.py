@@ -18,7 +18,7 @@ import jax
 from absl import flags, logging
 from etils import epath
 
-from qwenvl_jax.checkpoint.source import IMPORT, find_source
+from qwenvl_jax.checkpoint.starting_point import IMPORT, find_starting_point
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation import checkpoint
@@ -164,7 +164,7 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
     distributed.require_alone("a chat")
-    source = find_source(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
+    source = find_starting_point(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
     config = source.config
     tokenizer = load_tokenizer(config.tokenizer)
     checkpoint.check_fits(source, config.tokenizer, tokenizer, config.data.image_size)

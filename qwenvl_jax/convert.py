@@ -20,7 +20,7 @@ from absl import flags, logging
 from etils import epath
 
 from qwenvl_jax.checkpoint import restore
-from qwenvl_jax.checkpoint.source import find_source
+from qwenvl_jax.checkpoint.starting_point import find_starting_point
 from qwenvl_jax.config import FORMER_KEYS, Config, load_config
 from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, to_torch
 from qwenvl_jax.data.tokenizer import load_tokenizer
@@ -54,7 +54,7 @@ def _required(value: str, flag: str, command: str) -> epath.Path:
 
 
 def _open_checkpoint(workdir: epath.Path) -> tuple[dict[str, Any], Config]:
-    source = find_source(workdir, None if _STEP.value < 0 else _STEP.value)
+    source = find_starting_point(workdir, None if _STEP.value < 0 else _STEP.value)
     params, config = restore.deferred_params(workdir, step=source.step)
     original = from_torch.original_config(workdir)
     if original is None and source.step < config.train.steps:

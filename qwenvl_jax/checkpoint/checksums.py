@@ -53,12 +53,12 @@ def check(tree: Any, noted: dict[str, int]) -> None:
             raise DamagedError(f"{path} is not what was saved")
 
 
-def sealed(values: dict[str, Any]) -> dict[str, Any]:
+def with_digest(values: dict[str, Any]) -> dict[str, Any]:
     """JSON values with their own digest beside them."""
     return {**values, _DIGEST: _digest(values)}
 
 
-def opened(values: Any) -> dict[str, Any]:
+def check_digest(values: Any) -> dict[str, Any]:
     """What was sealed. Values from before there were digests pass. Raises DamagedError if they differ."""
     if not isinstance(values, dict):
         raise DamagedError("the progress is not what was saved")

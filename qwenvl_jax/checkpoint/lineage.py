@@ -8,17 +8,14 @@ from typing import Any
 
 from etils import epath
 
-from qwenvl_jax.checkpoint import steps
+from qwenvl_jax.checkpoint import layout, steps
+from qwenvl_jax.checkpoint.layout import CONFIG, LINEAGE
 from qwenvl_jax.config import COMPONENTS, Config, Mark, config_hash, from_config_dict, marks, to_dict
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
-CONFIG = "config.json"
-LINEAGE = "lineage.json"
 VOCABULARY = "vocabulary"  # key of the lineage: sha256 of the vocabulary's file
 _MOVES = "moves"  # key of the lineage: what was found at another path when the run was continued
-# What else a run keeps in its folder. Under these names nothing of somebody else may lie there.
-_OTHERS = ("frozen", "checkpoints", "metrics.jsonl", "events")
 
 
 def differences(here: Any, there: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -80,7 +77,7 @@ def check_free(workdir: epath.PathLike) -> None:
     if CONFIG in names:
         read_config(workdir)
         return
-    for name in _OTHERS:
+    for name in layout.ALL:
         if name in names:
             raise UserError(f"{folder / name} is there, but no run ({CONFIG} is missing); choose an empty folder")
 

@@ -18,13 +18,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from qwenvl_jax.checkpoint import checksums, deferred, failures, steps
+from qwenvl_jax.checkpoint import checksums, deferred, failures, layout, steps
 from qwenvl_jax.checkpoint.failures import DamagedError
+from qwenvl_jax.checkpoint.layout import FROZEN
 from qwenvl_jax.params import flatten, unflatten
 from qwenvl_jax.runtime import distributed, storage
 from qwenvl_jax.runtime.errors import file_errors_of
 
-FROZEN = "frozen"
 _PROGRESS = "progress/metadata"
 SUMS, STEP = "sums", "step"  # keys of the checksums and the number of the step in the progress
 # Seconds that one checkpoint may take to be written, storage that is asked again and again included.
@@ -42,7 +42,7 @@ def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(item=abstract, restore_args=jax.tree.map(leaf_args, abstract), partial_restore=True)
 
 
-class Manager:
+class Checkpoints:
     """Checkpoints of one run, written in the background.
 
     Entering removes what was cut short before; all processes must enter, save and leave together.
@@ -54,10 +54,10 @@ class Manager:
 
     def __init__(self, workdir: epath.PathLike, *, keep: int):
         self._workdir, self._keep = storage.path(workdir), keep
-        self._folder = storage.absolute(self._workdir / steps.CHECKPOINTS)
+        self._folder = storage.absolute(self._workdir / layout.CHECKPOINTS)
         self._writing: Future[None] | None = None
 
-    def __enter__(self) -> Manager:
+    def __enter__(self) -> Checkpoints:
         failures.quiet()
         distributed.from_primary(lambda: steps.clear_unfinished(self._workdir))
         items = {name: ocp.PyTreeCheckpointHandler() for name in ("params", "optimizer")}
@@ -82,7 +82,7 @@ class Manager:
                 args=ocp.args.Composite(
                     params=ocp.args.PyTreeSave(params),
                     optimizer=ocp.args.PyTreeSave(opt_state),
-                    progress=ocp.args.JsonSave(checksums.sealed({**progress, STEP: step, SUMS: noted})),
+                    progress=ocp.args.JsonSave(checksums.with_digest({**progress, STEP: step, SUMS: noted})),
                 ),
             )
         self._writing = self._thread.submit(self._finish)
@@ -148,7 +148,7 @@ def check_state(params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
 def read_progress(folder: epath.Path) -> dict[str, Any]:
     """What was saved beside the arrays of a checkpoint. Raises DamagedError."""
     with failures.reading(folder / _PROGRESS):
-        progress = checksums.opened(json.loads(storage.read_bytes(folder / _PROGRESS)))
+        progress = checksums.check_digest(json.loads(storage.read_bytes(folder / _PROGRESS)))
     if str(progress.get(STEP, folder.name)) != folder.name:
         raise DamagedError(f"it is that of step {progress[STEP]} under another name")
     return progress

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint import layout, lineage
 from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.checkpoint.failures import DamagedError
 from qwenvl_jax.checkpoint.manager import (
@@ -24,17 +24,21 @@ from qwenvl_jax.checkpoint.manager import (
     save_frozen,
     stored_leaves,
 )
-from qwenvl_jax.checkpoint.source import IMPORT, Source, find_source, sound, sound_frozen
+from qwenvl_jax.checkpoint.starting_point import (
+    IMPORT,
+    StartingPoint,
+    check_vocabulary,
+    damage_reported,
+    find_starting_point,
+    frozen_damage_reported,
+)
 from qwenvl_jax.checkpoint.steps import finished_steps, set_aside
-from qwenvl_jax.config import Config, to_dict
-from qwenvl_jax.data.tokenizer import vocabulary_digest
+from qwenvl_jax.config import TOWERS, Config, to_dict
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import Params, flatten, merge, split, unflatten
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.rules import param_shardings
-
-TOWERS = ("vit", "resampler", "decoder")
 
 
 def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tuple[int, Params, Any, dict[str, Any]]:
@@ -82,34 +86,34 @@ def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tup
 
 def frozen_of(workdir: epath.PathLike, frozen: Params) -> Params:
     """The frozen tree of a run that is continued. Raises UserError if it is damaged: there is no older one."""
-    with sound_frozen(workdir):
+    with frozen_damage_reported(workdir):
         return restore_frozen(workdir, frozen)
 
 
-def read_leaves(source: Source, abstract: Params) -> Params:
+def read_leaves(start: StartingPoint, abstract: Params) -> Params:
     """Reads the leaves of `abstract` (shapes with dtypes and maybe shardings; any part of the whole tree).
 
     Raises:
       UserError: if the checkpoint is damaged, or lacks one of them, as converted weights may that hold one tower alone,
         or has one of another shape.
     """
-    stored = stored_params(source)
+    stored = stored_params(start)
     for path, leaf in flatten(abstract).items():
         name = "/".join(path)
         if path not in stored:
-            raise UserError(f"{source.workdir} holds no {name}; name a checkpoint that has the {path[0]}")
+            raise UserError(f"{start.workdir} holds no {name}; name a checkpoint that has the {path[0]}")
         if stored[path].shape != leaf.shape:
             raise UserError(
-                f"{source.workdir} holds {name} in the shape {stored[path].shape}, its {lineage.CONFIG} says "
+                f"{start.workdir} holds {name} in the shape {stored[path].shape}, its {layout.CONFIG} says "
                 f"{leaf.shape}; one of the two is of another model: copy the whole folder again"
             )
-    trainable, frozen = split(abstract, () if source.stage == IMPORT else source.config.train.trainable)
-    with sound_frozen(source.workdir):
+    trainable, frozen = split(abstract, () if start.stage == IMPORT else start.config.train.trainable)
+    with frozen_damage_reported(start.workdir):
         if frozen:
-            frozen = restore_frozen(source.workdir, frozen)
-    with sound(source):
+            frozen = restore_frozen(start.workdir, frozen)
+    with damage_reported(start):
         if trainable:
-            trainable = restore_params(source.workdir, source.step, trainable)
+            trainable = restore_params(start.workdir, start.step, trainable)
     return merge(trainable, frozen)
 
 
@@ -134,27 +138,27 @@ def load_params(
     Raises:
       UserError: if there is no such checkpoint, or it holds other components only.
     """
-    source = find_source(workdir, step)
-    stored = stored_params(source)
+    start = find_starting_point(workdir, step)
+    stored = stored_params(start)
     for name in components:
         if not any(path[0] == name for path in stored):
             raise UserError(f"{workdir} holds no {name}; name a checkpoint of the whole model")
     abstract = unflatten({path: leaf for path, leaf in stored.items() if path[0] in components})
     if mesh is not None:
         abstract = _with_shardings(abstract, mesh)
-    return read_leaves(source, abstract), source.config, source.step
+    return read_leaves(start, abstract), start.config, start.step
 
 
-def stored_params(source: Source) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+def stored_params(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Shape and stored dtype of every parameter that a checkpoint holds, trained and frozen, by path.
 
     Raises:
       UserError: if it is damaged.
     """
-    with sound_frozen(source.workdir):
-        frozen = stored_leaves(params_folder(source.workdir, None))
-    stored = frozen | _stored_trained(source)
-    shapes = flatten(qwen_vl.abstract_params(source.config.model))
+    with frozen_damage_reported(start.workdir):
+        frozen = stored_leaves(params_folder(start.workdir, None))
+    stored = frozen | _stored_trained(start)
+    shapes = flatten(qwen_vl.abstract_params(start.config.model))
     return {path: stored[path] for path in shapes if path in stored}  # in the model's order
 
 
@@ -164,25 +168,25 @@ def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tupl
     Raises:
       UserError: if there is no such checkpoint, or it is damaged; the latter also while a leaf is read.
     """
-    source = find_source(workdir, step)
-    trained = _stored_trained(source)
+    start = find_starting_point(workdir, step)
+    trained = _stored_trained(start)
     leaves = {}
-    for path, leaf in stored_params(source).items():
-        load = functools.partial(_read_deferred, source, path, frozen=path not in trained)
+    for path, leaf in stored_params(start).items():
+        load = functools.partial(_read_deferred, start, path, frozen=path not in trained)
         leaves[path] = Deferred(leaf.shape, leaf.dtype, load)
-    return unflatten(leaves), source.config
+    return unflatten(leaves), start.config
 
 
-def _stored_trained(source: Source) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    if source.stage == IMPORT:
+def _stored_trained(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    if start.stage == IMPORT:
         return {}
-    with sound(source):
-        return stored_leaves(params_folder(source.workdir, source.step))
+    with damage_reported(start):
+        return stored_leaves(params_folder(start.workdir, start.step))
 
 
-def _read_deferred(source: Source, path: tuple[str, ...], *, frozen: bool) -> np.ndarray:
-    with sound_frozen(source.workdir) if frozen else sound(source):
-        return read_host_leaf(params_folder(source.workdir, None if frozen else source.step), path)
+def _read_deferred(start: StartingPoint, path: tuple[str, ...], *, frozen: bool) -> np.ndarray:
+    with frozen_damage_reported(start.workdir) if frozen else damage_reported(start):
+        return read_host_leaf(params_folder(start.workdir, None if frozen else start.step), path)
 
 
 def save_params(
@@ -221,12 +225,12 @@ def save_params(
 
 def check_empty(workdir: epath.PathLike) -> None:
     """Raises UserError if the folder holds a run, or anything under a name of one; other files may lie there."""
-    if storage.exists(storage.path(workdir) / lineage.LINEAGE):
+    if storage.exists(storage.path(workdir) / layout.LINEAGE):
         raise UserError(f"{workdir} already holds a run; choose an empty folder")
     lineage.check_free(workdir)
 
 
-def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source | None]:
+def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, StartingPoint | None]:
     """Finds the checkpoint that each of `vit`, `resampler`, `decoder` starts from; None is fresh initialisation.
 
     Args:
@@ -237,7 +241,7 @@ def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source 
       UserError: if one is missing or unfinished, is of another model (naming the key that differs), of another stage,
         or, for the decoder, of another vocabulary.
     """
-    sources: dict[str, Source | None] = {}
+    sources: dict[str, StartingPoint | None] = {}
     for name in TOWERS:
         workdir = getattr(config.init, name)
         if not workdir:
@@ -249,51 +253,31 @@ def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Source 
                 continue
             raise UserError(f"config.init.{name} is {workdir}, which does not exist; train that stage first")
         named = None if config.init.step < 0 else config.init.step
-        source = find_source(workdir, named)
-        same_name = dataclasses.replace(source.config.model, name=config.model.name)
+        start = find_starting_point(workdir, named)
+        same_name = dataclasses.replace(start.config.model, name=config.model.name)
         for key, here, there in lineage.differences(to_dict(config.model), to_dict(same_name), "config.model"):
             raise UserError(
                 f"config.init.{name} ({workdir}) is a checkpoint of another model: {key} is {there!r} there and "
                 f"{here!r} here; name a checkpoint of this model, or give the run that model"
             )
-        if config.init.stage and source.stage != config.init.stage:
+        if config.init.stage and start.stage != config.init.stage:
             raise UserError(
-                f"config.init.{name} ({workdir}) was written by stage {source.stage!r}, but config.init.stage asks "
+                f"config.init.{name} ({workdir}) was written by stage {start.stage!r}, but config.init.stage asks "
                 f"for {config.init.stage!r}; name a checkpoint of that stage, or correct config.init.stage"
             )
-        if source.stage != IMPORT and named is None and source.step < source.config.train.steps:
+        if start.stage != IMPORT and named is None and start.step < start.config.train.steps:
             raise UserError(
                 f"config.init.{name} ({workdir}) is a stage that is not finished: its newest checkpoint is of step "
-                f"{source.step} of {source.config.train.steps}; finish it first, or take that one on purpose with "
-                f"--config.init.step={source.step}"
+                f"{start.step} of {start.config.train.steps}; finish it first, or take that one on purpose with "
+                f"--config.init.step={start.step}"
             )
         if name == "decoder":
-            _check_vocabulary(config, source, missing_ok)
-        sources[name] = source
+            check_vocabulary(start, config.tokenizer, f"config.init.decoder ({workdir})", missing_ok=missing_ok)
+        sources[name] = start
     return sources
 
 
-def _check_vocabulary(config: Config, source: Source, missing_ok: bool) -> None:
-    """The rows of a decoder's embedding mean the tokens that it was trained with."""
-    noted = lineage.read_lineage(source.workdir).get(lineage.VOCABULARY)
-    if noted is None:  # a run from before it was noted, or imported weights
-        return
-    try:
-        here = vocabulary_digest(config.tokenizer)
-    except UserError:
-        if missing_ok:
-            return
-        raise
-    if here != noted:
-        theirs = source.config.tokenizer.path or source.config.tokenizer.kind
-        raise UserError(
-            f"config.init.decoder ({source.workdir}) was trained with another vocabulary ({theirs}, sha256 "
-            f"{noted[:12]}) than {config.tokenizer.path or config.tokenizer.kind} (sha256 {here[:12]}); name that one "
-            "with --config.tokenizer.path"
-        )
-
-
-def initial_params(config: Config, sources: dict[str, Source | None], abstract: Params) -> Params:
+def initial_params(config: Config, sources: dict[str, StartingPoint | None], abstract: Params) -> Params:
     """The parameters a fresh run starts with: from checkpoints where `sources` has one, else initialised.
 
     Args:
@@ -301,17 +285,17 @@ def initial_params(config: Config, sources: dict[str, Source | None], abstract: 
       sources: from `check_init`.
       abstract: the whole tree of shapes, with the dtypes and shardings to produce.
     """
-    fresh = {name for name, source in sources.items() if source is None}
+    fresh = {name for name, start in sources.items() if start is None}
     loaded: Params = {}
-    for source in dict.fromkeys(source for source in sources.values() if source is not None):  # one order everywhere
-        names = {name for name, other in sources.items() if other == source}
-        part = {tower: leaves for tower, leaves in abstract.items() if tower in names}
-        loaded = merge(loaded, read_leaves(source, part))
+    for start in dict.fromkeys(start for start in sources.values() if start is not None):  # one order on all processes
+        towers = {name for name, other in sources.items() if other == start}
+        part = {tower: leaves for tower, leaves in abstract.items() if tower in towers}
+        loaded = merge(loaded, read_leaves(start, part))
     if not fresh:
         return loaded
     wanted = {tower: leaves for tower, leaves in abstract.items() if tower in fresh}
 
-    # One program for all fresh leaves: each is born on its own devices, the unwanted ones never.
+    # One program for all fresh leaves: each is created on its own devices, and the unused ones are never computed.
     @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))
     def initialise(key: jax.Array) -> Params:
         params = qwen_vl.init_params(config.model, key)

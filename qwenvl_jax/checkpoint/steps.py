@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
+from qwenvl_jax.checkpoint.layout import CHECKPOINTS
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
-CHECKPOINTS = "checkpoints"
 ITEMS = ("params", "optimizer", "progress")
 MARKER = "commit_success.txt"
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside

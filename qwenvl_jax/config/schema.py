@@ -19,6 +19,9 @@ from qwenvl_jax.data.schema import TASKS
 # resampler, and frozen on its own in the released fine-tuning. The resampler's position table belongs to none.
 COMPONENTS = ("vit", "vit_head", "resampler", "decoder")
 
+# The parts of the model, as the top level of its parameters has them.
+TOWERS = ("vit", "resampler", "decoder")
+
 STAGES = ("text", "pretrain", "multitask", "sft")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 REMAT_POLICIES = ("none", "matmuls_saved", "attention_saved", "full")

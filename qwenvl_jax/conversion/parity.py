@@ -31,7 +31,7 @@ from etils import epath
 from PIL import Image
 
 from qwenvl_jax.checkpoint.deferred import host_array
-from qwenvl_jax.config import ComputeConfig, Config, ModelConfig
+from qwenvl_jax.config import TOWERS, ComputeConfig, Config, ModelConfig
 from qwenvl_jax.conversion import mapping
 from qwenvl_jax.conversion.manifest import PARITY, verify_manifest
 from qwenvl_jax.conversion.stored_tensors import open_checkpoint
@@ -51,7 +51,7 @@ TOP1_AGREEMENT = 0.99  # share of text positions, in bfloat16
 ROUNDING = 4  # times what JAX is off by itself, in bfloat16
 BFLOAT16_STEP = 2.0**-8  # relative; what one rounding may cost
 HEADROOM_BYTES = 4 << 30  # for activations and both frameworks
-COMPONENT_TOWERS = {"all": ("vit", "resampler", "decoder"), "decoder": ("decoder",), "vision": ("vit", "resampler")}
+COMPONENT_TOWERS = {"all": TOWERS, "decoder": ("decoder",), "vision": ("vit", "resampler")}
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -7,19 +7,19 @@ from typing import Any
 
 from etils import epath
 
-from qwenvl_jax.checkpoint import lineage, restore
+from qwenvl_jax.checkpoint import layout, restore
 from qwenvl_jax.checkpoint.manager import SUMS, read_progress
-from qwenvl_jax.checkpoint.source import IMPORT, Source, sound
+from qwenvl_jax.checkpoint.starting_point import IMPORT, StartingPoint, check_vocabulary, damage_reported
 from qwenvl_jax.checkpoint.steps import folder_of
 from qwenvl_jax.config import TokenizerConfig, config_hash, to_dict
-from qwenvl_jax.data.tokenizer import Tokenizer, vocabulary_digest
+from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training import metrics
 
 
-def check_fits(source: Source, vocabulary: TokenizerConfig, tokenizer: Tokenizer, image_size: int) -> None:
+def check_fits(source: StartingPoint, vocabulary: TokenizerConfig, tokenizer: Tokenizer, image_size: int) -> None:
     """Checks that a model can read the prompts and images of an evaluation.
 
     Args:
@@ -33,19 +33,12 @@ def check_fits(source: Source, vocabulary: TokenizerConfig, tokenizer: Tokenizer
         if the model was trained with another vocabulary.
     """
     model = source.config.model
-    name = vocabulary.path or vocabulary.kind
     if tokenizer.vocab_size > model.decoder.vocab_size:
         raise UserError(
             f"the vocabulary has {tokenizer.vocab_size} ids, the model of {source.workdir} only "
             f"{model.decoder.vocab_size}; name the vocabulary it was trained with"
         )
-    trained_digest = lineage.read_lineage(source.workdir).get(lineage.VOCABULARY)
-    if trained_digest is not None and (digest := vocabulary_digest(vocabulary)) != trained_digest:
-        trained_name = source.config.tokenizer.path or source.config.tokenizer.kind
-        raise UserError(
-            f"{source.workdir} was trained with another vocabulary ({trained_name}, sha256 {trained_digest[:12]}) than "
-            f"{name} (sha256 {digest[:12]}); name that one"
-        )
+    check_vocabulary(source, vocabulary)
     side, rest = divmod(image_size, model.vit.patch_size)
     if side < 1 or rest or (model.vit.window and side >= model.vit.window and side % model.vit.window):
         raise UserError(
@@ -54,7 +47,7 @@ def check_fits(source: Source, vocabulary: TokenizerConfig, tokenizer: Tokenizer
         )
 
 
-def load(source: Source) -> LoadedModel:
+def load(source: StartingPoint) -> LoadedModel:
     """The model of exactly this step, with the attention that suits the present device.
 
     Raises:
@@ -72,7 +65,7 @@ def load(source: Source) -> LoadedModel:
     return LoadedModel(params, source.config.model, dataclasses.replace(source.config.compute, attention="auto"))
 
 
-def identity(source: Source) -> dict[str, Any]:
+def identity(source: StartingPoint) -> dict[str, Any]:
     """JSON values that change with the weights of a checkpoint, and with nothing that its run does afterwards.
 
     A checkpoint carries sums over its bits. An older checkpoint without sums is identified by the last line of its
@@ -81,13 +74,13 @@ def identity(source: Source) -> dict[str, Any]:
     workdir = storage.path(source.workdir)
     known: dict[str, Any] = {"step": source.step}
     if source.stage != IMPORT:
-        with sound(source):
+        with damage_reported(source):
             progress = read_progress(folder_of(workdir, source.step))
         if SUMS in progress:
             return known | {"model": to_dict(source.config.model), "compute": to_dict(source.config.compute)} | progress
-        logged = metrics.lines_up_to(workdir / metrics.FILE, source.step)
+        logged = metrics.lines_up_to(workdir / layout.METRICS, source.step)
         known["metrics"] = logged[-1].rstrip("\n") if logged else ""
-    return known | {"config": config_hash(source.config), "lineage": _text(workdir / lineage.LINEAGE)}
+    return known | {"config": config_hash(source.config), "lineage": _text(workdir / layout.LINEAGE)}
 
 
 def _text(path: epath.Path) -> str:

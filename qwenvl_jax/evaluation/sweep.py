@@ -23,7 +23,7 @@ from typing import Any
 
 from etils import epath
 
-from qwenvl_jax.checkpoint.source import Source, find_source
+from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
 from qwenvl_jax.config import to_dict
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
@@ -66,7 +66,7 @@ def sweep(config: EvalConfig) -> dict[str, dict[str, Any]]:
 class _Checkpoint:
     """A checkpoint under evaluation. Its parameters are only read if a question has to be asked."""
 
-    def __init__(self, config: CheckpointConfig, source: Source) -> None:
+    def __init__(self, config: CheckpointConfig, source: StartingPoint) -> None:
         self.config = config
         self.source = source
 
@@ -107,7 +107,7 @@ class _Sweep:
         return figures | ({UNANSWERED: unanswered} if unanswered else {})
 
     def _find(self, item: CheckpointConfig) -> _Checkpoint:
-        source = find_source(item.workdir, item.wanted_step)
+        source = find_starting_point(item.workdir, item.wanted_step)
         checkpoint.check_fits(source, self.config.tokenizer, self.tokenizer, item.image_size)
         return _Checkpoint(item, source)
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import Manager, save_frozen
-from qwenvl_jax.checkpoint.restore import Source, frozen_of, initial_params, newest_state
+from qwenvl_jax.checkpoint import layout, lineage
+from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
+from qwenvl_jax.checkpoint.restore import StartingPoint, frozen_of, initial_params, newest_state
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.loader import join_states, make_loader, tallies
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
@@ -67,13 +67,13 @@ def train(config: Config, workdir: epath.PathLike) -> int:
             log.line(f"continuing {workdir} after step {start} of {config.train.steps}")
             loader.restore(progress["loader"])
             for key in distributed.from_primary(lambda: lineage.note_moves(workdir, config, start)):
-                log.line(f"{key} has moved; noted in {lineage.LINEAGE}")
+                log.line(f"{key} has moved; noted in {layout.LINEAGE}")
 
         train_step = make_train_step(config, mesh, abstract)
         window = Window(progress.get("window"))
         with (
             PreemptionGuard() as guard,  # outermost: active until the last checkpoint is written
-            Manager(workdir, keep=config.train.keep_checkpoints) as manager,
+            Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
             Log(workdir, config, start, mesh) as writer,
         ):
             batch = put_batch(next(loader), config.data, mesh)
@@ -94,9 +94,9 @@ def train(config: Config, workdir: epath.PathLike) -> int:
                 if step % config.train.checkpoint_every == 0 or last or stop:
                     progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}
                     writer.flush()  # before the checkpoint: a continued run does not log earlier steps again
-                    manager.save(step, state.trainable, state.opt_state, progress)
+                    checkpoints.save(step, state.trainable, state.opt_state, progress)
                 if stop and not last:
-                    manager.wait()
+                    checkpoints.wait()
                     log.line(f"stopped by {guard.signal} after step {step}; run the same command again to continue")
                     return step
     return config.train.steps
@@ -105,7 +105,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
 def begin(
     config: Config,
     workdir: epath.Path,
-    sources: dict[str, Source | None],
+    sources: dict[str, StartingPoint | None],
     abstract: State,
     vocabulary: str | None = None,
 ) -> State:

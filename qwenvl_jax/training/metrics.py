@@ -17,6 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qwenvl_jax.checkpoint.layout import EVENTS, METRICS
 from qwenvl_jax.chips import peak_flops
 from qwenvl_jax.config import Config
 from qwenvl_jax.models.flops import Work, training_flops
@@ -26,9 +27,6 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.runtime.growing_file import GrowingFile
 from qwenvl_jax.training.step import Metrics
-
-FILE = "metrics.jsonl"
-EVENTS = "events"
 
 # Steps in a row without a finite loss and gradient before the run is given up.
 MAX_SKIPPED = 20
@@ -99,8 +97,8 @@ class Log:
         self._progress: Progress | None = None
         if not is_primary():
             return
-        kept = "".join(lines_up_to(workdir / FILE, start))
-        self._lines = GrowingFile(workdir / FILE, kept.encode())
+        kept = "".join(lines_up_to(workdir / METRICS, start))
+        self._lines = GrowingFile(workdir / METRICS, kept.encode())
         self._events = EventWriter(workdir / EVENTS, start + 1 if start else None)
         self._files = [self._lines, self._events]
         if log.console().is_terminal:

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.restore import Source, check_init
+from qwenvl_jax.checkpoint.restore import StartingPoint, check_init
 from qwenvl_jax.checkpoint.steps import folder_of, latest_step
 from qwenvl_jax.config import Config, from_config_dict, to_dict
 from qwenvl_jax.runtime import distributed
@@ -15,7 +15,7 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.versions import versions
 
 
-def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[str, Source | None]]:
+def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[str, StartingPoint | None]]:
     """The step that a run continues from; where there is none, None and the checkpoints that a new one starts from.
 
     All processes must run the same code with the same config. Then process 0 asks the file system, and the others, who
@@ -50,9 +50,9 @@ def _leaves(value: Any, path: str) -> list[tuple[str, str]]:
     return [(path, repr(value))]
 
 
-def _to_json(source: Source) -> dict[str, Any]:
+def _to_json(source: StartingPoint) -> dict[str, Any]:
     return {**vars(source), "config": to_dict(source.config)}
 
 
-def _from_json(source: dict[str, Any]) -> Source:
-    return Source(**{**source, "config": from_config_dict(Config, source["config"])})
+def _from_json(source: dict[str, Any]) -> StartingPoint:
+    return StartingPoint(**{**source, "config": from_config_dict(Config, source["config"])})

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from qwenvl_jax.checkpoint.restore import Source
+from qwenvl_jax.checkpoint.restore import StartingPoint
 from qwenvl_jax.config import COMPONENTS, Config, config_hash
 from qwenvl_jax.models.flops import full_work, training_flops
 from qwenvl_jax.params import component_of, flatten, merge
@@ -25,7 +25,7 @@ BIG = 2**20  # bytes from which a parameter is listed on its own in the sharding
 
 def show(
     config: Config,
-    sources: dict[str, Source | None],
+    sources: dict[str, StartingPoint | None],
     state: State,
     mesh: Mesh | None = None,
     lengths: dict[str, int] | None = None,
@@ -50,7 +50,7 @@ def show(
         show_sharding(config, state, mesh)
 
 
-def show_start(config: Config, sources: dict[str, Source | None]) -> None:
+def show_start(config: Config, sources: dict[str, StartingPoint | None]) -> None:
     """Where each tower comes from."""
     rows: list[tuple[object, ...]] = []
     for name, source in sources.items():

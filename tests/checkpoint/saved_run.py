@@ -13,8 +13,8 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.lineage import read_config
-from qwenvl_jax.checkpoint.manager import Manager, restore_state, save_frozen
-from qwenvl_jax.config import Config
+from qwenvl_jax.checkpoint.manager import Checkpoints, restore_state, save_frozen
+from qwenvl_jax.config import TOWERS, Config
 from qwenvl_jax.params import split
 from qwenvl_jax.training.state import abstract_state
 
@@ -27,9 +27,9 @@ def state(step: int) -> tuple[Any, Any]:
 
 
 def save(folder: Path | epath.Path, *wanted: int, keep: int = 9) -> None:
-    with Manager(folder, keep=keep) as manager:
+    with Checkpoints(folder, keep=keep) as checkpoints:
         for step in wanted:
-            manager.save(step, *state(step), {"at": step})
+            checkpoints.save(step, *state(step), {"at": step})
 
 
 def assert_is(step: int, found: tuple[Any, Any, dict[str, Any]]) -> None:
@@ -64,8 +64,8 @@ def assert_same_run(one: Path, other: Path | epath.Path, step: int) -> None:
 def write_run(folder: Path, config: Config, params: dict[str, Any], steps: tuple[int, ...] = (3,)) -> None:
     """A run's folder as the loop leaves it; the parameters of step n are `params` + n."""
     trainable, frozen = split(params, config.train.trainable)
-    lineage.write(folder, config, dict.fromkeys(("vit", "resampler", "decoder")))
+    lineage.write(folder, config, dict.fromkeys(TOWERS))
     save_frozen(folder, frozen)
-    with Manager(folder, keep=5) as manager:
+    with Checkpoints(folder, keep=5) as checkpoints:
         for step in steps:
-            manager.save(step, jax.tree.map(lambda leaf, n=step: leaf + n, trainable), {"count": jnp.zeros(())}, {})
+            checkpoints.save(step, jax.tree.map(lambda leaf, n=step: leaf + n, trainable), {"count": jnp.zeros(())}, {})

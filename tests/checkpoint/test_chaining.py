@@ -15,7 +15,7 @@ import pytest
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import check_init, initial_params, load_params, save_params
 from qwenvl_jax.checkpoint.steps import latest_step
-from qwenvl_jax.config import Config
+from qwenvl_jax.config import TOWERS, Config
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import component_of, flatten, merge
 from qwenvl_jax.runtime.errors import UserError
@@ -101,7 +101,7 @@ def test_what_chaining_refuses(tmp_path: Path, params: dict[str, Any]) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"is not the folder of a run"):
         check_init(tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "empty")))
-    lineage.write(tmp_path / "begun", old, dict.fromkeys(("vit", "resampler", "decoder")))
+    lineage.write(tmp_path / "begun", old, dict.fromkeys(TOWERS))
     with pytest.raises(UserError, match="no finished checkpoint yet"):
         check_init(tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "begun")))
 
@@ -109,7 +109,7 @@ def test_what_chaining_refuses(tmp_path: Path, params: dict[str, Any]) -> None:
 def test_resuming_with_another_config_names_the_key(tmp_path: Path) -> None:
     config = tiny_run.make_config(Path("unused"))
     lineage.check_resumable(tmp_path, config)  # nothing there yet
-    lineage.write(tmp_path, config, dict.fromkeys(("vit", "resampler", "decoder")))
+    lineage.write(tmp_path, config, dict.fromkeys(TOWERS))
     lineage.check_resumable(tmp_path, config)
     lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), train__log_every=1, mesh__fsdp=2))
     in_host_memory = tiny_run.make_config(Path("unused"), optimizer__moments_memory="pinned_host")

@@ -20,7 +20,7 @@ from qwenvl_jax.checkpoint.failures import DamagedError, reading
 from qwenvl_jax.checkpoint.restore import (
     check_init,
     deferred_params,
-    find_source,
+    find_starting_point,
     initial_params,
     load_params,
     newest_state,
@@ -158,7 +158,7 @@ def test_weights_of_another_shape_are_refused_in_one_sentence(tmp_path: Path, ru
     values = json.loads(path.read_text())
     values["model"]["resampler"]["query_grid"] += 1
     path.write_text(json.dumps(values))
-    source = find_source(tmp_path / "run")
+    source = find_starting_point(tmp_path / "run")
     abstract = qwen_vl.abstract_params(source.config.model)
     from qwenvl_jax.checkpoint.restore import read_leaves
 
@@ -185,12 +185,12 @@ def test_any_single_bit_changes_a_sum(data: st.DataObject) -> None:
 
 
 def test_a_change_of_the_progress_is_seen() -> None:
-    sealed = checksums.sealed({"loader": [1, 2], "window": []})
-    assert checksums.opened(json.loads(json.dumps(sealed))) == {"loader": [1, 2], "window": []}
-    assert checksums.opened({"loader": [1, 2]}) == {"loader": [1, 2]}  # from before there were digests
+    sealed = checksums.with_digest({"loader": [1, 2], "window": []})
+    assert checksums.check_digest(json.loads(json.dumps(sealed))) == {"loader": [1, 2], "window": []}
+    assert checksums.check_digest({"loader": [1, 2]}) == {"loader": [1, 2]}  # from before there were digests
     for wrong in ({**sealed, "loader": [1, 3]}, [], 5):
         with pytest.raises(DamagedError):
-            checksums.opened(wrong)
+            checksums.check_digest(wrong)
 
 
 def test_what_says_nothing_about_the_bytes_is_no_damage() -> None:

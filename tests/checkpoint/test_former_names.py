@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl_jax.checkpoint.lineage import CONFIG
-from qwenvl_jax.checkpoint.source import find_source
+from qwenvl_jax.checkpoint.layout import CONFIG
+from qwenvl_jax.checkpoint.starting_point import find_starting_point
 from qwenvl_jax.config import FORMER_KEYS, Config, from_config_dict, to_dict
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.mixture import open_sources
@@ -46,9 +46,9 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_evaluated(tmp_path: Path, ti
     assert train(config, earlier) == 4
     assert_same_run(whole, earlier, 4)
 
-    source = find_source(earlier)
+    source = find_starting_point(earlier)
     assert source.config == config
-    assert set(checkpoint.load(source)) == {"vit", "resampler", "decoder"}
+    assert set(checkpoint.load(source).params) == {"vit", "resampler", "decoder"}
 
 
 def test_the_data_position_of_an_earlier_version_still_belongs_to_its_config(tiny_data: Path) -> None:

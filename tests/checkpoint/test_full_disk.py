@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from qwenvl_jax.checkpoint import steps
-from qwenvl_jax.checkpoint.manager import Manager, save_frozen
+from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
 from qwenvl_jax.checkpoint.restore import newest_state
 from qwenvl_jax.runtime.errors import exit_on_user_error
 from qwenvl_jax.runtime.growing_file import GrowingFile
@@ -51,25 +51,25 @@ def big(step: int) -> dict[str, dict[str, jax.Array]]:
 
 def test_a_checkpoint_that_finds_no_space_leaves_the_older_ones_and_no_rest(small: Path, capsys) -> None:
     run = small / "run"
-    with Manager(run, keep=9) as manager:
-        manager.save(3, big(3), MOMENTS, {"at": 3})
-    with pytest.raises(SystemExit) as code, exit_on_user_error(), Manager(run, keep=9) as manager:
-        manager.save(6, big(6), MOMENTS, {"at": 6})
-        manager.wait()
+    with Checkpoints(run, keep=9) as checkpoints:
+        checkpoints.save(3, big(3), MOMENTS, {"at": 3})
+    with pytest.raises(SystemExit) as code, exit_on_user_error(), Checkpoints(run, keep=9) as checkpoints:
+        checkpoints.save(6, big(6), MOMENTS, {"at": 6})
+        checkpoints.wait()
     assert code.value.code == 2
     said = capsys.readouterr().err
     assert said == f"error: no space left on the disk of {run}/checkpoints; free some and run the same command again\n"
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["3"]
     assert newest_state(run, big(0), MOMENTS)[0] == 3
     steps.remove(run, 3)
-    with Manager(run, keep=9) as manager:
-        manager.save(6, big(6), MOMENTS, {"at": 6})
+    with Checkpoints(run, keep=9) as checkpoints:
+        checkpoints.save(6, big(6), MOMENTS, {"at": 6})
     assert newest_state(run, big(0), MOMENTS)[0] == 6
 
 
 def test_the_error_of_a_save_in_the_background_is_raised_when_the_block_ends(small: Path) -> None:
-    with pytest.raises(OSError, match="No space left") as error, Manager(small / "run", keep=9) as manager:
-        manager.save(
+    with pytest.raises(OSError, match="No space left") as error, Checkpoints(small / "run", keep=9) as checkpoints:
+        checkpoints.save(
             3,
             {"decoder": {"a": jnp.concatenate([*big(3)["decoder"].values(), *big(4)["decoder"].values()])}},
             MOMENTS,

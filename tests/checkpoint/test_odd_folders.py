@@ -14,6 +14,7 @@ from qwenvl_jax.checkpoint import lineage, steps
 from qwenvl_jax.checkpoint.failures import DamagedError
 from qwenvl_jax.checkpoint.manager import restore_state, save_frozen
 from qwenvl_jax.checkpoint.restore import newest_state
+from qwenvl_jax.config import TOWERS
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
@@ -105,7 +106,7 @@ def test_a_checkpoint_under_another_number_is_not_taken_for_it(tmp_path: Path, c
 def test_numbers_that_no_step_has(tmp_path: Path) -> None:
     config = make_config(Path("unused"))
     lineage.begin(tmp_path, config)
-    lineage.write(tmp_path, config, dict.fromkeys(("vit", "resampler", "decoder")))
+    lineage.write(tmp_path, config, dict.fromkeys(TOWERS))
     save(tmp_path, 3)
     for name in ("99999999999", "9" * 200, "-5", "03", "1e3", "٣"):
         shutil.copytree(tmp_path / "checkpoints/3", tmp_path / "checkpoints" / name)

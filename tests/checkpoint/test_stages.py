@@ -15,7 +15,7 @@ from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.manager import restore_frozen, save_frozen
 from qwenvl_jax.checkpoint.restore import check_init, load_params, save_params
 from qwenvl_jax.checkpoint.steps import finished_steps
-from qwenvl_jax.config import Config
+from qwenvl_jax.config import TOWERS, Config
 from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.params import flatten, split
@@ -27,7 +27,7 @@ from qwenvl_jax.training.state import abstract_state
 from tests.checkpoint.saved_run import write_run
 from tests.support import tiny_run
 
-FRESH = dict.fromkeys(("vit", "resampler", "decoder"))
+FRESH = dict.fromkeys(TOWERS)
 
 
 def test_an_unfinished_stage_is_taken_only_when_its_step_is_named(tmp_path: Path, params: dict[str, Any]) -> None:

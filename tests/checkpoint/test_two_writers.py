@@ -22,7 +22,7 @@ import sys, time
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from orbax.checkpoint._src.checkpointers import async_checkpointer
-from qwenvl_jax.checkpoint.manager import Manager
+from qwenvl_jax.checkpoint.manager import Checkpoints
 from qwenvl_jax.checkpoint.restore import newest_state
 from qwenvl_jax.runtime import distributed
 from qwenvl_jax.runtime.preemption import PreemptionGuard
@@ -37,15 +37,15 @@ if not first:
     step, found, _, progress = newest_state(workdir, params, {"b": params["a"]})
     print("took", step, progress["at"], float(found["a"].addressable_shards[0].data[0, 1] % 1000), flush=True)
     sys.exit()
-with PreemptionGuard() as guard, Manager(workdir, keep=3) as manager:
-    manager.save(1, params, {"b": params["a"]}, {"at": 1})
-    manager.wait()
+with PreemptionGuard() as guard, Checkpoints(workdir, keep=3) as checkpoints:
+    checkpoints.save(1, params, {"b": params["a"]}, {"at": 1})
+    checkpoints.wait()
     print("ready", flush=True)
     for step in range(2, 100000):
         time.sleep(0.02)
         if guard.stop(step):
-            manager.save(step, params, {"b": params["a"]}, {"at": step})
-            manager.wait()
+            checkpoints.save(step, params, {"b": params["a"]}, {"at": step})
+            checkpoints.wait()
             print("saved", step, flush=True)
             break
 """

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import pytest
 
 from qwenvl_jax.checkpoint import lineage, restore
-from qwenvl_jax.checkpoint.manager import Manager, save_frozen
+from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
+from qwenvl_jax.config import TOWERS
 from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.evaluation import checkpoint as module
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
@@ -30,10 +31,12 @@ def add_step(folder: Path, config, params, step: int) -> None:
     """The parameters of step n are `params` times 1 + n / 100."""
     trainable, frozen = split(params, config.train.trainable)
     if not (folder / "frozen").exists():
-        lineage.write(folder, config, dict.fromkeys(restore.TOWERS))
+        lineage.write(folder, config, dict.fromkeys(TOWERS))
         save_frozen(folder, frozen)
-    with Manager(folder, keep=5) as manager:
-        manager.save(step, jax.tree.map(lambda leaf: leaf * (1 + step / 100), trainable), {"count": jnp.zeros(())}, {})
+    with Checkpoints(folder, keep=5) as checkpoints:
+        checkpoints.save(
+            step, jax.tree.map(lambda leaf: leaf * (1 + step / 100), trainable), {"count": jnp.zeros(())}, {}
+        )
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "loss": 1.0}) + "\n")
 
@@ -83,7 +86,7 @@ def test_a_step_is_evaluated_and_stays_so_while_its_run_goes_on(run, config, par
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_said_in_one_sentence(run):
-    source = restore.find_source(run, 3)
+    source = restore.find_starting_point(run, 3)
     storage.remove(run / "checkpoints/3")
     with pytest.raises(UserError, match=r"step 3 of .*run was removed while it was read, because the run there keeps"):
         module.load(source)

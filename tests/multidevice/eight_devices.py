@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from qwenvl_jax.checkpoint.manager import Manager
+from qwenvl_jax.checkpoint.manager import Checkpoints
 from qwenvl_jax.checkpoint.restore import initial_params
 from qwenvl_jax.params import flatten, merge, split
 from qwenvl_jax.sharding.batch import put_batch
@@ -61,8 +61,8 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
         for key, value in metrics.items():
             answers[f"{key}_{seed}"] = np.asarray(value)
     if workdir and not first:
-        with Manager(workdir, keep=1) as manager:
-            manager.save(2, state.trainable, state.opt_state, {})
+        with Checkpoints(workdir, keep=1) as checkpoints:
+            checkpoints.save(2, state.trainable, state.opt_state, {})
     for name, tree in (("param", state.trainable), ("mu", state.opt_state[1].mu)):
         for path, leaf in flatten(tree).items():
             answers[f"{name}/{'/'.join(path)}"] = np.asarray(leaf)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import Manager, restore_state
+from qwenvl_jax.checkpoint.manager import Checkpoints, restore_state
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.loop import train
@@ -59,8 +59,8 @@ def test_a_checkpoint_of_one_memory_is_read_into_the_other(memory: str, tmp_path
     other = host_moments.configure(*set(MEMORIES) - {memory}, **FEW)
     state, _ = host_moments.advance(config, host_moments.begin(config), range(2))
     kept = jax.tree.map(np.array, state)
-    with Manager(tmp_path, keep=1) as manager:
-        manager.save(2, state.trainable, state.opt_state, {})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(2, state.trainable, state.opt_state, {})
         host_moments.advance(config, state, range(2, 4))  # gives the saved arrays away while they are written
     for reader in (config, other):
         abstract = abstract_state(reader, make_mesh(reader.mesh))

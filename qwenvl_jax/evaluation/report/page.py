@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from qwenvl_jax.checkpoint import layout
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report import sections
@@ -18,7 +19,6 @@ from qwenvl_jax.html.page import bullets, card, grid, header, page, section
 from qwenvl_jax.html.tables import Cell, table
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.training import metrics
 
 # Besides the style that all reports share.
 STYLE = """
@@ -177,7 +177,7 @@ def _curves(name: str, rows: list[dict[str, Any]], color: str) -> list[str]:
 
 def _metrics(item: CheckpointConfig) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl by step. If a restart repeated a step, its last row counts."""
-    path = storage.path(item.workdir) / metrics.FILE
+    path = storage.path(item.workdir) / layout.METRICS
     if not storage.exists(path):
         return []
     rows: dict[int, dict[str, Any]] = {}

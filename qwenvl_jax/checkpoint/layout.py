@@ -1,0 +1,10 @@
+"""The names of the files and folders in the folder of a run, whoever writes them."""
+
+CONFIG = "config.json"  # written first
+LINEAGE = "lineage.json"  # written last of all files that a new run begins with
+FROZEN = "frozen"  # the weights that the stage does not train
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+EVENTS = "events"  # TensorBoard's files
+
+ALL = (CONFIG, LINEAGE, FROZEN, CHECKPOINTS, METRICS, EVENTS)
