@@ -13,7 +13,6 @@ import difflib
 import errno
 import os
 import signal
-import stat
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -38,18 +37,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_line(error: object) -> str:
     """What an error says, in one line of at most 300 characters; its type if it says nothing."""
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def refuse_endless(path: str | os.PathLike[str]) -> None:
-    """Refuses what has no end, or none yet: opening a pipe waits for its writer, and /dev/zero goes on for ever.
-
-    Raises:
-      FileNotFoundError: if there is nothing.
-      UserError: for a pipe, a device or a socket.
-    """
-    kind = os.stat(path).st_mode
-    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-        raise UserError(f"{path} is a pipe, a device or a socket; name a file")
 
 
 # What a file system refuses for reasons that are the user's to mend.

@@ -1,7 +1,7 @@
-"""The client of Google Cloud Storage: gcsfs, made patient. Only `gcs_store` asks it directly.
+"""The client of Google Cloud Storage: gcsfs, made patient; `gcs_store` sends its requests through it.
 
-gcsfs repeats a failed request for about half a minute, waits for an answer without any limit, takes a listing of
-minutes ago for the present one and makes a bucket that is missing. `Gcs` repeats for `retries.patience()` seconds,
+gcsfs repeats a failed request for about half a minute, waits for an answer without a limit, answers from listings that
+are minutes old and makes a missing bucket. `Gcs` repeats for `retries.patience()` seconds,
 gives every request a time limit, compares lengths and checksums, remembers no listing and makes no bucket. It is
 registered with fsspec, so etils, Orbax and TFDS go through it too.
 """
@@ -25,6 +25,7 @@ from gcsfs.retry import ChecksumError, HttpError, validate_response
 
 from qwenvl_jax.runtime import retries
 from qwenvl_jax.runtime.errors import StorageError, one_line
+from qwenvl_jax.runtime.gcs_store import Store
 from qwenvl_jax.runtime.retries import NotWhole
 
 _TRANSIENT = (
@@ -61,7 +62,7 @@ class Gcs(GCSFileSystem):
         expect: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """One request, repeated while its failure is one that passes.
+        """One request, repeated as long as its failure may pass.
 
         Args:
           expect: a function of (status, headers, contents) that raises `NotWhole` if the answer is not whole.
@@ -124,8 +125,6 @@ class Gcs(GCSFileSystem):
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """As gcsfs, but what is written is one upload that can be repeated, and compared; gcsfs opens a session."""
         if mode == "wb":
-            from qwenvl_jax.runtime.gcs_store import Store
-
             return _Upload(lambda payload: Store(self).write(f"gs://{path}", payload))
         return super()._open(path, mode, **kwargs)
 

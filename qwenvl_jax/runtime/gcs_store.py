@@ -1,4 +1,4 @@
-"""What `storage` asks of an object store: single requests through the patient client of `gcs`."""
+"""Objects of a bucket, as `storage` needs them: single requests through the patient client of `gcs`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import fsspec
 import google_crc32c
 from fsspec.asyn import sync
+from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError
 
 from qwenvl_jax.runtime import retries
 from qwenvl_jax.runtime.errors import StorageError
-from qwenvl_jax.runtime.gcs import Gcs
 from qwenvl_jax.runtime.retries import NotWhole
 
 _UPLOAD_PART = 32 << 20  # bytes sent in one request; larger objects are sent in parts
@@ -25,10 +25,10 @@ _LISTED_AT_ONCE = 1000
 
 
 class Store:
-    """What `storage` asks of an object store, in bytes and names; paths are `gs://bucket/key`."""
+    """An object store in bytes and names; paths are `gs://bucket/key`."""
 
-    def __init__(self, fs: Gcs | None = None) -> None:
-        # Else the very instance that etils uses, with its arguments.
+    def __init__(self, fs: GCSFileSystem | None = None) -> None:
+        # By default the instance that etils uses, so with the same arguments: `storage` registers `gcs.Gcs` for it.
         self._fs = fs or fsspec.filesystem("gcs", finalize_on_close=True)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Files of a local disk or of an object store (`gs://bucket/..`): the one place that knows the difference.
+"""Files of a local disk or of an object store (`gs://bucket/..`): the only module that knows the difference.
 
-Everything here repeats what passes by itself for `patience()` seconds (`retries`) and then raises `StorageError`. An
-object store has no folders, no renaming and no appending: a folder is the names that begin with it, an object appears
-whole when its upload ends, and a folder that must appear whole has one file written last, which its readers demand.
+Every function here repeats failures that pass by themselves for `patience()` seconds (`retries`) and then raises
+`StorageError`. `disk` and `gcs_store` do the work. An object store has no folders, no renaming and no appending: a
+folder is the set of names that begin with it, an object appears whole when its upload ends, and in a folder that must
+appear whole one file is written last, which readers ask for.
 """
 
 from __future__ import annotations
@@ -13,24 +14,23 @@ import importlib.util
 import io
 import os
 import re
-import shutil
-import stat
 import tempfile
-import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
 from etils import epath
 
-from qwenvl_jax.runtime.errors import StorageError, UserError, refuse_endless
+from qwenvl_jax.runtime import disk
+from qwenvl_jax.runtime.disk import Entry
+from qwenvl_jax.runtime.errors import StorageError, UserError
 from qwenvl_jax.runtime.range_reader import RangeReader
 from qwenvl_jax.runtime.retries import NotWhole, patience, retried
 
 if TYPE_CHECKING:
     from qwenvl_jax.runtime.gcs_store import Store
 
-__all__ = ["NotWhole", "StorageError", "patience", "retried"]
+__all__ = ["Entry", "NotWhole", "StorageError", "patience", "retried"]
 
 _REMOTE = "gs://"
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]*)://")
@@ -39,19 +39,7 @@ _BLOCK = 16 << 20  # bytes of one request of a copy
 _BUFFER = 1 << 20
 
 
-class Entry(NamedTuple):
-    """What a listing tells.
-
-    Attributes:
-      size: in bytes, None for a folder.
-      changed: when it was last written, in nanoseconds since 1970.
-    """
-
-    size: int | None
-    changed: int
-
-
-# TensorStore repeats for a quarter of an hour, but a server that falls silent it would wait for without end.
+# TensorStore repeats requests for a quarter of an hour, but it would wait for ever for a server that falls silent.
 for _name, _value in (
     ("CONNECT_TIMEOUT_SECONDS", "60"),
     ("LOW_SPEED_TIME_SECONDS", "60"),
@@ -89,22 +77,22 @@ def path(text: epath.PathLike) -> epath.Path:
 
 
 def scheme_of(text: str) -> str:
-    """What stands before `://`, "" for a path on a disk."""
-    found = _SCHEME.match(text)
-    return found[1] if found else ""
+    """The letters before `://`; "" for a path on a disk."""
+    match = _SCHEME.match(text)
+    return match[1] if match else ""
 
 
 def absolute(where: epath.PathLike) -> epath.Path:
     """The same path from the root, for libraries that ask for that; `resolve` would take gs:// for a local folder."""
-    found = path(where)
-    if is_remote(found):
-        return found
+    relative = path(where)
+    if is_remote(relative):
+        return relative
     # `..` after a link leads to the folder above the one that it points to; without `..` links keep their names.
-    return epath.Path(os.path.realpath(found) if ".." in found.parts else os.path.abspath(found))
+    return epath.Path(os.path.realpath(relative) if ".." in relative.parts else os.path.abspath(relative))
 
 
 def is_remote(where: epath.PathLike) -> bool:
-    """Whether a path lies on an object store."""
+    """Whether a path is on an object store."""
     return os.fspath(where).startswith(_REMOTE)
 
 
@@ -113,11 +101,11 @@ def exists(where: epath.PathLike) -> bool:
     if is_remote(where):
         name = _plain(where)
         return _store().facts(name) is not None or _has_something(name)
-    return retried(lambda: _stat(where), where) is not None
+    return disk.exists(where)
 
 
 def is_folder(where: epath.PathLike) -> bool:
-    """Whether there is a folder of that name: on an object store, whether anything lies in it."""
+    """Whether there is a folder of that name: on an object store, whether it has any object."""
     if is_remote(where):
         return _has_something(_plain(where))
     return retried(lambda: os.path.isdir(where), where)
@@ -131,7 +119,7 @@ def size(where: epath.PathLike) -> int:
     """
     if is_remote(where):
         return int(_facts(where)["size"])
-    return retried(lambda: os.stat(where), where).st_size
+    return disk.size(where)
 
 
 def names(folder: epath.PathLike) -> list[str]:
@@ -149,34 +137,24 @@ def sizes(folder: epath.PathLike) -> dict[str, int | None]:
 
 
 def entries(folder: epath.PathLike) -> dict[str, Entry]:
-    """What lies in a folder, by name; one listing, however much that is.
+    """The files and folders in a folder, by name, from one listing.
 
     Raises:
       FileNotFoundError: if there is no such folder.
     """
     if is_remote(folder):
-        found = _store().listed(_plain(folder))
-        if not found:
+        listed = _store().listed(_plain(folder))
+        if not listed:
             raise FileNotFoundError(2, "No such folder", str(folder))
-        return {name: Entry(*facts) for name, facts in found.items()}
-
-    def scan() -> dict[str, Entry]:
-        with os.scandir(folder) as files:
-            return {
-                file.name: _entry(file.stat() if _leads(file) else file.stat(follow_symlinks=False)) for file in files
-            }
-
-    return retried(scan, folder)
+        return {name: Entry(*facts) for name, facts in listed.items()}
+    return disk.entries(folder)
 
 
 def files_below(folder: epath.PathLike) -> list[str]:
     """All files below a folder, by names relative to it, sorted; none if there is no such folder."""
     if is_remote(folder):
         return sorted(_store().listed(_plain(folder), deep=True))
-    root = os.fspath(folder)
-    return sorted(
-        os.path.relpath(os.path.join(place, name), root) for place, _, found in os.walk(root) for name in found
-    )
+    return disk.files_below(folder)
 
 
 def entry(where: epath.PathLike) -> Entry:
@@ -192,7 +170,7 @@ def entry(where: epath.PathLike) -> Entry:
         if _has_something(_plain(where)):
             return Entry(None, 0)
         raise FileNotFoundError(2, "No such file", str(where))
-    return _entry(retried(lambda: os.stat(where), where))
+    return disk.entry(where)
 
 
 def make_folder(folder: epath.PathLike) -> None:
@@ -202,22 +180,14 @@ def make_folder(folder: epath.PathLike) -> None:
 
 
 def remove(where: epath.PathLike) -> None:
-    """Removes a file, or a folder with all that is in it. What is missing is no error.
+    """Removes a file, or a folder with everything in it; a missing one is no error.
 
-    In a folder on an object store the `.json` files go first: the manifest is what says that the rest is whole.
+    In a folder on an object store the `.json` files go first: the manifest says that the rest is whole.
     """
     if is_remote(where):
         _store().remove(_plain(where))
-        return
-
-    def away() -> None:
-        if os.path.isdir(where) and not os.path.islink(where):
-            shutil.rmtree(where)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(where)
-
-    retried(away, where)
+    else:
+        disk.remove(where)
 
 
 def rename(source: epath.PathLike, target: epath.PathLike) -> None:
@@ -234,7 +204,7 @@ def rename(source: epath.PathLike, target: epath.PathLike) -> None:
 
 
 def read_bytes(where: epath.PathLike, start: int = 0, size: int | None = None) -> bytes:
-    """The bytes of a file, or `size` of them from byte `start`; fewer only where the file ends.
+    """The bytes of a file, or `size` of them from byte `start`; fewer only at the end of the file.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -242,14 +212,7 @@ def read_bytes(where: epath.PathLike, start: int = 0, size: int | None = None) -
     if is_remote(where):
         return _store().read(_plain(where), start, size)
 
-    retried(lambda: refuse_endless(where), where)
-
-    def read() -> bytes:
-        with open(where, "rb") as file:
-            file.seek(start)
-            return file.read(-1 if size is None else size)
-
-    return retried(read, where)
+    return disk.read(where, start, size)
 
 
 def write_bytes(where: epath.PathLike, payload: bytes) -> None:
@@ -267,26 +230,26 @@ def open_read(where: epath.PathLike, buffer: int = _BUFFER) -> Iterator[BinaryIO
 
     Args:
       where: of the file.
-      buffer: bytes that one request reads at least: large where a file is read from end to end in small pieces.
+      buffer: the least bytes of one request; large if a file is read from end to end in small pieces.
 
     Raises:
       FileNotFoundError: if there is no such file.
     """
-    with io.BufferedReader(_opened(where), buffer) as file:
+    with io.BufferedReader(_open_ranges(where), buffer) as file:
         yield file
 
 
 @contextlib.contextmanager
 def local_copy(where: epath.PathLike) -> Iterator[epath.Path]:
-    """A local file with the bytes of `where`: itself, or a copy on the temporary disk that goes with the block.
+    """A local file with the bytes of `where`: the file itself, or a temporary copy that is removed after the block.
 
-    For libraries that read local files only. A copy is compared with size and checksum of the object.
+    For libraries that read local files only. A copy is compared with the size and the checksum of the object.
 
     Raises:
       FileNotFoundError: if there is no such file.
     """
     if not is_remote(where):
-        retried(lambda: refuse_endless(where), where)
+        retried(lambda: disk.refuse_endless(where), where)
         yield path(where)
         return
     with tempfile.TemporaryDirectory(prefix="qwenvl-") as folder:
@@ -308,32 +271,16 @@ def local_output(where: epath.PathLike) -> Iterator[epath.Path]:
             yield temporary
             _store().write_file(_plain(where), temporary)
         return
-    final = path(where)
-    make_folder(final.parent)
-    temporary = final.parent / f".{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
+    make_folder(path(where).parent)
+    with disk.output(path(where)) as temporary:
         yield temporary
-        retried(lambda: os.replace(temporary, final), final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
-def _opened(where: epath.PathLike) -> RangeReader:
-    if is_remote(where):
-        store, name = _store(), _plain(where)
-        return RangeReader(size(where), lambda start, wanted: store.read(name, start, wanted), lambda: None)
-    retried(lambda: refuse_endless(where), where)
-    file = retried(lambda: os.open(where, os.O_RDONLY), where)
-    facts = os.fstat(file)
-    if stat.S_ISDIR(facts.st_mode):
-        os.close(file)
-        raise IsADirectoryError(21, "Is a directory", str(where))
-
-    def fetch(start: int, wanted: int) -> bytes:
-        return retried(lambda: os.pread(file, wanted, start), where)
-
-    return RangeReader(facts.st_size, fetch, lambda: os.close(file))
+def _open_ranges(where: epath.PathLike) -> RangeReader:
+    if not is_remote(where):
+        return disk.open_ranges(where)
+    store, name = _store(), _plain(where)
+    return RangeReader(size(where), lambda start, wanted: store.read(name, start, wanted), lambda: None)
 
 
 def _download(where: epath.PathLike, copy: epath.Path) -> None:
@@ -349,8 +296,8 @@ def _download(where: epath.PathLike, copy: epath.Path) -> None:
                 file.write(block)
                 yield block
 
-    found = crc32c(blocks())
-    if copy.stat().length != whole or found != facts.get("crc32c", found):
+    checksum = crc32c(blocks())
+    if copy.stat().length != whole or checksum != facts.get("crc32c", checksum):
         raise NotWhole("size or checksum of the copy differ from those of the object")
 
 
@@ -370,22 +317,6 @@ def _has_something(folder: str) -> bool:
 
 def _plain(where: epath.PathLike) -> str:
     return os.fspath(where).rstrip("/")
-
-
-def _entry(facts: os.stat_result) -> Entry:
-    return Entry(None if stat.S_ISDIR(facts.st_mode) else facts.st_size, facts.st_mtime_ns)
-
-
-def _leads(file: os.DirEntry[str]) -> bool:
-    """Whether a link leads somewhere; one that does not is told as the link that it is."""
-    return not file.is_symlink() or os.path.exists(file.path)
-
-
-def _stat(where: epath.PathLike) -> os.stat_result | None:
-    try:
-        return os.stat(where)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 @functools.cache
