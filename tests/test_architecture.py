@@ -54,7 +54,6 @@ LONG_FUNCTIONS = {
     "qwenvl_jax.conversion.torch_model.decoder_qwen:forward": "the signature of transformers takes a third of it",
     "qwenvl_jax.conversion.torch_model.modeling_qwen:forward": "the signature of transformers takes a third of it",
     "qwenvl_jax.planning.prediction:predict": "one literal: the figures of a prediction",
-    "qwenvl_jax.runtime.clusters:find_place": "one launcher after the other, in the order in which they are asked",
     "qwenvl_jax.runtime.gcs:_request": "one request with all answers that it may get",
     "qwenvl_jax.training.loop:train": "the training loop is to be read from top to bottom",
     "qwenvl_jax.training.loss:_of_device": "one device's part of the loss, forwards and backwards",

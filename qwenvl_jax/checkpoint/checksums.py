@@ -1,8 +1,8 @@
 """Sums over the bits of a state, taken on the devices that hold it.
 
-What Orbax writes has checksums for its indexes, not for the numbers themselves: a bit that turns over in a file gives
-another weight and no error. So a checkpoint carries one 32-bit sum per leaf, which is compared after it is read. Any
-one changed bit changes the sum; it is the same on every mesh, and costs one pass over the memory of each device.
+Orbax writes checksums for its indexes, not for the numbers themselves: a bit that flips in a file gives another weight
+and no error. So a checkpoint has one 32-bit sum per leaf, which is compared after reading. Any single changed bit
+changes the sum. The sum is the same on every mesh and costs one pass over the memory of each device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DIGEST = "digest"
 
 
 def sums(tree: Any) -> dict[str, int]:
-    """One sum per leaf in the devices' own memory, by path; leaves that wait in host memory are left out."""
+    """One sum per leaf in device memory, by path; leaves that are kept in host memory are left out."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in named}
     here = {path: leaf for path, leaf in leaves.items() if leaf.sharding.memory_kind != "pinned_host"}
@@ -35,15 +35,16 @@ def _sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def _sum(leaf: jax.Array) -> jax.Array:
     """The sum of (2 i + 1) times the bits of element i of [*shape], modulo 2^32, a uint32 []."""
     bits = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize])
-    place, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+    index = jnp.zeros(leaf.shape, jnp.uint32)
+    stride = 1
     for axis in reversed(range(leaf.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
+        index += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= leaf.shape[axis]
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
 def check(tree: Any, noted: dict[str, int]) -> None:
-    """Compares the leaves of `tree` with the sums that were noted for them when they were written.
+    """Compares the leaves of `tree` with their sums from when they were written.
 
     Raises:
       DamagedError: naming the first leaf that differs.
@@ -54,12 +55,12 @@ def check(tree: Any, noted: dict[str, int]) -> None:
 
 
 def with_digest(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON values with their own digest beside them."""
+    """The JSON values and, under one more key, their digest."""
     return {**values, _DIGEST: _digest(values)}
 
 
 def check_digest(values: Any) -> dict[str, Any]:
-    """What was sealed. Values from before there were digests pass. Raises DamagedError if they differ."""
+    """The values without their digest, which is compared; earlier versions wrote none. Raises DamagedError."""
     if not isinstance(values, dict):
         raise DamagedError("the progress is not what was saved")
     rest = {key: value for key, value in values.items() if key != _DIGEST}

@@ -1,8 +1,8 @@
-"""Saving, reading and thinning out the checkpoints of one run; its frozen weights.
+"""Writes and reads the checkpoints of one run and its frozen weights, and removes old checkpoints.
 
-A run's folder W holds `config.json`, `lineage.json`, `frozen/` (weights that the stage does not train, written
-once) and `checkpoints/<step>/` with three items: `params` (the trainable tree), `optimizer` and `progress` (JSON:
-the place in the data, metrics not yet logged, checksums). `steps` says which of them are finished.
+The folder of a run (`layout`) has `frozen/`, the weights that the stage does not train, written once, and
+`checkpoints/<step>/` with three items: `params` (the trainable tree), `optimizer` and `progress` (JSON: the position in
+the data, metrics that are not logged yet, checksums). `steps` says which checkpoints are finished.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qwenvl_jax.runtime.errors import file_errors_of
 
 _PROGRESS = "progress/metadata"
 SUMS, STEP = "sums", "step"  # keys of the checksums and the number of the step in the progress
-# Seconds that one checkpoint may take to be written, storage that is asked again and again included.
+# Seconds in which a checkpoint must be written, including repeated requests to the storage.
 _TIME_LIMIT = 7200
 
 
@@ -45,11 +45,11 @@ def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
 class Checkpoints:
     """Checkpoints of one run, written in the background.
 
-    Entering removes what was cut short before; all processes must enter, save and leave together.
+    Entering removes checkpoints that were cut short; all processes must enter, save and leave together.
 
     Args:
       workdir: the run's folder.
-      keep: how many of the newest checkpoints stay. While one is written there is one more.
+      keep: how many of the newest checkpoints are kept; there is one more while one is written.
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep: int):
@@ -69,10 +69,10 @@ class Checkpoints:
         return self
 
     def save(self, step: int, params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
-        """Starts writing a checkpoint; returns once the values are copied, so that the arrays may be donated.
+        """Starts to write a checkpoint; returns once the values are copied, so that the arrays may be donated.
 
         Raises:
-          OSError: if there is no space for this one or the one before; what was written of it is removed.
+          OSError: if there is no space for this checkpoint or the one before; the unfinished one is removed.
         """
         self.wait()
         noted = {"params": checksums.sums(params), "optimizer": checksums.sums(opt_state)}
@@ -88,7 +88,7 @@ class Checkpoints:
         self._writing = self._thread.submit(self._finish)
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is written, or raises what went wrong with it."""
+        """Waits until the last checkpoint is written; raises the error if it could not be."""
         writing, self._writing = self._writing, None
         if writing is not None:
             with self._removed_on_failure():
@@ -107,7 +107,7 @@ class Checkpoints:
                 yield
         except Exception:
             if distributed.is_primary():
-                with contextlib.suppress(Exception):  # the space is missed where the disk is full
+                with contextlib.suppress(Exception):  # on a full disk the error of the save matters
                     steps.clear_unfinished(self._workdir)
             raise
 
@@ -124,10 +124,10 @@ class Checkpoints:
 def restore_state(workdir: epath.PathLike, step: int, params: Any, opt_state: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Reads (params, opt_state, progress) of `step` into the given shapes, dtypes and shardings.
 
-    No process waits for another in it: one that finds its part damaged can say so. `check_state` goes after it.
+    No process waits for another here, so that one whose part is damaged can report it. Call `check_state` afterwards.
 
     Raises:
-      DamagedError: if something of it is missing or cut short.
+      DamagedError: if a part of the checkpoint is missing or cut short.
     """
     folder = steps.folder_of(workdir, step)
     progress = read_progress(folder)
@@ -135,10 +135,10 @@ def restore_state(workdir: epath.PathLike, step: int, params: Any, opt_state: An
 
 
 def check_state(params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
-    """Compares the sums of a restored state with those in its progress; on every process, or on none.
+    """Compares the sums of a restored state with those in its progress; all processes must call it, or none.
 
     Raises:
-      DamagedError: if it is not what was saved. Checkpoints from before there were sums pass.
+      DamagedError: if the state is not what was saved. Checkpoints of versions without sums pass.
     """
     noted = progress.get(SUMS, {})
     checksums.check(params, noted.get("params", {}))
@@ -146,7 +146,7 @@ def check_state(params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
 
 
 def read_progress(folder: epath.Path) -> dict[str, Any]:
-    """What was saved beside the arrays of a checkpoint. Raises DamagedError."""
+    """The JSON values that were saved with the arrays of a checkpoint. Raises DamagedError."""
     with failures.reading(folder / _PROGRESS):
         progress = checksums.check_digest(json.loads(storage.read_bytes(folder / _PROGRESS)))
     if str(progress.get(STEP, folder.name)) != folder.name:
@@ -158,7 +158,7 @@ def restore_params(workdir: epath.PathLike, step: int, params: Any) -> Any:
     """Reads some or all of the trained parameters of `step`, without the optimiser.
 
     Raises:
-      DamagedError: if something of it is missing, cut short or, where `params` has the stored dtype, changed.
+      DamagedError: if a part of them is missing, cut short or, if `params` has the stored dtype, changed.
     """
     restored = _restore(params_folder(workdir, step), params)
     noted = read_progress(steps.folder_of(workdir, step)).get(SUMS, {}).get("params", {})
@@ -171,7 +171,7 @@ def restore_params(workdir: epath.PathLike, step: int, params: Any) -> Any:
 def save_frozen(workdir: epath.PathLike, frozen: Any) -> None:
     """Writes the frozen tree of a run, whole or not at all; its leaves are arrays, or all of them `Deferred`.
 
-    One of an earlier attempt is replaced.
+    The frozen tree of an earlier attempt is replaced.
     """
     steps.check_name(workdir)
     folder = storage.absolute(storage.path(workdir) / FROZEN)
@@ -187,7 +187,7 @@ def save_frozen(workdir: epath.PathLike, frozen: Any) -> None:
                 checkpointer.save(folder, args=args)
     except Exception:
         if distributed.is_primary():
-            with contextlib.suppress(Exception):  # the space is missed where the disk is full
+            with contextlib.suppress(Exception):  # on a full disk the error of the save matters
                 steps.remove_temporary(folder)
         raise
 
@@ -196,20 +196,20 @@ def restore_frozen(workdir: epath.PathLike, frozen: Any) -> Any:
     """Reads some or all of the frozen tree into the given shapes, dtypes and shardings.
 
     Raises:
-      DamagedError: if something of it is missing, cut short or changed.
+      DamagedError: if a part of it is missing, cut short or changed.
     """
     return _restore(params_folder(workdir, None), frozen)
 
 
 def params_folder(workdir: epath.PathLike, step: int | None) -> epath.Path:
-    """Where the trained parameters of `step` lie, or with None the frozen tree."""
+    """The folder of the trained parameters of `step`, or, if that is None, of the frozen tree."""
     return storage.path(workdir) / FROZEN if step is None else steps.folder_of(workdir, step) / "params"
 
 
 def stored_leaves(folder: epath.Path) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Shape and dtype of every leaf that a folder of `params_folder` holds, by path. Raises DamagedError."""
-    with _open(folder, ocp.PyTreeCheckpointHandler()) as (handler, place):
-        tree = handler.metadata(place).tree
+    with _open(folder, ocp.PyTreeCheckpointHandler()) as (handler, source):
+        tree = handler.metadata(source).tree
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
 
@@ -220,8 +220,8 @@ def read_host_leaf(folder: epath.Path, path: tuple[str, ...]) -> np.ndarray:
     args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
     for key in reversed(path):
         item, args = {key: item}, {key: args}
-    with _open(folder, deferred.reader()) as (handler, place):
-        leaf = handler.restore(place, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
+    with _open(folder, deferred.reader()) as (handler, source):
+        leaf = handler.restore(source, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
     for key in path:
         leaf = leaf[key]
     return leaf
@@ -241,5 +241,5 @@ def _open(folder: epath.Path, handler: ocp.PyTreeCheckpointHandler) -> Iterator[
 
 
 def _restore(folder: epath.Path, abstract: Any) -> Any:
-    with _open(folder, ocp.PyTreeCheckpointHandler()) as (handler, place):
-        return handler.restore(place, args=_restore_args(abstract))
+    with _open(folder, ocp.PyTreeCheckpointHandler()) as (handler, source):
+        return handler.restore(source, args=_restore_args(abstract))

@@ -1,4 +1,4 @@
-"""How a process learns that it is one of several: from variables that a person sets, or from its cluster.
+"""How a process learns that it is one of several: from variables that the user sets, or from its cluster.
 
 JAX knows the clusters: Cloud TPU (GKE's variables, the metadata server), Slurm, Open MPI, Kubernetes. They are asked
 one by one, as `jax.distributed.initialize` would, so that what is wrong can be said before JAX waits for anybody.
@@ -6,6 +6,7 @@ one by one, as `jax.distributed.initialize` would, so that what is wrong can be 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,19 +15,19 @@ from typing import Any, NamedTuple
 from jax._src import clusters as _jax_clusters
 
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.runtime.rollcall import Place, split_address
+from qwenvl_jax.runtime.rollcall import Membership, split_address
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 DEVICES = "JAX_LOCAL_DEVICE_IDS"
 TORCH_PORT = 29500  # torchrun's own default
 _TORCH = ("MASTER_ADDR", "WORLD_SIZE", "RANK")
 
-# What JAX calls a cluster, and what people call it.
+# The names of clusters in JAX, and their common names.
 _NAMES = {"ompi": "Open MPI", "slurm": "Slurm", "mpi4py": "MPI", "gketpu": "GKE", "gcetpu": "the TPU's metadata server"}
 
 TPUS = (_NAMES["gketpu"], _NAMES["gcetpu"])
 
-# Counts that launchers leave in the environment, with what starts a process of theirs.
+# Counts that launchers leave in the environment, and how their processes are started.
 _ANNOUNCED = {
     "SLURM_NTASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun (Open MPI 5 needs the package mpi4py)",
@@ -41,7 +42,7 @@ _ALONE = f"set {COUNT}=1 to run one process alone"
 
 
 class _Cluster(NamedTuple):
-    """A cluster that this process finds itself on. Fields are functions: asking takes requests and time."""
+    """The cluster that this process runs on. Fields are functions, because asking takes requests and time."""
 
     name: str
     count: Any
@@ -50,16 +51,16 @@ class _Cluster(NamedTuple):
     devices: Any
 
 
-def find_place(variables: Mapping[str, str], seconds: float) -> Place | None:
-    """Where this process stands among those of its run; None if it is alone.
+def find_membership(variables: Mapping[str, str], seconds: float) -> Membership | None:
+    """Which of the processes of a run this one is; None if it is alone.
 
     Args:
       variables: the environment. `JAX_NUM_PROCESSES=1` means alone, whatever else is set.
       seconds: how long to wait for the name of process 0's host.
 
     Raises:
-      UserError: if variables are malformed, contradict one another or are only some of those needed; if a launcher's
-        count is set that did not start this process; if the cluster cannot be asked.
+      UserError: if variables are malformed, contradict one another or are incomplete; if the count of a launcher is
+        set that did not start this process; if the cluster cannot be asked.
     """
     variables = _that_say_something(variables)
     given = {name: variables[name] for name in (ADDRESS, COUNT, INDEX) if name in variables}
@@ -67,7 +68,9 @@ def find_place(variables: Mapping[str, str], seconds: float) -> Place | None:
     index = _number(given, INDEX, 0)
     _check_devices(variables)
     if count is not None and index is not None and index >= count:
-        raise UserError(f"{INDEX} is {index}, but {COUNT} {count} leaves 0 to {count - 1}; give every process its own")
+        raise UserError(
+            f"{INDEX} is {index}, but {COUNT} {count} leaves 0 to {count - 1}; give every process a different number"
+        )
     if count == 1:
         return None
     cluster = None if len(given) == 3 else _find_cluster(variables)
@@ -81,44 +84,54 @@ def find_place(variables: Mapping[str, str], seconds: float) -> Place | None:
         if not given:
             _check_nothing_announced(variables)
             return None
-        name, devices = "the JAX_ variables", None
+        assert count is not None and index is not None
+        membership = Membership(given[ADDRESS], count, index, "the JAX_ variables")
     else:
-        name = cluster.name if not given else f"{cluster.name} and {', '.join(given)}"
-        try:
-            count = int(cluster.count()) if count is None else count
-            if count == 1:
-                if cluster.name == _NAMES["mpi4py"]:
-                    raise RuntimeError("mpi4py, of another MPI than the launcher's, sees this process alone")
-                return None
-            index = int(cluster.index()) if index is None else index
-            address = given.get(ADDRESS) or cluster.address(seconds)
-            devices = cluster.devices()
-        except Exception as error:  # whatever its library raises: requests, sockets, missing variables
-            raise UserError(
-                f"this looks like a process of {cluster.name}, but that cannot be asked for the others "
-                f"({_first_line(error)}); set {ADDRESS}, {COUNT} and {INDEX}, or {_ALONE}"
-            ) from None
-        given = {ADDRESS: address, **given}
-        if not 0 <= index < count:
-            raise UserError(
-                f"{name} says that this is process {index} of {count}, which are numbered from 0; check the variables "
-                f"of the launcher, or set {ADDRESS}, {COUNT} and {INDEX}"
-            )
+        answer = _membership_in(cluster, given, count, index, seconds)
+        if answer is None:
+            return None
+        membership = answer
     try:
-        split_address(given[ADDRESS])
+        split_address(membership.address)
     except ValueError:
         raise UserError(
-            f"{given[ADDRESS]!r}, from {ADDRESS if name == 'the JAX_ variables' else name}, is not an address such as "
-            "10.0.0.2:8476; give the host of process 0 and a free port on it"
+            f"{membership.address!r}, from {ADDRESS if cluster is None else membership.said_by}, is not an address "
+            "such as 10.0.0.2:8476; give the host of process 0 and a free port on it"
         ) from None
-    assert count is not None and index is not None
-    return Place(given[ADDRESS], count, index, name, None if DEVICES in variables else devices)
+    return dataclasses.replace(membership, devices=None) if DEVICES in variables else membership
+
+
+def _membership_in(
+    cluster: _Cluster, given: Mapping[str, str], count: int | None, index: int | None, seconds: float
+) -> Membership | None:
+    """What a cluster says of this process, with the variables that the user set; None if the process is alone."""
+    name = cluster.name if not given else f"{cluster.name} and {', '.join(given)}"
+    try:
+        count = int(cluster.count()) if count is None else count
+        if count == 1:
+            if cluster.name == _NAMES["mpi4py"]:
+                raise RuntimeError("mpi4py, of another MPI than the launcher's, sees this process alone")
+            return None
+        index = int(cluster.index()) if index is None else index
+        address = given.get(ADDRESS) or cluster.address(seconds)
+        devices = cluster.devices()
+    except Exception as error:  # whatever its library raises: requests, sockets, missing variables
+        raise UserError(
+            f"this looks like a process of {cluster.name}, but that cannot be asked for the others "
+            f"({_first_line(error)}); set {ADDRESS}, {COUNT} and {INDEX}, or {_ALONE}"
+        ) from None
+    if not 0 <= index < count:
+        raise UserError(
+            f"{name} says that this is process {index} of {count}, which are numbered from 0; check the variables "
+            f"of the launcher, or set {ADDRESS}, {COUNT} and {INDEX}"
+        )
+    return Membership(address, count, index, name, devices)
 
 
 def one_of_several(variables: Mapping[str, str]) -> str | None:
-    """What has started this process among others, for a tool that works as one; None if nothing has.
+    """The launcher that has started this process as one of several, for a tool that runs alone; None if there is none.
 
-    Counts that no launcher stands behind mean nothing to it, nor a TPU slice if it does not use its TPU.
+    Counts without a launcher do not matter to such a tool, nor does a TPU slice whose TPU it does not use.
     """
     variables = _that_say_something(variables)
     if variables.get(COUNT) == "1":
@@ -128,7 +141,7 @@ def one_of_several(variables: Mapping[str, str]) -> str | None:
     try:
         cluster = _find_cluster(variables)
         several = cluster is not None and int(cluster.count()) > 1
-    except Exception:  # whoever cannot be asked has not started several
+    except Exception:  # a launcher that cannot be asked has not started several
         return None
     if cluster is None or not several:
         return None
@@ -144,7 +157,7 @@ def _find_cluster(variables: Mapping[str, str]) -> _Cluster | None:
         if cluster.opt_in_only_method or (
             cluster is _jax_clusters.K8sCluster and "JOB_COMPLETION_INDEX" not in variables
         ):
-            continue  # a pod without that number is a process of its own; asking would fail
+            continue  # a pod without that number is a single process; asking would fail
         name = _NAMES.get(cluster.name, "Kubernetes")
         try:
             with warnings.catch_warnings(action="ignore"):  # of a missing package; see below
@@ -174,8 +187,8 @@ def _asked(name: str, cluster: Any) -> _Cluster:
         )
 
     def devices() -> list[int] | None:
-        own = None if running_in_cloud_tpu_vm else cluster.get_local_process_id()
-        return None if own is None else [own]
+        local_index = None if running_in_cloud_tpu_vm else cluster.get_local_process_id()
+        return None if local_index is None else [local_index]
 
     return _Cluster(name, cluster.get_process_count, cluster.get_process_id, address, devices)
 
@@ -185,7 +198,7 @@ def _torchrun(variables: Mapping[str, str]) -> _Cluster:
 
     def address(seconds: float) -> str:
         del seconds
-        # On its own port torchrun keeps a store while the run lasts.
+        # torchrun keeps a store on MASTER_PORT while the run lasts.
         port = int(variables.get("MASTER_PORT", TORCH_PORT)) + ("TORCHELASTIC_RUN_ID" in variables)
         host = variables["MASTER_ADDR"]
         host = f"[{host}]" if ":" in host else host
@@ -199,7 +212,7 @@ def _torchrun(variables: Mapping[str, str]) -> _Cluster:
 
 
 def _check_nothing_announced(variables: Mapping[str, str]) -> None:
-    """Refuses counts without the launcher that they belong to: alone, every process would take the run for its own."""
+    """Refuses counts without their launcher: every process would believe that it runs alone."""
     for name, launcher in _ANNOUNCED.items():
         value = variables.get(name, "1")
         count = len(value.split(",")) if name in _LISTS else int(value) if value.isdecimal() else 1

@@ -19,18 +19,18 @@ from etils import epath
 from jax._src import distributed as _jax_distributed
 
 from qwenvl_jax.runtime import errors, rollcall, storage
-from qwenvl_jax.runtime.clusters import TPUS, find_place, one_of_several
+from qwenvl_jax.runtime.clusters import TPUS, find_membership, one_of_several
 from qwenvl_jax.runtime.errors import UserError
 
 _POLL = 2.0  # seconds of one wait for another process; then it is asked again
-_line: rollcall.Line | None = None  # to process 0, where there are several
+_line: rollcall.Line | None = None  # to process 0, if there are several processes
 _calls = itertools.count()  # exchanges so far: all processes make the same ones in the same order
 
 
 def initialize() -> None:
     """Joins the other processes of the run if there are any; call it before anything touches a device.
 
-    `clusters.find_place` says who they are, `rollcall.call` waits until all are there: at most `join_seconds()`.
+    `clusters.find_membership` says who they are, `rollcall.call` waits until all are there: at most `join_seconds()`.
 
     Raises:
       UserError: if this process cannot tell whether it is alone, or the others do not come.
@@ -39,15 +39,15 @@ def initialize() -> None:
     if _line is not None:
         return
     seconds = join_seconds()
-    place = find_place(os.environ, seconds)
-    if place is None:
+    membership = find_membership(os.environ, seconds)
+    if membership is None:
         return
-    _line = rollcall.call(place, seconds)
+    _line = rollcall.call(membership, seconds)
     jax.distributed.initialize(
-        place.address,
-        place.count,
-        place.index,
-        local_device_ids=place.devices,
+        membership.address,
+        membership.count,
+        membership.index,
+        local_device_ids=membership.devices,
         cluster_detection_method="deactivate",  # it has been asked
         initialization_timeout=int(seconds) + 1,
     )
@@ -81,9 +81,9 @@ def require_alone(tool: str) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends all processes of the run, within seconds and with one sentence, should the block fail on one of them.
+    """Ends all processes of the run, within seconds and with one sentence, if the block fails on one of them.
 
-    The process that fails ends here: to unwind further could mean to wait for the others, who are gone by then.
+    The process that fails ends here: to unwind further could mean to wait for the others, which have ended by then.
     """
     if _line is None:
         yield
@@ -104,7 +104,7 @@ def together() -> Iterator[None]:
                 code = cause[1]
             else:
                 traceback.print_exc(file=text)
-            sentence = f"{type(error).__name__}: {str(error).strip() or 'no message'}; its own output has more"
+            sentence = f"{type(error).__name__}: {str(error).strip() or 'no message'}; its output has more"
         print(text.getvalue(), end="", file=sys.stderr, flush=True)
         sys.stdout.flush()
         _line.fail(" ".join(sentence.split()), code)
@@ -128,7 +128,7 @@ def is_primary() -> bool:
 
 
 def from_primary(function: Callable[[], Any]) -> Any:
-    """What `function` gives on process 0, for all processes: one of them asks the file system, the others are told.
+    """The result of `function` on process 0, for all processes: only process 0 asks the file system.
 
     All processes must call it, in the same order. Nothing runs on a device.
 
@@ -156,10 +156,10 @@ def from_primary(function: Callable[[], Any]) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON value of every process, by its number, on process 0; on the others their own alone.
+    """The JSON values of all processes, by their numbers, on process 0; on another process its value alone.
 
-    All of them must call it, in the same order. Texts travel as they are, of any length, over the network of the
-    hosts: nothing is compiled, the devices go on with what they do, and their memory is not needed.
+    All processes must call it, in the same order. Values of any length travel over the network of the hosts: nothing is
+    compiled, and the devices are neither interrupted nor used.
     """
     client = _client()
     if client is None:
@@ -168,13 +168,13 @@ def gather(value: Any) -> list[Any]:
     if not is_primary():
         client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
         return [value]
-    found = [value, *(json.loads(_wait_for(client, f"{key}/{index}")) for index in range(1, process_count()))]
-    client.key_value_delete(key)  # with all that lies below it
-    return found
+    values = [value, *(json.loads(_wait_for(client, f"{key}/{index}")) for index in range(1, process_count()))]
+    client.key_value_delete(key)  # with all keys below it
+    return values
 
 
 def agree(facts: Mapping[str, str]) -> None:
-    """Compares what every process believes; all of them must call it, in the same order.
+    """Compares the facts of all processes; all of them must call it, in the same order.
 
     Raises:
       UserError: on every process, naming the first one that differs from process 0, the fact and both values.
@@ -198,7 +198,7 @@ def agree(facts: Mapping[str, str]) -> None:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-    """Sees to it that all processes mean the same folder.
+    """Checks that a path is the same folder on all processes.
 
     Raises:
       UserError: on every process if one of them does not see what process 0 puts there.
@@ -214,7 +214,7 @@ def check_shared(folder: epath.PathLike) -> None:
         mark.write_text("")
 
     def judge() -> None:
-        for index, (host, seen) in enumerate(found):
+        for index, (host, seen) in enumerate(answers):
             if not seen:
                 raise UserError(
                     f"{folder} is another folder on process {index} (host {host}) than on process 0; name one that all "
@@ -223,7 +223,7 @@ def check_shared(folder: epath.PathLike) -> None:
 
     try:
         from_primary(leave)
-        found = gather([socket.gethostname(), mark.exists()])
+        answers = gather([socket.gethostname(), mark.exists()])
         from_primary(judge)
         made = []
     finally:
@@ -238,7 +238,7 @@ def check_devices() -> None:
     """Touches the devices, and refuses to go on if they belong to other processes than those that have joined.
 
     Raises:
-      UserError: where the devices know of processes that this one has not joined, or of none but itself.
+      UserError: if the devices know of processes that this one has not joined, or of no other process.
     """
     if jax.process_count() != process_count():
         joined = (
@@ -267,7 +267,7 @@ def _wait_for(client: Any, key: str) -> str:
 
 def _raise(kind: str, message: str, process: int) -> NoReturn:
     """Raises the error of another process as its own type if it is one of ours."""
-    own = getattr(errors, kind, None)
-    if isinstance(own, type) and issubclass(own, Exception):
-        raise own(message)
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, Exception):
+        raise known(message)
     raise UserError(f"process {process} ended with {kind}: {message}; see its output")

@@ -1,10 +1,10 @@
-"""The roll call of a run's processes, and the line that each of them keeps to process 0.
+"""The roll call of a run's processes, and the connection that each of them keeps to process 0.
 
-JAX connects processes that are all there. For one that is missing it waits minutes and then aborts the others with a
-stack of addresses; a port that is taken crashes it, and one that dies later leaves the others waiting. So the
-processes first call the roll over plain sockets, on the port that JAX uses afterwards: whoever is missing, comes
-twice or is of another run is named. The sockets stay open. A process that fails says so, the system closes the socket
-of one that was killed, and process 0 tells all others, which end with that sentence whatever they are waiting for.
+JAX connects processes that are all present. If one is missing, it waits for minutes and then aborts the others with a
+stack trace of addresses; if the port is taken, it crashes; if a process dies later, the others keep waiting. So the
+processes first call the roll over plain sockets, on the port that JAX uses afterwards. A process that is missing, comes
+twice or belongs to another run is named. The sockets stay open. A process that fails reports it, the system closes the
+socket of a killed one, and process 0 tells all others, which end with that sentence whatever they are waiting for.
 
 Messages are lines of JSON. To process 0: who calls; then `failed` (a sentence, and the exit code) or `done`. From it:
 `heard`; then `complete`, `stop` (a sentence, and the exit code) or `done`.
@@ -28,26 +28,26 @@ from typing import Any, NamedTuple
 
 from qwenvl_jax.runtime.errors import UserError
 
-ANSWER = 5.0  # seconds for the first answer of process 0, which does nothing else meanwhile
-GRACE = 2.0  # seconds in which a process may end by an error of its own before that of another ends it
-LAST_WORDS = 5.0  # seconds that process 0 stays for the others to hear why the run has ended
-SHOWN = 8  # missing processes named at most
+ANSWER = 5.0  # seconds for the first answer of process 0, which does nothing else in that time
+GRACE = 2.0  # seconds in which a process may end with its error before the error of another process ends it
+LAST_WORDS = 5.0  # seconds for which process 0 stays so that the others learn why the run has ended
+SHOWN = 8  # the most missing processes that are named
 LONGEST = 8000  # characters of a sentence
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where this process stands among those of its run."""
+class Membership:
+    """Which of the processes of a run this one is."""
 
     address: str  # host:port of process 0
     count: int
     index: int
-    said_by: str  # what has told so, for people
-    devices: list[int] | None = None  # the GPUs of this host that are its own; None: all
+    said_by: str  # the launcher or the variables that say so, for messages
+    devices: list[int] | None = None  # the GPUs of this host that this process uses; None: all
 
 
 class _Foreign(Exception):
-    """Something else than process 0 of this run has answered."""
+    """The answer did not come from process 0 of this run."""
 
 
 class _Member(NamedTuple):
@@ -59,21 +59,21 @@ class _Member(NamedTuple):
 
 
 class Desk:
-    """Process 0's side: calls the roll, then passes on who has failed. Works on a thread of its own.
+    """Process 0's side: calls the roll, then passes on who has failed. Works on a separate thread.
 
     Raises:
       UserError: if the port of the run's address cannot be used on this host.
     """
 
-    def __init__(self, place: Place, seconds: float):
-        self._place, self._seconds = place, seconds
+    def __init__(self, membership: Membership, seconds: float):
+        self._membership, self._seconds = membership, seconds
         self._members: dict[int, _Member] = {}
         self._done: set[int] = set()
         self._complete = False
         self._stopped: dict[str, Any] | None = None  # what all have been told
         self.alone = threading.Event()  # set once all others have gone
-        self._socket = _listen(place)
-        _allow_files(place.count)
+        self._socket = _listen(membership)
+        _allow_files(membership.count)
         threading.Thread(target=asyncio.run, args=(self._work(),), name="roll call", daemon=True).start()
 
     async def _work(self) -> None:
@@ -92,10 +92,10 @@ class Desk:
         before = self._members.get(index)
         self._members[index] = member
         _send(writer, {"heard": True})
-        if count != self._place.count:
+        if count != self._membership.count:
             self._stop(
                 f"process {index} (host {member.host}) was told of {count} processes, process 0 of "
-                f"{self._place.count}; give all of them the same number"
+                f"{self._membership.count}; give all of them the same number"
             )
         elif before is not None and before.token != member.token:
             self._stop(
@@ -123,7 +123,7 @@ class Desk:
             if ended and self._complete and index not in self._done:
                 where = f"process {index} (host {member.host})"
                 self._stop(f"{where} ended without a word; its own output may say why", code=1)
-        if not self._members.keys() - {self._place.index}:
+        if not self._members.keys() - {self._membership.index}:
             self.alone.set()
         writer.close()
 
@@ -132,17 +132,17 @@ class Desk:
             self._stop(f"{message['failed']} (process {index}, host {member.host})", code=message["code"])
         elif "done" in message:
             self._done.add(index)
-            if index == self._place.index:  # nobody is left to pass words on
+            if index == self._membership.index:  # nobody is left to pass words on
                 for other in self._members.values():
                     _send(other.writer, {"done": True})
 
     def _give_up(self) -> None:
         if self._complete or self._stopped:
             return
-        missing = [index for index in range(self._place.count) if index not in self._members]
+        missing = [index for index in range(self._membership.count) if index not in self._members]
         names = ", ".join(map(str, missing[:SHOWN])) + (f" and {len(missing) - SHOWN} more" if missing[SHOWN:] else "")
         self._stop(
-            f"{len(self._members)} of {self._place.count} processes ({self._place.said_by}) came within "
+            f"{len(self._members)} of {self._membership.count} processes ({self._membership.said_by}) came within "
             f"{self._seconds:.0f} s, missing: {names}; start all of them at about the same time (QWENVL_JOIN_SECONDS "
             "gives them longer), or set JAX_NUM_PROCESSES=1 to run one alone"
         )
@@ -214,18 +214,23 @@ class Line:
         os._exit(code)
 
 
-def call(place: Place, seconds: float) -> Line:
+def call(membership: Membership, seconds: float) -> Line:
     """Answers the roll call; returns once all processes of the run are there.
 
     Raises:
       UserError: on every process if one is missing after `seconds`, comes twice or expects another number of them.
     """
-    desk = Desk(place, seconds) if place.index == 0 else None
+    desk = Desk(membership, seconds) if membership.index == 0 else None
     deadline = time.monotonic() + seconds
-    hello = {"process": place.index, "of": place.count, "host": socket.gethostname(), "token": uuid.uuid4().hex}
+    hello = {
+        "process": membership.index,
+        "of": membership.count,
+        "host": socket.gethostname(),
+        "token": uuid.uuid4().hex,
+    }
     while True:
         try:
-            connection, file = _greet(place, hello)
+            connection, file = _greet(membership, hello)
             connection.settimeout(seconds + ANSWER)
             message = json.loads(file.readline() or '""')
             if message:
@@ -242,7 +247,7 @@ def call(place: Place, seconds: float) -> Line:
         except (OSError, ValueError) as error:
             problem = str(error)
         if time.monotonic() > deadline:
-            raise UserError(_unreachable(place, problem, seconds))
+            raise UserError(_unreachable(membership, problem, seconds))
         time.sleep(0.2)
     if "stop" in message:
         connection.close()
@@ -253,8 +258,8 @@ def call(place: Place, seconds: float) -> Line:
     return Line(connection, file, desk)
 
 
-def _greet(place: Place, hello: dict[str, Any]) -> tuple[socket.socket, Any]:
-    host, port = split_address(place.address)
+def _greet(membership: Membership, hello: dict[str, Any]) -> tuple[socket.socket, Any]:
+    host, port = split_address(membership.address)
     connection = socket.create_connection((host, port), timeout=ANSWER)
     _keep_alive(connection)
     try:
@@ -272,16 +277,17 @@ def _greet(place: Place, hello: dict[str, Any]) -> tuple[socket.socket, Any]:
     return connection, file
 
 
-def _unreachable(place: Place, problem: str, seconds: float) -> str:
-    if place.index == 0:
+def _unreachable(membership: Membership, problem: str, seconds: float) -> str:
+    address, said_by = membership.address, membership.said_by
+    if membership.index == 0:
         return (
-            f"process 0 does not find itself at {place.address} ({problem}), the address from {place.said_by}; set "
+            f"process 0 does not find itself at {address} ({problem}), the address from {said_by}; set "
             "JAX_COORDINATOR_ADDRESS to an address of the host of process 0, with a free port, on all processes"
         )
     return (
-        f"process {place.index} of {place.count} did not reach process 0 at {place.address} within {seconds:.0f} s "
-        f"({problem}); start all processes at about the same time, and see that this address, from {place.said_by}, is "
-        "that of process 0 and its port open to the others"
+        f"process {membership.index} of {membership.count} did not reach process 0 at {address} within {seconds:.0f} s "
+        f"({problem}); start all processes at about the same time, and see that this address, from {said_by}, is that "
+        "of process 0 and its port open to the others"
     )
 
 
@@ -293,9 +299,9 @@ def split_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _listen(place: Place) -> socket.socket:
+def _listen(membership: Membership) -> socket.socket:
     """A socket on the port of the run's address, on all networks of this host, as JAX's own."""
-    port = split_address(place.address)[1]
+    port = split_address(membership.address)[1]
     deadline = time.monotonic() + ANSWER
     while True:
         try:
@@ -314,7 +320,7 @@ def _listen(place: Place) -> socket.socket:
 
 
 def _allow_files(count: int) -> None:
-    """Lets this process hold a connection per process beside its own files; 1,024 in all is a common default."""
+    """Raises the limit of open files by one connection per process; 1,024 in all is a common default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = soft + count
     if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or wanted <= hard):

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl_jax.runtime import distributed
-from qwenvl_jax.runtime.clusters import find_place
+from qwenvl_jax.runtime.clusters import find_membership
 from qwenvl_jax.runtime.errors import UserError
 from tests.runtime.processes import FOREIGN, ROOT, Ended, Parent, joined
 from tests.support.ports import free_port
@@ -187,7 +187,7 @@ ALONE: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("name", ALONE)
 def test_one_process_is_alone_at_once(name: str, only: Callable[[Mapping[str, str]], None]) -> None:
     only(ALONE[name])
-    assert find_place(os.environ, 1) is None
+    assert find_membership(os.environ, 1) is None
     distributed.initialize()
     assert distributed.process_count() == 1
     with distributed.together():
