@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.support.commands import run_commands
 
 ROOT = Path(__file__).parents[2]
 
-# Runs main for each line of arguments in a forked process, and says at the end what each has loaded.
-DRIVER = """
-import os, sys
+# Each command says at its end what it has loaded.
+AT_END = """
 from jax._src import xla_bridge
-from qwenvl_jax import audit
-from qwenvl_jax.runtime import commandline
-for line in sys.stdin.read().splitlines():
-    child = os.fork()
-    if not child:
-        os.dup2(1, 2)
-        sys.argv = ["audit", *line.split("\\t")]
-        try:
-            commandline.run(audit.main)
-        except SystemExit as exit:
-            heavy = {"torch", "tensorflow", "flax", "qwenvl_jax.models"} & set(sys.modules)
-            print("backends", len(xla_bridge._backends), "heavy", len(heavy), flush=True)
-            os._exit(exit.code or 0)
-    print("===", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+heavy = {"torch", "tensorflow", "flax", "qwenvl_jax.models"} & set(sys.modules)
+print("backends", len(xla_bridge._backends), "heavy", len(heavy), flush=True)
 """
 
 
@@ -54,22 +40,13 @@ def test_the_command(tiny_data: Path, tmp_path: Path) -> None:
         (config, f"--output={blocked}"): "name another path",
         (config, "stray"): "unexpected argument 'stray'",
     }
-    run = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input="\n".join("\t".join(line) for line in lines),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    outcomes = re.split(r"=== (\d+)\n", run.stdout)
-    codes = [int(code) for code in outcomes[1::2]]
-    assert codes == [0, *[2] * (len(lines) - 1)], run.stdout
-    for said, expected in zip(outcomes[::2], lines.values(), strict=False):
-        assert expected in said and "Traceback" not in said
-        assert "backends 0 heavy 0" in said
+    answers = run_commands("qwenvl_jax.audit", list(lines), at_end=AT_END)
+    assert [answer.code for answer in answers] == [0, *[2] * (len(lines) - 1)], answers
+    for answer, expected in zip(answers, lines.values(), strict=True):
+        assert expected in answer.text and "Traceback" not in answer.text
+        assert "backends 0 heavy 0" in answer.text
     assert sorted(path.name for path in output.iterdir()) == ["audit.html", "audit.json", "notes.txt"]
     numbers = json.loads((output / "audit.json").read_text())
-    assert [own["name"] for own in numbers["sources"]] == ["caption", "vqa", "text"]
-    assert [own["samples"] for own in numbers["sources"]] == [20, 10, 10]
+    assert [source["name"] for source in numbers["sources"]] == ["caption", "vqa", "text"]
+    assert [source["samples"] for source in numbers["sources"]] == [20, 10, 10]
     assert (output / "audit.html").read_text().startswith("<!doctype html>")

@@ -28,24 +28,11 @@ from qwenvl_jax.planning.prediction import (
 )
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
+from tests.support.commands import assert_refused, run_commands
 
 ROOT = Path(__file__).parents[2]
 TINY = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}"
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
-
-DRIVER = """
-import os, sys
-from qwenvl_jax.runtime import commandline
-from qwenvl_jax import plan
-for line in sys.stdin.read().splitlines():
-    child = os.fork()
-    if not child:
-        os.dup2(1, 2)
-        sys.argv = ["plan", *line.split("\\t")]
-        commandline.run(plan.main)
-        os._exit(0)
-    print("===", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 # The planner where libtpu cannot be imported, wherever this test runs.
 WITHOUT_LIBTPU = """
@@ -104,15 +91,9 @@ if not HAS_COMPILER:
 
 def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"v9": 1}')
-    lines = ["\t".join(arguments).replace("{tmp}", str(tmp_path)) for arguments, _ in MISTAKES.values()]
-    command = [sys.executable, "-c", DRIVER]
-    run = subprocess.run(command, cwd=ROOT, input="\n".join(lines), capture_output=True, text=True, check=True)
-    answers = re.split(r"^=== (\d+)\n", run.stdout, flags=re.MULTILINE)
-    assert len(answers) == 2 * len(MISTAKES) + 1, run.stdout
-    for (name, (_, words)), text, code in zip(MISTAKES.items(), answers[::2], answers[1::2], strict=False):
-        assert code == "2", (name, text)
-        assert text.startswith("error: ") and text.count("\n") == 1, (name, text)
-        assert words in text, (name, text)
+    lines = [[argument.replace("{tmp}", str(tmp_path)) for argument in line] for line, _ in MISTAKES.values()]
+    for answer, (_, words) in zip(run_commands("qwenvl_jax.plan", lines), MISTAKES.values(), strict=True):
+        assert_refused(answer, words)
     assert not (tmp_path / "sharding.json").exists()
 
 
