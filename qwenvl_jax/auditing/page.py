@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qwenvl_jax.auditing.samples import Audit, Place, Span, pixels_of, places_of, spans_of
+from qwenvl_jax.auditing.samples import Audit, pixels_of
+from qwenvl_jax.auditing.spans import Span, SpelledRegion, regions_of, spans_of
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.examples import Example
 from qwenvl_jax.data.images.pool import decode_all
@@ -128,7 +129,7 @@ def _chart(source: dict[str, Any], unit: str, bars: Sequence[dict[str, int]], li
 def _sample(example: Example, audit: Audit, config: Config) -> str:
     """One sample: its images with the regions drawn on them, and its tokens."""
     spans = spans_of(example.tokens, audit.tokenizer, config.model.resampler.queries)
-    regions = list(enumerate(places_of(spans), start=1))
+    regions = list(enumerate(regions_of(spans), start=1))
     pixels_IHWC = pixels_of(example, config.data)
     decode_all(example.images, example.stated_sizes, pixels_IHWC, config.data.jpeg_draft)
     pictures = "".join(
@@ -146,7 +147,7 @@ def _sample(example: Example, audit: Audit, config: Config) -> str:
     )
 
 
-def _picture(pixels_HWC: np.ndarray, index: int, regions: Sequence[tuple[int, Place]]) -> str:
+def _picture(pixels_HWC: np.ndarray, index: int, regions: Sequence[tuple[int, SpelledRegion]]) -> str:
     """One image with its numbered regions, in thousandths: the coordinates on the page are those of the tokens."""
     outlines = [
         Region(
@@ -169,7 +170,7 @@ def _picture(pixels_HWC: np.ndarray, index: int, regions: Sequence[tuple[int, Pl
     return f'<figure>{svg}<figcaption class="small">{title}</figcaption></figure>'
 
 
-def _tokens(spans: Sequence[Span], regions: dict[int, tuple[int, Place]]) -> str:
+def _tokens(spans: Sequence[Span], regions: dict[int, tuple[int, SpelledRegion]]) -> str:
     """Spans as text.
 
     Args:
@@ -191,7 +192,7 @@ def _tokens(spans: Sequence[Span], regions: dict[int, tuple[int, Place]]) -> str
     return "".join(parts)
 
 
-def _chip(number: int, region: Place) -> str:
+def _chip(number: int, region: SpelledRegion) -> str:
     """The number of a region in the text, with what is wrong with it."""
     problem = ""
     if not region.corners:

@@ -1,7 +1,7 @@
 """Batches for the training step: streams -> rows -> arrays and pixels, prefetched on a thread.
 
-The global batch is the parts of `config.data.streams` logical streams one after the other. A process builds those
-whose rows its devices hold; how many processes there are changes nothing.
+The global batch is the concatenation of the parts of `config.data.streams` logical streams. A process builds the parts
+whose rows its devices hold; the number of processes changes nothing.
 
 Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels.
 """
@@ -9,7 +9,6 @@ Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels.
 from __future__ import annotations
 
 import atexit
-import collections
 import concurrent.futures
 import copy
 import math
@@ -19,13 +18,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from qwenvl_jax.config import Config
 from qwenvl_jax.data import fingerprint
+from qwenvl_jax.data.batch_builder import BatchBuilder, PackedExample
 from qwenvl_jax.data.corruption import Tally, check_corruption
-from qwenvl_jax.data.examples import Example
-from qwenvl_jax.data.images.pool import DecodePool, finished
+from qwenvl_jax.data.images.pool import DecodePool
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.data.stream import Corpus, Stream, open_corpus
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -33,33 +30,21 @@ from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
 
 READERS = 16  # threads that read and tokenise ahead
-DROPPED_SHARE = 0.05  # of a source, left out because it does not fit, that is worth a line
-
-
-class _Placed(NamedTuple):
-    """A sample in its place in the batch, its images being decoded."""
-
-    stream: int
-    example: Example
-    a: int
-    row: int
-    tokens: slice
-    images: slice
-    error: concurrent.futures.Future[str]
+DROPPED_SHARE = 0.05  # share of a source above which a warning says how many samples do not fit a row
 
 
 class _Ready(NamedTuple):
-    """What the thread hands over: a batch whose images are being decoded, and the states of the streams after it."""
+    """A batch from the thread, whose images may still be decoding, and the states of the streams after it."""
 
     batch: Batch
-    placed: list[_Placed]
+    packed: list[PackedExample]
     states: dict[int, dict[str, Any]]
 
 
 class Loader(Iterator[Batch]):
-    """The parts of some logical streams, joined to batches and built ahead on a background thread.
+    """Joins the parts of some logical streams to batches, which a background thread builds ahead.
 
-    `state` and `counters` speak of the batches handed out, never of those prefetched. Use as a context manager, or
+    `state` and `counters` count the batches that were returned, never those prefetched. Use it as a context manager, or
     call `close`, to end the threads.
 
     Args:
@@ -70,7 +55,9 @@ class Loader(Iterator[Batch]):
 
     def __init__(self, corpus: Corpus, streams: Sequence[int], prefetch: int):
         data = corpus.data
-        self._corpus, self._data, self._prefetch = corpus, data, prefetch
+        self._corpus = corpus
+        self._data = data
+        self._prefetch = prefetch
         self._facts = corpus.facts()
         self._readers = concurrent.futures.ThreadPoolExecutor(READERS, "read")
         workers = min(data.decode_workers, os.cpu_count() or 1)
@@ -91,7 +78,7 @@ class Loader(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self._error is not None:
-            raise self._error  # whoever asks again gets the same answer
+            raise self._error  # every later call gets the same error
         if self._thread is None:
             self._start()
         ready = self._queue.get()
@@ -106,39 +93,52 @@ class Loader(Iterator[Batch]):
         return ready.batch
 
     def _finish(self, ready: _Ready) -> None:
-        """Waits for the images and counts. A sample with one that cannot be read leaves its places as padding."""
-        batch, placed = ready.batch, ready.placed
+        """Waits for the images and counts. The tokens of a sample with an unreadable image become padding."""
         for total in self._totals.values():
             total["batches"] += 1
-        for stream, example, a, row, tokens, images, reading in placed:
-            total = self._totals[stream]
-            error = reading.result()
+        for packed in ready.packed:
+            error = packed.error.result()
             if error:
-                total["corrupt"][example.source] += 1
-                name = self._data.mixture[example.source].name
-                said = example.error or f"record {example.record_id!r} of source {name!r}: {error}"
-                self._errors[example.source] = self._errors[example.source] or said
-                for array_ABL in batch[:6]:
-                    array_ABL[a, row, tokens] = 0
-                batch.image_slot[a, row, tokens] = -1
-                batch.images[a, images] = 0
-                continue
-            total["seen"][example.source] += 1
-            total["tokens"] += len(example.tokens.tokens_L)
-            total["targets"] += int(example.tokens.is_target_L[1:].sum())
-            total["images"] += len(example.images)
-        counts = self.counters({"streams": {n: ready.states[n] | {"totals": own} for n, own in self._totals.items()}})
-        self._check(counts, [stream.errors() for stream in self._streams.values()])
+                self._remove(packed, ready.batch, error)
+            else:
+                self._count(packed)
+        streams = {number: ready.states[number] | {"totals": total} for number, total in self._totals.items()}
+        self._check(self.counters({"streams": streams}), [stream.errors() for stream in self._streams.values()])
+
+    def _count(self, packed: PackedExample) -> None:
+        example = packed.example
+        total = self._totals[packed.stream]
+        total["seen"][example.source] += 1
+        total["tokens"] += len(example.tokens.tokens_L)
+        total["targets"] += int(example.tokens.is_target_L[1:].sum())
+        total["images"] += len(example.images)
+
+    def _remove(self, packed: PackedExample, batch: Batch, error: str) -> None:
+        """Turns a sample whose images cannot be read into padding, and counts it as corrupt."""
+        example = packed.example
+        self._totals[packed.stream]["corrupt"][example.source] += 1
+        name = self._data.mixture[example.source].name
+        message = example.error or f"record {example.record_id!r} of source {name!r}: {error}"
+        self._errors[example.source] = self._errors[example.source] or message
+        for array_ABL in batch[:6]:
+            array_ABL[packed.microbatch, packed.row, packed.tokens] = 0
+        batch.image_slot[packed.microbatch, packed.row, packed.tokens] = -1
+        batch.images[packed.microbatch, packed.images] = 0
 
     def _check(self, counts: dict[str, Any], unreadable: Sequence[Sequence[str]]) -> None:
-        """Looks at the totals after a batch.
+        """Warns once of a source that loses many samples because they do not fit.
+
+        Args:
+          counts: `counters` after a batch.
+          unreadable: `Stream.errors` of every stream.
 
         Raises:
-          UserError: if more is corrupt than `config.data.max_corrupt_share` says.
+          UserError: if more samples are corrupt than `config.data.max_corrupt_share` allows.
         """
         tallies = []
         for number, (source, length) in enumerate(zip(self._data.mixture, self._corpus.lengths, strict=True)):
-            corrupt, dropped = counts["corrupt"][source.name], counts["dropped"][source.name]
+            corrupt = counts["corrupt"][source.name]
+            dropped = counts["dropped"][source.name]
             judged = corrupt + dropped + counts["seen"][source.name]
             error = self._errors[number] or next((errors[number] for errors in unreadable if errors[number]), "")
             tallies.append(Tally(source.name, length, judged, corrupt, error))
@@ -153,56 +153,22 @@ class Loader(Iterator[Batch]):
 
     def _build(self) -> _Ready:
         """Lays out the next batch and has its images decoded."""
-        data, queries = self._data, self._corpus.queries
-        share = len(self._streams) / data.streams
-        shape = (data.accumulation, round(data.rows_per_microbatch * share), data.sequence_length)
-        tokens_ABL, targets_ABL, segments_ABL, positions_ABL = (np.zeros(shape, np.int32) for _ in range(4))
-        mask_ABL = np.zeros(shape, np.float32)
-        slots_ABL = np.full(shape, -1, np.int32)
-        images = (shape[0], round(data.image_budget * share), data.image_size, data.image_size, 3)
-        buffer = self._decoders.buffer(images)
-        images_AIHWC = buffer.array if buffer else np.zeros(images, np.uint8)
-        pixels_IHWC = images_AIHWC.reshape(-1, *images[2:])
-        placed = []
-        next_image: collections.Counter[tuple[int, int]] = collections.Counter()
-        for number, a, group, row, samples in self._next_rows():
-            start = 0
-            for segment, example in enumerate(samples, start=1):
-                tokens_L, is_target_L, query_L, _ = example.tokens
-                stop = start + len(tokens_L)
-                tokens_ABL[a, row, start:stop] = tokens_L
-                targets_ABL[a, row, start : stop - 1] = tokens_L[1:]
-                mask_ABL[a, row, start : stop - 1] = is_target_L[1:]
-                segments_ABL[a, row, start:stop] = segment
-                positions_ABL[a, row, start:stop] = np.arange(len(tokens_L))
-                place = next_image[a, group]
-                next_image[a, group] += len(example.images)
-                slots_ABL[a, row, start:stop] = np.where(query_L < 0, -1, query_L + place * queries)
-                first = group * data.group_images + place
-                if example.error:
-                    error = finished(example.error)
-                else:
-                    at = a * images[1] + first
-                    error = self._decoders.submit(example.images, example.stated_sizes, pixels_IHWC, buffer, at)
-                own = slice(first, first + len(example.images))
-                placed.append(_Placed(number, example, a, row, slice(start, stop), own, error))
-                start = stop
-        batch = Batch(tokens_ABL, targets_ABL, mask_ABL, segments_ABL, positions_ABL, slots_ABL, images_AIHWC)
+        share = len(self._streams) / self._data.streams
+        builder = BatchBuilder(self._data, share, self._corpus.queries, self._decoders)
+        groups_per_stream = self._data.groups // self._data.streams
+        for index, (number, stream) in enumerate(self._streams.items()):
+            first_group = index * groups_per_stream
+            for microbatch, groups in enumerate(stream.next_part()):
+                for group, rows in enumerate(groups, start=first_group):
+                    for row, examples in enumerate(rows, start=group * self._data.group_rows):
+                        for example in examples:
+                            builder.add(example, number, microbatch, group, row)
         states = {number: stream.state() for number, stream in self._streams.items()}
-        return _Ready(batch, placed, states)
-
-    def _next_rows(self) -> Iterator[tuple[int, int, int, int, list[Example]]]:
-        """The rows of the next batch: stream, microbatch, group and row in this process's part, and the samples."""
-        data = self._data
-        for at, (number, stream) in enumerate(self._streams.items()):
-            for a, groups in enumerate(stream.next_part()):
-                for group, rows in enumerate(groups, start=at * data.groups // data.streams):
-                    for row, samples in enumerate(rows, start=group * data.group_rows):
-                        yield number, a, group, row, samples
+        return _Ready(builder.batch, builder.packed, states)
 
     def state(self) -> dict[str, Any]:
         """JSON values from which `restore` continues after the last batch handed out; see `join_states`."""
-        totals = copy.deepcopy(self._totals)  # counted on in place; the streams' own states are new with every batch
+        totals = copy.deepcopy(self._totals)  # these are updated in place; the states of the streams are never changed
         streams = {str(number): state | {"totals": totals[number]} for number, state in self._states.items()}
         return {"stream": fingerprint.combined(self._facts), "facts": self._facts, "streams": streams}
 
@@ -220,9 +186,9 @@ class Loader(Iterator[Batch]):
         self._halt()
         self._error = None
         for number, stream in self._streams.items():
-            own = state["streams"][str(number)]
-            stream.restore(own)
-            self._totals[number] = copy.deepcopy(own["totals"])
+            stream_state = state["streams"][str(number)]
+            stream.restore(stream_state)
+            self._totals[number] = copy.deepcopy(stream_state["totals"])
         self._states = {number: stream.state() for number, stream in self._streams.items()}
 
     @property
@@ -235,27 +201,29 @@ class Loader(Iterator[Batch]):
         """Totals over the batches handed out since the stream began.
 
         Args:
-          state: of all streams (`join_states`), or its `tallies`; default that of this loader's.
+          state: of all streams (`join_states`), or its `tallies`; by default that of this loader's streams.
 
         Returns:
           `batches`; by source `seen` samples, `epochs` of its records that were read, `dropped` samples (too long or
-          too many images for a row) and `corrupt` ones (left out for a record or an image that cannot be read);
-          `tokens`, `targets` (supervised) and `images`; the shares of places used, `token_fill` and `image_fill`.
+          too many images for a row) and `corrupt` samples (with a record or an image that cannot be read); `tokens`,
+          `targets` (supervised) and `images`; `token_fill` and `image_fill`, the used shares of the budgets.
         """
         data = self._data
         streams = list((state or self.state())["streams"].values())
-        totals = [own["totals"] for own in streams]
+        totals = [stream["totals"] for stream in streams]
+        counts = [stream["counts"] for stream in streams]
         names = [source.name for source in data.mixture]
 
         def summed(lists: Sequence[Sequence[int]]) -> list[int]:
             return [sum(column) for column in zip(*lists, strict=True)]
 
-        read, dropped, unreadable = (
-            summed([own["counts"][kind] for own in streams]) for kind in ("read", "dropped", "unreadable")
-        )
+        read = summed([count["read"] for count in counts])
+        dropped = summed([count["dropped"] for count in counts])
+        unreadable = summed([count["unreadable"] for count in counts])
         epochs = [round(count / length, 4) for count, length in zip(read, self._corpus.lengths, strict=True)]
         corrupt = summed([unreadable, *(total["corrupt"] for total in totals)])
-        tokens, targets, images = (sum(total[key] for total in totals) for key in ("tokens", "targets", "images"))
+        tokens = sum(total["tokens"] for total in totals)
+        images = sum(total["images"] for total in totals)
         batches = totals[0]["batches"]
         microbatches = max(1, batches * data.accumulation) * len(streams) / data.streams
         return {
@@ -265,18 +233,18 @@ class Loader(Iterator[Batch]):
             "dropped": dict(zip(names, dropped, strict=True)),
             "corrupt": dict(zip(names, corrupt, strict=True)),
             "tokens": tokens,
-            "targets": targets,
+            "targets": sum(total["targets"] for total in totals),
             "images": images,
             "token_fill": tokens / (microbatches * data.rows_per_microbatch * data.sequence_length),
             "image_fill": images / (microbatches * data.image_budget),
         }
 
     def facts(self) -> dict[str, str]:
-        """Everything the batches depend on, by name: the same in all processes of a run, and when it is continued."""
+        """Everything the batches depend on, by name. It is the same in all processes, and when the run is continued."""
         return dict(self._facts)
 
     def workers(self) -> list[int]:
-        """Ids of the decoding processes that have started."""
+        """Process ids of the running decoders."""
         return self._decoders.processes()
 
     def close(self) -> None:
@@ -294,7 +262,7 @@ class Loader(Iterator[Batch]):
 
     def _start(self) -> None:
         self._stop.clear()
-        # A daemon thread that is inside a native library when the interpreter ends aborts the process.
+        # If a daemon thread is inside a native library when the interpreter ends, the process aborts.
         atexit.register(self._halt)
         self._thread = threading.Thread(target=self._produce, name="loader", daemon=True)
         self._thread.start()
@@ -304,12 +272,12 @@ class Loader(Iterator[Batch]):
             return
         self._stop.set()
         while self._thread.is_alive() or not self._queue.empty():
-            try:  # makes room, so that a producer waiting on a full queue sees the event
+            try:  # makes room in a full queue, so that the waiting producer sees the event
                 ready = self._queue.get(timeout=0.05)
             except queue.Empty:
                 continue
             if isinstance(ready, _Ready):
-                concurrent.futures.wait([placed.error for placed in ready.placed])
+                concurrent.futures.wait([packed.error for packed in ready.packed])
         atexit.unregister(self._halt)
         self._thread = None
 
@@ -318,19 +286,23 @@ class Loader(Iterator[Batch]):
         try:
             while not self._stop.is_set():
                 target.put(self._build())
-        except BaseException as error:  # handed to whoever asks for the next batch
+        except BaseException as error:  # raised by the next call of `__next__`
             target.put(error)
 
 
 def tallies(state: dict[str, Any]) -> dict[str, Any]:
-    """What `Loader.counters` needs of a state, which is a small part of it."""
-    streams = {number: {key: own[key] for key in ("totals", "counts")} for number, own in state["streams"].items()}
+    """The small part of a state that `Loader.counters` needs."""
+    streams = {}
+    for number, stream in state["streams"].items():
+        streams[number] = {"totals": stream["totals"], "counts": stream["counts"]}
     return {**state, "streams": streams}
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The states (or tallies) of the loaders of all processes as one, which any number of processes can restore."""
-    streams = {number: own for state in states for number, own in state["streams"].items()}
+    streams: dict[str, Any] = {}
+    for state in states:
+        streams.update(state["streams"])
     return {**states[0], "streams": {number: streams[number] for number in sorted(streams, key=int)}}
 
 
@@ -342,13 +314,13 @@ def make_loader(
     Args:
       config: of the run.
       tokenizer: of the run.
-      streams: which logical streams to build, ascending; default all of them, the whole global batch. Rows and
-        images are those of these streams alone.
+      streams: numbers of the logical streams to build, ascending; by default all, which gives the global batch. The
+        batches have the rows and images of these streams alone.
       prefetch: batches built ahead.
 
     Raises:
       UserError: if records are missing or of another task, or the tokenizer does not fit the model's vocabulary.
-        While iterating: for a source of which nothing fits a row, or too much that cannot be read.
+        While iterating: if no sample of a source fits a row, or too many samples are corrupt.
     """
     corpus = open_corpus(config, tokenizer)
     return Loader(corpus, range(config.data.streams) if streams is None else streams, prefetch)

@@ -1,7 +1,8 @@
-"""Packing samples into rows, and rows into groups, under a budget of tokens and one of images.
+"""Packing samples into rows, and rows into groups, under one budget of tokens and one of images.
 
-Only samples of one task share a row (paper 3.2: sequences of 2048 are made from data of the same task). Pure
-bookkeeping on lengths: no tokens, no pixels, no randomness, so the same samples in the same order give the same rows.
+Only samples of one task share a row (paper 3.2: sequences of 2048 are made from data of the same task). The packer
+sees lengths only, no tokens and no pixels, and nothing is random: the same samples in the same order give the same
+rows.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from typing import Any, NamedTuple
 
 
 class Item(NamedTuple):
-    """A sample as the packer sees it: `n` its place in the stream, `length` in tokens, `images` it shows."""
+    """A sample as the packer sees it.
+
+    Attributes:
+      n: position in the stream.
+      task: of its record.
+      length: tokens.
+      images: number of its images.
+    """
 
     n: int
     task: str
@@ -34,20 +42,20 @@ class Row(NamedTuple):
 
 
 class Packer:
-    """Packs the fullest rows and the groups richest in images that a bounded choice of samples allows.
+    """Packs rows as full of tokens, and groups as full of images, as a bounded choice of samples allows.
 
-    Samples wait until there are more than `window` of their task. Then the oldest gets a row, filled up by those of
-    the others whose lengths come closest to what is left: the exact optimum over all subsets. Rows wait until there
-    are twice as many as a group has. Then the oldest goes with those of the others that use up the image budget best,
-    again over all subsets. As the oldest always goes, nothing waits for ever.
+    Samples wait until there are more than `window` of their task. Then the oldest sample starts a row, together with
+    the other samples that leave the fewest tokens unused: the exact optimum over all subsets. Rows wait until there are
+    twice as many as a group has. Then the oldest row starts a group, together with the other rows that leave the
+    fewest images of the budget unused, again over all subsets. The oldest is always taken, so nothing waits for ever.
 
-    If the rows that wait show more images than a group may, the group leaves with fewer rows.
+    If the waiting rows have too many images for one group, the group has fewer rows.
 
     Args:
       rows: per group.
       length: tokens per row.
-      images: per group; also the most that one row may show.
-      window: samples of a task among which a row is chosen.
+      images: image budget of a group, and the limit of a row.
+      window: number of waiting samples of a task above which a row is chosen.
     """
 
     def __init__(self, rows: int, length: int, images: int, window: int):
@@ -56,7 +64,7 @@ class Packer:
         self._ready: list[Row] = []
 
     def fits(self, item: Item) -> bool:
-        """Whether any row could hold the sample; one that does not fit must be dropped."""
+        """Whether an empty row could hold the sample. A sample that does not fit must be dropped."""
         return 0 < item.length <= self._length and item.images <= self._images
 
     def add(self, item: Item) -> list[Row] | None:
@@ -65,72 +73,97 @@ class Packer:
         waiting.append(item)
         if len(waiting) <= self._window:
             return None
-        chosen = _choose([(item.images, item.length) for item in waiting], self._images, self._length, _by_size)
+        sizes = [(other.images, other.length) for other in waiting]
+        chosen = _best_subset(sizes, self._images, self._length, prefer_size=True)
         self._ready.append(Row(tuple(waiting[k] for k in chosen)))
         self._waiting[item.task] = [other for k, other in enumerate(waiting) if k not in chosen]
-        return self._take()
+        return self._next_group()
 
-    def _take(self) -> list[Row] | None:
+    def _next_group(self) -> list[Row] | None:
         if len(self._ready) < 2 * self._rows:
             return None
-        chosen = _choose([(1, row.images) for row in self._ready], self._rows, self._images, _by_count)
+        sizes = [(1, row.images) for row in self._ready]
+        chosen = _best_subset(sizes, self._rows, self._images, prefer_size=False)
         group = [self._ready[k] for k in chosen]
         self._ready = [row for k, row in enumerate(self._ready) if k not in chosen]
         return group
 
     def held(self) -> list[Item]:
-        """All samples taken and not yet returned."""
-        rows = [item for row in self._ready for item in row.items]
-        return [*rows, *(item for waiting in self._waiting.values() for item in waiting)]
+        """All samples that were added and not yet returned."""
+        in_rows = [item for row in self._ready for item in row.items]
+        waiting = [item for items in self._waiting.values() for item in items]
+        return [*in_rows, *waiting]
 
     def state(self) -> dict[str, Any]:
-        """What is held, as JSON values: only places in the stream."""
+        """The held samples as JSON values: their positions in the stream."""
         return {
             "waiting": {task: [item.n for item in items] for task, items in self._waiting.items()},
             "ready": [[item.n for item in row.items] for row in self._ready],
         }
 
     def restore(self, state: dict[str, Any], item: Callable[[int], Item]) -> None:
-        """Takes back a `state`; `item` looks up the sample at a place in the stream."""
-        self._waiting = {task: [item(n) for n in places] for task, places in state["waiting"].items()}
-        self._ready = [Row(tuple(item(n) for n in places)) for places in state["ready"]]
+        """Continues after a `state`; `item` looks up the sample at a position in the stream."""
+        self._waiting = {task: [item(n) for n in positions] for task, positions in state["waiting"].items()}
+        self._ready = [Row(tuple(item(n) for n in positions)) for positions in state["ready"]]
 
 
-def _by_size(reached: tuple[int, int]) -> tuple[int, int]:
-    count, size = reached
-    return size, count
+def _best_subset(sizes: Sequence[tuple[int, int]], max_count: int, max_size: int, prefer_size: bool) -> list[int]:
+    """The best subset that contains the first item and keeps both sums within their limits.
 
-
-def _by_count(reached: tuple[int, int]) -> tuple[int, int]:
-    return reached
-
-
-def _choose(
-    things: Sequence[tuple[int, int]], counts: int, total: int, best: Callable[[tuple[int, int]], tuple[int, int]]
-) -> list[int]:
-    """The subset with the first of some things whose sums are best; of equals one of early things.
+    Ties go to earlier items. Example: the items (1 image, 5 tokens), (1, 3), (2, 4) with at most 3 images and 9 tokens,
+    `prefer_size` set. The subsets with the first item and sums within the limits are [0] with the sums (1, 5), [0, 1]
+    with (2, 8) and [0, 2] with (3, 9). [0, 2] has most tokens.
 
     Args:
-      things: (count, size) of each.
-      counts, total: the most that the counts and the sizes of a subset may add up to.
-      best: orders pairs of sums; the greatest wins.
+      sizes: (count, size) of each item.
+      max_count: limit of the sum of counts.
+      max_size: limit of the sum of sizes.
+      prefer_size: whether the largest sum of sizes is best, and then the largest sum of counts; else the other way.
 
     Returns:
-      Their indices, in order.
+      The indices of the subset, ascending.
     """
-    (count, size), mask = things[0], (1 << total + 1) - 1
-    # reached[k][c] has bit s set if a subset of the first k + 1 things adds up to count c and size s.
-    reached = [{count: 1 << size}]
-    for count, size in things[1:]:
-        sums = dict(reached[-1])
-        for c, bits in reached[-1].items():
-            if c + count <= counts and (moved := bits << size & mask):
-                sums[c + count] = sums.get(c + count, 0) | moved
-        reached.append(sums)
-    count, size = max(((c, bits.bit_length() - 1) for c, bits in reached[-1].items()), key=best)
-    chosen = []
-    for k in range(len(things) - 1, 0, -1):
-        if not reached[k - 1].get(count, 0) >> size & 1:
-            chosen.append(k)
-            count, size = count - things[k][0], size - things[k][1]
-    return [0, *reversed(chosen)]
+    reachable = _reachable_sums(sizes, max_count, max_size)
+    sums = [(count, bits.bit_length() - 1) for count, bits in reachable[-1].items()]  # the largest size of every count
+    best = max(sums, key=lambda pair: (pair[1], pair[0])) if prefer_size else max(sums)
+    return _trace_back(sizes, reachable, best)
+
+
+def _reachable_sums(sizes: Sequence[tuple[int, int]], max_count: int, max_size: int) -> list[dict[int, int]]:
+    """The sums that subsets with the first item can have.
+
+    Returns:
+      For every k, the sums of subsets of the first k + 1 items: a map from count to a bitset of sizes, in which bit s
+      is set if a subset has this count and the size s. Adding an item to all subsets at once is a shift of the bitset.
+      In the example of `_best_subset` the last map is {1: 1 << 5, 2: 1 << 8, 3: 1 << 9}.
+    """
+    mask = (1 << max_size + 1) - 1  # drops sizes above the limit
+    first_count, first_size = sizes[0]
+    reachable = [{first_count: 1 << first_size}]
+    for item_count, item_size in sizes[1:]:
+        without_item = reachable[-1]
+        sums = dict(without_item)
+        for count, bits in without_item.items():
+            if count + item_count > max_count:
+                continue
+            shifted = bits << item_size & mask
+            if shifted:
+                sums[count + item_count] = sums.get(count + item_count, 0) | shifted
+        reachable.append(sums)
+    return reachable
+
+
+def _trace_back(
+    sizes: Sequence[tuple[int, int]], reachable: Sequence[dict[int, int]], best: tuple[int, int]
+) -> list[int]:
+    """The items whose sums are `best`. An item is taken only if the items before it cannot reach the sums alone."""
+    count, size = best
+    indices = []
+    for index in range(len(sizes) - 1, 0, -1):
+        bits_without_item = reachable[index - 1].get(count, 0)
+        if not bits_without_item >> size & 1:
+            indices.append(index)
+            item_count, item_size = sizes[index]
+            count -= item_count
+            size -= item_size
+    return [0, *reversed(indices)]

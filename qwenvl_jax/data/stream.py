@@ -3,7 +3,7 @@
 A stage has `config.data.streams` of them, each with an equal part of the rows of every microbatch. A stream depends on
 (config.data, tokenizer, records) and its number alone, so it does not matter which process builds it.
 
-Its state names what the packer holds and which samples were drawn ahead by their place in the sources; they are read
+Its state names the samples that the packer holds and those drawn ahead by their index in the sources; they are read
 again when they are needed.
 """
 
@@ -26,11 +26,16 @@ from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 
-ALL_DROPPED = 1000  # samples of a source that did not fit, and none that did, before the run is refused
-READ_AHEAD = 16  # samples drawn before they are packed; part of what defines a stream whose weights change
+ALL_DROPPED = 1000  # give up after this many dropped samples of a source if none has fitted
+READ_AHEAD = 16  # samples drawn before they are packed; if weights change, a part of the stream's definition
 
-# What says that there is no such thing to read, and not that a disk or a server does not answer.
+# Errors that mean that a file is missing, not that a disk or a server does not answer.
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+# This stream's part of a batch is a list of microbatches of groups of rows of examples.
+Row = list[Example]
+Group = list[Row]
+Microbatch = list[Group]
 
 
 class Corpus:
@@ -44,17 +49,18 @@ class Corpus:
     """
 
     def __init__(self, data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer, queries: int):
-        self.data, self.queries = data, queries
+        self.data = data
+        self.queries = queries
         self.lengths = [len(source) for source in sources]
-        self._sources, self._tokenizer = sources, tokenizer
+        self._sources = sources
+        self._tokenizer = tokenizer
 
     def read(self, number: int, index: int) -> Example:
-        """Reads and tokenises a record.
+        """Reads and tokenises record `index` of source `number`.
 
         Raises:
-          UserError: naming source and record, whatever is wrong with it: damaged bytes, no record, content that does
-            not fit its task.
-          StorageError: if it could not be read, which says nothing about it.
+          UserError: naming source and record, if the record is damaged or does not fit its task.
+          StorageError: if it could not be read although it may be whole.
         """
         where = f"record {index} of source {self.data.mixture[number].name!r}"
         try:
@@ -76,7 +82,7 @@ class Corpus:
         return fingerprint.facts(self.data, self._sources, self._tokenizer, self.queries)
 
     def differences(self, state: dict[str, Any], facts: dict[str, str]) -> list[str]:
-        """What of the `facts` is not as it was when a state of the stream was written."""
+        """The names of those `facts` that have changed since a state of the stream was written."""
         if "facts" in state:
             return fingerprint.changes(state["facts"], facts)
         before = fingerprint.before_facts(self.data, self.lengths, self._tokenizer, self.queries)
@@ -108,7 +114,9 @@ class Stream:
     """
 
     def __init__(self, corpus: Corpus, number: int, readers: concurrent.futures.Executor):
-        self._corpus, self._number, self._readers = corpus, number, readers
+        self._corpus = corpus
+        self._number = number
+        self._readers = readers
         self._reset()
 
     def _reset(self) -> None:
@@ -119,18 +127,20 @@ class Stream:
         self._held: dict[int, tuple[int, int, Example | None]] = {}
         self._next = 0
         self._step = 0
-        self._read, self._dropped, self._unreadable = ([0] * len(data.mixture) for _ in range(3))
+        self._read = [0] * len(data.mixture)
+        self._dropped = [0] * len(data.mixture)
+        self._unreadable = [0] * len(data.mixture)
         self._errors = [""] * len(data.mixture)
 
-    def next_part(self) -> list[list[list[list[Example]]]]:
-        """This stream's part of the next batch: samples by microbatch, group and row."""
+    def next_part(self) -> list[Microbatch]:
+        """This stream's part of the next batch."""
         data = self._corpus.data
         groups = data.groups // data.streams
         part = [[self._next_group() for _ in range(groups)] for _ in range(data.accumulation)]
         self._step += 1
         return part
 
-    def _next_group(self) -> list[list[Example]]:
+    def _next_group(self) -> Group:
         group = None
         while group is None:
             item = self._next_item()
@@ -139,7 +149,7 @@ class Stream:
         return [[self._take(item) for item in row.items] for row in group]
 
     def _next_item(self) -> Item | None:
-        """Reads the next sample drawn; None if it cannot be used."""
+        """The next drawn sample, as the packer sees it; None if it cannot be used."""
         data = self._corpus.data
         while len(self._ahead) <= READ_AHEAD:
             self._submit(*self._sampler.draw(self._step))
@@ -166,10 +176,10 @@ class Stream:
         self._ahead.append((number, index, self._readers.submit(self._corpus.read, number, index)))
 
     def _take(self, item: Item) -> Example:
-        """The sample of an item, read again if it was held over a restart.
+        """The example of an item, read again if it was held over a restart.
 
-        Its place is given away already, so one that has been damaged since then leaves it empty, as one whose images
-        cannot be decoded does.
+        Its tokens are already reserved in a row. If the record has been damaged since then, they stay empty, as they do
+        if its images cannot be decoded.
         """
         number, index, example = self._held.pop(item.n)
         if example is not None:
@@ -179,7 +189,7 @@ class Stream:
             if (len(example.tokens.tokens_L), len(example.images)) != (item.length, item.images):
                 raise UserError(f"record {example.record_id!r} has changed since the checkpoint was written")
         except UserError as error:
-            return _lost(number, item, str(error))
+            return _placeholder(number, item, str(error))
         return example
 
     def _tallies(self) -> list[Tally]:
@@ -188,8 +198,9 @@ class Stream:
         return list(map(Tally, names, lengths, self._read, self._unreadable, self._errors))
 
     def _check_fits(self, example: Example, item: Item) -> None:
-        """A source of which nothing fits is a mistake in the config."""
-        number, data = example.source, self._corpus.data
+        """Raises UserError if no sample of a source fits, which is a mistake in the config."""
+        number = example.source
+        data = self._corpus.data
         usable = self._read[number] - self._unreadable[number]
         if self._dropped[number] == usable >= min(self._corpus.lengths[number], ALL_DROPPED):
             raise UserError(
@@ -199,15 +210,15 @@ class Stream:
             )
 
     def errors(self) -> list[str]:
-        """By source what was wrong with the first sample that could not be read, '' if all could."""
+        """For every source, the error of the first sample that could not be read; "" if all could be read."""
         return [*self._errors]
 
     def counts(self) -> dict[str, list[int]]:
-        """Samples `read` so far, and those of them left out as `dropped` or `unreadable`, by source."""
+        """By source: samples `read` so far, and how many of them were `dropped` or `unreadable`."""
         return {"read": [*self._read], "dropped": [*self._dropped], "unreadable": [*self._unreadable]}
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, as JSON values."""
+        """The position of the stream, as JSON values."""
         held = [[item.n, *self._held[item.n][:2], item.length, item.images] for item in self._packer.held()]
         return {
             "step": self._step,
@@ -220,24 +231,31 @@ class Stream:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues after a `state`, bitwise as if never stopped."""
+        """Continues after a `state`; what follows is bitwise the same as without a stop."""
         self._reset()
-        self._step, self._next = state["step"], state["next"]
+        self._step = state["step"]
+        self._next = state["next"]
         self._sampler.restore(state["sampler"])
-        mixture, items = self._corpus.data.mixture, {}
+        mixture = self._corpus.data.mixture
+        items = {}
         for n, number, index, length, images in state["held"]:
             items[n] = Item(n, mixture[number].task, length, images)
             self._held[n] = (number, index, None)
         self._packer.restore(state["packer"], items.__getitem__)
-        self._read, self._dropped, self._unreadable = (
-            list(state["counts"][kind]) for kind in ("read", "dropped", "unreadable")
-        )
+        self._read = list(state["counts"]["read"])
+        self._dropped = list(state["counts"]["dropped"])
+        self._unreadable = list(state["counts"]["unreadable"])
         for number, index in state["ahead"]:
             self._submit(number, index)
 
 
-def _lost(number: int, item: Item, error: str) -> Example:
-    """A sample of which only its place is left."""
-    zeros_L, none_L = np.zeros(item.length, np.int32), np.full(item.length, -1, np.int32)
-    tokens = Tokens(zeros_L, np.zeros(item.length, bool), none_L, tuple(range(item.images)))
-    return Example(number, f"{number}:{item.n}", tokens, (b"",) * item.images, (None,) * item.images, error)
+def _placeholder(number: int, item: Item, error: str) -> Example:
+    """An example of the right size for a sample that can no longer be read."""
+    tokens = Tokens(
+        tokens_L=np.zeros(item.length, np.int32),
+        is_target_L=np.zeros(item.length, bool),
+        image_query_L=np.full(item.length, -1, np.int32),
+        image_indices=tuple(range(item.images)),
+    )
+    no_sizes = (None,) * item.images
+    return Example(number, f"{number}:{item.n}", tokens, (b"",) * item.images, no_sizes, error)

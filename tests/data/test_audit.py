@@ -59,10 +59,10 @@ def drawn_by_training(config: Config, tokenizer: Tokenizer, stream: int, steps: 
     """The samples that a stream takes in its first steps, by the code that training uses."""
     corpus = corpus_of(config, tokenizer)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        own = Stream(corpus, stream, reader)
+        trained = Stream(corpus, stream, reader)
         for _ in range(steps):
-            own.next_part()
-        taken = sum(own.counts()["read"])
+            trained.next_part()
+        taken = sum(trained.counts()["read"])
     return corpus.seen[:taken]
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from qwenvl_jax.audit import show
 from qwenvl_jax.auditing.page import page
-from qwenvl_jax.auditing.samples import Span, audit, places_of
+from qwenvl_jax.auditing.samples import audit, places_of
+from qwenvl_jax.auditing.spans import Span
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record

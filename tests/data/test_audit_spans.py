@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenvl_jax.auditing.samples import places_of, spans_of
+from qwenvl_jax.auditing.spans import regions_of, spans_of
 from qwenvl_jax.data.examples import tokenize_pieces
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.pieces import Piece
@@ -21,7 +21,7 @@ def test_a_place_belongs_to_the_images_before_it(tokenizer: Tokenizer) -> None:
     one, two = Piece("image", 5), Piece("image", 3)
     pieces = [*box("(1,2),(3,4)"), one, *box("(5,6),(5,8)", True), two, *box("(9,8),(7,6)"), one]
     pieces += [*box("(1,2),(3"), *box("(0,0),(999,999)")]
-    found = places_of(spans_of(tokenize_pieces(pieces, tokenizer, QUERIES), tokenizer, QUERIES))
+    found = regions_of(spans_of(tokenize_pieces(pieces, tokenizer, QUERIES), tokenizer, QUERIES))
     assert [place.images for place in found] == [(), (0,), (0, 1), (1, 0), (1, 0)]
     assert [place.corners for place in found] == [
         ((1, 2), (3, 4)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ def feed(packer: Packer, items: list[Item]) -> list[list[Row]]:
     return [group for item in items if packer.fits(item) and (group := packer.add(item)) is not None]
 
 
-def places(groups: list[list[Row]]) -> list[list[list[int]]]:
+def positions(groups: list[list[Row]]) -> list[list[list[int]]]:
     return [[[item.n for item in row.items] for row in group] for group in groups]
 
 
@@ -52,17 +53,33 @@ def test_budgets_tasks_and_completeness(items: list[Item], shape: tuple[int, ...
     st.booleans(),
 )
 def test_the_choice_is_the_best_of_all_subsets(
-    things: list[tuple[int, int]], counts: int, total: int, by_count: bool
+    sizes: list[tuple[int, int]], max_count: int, max_size: int, prefer_size: bool
 ) -> None:
-    order = packing._by_count if by_count else packing._by_size
-    sums = []
-    for others in itertools.product((0, 1), repeat=len(things) - 1):
-        count, size = (sum(t[k] for t, taken in zip(things, (1, *others), strict=True) if taken) for k in (0, 1))
-        if count <= counts and size <= total:
-            sums.append(order((count, size)))
-    chosen = packing._choose(things, counts, total, order)
-    assert chosen[0] == 0 and chosen == sorted(set(chosen))
-    assert order((sum(things[k][0] for k in chosen), sum(things[k][1] for k in chosen))) == max(sums)
+    def rank(subset: Sequence[int]) -> tuple[int, int]:
+        count = sum(sizes[index][0] for index in subset)
+        size = sum(sizes[index][1] for index in subset)
+        return (size, count) if prefer_size else (count, size)
+
+    def fits(subset: Sequence[int]) -> bool:
+        count = sum(sizes[index][0] for index in subset)
+        size = sum(sizes[index][1] for index in subset)
+        return count <= max_count and size <= max_size
+
+    others = range(1, len(sizes))
+    subsets = [(0, *chosen) for number in range(len(sizes)) for chosen in itertools.combinations(others, number)]
+    best = packing._best_subset(sizes, max_count, max_size, prefer_size)
+    assert best[0] == 0
+    assert best == sorted(set(best))
+    assert fits(best)
+    assert rank(best) == max(rank(subset) for subset in subsets if fits(subset))
+
+
+def test_the_example_of_the_best_subset() -> None:
+    sizes = [(1, 5), (1, 3), (2, 4)]
+    reachable = packing._reachable_sums(sizes, 3, 9)
+    assert reachable == [{1: 1 << 5}, {1: 1 << 5, 2: 1 << 8}, {1: 1 << 5, 2: 1 << 8, 3: 1 << 9}]
+    assert packing._trace_back(sizes, reachable, (3, 9)) == [0, 2]
+    assert packing._best_subset(sizes, 3, 9, prefer_size=True) == [0, 2]
 
 
 @given(STREAMS, SHAPES, st.data())
@@ -70,10 +87,10 @@ def test_the_choice_is_the_best_of_all_subsets(
 def test_a_restored_packer_continues_alike(items: list[Item], shape: tuple[int, ...], data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(items)))
     whole, first, second = Packer(*shape), Packer(*shape), Packer(*shape)
-    expected = places(feed(whole, items))
-    before = places(feed(first, items[:cut]))
+    expected = positions(feed(whole, items))
+    before = positions(feed(first, items[:cut]))
     second.restore(json.loads(json.dumps(first.state())), items.__getitem__)
-    assert before + places(feed(second, items[cut:])) == expected
+    assert before + positions(feed(second, items[cut:])) == expected
     assert second.state() == whole.state()
 
 
@@ -82,7 +99,7 @@ def test_a_row_by_hand() -> None:
     packer = Packer(rows=1, length=10, images=9, window=3)
     groups = feed(packer, [Item(n, "a", length, 0) for n, length in enumerate((5, 4, 3, 2, 9, 9, 1, 8))])
     # 5 + 3 + 2 fill the first row. Then 4 waits with 9, 9 and 1, of which only 1 fits; then come 9 and 9 alone.
-    assert places(groups) == [[[0, 2, 3]]]
+    assert positions(groups) == [[[0, 2, 3]]]
     assert packer.state() == {"waiting": {"a": [4, 5, 7]}, "ready": [[1, 6]]}
 
 
@@ -91,13 +108,13 @@ def test_the_image_budget_by_hand() -> None:
     packer = Packer(rows=2, length=10, images=5, window=1)
     items = [Item(n, str(n % 2), 10, images) for n, images in enumerate((2, 4, 1, 3, 0, 0))]
     # Rows leave the window in order 0, 1, 2, 3; row 0 has two images and takes row 3 with three.
-    assert places(feed(packer, items)) == [[[0], [3]]]
+    assert positions(feed(packer, items)) == [[[0], [3]]]
 
 
 def test_too_many_images_leave_rows_empty() -> None:
     packer = Packer(rows=2, length=10, images=4, window=1)
     groups = feed(packer, [Item(n, "rich", 10, 3) for n in range(8)])
-    assert places(groups) == [[[n]] for n in range(4)]
+    assert positions(groups) == [[[n]] for n in range(4)]
 
 
 def test_fill_of_a_realistic_stream() -> None:
