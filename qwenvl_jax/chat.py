@@ -1,9 +1,9 @@
-"""Talks to a checkpoint in the terminal.
+"""A chat with a checkpoint in the terminal.
 
     python -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft [--step=400] [--image=photo.jpg]
 
 Commands: `/image PATH` shows a picture with the next question, `/reset` starts anew, `/quit` ends. Boxes in an answer
-are drawn on the picture shown last, into a PNG under --boxes. Lines can also come from a pipe.
+are drawn on the picture shown last and saved as a PNG under --boxes. Lines can also come from a pipe.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, best of stage 3.")
-_STEP = flags.DEFINE_integer("step", -1, "Which checkpoint of it; -1: the newest.", lower_bound=-1)
-_IMAGE = flags.DEFINE_multi_string("image", [], "A picture for the first question; may be repeated.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, preferably of stage 3.")
+_STEP = flags.DEFINE_integer("step", -1, "Step of the checkpoint; -1 is the newest.", lower_bound=-1)
+_IMAGE = flags.DEFINE_multi_string("image", [], "A picture for the first question; can be repeated.")
 _BOXES = flags.DEFINE_string("boxes", "chat_boxes", "Folder for PNGs with the boxes of answers.")
-_MAX_NEW = flags.DEFINE_integer("max_new", 128, "Tokens of an answer at most.", lower_bound=1)
+_MAX_NEW = flags.DEFINE_integer("max_new", 128, "The largest number of tokens of an answer.", lower_bound=1)
 
 _TAGS = re.compile(r"</?(?:ref|box|quad)>|<\|[a-z_]+\|>")
 _ESCAPED = re.compile(r"\\(.)")
 
 
 def spellings(written: str) -> list[str]:
-    """The paths that a line may mean, likeliest first: as it is, as a shell would read it, as a `file://` address.
+    """The paths that a line may mean, the likeliest first: as it is written, or as a shell would read it.
 
-    A terminal pastes a dropped file in quotes or with a backslash before its spaces, a browser as an address.
+    A terminal pastes a dropped file in quotes or with a backslash before each space, a browser as a `file://` address.
     """
     if written.startswith("file://"):
         return [urllib.parse.unquote(urllib.parse.urlsplit(written).path)]
-    found = [written]
+    paths = [written]
     if len(written) > 1 and written[0] == written[-1] and written[0] in "'\"":
-        found.append(written[1:-1])
+        paths.append(written[1:-1])
     elif "\\" in written:
-        found.append(_ESCAPED.sub(r"\1", written))
-    return found
+        paths.append(_ESCAPED.sub(r"\1", written))
+    return paths
 
 
 def read_picture(written: str) -> bytes:
     """The bytes of the file that a line names.
 
     Raises:
-      UserError: if it is an address of the web or a folder, or there is none.
+      UserError: if it is a web address or a folder, or the file does not exist or cannot be read.
     """
     if re.match(r"(?i)https?://", written):
-        raise UserError("it is an address of the web; download the picture and name the file")
+        raise UserError("it is a web address; download the picture and name the file")
     for spelling in spellings(written):
         try:
             path = storage.path(spelling)
@@ -70,13 +70,13 @@ def read_picture(written: str) -> bytes:
             continue
         except OSError as error:
             raise UserError(error.strerror or str(error)) from None
-        except (ValueError, RuntimeError) as error:  # a zero byte; `~` of somebody who is not here
+        except (ValueError, RuntimeError) as error:  # a zero byte, or `~` of an unknown user
             raise UserError(str(error)) from None
     raise UserError("there is no such file")
 
 
 def show(conversation: Conversation, written: str) -> None:
-    """Adds the picture that a line names; says what is wrong with one that is not, and goes on."""
+    """Adds the picture that a line names. If that fails, says why and goes on."""
     try:
         conversation.add_image(read_picture(written))
     except (UserError, StorageError) as error:
@@ -86,8 +86,17 @@ def show(conversation: Conversation, written: str) -> None:
 
 
 def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.Path, train_length: int) -> None:
-    """Answers every line until the lines or the user end it. None is a line that is no text."""
-    drawn, warned, forgotten = 0, False, 0
+    """Answers every line until there are no more lines or the user quits.
+
+    Args:
+      conversation: answers the questions.
+      lines: what the user types; None is a line that is not UTF-8.
+      folder: where pictures with boxes are saved.
+      train_length: the longest prompt of the training, in tokens; the user is warned once of a longer one.
+    """
+    drawn = 0
+    warned = False
+    forgotten = 0
     for line in lines:
         if line is None:
             _say("this line is not UTF-8 and is not used")
@@ -103,27 +112,27 @@ def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.
             forgotten = 0
             _say("a new conversation")
         elif command == "/image":
-            show(conversation, rest.strip()) if rest.strip() else _say("say which: /image PATH")
+            show(conversation, rest.strip()) if rest.strip() else _say("name a file: /image PATH")
         elif command.startswith("/"):
-            _say(f"{command} is no command; there are /image PATH, /reset and /quit")
+            _say(f"{command} is not a command; the commands are /image PATH, /reset and /quit")
         else:
             try:
                 answer = conversation.ask(text)
             except (MemoryError, jax.errors.JaxRuntimeError) as error:
                 if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                _say("this needs more memory than there is and is not answered; ask something shorter, or /reset")
+                _say("this needs more memory than there is and is not answered; ask a shorter question, or /reset")
                 continue
             _say(f"model: {_TAGS.sub('', answer.text).strip()}")
             if answer.boxes and answer.image is not None:
                 drawn += 1
                 _say(f"       boxes drawn in {_draw(answer, folder / f'answer_{drawn:03d}.png')}")
             if answer.forgotten > forgotten:
-                _say(f"       (the talk is long: the first {answer.forgotten} questions are forgotten)")
+                _say(f"       (the chat is long: the first {answer.forgotten} questions are forgotten)")
                 forgotten = answer.forgotten
             if answer.tokens > train_length and not warned:
                 warned = True
-                _say(f"       (longer than the {train_length} tokens it was trained on; /reset starts anew)")
+                _say(f"       (longer than the {train_length} tokens of its training; /reset starts anew)")
 
 
 def _say(text: str) -> None:
@@ -139,7 +148,7 @@ def _draw(answer: Answer, path: epath.Path) -> epath.Path:
 
 
 def _typed() -> Iterator[str | None]:
-    """Lines of the terminal with a prompt, or of a pipe without; None for bytes that are not UTF-8."""
+    """Lines from the terminal, with a prompt, or from a pipe, without one. A line that is not UTF-8 is None."""
     if not sys.stdin.isatty():
         for line in sys.stdin.buffer:
             try:

@@ -12,7 +12,7 @@ from qwenvl_jax.data.tasks import PROMPT_STYLES
 from qwenvl_jax.evaluation.metrics.cider import TOKENISATIONS
 from qwenvl_jax.runtime.errors import UserError, nearest
 
-# Tasks that can be scored, and the figure of each in scores.json.
+# The tasks that can be scored, and the main figure of each in scores.json.
 SCORE_KEYS = {
     "ref_grounding": "referring_acc",
     "ocr": "ocr_char_acc",
@@ -20,45 +20,39 @@ SCORE_KEYS = {
     "caption": "caption_cider",
     "dialogue": "dialogue_acc",
 }
-# The figures of tables and tiles, in their order. CIDEr by the official tokeniser is another figure than ours.
+# The figures of tables and tiles, in this order. CIDEr with the official tokeniser is another figure than with ours.
 HEADLINES = (
     "referring_acc", "ocr_char_acc", "vqa_score", "vqa_acc", "caption_cider", "caption_cider_ptb", "dialogue_acc",
 )  # fmt: skip
-UNANSWERED = "unanswered"  # beside the figures in scores.json: the questions that could not be asked, by task
+UNANSWERED = "unanswered"  # key in scores.json of the questions that could not be asked, by task
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """One trained stage: `name` in the tables, the `workdir` of its training, pixels of an image's side.
+    """One checkpoint of a trained stage."""
 
-    `step` is that of the checkpoint, -1 the newest finished one.
-    """
-
-    name: str
-    workdir: str
-    image_size: int
-    step: int = -1
+    name: str  # in the tables
+    workdir: str  # of its training
+    image_size: int  # pixels of an image's side
+    step: int = -1  # of the checkpoint; -1 is the newest finished one
 
     @property
     def wanted_step(self) -> int | None:
-        """The step as `checkpoint.restore` takes it: None is the newest."""
+        """The step as `checkpoint.restore` takes it; None is the newest."""
         return None if self.step < 0 else self.step
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """One benchmark: records of `split` in the folder `records`, the first `limit` of them (0: all).
+    """One benchmark."""
 
-    `tokenisation` is that of CIDEr: "simple", or "ptb" as the official evaluation has it (needs java).
-    """
-
-    name: str
-    records: str
-    split: str
-    limit: int
-    max_new: int  # tokens generated at most
-    min_new: int  # tokens before which no stop id may be chosen
-    tokenisation: str = "simple"
+    name: str  # one of SCORE_KEYS
+    records: str  # a folder
+    split: str  # of the records
+    limit: int  # only the first records are asked, this many; 0 asks all
+    max_new: int  # the largest number of generated tokens
+    min_new: int  # generated tokens before which no stop id may be chosen
+    tokenisation: str = "simple"  # of CIDEr; "ptb" as in the official evaluation, which needs java
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +71,18 @@ def validate(config: EvalConfig) -> EvalConfig:
     """Checks names and ranges; returns the config.
 
     Raises:
-      UserError: naming the key and what would be valid.
+      UserError: naming the key and the valid values.
     """
-    for what, items in (("checkpoints", config.checkpoints), ("tasks", config.tasks)):
+    for key, items in (("checkpoints", config.checkpoints), ("tasks", config.tasks)):
         names = [item.name for item in items]
         if not names:
-            raise UserError(f"config.{what} is empty; name at least one")
+            raise UserError(f"config.{key} is empty; name at least one")
         if len(set(names)) != len(names):
-            raise UserError(f"two entries of config.{what} share a name; rename one")
+            raise UserError(f"two entries of config.{key} share a name; rename one")
     for item in config.checkpoints:
         if not item.name or item.name.startswith(".") or "/" in item.name:
             raise UserError(
-                f"the checkpoint's name {item.name!r} becomes a folder; give it one without / and first dot"
+                f"the checkpoint's name {item.name!r} becomes a folder; it must not contain / or start with a dot"
             )
         if item.step < -1:
             raise UserError(
@@ -97,18 +91,18 @@ def validate(config: EvalConfig) -> EvalConfig:
     for task in config.tasks:
         if task.name not in SCORE_KEYS:
             known = ", ".join(SCORE_KEYS)
-            raise UserError(f"the task {task.name!r} is none of {known}{nearest(task.name, SCORE_KEYS)}")
+            raise UserError(f"the task {task.name!r} is not one of {known}{nearest(task.name, SCORE_KEYS)}")
         if task.max_new < 1 or not 0 <= task.min_new <= task.max_new or task.limit < 0:
             raise UserError(
-                f"task {task.name!r}: max_new must be at least 1, min_new between 0 and max_new, limit not negative"
+                f"task {task.name!r}: max_new must be at least 1, min_new between 0 and max_new, and limit not negative"
             )
         if task.tokenisation not in TOKENISATIONS:
             known = ", ".join(TOKENISATIONS)
-            raise UserError(f"task {task.name!r}: the tokenisation {task.tokenisation!r} is none of {known}")
+            raise UserError(f"task {task.name!r}: the tokenisation {task.tokenisation!r} is not one of {known}")
         if task.tokenisation != "simple" and task.name != "caption":
             raise UserError(f"task {task.name!r} has no tokenisation; only captions are scored by CIDEr")
     if config.prompt_style not in PROMPT_STYLES:
-        raise UserError(f"config.prompt_style {config.prompt_style!r} is none of {', '.join(PROMPT_STYLES)}")
+        raise UserError(f"config.prompt_style {config.prompt_style!r} is not one of {', '.join(PROMPT_STYLES)}")
     if config.batch_size < 1:
         raise UserError("config.batch_size must be at least 1")
     return config

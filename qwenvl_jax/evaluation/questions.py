@@ -1,7 +1,7 @@
-"""The questions of one benchmark: all of them checked before the first is asked, their pictures decoded batch by batch.
+"""The questions of one benchmark: all are checked before the first is asked; pictures are decoded batch by batch.
 
-Only lengths are kept of what is not being asked: a record is read a second time when its batch comes, so that memory
-goes by the batch and not by the benchmark.
+Between the two only the lengths of questions are kept. A record is read a second time when its batch comes, so memory
+grows with the batch and not with the benchmark.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,17 +22,21 @@ from qwenvl_jax.evaluation.tasks.task import Question, Task
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 THREADS = min(8, 2 * (os.cpu_count() or 1))
-AHEAD = 2  # batches that are read and decoded while one is answered
+AHEAD = 2  # batches that are read and decoded while another one is answered
+
+# Errors that are not the record's fault. A second try may succeed, so no answer may depend on them.
+READ_AGAIN = (StorageError, OSError, MemoryError)
 
 
 class QuestionSize(NamedTuple):
-    """Where a question comes from and how long it is.
+    """The origin and the length of a question.
 
     Attributes:
-      record, number: the record's index, and which of its questions this is.
-      tokens: of the prompt outside its images.
-      shown: how often an image stands in it.
-      images: how many different ones.
+      record: index of the record.
+      number: index of the question among those of its record.
+      tokens: tokens of the prompt, without its images.
+      shown: how many times the prompt shows an image.
+      images: how many different images it shows.
     """
 
     record: int
@@ -50,7 +55,7 @@ class Unanswered:
 
 
 class Asked(NamedTuple):
-    """A question that is due: its number in the set, and its prompt, or why there is none."""
+    """A question that is to be asked: its number in the set, and its prompt, or the reason why there is no prompt."""
 
     number: int
     question: Question
@@ -62,19 +67,19 @@ class QuestionSet:
     """The questions of the first records of a reader.
 
     Args:
-      task: what is asked.
+      task: turns records into questions.
       reader: the records.
-      count: how many of them.
-      tokenizer: of the models that will be asked.
-      style: of the prompts.
+      count: how many records are asked about.
+      tokenizer: the vocabulary of the models that will be asked.
+      style: the prompt style.
       progress: called once per record.
 
     Attributes:
-      records: how many there are.
-      lost: those of them that cannot be read. A record that is there but cannot be scored is a mistake in the set.
+      records: the number of records.
+      lost: the records that cannot be read. A record that can be read but not scored is a mistake in the set.
 
     Raises:
-      UserError: for a record of another task, one that the task cannot score, or if none can be read.
+      UserError: if a record belongs to another task or cannot be scored, or if no record can be read.
     """
 
     def __init__(
@@ -85,16 +90,20 @@ class QuestionSet:
         tokenizer: Tokenizer,
         style: str,
         progress: Callable[[], Any] = lambda: None,
-    ):
-        self.task, self.records, self.lost = task, count, list[Unanswered]()
-        self._reader, self._tokenizer, self._style = reader, tokenizer, style
+    ) -> None:
+        self.task = task
+        self.records = count
+        self.lost: list[Unanswered] = []
+        self._reader = reader
+        self._tokenizer = tokenizer
+        self._style = style
         self._sizes: list[QuestionSize] = []
         with concurrent.futures.ThreadPoolExecutor(THREADS, "open") as pool:
-            for found in _in_order(pool, self._open, range(count), 4 * THREADS):
-                if isinstance(found, Unanswered):
-                    self.lost.append(found)
+            for sizes in _in_order(pool, self._open, range(count), 4 * THREADS):
+                if isinstance(sizes, Unanswered):
+                    self.lost.append(sizes)
                 else:
-                    self._sizes += found
+                    self._sizes += sizes
                 progress()
         if count and not self._sizes:
             raise UserError(
@@ -106,29 +115,31 @@ class QuestionSet:
         return len(self._sizes)
 
     def sizes(self, queries: int) -> list[tuple[int, int]]:
-        """(tokens, images) of every question's prompt for a model with `queries` places per image."""
+        """(tokens, images) of every question's prompt for a model with `queries` features per image."""
         return [(size.tokens + size.shown * (queries + 2), size.images) for size in self._sizes]
 
     def batches(
         self, groups: Sequence[Sequence[int]], queries: int, image_size: int, known: Callable[[int], bool]
     ) -> Iterator[list[Asked]]:
-        """The questions of every group in turn, the next ones read and decoded meanwhile.
+        """The questions of every group in turn. The next groups are read and decoded in the background.
 
         Args:
-          groups: numbers of questions.
-          queries, image_size: of the model.
-          known: whether the answer to a question is there already; it is left out.
+          groups: the numbers of the questions that are asked together.
+          queries: features per image.
+          image_size: pixels of an image's side.
+          known: tells whether a question has an answer already; such questions are left out.
         """
 
         def prepare(number: int) -> Asked:
             return self._prepare(number, queries, image_size)
 
-        due = [number for group in groups for number in group if not known(number)]
-        left = [kept for group in groups if (kept := [number for number in group if not known(number)])]
+        remaining = [[number for number in group if not known(number)] for group in groups]
+        remaining = [group for group in remaining if group]
+        largest = max(map(len, remaining), default=0)
         with concurrent.futures.ThreadPoolExecutor(THREADS, "ask") as pool:
-            asked = _in_order(pool, prepare, due, AHEAD * max(map(len, left), default=0))
+            asked = _in_order(pool, prepare, list(itertools.chain(*remaining)), AHEAD * largest)
             try:
-                for group in left:
+                for group in remaining:
                     yield [next(asked) for _ in group]
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -138,7 +149,7 @@ class QuestionSet:
             record = self._reader[index]
         except READ_AGAIN:
             raise
-        except Exception as error:  # whatever damaged bytes make a library raise
+        except Exception as error:  # damaged bytes make libraries raise anything
             return Unanswered(f"record {index}", f"{self._reader.folder}: {error}")
         sizes = []
         for number, question in enumerate(self._questions(record)):
@@ -159,10 +170,8 @@ class QuestionSet:
         try:
             asked = self.task.questions(record, self._style)
             for question in asked:
-                if any(
-                    piece.kind == "image" and not 0 <= int(piece.value) < len(record.images)
-                    for piece in question.pieces
-                ):
+                shown = [int(piece.value) for piece in question.pieces if piece.kind == "image"]
+                if not all(0 <= index < len(record.images) for index in shown):
                     raise UserError(f"it shows a picture that it does not have; it has {len(record.images)}")
         except UserError as error:
             raise UserError(f"{name} cannot be scored: {error}") from None
@@ -173,7 +182,8 @@ class QuestionSet:
     def _prepare(self, number: int, queries: int, image_size: int) -> Asked:
         size = self._sizes[number]
         record = self._reader[size.record]
-        question, stated = self._questions(record)[size.number], stated_sizes(record)
+        question = self._questions(record)[size.number]
+        stated = stated_sizes(record)
         try:
             prompt = make_prompt(question.pieces, question.images, self._tokenizer, queries, image_size, stated)
         except UserError as error:
@@ -181,14 +191,10 @@ class QuestionSet:
         return Asked(number, question, prompt, "")
 
 
-# Not the record's fault: what fails here may succeed when it is tried again, so that no answer may depend on it.
-READ_AGAIN = (StorageError, OSError, MemoryError)
-
-
 def _in_order(
     pool: concurrent.futures.Executor, function: Callable[[int], Any], items: Sequence[int], ahead: int
 ) -> Iterator[Any]:
-    """`function` of every item, in their order, of at most `ahead` items before they are asked for."""
+    """Yields `function` of every item in order; at most `ahead` items are started before they are needed."""
     waiting: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
     for item in items:
         waiting.append(pool.submit(function, item))

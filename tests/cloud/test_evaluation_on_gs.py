@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ def upload(folder: Path, remote: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_data, tmp_path_factory) -> Path:
+def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_run.make_config(tiny_data)
     rng = np.random.default_rng(3)
     fresh = qwen_vl.init_params(config.model, jax.random.key(0))
@@ -49,7 +50,9 @@ def settings(data: str, run: str, output: str) -> EvalConfig:
     return EvalConfig((CheckpointConfig("a", run, 28),), tokenizer, tasks, 3, "training", output)
 
 
-def test_a_sweep_and_its_report(gcs, run, tiny_data, tmp_path, monkeypatch):
+def test_a_sweep_and_its_report(
+    gcs: str, run: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interrupted after its first parts and run again: the same answers, scores and page as on a disk."""
     upload(tiny_data, f"{gcs}/data")
     upload(run, f"{gcs}/run")
@@ -57,7 +60,7 @@ def test_a_sweep_and_its_report(gcs, run, tiny_data, tmp_path, monkeypatch):
     remote = settings(f"{gcs}/data", f"{gcs}/run", f"{gcs}/output")
     add = answers.Answers.add
 
-    def interrupted(self, rows):
+    def interrupted(self: answers.Answers, rows: dict[int, dict[str, Any]]) -> None:
         add(self, rows)
         if len(self.rows) == 6 and self._task == "caption":
             raise KeyboardInterrupt
@@ -80,7 +83,9 @@ def test_a_sweep_and_its_report(gcs, run, tiny_data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_chat_with_a_picture(gcs, gcs_environment, run, tiny_data, tmp_path):
+def test_a_chat_with_a_picture(
+    gcs: str, gcs_environment: dict[str, str], run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     from qwenvl_jax.data.readers.record_folder import RecordReader
 
     picture = RecordReader(tiny_data / "vqa")[0].images[0]
@@ -100,7 +105,7 @@ def test_a_chat_with_a_picture(gcs, gcs_environment, run, tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_audit(gcs, gcs_environment, tiny_data, tmp_path):
+def test_an_audit(gcs: str, gcs_environment: dict[str, str], tiny_data: Path, tmp_path: Path) -> None:
     upload(tiny_data, f"{gcs}/data")
 
     def audited(data: str, output: str) -> None:
@@ -113,7 +118,7 @@ def test_an_audit(gcs, gcs_environment, tiny_data, tmp_path):
     audited(str(tiny_data), "~/audit" if os.environ["HOME"] == str(tmp_path) else str(tmp_path / "audit"))
     there = json.loads(storage.read_bytes(f"{gcs}/audit/audit.json"))
     here = json.loads((tmp_path / "audit/audit.json").read_text())
-    for own, other in zip(there["sources"], here["sources"], strict=True):
-        assert own.pop("path") == other.pop("path").replace(str(tiny_data), f"{gcs}/data")
+    for remote, local in zip(there["sources"], here["sources"], strict=True):
+        assert remote.pop("path") == local.pop("path").replace(str(tiny_data), f"{gcs}/data")
     assert there.pop("config") != here.pop("config")  # it names the folders
     assert there == here

@@ -1,9 +1,9 @@
 """CIDEr-D of captions, with the official scorer (pycocoevalcap).
 
-The scorer sees tokens separated by spaces; where they come from matters to the figure. Two tokenisations:
+The scorer takes tokens separated by spaces, and the figure depends on how captions are split. Two tokenisations:
 
-  "simple"  lower case, words and single CJK characters, punctuation dropped. The same on every machine; default.
-  "ptb"     Stanford's PTB tokenizer as in the official COCO and Nocaps evaluation. Needs Java on the path.
+  "simple"  the default: lower case, words and single CJK characters, no punctuation. The same on every machine.
+  "ptb"     Stanford's PTB tokenizer as in the official COCO and Nocaps evaluation. Needs java on the path.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def simple_tokens(text: str) -> str:
 
 
 def check_tokenisation(tokenisation: str) -> None:
-    """Raises UserError for a tokenisation that is none, or that needs java where there is none."""
+    """Raises UserError if the tokenisation is unknown, or needs java and there is no java."""
     if tokenisation not in TOKENISATIONS:
-        raise UserError(f"the tokenisation {tokenisation!r} is none of {', '.join(TOKENISATIONS)}")
+        raise UserError(f"the tokenisation {tokenisation!r} is not one of {', '.join(TOKENISATIONS)}")
     if tokenisation == "ptb" and shutil.which("java") is None:
         raise UserError(
             "the PTB tokenisation of CIDEr needs java, which is not on the path; install it or use 'simple'"
@@ -38,24 +38,24 @@ def check_tokenisation(tokenisation: str) -> None:
 
 
 def _ptb(groups: dict[int, list[str]]) -> dict[int, list[str]]:
-    """As pycocoevalcap's `PTBTokenizer`, but its input is UTF-8 in every locale, one line per text whatever stands in
-    it, and no file is written beside the package."""
+    """Does what pycocoevalcap's `PTBTokenizer` does.
+
+    But the input is UTF-8 in every locale, a text is one line whatever it contains, and no file is written next to the
+    package.
+    """
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     lines = [" ".join(text.split()) for group in groups.values() for text in group]
     jar = pathlib.Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
-    made = subprocess.run(command, input="".join(f"{line}\n" for line in lines).encode(), capture_output=True)
-    found = made.stdout.decode().split("\n")[:-1] if made.returncode == 0 else []
-    if len(found) != len(lines):
-        said = (made.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"])[-1]
-        raise UserError(f"java's PTB tokeniser failed, saying {said!r}; repair java or use the tokenisation 'simple'")
-    taken = iter(found)
-    return {
-        key: [" ".join(w for w in next(taken).split(" ") if w not in ptbtokenizer.PUNCTUATIONS) for _ in group]
-        for key, group in groups.items()
-    }
+    java = subprocess.run(command, input="".join(f"{line}\n" for line in lines).encode(), capture_output=True)
+    tokenised = java.stdout.decode().split("\n")[:-1] if java.returncode == 0 else []
+    if len(tokenised) != len(lines):
+        reason = (java.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"])[-1]
+        raise UserError(f"java's PTB tokeniser failed, saying {reason!r}; repair java or use the tokenisation 'simple'")
+    words = iter([word for word in line.split(" ") if word not in ptbtokenizer.PUNCTUATIONS] for line in tokenised)
+    return {key: [" ".join(next(words)) for _ in group] for key, group in groups.items()}
 
 
 def cider(
@@ -63,19 +63,19 @@ def cider(
 ) -> tuple[float, list[float]]:
     """CIDEr-D over a corpus: n = 1..4, clipped counts, Gaussian length penalty (sigma 6), times ten.
 
-    Document frequencies come from `references`, so the figure belongs to the evaluated set. A value of 1.0 is what
-    papers print as 100. A single image has no document frequencies and always scores zero.
+    Document frequencies come from `references`, so figures of different sets cannot be compared. A value of 1.0 is
+    printed as 100 in papers. A single image has no document frequencies and always scores zero.
 
     Args:
       predictions: one caption per image.
-      references: for every image one or more captions.
+      references: one or more captions per image.
       tokenisation: one of TOKENISATIONS.
 
     Returns:
       The mean over the images, and the value of each image.
 
     Raises:
-      UserError: if the two differ in length, are empty, a reference is missing, or java is (for "ptb").
+      UserError: if the two differ in length or are empty, an image has no reference, or "ptb" finds no java.
     """
     if len(predictions) != len(references):
         raise UserError(f"{len(predictions)} captions were given for {len(references)} images; give one for each")

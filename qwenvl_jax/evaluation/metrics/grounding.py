@@ -1,6 +1,6 @@
 """Referring-expression accuracy: the first predicted box against the true one.
 
-Boxes are `[x1, y1, x2, y2]`; IoU is a ratio, so any common unit serves. Source: released evaluate_grounding.py.
+Boxes are `[x1, y1, x2, y2]` in any common unit. Source: released evaluate_grounding.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from qwenvl_jax.data import tags
 
-# The released script divides coordinates by 999, although training writes value/size*1000 rounded down.
+# The released script divides coordinates by 999, although training writes value / size * 1000 rounded down.
 COORDINATE_SCALE = 999
 
 
@@ -17,13 +17,13 @@ def parse_first_box(text: str, width: float, height: float) -> tuple[float, ...]
     """The first `(x1,y1),(x2,y2)` of `text` in pixels of a `width` x `height` image.
 
     Returns:
-      The box, or (0, 0, 0, 0) where the text holds none that parses, which then scores as wrong.
+      The box, or (0, 0, 0, 0), which scores as wrong, if the text contains no box that can be parsed.
     """
     return tags.to_pixels(tags.first_box(text), width, height, denominator=COORDINATE_SCALE)
 
 
 def intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
-    """IoU of two boxes in one unit, without the +1 of inclusive pixels; 0 where either is empty or inverted."""
+    """IoU of two boxes in one unit, without the +1 of inclusive pixels; 0 if either is empty or inverted."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -33,5 +33,5 @@ def intersection_over_union(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def referring_accuracy(ious: Sequence[float], threshold: float = 0.5) -> float:
-    """The share of boxes whose IoU is at least `threshold`; 0.0 for none. No sample is dropped."""
+    """The share of boxes whose IoU is at least `threshold`; 0.0 if there are no boxes. No sample is dropped."""
     return sum(iou >= threshold for iou in ious) / len(ious) if ious else 0.0

@@ -10,18 +10,19 @@ from rapidfuzz.distance import Levenshtein
 
 @dataclasses.dataclass(frozen=True)
 class CharacterAccuracy:
-    """Characters over a corpus: `accuracy` = 1 - edits / reference characters, not below zero."""
+    """Edits and reference characters over a corpus; `accuracy` is 1 - edits / characters, not below zero."""
 
     edits: int
     characters: int
 
     @property
     def accuracy(self) -> float:
+        """The figure of papers and tables; 0.0 if there are no characters."""
         return max(0.0, 1 - self.edits / self.characters) if self.characters else 0.0
 
 
 def _join(lines: Iterable[str]) -> str:
-    # Lines count in reading order; how a line is broken and padded does not.
+    # The order of lines counts; white space within a line does not.
     return "\n".join(" ".join(line.split()) for line in lines)
 
 
@@ -29,8 +30,8 @@ def character_accuracy(pairs: Iterable[tuple[Iterable[str], Iterable[str]]]) -> 
     """Micro-averaged over the corpus: every reference character has the same weight.
 
     Args:
-      pairs: per image the predicted lines and the true lines, both in reading order. Characters are Unicode code
-        points. A prediction longer than its reference counts at most the length of the longer one as edits.
+      pairs: the predicted and the true lines of each image, both in reading order. Characters are Unicode code
+        points. The edits of an image are at most the length of the longer of its two texts.
     """
     edits = characters = 0
     for predicted, true in pairs:

@@ -1,6 +1,6 @@
 """Scores of short answers: the classic VQA evaluator, and plain accuracy.
 
-Both are the released evaluation scripts' definitions, quirks included, because published figures contain them.
+Both follow the released evaluation scripts, quirks included, because published figures contain these quirks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", 
 _NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
 
-# Contractions that come back from every spelling with one apostrophe left out. Forms whose bare spelling is another
-# word (she'd, we'd, she'll, let's, ...) are not in the evaluator's list and are not here.
+# Contractions that are restored from every spelling that lacks one apostrophe. The evaluator's list has no forms whose
+# bare spelling is another word (she'd, we'd, she'll, let's, ...), so they are missing here as well.
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
@@ -36,12 +36,12 @@ y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 
 def _contractions() -> dict[str, str]:
     table = {
-        full[:at] + full[at + 1 :]: full
-        for full in _CONTRACTED.split()
-        for at, letter in enumerate(full)
+        word[:index] + word[index + 1 :]: word
+        for word in _CONTRACTED.split()
+        for index, letter in enumerate(word)
         if letter == "'"
     }
-    table["somebody'd"] = "somebodyd"  # the evaluator has this one the wrong way round
+    table["somebody'd"] = "somebodyd"  # the evaluator has this pair the wrong way round
     return table
 
 
@@ -49,12 +49,12 @@ _CONTRACTIONS = _contractions()
 
 
 def strip_punctuation(text: str) -> str:
-    """The evaluator's punctuation step: each mark is dropped or becomes a space, by what stands around it."""
+    """The evaluator's punctuation step: each mark is dropped or becomes a space, depending on its neighbours."""
     result = text
     glued = _DIGIT_COMMA_DIGIT.search(text) is not None
     for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if beside_space or glued else " ")
+        next_to_space = f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if next_to_space or glued else " ")
     return _PERIOD.sub("", result, count=_PERIODS_REMOVED)
 
 
@@ -67,7 +67,7 @@ def normalise_words(text: str) -> str:
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     """One question by the classic evaluator (released vqa_eval.py): mean over annotators of min(1, others/3).
 
-    The prediction is normalised fully; the answers only lose punctuation, and only where the annotators disagree.
+    The prediction is normalised fully; the answers only lose punctuation, and only if the annotators disagree.
 
     Args:
       prediction: the model's answer.
@@ -81,12 +81,12 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         raise UserError("a question without any annotated answer cannot be scored; add its answers")
-    said = normalise_words(strip_punctuation(prediction.replace("\n", " ").replace("\t", " ").strip()))
+    normalised = normalise_words(strip_punctuation(prediction.replace("\n", " ").replace("\t", " ").strip()))
     truths = [strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else list(answers)
-    matches = [truth == said for truth in truths]
-    return sum(min(1.0, (sum(matches) - own) / 3) for own in matches) / len(truths)
+    matches = [truth == normalised for truth in truths]
+    return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(truths)
 
 
 def exact_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 where the prediction equals any answer after stripping and lower-casing (released `accuracy`), else 0.0."""
+    """1.0 if the prediction equals any answer after stripping and lower-casing (released `accuracy`), else 0.0."""
     return float(prediction.strip().lower() in {answer.strip().lower() for answer in answers})

@@ -56,14 +56,14 @@ _LEGEND = '<p class="small"><span class="key">predicted</span><span class="key t
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """The first records of a task with the rows of their predictions by id."""
+    """The first records of a task, and the rows of their predictions by id."""
 
     records: list[Record]
     rows: dict[str, dict[str, Any]]
 
 
 def load(task: TaskConfig, output: epath.Path, checkpoint: str) -> Shown:
-    """Reads the predictions of one checkpoint and the records they answer.
+    """Reads the predictions of one checkpoint and the records that they answer.
 
     Raises:
       UserError: if the predictions are missing.
@@ -80,7 +80,7 @@ def load(task: TaskConfig, output: epath.Path, checkpoint: str) -> Shown:
 
 
 def _rows(path: epath.Path) -> dict[str, dict[str, Any]]:
-    """Rows of predictions by id. Only the line feed ends one; answers may hold other characters that end a line."""
+    """Rows of predictions by id. Only a line feed ends a row, because answers may contain other line separators."""
     try:
         rows = [json.loads(line) for line in storage.read_bytes(path).decode().split("\n") if line]
         return {row["id"]: row for row in rows}
@@ -89,17 +89,17 @@ def _rows(path: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def _record(reader: RecordReader, index: int) -> Record | None:
-    """A record; None if it cannot be read, as the scores say by name."""
+    """A record; None if it cannot be read, which the scores report."""
     try:
         return reader[index]
     except READ_AGAIN:
         raise
-    except Exception:  # whatever damaged bytes make a library raise
+    except Exception:  # damaged bytes make libraries raise anything
         return None
 
 
 def _is_answered(record: Record, rows: dict[str, dict[str, Any]]) -> bool:
-    """Whether the predictions have all that is shown of a record; they may be older than the records."""
+    """Whether the predictions answer all questions of a record; they may be older than the records."""
     if record.task != "dialogue":
         return record.id in rows
     turns = enumerate(_turns(record))

@@ -15,15 +15,15 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per record; `captions` in its content, where present, are all references.
+    """One question per record. If its content has `captions`, they are the references instead of `caption`.
 
     Raises:
-      UserError: if there is no caption to compare with, or captions in a form that `truth.texts` does not know.
+      UserError: if there is no caption to compare with, or `truth.texts` does not know the form of the captions.
     """
     content = record.content
     references = truth.texts(content.get("captions"), "caption") or truth.texts(content.get("caption"), "caption")
     if not any(references):
-        raise UserError("it has no caption to compare with; a set without captions cannot be scored")
+        raise UserError("it has no caption to compare with; use records that have captions")
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, {"references": references})]
 
 
@@ -33,13 +33,14 @@ def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def score(rows: Sequence[dict[str, Any]], tokenisation: str = "simple") -> dict[str, float]:
-    """`caption_cider`, 1.0 being what papers print as 100; `caption_cider_ptb` by the official tokeniser."""
+    """`caption_cider`, where 1.0 is printed as 100 in papers; `caption_cider_ptb` with the official tokeniser."""
     key = "caption_cider" if tokenisation == "simple" else f"caption_cider_{tokenisation}"
     if not rows:
         return {key: 0.0}
-    predictions, references = [row["prediction"] for row in rows], [row["references"] for row in rows]
+    predictions = [row["prediction"] for row in rows]
+    references = [row["references"] for row in rows]
     return {key: cider(predictions, references, tokenisation=tokenisation)[0]}
 
 
-# The empty caption shares no word with any reference, so CIDEr gives it nothing.
+# An empty caption shares no word with any reference, so its CIDEr is zero.
 TASK = Task("caption", questions, read, lambda about: read("", about), score)

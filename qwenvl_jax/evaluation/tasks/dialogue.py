@@ -1,4 +1,4 @@
-"""Multi-turn ChatML dialogues: every turn of the assistant is asked, given the true turns before it."""
+"""ChatML dialogues of several turns: every turn of the assistant is asked after the true turns before it."""
 
 from __future__ import annotations
 
@@ -22,34 +22,35 @@ def _written(pieces: Sequence[Piece]) -> str:
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per turn of the assistant. ChatML has one way of asking, so `style` changes nothing.
+    """One question per turn of the assistant. `style` changes nothing, because ChatML has only one prompt style.
 
     Raises:
-      UserError: if there is no such turn, or a turn is not well formed.
+      UserError: if there is no such turn, or a turn is malformed.
     """
     content: Mapping[str, Any] = record.content
-    turns, about = content["turns"], {"system": content.get("system", ""), "sizes": content.get("sizes", ())}
+    turns = content["turns"]
+    context = {"system": content.get("system", ""), "sizes": content.get("sizes", ())}
     asked = []
     for number, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        prompt = chat_pieces(turns[:number], **about, open_end=True)
-        whole = chat_pieces(turns[: number + 1], **about)
-        # The same prefix, then the answer and the turn's <|im_end|> and line break.
+        prompt = chat_pieces(turns[:number], **context, open_end=True)
+        whole = chat_pieces(turns[: number + 1], **context)
+        # `whole` is the prompt, the answer, and then <|im_end|> and a line break.
         truth = tags.normal_form(_written(whole[len(prompt) : -2]))
         asked.append(Question(f"{record.id}#{number}", tuple(prompt), record.images, {"truth": truth, "turn": number}))
     if not asked:
-        raise UserError("it has no turn of the assistant, so that there is nothing to ask")
+        raise UserError("it has no turn of the assistant, so there is nothing to ask")
     return asked
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
-    """Right if every true box is met by the box in its place (IoU 0.5), or, without boxes, if the words agree."""
+    """Right if every true box is met by the predicted box of the same number (IoU 0.5); without boxes, by the words."""
     text = tags.normal_form(text)
     true_boxes = [box for _, boxes in tags.parse_boxes(about["truth"]) for box in boxes]
     kind = "box" if true_boxes else "text"
     if true_boxes:
-        boxes = [box for _, found in tags.parse_boxes(text) for box in found]
+        boxes = [box for _, group in tags.parse_boxes(text) for box in group]
         right = len(boxes) == len(true_boxes) and all(map(_meets, boxes, true_boxes))
     else:
         right = _words(text) == _words(about["truth"])
@@ -57,12 +58,12 @@ def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def unanswered(about: dict[str, Any]) -> dict[str, Any]:
-    """The row of a turn that could not be asked; wrong even where the true words are articles alone."""
+    """The row of a turn that could not be asked; wrong even if the true words are only articles, which do not count."""
     return read("", about) | {"right": 0.0}
 
 
 def _meets(box: tags.Box, true: tags.Box) -> bool:
-    """Whether a box meets the true one; one that is thinner than a thousandth covers nothing, and meets itself."""
+    """Whether a box meets the true one. A box thinner than a thousandth has no area, so it only meets an equal box."""
     return tuple(min(value, 999) for value in box) == true or intersection_over_union(box, true) >= IOU_THRESHOLD
 
 
@@ -71,7 +72,7 @@ def _words(text: str) -> str:
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """`dialogue_acc` over all turns, and apart for turns answered in words and with boxes."""
+    """`dialogue_acc` over all turns, and separately for turns answered in words and for turns with boxes."""
     scores = {"dialogue_acc": mean([row["right"] for row in rows])}
     for kind in ("text", "box"):
         members = [row["right"] for row in rows if row["kind"] == kind]

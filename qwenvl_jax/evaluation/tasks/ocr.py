@@ -1,4 +1,4 @@
-"""Reading text with its places, scored by character accuracy of the text in reading order."""
+"""Reading text with its quadrilaterals, scored by the character accuracy of the text in reading order."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per record. Raises UserError for lines that are none."""
+    """One question per record. Raises UserError if the lines of a record are malformed."""
     content: Mapping[str, Any] = record.content
     lines = content["lines"]
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
         raise UserError("its lines must be a list of objects with text and quad")
-    size = truth.size(content)
-    about = {"lines": [truth.text(line.get("text"), "a line") for line in lines], "width": size[0], "height": size[1]}
+    width, height = truth.size(content)
+    texts = [truth.text(line.get("text"), "a line") for line in lines]
+    about = {"lines": texts, "width": width, "height": height}
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
-    """The lines in the order written. An answer without any `<ref>` counts as one line."""
+    """The lines in the order in which they are written. An answer without any `<ref>` counts as one line."""
     text = tags.normal_form(text)
     lines = tags.parse_refs(text) or [without_tags(text)]
-    found = character_accuracy([(lines, about["lines"])])
+    accuracy = character_accuracy([(lines, about["lines"])])
     row = {"prediction": [line.strip() for line in lines], "text": text, **about}
-    return {**row, "edits": found.edits, "characters": found.characters}
+    return {**row, "edits": accuracy.edits, "characters": accuracy.characters}
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """`ocr_char_acc`: 1 - edits / characters over the corpus, not below zero."""
-    found = character_accuracy((row["prediction"], row["lines"]) for row in rows)
-    return {"ocr_char_acc": found.accuracy}
+    return {"ocr_char_acc": character_accuracy((row["prediction"], row["lines"]) for row in rows).accuracy}
 
 
-# The empty text lacks every character.
+# An empty text lacks every character.
 TASK = Task("ocr", questions, read, lambda about: read("", about), score)

@@ -14,11 +14,12 @@ from qwenvl_jax.evaluation.tasks.task import Question, Task, mean, without_tags
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per record; the prompt ends with `<box>`. Raises UserError for a box that nothing can meet."""
+    """One question per record; the prompt ends with `<box>`. Raises UserError for a box that no answer can match."""
     content: Mapping[str, Any] = record.content
     width, height = truth.size(content)
     box = truth.box(content["box"], width, height)
-    about = {"phrase": truth.text(content["phrase"], "the phrase"), "box": box, "width": width, "height": height}
+    phrase = truth.text(content["phrase"], "the phrase")
+    about = {"phrase": phrase, "box": box, "width": width, "height": height}
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
 
 
@@ -36,5 +37,5 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"referring_acc": referring_accuracy(ious), "mean_iou": mean(ious)}
 
 
-# What is no box has no overlap with any.
+# An empty answer has no box, so its overlap is zero.
 TASK = Task("ref_grounding", questions, read, lambda about: read("", about), score)

@@ -1,4 +1,4 @@
-"""What every evaluated task gives: questions made from records, a reading of answers, a score over all of them."""
+"""The parts of an evaluated task: questions made from records, reading an answer, and scores over all answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Question:
     """One prompt.
 
     Attributes:
-      id: of the record, with the number of the turn where a record asks several times.
+      id: of the record; with the number of the turn if a record asks several questions.
       pieces: the prompt.
-      images: encoded images that the pieces index.
-      about: JSON values that reading and scoring the answer need: the truth, the image's size.
+      images: encoded images, which the pieces refer to by index.
+      about: JSON values that are needed to read and score the answer, such as the truth and the image's size.
     """
 
     id: str
@@ -30,15 +30,15 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One benchmark kind.
+    """One kind of benchmark.
 
     Attributes:
-      name: as in the evaluation config, which is also the `Record.task` it asks.
-      questions: record, prompt style -> questions. Raises UserError for a record that it cannot score.
-      read: the answer's text with special tokens written out, `about` -> JSON values of one row of predictions.
-      unanswered: `about` -> the row of a question that could not be asked, which scores nothing.
-      score: rows -> figures by name, the one of `SCORE_KEYS` first.
-      stops: written forms of the special tokens that end an answer.
+      name: as in the evaluation config; also the `Record.task` of its records.
+      questions: (record, prompt style) -> questions. Raises UserError if a record cannot be scored.
+      read: (text of the answer, with special tokens written out, `about`) -> JSON values of one row of predictions.
+      unanswered: `about` -> the row of a question that could not be asked; it scores nothing.
+      score: rows -> figures by name, the figure of `SCORE_KEYS` first.
+      stops: the special tokens that end an answer, written out.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Task:
 
 
 def without_tags(text: str) -> str:
-    """The text with every special token dropped (the released scripts' skip_special_tokens)."""
+    """The text without special tokens (the released scripts' skip_special_tokens)."""
     for tag in (*tags.CONTROL_TAGS, *tags.IMAGE_TAGS):
         text = text.replace(tag, "")
     return text
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean, 0.0 of nothing."""
+    """The arithmetic mean; 0.0 if there are no values."""
     return sum(values) / len(values) if values else 0.0

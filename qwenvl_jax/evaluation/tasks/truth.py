@@ -1,7 +1,7 @@
-"""What answers are compared with, read from records in the forms that data sets write.
+"""The truth of a record, in any of the forms that data sets use.
 
-All texts come out in the form in which a model can write them (`tags.normal_form`), because a letter with its accent as
-one character and as two look the same and are not equal.
+All texts are returned in the form in which a model can write them (`tags.normal_form`): a letter and its accent may be
+one character or two, which look the same but are not equal.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 def texts(value: Any, key: str) -> list[str]:
-    """One or several texts: a text, a whole number, an object that has one under `key`, or a list of these.
+    """One or several texts: a text, a whole number, an object with either under `key`, or a list of these.
 
-    `[{"answer": "net", "answer_id": 1}, ..]` is how VQAv2 writes its annotators; `"net"` is one answer, not letters.
+    `[{"answer": "net", "answer_id": 1}, ..]` is how VQAv2 writes its annotators. `"net"` is one answer, not three.
 
     Returns:
-      As many as there are; none for None and an empty list.
+      The texts; an empty list for None and for an empty list.
 
     Raises:
-      UserError: for anything whose text is not plain, such as a fraction or true and false.
+      UserError: for a value whose text is ambiguous, such as a fraction or a boolean.
     """
     if value is None:
         return []
@@ -37,12 +37,12 @@ def _one(value: Any, key: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise UserError(f"its {key} {value!r} is not a text; write the text that an answer shall equal")
+        raise UserError(f"its {key} {value!r} is not a text; write the text that an answer should equal")
     return tags.normal_form(value)
 
 
 def text(value: Any, what: str) -> str:
-    """One text; `what` names it. Raises UserError for anything else."""
+    """One text. Raises UserError, which calls the value `what`, if it is not a text."""
     if not isinstance(value, str):
         raise UserError(f"{what} {value!r} is not a text")
     return tags.normal_form(value)
@@ -52,12 +52,12 @@ def size(content: Mapping[str, Any]) -> tuple[float, float]:
     """Width and height in pixels. Raises UserError if they are not positive numbers."""
     width, height = content["width"], content["height"]
     if not (tags.is_finite(width) and tags.is_finite(height) and width > 0 and height > 0):
-        raise UserError(f"an image of {width!r} x {height!r} pixels is none; correct its size")
+        raise UserError(f"its image cannot have {width!r} x {height!r} pixels; correct its size")
     return width, height
 
 
 def box(value: Any, width: float, height: float) -> list[float]:
-    """`[x1, y1, x2, y2]` in pixels of the image. Raises UserError for a box that training refuses as well."""
+    """`[x1, y1, x2, y2]` in pixels of the image. Raises UserError for the boxes that training refuses, too."""
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         raise UserError(f"its box {value!r} must be four numbers [x1, y1, x2, y2]")
     tags.box_to_text(value, width, height)

@@ -15,21 +15,21 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 def questions(record: Record, style: str) -> list[Question]:
-    """One question per record; `answers` in its content, where present, are those of all annotators.
+    """One question per record. If its content has `answers`, they are those of all annotators.
 
     Raises:
-      UserError: if there is no answer to compare with, or answers in a form that `truth.texts` does not know.
+      UserError: if there is no answer to compare with, or `truth.texts` does not know the form of the answers.
     """
     content: Mapping[str, Any] = record.content
     answers = truth.texts(content.get("answers"), "answer") or truth.texts(content.get("answer"), "answer")
     if not any(answers):
-        raise UserError("it has no answer to compare with; a set without answers cannot be scored")
+        raise UserError("it has no answer to compare with; use records that have answers")
     about = {"question": truth.text(content["question"], "the question"), "answers": answers}
     return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
-    """The answer, whether it equals one of the annotated ones, and the VQA score where there are several."""
+    """The answer, whether it equals an annotated one, and the VQA score if there are several annotators."""
     prediction = tags.normal_form(without_tags(text)).strip()
     row = {"prediction": prediction, **about, "exact": exact_accuracy(prediction, about["answers"])}
     if len(about["answers"]) > 1:
@@ -44,9 +44,9 @@ def unanswered(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """`vqa_acc`: share of exact answers; `vqa_score`, where any question has several annotators, over all questions.
+    """`vqa_acc`: share of exact answers. `vqa_score`: over all questions, if any of them has several annotators.
 
-    The classic evaluator compares with the *other* annotators, so a question with one annotator gets nothing there.
+    The classic evaluator compares with the *other* annotators, so a question with one annotator scores 0 there.
     """
     scores = {"vqa_acc": mean([row["exact"] for row in rows])}
     if any("vqa_score" in row for row in rows):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwenvl_jax.config import to_dict
+from qwenvl_jax.config import Config, to_dict
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.record_writer import write_records
-from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.report.pictures import picture, true
 from qwenvl_jax.evaluation.tasks.registry import TASKS
 from qwenvl_jax.html.figures import corners_of_box
+from tests.evaluation.samples import record_of
 
 
 def turned(width: int = 60, height: int = 20) -> bytes:
@@ -42,7 +45,7 @@ def shown(figure: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(address)))
 
 
-def test_a_picture_with_exif_is_shown_as_the_model_saw_it():
+def test_a_picture_with_exif_is_shown_as_the_model_saw_it() -> None:
     payload = turned()
     assert Image.open(io.BytesIO(payload)).getexif()[0x0112] == 6
     figure = picture(payload, [true(corners_of_box((0, 0, 30, 20)))])
@@ -52,32 +55,35 @@ def test_a_picture_with_exif_is_shown_as_the_model_saw_it():
     assert 'viewBox="0 0 60 20"' in figure and 'points="0,0 30,0 30,20 0,20"' in figure
 
 
-def test_places_in_thousandths_lie_where_they_are_meant():
+def test_regions_in_thousandths_are_scaled_to_the_picture() -> None:
     figure = picture(turned(), [true(corners_of_box((500, 0, 1000, 500)))], size=(1000, 1000))
     assert 'points="30,0 60,0 60,10 30,10"' in figure
 
 
 def odd_pictures() -> dict[str, bytes]:
-    made = {}
+    """Kinds of files that a browser would show in its own way."""
 
-    def save(name, image, form, **options):
+    def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, form, **options)
-        made[name] = buffer.getvalue()
+        return buffer.getvalue()
 
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (20, 30, 4), np.uint8)
-    save("alpha", Image.fromarray(noise, "RGBA"), "PNG")
-    save("16 bits", Image.fromarray(rng.integers(0, 65536, (20, 30)).astype(np.uint16)), "PNG")
-    save("palette", Image.fromarray(noise[..., :3]).convert("P"), "GIF")
-    frames = [Image.fromarray(noise[..., :3]), Image.fromarray(noise[::-1, :, :3])]
-    save("two frames", frames[0], "GIF", save_all=True, append_images=frames[1:])
-    save("cmyk", Image.fromarray(noise, "CMYK"), "JPEG", quality=100)
-    return made
+    colors = Image.fromarray(noise[..., :3])
+    flipped = Image.fromarray(noise[::-1, :, :3])
+    deep = Image.fromarray(rng.integers(0, 65536, (20, 30)).astype(np.uint16))
+    return {
+        "alpha": encoded(Image.fromarray(noise, "RGBA"), "PNG"),
+        "16 bits": encoded(deep, "PNG"),
+        "palette": encoded(colors.convert("P"), "GIF"),
+        "two frames": encoded(colors, "GIF", save_all=True, append_images=[flipped]),
+        "cmyk": encoded(Image.fromarray(noise, "CMYK"), "JPEG", quality=100),
+    }
 
 
 @pytest.mark.parametrize("name", list(odd_pictures()))
-def test_every_kind_of_picture_is_shown_as_the_model_saw_it(name):
+def test_every_kind_of_picture_is_shown_as_the_model_saw_it(name: str) -> None:
     """A browser would blend alpha, move frames and turn colours for print in its own way."""
     payload = odd_pictures()[name]
     image = shown(picture(payload))
@@ -89,17 +95,17 @@ def test_every_kind_of_picture_is_shown_as_the_model_saw_it(name):
 class Page(html.parser.HTMLParser):
     """Elements, attributes and text of a page."""
 
-    def __init__(self, page: str):
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, tuple[str, ...]]] = []
         self.text = ""
         self.feed(page)
         self.close()
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, tuple(name for name, _ in attrs)))
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text += data
 
 
@@ -109,17 +115,17 @@ HOSTILE = st.text(st.sampled_from("<>&\"'/=` \nabscript!-[]{}\u2028\x85é"), min
 
 
 @pytest.fixture(scope="module")
-def runs(config, tmp_path_factory):
+def runs(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     return config, tmp_path_factory.mktemp("hostile")
 
 
-def report_of(runs, text: str) -> Page:
+def report_of(runs: tuple[Config, Path], text: str) -> Page:
     """The report of an evaluation in which every text that comes from outside is `text`."""
     config, root = runs
     folder = root / "report"
     payload = turned()
     words = text.strip()
-    contents = {
+    contents: dict[str, Any] = {
         "ref_grounding": {"phrase": text, "box": [1, 1, 9, 9], "width": 60, "height": 20},
         "ocr": {"lines": [{"text": text, "quad": [[0, 0], [9, 0], [9, 9], [0, 9]]}], "width": 60, "height": 20},
         "vqa": {"question": text, "answer": words},
@@ -135,9 +141,9 @@ def report_of(runs, text: str) -> Page:
     }
     name = text.replace("/", "|")
     tasks = []
-    scores = {}
+    scores: dict[str, Any] = {}
     for task, content in contents.items():
-        record = Record(text, task, text, "en", "CC0-1.0", (payload,), content)
+        record = dataclasses.replace(record_of(task, content, name=text, image=payload), source=text)
         write_records(folder / task, {"train": [record]}, name="hostile")
         tasks.append(TaskConfig(task, str(folder / task), "train", 0, 4, 0))
         rows = [
@@ -158,6 +164,6 @@ def report_of(runs, text: str) -> Page:
 
 @settings(max_examples=15, deadline=None)
 @given(text=HOSTILE)
-def test_no_text_from_outside_becomes_part_of_the_page(runs, text):
+def test_no_text_from_outside_becomes_part_of_the_page(runs: tuple[Config, Path], text: str) -> None:
     """Texts, ids, names and reasons full of markup give the very elements of a page without any."""
     assert report_of(runs, text).elements == report_of(runs, "plain").elements

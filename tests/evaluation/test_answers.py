@@ -1,7 +1,8 @@
 """A sweep that is interrupted, and records and pictures that cannot be read."""
 
+from __future__ import annotations
+
 import dataclasses
-import io
 import json
 import os
 import resource
@@ -9,72 +10,57 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from qwenvl_jax.config import Config
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation import answers, questions
-from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation import sweep as sweep_module
+from qwenvl_jax.evaluation.config import EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.evaluation.tasks.registry import TASKS
 from qwenvl_jax.runtime.errors import UserError
+from tests.evaluation import samples
+from tests.evaluation.samples import record_of, rows_of, vqa_record
 
 ROOT = Path(__file__).parents[2]
 
 
-def picture(seed: int = 0, **save) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 40, 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, **{"format": "JPEG", **save})
-    return buffer.getvalue()
-
-
-def vqa_record(k: int, **changes) -> Record:
-    content = {"question": f"What is {'so ' * (k % 5)}it?", "answer": "net"}
-    return Record(f"vqa-{k}", "vqa", "tests", "en", "CC0-1.0", (picture(k),), content | changes)
-
-
-def settings(config, checkpoint, output, folder, **task) -> EvalConfig:
-    return EvalConfig(
-        checkpoints=(CheckpointConfig("a", str(checkpoint), 28),),
-        tokenizer=config.tokenizer,
-        tasks=(dataclasses.replace(TaskConfig("vqa", str(folder), "train", 0, 4, 1), **task),),
-        batch_size=4,
-        prompt_style="training",
-        output=str(output),
-    )
+def settings(config: Config, checkpoint: Path, output: Path, folder: Path, **task: Any) -> EvalConfig:
+    """The checkpoint is asked all records of a folder; `task` changes keys of the task's config."""
+    asked = dataclasses.replace(TaskConfig("vqa", str(folder), "train", 0, 4, 1), **task)
+    return samples.eval_config(config, checkpoint, output, asked)
 
 
 @pytest.fixture
-def many(tmp_path):
+def many(tmp_path: Path) -> Path:
     write_records(tmp_path / "many", {"train": [vqa_record(k) for k in range(30)]}, name="many")
     return tmp_path / "many"
 
 
-def rows_of(output: Path, task: str = "vqa") -> list[dict]:
-    return [json.loads(line) for line in (output / f"predictions/a/{task}.jsonl").read_text().split("\n") if line]
-
-
-def test_memory_goes_by_the_batch(many, tokenizer):
-    """While one batch is answered, two more are made ready, and no others."""
+def test_memory_goes_by_the_batch(many: Path, tokenizer: Tokenizer) -> None:
+    """While one batch is answered, two more are prepared, and no others."""
 
     class Counting(RecordReader):
         read = 0
 
-        def __getitem__(self, index):
+        def __getitem__(self, index: int) -> Record:
             Counting.read += 1
             return super().__getitem__(index)
 
     reader = Counting(many)
-    opened = questions.QuestionSet(TASKS["vqa"], reader, len(reader), tokenizer, "training")
+    question_set = questions.QuestionSet(TASKS["vqa"], reader, len(reader), tokenizer, "training")
     Counting.read = 0
-    batches = opened.batches([range(k, k + 3) for k in range(0, 30, 3)], 4, 28, lambda number: False)
+    batches = question_set.batches([range(k, k + 3) for k in range(0, 30, 3)], 4, 28, lambda number: False)
+    assert isinstance(batches, Generator)
     for done in range(1, 5):
         assert len(next(batches)) == 3
         time.sleep(0.05)
@@ -82,45 +68,64 @@ def test_memory_goes_by_the_batch(many, tokenizer):
     batches.close()
 
 
-def test_the_answers_do_not_depend_on_how_often_a_sweep_was_interrupted(config, checkpoint, many, tmp_path):
-    """Killed after its first answers, and once more by a disk that is full; what is there is not asked again."""
-    whole = settings(config, checkpoint, tmp_path / "whole", many)
-    sweep(whole)
-    parts = settings(config, checkpoint, tmp_path / "parts", many)
-    (tmp_path / "settings.json").write_text(json.dumps(dataclasses.asdict(parts)))
-    code = (
-        "import json, sys; from qwenvl_jax.config import from_config_dict; from qwenvl_jax.evaluation import answers\n"
-        "from qwenvl_jax.evaluation.config import EvalConfig; from qwenvl_jax.evaluation.sweep import sweep\n"
-        "answers.PART_SECONDS = 0.0\n"
-        "sweep(from_config_dict(EvalConfig, json.load(open(sys.argv[1]))))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "settings.json")]
-    folder = tmp_path / "parts/predictions/a/vqa.parts"
-    running = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    while not (folder.exists() and list(folder.glob("*.json"))):
+SWEEP_IN_SMALL_PARTS = """
+import json, sys
+from qwenvl_jax.config import from_config_dict
+from qwenvl_jax.evaluation import answers
+from qwenvl_jax.evaluation.config import EvalConfig
+from qwenvl_jax.evaluation.sweep import sweep
+
+answers.PART_SECONDS = 0.0
+sweep(from_config_dict(EvalConfig, json.load(open(sys.argv[1]))))
+"""
+
+
+def kill_after_the_first_part(config: EvalConfig, parts: Path, tmp_path: Path) -> None:
+    """Runs a sweep in another process and kills it as soon as it has written a part of its answers."""
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(dataclasses.asdict(config)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen([sys.executable, "-c", SWEEP_IN_SMALL_PARTS, str(path)], cwd=ROOT, env=environment)
+    while not (parts.exists() and list(parts.glob("*.json"))):
         assert running.poll() is None, "the sweep ended before it could be killed"
         time.sleep(0.002)
     running.kill()
     assert running.wait() == -signal.SIGKILL
+
+
+def test_the_answers_do_not_depend_on_how_often_a_sweep_was_interrupted(
+    config: Config, checkpoint: Path, many: Path, tmp_path: Path
+) -> None:
+    """Killed after its first answers, with a damaged part and one of another sweep; answers are not asked again."""
+    sweep(settings(config, checkpoint, tmp_path / "whole", many))
+    interrupted = settings(config, checkpoint, tmp_path / "parts", many)
+    folder = tmp_path / "parts/predictions/a/vqa.parts"
+    kill_after_the_first_part(interrupted, folder, tmp_path)
     assert not (tmp_path / "parts/scores.json").exists()
-    first = sorted(folder.glob("*.json"))[0]
-    part = json.loads(first.read_text())
-    assert 0 < len(part["rows"]) < 30
-    part["rows"][0][1]["prediction"] = "marked"  # to know it again
-    first.write_text(json.dumps(part))
-    (folder / "00000099.json").write_text(json.dumps({**part, "fingerprint": "another", "rows": [[3, {"id": "no"}]]}))
+
+    first_path = sorted(folder.glob("*.json"))[0]
+    first = json.loads(first_path.read_text())
+    assert 0 < len(first["rows"]) < 30
+    marked_number, marked_row = first["rows"][0]
+    marked_row["prediction"] = "marked"  # to recognise it later
+    first_path.write_text(json.dumps(first))
+    foreign = {**first, "fingerprint": "another", "rows": [[3, {"id": "no"}]]}
+    (folder / "00000099.json").write_text(json.dumps(foreign))
     (folder / "00000098.json").write_text("half of a p")
-    scores = sweep(parts)
+
+    scores = sweep(interrupted)
     assert scores == json.loads((tmp_path / "parts/scores.json").read_text())
     assert not folder.exists()
-    expected, found = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
-    marked = [number for number, row in enumerate(found) if row["prediction"] == "marked"]
-    assert marked == [part["rows"][0][0]]
-    expected[marked[0]]["prediction"] = "marked"
-    assert found == expected
+    rows = rows_of(tmp_path / "parts")
+    assert [number for number, row in enumerate(rows) if row["prediction"] == "marked"] == [marked_number]
+    expected = rows_of(tmp_path / "whole")
+    expected[marked_number]["prediction"] = "marked"
+    assert rows == expected
 
 
-def test_a_full_disk_keeps_what_was_answered(config, checkpoint, many, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_what_was_answered(
+    config: Config, checkpoint: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file system refuses files above a size: one error, whole files, and the next run goes on."""
     monkeypatch.setattr(answers, "PART_SECONDS", 0.0)
     output = settings(config, checkpoint, tmp_path / "full", many)
@@ -151,63 +156,72 @@ def damage_a_record(folder: Path) -> int:
     return 0
 
 
-def test_what_cannot_be_read_is_named_and_counts_as_wrong(config, checkpoint, tmp_path):
-    """A record with a flipped byte, and a JPEG that is cut at half, among others that answer as before."""
-    records = [vqa_record(k) for k in range(16)]
+def test_what_cannot_be_read_is_named_and_counts_as_wrong(config: Config, checkpoint: Path, tmp_path: Path) -> None:
+    """A record with a flipped byte, and a JPEG that is cut in half, among others that are answered as before."""
+    records = [vqa_record(number) for number in range(16)]
     write_records(tmp_path / "good", {"train": records}, name="good")
-    cut = records[11].images[0][: len(records[11].images[0]) // 2]
-    records[11] = dataclasses.replace(records[11], images=(cut,))
+    payload = records[11].images[0]
+    records[11] = dataclasses.replace(records[11], images=(payload[: len(payload) // 2],))
     write_records(tmp_path / "bad", {"train": records}, name="bad")
     lost = damage_a_record(tmp_path / "bad")
     assert lost != 11
     sweep(settings(config, checkpoint, tmp_path / "a", tmp_path / "good"))
     scores = sweep(settings(config, checkpoint, tmp_path / "b", tmp_path / "bad"))
+
     good = {row["id"]: row for row in rows_of(tmp_path / "a")}
     bad = {row["id"]: row for row in rows_of(tmp_path / "b")}
     assert set(good) - set(bad) == {f"vqa-{lost}"}
-    for name, row in bad.items():
-        if name == "vqa-11":
-            assert row["exact"] == 0.0 and row["prediction"] == "" and "not a readable image" in row["unanswered"]
-        else:
-            assert row == good[name]
-    missing = json.loads((tmp_path / "b/predictions/a/vqa.json").read_text())
-    assert missing["questions"] == 16
-    assert [one["id"] for one in missing["unanswered"]] == [f"record {lost}", "vqa-11"]
-    assert scores["a"]["unanswered"]["vqa"] == {"questions": 2, "first": missing["unanswered"]}
+    cut = bad.pop("vqa-11")
+    assert cut["exact"] == 0.0
+    assert cut["prediction"] == ""
+    assert "not a readable image" in cut["unanswered"]
+    assert bad == {name: good[name] for name in bad}
+
+    summary = json.loads((tmp_path / "b/predictions/a/vqa.json").read_text())
+    assert summary["questions"] == 16
+    assert [entry["id"] for entry in summary["unanswered"]] == [f"record {lost}", "vqa-11"]
+    assert scores["a"]["unanswered"]["vqa"] == {"questions": 2, "first": summary["unanswered"]}
     assert "unanswered" not in json.loads((tmp_path / "a/scores.json").read_text())["a"]
+
     page = write_report(tmp_path / "b").read_text()
-    assert "2 questions could not be asked" in page and f"record {lost}" in page and "vqa-11" in page
-    assert "This picture cannot be read" in page
+    for text in ("2 questions could not be asked", f"record {lost}", "vqa-11", "This picture cannot be read"):
+        assert text in page
 
 
-def test_a_lost_record_lowers_every_figure(config, checkpoint, tmp_path):
-    """Of two questions answered right and two records that are none, half are right."""
-    from qwenvl_jax.evaluation import sweep as module
-
+def test_a_lost_record_lowers_every_figure() -> None:
+    """With two right answers and two records that cannot be read, half of the questions are right."""
     task = TaskConfig("vqa", "", "train", 0, 4, 1)
     rows = [TASKS["vqa"].read("net", {"question": "?", "answers": ["net"]})] * 2
-    assert module._figures(rows, TASKS["vqa"], task, 0) == {"vqa_acc": 1.0}
-    assert module._figures(rows, TASKS["vqa"], task, 2) == {"vqa_acc": 0.5}
+    assert sweep_module._figures(rows, TASKS["vqa"], task, 0) == {"vqa_acc": 1.0}
+    assert sweep_module._figures(rows, TASKS["vqa"], task, 2) == {"vqa_acc": 0.5}
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_what_is_not_answered_scores_nothing(name):
+def test_what_is_not_answered_scores_nothing(name: str) -> None:
     """Even where the empty answer would be right: a truth of punctuation and articles."""
-    about = {
+    truths: dict[str, dict[str, Any]] = {
         "ref_grounding": {"phrase": "it", "box": [1, 1, 9, 9], "width": 10, "height": 10},
         "ocr": {"lines": ["ab"], "width": 10, "height": 10},
         "vqa": {"question": "?", "answers": ["", "."]},
         "caption": {"references": ["the net"]},
         "dialogue": {"truth": "The.", "turn": 1},
-    }[name]
-    row = TASKS[name].unanswered(about)
+    }
+    row = TASKS[name].unanswered(truths[name])
     other = {"prediction": "a b c d", "references": ["a b c d"]} if name == "caption" else row
     figures = TASKS[name].score([row])
     assert figures and all(value == 0.0 for value in figures.values()), figures
     assert TASKS[name].score([row, other])  # and does not break the others
 
 
-def refused(config, checkpoint, tmp_path, records, match, task="vqa", **changes):
+def refused(
+    config: Config,
+    checkpoint: Path,
+    tmp_path: Path,
+    records: list[Record],
+    match: str,
+    task: str = "vqa",
+    **changes: Any,
+) -> None:
     write_records(tmp_path / "records", {"train": records}, name="records")
     output = settings(config, checkpoint, tmp_path / "output", tmp_path / "records", name=task, **changes)
     with pytest.raises(UserError, match=match):
@@ -215,7 +229,9 @@ def refused(config, checkpoint, tmp_path, records, match, task="vqa", **changes)
     assert not (tmp_path / "output").exists()
 
 
-def test_records_of_another_task_are_refused_before_anything_is_asked(config, checkpoint, tiny_data, tmp_path):
+def test_records_of_another_task_are_refused_before_anything_is_asked(
+    config: Config, checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     output = settings(config, checkpoint, tmp_path / "output", tiny_data / "caption")
     with pytest.raises(
         UserError, match=r"record 'caption-0' of .*caption is one of the task 'caption', which the task"
@@ -237,37 +253,41 @@ def test_records_of_another_task_are_refused_before_anything_is_asked(config, ch
     ],
 )
 def test_answers_in_an_unknown_form_are_refused_before_anything_is_asked(
-    config, checkpoint, tmp_path, answers, message
-):
+    config: Config, checkpoint: Path, tmp_path: Path, answers: Any, message: str
+) -> None:
     records = [vqa_record(0), vqa_record(1, answers=answers)]
     refused(config, checkpoint, tmp_path, records, message)
 
 
-def test_boxes_that_no_answer_can_meet_are_refused_before_anything_is_asked(config, checkpoint, tmp_path):
+def test_boxes_that_no_answer_can_meet_are_refused_before_anything_is_asked(
+    config: Config, checkpoint: Path, tmp_path: Path
+) -> None:
     content = {"phrase": "it", "box": [9, 9, 1, 1], "width": 40, "height": 24}
-    record = Record("r", "ref_grounding", "tests", "en", "CC0-1.0", (picture(),), content)
+    record = record_of("ref_grounding", content)
     refused(config, checkpoint, tmp_path, [record], "inverted or empty", task="ref_grounding")
 
 
-def test_a_set_of_which_nothing_can_be_read_is_refused(config, checkpoint, tmp_path):
+def test_a_set_of_which_nothing_can_be_read_is_refused(config: Config, checkpoint: Path, tmp_path: Path) -> None:
     write_records(tmp_path / "one", {"train": [vqa_record(0)]}, name="one")
     damage_a_record(tmp_path / "one")
     with pytest.raises(UserError, match=r"no record of .*one can be read, the first because of"):
         sweep(settings(config, checkpoint, tmp_path / "output", tmp_path / "one"))
 
 
-def test_the_figures_of_other_settings_never_vouch_for_new_answers(config, checkpoint, many, tmp_path, monkeypatch):
+def test_the_figures_of_other_settings_never_vouch_for_new_answers(
+    config: Config, checkpoint: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed between the answers and their figures: the older figures are gone, the answers are kept in parts."""
     output = settings(config, checkpoint, tmp_path / "output", many)
     sweep(output)
     changed = dataclasses.replace(output, prompt_style="released")
+    write = answers.artifacts.write_json
 
-    def killed(path, value):
+    def killed(path: Path, value: Any) -> None:
         if Path(path).name == "vqa.json":
             raise KeyboardInterrupt
-        return write(path, value)
+        write(path, value)
 
-    write = answers.artifacts.write_json
     monkeypatch.setattr(answers.artifacts, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         sweep(changed)
@@ -278,12 +298,14 @@ def test_the_figures_of_other_settings_never_vouch_for_new_answers(config, check
     assert json.loads((folder / "vqa.json").read_text())["questions"] == 30
 
 
-def test_a_picture_of_another_size_than_its_record_says_counts_as_wrong(config, checkpoint, tmp_path):
+def test_a_picture_of_another_size_than_its_record_says_counts_as_wrong(
+    config: Config, checkpoint: Path, tmp_path: Path
+) -> None:
     """A camera's turning is not applied, so that its boxes would lie elsewhere."""
 
-    def asked(width: int, height: int) -> dict:
+    def asked(width: int, height: int) -> Record:
         content = {"phrase": "it", "box": [1, 1, 9, 9], "width": width, "height": height}
-        return Record(f"{width}", "ref_grounding", "tests", "en", "CC0-1.0", (picture(),), content)
+        return record_of("ref_grounding", content, name=f"{width}")
 
     write_records(tmp_path / "r", {"train": [asked(40, 24), asked(24, 40)]}, name="r")
     scores = sweep(settings(config, checkpoint, tmp_path / "output", tmp_path / "r", name="ref_grounding"))
@@ -294,14 +316,16 @@ def test_a_picture_of_another_size_than_its_record_says_counts_as_wrong(config, 
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"fingerprint": "m"}', '{"fingerprint": "m", "scores": [1]}', "[" * 9999]
 )
-def test_a_damaged_summary_or_part_is_made_again(content, tmp_path):
-    with answers.Answers(tmp_path, "vqa", "m") as found:
-        found.add({0: {"id": "a"}})
+def test_a_damaged_summary_or_part_is_made_again(content: str, tmp_path: Path) -> None:
+    with answers.Answers(tmp_path, "vqa", "m") as first:
+        first.add({0: {"id": "a"}})
     (tmp_path / "vqa.parts" / "00000007.json").write_text(content)
     (tmp_path / "vqa.parts" / "00000008.json").write_text('{"fingerprint": "m", "rows": [[0, 5], {}]}')
-    found = answers.Answers(tmp_path, "vqa", "m")
-    assert found.rows == {0: {"id": "a"}}
-    found.finish({"scores": {"vqa_acc": 0.5}})
-    assert answers.finished(tmp_path, "vqa", "m")["scores"] == {"vqa_acc": 0.5}
+    second = answers.Answers(tmp_path, "vqa", "m")
+    assert second.rows == {0: {"id": "a"}}
+    second.finish({"scores": {"vqa_acc": 0.5}})
+    summary = answers.finished(tmp_path, "vqa", "m")
+    assert summary is not None
+    assert summary["scores"] == {"vqa_acc": 0.5}
     (tmp_path / "vqa.json").write_text(content)
     assert answers.finished(tmp_path, "vqa", "m") is None

@@ -1,4 +1,4 @@
-"""Which checkpoint a sweep and a chat take, and what happens where it goes or is damaged."""
+"""Which checkpoint a sweep and a chat use, and what happens if it is removed or damaged."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ import pytest
 
 from qwenvl_jax.checkpoint import lineage, restore
 from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
-from qwenvl_jax.config import TOWERS
+from qwenvl_jax.config import TOWERS, Config
 from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.evaluation import checkpoint as module
-from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.config import EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
+from qwenvl_jax.models.qwen_vl import Params
 from qwenvl_jax.params import split
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
+from tests.evaluation import samples
 
 ROOT = Path(__file__).parents[2]
 
 
-def add_step(folder: Path, config, params, step: int) -> None:
+def add_step(folder: Path, config: Config, params: Params, step: int) -> None:
     """The parameters of step n are `params` times 1 + n / 100."""
     trainable, frozen = split(params, config.train.trainable)
     if not (folder / "frozen").exists():
@@ -42,28 +44,24 @@ def add_step(folder: Path, config, params, step: int) -> None:
 
 
 @pytest.fixture
-def run(params, config, tmp_path):
+def run(params: Params, config: Config, tmp_path: Path) -> Path:
     for step in (3, 40):
         add_step(tmp_path / "run", config, params, step)
     return tmp_path / "run"
 
 
-def settings(config, run, tiny_data, output, **item) -> EvalConfig:
-    return EvalConfig(
-        checkpoints=(CheckpointConfig("a", str(run), 28, **item),),
-        tokenizer=config.tokenizer,
-        tasks=(TaskConfig("vqa", str(tiny_data / "vqa"), "train", 8, 6, 1),),
-        batch_size=8,
-        prompt_style="training",
-        output=str(output),
-    )
+def settings(config: Config, run: Path | str, tiny_data: Path, output: Path | str, *, step: int = -1) -> EvalConfig:
+    task = TaskConfig("vqa", str(tiny_data / "vqa"), "train", 8, 6, 1)
+    return samples.eval_config(config, Path(run), output, task, step=step, batch_size=8)
 
 
 def answers(output: Path) -> str:
     return (output / "predictions/a/vqa.jsonl").read_text()
 
 
-def test_a_step_is_evaluated_and_stays_so_while_its_run_goes_on(run, config, params, tiny_data, tmp_path):
+def test_a_step_is_evaluated_and_stays_so_while_its_run_goes_on(
+    run: Path, config: Config, params: Params, tiny_data: Path, tmp_path: Path
+) -> None:
     """The default is the newest; the figures of a named step stand whatever the run logs afterwards."""
     named = settings(config, run, tiny_data, tmp_path / "three", step=3)
     sweep(named)
@@ -85,7 +83,7 @@ def test_a_step_is_evaluated_and_stays_so_while_its_run_goes_on(run, config, par
         sweep(settings(config, run, tiny_data, tmp_path / "five", step=5))
 
 
-def test_a_checkpoint_that_goes_while_it_is_read_is_said_in_one_sentence(run):
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_named(run: Path) -> None:
     source = restore.find_starting_point(run, 3)
     storage.remove(run / "checkpoints/3")
     with pytest.raises(UserError, match=r"step 3 of .*run was removed while it was read, because the run there keeps"):
@@ -93,7 +91,7 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_said_in_one_sentence(run):
 
 
 @pytest.mark.slow
-def test_the_chat_takes_a_step(run, config, tiny_data):
+def test_the_chat_takes_a_step(run: Path, config: Config, tiny_data: Path) -> None:
     def said(*flags: str) -> str:
         command = [sys.executable, "-m", "qwenvl_jax.chat", f"--workdir={run}", "--max_new=8", *flags]
         done = subprocess.run(command, cwd=ROOT, input=b"What?\n", capture_output=True)
@@ -105,7 +103,9 @@ def test_the_chat_takes_a_step(run, config, tiny_data):
     assert absent.startswith("error: ") and "no checkpoint of step 4" in absent
 
 
-def test_a_home_in_any_path_is_found(run, config, tiny_data, tmp_path, monkeypatch):
+def test_a_home_in_any_path_is_found(
+    run: Path, config: Config, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data").symlink_to(tiny_data)
     at_home = settings(config, "~/run", Path("~/data"), "~/output")
@@ -115,7 +115,7 @@ def test_a_home_in_any_path_is_found(run, config, tiny_data, tmp_path, monkeypat
     assert write_report("~/output") == storage.path(tmp_path / "output/report.html")
 
 
-def test_a_damaged_checkpoint_is_said_in_one_sentence(run, config, tiny_data, tmp_path):
+def test_a_damaged_checkpoint_is_named(run: Path, config: Config, tiny_data: Path, tmp_path: Path) -> None:
     """With the step that could be named instead, which then is evaluated."""
     for path in (run / "checkpoints/40/params").rglob("d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -127,15 +127,17 @@ def test_a_damaged_checkpoint_is_said_in_one_sentence(run, config, tiny_data, tm
     sweep(settings(config, run, tiny_data, tmp_path / "output", step=3))
 
 
-def test_another_vocabulary_and_broken_patches_are_refused_before_anything_is_read(run, config, tiny_data, tmp_path):
+def test_another_vocabulary_and_broken_patches_are_refused_before_anything_is_read(
+    run: Path, config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
     """Of the same size, another vocabulary would give other words to every row."""
     written = json.loads((run / "lineage.json").read_text())
     (run / "lineage.json").write_text(json.dumps({**written, lineage.VOCABULARY: vocabulary_digest(config.tokenizer)}))
     asked = settings(config, run, tiny_data, tmp_path / "output")
     sweep(asked)
     changed = bytearray((tiny_data / "tiny.model").read_bytes())
-    place = changed.index("▁red".encode())
-    changed[place : place + len("▁red".encode())] = "▁rad".encode()
+    start = changed.index("▁red".encode())
+    changed[start : start + len("▁red".encode())] = "▁rad".encode()
     (tmp_path / "other.model").write_bytes(changed)
     other = dataclasses.replace(config.tokenizer, path=str(tmp_path / "other.model"))
     with pytest.raises(UserError, match=r"was trained with another vocabulary .* name that one"):

@@ -1,5 +1,7 @@
 """A sweep over one checkpoint and the report made from it."""
 
+from __future__ import annotations
+
 import dataclasses
 import html.parser
 import json
@@ -7,16 +9,19 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from qwenvl_jax.config import Config
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime.errors import UserError
 
 
-def eval_config(config, checkpoint, tiny_data, output) -> EvalConfig:
+def eval_config(config: Config, checkpoint: Path, tiny_data: Path, output: Path) -> EvalConfig:
     tasks = tuple(TaskConfig(name, str(tiny_data / name), "train", 5, 4, 1) for name in ("vqa", "caption"))
     return EvalConfig(
         checkpoints=(
@@ -31,14 +36,22 @@ def eval_config(config, checkpoint, tiny_data, output) -> EvalConfig:
     )
 
 
+class Swept(NamedTuple):
+    """The folder, the config and the scores of a finished sweep."""
+
+    output: Path
+    settings: EvalConfig
+    scores: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def swept(config, checkpoint, tiny_data, tmp_path_factory):
+def swept(config: Config, checkpoint: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     output = tmp_path_factory.mktemp("sweep")
     settings = eval_config(config, checkpoint, tiny_data, output)
-    return output, settings, sweep(settings)
+    return Swept(output, settings, sweep(settings))
 
 
-def test_scores_and_predictions_are_written(swept):
+def test_scores_and_predictions_are_written(swept: Swept) -> None:
     output, _, scores = swept
     assert json.loads((output / "scores.json").read_text()) == scores
     assert set(scores) == {"stage0_text", "stage1_pretrain"}
@@ -49,7 +62,7 @@ def test_scores_and_predictions_are_written(swept):
     assert all(row["prediction"] for row in rows)
 
 
-def test_finished_tasks_are_kept_and_changed_ones_asked_again(swept):
+def test_finished_tasks_are_kept_and_changed_ones_asked_again(swept: Swept) -> None:
     output, settings, scores = swept
     files = {name: output / f"predictions/stage0_text/{name}.jsonl" for name in ("vqa", "caption")}
     before = {name: path.stat().st_mtime_ns for name, path in files.items()}
@@ -63,14 +76,14 @@ def test_finished_tasks_are_kept_and_changed_ones_asked_again(swept):
     sweep(settings)
 
 
-def test_a_vocabulary_too_large_for_the_model_is_refused(swept):
+def test_a_vocabulary_too_large_for_the_model_is_refused(swept: Swept) -> None:
     _, settings, _ = swept
     other = dataclasses.replace(settings, tokenizer=dataclasses.replace(settings.tokenizer, kind="qwen", path=""))
     with pytest.raises(UserError, match="151860 ids"):
         sweep(other)
 
 
-def test_missing_records_and_checkpoints_are_named(swept, tmp_path):
+def test_missing_records_and_checkpoints_are_named(swept: Swept, tmp_path: Path) -> None:
     _, settings, _ = swept
     gone = dataclasses.replace(settings.tasks[0], records=str(tmp_path / "gone"))
     with pytest.raises(UserError, match="gone"):
@@ -85,38 +98,41 @@ class _Balanced(html.parser.HTMLParser):
 
     VOID = frozenset({"meta"})
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.open, self.addresses, self.text = [], [], ""
+        self.open: list[str] = []
+        self.addresses: list[str | None] = []
+        self.text = ""
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [value for name, value in attrs if name in ("src", "href")]
         if tag not in self.VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [value for name, value in attrs if name in ("src", "href")]
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text += data
 
 
-def test_the_report_is_one_sound_page_without_a_network(swept):
+def test_the_report_is_one_sound_page_without_a_network(swept: Swept) -> None:
     output, _, _ = swept
     page = write_report(output).read_text()
     checker = _Balanced()
     checker.feed(page)
     assert checker.open == []
-    assert all(address.startswith(("data:image/", "#")) for address in checker.addresses)
+    addresses = [str(address) for address in checker.addresses]
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
     assert not re.search(r"url\(|@import|<script", page)
-    assert sum(address.startswith("data:") for address in checker.addresses) == 10  # five pictures per task
+    assert sum(address.startswith("data:") for address in addresses) == 10  # five pictures per task
     assert "What colour is it?" in checker.text and "1 · pretrain" in checker.text
 
 
-def test_predictions_that_are_none_have_no_report(swept):
+def test_predictions_that_are_none_have_no_report(swept: Swept) -> None:
     output, _, _ = swept
     path = output / "predictions/stage1_pretrain/vqa.jsonl"
     whole = path.read_text()
@@ -127,12 +143,12 @@ def test_predictions_that_are_none_have_no_report(swept):
     path.write_text(whole)
 
 
-def test_a_folder_without_an_evaluation_has_no_report(tmp_path):
+def test_a_folder_without_an_evaluation_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation\.json"):
         write_report(tmp_path)
 
 
-def test_a_wrong_command_ends_with_one_sentence(tmp_path):
+def test_a_wrong_command_ends_with_one_sentence(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "qwenvl_jax.evaluate", "--report", f"--output={tmp_path}"],
         capture_output=True, text=True,
@@ -142,7 +158,7 @@ def test_a_wrong_command_ends_with_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("tool", ["evaluate", "chat"])
-def test_one_process_among_several_does_not_wait_for_the_others(tool, tmp_path):
+def test_one_process_among_several_does_not_wait_for_the_others(tool: str, tmp_path: Path) -> None:
     """Not even on a host whose launcher has made it the second of two."""
     flag = {"evaluate": "--config=configs/quickstart/eval.py", "chat": f"--workdir={tmp_path}"}[tool]
     several = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:9", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}

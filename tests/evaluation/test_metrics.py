@@ -1,6 +1,9 @@
 """Metrics against the official scorer, hand-computed cases and a plain rewrite."""
 
+from __future__ import annotations
+
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ CAPTIONS = [
 ]
 
 
-def test_cider_is_the_official_scorer_on_clean_text():
+def test_cider_is_the_official_scorer_on_clean_text() -> None:
     predictions, references = zip(*CAPTIONS, strict=True)
     mean, each = cider.cider(predictions, references)
     expected, expected_each = Cider().compute_score(
@@ -28,19 +31,19 @@ def test_cider_is_the_official_scorer_on_clean_text():
     assert each == pytest.approx(expected_each)
 
 
-def test_cider_of_the_reference_itself_is_ten_over_the_shared_ngrams():
+def test_cider_of_the_reference_itself_is_ten_over_the_shared_ngrams() -> None:
     # One reference each, all words distinct: cosine 1 for n = 1..4, times ten.
     mean, _ = cider.cider(["a b c d", "e f g h"], [["a b c d"], ["e f g h"]])
     assert mean == pytest.approx(10.0)
 
 
-def test_simple_tokens_ignore_case_and_punctuation_and_split_chinese():
+def test_simple_tokens_ignore_case_and_punctuation_and_split_chinese() -> None:
     assert cider.simple_tokens("A dog's ball, (red)!") == "a dog's ball red"
     assert cider.simple_tokens("图里有2只猫。") == "图 里 有 2 只 猫"
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="PTB needs java")
-def test_ptb_tokenisation_agrees_on_plain_words():
+def test_ptb_tokenisation_agrees_on_plain_words() -> None:
     predictions, references = zip(*CAPTIONS, strict=True)
     assert cider.cider(predictions, references, tokenisation="ptb")[0] == pytest.approx(
         cider.cider(predictions, references)[0]
@@ -48,7 +51,7 @@ def test_ptb_tokenisation_agrees_on_plain_words():
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="PTB needs java")
-def test_ptb_tokens_are_the_official_ones_line_by_line(monkeypatch):
+def test_ptb_tokens_are_the_official_ones_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stands in a caption, it stays one line; in a locale without UTF-8 as well."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
@@ -62,7 +65,7 @@ def test_ptb_tokens_are_the_official_ones_line_by_line(monkeypatch):
     assert cider._ptb({0: ["", "one\u2028two\rthree\nfour"], 1: [""]}) == {0: ["", "one two three four"], 1: [""]}
 
 
-def test_the_figure_says_which_tokeniser_it_has(monkeypatch):
+def test_the_figure_says_which_tokeniser_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     from qwenvl_jax.evaluation.tasks import caption
 
     rows = [{"prediction": said, "references": true} for said, true in CAPTIONS]
@@ -75,7 +78,7 @@ def test_the_figure_says_which_tokeniser_it_has(monkeypatch):
 
 
 @pytest.mark.parametrize("predictions,references", [(["a"], []), ([], []), (["a"], [[]])])
-def test_cider_needs_a_reference_for_every_caption(predictions, references):
+def test_cider_needs_a_reference_for_every_caption(predictions: list[str], references: list[list[str]]) -> None:
     with pytest.raises(UserError, match="image"):
         cider.cider(predictions, references)
 
@@ -99,11 +102,11 @@ def test_cider_needs_a_reference_for_every_caption(predictions, references):
         ("somebody'd", "somebodyd"),  # in its list the wrong way round
     ],
 )
-def test_normalisation_of_answers(text, expected):
+def test_normalisation_of_answers(text: str, expected: Any) -> None:
     assert vqa.normalise_words(vqa.strip_punctuation(text)) == expected
 
 
-def test_period_removal_stops_after_thirty_two():
+def test_period_removal_stops_after_thirty_two() -> None:
     assert vqa.strip_punctuation("a." * 40) == "a" * 32 + "a." * 8
 
 
@@ -122,11 +125,11 @@ def test_period_removal_stops_after_thirty_two():
         ("dog", ["Dog"] * 9 + ["dog"], 9 * (1 / 3) / 10),
     ],
 )
-def test_vqa_score(prediction, answers, expected):
+def test_vqa_score(prediction: str, answers: Any, expected: Any) -> None:
     assert vqa.vqa_score(prediction, answers) == pytest.approx(expected)
 
 
-def test_exact_accuracy_strips_and_lowers():
+def test_exact_accuracy_strips_and_lowers() -> None:
     assert vqa.exact_accuracy(" Red ", ["red", "blue"]) == 1.0
     assert vqa.exact_accuracy("redd", ["red", "blue"]) == 0.0
 
@@ -143,11 +146,11 @@ def test_exact_accuracy_strips_and_lowers():
         ("", (0, 0, 0, 0)),
     ],
 )
-def test_first_box_in_pixels(text, expected):
+def test_first_box_in_pixels(text: str, expected: Any) -> None:
     assert grounding.parse_first_box(text, 200, 100) == pytest.approx(expected, abs=0.01)
 
 
-def test_intersection_over_union():
+def test_intersection_over_union() -> None:
     assert grounding.intersection_over_union((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
     assert grounding.intersection_over_union((0, 0, 10, 10), (0, 0, 10, 5)) == 0.5
     assert grounding.intersection_over_union((10, 10, 0, 0), (0, 0, 10, 10)) == 0.0
@@ -168,14 +171,14 @@ def _distance(a: str, b: str) -> int:
 @given(
     st.lists(st.tuples(st.text("ab猫", max_size=6), st.text("ab猫", min_size=1, max_size=6)), min_size=1, max_size=4)
 )
-def test_character_accuracy_is_micro_averaged(pairs):
-    found = ocr.character_accuracy(([a], [b]) for a, b in pairs)
+def test_character_accuracy_is_micro_averaged(pairs: list[tuple[str, str]]) -> None:
+    result = ocr.character_accuracy(([a], [b]) for a, b in pairs)
     edits, characters = sum(_distance(a, b) for a, b in pairs), sum(len(b) for _, b in pairs)
-    assert (found.edits, found.characters) == (edits, characters)
-    assert found.accuracy == max(0, 1 - edits / characters)
+    assert (result.edits, result.characters) == (edits, characters)
+    assert result.accuracy == max(0, 1 - edits / characters)
 
 
-def test_lines_count_in_reading_order():
+def test_lines_count_in_reading_order() -> None:
     assert ocr.character_accuracy([(["ab", "cd"], ["ab", "cd"])]).accuracy == 1
     assert ocr.character_accuracy([(["cd", "ab"], ["ab", "cd"])]).accuracy < 1
     assert ocr.character_accuracy([]).accuracy == 0

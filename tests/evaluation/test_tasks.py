@@ -1,28 +1,24 @@
 """Tasks: prompts, reading of answers and figures, on records whose truth is known."""
 
-import copy
-import io
+from __future__ import annotations
 
-import numpy as np
+import copy
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
-from PIL import Image
 
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.data.formats import training_pieces
+from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.config import SCORE_KEYS, EvalConfig, validate
 from qwenvl_jax.evaluation.tasks.registry import TASKS
 from qwenvl_jax.runtime.errors import UserError
-
-
-def picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((50, 100, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
+from tests.evaluation.samples import grey, record_of
 
 QUAD = [[0, 0], [50, 0], [50, 10], [0, 10]]
-CONTENTS = {
+CONTENTS: dict[str, dict[str, Any]] = {
     "caption": {"caption": "a red car"},
     "vqa": {"question": "Which colour?", "answer": "red"},
     "ref_grounding": {"phrase": "the car", "box": [10, 10, 60, 40], "width": 100, "height": 50},
@@ -40,16 +36,17 @@ CONTENTS = {
 }
 
 
-def record(task: str) -> Record:
-    return Record(f"{task}-0", task, "tests", "en", "CC0-1.0", (picture(),), copy.deepcopy(CONTENTS[task]))
+def record(task: str, **changes: Any) -> Record:
+    """The record of a task whose truth is in CONTENTS, with changes to its content."""
+    return record_of(task, copy.deepcopy(CONTENTS[task]) | changes, image=grey(100, 50))
 
 
-def written(pieces) -> str:
+def written(pieces: Iterable[Piece]) -> str:
     return "".join(f"<{p.value}>" if p.kind == "image" else str(p.value) for p in pieces)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_the_true_answer_scores_best_and_another_worse(name):
+def test_the_true_answer_scores_best_and_another_worse(name: str) -> None:
     """What training would have the model write after the prompt is read as right."""
     task, sample = TASKS[name], record(name)
     whole = written(training_pieces(sample))
@@ -74,8 +71,8 @@ def test_the_true_answer_scores_best_and_another_worse(name):
     assert next(iter(task.score(right))) == key
 
 
-def test_released_prompts():
-    def prompt(name):
+def test_released_prompts() -> None:
+    def prompt(name: str) -> str:
         return written(TASKS[name].questions(record(name), "released")[0].pieces)
 
     assert prompt("caption") == "<0>Describe the image in English:"
@@ -83,7 +80,7 @@ def test_released_prompts():
     assert prompt("ref_grounding") == "<0><ref>the car</ref><box>"
 
 
-def test_dialogue_asks_every_turn_with_the_true_ones_before_it():
+def test_dialogue_asks_every_turn_with_the_true_ones_before_it() -> None:
     first, second = TASKS["dialogue"].questions(record("dialogue"), "released")
     assert first.about["truth"] == "A car."
     assert written(first.pieces).endswith("What is it?<|im_end|>\n<|im_start|>assistant\n")
@@ -91,7 +88,7 @@ def test_dialogue_asks_every_turn_with_the_true_ones_before_it():
     assert "A car.<|im_end|>" in written(second.pieces)
 
 
-def test_dialogue_boxes_are_compared_by_overlap():
+def test_dialogue_boxes_are_compared_by_overlap() -> None:
     read, about = TASKS["dialogue"].read, {"truth": "<ref>it</ref><box>(0,0),(500,500)</box>"}
     assert read("<ref>that</ref><box>(0,0),(500,450)</box>", about)["right"] == 1
     assert read("<ref>it</ref><box>(600,600),(900,900)</box>", about)["right"] == 0
@@ -112,22 +109,21 @@ def test_dialogue_boxes_are_compared_by_overlap():
         ("<ref>ab<ref>cd</ref>", ["ab", "cd"]),  # the second tag ends the first line and begins its own
     ],
 )
-def test_ocr_lines_are_read_from_whole_and_broken_answers(text, lines):
+def test_ocr_lines_are_read_from_whole_and_broken_answers(text: str, lines: list[str]) -> None:
     about = {"lines": ["ab", "cd"], "width": 100, "height": 50}
     assert TASKS["ocr"].read(text, about)["prediction"] == lines
 
 
-def test_several_annotators_give_the_vqa_score_too():
+def test_several_annotators_give_the_vqa_score_too() -> None:
     task = TASKS["vqa"]
-    sample = record("vqa")
-    sample.content["answers"] = ["red"] * 9 + ["dark red"]
+    sample = record("vqa", answers=["red"] * 9 + ["dark red"])
     (question,) = task.questions(sample, "released")
     assert task.score([task.read("red", question.about)]) == {"vqa_acc": 1.0, "vqa_score": 1.0}
 
 
-def eval_values(**changes):
-    task = dict(name="vqa", records="r", split="test", limit=0, max_new=4, min_new=1)
-    values = dict(
+def eval_values(**changes: Any) -> dict[str, Any]:
+    task: dict[str, Any] = dict(name="vqa", records="r", split="test", limit=0, max_new=4, min_new=1)
+    values: dict[str, Any] = dict(
         checkpoints=(dict(name="a", workdir="w", image_size=28),),
         tokenizer=dict(kind="qwen", path=""),
         tasks=(task,),
@@ -151,13 +147,13 @@ def eval_values(**changes):
         ({"batch_size": 0}, "batch_size"),
         ({"prompt_style": "other"}, "prompt_style"),
         ({"task": {"tokenisation": "ptb"}}, "only captions"),
-        ({"task": {"name": "caption", "tokenisation": "pbt"}}, "none of simple, ptb"),
+        ({"task": {"name": "caption", "tokenisation": "pbt"}}, "not one of simple, ptb"),
         ({"checkpoints": (dict(name="a", workdir="w", image_size=28, step=-2),)}, "step -2"),
         ({"checkpoints": (dict(name="a/b", workdir="w", image_size=28),)}, "becomes a folder"),
         ({"bach_size": 1}, "did you mean 'batch_size'"),
     ],
 )
-def test_config_mistakes_are_named(changes, message):
+def test_config_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
     validate(from_config_dict(EvalConfig, eval_values()))
     with pytest.raises(UserError, match=message):
         validate(from_config_dict(EvalConfig, eval_values(**changes)))
@@ -176,48 +172,42 @@ def test_config_mistakes_are_named(changes, message):
         (["cafe\u0301", "net"], ["caf\u00e9", "net"]),
     ],
 )
-def test_answers_are_read_in_the_forms_that_data_sets_write(answers, expected):
-    sample = record("vqa")
-    sample.content["answers"] = answers
+def test_answers_are_read_in_the_forms_that_data_sets_write(answers: Any, expected: Any) -> None:
+    sample = record("vqa", answers=answers)
     (question,) = TASKS["vqa"].questions(sample, "released")
     assert question.about["answers"] == expected
     assert TASKS["vqa"].read("n", question.about)["exact"] == 0.0  # letters of an answer are none
 
 
-def test_captions_are_read_in_the_forms_that_data_sets_write():
-    sample = record("caption")
+def test_captions_are_read_in_the_forms_that_data_sets_write() -> None:
     for captions in ("a red car", ["a red car"], [{"caption": "a red car", "image_id": 3}]):
-        sample.content["captions"] = captions
-        (question,) = TASKS["caption"].questions(sample, "released")
+        (question,) = TASKS["caption"].questions(record("caption", captions=captions), "released")
         assert question.about["references"] == ["a red car"]
 
 
-def test_truth_and_answer_are_compared_in_one_form():
-    """An accent as its own character and as part of its letter."""
-    apart, joined = "cafe\u0301", "caf\u00e9"
-    vqa = record("vqa")
-    vqa.content["answer"] = apart
-    (question,) = TASKS["vqa"].questions(vqa, "released")
-    for said in (apart, joined):
-        assert TASKS["vqa"].read(said, question.about)["exact"] == 1.0
-    lines = [{"text": apart, "quad": QUAD}]
-    ocr = record("ocr")
-    ocr.content["lines"] = lines
-    (question,) = TASKS["ocr"].questions(ocr, "released")
-    assert TASKS["ocr"].read(f"<ref>{joined}</ref>", question.about)["edits"] == 0
-    talk = record("dialogue")
-    talk.content["turns"][1]["parts"] = [{"text": apart}]
-    question = TASKS["dialogue"].questions(talk, "released")[0]
-    assert TASKS["dialogue"].read(joined, question.about)["right"] == 1.0
-    caption = record("caption")
-    caption.content["caption"] = f"a red {apart} here"
-    (question,) = TASKS["caption"].questions(caption, "released")
-    assert (
-        TASKS["caption"].read(f"a red {joined} here", question.about)["prediction"] == question.about["references"][0]
-    )
+# The same word, with an accent as its own character and as part of its letter.
+APART = "cafe\u0301"
+JOINED = "caf\u00e9"
 
 
-def test_the_vqa_score_stays_when_one_question_has_one_annotator():
+@pytest.mark.parametrize("said", [APART, JOINED])
+def test_an_accent_may_be_written_in_two_ways(said: str) -> None:
+    """Truth and answer are compared in one normal form."""
+
+    def row(task: str, text: str, /, **changes: Any) -> dict[str, Any]:
+        question = TASKS[task].questions(record(task, **changes), "released")[0]
+        return TASKS[task].read(text, question.about)
+
+    assert row("vqa", said, answer=APART)["exact"] == 1.0
+    assert row("ocr", f"<ref>{said}</ref>", lines=[{"text": APART, "quad": QUAD}])["edits"] == 0
+    turns = copy.deepcopy(CONTENTS["dialogue"]["turns"])
+    turns[1]["parts"] = [{"text": APART}]
+    assert row("dialogue", said, turns=turns)["right"] == 1.0
+    captioned = row("caption", f"a red {said} here", caption=f"a red {APART} here")
+    assert captioned["prediction"] == captioned["references"][0]
+
+
+def test_the_vqa_score_stays_when_one_question_has_one_annotator() -> None:
     """It counts all questions; the classic evaluator compares with the other annotators, and there is none."""
     task = TASKS["vqa"]
     rows = [
@@ -228,13 +218,12 @@ def test_the_vqa_score_stays_when_one_question_has_one_annotator():
     assert task.score(rows[1:]) == {"vqa_acc": 1.0}
 
 
-def test_a_dialogue_without_a_turn_to_ask_is_refused():
-    sample = record("dialogue")
-    sample.content["turns"] = sample.content["turns"][:1]
+def test_a_dialogue_without_a_turn_to_ask_is_refused() -> None:
+    sample = record("dialogue", turns=CONTENTS["dialogue"]["turns"][:1])
     with pytest.raises(UserError, match="nothing to ask"):
         TASKS["dialogue"].questions(sample, "released")
 
 
-def test_the_far_edge_of_a_dialogues_box_is_1000():
+def test_the_far_edge_of_a_dialogues_box_is_1000() -> None:
     read, about = TASKS["dialogue"].read, {"truth": "<box>(12,5),(999,990)</box>"}
     assert read("<box>(12,5),(1000,990)</box>", about)["right"] == 1
