@@ -19,8 +19,8 @@ from PIL import Image
 
 from qwenvl_jax.audit import show
 from qwenvl_jax.auditing.page import page
-from qwenvl_jax.auditing.samples import audit, places_of
-from qwenvl_jax.auditing.spans import Span
+from qwenvl_jax.auditing.samples import audit
+from qwenvl_jax.auditing.spans import Span, regions_of
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
@@ -52,11 +52,11 @@ def test_a_picture_with_exif_is_shown_as_the_model_sees_it(run_config: Config, t
     assert '"0,0 500,0 500,999 0,999"' in shown
 
 
-def test_the_far_edge_is_read_as_a_place() -> None:
+def test_the_far_edge_is_part_of_a_region() -> None:
     spans = [Span("image", "image 1", 4, False, 0), Span("special", "<box>", 1, True)]
     spans += [Span("text", "(12,5),(1000,990)", 9, True), Span("special", "</box>", 1, True)]
-    (place,) = places_of(spans)
-    assert place.corners == ((12, 5), (1000, 990)) and not place.empty
+    (region,) = regions_of(spans)
+    assert region.corners == ((12, 5), (1000, 990)) and not region.empty
 
 
 def test_a_conversation_without_an_answer_is_shown(run_config: Config, tmp_path: Path, capsys) -> None:
