@@ -3,7 +3,7 @@
     python benchmarks/quickstart_on_buckets.py --scratch=DIR [--scale=0.1] [--fault_rate=0.0] [--seed=0]
 
 Both sides run data, four stages, evaluation, release, `convert verify` and `convert import`. The bucket is served by a
-fake-gcs-server process of its own. The run on it is killed (SIGKILL to all of its processes) in the middle of stage 2
+separate fake-gcs-server process. The run on it is killed (SIGKILL to all of its processes) in the middle of stage 2
 and in the middle of the evaluation, and the same command is given again each time. With `--fault_rate` every request
 fails with that probability: 408, 429, 5xx, resets, hangs and short bodies. Prints one JSON object; exit code 1 if
 anything differs.
@@ -33,7 +33,7 @@ STATE = "checkpoints/"  # compared by value: OCDBT files are named by chance
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs both sides, compares them and prints what was found."""
+    """Runs both sides, compares them and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, required=True, help="an empty folder for the side on disk and for logs")
     parser.add_argument("--scale", type=float, default=0.1, help="factor on records, steps and questions")
@@ -45,16 +45,16 @@ def main(argv: list[str] | None = None) -> None:
     os.chdir(ROOT)
     with contextlib.ExitStack() as stack:
         bucket = stack.enter_context(serve(scratch, arguments.fault_rate, arguments.seed))
-        found: dict[str, Any] = {"scale": arguments.scale, "fault_rate": arguments.fault_rate, "kills": []}
+        result: dict[str, Any] = {"scale": arguments.scale, "fault_rate": arguments.fault_rate, "kills": []}
         began = time.monotonic()
         everything(f"{scratch}/disk", arguments.scale, scratch / "disk.log", [])
-        found["disk_seconds"] = round(time.monotonic() - began, 1)
+        result["disk_seconds"] = round(time.monotonic() - began, 1)
         began = time.monotonic()
-        found["kills"] = everything(bucket, arguments.scale, scratch / "bucket.log", [in_stage_2, in_evaluation])
-        found["bucket_seconds"] = round(time.monotonic() - began, 1)
-        found |= compare(f"{scratch}/disk", bucket)
-    print(json.dumps(found, indent=2))
-    sys.exit(bool(found["different"] or len(found["kills"]) < 2))
+        result["kills"] = everything(bucket, arguments.scale, scratch / "bucket.log", [in_stage_2, in_evaluation])
+        result["bucket_seconds"] = round(time.monotonic() - began, 1)
+        result |= compare(f"{scratch}/disk", bucket)
+    print(json.dumps(result, indent=2))
+    sys.exit(bool(result["different"] or len(result["kills"]) < 2))
 
 
 @contextlib.contextmanager
@@ -148,9 +148,9 @@ def compare(disk: str, bucket: str) -> dict[str, Any]:
             different.append(f"{name}: {digest(here)} on disk, {digest(there)} on the bucket")
     leaves = 0
     for run in [*(f"runs/{stage}" for stage in STAGES), "imported"]:
-        own, other = (state_of(f"{root}/{run}") for root in (disk, bucket))
-        leaves += len(own)
-        different += [f"{run}: {key}" for key in sorted(set(own) | set(other)) if own.get(key) != other.get(key)]
+        local, remote = (state_of(f"{root}/{run}") for root in (disk, bucket))
+        leaves += len(local)
+        different += [f"{run}: {key}" for key in sorted(set(local) | set(remote)) if local.get(key) != remote.get(key)]
     return {"files": compared, "leaves": leaves, "different": different}
 
 
@@ -158,7 +158,7 @@ def files_below(root: str) -> list[str]:
     """Names of all files that are compared by their bytes, relative to `root`."""
     from qwenvl_jax.runtime import storage
 
-    found: list[str] = []
+    paths: list[str] = []
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -169,8 +169,8 @@ def files_below(root: str) -> list[str]:
             if storage.is_folder(f"{root}/{path}"):
                 folders.append(f"{path}/")
             else:
-                found.append(path)
-    return found
+                paths.append(path)
+    return paths
 
 
 def normalised(name: str, payload: bytes, root: str) -> bytes:
@@ -198,7 +198,7 @@ def without(value: Any, keys: tuple[str, ...]) -> Any:
 
 
 def state_of(run: str) -> dict[str, str]:
-    """Digests of every leaf of a run's newest checkpoint (parameters, moments) and of its place in the data."""
+    """Digests of every leaf of a run's newest checkpoint (parameters, moments) and of its position in the data."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
@@ -206,12 +206,12 @@ def state_of(run: str) -> dict[str, str]:
     from qwenvl_jax.checkpoint.steps import latest_step
     from qwenvl_jax.runtime import storage
 
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     step = latest_step(run)
     folders = {"frozen": f"{run}/frozen"}
     if step is not None:
         folders |= {item: f"{run}/checkpoints/{step}/{item}" for item in ("params", "optimizer")}
-        found["step"] = str(step)
+        digests["step"] = str(step)
     for item, folder in folders.items():
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             path = storage.absolute(folder)
@@ -220,11 +220,11 @@ def state_of(run: str) -> dict[str, str]:
             values = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=args))
         for key, leaf in jax.tree_util.tree_leaves_with_path(values):
             array = np.asarray(leaf)
-            found[f"{item}{jax.tree_util.keystr(key)}"] = f"{array.dtype}{array.shape}{digest(array.tobytes())}"
+            digests[f"{item}{jax.tree_util.keystr(key)}"] = f"{array.dtype}{array.shape}{digest(array.tobytes())}"
     if step is not None:
         progress = json.loads(storage.read_bytes(f"{run}/checkpoints/{step}/progress/metadata"))
-        found["progress"] = digest(json.dumps(progress, sort_keys=True).encode())
-    return found
+        digests["progress"] = digest(json.dumps(progress, sort_keys=True).encode())
+    return digests
 
 
 def digest(payload: bytes) -> str:

@@ -3,7 +3,7 @@
 python -m qwenvl_jax.audit --config=configs/stage2_multitask.py --output=DIR [--config.key=value]
     [--samples=1000] [--shown=4] [--verify]
 
-Prints tables and writes DIR/audit.json (the same numbers) and DIR/audit.html (with decoded samples, places drawn into
+Prints tables and writes DIR/audit.json (the same numbers) and DIR/audit.html (with decoded samples, regions drawn into
 their images). Needs the records and the vocabulary, but no device. docs/data.md says how to read it.
 """
 
@@ -62,31 +62,31 @@ def show(numbers: dict[str, Any]) -> None:
         head,
         (
             (
-                own["name"],
-                f"{own['samples']:,}",
-                f"{own['share']:.1%}",
-                *(f"{own[key]:,}" for key in counts),
-                f"{own['supervised_share']:.1%}",
-                f"{own['loss_share']:.1%}",
-                f"{own['images']:,}",
-                f"{own['places']:,}",
+                row["name"],
+                f"{row['samples']:,}",
+                f"{row['share']:.1%}",
+                *(f"{row[key]:,}" for key in counts),
+                f"{row['supervised_share']:.1%}",
+                f"{row['loss_share']:.1%}",
+                f"{row['images']:,}",
+                f"{row['places']:,}",
             )
-            for own in rows
+            for row in rows
         ),
     )
     _table(
         "tokens per sample, dropped ones too",
         ("source", *total["length"]),
-        ((own["name"], *("" if value is None else f"{value:,}" for value in own["length"].values())) for own in rows),
+        ((row["name"], *("" if value is None else f"{value:,}" for value in row["length"].values())) for row in rows),
     )
     _table(
         "samples by number of images, dropped ones too",
         ("source", "images: samples"),
-        ((own["name"], ", ".join(_bar(bar) for bar in own["image_histogram"] if bar["samples"])) for own in rows),
+        ((row["name"], ", ".join(_bar(bar) for bar in row["image_histogram"] if bar["samples"])) for row in rows),
     )
-    for own in sources:
-        for entry in own["left_out"]:
-            print(log.printable(f"{entry['state']}: source {own['name']!r}, {entry['message']}"))
+    for source in sources:
+        for entry in source["left_out"]:
+            print(log.printable(f"{entry['state']}: source {source['name']!r}, {entry['message']}"))
     for note in numbers["notes"]:
         print(log.printable(f"note: {note}"), file=sys.stderr)
 

@@ -2,7 +2,7 @@
 
 Builds the data, trains the text stage and the three stages of the paper, evaluates every checkpoint on held-out
 scenes, releases the last one to PyTorch with proof, and writes one report. Each step is the command that a
-full-size run uses, started as its own process with a config from `configs/quickstart`; nothing here is a second
+full-size run uses, started as a process with a config from `configs/quickstart`; nothing here is a second
 code path. Interrupted, it continues where it stopped: every step reuses what it finds finished.
 """
 

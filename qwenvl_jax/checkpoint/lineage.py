@@ -15,7 +15,7 @@ from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 VOCABULARY = "vocabulary"  # key of the lineage: sha256 of the vocabulary's file
-_MOVES = "moves"  # key of the lineage: what was found at another path when the run was continued
+_MOVES = "moves"  # key of the lineage: paths that had changed when the run was continued
 
 
 def differences(here: Any, there: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

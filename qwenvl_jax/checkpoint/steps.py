@@ -43,10 +43,10 @@ def check_name(workdir: epath.PathLike) -> None:
     Raises:
       UserError: naming what cannot be in it.
     """
-    found = (_UNFIT_REMOTE if storage.is_remote(workdir) else _UNFIT).search(str(storage.absolute(workdir)))
-    if found:
+    unfit = (_UNFIT_REMOTE if storage.is_remote(workdir) else _UNFIT).search(str(storage.absolute(workdir)))
+    if unfit:
         raise UserError(
-            f"{workdir} has {found[0]!r} in its path, which the libraries that write checkpoints take for something "
+            f"{workdir} has {unfit[0]!r} in its path, which the libraries that write checkpoints take for something "
             "else than a name; choose a folder without it"
         )
     if storage.is_remote(workdir) and len(os.fspath(workdir).encode()) > _LONGEST:

@@ -115,13 +115,13 @@ def marks(cls: type, key: str) -> set[Mark]:
       cls: e.g. `Config`.
       key: the path of a value below it, e.g. `data.mixture[0].records`.
     """
-    found: set[Mark] = set()
+    collected: set[Mark] = set()
     for part in key.split("."):
         cls, constraints = fields_of(cls)[part.split("[")[0]]
-        found |= {constraint for constraint in constraints if isinstance(constraint, Mark)}
+        collected |= {constraint for constraint in constraints if isinstance(constraint, Mark)}
         if typing.get_origin(cls) is tuple:
             cls = typing.get_args(cls)[0]
-    return found
+    return collected
 
 
 def validate(value: T, path: str = "config") -> T:

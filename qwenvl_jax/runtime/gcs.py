@@ -179,7 +179,7 @@ def _name(path: str, args: tuple[str, ...]) -> str:
     """`gs://bucket/key` of a request."""
     if args:
         return "gs://" + "/".join(args)
-    found = re.search(r"/b/([^/?]+)(?:/o(?:/([^?]+)|\?(?:.*&)?name=([^&]+))?)?", path)
-    if found is None:
+    parts = re.search(r"/b/([^/?]+)(?:/o(?:/([^?]+)|\?(?:.*&)?name=([^&]+))?)?", path)
+    if parts is None:
         return path
-    return "gs://" + "/".join(urllib.parse.unquote(part) for part in found.groups() if part)
+    return "gs://" + "/".join(urllib.parse.unquote(part) for part in parts.groups() if part)

@@ -143,7 +143,7 @@ class Store:
         """
         bucket, key = split(folder)
         prefix = f"{key.rstrip('/')}/" if key else ""
-        found: dict[str, tuple[int | None, int]] = {}
+        entries: dict[str, tuple[int | None, int]] = {}
         token = None
         while True:
             few = min(_LISTED_AT_ONCE, at_most) if at_most else _LISTED_AT_ONCE
@@ -160,12 +160,12 @@ class Store:
             )
             for item in page.get("items", ()):
                 if name := item["name"][len(prefix) :]:  # an empty one marks the folder itself
-                    found[name] = self.described(item)
+                    entries[name] = self.described(item)
             for item in page.get("prefixes", ()):
-                found.setdefault(item[len(prefix) :].rstrip("/"), (None, 0))
+                entries.setdefault(item[len(prefix) :].rstrip("/"), (None, 0))
             token = page.get("nextPageToken")
-            if not token or (at_most and len(found) >= at_most):
-                return found
+            if not token or (at_most and len(entries) >= at_most):
+                return entries
 
     def rename(self, path: str, target: str) -> None:
         """Copies an object on the server, compares the copy and removes the first."""

@@ -1,4 +1,4 @@
-"""A file read by places: what makes ranges of bytes, from wherever they come, look like an open file."""
+"""Ranges of bytes, from any source, as a seekable open file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class RangeReader(io.RawIOBase):
 
     Args:
       size: of the file in bytes.
-      fetch: gives bytes for (start, size); fewer only where the file ends.
+      fetch: gives bytes for (start, size); fewer only at the end of the file.
       close: called once at the end.
     """
 

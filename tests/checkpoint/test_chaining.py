@@ -72,7 +72,10 @@ def test_a_run_starts_from_several_checkpoints(tmp_path: Path, params: dict[str,
         start["vit"]["blocks"]["mlp"]["up"]["kernel"], fresh["vit"]["blocks"]["mlp"]["up"]["kernel"]
     )
 
-    notes = {name: source and lineage.source_of(source.workdir, source.step, name) for name, source in sources.items()}
+    notes = {
+        name: None if source is None else lineage.source_of(source.workdir, source.step, name)
+        for name, source in sources.items()
+    }
     lineage.write(tmp_path / "next", config, notes)
     history = lineage.read_lineage(tmp_path / "next")["components"]
     assert history["vit"]["from"] == {"stage": "fresh", "seed": 0} and history["vit"]["trained"]

@@ -185,10 +185,11 @@ def test_any_single_bit_changes_a_sum(data: st.DataObject) -> None:
 
 
 def test_a_change_of_the_progress_is_seen() -> None:
-    sealed = checksums.with_digest({"loader": [1, 2], "window": []})
-    assert checksums.check_digest(json.loads(json.dumps(sealed))) == {"loader": [1, 2], "window": []}
+    written = checksums.with_digest({"loader": [1, 2], "window": []})
+    assert checksums.check_digest(json.loads(json.dumps(written))) == {"loader": [1, 2], "window": []}
     assert checksums.check_digest({"loader": [1, 2]}) == {"loader": [1, 2]}  # from before there were digests
-    for wrong in ({**sealed, "loader": [1, 3]}, [], 5):
+    damaged: tuple[Any, ...] = ({**written, "loader": [1, 3]}, [], 5)
+    for wrong in damaged:
         with pytest.raises(DamagedError):
             checksums.check_digest(wrong)
 

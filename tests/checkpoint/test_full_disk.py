@@ -49,7 +49,9 @@ def big(step: int) -> dict[str, dict[str, jax.Array]]:
     return {"decoder": {"a": jax.random.normal(jax.random.key(step), (300, 1000))}}  # 1.2 MB that do not compress
 
 
-def test_a_checkpoint_that_finds_no_space_leaves_the_older_ones_and_no_rest(small: Path, capsys) -> None:
+def test_a_checkpoint_that_finds_no_space_leaves_the_older_ones_and_no_rest(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = small / "run"
     with Checkpoints(run, keep=9) as checkpoints:
         checkpoints.save(3, big(3), MOMENTS, {"at": 3})

@@ -23,7 +23,7 @@ from tests.support import tiny_run
 ROOT = Path(__file__).parents[2]
 
 
-def wait_for_step(workdir: Path, step: int, alive) -> None:
+def wait_for_step(workdir: Path, step: int, alive: Callable[[], bool]) -> None:
     """Waits until the metrics show `step`."""
     while alive():
         path = workdir / "metrics.jsonl"

@@ -45,7 +45,9 @@ def test_an_unfinished_stage_is_taken_only_when_its_step_is_named(tmp_path: Path
         check_init(tiny_run.make_config(Path("unused"), init__vit=str(run), init__step=25))
 
 
-def test_a_decoder_goes_on_with_the_vocabulary_it_was_trained_with(tmp_path: Path, tiny_data: Path, params) -> None:
+def test_a_decoder_goes_on_with_the_vocabulary_it_was_trained_with(
+    tmp_path: Path, tiny_data: Path, params: dict[str, Any]
+) -> None:
     data = tmp_path / "moved"
     shutil.copytree(tiny_data, data)
     other = tmp_path / "other"
@@ -127,7 +129,9 @@ def test_a_run_follows_its_data_its_vocabulary_and_its_predecessors(
     assert finished_steps(run) == [3] and json.loads((run / "config.json").read_text()) == new
 
 
-def test_a_start_that_was_cut_short_is_begun_anew_and_nothing_of_others_is_touched(tmp_path: Path, params) -> None:
+def test_a_start_that_was_cut_short_is_begun_anew_and_nothing_of_others_is_touched(
+    tmp_path: Path, params: dict[str, Any]
+) -> None:
     trainable = ("vit", "vit_head")
     config = tiny_run.make_config(Path("unused"), train__trainable=trainable)
     run = epath.Path(tmp_path) / "run"
@@ -162,7 +166,7 @@ def test_a_start_that_was_cut_short_is_begun_anew_and_nothing_of_others_is_touch
     ],
 )
 def test_a_folder_with_files_of_somebody_else_is_refused(
-    tmp_path: Path, params, name: str, content: str | None
+    tmp_path: Path, params: dict[str, Any], name: str, content: str | None
 ) -> None:
     config = tiny_run.make_config(Path("unused"))
     folder = tmp_path / "folder"
@@ -215,7 +219,8 @@ def test_init_import_and_parameters_on_gs(gcs: str, params: dict[str, Any]) -> N
         Path("unused"), init__vit=str(run), init__resampler=str(run), init__decoder=str(imported)
     )
     sources = check_init(later)
-    assert sources["vit"].step == 5 and sources["decoder"].stage == "import"
+    assert sources["vit"] is not None and sources["vit"].step == 5
+    assert sources["decoder"] is not None and sources["decoder"].stage == "import"
     with pytest.raises(UserError, match="already holds a run"):
         save_params(imported, params, config)
     with pytest.raises(UserError, match=r"gs://.*/nowhere, which does not exist"):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
-from data.record_samples import make_record
 
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_writer import write_records, write_shard
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
+from tests.data.record_samples import make_record
 from tests.support.faulty_gcs import between, told
 
 COUNT, PER_SHARD = 30, 8

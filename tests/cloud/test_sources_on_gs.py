@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from data.record_samples import encoded_image, make_record
-from data.source_files import write_jsonl, write_tar, write_tfds
 
 from qwenvl_jax.config import SourceConfig, TokenizerConfig
 from qwenvl_jax.data.readers import tar_index
@@ -21,6 +19,8 @@ from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
+from tests.data.record_samples import encoded_image, make_record
+from tests.data.source_files import write_jsonl, write_tar, write_tfds
 from tests.support.faulty_gcs import between, told
 
 KINDS = {
@@ -52,7 +52,9 @@ def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captions = [make_record("caption", k) for k in range(10)]
     write_records(root / "records", {"train": captions}, name="demo", records_per_shard=4)
     write_tfds(root / "tfds", captions)
-    train_sentencepiece([record.content["caption"] for record in captions] * 40, 400, root / "vocabulary.model")
+    train_sentencepiece(
+        [str(record.content.get("caption")) for record in captions] * 40, 400, root / "vocabulary.model"
+    )
     return root
 
 

@@ -1,4 +1,4 @@
-"""A proxy before an object store that injects the faults of a real one, at places that a seed chooses.
+"""A proxy before an object store that injects the faults of a real one, at requests that a seed chooses.
 
     python -m tests.support.faulty_gcs --upstream=http://127.0.0.1:4443 --port=4444 --seed=0 --rate=0.1
 
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def faulty(upstream: str, **options: object) -> Iterator[str]:
-    """Runs a proxy as a process of its own; gives its URL. The options are those of the command line."""
+    """Runs a proxy as a separate process; gives its URL. The options are those of the command line."""
     flags = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "tests.support.faulty_gcs", f"--upstream={upstream}", *flags]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
