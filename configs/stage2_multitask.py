@@ -32,8 +32,8 @@ def get_config(mesh: str = "v5p", data: str = "data", runs: str = "runs") -> ml_
             image_size=448,
             sequence_length=2048,
             # The paper does not say whether samples or packed rows are meant. 19,000 * 4096 is one pass over the
-            # 76.8M samples, so it was probably samples; a row holds about 4.1 of them, and for one pass set this to
-            # 1024 (and accumulation to 2 on v4, 4 on v5e, so that rows divide over the chips).
+            # 76.8M samples, so it was probably samples; a row holds about 4.1 samples. For one pass set this to 1024
+            # (and accumulation to 2 on v4, 4 on v5e, so that rows divide over the chips).
             rows_per_step=4096,
             accumulation=8,
             images_per_row=4.25,  # ours: full rows of this mixture hold about 4.2 (benchmarks/packing.py)

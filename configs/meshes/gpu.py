@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: everything split over all of them; cuDNN attention."""
+"""NVIDIA GPUs: everything split over all devices; cuDNN attention."""
 
 from typing import Any
 

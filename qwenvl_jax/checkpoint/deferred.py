@@ -1,4 +1,4 @@
-"""Arrays that exist only while they are written or read, so that memory holds one of them and never a whole model.
+"""Arrays that exist only while they are written or read, so that memory holds one array and never a whole model.
 
 tree = {"decoder": {"embedding": Deferred((151936, 4096), np.dtype("bfloat16"), read_embedding)}}
 save_frozen(workdir, tree)      # calls read_embedding, writes its array, forgets it
@@ -15,15 +15,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-# Pieces in which a leaf is stored, to be read apart by the hosts that each need a part of it.
+# Chunk size on disk, so that a host can read only its part of a leaf.
 CHUNK_BYTES = 8 << 20
-# What is read at once of a leaf.
+# Size of one read.
 SLAB_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Deferred:
-    """An array [*shape] of `dtype` that `load` makes anew at every call."""
+    """An array [*shape] of `dtype` that `load` makes again at every call."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -64,7 +64,7 @@ class _Handler(ocp.type_handlers.NumpyHandler):
 
 
 class _SlabReader(ocp.type_handlers.NumpyHandler):
-    """Reads a leaf slab by slab: read as a whole, TensorStore would hold nearly all of its pieces besides it."""
+    """Reads a leaf in slabs; in one read TensorStore would keep nearly all chunks in memory as well."""
 
     async def deserialize(
         self, infos: Sequence[Any], args: Sequence[ocp.RestoreArgs] | None = None

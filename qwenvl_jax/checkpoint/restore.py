@@ -42,9 +42,10 @@ from qwenvl_jax.sharding.rules import param_shardings
 
 
 def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tuple[int, Params, Any, dict[str, Any]]:
-    """The newest checkpoint that is whole; all processes take the same.
+    """The newest checkpoint that is whole; all processes use the same one.
 
-    Newer ones that are damaged are set aside, and a line says so; none is touched before a whole one has been read.
+    Damaged checkpoints that are newer are set aside, and a line in the log says so; none is renamed before a whole one
+    has been read.
 
     Args:
       workdir: the run's folder.
@@ -85,7 +86,7 @@ def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tup
 
 
 def frozen_of(workdir: epath.PathLike, frozen: Params) -> Params:
-    """The frozen tree of a run that is continued. Raises UserError if it is damaged: there is no older one."""
+    """The frozen tree of a run that is continued. Raises UserError if it is damaged; there is no older one."""
     with frozen_damage_reported(workdir):
         return restore_frozen(workdir, frozen)
 
@@ -94,8 +95,8 @@ def read_leaves(start: StartingPoint, abstract: Params) -> Params:
     """Reads the leaves of `abstract` (shapes with dtypes and maybe shardings; any part of the whole tree).
 
     Raises:
-      UserError: if the checkpoint is damaged, or lacks one of them, as converted weights may that hold one tower alone,
-        or has one of another shape.
+      UserError: if the checkpoint is damaged, lacks a leaf (converted weights may have one tower only), or has a leaf
+        of another shape.
     """
     stored = stored_params(start)
     for path, leaf in flatten(abstract).items():
@@ -163,7 +164,7 @@ def stored_params(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeS
 
 
 def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tuple[Params, Config]:
-    """The parameters of `load_params`, each to be read by this host when its turn comes; and the run's config.
+    """The parameters of `load_params`, each read by this host when it is needed; and the run's config.
 
     Raises:
       UserError: if there is no such checkpoint, or it is damaged; the latter also while a leaf is read.
@@ -197,14 +198,14 @@ def save_params(
     *,
     source: dict[str, Any] | None = None,
 ) -> None:
-    """Writes converted weights as something that `config.init` can name; nothing is left of a write that fails.
+    """Writes converted weights as a folder that `config.init` can name; a failed write leaves nothing.
 
     Args:
       workdir: a folder without a run.
       params: arrays, or all of them `Deferred`; of the whole model or of some of `vit`, `resampler`, `decoder`. Every
         leaf is stored in its own dtype.
-      config: of the run they come from; only the model, the vocabulary and the image size mean something here.
-      stage: what `config.init.stage` of a run that starts from it must say.
+      config: of the run they come from; only the model, the vocabulary and the image size matter here.
+      stage: the value that `config.init.stage` needs in a run that starts from it.
       source: what was converted, for the lineage: its `path` and what identifies it, as JSON values; or that of each
         tower under its name.
 
@@ -224,7 +225,7 @@ def save_params(
 
 
 def check_empty(workdir: epath.PathLike) -> None:
-    """Raises UserError if the folder holds a run, or anything under a name of one; other files may lie there."""
+    """Raises UserError if the folder has a run or a file with a name that a run uses; other files may be there."""
     if storage.exists(storage.path(workdir) / layout.LINEAGE):
         raise UserError(f"{workdir} already holds a run; choose an empty folder")
     lineage.check_free(workdir)

@@ -1,9 +1,9 @@
-"""Which checkpoints of a run's folder are finished, and what becomes of the others.
+"""Which checkpoints of a run are finished, and what happens to the others.
 
 A checkpoint is the folder `checkpoints/<step>`. Orbax writes `commit_success.txt` into it last: on a disk into a
 folder with a temporary name, which is then renamed; on gs://, where nothing can be renamed at once, into the final one.
-So a folder without it is one that was cut short, unless it was written by an older Orbax, which left the file out on
-disks: then what Orbax noted of the step tells. A checkpoint is taken apart in an order that keeps this true.
+So a folder without it was cut short, unless an older Orbax wrote it, which left the file out on disks; then the
+metadata that Orbax wrote for the step decides. A checkpoint is removed in an order that keeps this true.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from qwenvl_jax.runtime.errors import UserError
 ITEMS = ("params", "optimizer", "progress")
 MARKER = "commit_success.txt"
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
-_NOTES = "_CHECKPOINT_METADATA"  # what Orbax notes of a step; it adds the time when all items are written
+_NOTES = "_CHECKPOINT_METADATA"  # Orbax's metadata of a step; it adds the time when all items are written
 _TEMPORARY = ".orbax-checkpoint-tmp"
-# Orbax looks for what it has written by a pattern, and TensorStore takes gs:// for a URL and a backslash for `/`: with
-# these in the path the arrays of a checkpoint land somewhere else, or are never found again.
+# Orbax looks for its files by a pattern, and TensorStore reads gs:// as a URL and a backslash as `/`: with these
+# characters in the path, the arrays of a checkpoint are written somewhere else, or cannot be found again.
 _UNFIT = re.compile(r"[*?\[\\\x00-\x1f\x7f]")
 _UNFIT_REMOTE = re.compile(r"[*?#\[\]\\\x00-\x1f\x7f]|(?<=/)\.\.(?=/|$)")
-_LONGEST = 800  # bytes of a run's path on gs://, where 1,024 are the limit of all below it
+_LONGEST = 800  # bytes of a run's path on gs://, where a name may have 1,024
 _COPIES = 16  # objects copied at once
 
 
 def folder_of(workdir: epath.PathLike, step: int) -> epath.Path:
-    """Where the checkpoint of `step` lies, or would lie."""
+    """The folder of the checkpoint of `step`, whether it exists or not."""
     return storage.path(workdir) / CHECKPOINTS / str(step)
 
 
@@ -54,7 +54,7 @@ def check_name(workdir: epath.PathLike) -> None:
 
 
 def finished_steps(workdir: epath.PathLike) -> list[int]:
-    """The complete checkpoints of a run's folder, oldest first. Looks at names and marks, not at what they hold.
+    """The complete checkpoints of a run's folder, oldest first. Looks at names and markers, not at contents.
 
     Raises:
       UserError: for checkpoints on gs:// that were copied there without their marks.
@@ -76,9 +76,9 @@ def damaged_names(workdir: epath.PathLike) -> list[str]:
 
 
 def clear_unfinished(workdir: epath.PathLike) -> None:
-    """Removes checkpoints that were cut short, while they were written or removed; for one process, before it writes.
+    """Removes checkpoints whose writing or removal was cut short; one process calls it before it writes.
 
-    Half a copy on a disk, which nothing of ours leaves there, gets another name.
+    An incomplete copy on a disk, which this code never leaves there, gets another name.
     """
     finished = set(map(str, finished_steps(workdir)))
     for name in _names(workdir):
@@ -92,7 +92,7 @@ def clear_unfinished(workdir: epath.PathLike) -> None:
 
 
 def remove(workdir: epath.PathLike, step: int) -> None:
-    """Removes a checkpoint; killed on the way, it leaves one that is not finished."""
+    """Removes a checkpoint; if it is killed half-way, the rest counts as unfinished."""
     folder = folder_of(workdir, step)
     if storage.is_remote(folder):
         _unmark(folder)
@@ -105,7 +105,7 @@ def remove(workdir: epath.PathLike, step: int) -> None:
 
 
 def remove_temporary(folder: epath.Path) -> None:
-    """Removes what a save into `folder` has left that failed."""
+    """Removes the rest of a failed save into `folder`."""
     storage.remove(folder if storage.is_remote(folder) else folder.with_name(folder.name + _TEMPORARY))
 
 

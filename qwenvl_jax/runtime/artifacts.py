@@ -1,4 +1,4 @@
-"""Files that a run leaves behind: written whole or not at all, on a local disk or gs://."""
+"""Output files and folders, written whole or not at all, on a local disk or gs://."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HASHED = 16 << 20  # bytes read at a time
 
 @contextlib.contextmanager
 def undone_on_failure(folder: epath.PathLike) -> Iterator[None]:
-    """Removes whatever the block has put into `folder`, and the folder if it made that, should the block fail."""
+    """If the block fails, removes what it has put into `folder`, and the folder itself if the block made it."""
     folder = epath.Path(folder)
     before = storage.names(folder) if storage.is_folder(folder) else None
     try:
@@ -65,7 +65,7 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
 
 
 def _completes(name: str) -> tuple[bool, bool, int]:
-    """Later for what says that the rest is whole."""
+    """Sorts files later if they show that the rest is whole."""
     return name.endswith(".json"), name.endswith("manifest.json"), -name.count("/")
 
 
@@ -113,5 +113,5 @@ def read_json(path: epath.PathLike) -> Any:
         return json.loads(payload)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; copy it there, or correct the path") from None
-    except (ValueError, RecursionError) as error:  # JSON's own, and that of bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # malformed JSON, or bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); write it again") from None

@@ -1,4 +1,4 @@
-"""A folder that one command alone may write into."""
+"""A folder into which only one command may write."""
 
 from __future__ import annotations
 

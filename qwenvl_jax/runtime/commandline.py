@@ -64,7 +64,7 @@ def run(
 
 
 def parse(argv: Sequence[str], *, needs_config: bool = True, verbosity: int = logging.WARNING) -> list[str]:
-    """Parses the command line; a stand-in for absl's own parser.
+    """Parses the command line; used instead of absl's parser.
 
     Args:
       argv: the program's name and its arguments.
@@ -101,7 +101,7 @@ def changed(values: Any, settings: Sequence[str]) -> Any:
     """A copy of a config with settings as `data.accumulation=4`, whose values are written as in Python.
 
     Raises:
-      UserError: for a key that is none, or a value of another type than the key's.
+      UserError: for an unknown key, or a value of another type than the key's.
     """
     values = values.copy_and_resolve_references()
     for setting in settings:
@@ -143,7 +143,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
 
 
 def _load(path: str) -> Mapping[str, Any]:
-    """What a config file gives. It is a program: it may raise anything, or end the process."""
+    """The result of a config file, which is a program: it may raise anything or end the process."""
     if not path:
         raise UserError("--config= names no file; give one, e.g. --config=configs/quickstart/stage0_text.py")
     if os.path.isdir(path):
@@ -181,7 +181,7 @@ def _check_key(key: str, values: Mapping[str, Any]) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line that says something: libraries put the cause at the end of long texts."""
+    """The last line that is not empty: libraries put the cause at the end of long texts."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

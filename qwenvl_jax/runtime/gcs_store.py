@@ -46,7 +46,7 @@ class Store:
             return None
 
     def read(self, path: str, start: int = 0, size: int | None = None) -> bytes:
-        """The bytes of an object, or `size` of them from `start`; fewer only where the object ends.
+        """The bytes of an object, or `size` of them from `start`; fewer only at the end of the object.
 
         Raises:
           FileNotFoundError: if there is no such object.
@@ -135,7 +135,7 @@ class Store:
     def listed(
         self, folder: str, *, deep: bool = False, at_most: int | None = None
     ) -> dict[str, tuple[int | None, int]]:
-        """What lies in a folder, by name relative to it: size and time of the last change; (None, 0) for a folder.
+        """The entries of a folder, by name relative to it: size and time of the last change; (None, 0) for a folder.
 
         Args:
           deep: all objects below it instead, and no folders.

@@ -9,7 +9,7 @@ from etils import epath
 
 from qwenvl_jax.runtime import storage
 
-# Seconds after which an object store is shown what came since; each time the whole object is written anew.
+# Seconds between uploads to an object store; each writes the whole object again.
 UPLOAD_EVERY = 60
 
 
@@ -49,13 +49,13 @@ class GrowingFile:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def flush(self) -> None:
-        """Sees to it that everything that was added can be read by others."""
+        """Makes everything that was added visible to readers."""
         if self._stale:
             storage.write_bytes(self._path, bytes(self._content))
             self._stale, self._uploaded = False, time.monotonic()
 
     def close(self) -> None:
-        """Ends the file, everything in it."""
+        """Closes the file after writing everything that was added."""
         self.flush()
         if self._file >= 0:
             os.close(self._file)

@@ -1,4 +1,4 @@
-"""What a person sees: tables and lines on the primary process, silence on the others."""
+"""Tables and lines for the user, printed by the primary process only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from qwenvl_jax.runtime.distributed import is_primary
 
-# They write backwards what follows.
+# Characters that change the direction of the text after them.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -26,7 +26,7 @@ def console() -> Console:
 
 
 def line(text: str) -> None:
-    """Prints one plain line. Touches no device: a tool beside a running job may use it."""
+    """Prints one plain line. Touches no device: a tool may use it while a job runs on the same host."""
     if is_primary():
         console().print(text, markup=False)
 
@@ -65,7 +65,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 def printable(text: str) -> str:
-    """The text without anything that a terminal obeys: control characters and turned writing become U+FFFD.
+    """The text without control characters and changes of direction, which a terminal obeys; they become U+FFFD.
 
     For texts that come from a model, from records or from the web.
     """

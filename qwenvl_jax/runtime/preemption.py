@@ -1,4 +1,4 @@
-"""Stopping between two steps when the machine is taken away (SIGTERM) or somebody presses Ctrl-C (SIGINT)."""
+"""Stopping between two steps when the machine is preempted (SIGTERM) or the user presses Ctrl-C (SIGINT)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-# What a shell reports for a process that SIGTERM ended: schedulers then start the job again.
+# The exit code that a shell reports after SIGTERM; schedulers then start the job again.
 EXIT_CODE = 128 + signal.SIGTERM
 
 
@@ -20,7 +20,7 @@ class PreemptionGuard:
     Schedulers repeat SIGTERM: from the second on it is ignored. A second Ctrl-C is a `KeyboardInterrupt`.
 
     One process watches the signals itself. Several must stop after the same step: there JAX's own service receives
-    SIGTERM on any of them and agrees on the step; Ctrl-C is handed on to it.
+    SIGTERM on any of them and agrees on the step; Ctrl-C is passed on to it.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
-"""How long a storage request is repeated, and what about: the one policy of everything that reads or writes files.
+"""How long a storage request is repeated, and after which errors: the one policy for all reading and writing of files.
 
 What passes by itself (an overloaded server, a broken connection, an answer that is too late or too short) is repeated
-with growing pauses for `patience()` seconds. What does not pass (a missing file, a refused permission) is told at once.
+with growing pauses for `patience()` seconds. An error that does not pass (a missing file, a refused permission) is
+raised at once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _ANSWER_LIMIT = 60.0  # seconds without a byte of an answer
 # 401 is not among them: tokens are renewed before they end.
 TRANSIENT_STATUS = frozenset({408, 429, *range(500, 600)})
 
-# What network file systems give for a server that is away for a while.
+# Errors that network file systems give while their server is unavailable.
 _TRANSIENT_ERRNO = frozenset(
     {
         errno.EIO,
@@ -48,7 +49,7 @@ _TRANSIENT_ERRNO = frozenset(
         errno.EREMOTEIO,
     }
 )
-_pauses = random.SystemRandom()  # apart from the generators that a seed makes repeatable
+_pauses = random.SystemRandom()  # separate from the generators that a seed makes repeatable
 
 
 class NotWhole(Exception):
@@ -79,11 +80,11 @@ def answer_limit() -> float:
 
 
 def pause_after(attempt: int, started: float) -> float | None:
-    """Seconds to wait after failed attempt number `attempt` (from 0), or None if patience is at its end.
+    """Seconds to wait after failed attempt number `attempt` (from 0), or None if no patience is left.
 
     Args:
       attempt: how many failed before.
-      started: when the first was made, by `time.monotonic`.
+      started: time of the first attempt, by `time.monotonic`.
     """
     left = started + patience() - time.monotonic()
     if left <= 0:
@@ -114,7 +115,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def raise_if_transient(text: str, where: object) -> None:
-    """Raises an `OSError` for the message of a C++ library that tells of a failure of the disk that passes."""
+    """Raises an `OSError` if the message of a C++ library reports a failure of the disk that may pass."""
     for code in _TRANSIENT_ERRNO:
         if os.strerror(code) in text:
             raise OSError(code, os.strerror(code), str(where))
@@ -124,7 +125,7 @@ def retried(function: Callable[[], _T], what: object) -> _T:
     """Runs a storage request that may be repeated, under the policy of this file.
 
     Args:
-      function: makes the whole request; what it did before it failed must do no harm.
+      function: makes the whole request; a failed attempt must leave nothing harmful.
       what: the path, for messages.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on all processes of a run: this package, by version and bytes, and JAX."""
+    """The versions that must be equal on all processes of a run: this package, by version and bytes, and JAX."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):  # a few milliseconds
