@@ -34,10 +34,12 @@ class Row(NamedTuple):
 
     @property
     def length(self) -> int:
+        """Tokens of all examples in the row."""
         return sum(item.length for item in self.items)
 
     @property
     def images(self) -> int:
+        """Images of all examples in the row."""
         return sum(item.images for item in self.items)
 
 
