@@ -1,4 +1,4 @@
-"""How many samples that cannot be read a run bears: `config.data.max_corrupt_share`, of all and of every source."""
+"""The limit on samples that cannot be read, `config.data.max_corrupt_share`: over all sources, and in each source."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 from qwenvl_jax.runtime.errors import UserError
 
-_CERTAIN = 32  # reads per record after which chance has found every record: e to the power of -32 is none
+_CERTAIN = 32  # reads per record after which every record has been read: the chance of missing one is about e**-32
 
 
 class Tally(NamedTuple):
-    """A source so far.
+    """The counts of a source so far.
 
     Attributes:
       name: in the mixture.
-      records: that it has.
-      judged: samples of it of which it is known whether they can be read.
-      corrupt: those that cannot.
-      error: what is wrong with one of them.
+      records: how many it has.
+      judged: samples that were read, successfully or not.
+      corrupt: samples that cannot be read.
+      error: the error of one corrupt sample.
     """
 
     name: str
@@ -30,17 +30,18 @@ class Tally(NamedTuple):
 
 
 def check_corruption(sources: Sequence[Tally], share: float, part: float) -> None:
-    """Raises UserError if samples that cannot be read are more than the configured share, of all or of one source.
+    """Raises UserError if more samples than the configured share are corrupt, of all samples or of one source.
 
-    Early on chance weighs much: four standard deviations and three samples above the share are let pass. In a small
-    source the same few records come again and again; they count once, as far as that can be told.
+    Small counts fluctuate, so up to four standard deviations plus three samples above the expected number are
+    tolerated. In a small source the same records are read again and again; each counts once, as far as this is known.
 
     Args:
-      sources: what has been judged of every source, by whoever asks.
+      sources: the counts of every source in the streams of the caller.
       share: `config.data.max_corrupt_share`.
-      part: of all the reading that is done, how much these are.
+      part: the share of all streams that the counts cover.
     """
-    judged, corrupt = sum(source.judged for source in sources), sum(source.corrupt for source in sources)
+    judged = sum(source.judged for source in sources)
+    corrupt = sum(source.corrupt for source in sources)
     if corrupt > allowed(share, judged):
         error = next(source.error for source in sources if source.corrupt)
         raise UserError(
@@ -58,15 +59,15 @@ def check_corruption(sources: Sequence[Tally], share: float, part: float) -> Non
 
 def _too_many(source: Tally, share: float, part: float) -> bool:
     if source.corrupt == source.judged >= _CERTAIN * source.records and share < 1:
-        return True  # three records of three would be within the allowance for ever
+        return True  # a source of three corrupt records would stay within the tolerance for ever
     distinct = min(source.judged, source.records)
-    bearable = allowed(share, distinct)
-    if source.judged > part * source.records:  # others may have read those that are missing here: draws, not a count
-        bearable += 4 * math.sqrt(bearable * distinct / source.judged)
-    return source.corrupt * distinct > bearable * source.judged
+    tolerated = allowed(share, distinct)
+    if source.judged > part * source.records:  # other streams read the other records, so this is a random sample
+        tolerated += 4 * math.sqrt(tolerated * distinct / source.judged)
+    return source.corrupt * distinct > tolerated * source.judged
 
 
 def allowed(share: float, judged: int) -> float:
-    """How many of so many samples may be corrupt: the share, and what chance may add where there are few."""
+    """How many of `judged` samples may be corrupt: the share, and a tolerance for chance."""
     expected = share * judged
     return expected + (4 * math.sqrt(expected) + 3 if share else 0)

@@ -1,6 +1,6 @@
-"""What the batches of a stage depend on, in hex digits: whether a place in the data belongs to this stream.
+"""Digests of everything the batches of a stage depend on: they tell whether a position belongs to this stream.
 
-Where files lie is no part of it: data, vocabulary and runs may move to another disk or bucket.
+The paths of files are not included: data, vocabulary and runs may move to another disk or bucket.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DIGITS = 12
 
 
 def facts(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer, queries: int) -> dict[str, str]:
-    """Everything the batches depend on, by a name that a person understands."""
+    """Everything the batches depend on: from a readable name to a digest."""
     values = _settings(data)
     for source in values["mixture"]:
         del source["records"]
@@ -40,17 +40,17 @@ def facts(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer, que
 
 
 def combined(facts: Mapping[str, str]) -> str:
-    """Twelve hex digits of all of them."""
+    """Twelve hex digits of all facts together."""
     return _digest(dict(facts))
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The names of the facts that are not the same any more."""
+    """The names of the facts that have changed."""
     return [name for name in dict.fromkeys((*then, *now)) if then.get(name) != now.get(name)]
 
 
 def before_facts(data: DataConfig, lengths: Sequence[int], tokenizer: Tokenizer, queries: int) -> str:
-    """The twelve digits that checkpoints hold which were written before there were facts: lengths, not contents."""
+    """The digest in checkpoints from before facts were stored. It covers the lengths of sources, not their contents."""
     values = _settings(data)
     for source, length in zip(values["mixture"], lengths, strict=True):
         del source["records"]

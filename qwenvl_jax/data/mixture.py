@@ -1,8 +1,8 @@
 """Which record of which source comes next: the sampler of one logical stream of a stage.
 
 Sources interleave in proportion to their weights, every source is shuffled anew in each of its epochs and repeats for
-ever (paper, Tables 2 and 3). Stream s of S takes places s, s + S, s + 2 S, ... of every source's shuffled repetition,
-so together the streams read each record once per epoch.
+ever (paper, Tables 2 and 3). Stream s of S takes the indices s, s + S, s + 2 S, ... of every source's shuffled
+repetition, so together the streams read each record once per epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def source_seed(seed: int, name: str) -> int:
 
 
 def check_schedules(sources: Sequence[SourceConfig]) -> None:
-    """Raises UserError for a schedule that is none, or a step at which no source has any weight."""
+    """Raises UserError if a schedule is malformed, or if all weights are zero at some step."""
     for source in sources:
         steps = [0.0, *(point[0] for point in source.schedule if len(point) == 2 and point[1] >= 0)]
         if len(steps) != len(source.schedule) + 1 or steps != sorted(set(steps)):
@@ -57,15 +57,16 @@ def weights_at(sources: Sequence[SourceConfig], step: int) -> list[float]:
 class Sampler:
     """Draws (source number, record index) pairs without end.
 
-    Every draw gives each source credit in proportion to its weight and takes from the one with most: at constant
-    weights the numbers drawn never differ from their shares by more than one or two. Streams begin with credits of
-    their own, so that they do not all read the same source at once.
+    Every draw gives each source credit in proportion to its weight and takes from the source with most credit: at
+    constant weights the numbers drawn differ from their shares by at most one or two. Every stream begins with
+    different credits, so that the streams do not all read the same source at once.
 
     Args:
       sources: the entries of the mixture.
       lengths: records of each source.
       seed: of the mixture.
-      stream, streams: s and S.
+      stream: number of this stream.
+      streams: how many there are.
     """
 
     def __init__(self, sources: Sequence[SourceConfig], lengths: Sequence[int], seed: int, stream: int, streams: int):
@@ -79,29 +80,30 @@ class Sampler:
         self._drawn = [0] * len(sources)
 
     def draw(self, step: int) -> tuple[int, int]:
-        """The next sample, with the weights of a step."""
+        """The source and the record index of the next sample, at the weights of a step."""
         shares = weights_at(self._sources, step)
         self._credits = [credit + share for credit, share in zip(self._credits, shares, strict=True)]
         number = self._credits.index(max(self._credits))
         self._credits[number] -= 1
-        place = self._drawn[number] * self._streams + self._stream
+        index = self._drawn[number] * self._streams + self._stream
         self._drawn[number] += 1
-        return number, int(self._orders[number][place])
+        return number, int(self._orders[number][index])
 
     def state(self) -> dict[str, Any]:
-        """Where the sampler stands, as JSON values."""
+        """The position of the sampler, as JSON values."""
         return {"credits": list(self._credits), "drawn": list(self._drawn)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues after a `state`."""
-        self._credits, self._drawn = list(state["credits"]), list(state["drawn"])
+        self._credits = list(state["credits"])
+        self._drawn = list(state["drawn"])
 
 
 def open_sources(data: DataConfig, split: str = "train", *, verify: bool = False) -> list[Source]:
     """Opens the records of every source (`source.open_source`).
 
     Raises:
-      UserError: if one cannot be opened (`source.open_source`), or a schedule is none.
+      UserError: if a source cannot be opened (`source.open_source`), or a schedule is malformed.
     """
     check_schedules(data.mixture)
     share = data.max_corrupt_share

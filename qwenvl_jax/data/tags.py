@@ -1,4 +1,4 @@
-"""The written form of places in an image: `<ref>`, `<box>`, `<quad>` and `<img>`, and coordinates in [0, 1000).
+"""The written form of regions in an image: `<ref>`, `<box>`, `<quad>` and `<img>`, and coordinates in [0, 1000).
 
 A box is `<box>(x1,y1),(x2,y2)</box>` and a quadrilateral `<quad>(x,y),(x,y),(x,y),(x,y)</quad>`, without spaces, in
 thousandths of the image's width and height (paper, section 3.2 and Box B.1). Everything that reads or writes a
@@ -77,7 +77,7 @@ def clip_points(points: Sequence[float], width: float, height: float, what: str)
       UserError: for what is not a finite number, or lies half a pixel or more outside; `what` names the shape.
     """
     if not (is_finite(width) and is_finite(height) and width > 0 and height > 0):
-        raise UserError(f"an image of {width!r} x {height!r} pixels has no place for {what}; correct its size")
+        raise UserError(f"an image of {width!r} x {height!r} pixels has no room for {what}; correct its size")
     clipped = []
     for k, value in enumerate(points):
         side = height if k % 2 else width
@@ -177,14 +177,14 @@ def parse_boxes(text: str) -> list[tuple[str, list[Box]]]:
     gets "". References without boxes are left out, malformed boxes are skipped and closing tags may be missing
     (an answer cut off by its length). Coordinates are as written, 1000 too, and so is the order of the corners.
     """
-    return [(ref, [(n[0], n[1], n[2], n[3]) for n in found]) for ref, found in _parse(text, _BOX)]
+    return [(ref, [(n[0], n[1], n[2], n[3]) for n in boxes]) for ref, boxes in _parse(text, _BOX)]
 
 
 def parse_quads(text: str) -> list[tuple[str, list[Quad]]]:
     """All quadrilaterals of an OCR answer with the text before them: `[(text, [quad, ..]), ..]`; see `parse_boxes`."""
     return [
-        (ref, [((n[0], n[1]), (n[2], n[3]), (n[4], n[5]), (n[6], n[7])) for n in found])
-        for ref, found in _parse(text, _QUAD)
+        (ref, [((n[0], n[1]), (n[2], n[3]), (n[4], n[5]), (n[6], n[7])) for n in quads])
+        for ref, quads in _parse(text, _QUAD)
     ]
 
 
@@ -194,7 +194,7 @@ def _parse(text: str, shape: re.Pattern[str]) -> list[tuple[str, list[tuple[int,
     refs = [(match.end(), match.group(1).strip()) for match in _REF.finditer(text)]
     for match in shape.finditer(text):
         numbers = tuple(int(value) for value in match.groups())
-        before = bisect.bisect_right(refs, match.start(), key=lambda found: found[0])
+        before = bisect.bisect_right(refs, match.start(), key=lambda reference: reference[0])
         end, ref = refs[before - 1] if before else (0, "")
         gap = text[end : match.start()]
         # Between a reference and its shape only other shapes may stand, readable or not; words end its reach.

@@ -1,8 +1,8 @@
 """Text to ids and back: the released Qwen vocabulary, or a SentencePiece one for small models.
 
 Both put the special tokens after the ordinary ones and in the same order, normalise text to NFC, add nothing at
-either end, and never make a special id out of text: only `formats` places special tokens. `decode(encode(text))`
-is the NFC form of `text`, byte for byte.
+either end, and never make a special id out of text: only a `Piece` of kind "special" becomes a special token.
+`decode(encode(text))` is the NFC form of `text`, byte for byte.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def check_stated(width: int, height: int, stated: Size | None) -> None:
     if stated is not None and tuple(stated) != (width, height):
         raise UserError(
             f"the image has {width} x {height} pixels (EXIF rotation is not applied), but its record says "
-            f"{stated[0]} x {stated[1]}; correct the size and the places that were measured by it"
+            f"{stated[0]} x {stated[1]}; correct the size, and the coordinates that were measured with it"
         )
 
 

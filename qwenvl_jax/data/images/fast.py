@@ -87,14 +87,14 @@ def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _make_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every new place the first old one it takes from, how many, and their weights in fixed point [new, ..]."""
+    """For every new pixel: its first old pixel, how many it uses, and their fixed-point weights [new, ..]."""
     scale = old / new
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
     firsts, counts = np.zeros(new, np.int32), np.zeros(new, np.int32)
     weights = np.zeros((new, math.ceil(support) * 2 + 1), np.int32)
-    for place in range(new):
-        center = (place + 0.5) * scale
+    for pixel in range(new):
+        center = (pixel + 0.5) * scale
         first = max(int(center - support + 0.5), 0)
         count = min(int(center + support + 0.5), old) - first
         x = np.abs((np.arange(count) + first - center + 0.5) * (1.0 / stretch))
@@ -102,8 +102,9 @@ def _make_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
         far = (((x - 5) * x + 8) * x - 4) * -0.5
         curve = np.where(x < 1, near, np.where(x < 2, far, 0.0))
         fixed = curve * (1.0 / sum(curve.tolist())) * (1 << PRECISION)  # summed from the left, as Pillow does
-        weights[place, :count] = np.trunc(np.where(fixed < 0, fixed - 0.5, fixed + 0.5))
-        firsts[place], counts[place] = first, count
+        weights[pixel, :count] = np.trunc(np.where(fixed < 0, fixed - 0.5, fixed + 0.5))
+        firsts[pixel] = first
+        counts[pixel] = count
     return firsts, counts, weights
 
 

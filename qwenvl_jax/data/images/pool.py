@@ -82,7 +82,7 @@ class _Worker:
         first: int,
         ending: threading.Event,
     ) -> str:
-        """Has images decoded to places `first`.. of a buffer; returns what is wrong with them, or ''.
+        """Decodes images into a buffer from index `first` on; returns the error, "" if there is none.
 
         Raises:
           MemoryError: if the process has none left.
@@ -103,7 +103,7 @@ class _Worker:
         return answer
 
     def _processor_seconds(self) -> float:
-        """What the process has computed so far."""
+        """Processor time of the process so far."""
         try:
             after_name = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -141,12 +141,12 @@ class DecodePool:
         self._workers, self._size, self._draft = workers, image_size, draft
         self._threads = concurrent.futures.ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "decode")
         self._free: list[_Memory] = []
-        self._own = threading.local()
+        self._thread_state = threading.local()
         self._started: list[_Worker] = []
         self._ending = threading.Event()
 
     def buffer(self, shape: tuple[int, ...]) -> PixelBuffer | None:
-        """Shared pixels for `submit`; None where the pool needs none.
+        """Shared pixels for `submit`; None if the pool decodes on threads.
 
         Once nothing refers to the array any more, a later buffer of this pool takes its memory: fresh memory costs
         a fault for every page. All buffers of a pool have one shape.
@@ -167,17 +167,17 @@ class DecodePool:
         buffer: PixelBuffer | None,
         first: int,
     ) -> concurrent.futures.Future[str]:
-        """Decodes into places `first`.. of all images of a batch.
+        """Decodes into the images of a batch, from index `first` on.
 
         Args:
           images: encoded.
-          stated: the size that each must have, if its record says so.
+          stated: the size that each image must have; None for any.
           pixels_IHWC: of the batch; the buffer's array, if there is one.
           buffer: from `buffer`.
-          first: place of the first image.
+          first: index of the first image.
 
         Returns:
-          What is wrong with the images, or ''.
+          The error, "" if there is none.
         """
         if not images:
             return finished("")
@@ -186,26 +186,27 @@ class DecodePool:
         return self._threads.submit(self._remotely, images, stated, buffer, first)
 
     def _remotely(self, images: Sequence[bytes], stated: Sequence[Size | None], buffer: PixelBuffer, first: int) -> str:
-        """Asks this thread's process. One that fails is replaced and asked once more: it may not have been the image.
+        """Decodes in this thread's process. If the process fails, a new one tries once more.
 
-        Processor time is the one thing of which the outcome depends on the machine, so it is asked twice there too.
+        The failure may not be caused by the image. Only the limit of processor time depends on the machine, so it too
+        has two tries.
         """
         wrong = ""
         for _ in range(2):
             if self._ending.is_set():
                 return "the decoder was closed"
-            if not hasattr(self._own, "worker"):
-                self._own.worker = _Worker(self._size, self._draft)
-                self._started.append(self._own.worker)
+            if not hasattr(self._thread_state, "worker"):
+                self._thread_state.worker = _Worker(self._size, self._draft)
+                self._started.append(self._thread_state.worker)
             try:
-                return self._own.worker.decode(images, stated, buffer, first, self._ending)
+                return self._thread_state.worker.decode(images, stated, buffer, first, self._ending)
             except TimeoutError:
                 wrong = f"it is not decoded after {PROCESSOR_SECONDS:g} seconds of processor time"
             except (EOFError, OSError):
                 wrong = "the decoder crashes on it"
-            self._started.remove(self._own.worker)
-            self._own.worker.close(kill=True)
-            del self._own.worker
+            self._started.remove(self._thread_state.worker)
+            self._thread_state.worker.close(kill=True)
+            del self._thread_state.worker
         return wrong
 
     def processes(self) -> list[int]:
@@ -213,7 +214,7 @@ class DecodePool:
         return [worker.process.pid for worker in self._started]
 
     def stop_waiting(self) -> None:
-        """Gives up images that take long: nobody will look at them, and `close` is about to be called."""
+        """Gives up on images that take long, because `close` is about to be called."""
         self._ending.set()
 
     def close(self) -> None:
@@ -226,28 +227,28 @@ class DecodePool:
 
 
 def finished(wrong: str) -> concurrent.futures.Future[str]:
-    """What `DecodePool.submit` returns, known already."""
+    """A finished result of `DecodePool.submit`."""
     future: concurrent.futures.Future[str] = concurrent.futures.Future()
     future.set_result(wrong)
     return future
 
 
 def decode_all(images: Sequence[bytes], stated: Sequence[Size | None], pixels_IHWC: np.ndarray, draft: bool) -> str:
-    """Decodes images into the first places of `pixels_IHWC`; returns what is wrong with one, or ''.
+    """Decodes images into the first entries of `pixels_IHWC`; returns the error, "" if there is none.
 
     Args:
       images: encoded.
-      stated: the size that each must have, if its record says so.
-      pixels_IHWC: places for them, and possibly more.
+      stated: the size that each image must have; None for any.
+      pixels_IHWC: at least as many entries as there are images.
       draft: see `decode.decode_into`.
     """
     try:
-        for place, (payload, size) in enumerate(zip(images, stated, strict=True)):
-            decode_into(payload, pixels_IHWC[place], draft, size)
+        for index, (payload, size) in enumerate(zip(images, stated, strict=True)):
+            decode_into(payload, pixels_IHWC[index], draft, size)
     except UserError as error:
         return str(error)
     except MemoryError:
         raise
-    except Exception as error:  # whatever else a decoder raises is the image's fault
+    except Exception as error:  # any other exception of a decoder is caused by the image
         return f"the decoder fails on it ({error!r})"
     return ""

@@ -1,7 +1,7 @@
 """Conversations as the released finetune.py takes them -> the content of a dialogue record.
 
 A turn is `{"from": "user" | "assistant", "value": text}`. In the text, `<img>path</img>` is a picture,
-`<ref>..</ref>` a reference, `<box>(x1,y1),(x2,y2)</box>` and `<quad>` with four corners are places in thousandths of
+`<ref>..</ref>` a reference, `<box>(x1,y1),(x2,y2)</box>` and `<quad>` with four corners are regions in thousandths of
 the picture. Everything else, "Picture 1: " and line breaks too, is kept as written. docs/data.md has the rules as a
 table.
 """
@@ -25,7 +25,7 @@ _ROLES = {"user": "user", "assistant": "assistant", "human": "user", "gpt": "ass
 _FOREIGN_PICTURE = re.compile(r"<(image|video|audio)>")
 _AS_WORDS = 'write the tags in pairs or, where they are meant as words, give the sample as "turns" (docs/data.md)'
 
-# Places are in thousandths already. Said to be pixels of a picture with such sides, they come out as they went in.
+# Regions are in thousandths already. As pixels of a picture with sides of 1000 they are written unchanged.
 _SIDE = THOUSANDTHS
 
 
@@ -40,8 +40,8 @@ def parse_conversation(turns: Any, system: str = "") -> tuple[DialogueContent, l
       system: the system's text, the default one if empty.
 
     Raises:
-      UserError: for turns of another form, an unknown role, a tag without its partner, a place that is not one, or a
-        conversation in which nobody asks.
+      UserError: for turns of another form, an unknown role, a tag without its partner, a malformed region, or a
+        conversation in which the user asks nothing.
     """
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UserError('"conversations" must be a list of {"from": .., "value": ..}')
@@ -64,18 +64,18 @@ def parse_conversation(turns: Any, system: str = "") -> tuple[DialogueContent, l
 
 
 def prompt_parts(text: str) -> list[Part]:
-    """What a person types, as parts of a turn: `<ref>`, `<box>` and `<quad>` in pairs are tags, all else is text.
+    """A typed prompt as parts of a turn: `<ref>`, `<box>` and `<quad>` in pairs are tags, everything else is text.
 
-    Nothing is refused and what stands between the tags is kept as typed, as the released `chat` does.
+    Nothing is refused, and the text between the tags is kept as typed, as the released `chat` does.
     """
     parts: list[Part] = []
-    place = 0
+    offset = 0
     for match in _WHOLE.finditer(text):
-        if match.start() > place:
-            parts.append({"text": text[place : match.start()]})
+        if match.start() > offset:
+            parts.append({"text": text[offset : match.start()]})
         parts.append({"tag": match.group(1), "text": match.group(2)})
-        place = match.end()
-    return [*parts, {"text": text[place:]}] if place < len(text) or not parts else parts
+        offset = match.end()
+    return [*parts, {"text": text[offset:]}] if offset < len(text) or not parts else parts
 
 
 def _said(turn: dict[str, Any]) -> tuple[str, str]:
@@ -98,16 +98,16 @@ def _parse_text(text: str, paths: dict[str, int], role: str) -> list[Part]:
             'where it is meant as a word, give the sample as "turns" (docs/data.md)'
         )
     parts: list[Part] = []
-    place = 0
-    while opening := _TAG.search(text, place):
+    offset = 0
+    while opening := _TAG.search(text, offset):
         name = opening.group(2)
         if opening.group(1):
             raise UserError(f"</{name}> closes nothing in {_around(text, opening)}; {_AS_WORDS}")
         closing = _TAG.search(text, opening.end())
         if closing is None or closing.group(0) != f"</{name}>":
             raise UserError(f"<{name}> is not closed in {_around(text, opening)}; {_AS_WORDS}")
-        if opening.start() > place:
-            parts.append({"text": text[place : opening.start()]})
+        if opening.start() > offset:
+            parts.append({"text": text[offset : opening.start()]})
         inside = text[opening.end() : closing.start()]
         if name == "img":
             if not inside.strip():
@@ -120,8 +120,8 @@ def _parse_text(text: str, paths: dict[str, int], role: str) -> list[Part]:
         else:
             numbers = _numbers(name, inside)
             parts.append({"boxes": [_box(numbers)]} if name == "box" else {"quads": [_pairs(numbers)]})
-        place = closing.end()
-    return [*parts, {"text": text[place:]}] if place < len(text) else parts
+        offset = closing.end()
+    return [*parts, {"text": text[offset:]}] if offset < len(text) else parts
 
 
 def is_placeholder(inside: str) -> bool:

@@ -1,6 +1,6 @@
-"""The entries of a JSON or JSONL file with the lines they begin in, each parsed on its own: one may be wrong.
+"""The entries of a JSON or JSONL file and the lines in which they begin. Each is parsed apart, so one may be wrong.
 
-What the file is shows its first sign, not its name: `[` begins one list, `{` one object per line.
+The first character of the file tells its form, not its name: `[` begins one list, `{` one object per line.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _other_form(path: epath.Path, payload: bytes) -> str:
     if not isinstance(value, dict):
         return f"{path} holds {json.dumps(value)[:40]}; it must be one list of samples; {_EXAMPLES}"
     keys = ", ".join(map(repr, list(value)[:8])) or "none"
-    lists = [key for key, found in value.items() if isinstance(found, list) and found and isinstance(found[0], dict)]
+    lists = [key for key, entry in value.items() if isinstance(entry, list) and entry and isinstance(entry[0], dict)]
     if {"images", "annotations"} <= value.keys():
         step = "as COCO has it; write one sample per annotation, with its picture's path and size"
     elif {"splits", "version"} <= value.keys():
@@ -112,40 +112,43 @@ def _other_form(path: epath.Path, payload: bytes) -> str:
 
 def _items(path: epath.Path, payload: bytes) -> Iterator[tuple[int, bytes]]:
     """The items of the one list in a file, with the line each begins in."""
-    # Bytes that are not UTF-8 stay what they are, and spoil the item alone that they stand in.
+    # Bytes that are not UTF-8 are kept, so that they make only their own item unreadable.
     text = payload.decode("utf-8", "surrogateescape")
     decoder = json.JSONDecoder()
-    place, line, counted = _skip(text, _skip(text, 0) + 1), 1, 0
+    offset = _skip(text, _skip(text, 0) + 1)
+    line = 1
+    counted = 0  # offset up to which line breaks are counted
 
     def wrong(at: int, why: object) -> UserError:
         number = text.count("\n", 0, at) + 1
         return UserError(f"{path}, line {number}: this is not readable JSON ({why}); the file must be one list")
 
-    if text[place : place + 1] == "]":
-        place = _skip(text, place + 1)
+    if text[offset : offset + 1] == "]":
+        offset = _skip(text, offset + 1)
     else:
         while True:
             try:
-                _, stop = decoder.raw_decode(text, place)
+                _, stop = decoder.raw_decode(text, offset)
             except json.JSONDecodeError as error:
                 raise wrong(error.pos, error.msg) from None
             except (ValueError, RecursionError) as error:  # an integer of thousands of digits; lists without end
-                raise wrong(place, error) from None
-            line, counted = line + text.count("\n", counted, place), place
-            yield line, text[place:stop].encode("utf-8", "surrogateescape")
-            place = _skip(text, stop)
-            separator = text[place : place + 1]
-            place = _skip(text, place + 1)
+                raise wrong(offset, error) from None
+            line += text.count("\n", counted, offset)
+            counted = offset
+            yield line, text[offset:stop].encode("utf-8", "surrogateescape")
+            offset = _skip(text, stop)
+            separator = text[offset : offset + 1]
+            offset = _skip(text, offset + 1)
             if separator == "]":
                 break
             if separator != ",":
-                raise wrong(place, "no , or ] after an item")
-    if place < len(text):
-        raise wrong(place, "text after the list")
+                raise wrong(offset, "no , or ] after an item")
+    if offset < len(text):
+        raise wrong(offset, "text after the list")
 
 
-def _skip(text: str, place: int) -> int:
-    """The next place that is not white space."""
-    while place < len(text) and text[place] in " \t\r\n":
-        place += 1
-    return place
+def _skip(text: str, offset: int) -> int:
+    """The next offset without white space."""
+    while offset < len(text) and text[offset] in " \t\r\n":
+        offset += 1
+    return offset

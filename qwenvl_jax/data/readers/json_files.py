@@ -66,7 +66,7 @@ class JsonReader:
     Raises:
       UserError: if the file is no such file, no entry can be used, or more than the share cannot; naming file and
         line of the first. What cannot be used is what is not JSON, has a key or task that looks like another, tags
-        without their partner, a place outside its image, or an image file that is missing. Image files on gs:// are
+        without their partner, a region outside its image, or a missing image file. Image files on gs:// are
         looked for only when they are read.
     """
 
@@ -86,29 +86,29 @@ class JsonReader:
         self.ignored: collections.Counter[str] = collections.Counter()
         wrong: list[str] = []
         self._absent = None if findings is None else frozenset(findings)  # image files
-        found: dict[str, bool] = {}
+        exists: dict[str, bool] = {}  # by path of an image file
         for index in range(len(self)):
             try:
-                self._check_entry(index, found)
+                self._check_entry(index, exists)
             except UserError as error:
                 self.corrupt += 1
                 if len(wrong) < NAMED:
                     same = wrong and wrong[0].endswith(f": {error}")
                     wrong.append(f"line {self._entries[index][0]}: {'the same' if same else error}")
         if self._absent is None:
-            self._absent = frozenset(image for image, there in found.items() if not there)
+            self._absent = frozenset(image for image, there in exists.items() if not there)
         self._judge(wrong, max_corrupt_share)
 
-    def _check_entry(self, index: int, found: dict[str, bool]) -> None:
-        """Raises UserError if an entry cannot be used. `found` remembers which image files are there."""
+    def _check_entry(self, index: int, exists: dict[str, bool]) -> None:
+        """Raises UserError if an entry cannot be used. `exists` remembers which image files exist."""
         record, paths, ignored = self._parse(index)
         training_pieces(check_record(record))
         for path in paths:
             # Asking an object store about every file would take hours.
-            if not storage.is_remote(path) and path not in found:
+            if not storage.is_remote(path) and path not in exists:
                 known = self._absent
-                found[path] = any(map(os.path.isfile, _spellings(path))) if known is None else path not in known
-            if not found.get(path, True):
+                exists[path] = any(map(os.path.isfile, _spellings(path))) if known is None else path not in known
+            if not exists.get(path, True):
                 raise UserError(f"the image {path} does not exist")
         self.ignored.update(ignored)
 
@@ -207,14 +207,14 @@ class JsonReader:
         return cast(Content, content), paths, ignored
 
     def _check_keys(self, value: dict[str, Any], task: str, known: Sequence[str]) -> list[str]:
-        """The keys that mean nothing here.
+        """The keys that are ignored.
 
         Raises:
-          UserError: for another task than the source's, a key that looks like a known one, or a text that is none.
+          UserError: if the task is not the source's, a key looks like a known one, or a text field is not a string.
         """
         if value.get("task", task) != self.task or task != self.task:
-            found = value.get("task", task)
-            raise UserError(f"the sample is of task {found!r}, but the source is for {self.task!r}; correct one")
+            other = value.get("task", task)
+            raise UserError(f"the sample is of task {other!r}, but the source is for {self.task!r}; correct one")
         unknown = [key for key in value if key not in known]
         names = (*known, "conversations") if task == "dialogue" else known
         for key in unknown:
@@ -253,11 +253,11 @@ def _spoken(content: Any) -> Iterator[str]:
         for item in content:
             yield from _spoken(item)
     elif isinstance(content, dict):
-        for key, found in content.items():
-            if isinstance(found, str) and key in _LANGUAGE_TEXTS:
-                yield found
-            elif isinstance(found, list | dict):
-                yield from _spoken(found)
+        for key, value in content.items():
+            if isinstance(value, str) and key in _LANGUAGE_TEXTS:
+                yield value
+            elif isinstance(value, list | dict):
+                yield from _spoken(value)
 
 
 def _spellings(path: str) -> tuple[str, ...]:

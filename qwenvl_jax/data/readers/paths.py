@@ -1,4 +1,4 @@
-"""What the path of a source says: brace patterns, and kinds of files that no source is made of."""
+"""The paths of sources: brace patterns, and the kinds of files that cannot be a source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from qwenvl_jax.runtime.errors import UserError
 
-MAX_SHARDS = 1_000_000  # that one pattern may name; a slip of the hand names more than any memory holds
+MAX_SHARDS = 1_000_000  # limit of one pattern; a typing error can name more than fit in memory
 
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(\d{1,18}))?")
 _UNPACK = "is compressed, which allows no seek; unpack it"
@@ -48,12 +48,12 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _expand(text: str) -> Iterator[str]:
-    place = 0
-    while (start := text.find("{", place)) >= 0:
+    index = 0
+    while (start := text.find("{", index)) >= 0:
         stop = _closing(text, start)
         choices = _choices(text[start + 1 : stop]) if stop > 0 else None
         if choices is None:  # braces that mean themselves
-            place = start + 1
+            index = start + 1
             continue
         for choice in choices:
             for rest in _expand(text[stop + 1 :]):
@@ -63,17 +63,17 @@ def _expand(text: str) -> Iterator[str]:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the brace that opens at `start` is closed, -1 if nowhere."""
+    """The index at which the brace that opens at `start` is closed; -1 if it is not."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for index in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
         if not depth:
-            return place
+            return index
     return -1
 
 
 def _choices(inside: str) -> Iterator[str] | None:
-    """What may stand for braces with this between them; None if that is neither a range nor a list."""
+    """The alternatives that braces around this text stand for; None if it is neither a range nor a list."""
     if match := _RANGE.fullmatch(inside):
         first, last, step = match.group(1), match.group(2), max(1, int(match.group(3) or 1))
         padded = any(len(number.lstrip("-")) > 1 and number.lstrip("-")[0] == "0" for number in (first, last))
@@ -82,17 +82,17 @@ def _choices(inside: str) -> Iterator[str] | None:
         numbers = range(int(first), int(last) - 1, -step) if down else range(int(first), int(last) + 1, step)
         return (str(number).zfill(width) for number in numbers)
     parts, depth, begin = [], 0, 0
-    for place, sign in enumerate(inside):
+    for index, sign in enumerate(inside):
         depth += {"{": 1, "}": -1}.get(sign, 0)
         if sign == "," and not depth:
-            parts.append(inside[begin:place])
-            begin = place + 1
+            parts.append(inside[begin:index])
+            begin = index + 1
     parts.append(inside[begin:])
     return (name for part in parts for name in _expand(part)) if len(parts) > 1 else None
 
 
 def other_kind(path: str) -> str:
-    """What is wrong with a path that names files of a kind no source is made of, and what to do; "" if it does not."""
+    """Why the files at a path cannot be a source, and what to do; "" if their kind is not known to be wrong."""
     name = _SHARD.sub(r".\1", path.lower())
     for ending, what in _OTHER_KINDS.items():
         if name.endswith(ending):

@@ -1,8 +1,9 @@
-"""The serialised records in ArrayRecord shards, by number; a read that fails is told apart from damaged bytes.
+"""The serialised records in ArrayRecord shards, by index; a failed read is distinguished from damaged bytes.
 
-ArrayRecord's reader gives a RuntimeError for both, and one that failed to open fails for ever. So a reader that has
-failed is dropped, and the record is read by another way: on gs:// from a copy that agrees with the object's size and
-checksum. What cannot be read there is damaged, and stays so; one reading of the shard finds all that is.
+ArrayRecord's reader raises RuntimeError for both, and a reader that failed to open always fails. So a reader that has
+failed is dropped, and the record is read in another way: on gs:// from a copy that agrees with the object's size and
+checksum. A record that cannot be read there is damaged for good. The first time, the whole shard is read, to find all
+its damaged records.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from etils import epath
 from qwenvl_jax.runtime import retries, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
-# One record is read at a time, so reading ahead of it would only cost.
+# One record is read at a time, so reading ahead would be wasted.
 _OPTIONS, _BUFFER = "readahead_buffer_size:0", 32768
 
 
@@ -55,12 +56,12 @@ class Shards:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        place = index - (int(self._ends[shard - 1]) if shard else 0)
-        return storage.retried(lambda: self._read(shard, place), self._paths[shard])
+        position = index - (int(self._ends[shard - 1]) if shard else 0)
+        return storage.retried(lambda: self._read(shard, position), self._paths[shard])
 
-    def _read(self, shard: int, place: int) -> bytes:
+    def _read(self, shard: int, position: int) -> bytes:
         def read() -> bytes:
-            return self._reader(shard).read([place])[0]
+            return self._reader(shard).read([position])[0]
 
         reader = self._readers.get(shard)
         try:
@@ -69,11 +70,11 @@ class Shards:
             raise
         except Exception:
             self._drop(shard, reader)
-            if place not in self._damaged.get(shard, ()):
-                return self._read_copy(shard, place)
-        raise self._error(shard, place)
+            if position not in self._damaged.get(shard, ()):
+                return self._read_copy(shard, position)
+        raise self._error(shard, position)
 
-    def _read_copy(self, shard: int, place: int) -> bytes:
+    def _read_copy(self, shard: int, position: int) -> bytes:
         """A record by another way, whose bytes are beyond doubt; the first time all records of the shard are tried."""
         path, before = self._paths[shard], int(self._ends[shard - 1]) if shard else 0
         try:
@@ -81,9 +82,9 @@ class Shards:
                 reader = _open(copy)
                 if shard not in self._damaged:
                     self._damaged[shard] = _read_through(reader, copy, int(self._ends[shard]) - before)
-                if place in self._damaged[shard]:
-                    raise self._error(shard, place)
-                return _read_one(reader, copy, place)
+                if position in self._damaged[shard]:
+                    raise self._error(shard, position)
+                return _read_one(reader, copy, position)
         except FileNotFoundError:
             raise StorageError(
                 f"{path} was there when it was opened and is gone; put it back and start again"
@@ -91,9 +92,9 @@ class Shards:
         except _Unreadable as error:  # of a file that could be read a moment ago
             raise storage.NotWhole(str(error)) from None
 
-    def _error(self, shard: int, place: int) -> UserError:
-        why = self._damaged[shard][place]
-        return UserError(f"{self._paths[shard]}, record {place}: damaged ({why}); copy it or write it again")
+    def _error(self, shard: int, position: int) -> UserError:
+        why = self._damaged[shard][position]
+        return UserError(f"{self._paths[shard]}, record {position}: damaged ({why}); copy it or write it again")
 
     def _reader(self, shard: int) -> Any:
         reader = self._readers.get(shard)
@@ -124,10 +125,10 @@ def _open(path: epath.PathLike) -> Any:
     return array_record_module.ArrayRecordReader(os.fspath(path), _OPTIONS, file_reader_buffer_size=_BUFFER)
 
 
-def _read_one(reader: Any, path: epath.PathLike, place: int) -> bytes:
+def _read_one(reader: Any, path: epath.PathLike, position: int) -> bytes:
     """A record of a local file; raises `_Unreadable`, or an `OSError` where the disk failed in a way that passes."""
     try:
-        return reader.read([place])[0]
+        return reader.read([position])[0]
     except MemoryError:
         raise
     except Exception as error:
@@ -139,11 +140,11 @@ def _read_one(reader: Any, path: epath.PathLike, place: int) -> bytes:
 def _read_through(reader: Any, path: epath.PathLike, count: int) -> dict[int, str]:
     """What is wrong with each record that is damaged."""
     damaged = {}
-    for place in range(count):
+    for position in range(count):
         try:
-            _read_one(reader, path, place)
+            _read_one(reader, path, position)
         except _Unreadable as error:
-            damaged[place] = str(error)
+            damaged[position] = str(error)
     return damaged
 
 
@@ -163,9 +164,9 @@ def _in_time(read: Callable[[], bytes]) -> bytes:
 
     threading.Thread(target=run, daemon=True, name="read").start()
     try:
-        found = answer.get(timeout=storage.patience())
+        result = answer.get(timeout=storage.patience())
     except queue.Empty:
         raise TimeoutError("no answer") from None
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    if isinstance(result, BaseException):
+        raise result
+    return result

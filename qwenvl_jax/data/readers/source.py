@@ -28,18 +28,18 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def findings(self) -> Any:
-        """A JSON value with which another process opens the same without looking for files."""
+        """A JSON value with which another process opens the same source without looking for files."""
         ...
 
     def digest(self) -> str:
-        """Hex digits of what the records are and in which order, as far as that is cheap; not of where they lie."""
+        """Hex digits of the records and their order, as far as that is cheap; paths do not count."""
         ...
 
 
 def open_source(
     source: SourceConfig, split: str = "train", *, verify: bool = False, max_corrupt_share: float = 0.0
 ) -> Source:
-    """Opens the records of a source, of the kind that its path says.
+    """Opens the records of a source, whose kind its path determines.
 
     tfds:NAME..        a TFDS data set
     *.json, *.jsonl    conversations of the released fine-tuning, or one record's fields per line
@@ -51,8 +51,8 @@ def open_source(
     of a record folder with the checksums of its manifest, which reads everything once. `max_corrupt_share` is that of
     `config.data`; a JSON file, which is checked whole, is held to it at once.
 
-    All processes must call it, in the same order: the first one looks for the files and checks them, the others are
-    told what it found.
+    All processes must call it, in the same order: the first process looks for the files and checks them, and sends its
+    findings to the others.
 
     Raises:
       UserError: if the files are missing, damaged, of another kind, or hold another task than the source says, or no
@@ -105,11 +105,11 @@ def _open(
     if kind == "tar":
         return TarReader(path, findings)
     reader = RecordReader(path, split, verify=verify, check=findings is None)
-    found = sorted(reader.summary["tasks"])
-    if found != [source.task]:
+    tasks = sorted(reader.summary["tasks"])
+    if tasks != [source.task]:
         raise UserError(
             f"source {source.name!r} is for task {source.task!r}, but {path} holds "
-            f"{', '.join(found) or 'nothing'}; correct the task or the folder"
+            f"{', '.join(tasks) or 'nothing'}; correct the task or the folder"
         )
     return reader
 
@@ -126,15 +126,15 @@ def _lacks_manifest(path: epath.Path) -> bool:
 
 
 def _refuse_other_kinds(path: str) -> None:
-    """Raises UserError for files, and folders of files, of which no source is made, with what to do about them."""
-    place = storage.path(path)
+    """Raises UserError, with what to do, for files and folders that cannot be a source."""
+    location = storage.path(path)
     if other := other_kind(path):
         raise UserError(other)
-    if _lacks_manifest(place):
-        for name in storage.names(place):
+    if _lacks_manifest(location):
+        for name in storage.names(location):
             if name.lower().endswith(SUFFIXES):
                 raise UserError(f"{path} is no record folder (it has no {MANIFEST}); name a file in it, such as {name}")
             if other := other_kind(name):
                 raise UserError(f"{path} is no record folder (it has no {MANIFEST}), and {other}")
-    elif storage.exists(place) and not storage.is_folder(place):
+    elif storage.exists(location) and not storage.is_folder(location):
         raise UserError(f"{path} is a file of a kind of which no source is made; docs/data.md lists what can be read")

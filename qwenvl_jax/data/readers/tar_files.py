@@ -50,14 +50,16 @@ def find_shards(path: epath.PathLike) -> dict[str, Entry]:
     # A file of a disk may have braces in its name; on an object store they are a pattern.
     if "{" not in path or (not storage.is_remote(path) and storage.exists(path)):
         return dict(sorted(_matching(path, listing, alone=True).items()))
-    found, missing, names = {}, [], expand_braces(path)
+    all_shards = {}
+    missing = []
+    names = expand_braces(path)
     for name in names:
         shards = _matching(name, listing, alone=False)
-        found.update(shards)
+        all_shards.update(shards)
         missing += [] if shards else [name]
     if missing:
         raise UserError(f"{path}: {len(missing):,} of {len(names):,} are missing, the first {missing[0]}; correct one")
-    return dict(sorted(found.items()))
+    return dict(sorted(all_shards.items()))
 
 
 def _matching(name: str, listing: Callable[[str], dict[str, Entry]], *, alone: bool) -> dict[str, Entry]:
@@ -73,13 +75,14 @@ def _matching(name: str, listing: Callable[[str], dict[str, Entry]], *, alone: b
     if sign is None:
         return {}
     base, _, _ = name[: sign.start()].rpartition("/")
-    places, parts = [base], name[len(base) :].strip("/").split("/")
+    folders = [base]
+    parts = name[len(base) :].strip("/").split("/")
     for part in parts[:-1]:
-        places = [f"{place}/{found}" for place in places for found in _fitting(listing(place), part)]
+        folders = [f"{folder}/{child}" for folder in folders for child in _fitting(listing(folder), part)]
     return {
-        (f"{place}/{found}" if place else found): entry
-        for place in places
-        for found, entry in _fitting(listing(place), parts[-1]).items()
+        (f"{folder}/{file}" if folder else file): entry
+        for folder in folders
+        for file, entry in _fitting(listing(folder), parts[-1]).items()
         if entry.size is not None
     }
 
@@ -87,8 +90,8 @@ def _matching(name: str, listing: Callable[[str], dict[str, Entry]], *, alone: b
 def _tars(name: str, entry: Entry, listing: Callable[[str], dict[str, Entry]]) -> dict[str, Entry]:
     if entry.size is not None:
         return {name: entry}
-    found = _fitting(listing(name), "*.tar").items()
-    return {f"{name.rstrip('/')}/{tar}": facts for tar, facts in found if facts.size is not None}
+    tars = _fitting(listing(name), "*.tar").items()
+    return {f"{name.rstrip('/')}/{tar}": tar_entry for tar, tar_entry in tars if tar_entry.size is not None}
 
 
 def _fitting(entries: dict[str, Entry], pattern: str) -> dict[str, Entry]:
@@ -147,7 +150,7 @@ class TarReader:
         return base64.b85encode(zlib.compress(json.dumps(self._found).encode())).decode()
 
     def digest(self) -> str:
-        """Of the names of all shards, and of places, lengths, languages and names of their samples."""
+        """Hex digits of the names of all shards, and of the offsets, lengths, languages and names of their samples."""
         digest = hashlib.sha256()
         for shard in self._shards:
             digest.update(f"{shard.path.name}:{len(shard.samples_S)};".encode())

@@ -1,4 +1,4 @@
-"""What lies where in a WebDataset shard: one pass over its headers, kept beside it for the next run.
+"""The index of a WebDataset shard: made in one pass over its headers, and stored next to it for the next run.
 
 A shard is an uncompressed tar file, or several that were joined with `cat`. Neighbouring members whose names agree up
 to the first dot are one sample, as webdataset has it: `000001.jpg`, `000001.txt`, `000001.json`. Texts are read during
@@ -26,14 +26,14 @@ from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 VERSION = 3
-# What is a picture too, but none that is decoded.
+# Suffixes of pictures that are not decoded.
 _OTHER_PICTURES = ("avif", "heic", "heif", "jxl", "jp2", "tif", "tiff", "svg", "ico", "psd", "eps", "ppm")
 MAX_TEXT_BYTES = 1 << 20
 _ZEROS = 1 << 20  # bytes that are read at once where an archive has ended
 _AHEAD = 16 << 20  # bytes of one request for a shard on an object store
 _KEY_BYTES = 128  # of a name that are kept; names only serve messages
 
-# One per kind of thing that is left out, with what a person is told.
+# Reasons for leaving something out, and how messages describe it.
 LEFT_OUT = {
     "refused": "members refused (an absolute path, '..', a link or a sparse file)",
     "no_image": "samples without an image",
@@ -54,7 +54,7 @@ class ShardIndex:
 
     Attributes:
       path: of the tar file.
-      samples_S: [S] structured: `image`, `image_size`, `text`, `text_size` int64 places and lengths in bytes, `json`
+      samples_S: [S] structured: `image`, `image_size`, `text`, `text_size` int64 offsets and lengths in bytes, `json`
         bool, whether the caption is the one of the `.json` member, `language` and `key` bytes.
       left_out: how many, by the keys of LEFT_OUT.
       first: by the same keys, the name of the first.
@@ -82,9 +82,9 @@ def index_shard(path: epath.Path, entry: storage.Entry) -> ShardIndex:
     try:
         size = entry.size or 0
         stamp = [VERSION, size, entry.changed]
-        places = _places(path)
-        for place in places:
-            if (kept := _load(place, path, stamp)) is not None:
+        index_paths = _index_paths(path)
+        for index_path in index_paths:
+            if (kept := _load(index_path, path, stamp)) is not None:
                 return kept
         index = _scan(path, size)
     except OSError as error:
@@ -94,26 +94,26 @@ def index_shard(path: epath.Path, entry: storage.Entry) -> ShardIndex:
     notes = json.dumps({"stamp": stamp, "left_out": index.left_out, "first": index.first})
     payload = io.BytesIO()
     np.savez(payload, samples=index.samples_S, notes=np.array(notes))
-    for place in places:
+    for index_path in index_paths:
         try:
-            storage.write_bytes(place, payload.getvalue())
-        except Exception:  # object stores have errors of their own for what is read-only
+            storage.write_bytes(index_path, payload.getvalue())
+        except Exception:  # object stores raise various errors if they are read-only
             continue
         break
     return index
 
 
-def _places(path: epath.Path) -> list[epath.Path]:
-    """Where the index of a shard may lie, the best first."""
+def _index_paths(path: epath.Path) -> list[epath.Path]:
+    """The paths at which the index of a shard may be stored, the best first."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(str(storage.absolute(path)).encode()).hexdigest()
     return [path.parent / f".{path.name}.index.npz", epath.Path(cache) / "qwenvl_jax" / f"{name[:32]}.index.npz"]
 
 
-def _load(place: epath.Path, path: epath.Path, stamp: list[int]) -> ShardIndex | None:
+def _load(index_path: epath.Path, path: epath.Path, stamp: list[int]) -> ShardIndex | None:
     """A kept index, or None if there is none, it is damaged, or it is of another state of the shard."""
     try:
-        kept = io.BytesIO(storage.read_bytes(place))
+        kept = io.BytesIO(storage.read_bytes(index_path))
         with np.load(kept, allow_pickle=False) as arrays:
             notes = json.loads(str(arrays["notes"]))
             if notes["stamp"] == stamp and _lie_within(arrays["samples"], stamp[1]):
@@ -126,7 +126,7 @@ def _load(place: epath.Path, path: epath.Path, stamp: list[int]) -> ShardIndex |
 
 
 def _lie_within(samples_S: np.ndarray, size: int) -> bool:
-    """Whether all places are inside a shard of `size` bytes: a kept index may come from anybody, as a shard does."""
+    """Whether all offsets are inside a shard of `size` bytes: an index file is not trusted, as a shard is not."""
     for start, length, most in (("image", "image_size", size), ("text", "text_size", MAX_TEXT_BYTES)):
         starts_S, lengths_S = samples_S[start], samples_S[length]
         if ((starts_S < 0) | (lengths_S < 0) | (lengths_S > most) | (starts_S > size - lengths_S)).any():

@@ -73,9 +73,9 @@ class TfdsReader:
         if info.file_format is None or info.file_format.value != "array_record":
             raise UserError(f"{name} is not stored as ArrayRecord; prepare it with file_format='array_record'")
         if info.features is None or info.features.get_serialized_info() != tfds_features().get_serialized_info():
-            found = ", ".join(sorted(info.features or ()))
+            features = ", ".join(sorted(info.features or ()))
             raise UserError(
-                f"{name} has the features {found}; it needs those of a record folder: {', '.join(FEATURES)}"
+                f"{name} has the features {features}; it needs those of a record folder: {', '.join(FEATURES)}"
             )
         if split not in info.splits:
             raise UserError(
