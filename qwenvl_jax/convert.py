@@ -38,7 +38,7 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "release: dtype of the stored tensors; default that of the checkpoint."
 )
 _FORMAT = flags.DEFINE_enum("format", "safetensors", to_torch.FORMATS, "release: of the shards.")
-_COMPONENT = flags.DEFINE_enum("component", "all", list(mapping.COMPONENTS), "release: what of the model.")
+_SCOPE = flags.DEFINE_enum("component", "all", list(mapping.RELEASE_SCOPES), "release: the part of the model to write.")
 _PARITY = flags.DEFINE_bool("parity", True, "release: compare with PyTorch afterwards, if memory holds both.")
 _COMPARE_IN = flags.DEFINE_enum("compare_in", "float32", ["float32", "bfloat16"], "verify: dtype of both sides.")
 
@@ -66,9 +66,7 @@ def release() -> None:
     """Writes the release and, unless told otherwise, its parity; exits with 1 where the two disagree."""
     workdir, output = _required(_WORKDIR.value, "workdir", "release"), _required(_OUTPUT.value, "output", "release")
     params, config = _open_checkpoint(workdir)
-    folder = to_torch.release(
-        params, config, output, dtype=_DTYPE.value, file_format=_FORMAT.value, component=_COMPONENT.value
-    )
+    folder = to_torch.release(params, config, output, dtype=_DTYPE.value, file_format=_FORMAT.value, scope=_SCOPE.value)
     size = sum(size or 0 for size in storage.sizes(folder).values())
     print(f"released {workdir} to {folder}: {size / 1e6:.1f} MB", flush=True)
     if _PARITY.value and not parity.fits(config):

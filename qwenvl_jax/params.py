@@ -48,6 +48,16 @@ def unflatten(leaves: dict[tuple[str, ...], Any]) -> Params:
     return tree
 
 
+def flatten_paths(tree: Params) -> dict[str, Any]:
+    """Leaves by path, with the keys of a path joined by `/`."""
+    return {"/".join(path): leaf for path, leaf in flatten(tree).items()}
+
+
+def unflatten_paths(leaves: dict[str, Any]) -> Params:
+    """The inverse of `flatten_paths`."""
+    return unflatten({tuple(path.split("/")): leaf for path, leaf in leaves.items()})
+
+
 def split(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
     """Cuts `params` into (trainable, frozen) by component.
 

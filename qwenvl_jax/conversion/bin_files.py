@@ -1,7 +1,7 @@
-"""PyTorch's own checkpoint files (`.bin`, `.pt`): their tensors found and read without running what they pickle.
+"""Reads and writes PyTorch checkpoint files (`.bin`, `.pt`) without executing their pickles.
 
-`torch.load` with `weights_only` reads the description of the tensors alone, in a mode that gives them no memory; the
-bytes are then read from the file like those of safetensors, one tensor at a time.
+`torch.load` with `weights_only` reads only the descriptions of the tensors, in a mode without memory allocation. The
+bytes are then read from the file one tensor at a time, as with safetensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qwenvl_jax.runtime.errors import StorageError, UserError
 
 SUFFIXES = (".bin", ".pt", ".pth")
 INDEX_NAME = "pytorch_model.bin.index.json"
-_PREFIX = "module."  # of a model saved inside DistributedDataParallel
+_PREFIX = "module."  # added to the names of a model that was saved inside DistributedDataParallel
 
 
 def _torch() -> Any:
@@ -41,13 +41,14 @@ def _dtypes() -> dict[Any, np.dtype]:
 
 
 def read_header(path: epath.Path) -> dict[str, Stored]:
-    """The tensors of one file, by name; those of a training checkpoint lie under its `state_dict`.
+    """Locates the tensors of one file by name. Those of a training checkpoint are in its `state_dict`.
 
     Raises:
-      UserError: if the file is damaged, holds more than tensors, or a tensor that is not read.
-      FileNotFoundError: if there is none.
+      UserError: if the file is damaged, contains anything but tensors, or a tensor has an unsupported form.
+      FileNotFoundError: if there is no such file.
     """
-    torch, dtypes = _torch(), _dtypes()
+    torch = _torch()
+    dtypes = _dtypes()
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     total = storage.size(path)
@@ -59,39 +60,44 @@ def read_header(path: epath.Path) -> dict[str, Stored]:
         raise
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} holds more than tensors, which would run code when read, or is damaged; save its state_dict alone"
+            f"{path} contains objects other than tensors, which could execute code, or is damaged; save only the "
+            "state_dict"
         ) from None
-    except Exception:  # the format is an archive of pickles, and anything may be wrong in it
-        raise UserError(f"{path} is not a whole PyTorch checkpoint; copy it again") from None
-    found = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(found, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    except Exception:  # a damaged archive of pickles can raise anything
+        raise UserError(f"{path} is not a complete PyTorch checkpoint; copy it again") from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         raise UserError(f"{path} is not a state_dict of tensors; save one with torch.save(model.state_dict(), ..)")
     tensors: dict[str, Stored] = {}
-    for name, tensor in found.items():
+    for name, tensor in state.items():
         if tensor.dtype not in dtypes:
-            raise UserError(f"{name} in {path} is stored as {tensor.dtype}; only float32, bfloat16, float16 are read")
+            raise UserError(
+                f"{name} in {path} is stored as {tensor.dtype}; only float32, bfloat16 and float16 are supported"
+            )
         try:
             begin = tensor.untyped_storage()._checkpoint_offset if tensor.is_contiguous() else None
         except Exception:  # sparse, quantised and other tensors without plain bytes
             begin = None
         if begin is None:
-            raise UserError(f"{name} in {path} is stored in an old or scattered form; save the file again with torch 2")
+            raise UserError(
+                f"{name} in {path} is stored in an old or non-contiguous form; save the file again with torch 2"
+            )
         dtype = dtypes[tensor.dtype]
         start = begin + tensor.storage_offset() * dtype.itemsize
         end = start + tensor.numel() * dtype.itemsize
         if start < 0 or end > total:
-            raise UserError(f"{path} ends in the middle of {name}: the file is cut short; copy it again")
+            raise UserError(f"{path} ends in the middle of {name}: the file is truncated; copy it again")
         plain = name.removeprefix(_PREFIX)
         if plain in tensors:
-            raise UserError(f"{path} holds the tensor {plain} twice, with and without {_PREFIX!r}; save it once")
+            raise UserError(f"{path} has the tensor {plain} twice, with and without {_PREFIX!r}; save it once")
         tensors[plain] = Stored(path, dtype, tuple(tensor.shape), start, end)
     return tensors
 
 
 def write_shard(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes one file of tensors. Equal tensors in equal order give equal bytes."""
+    """Writes tensors to one file. Equal tensors in equal order give equal bytes."""
     torch = _torch()
     as_torch = {}
     for name, array in tensors.items():

@@ -1,7 +1,7 @@
-"""manifest.json of a release: what lies in the folder, and whether that is still what was written.
+"""The manifest.json of a release: lists all files and tensors, so that a release can be checked for changes.
 
-It is written last, so that a release without one is not finished. The published models and other folders that were not
-written here have none.
+It is written last, so a release without it is not finished. The published models, and other folders that this code did
+not write, have none.
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ from qwenvl_jax.conversion.stored_tensors import INDEX_NAMES, open_checkpoint, s
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
-MANIFEST, TRAINING_CONFIG, PARITY = "manifest.json", "training_config.json", "parity.json"
-UNFINISHED = "unfinished.json"  # lies on an object store while a release is being written
+MANIFEST = "manifest.json"
+TRAINING_CONFIG = "training_config.json"
+PARITY = "parity.json"
+UNFINISHED = "unfinished.json"  # exists on an object store while a release is being written
 CARD = "README.md"
-# What may lie beside a release: it says something to people and nothing to programs.
+# Files that may be added to a release: hidden files, licences and documents, which no program reads.
 _DOCUMENTS = re.compile(r"\..*|LICEN[CS]E.*|.*\.md")
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """The content of manifest.json.
 
     Attributes:
-      component: one of `mapping.COMPONENTS`.
-      files: sha256 and size in bytes of every file that is neither a shard nor the index.
+      scope: a key of `mapping.RELEASE_SCOPES`, stored as `component`.
+      files: sha256 and size in bytes of every file except the shards and their index.
       tensors: sha256 and shape of every tensor.
     """
 
-    component: str
+    scope: str
     files: dict[str, tuple[str, int]]
     tensors: dict[str, tuple[str, tuple[int, ...]]]
 
 
 def read_manifest(folder: epath.PathLike) -> Manifest | None:
-    """The manifest of a release; None if the folder was not written here.
+    """Reads the manifest of a release; None if the folder is not a release of ours.
 
     Raises:
-      UserError: if there is no such folder, the release is not finished, or the file is not a manifest.
+      UserError: if the folder does not exist, the release is not finished, or the file is not a manifest.
     """
     folder = storage.path(folder)
     if not storage.is_folder(folder):
@@ -53,14 +55,14 @@ def read_manifest(folder: epath.PathLike) -> Manifest | None:
     if MANIFEST not in names:
         if UNFINISHED in names or TRAINING_CONFIG in names:
             raise UserError(
-                f"{folder} is a release that was not finished or not copied whole ({MANIFEST}, which is written last, "
-                "is missing); release or copy it again"
+                f"{folder} is a release that was not finished or not completely copied ({MANIFEST}, which is written "
+                "last, is missing); release or copy it again"
             )
         return None
     content = artifacts.read_json(folder / MANIFEST)
     try:
-        component = content.get("component", "all")
-        if not isinstance(component, str) or component not in mapping.COMPONENTS:
+        scope = content.get("component", "all")
+        if not isinstance(scope, str) or scope not in mapping.RELEASE_SCOPES:
             raise ValueError
         files = {
             _plain(name): (_text(about["sha256"]), int(about["bytes"])) for name, about in content["files"].items()
@@ -71,7 +73,7 @@ def read_manifest(folder: epath.PathLike) -> Manifest | None:
         }
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise UserError(f"{folder / MANIFEST} is not the manifest of a release; copy the release again") from None
-    return Manifest(component, files, tensors)
+    return Manifest(scope, files, tensors)
 
 
 def _text(value: Any) -> str:
@@ -86,19 +88,19 @@ def _plain(name: str) -> str:
     return name
 
 
-def release_component(folder: epath.PathLike) -> str:
-    """What a release holds: "all", "decoder" or "vision" as its manifest says; one of others holds all."""
+def release_scope(folder: epath.PathLike) -> str:
+    """The scope of a release, according to its manifest; a published release contains "all"."""
     manifest = read_manifest(folder)
-    return manifest.component if manifest else "all"
+    return manifest.scope if manifest else "all"
 
 
 def check_files(folder: epath.PathLike, manifest: Manifest) -> None:
-    """Compares every file but the shards with its sha256, and refuses what the manifest does not list.
+    """Compares every file except the shards with its sha256, and refuses files that the manifest does not list.
 
-    A card that somebody has edited, other documents, and hidden files are nobody's business.
+    An edited model card, other documents and hidden files are allowed.
 
     Raises:
-      UserError: naming the first file that is missing, changed or not listed.
+      UserError: if a file is missing, changed or not listed; the message names the first one.
     """
     folder = storage.path(folder)
     present = storage.sizes(folder)
@@ -107,30 +109,30 @@ def check_files(folder: epath.PathLike, manifest: Manifest) -> None:
             raise UserError(f"{folder} lacks {name}, which its manifest lists; copy the release again")
         if name == CARD:
             continue
-        # The size first: what is no plain file, such as a device, has none and may never end.
+        # The size is compared first because a device or pipe has no size and may never end.
         if (
             present[name] != size
             or hashlib.sha256(storage.read_bytes(folder / name, 0, size + 1)).hexdigest() != digest
         ):
             raise UserError(
-                f"the bytes of {name} in {folder} are not those of the manifest: it was changed or damaged; copy the "
-                "release again"
+                f"the bytes of {name} in {folder} are not those of the manifest: the file was changed or damaged; copy "
+                "the release again"
             )
-    ours = {MANIFEST, PARITY, UNFINISHED, *manifest.files}
+    known = {MANIFEST, PARITY, UNFINISHED, *manifest.files}
     for index in (name for name in INDEX_NAMES if name in present):
-        ours |= {index, *shards_of(folder / index)}
-    for name in sorted(present.keys() - ours):
+        known |= {index, *shards_of(folder / index)}
+    for name in sorted(present.keys() - known):
         if not _DOCUMENTS.fullmatch(name):
             raise UserError(
-                f"{folder} holds {name}, which its manifest does not list; remove it or copy the release again"
+                f"{folder} contains {name}, which its manifest does not list; remove it or copy the release again"
             )
 
 
 def check_tensors_of(folder: epath.PathLike, manifest: Manifest) -> int:
-    """Compares every tensor with the sha256 of the manifest; returns how many there are.
+    """Compares every tensor with the sha256 in the manifest; returns the number of tensors.
 
     Raises:
-      UserError: naming the first tensor whose bytes or shape are not the manifest's.
+      UserError: if the bytes or the shape of a tensor differ from the manifest; the message names the first one.
     """
     folder = storage.path(folder)
     stored = open_checkpoint(folder)
@@ -145,16 +147,17 @@ def check_tensors_of(folder: epath.PathLike, manifest: Manifest) -> int:
     def digest(name: str) -> str:
         return hashlib.sha256(tensor_files.payload(tensor_files.read_tensor(stored[name]))).hexdigest()
 
-    for name, found in zip(about, streaming.in_order(digest, about), strict=True):
-        if (found, stored[name].shape) != about[name]:
+    for name, actual in zip(about, streaming.in_order(digest, about), strict=True):
+        if (actual, stored[name].shape) != about[name]:
             raise UserError(f"the bytes of {name} in {stored[name].file} are not those of the manifest; copy it again")
     return len(stored)
 
 
 def verify_manifest(folder: epath.PathLike) -> tuple[str, int] | None:
-    """Compares a release with its manifest, files first; returns its component and how many tensors it has.
+    """Compares a release with its manifest, first the files and then the tensors.
 
-    None if the folder was not written here and has no manifest.
+    Returns:
+      The scope and the number of tensors; None if the folder has no manifest because this code did not write it.
 
     Raises:
       UserError: see `read_manifest`, `check_files` and `check_tensors_of`.
@@ -163,4 +166,4 @@ def verify_manifest(folder: epath.PathLike) -> tuple[str, int] | None:
     if manifest is None:
         return None
     check_files(folder, manifest)
-    return manifest.component, check_tensors_of(folder, manifest)
+    return manifest.scope, check_tensors_of(folder, manifest)

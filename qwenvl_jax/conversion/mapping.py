@@ -1,11 +1,11 @@
-"""The one table between our parameters and the released tensors.
+"""The table that maps our parameters to the released tensors and back.
 
-Every `Rule` joins one or several of our leaves to one released tensor (per layer, where the name has `{layer}`), with
-the transform in both directions. Everything that converts, counts or checks names reads this table; nothing else
-knows a released name.
+Every `Rule` relates one or more of our leaves to one released tensor (one per layer if the name has `{layer}`), and
+gives the transform in both directions. All code that converts, counts or checks tensors reads this table; no other
+file contains released names.
 
 Legend: W vision width, N heads, K head size, F hidden width of an MLP, D decoder width, Q queries, V vocabulary,
-S stacked layers. Ours are `in x out` kernels with heads apart; released weights are torch's `out x in`.
+S stacked layers. Our kernels are `in x out` with a separate axis for heads; released weights are `out x in`.
 
 Sources: released modeling_qwen.py and visual.py, and the released index (853 tensors).
 """
@@ -15,12 +15,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from qwenvl_jax.config import ModelConfig
+from qwenvl_jax.config import TOWERS, ModelConfig
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import flatten_paths
 
 Arrays = Sequence[np.ndarray]
 LAYER = "{layer}"
@@ -28,14 +28,14 @@ LAYER = "{layer}"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One released tensor (one per layer if `released` has `{layer}`) and the leaves of ours that make it.
+    """One released tensor (one per layer if `released` has `{layer}`) and the leaves of ours that it consists of.
 
     Attributes:
-      ours: paths of our leaves, `/`-separated; stacked leaves have a leading layer axis S that the transforms
-        never see.
-      released: its name in the released checkpoint.
-      release: our arrays (of one layer) -> the released array.
-      restore: (released array, shapes of ours without S) -> our arrays; the exact inverse.
+      ours: paths of our leaves, `/`-separated. Stacked leaves have a leading layer axis S, which the transforms do not
+        see.
+      released: the name in the released checkpoint.
+      release: maps our arrays (of one layer) to the released array.
+      restore: the exact inverse: maps the released array and the shapes of our arrays, without S, to our arrays.
     """
 
     ours: tuple[str, ...]
@@ -68,12 +68,12 @@ def _convolution(ours: str, released: str) -> Rule:
 
 
 def _without_class_row(ours: str, released: str) -> Rule:
-    """A position table [G*G, W] <-> OpenCLIP's [1 + G*G, W]; the row of the class token, which is not kept, is zero."""
+    """A position table [G*G, W] <-> OpenCLIP's [1 + G*G, W]. We do not keep the class token; its row becomes zero."""
     return Rule((ours,), released, lambda a: np.concatenate([np.zeros_like(a[0][:1]), a[0]]), lambda t, shapes: [t[1:]])
 
 
 def _concatenated_qkv(ours: str, released: str) -> list[Rule]:
-    """Kernel [D, 3, N, K], bias [3, N, K] <-> rows q;k;v, heads major within each (LLM `c_attn`)."""
+    """Kernel [D, 3, N, K], bias [3, N, K] <-> rows q;k;v, each with its heads in order (LLM `c_attn`)."""
     return [_transposed(f"{ours}/kernel", f"{released}.weight"), _flat(f"{ours}/bias", f"{released}.bias")]
 
 
@@ -84,8 +84,8 @@ def _flat(ours: str, released: str) -> Rule:
 def _interleaved_qkv(ours: str, released: str) -> list[Rule]:
     """Kernel [W, 3, N, K], bias [3, N, K] <-> rows head-major: row h*3K + c*K + d, c in q, k, v (ViT `in_proj`).
 
-    The released tower reshapes its 3W outputs to [N, 3K] and splits the last axis. Unpermuted weights have the same
-    shape and raise no error.
+    The released tower reshapes its 3W outputs to [N, 3K] and splits the last axis. Weights that were not permuted have
+    the same shape, so a mistake here raises no error.
     """
 
     def release_kernel(arrays: Arrays) -> np.ndarray:
@@ -182,12 +182,30 @@ VISION_RULES: tuple[Rule, ...] = (*VIT_RULES, *RESAMPLER_RULES, *VIT_HEAD_RULES)
 
 RULES: tuple[Rule, ...] = (*DECODER_RULES, *VISION_RULES)
 
-# What can be released on its own.
-COMPONENTS = {"all": RULES, "decoder": DECODER_RULES, "vision": VISION_RULES}
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseScope:
+    """The part of a model that a release contains.
+
+    Attributes:
+      rules: the rules of its tensors.
+      towers: the top-level keys of its parameters.
+    """
+
+    rules: tuple[Rule, ...]
+    towers: tuple[str, ...]
+
+
+# The values of `convert release --component`, which manifest.json and parity.json state as `component`.
+RELEASE_SCOPES = {
+    "all": ReleaseScope(RULES, TOWERS),
+    "decoder": ReleaseScope(DECODER_RULES, ("decoder",)),
+    "vision": ReleaseScope(VISION_RULES, ("vit", "resampler")),
+}
 
 _C = "visual.transformer.resblocks.{layer}"
 
-# The vision tower of an OpenCLIP checkpoint, as far as Qwen-VL keeps it. Its projections are not interleaved.
+# The part of an OpenCLIP vision tower that Qwen-VL keeps. Its projections are not interleaved.
 OPENCLIP_RULES: tuple[Rule, ...] = (
     _without_class_row("vit/position_embedding", "visual.positional_embedding"),
     _convolution("vit/patch_embed/kernel", "visual.conv1.weight"),
@@ -201,37 +219,16 @@ OPENCLIP_RULES: tuple[Rule, ...] = (
     *_dense("vit/blocks/mlp/down", f"{_C}.mlp.c_proj"),
 )
 
-# What an OpenCLIP checkpoint holds besides: its class token, its output norm and projection, its text tower.
+# The rest of an OpenCLIP checkpoint: class token, output norm and projection of the vision tower, and the text tower.
 OPENCLIP_LEFT_OUT = re.compile(
     r"visual\.(class_embedding|proj|ln_post\.(weight|bias))|positional_embedding|text_projection|logit_(scale|bias)"
     r"|attn_mask|token_embedding\.weight|ln_final\.(weight|bias)|transformer\.resblocks\.\d+\..+"
 )
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested dict by `/`-separated path."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        flat.update(flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
-
-
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One released tensor of a model: its rule, its layer (None where it has none), name and torch shape."""
+    """One released tensor of a model: its rule, its layer (None if the rule is not stacked), name and torch shape."""
 
     rule: Rule
     layer: int | None
@@ -240,29 +237,30 @@ class Tensor:
 
 
 def shapes_of(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Full shape of every leaf of ours by path; allocates nothing."""
-    return {path: tuple(leaf.shape) for path, leaf in flatten(qwen_vl.abstract_params(model)).items()}
+    """The full shape of each of our leaves by path; allocates nothing."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten_paths(qwen_vl.abstract_params(model)).items()}
 
 
 def shapes_of_ours(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Shapes of the rule's leaves without the layer axis; `shapes` maps every path of ours to its full shape."""
+    """The shapes of the rule's leaves without the layer axis; `shapes` are those of `shapes_of`."""
     return [tuple(shapes[path])[1:] if rule.stacked else tuple(shapes[path]) for path in rule.ours]
 
 
 def _shape_of(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    # Transforms only reshape, transpose and concatenate, so arrays without memory of their own give the shape;
-    # a concatenation of several is as long as its parts together.
+    # Transforms only reshape, transpose and concatenate, so broadcast zeros, which need no memory, give the shape. A
+    # concatenation would allocate, so its length is computed from that of one part.
     placeholders = [np.broadcast_to(np.int8(0), shape) for shape in shapes_of_ours(rule, shapes)]
     if len(placeholders) > 1:
-        one = rule.release([placeholders[0]]).shape
-        return (one[0] * len(placeholders), *one[1:])
+        length, *rest = rule.release([placeholders[0]]).shape
+        return (length * len(placeholders), *rest)
     return rule.release(placeholders).shape
 
 
 def released_tensors(model: ModelConfig, rules: Sequence[Rule] = RULES) -> Iterator[Tensor]:
-    """The tensors that `rules` make of `model`, rule by rule and each layer by layer.
+    """The released tensors of `model`, ordered by rule and then by layer.
 
-    A rule's leaves are large, all layers in one array: this order needs one of them at a time. Nothing is allocated.
+    Our leaves are large because they contain all layers; in this order only those of one rule are needed at a time.
+    Nothing is allocated.
     """
     shapes = shapes_of(model)
     for rule in rules:

@@ -17,7 +17,7 @@ _STAGES = {
     "sft": "stage 3, supervised fine-tuning on dialogues (ChatML)",
     "import": "conversion from published checkpoints, without further training",
 }
-_COMPONENTS = {
+_SUBJECTS = {
     "all": "A Qwen-VL model",
     "decoder": "The language model of a Qwen-VL model",
     "vision": "The vision tower, resampler and head of a Qwen-VL model",
@@ -105,22 +105,22 @@ def notice(config: Config) -> str:
     return _NOTICE.format(name=config.model.name)
 
 
-def model_card(config: Config, dtype: str, component: str = "all") -> str:
+def model_card(config: Config, dtype: str, scope: str = "all") -> str:
     """The model card in Markdown; it depends only on the arguments.
 
     Args:
       config: of the training run.
       dtype: of the stored tensors.
-      component: "all", "decoder" or "vision".
+      scope: "all", "decoder" or "vision".
     """
     model = config.model
-    tensors = mapping.released_tensors(model, mapping.COMPONENTS[component])
+    tensors = mapping.released_tensors(model, mapping.RELEASE_SCOPES[scope].rules)
     return _CARD.format(
         name=model.name,
         tested=" and ".join(TESTED),
         stage=_STAGES[config.train.stage],
-        subject=_COMPONENTS[component],
-        use=_USES[component],
+        subject=_SUBJECTS[scope],
+        use=_USES[scope],
         count=sum(math.prod(tensor.shape) for tensor in tensors),
         dtype=dtype,
         vit_layers=model.vit.layers,

@@ -1,6 +1,6 @@
-"""The JSON files of a release that its PyTorch side reads, under the released key names, and sizes back from them.
+"""Writes the JSON files that PyTorch needs in a release, with the released keys, and reads model sizes back from them.
 
-Source: the released Qwen-VL and Qwen-VL-Chat files; a full-size model gives their values key for key.
+Source: the released Qwen-VL and Qwen-VL-Chat files; for a full-size model all keys and values are equal to theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from qwenvl_jax import config as config_lib
 from qwenvl_jax.config import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig
 from qwenvl_jax.runtime.errors import UserError
 
-# What lies in `torch_model` and is copied into every release.
+# The files of `torch_model` that are copied into every release.
 CODE_FILES = (
     "configuration_qwen.py",
     "decoder_qwen.py",
@@ -26,35 +26,41 @@ CODE_FILES = (
     "visual.py",
     "vocabulary_qwen.py",
 )
-# What the released code assumes where its config.json is silent.
-DEFAULT_QUERIES, DEFAULT_POSITION_GRID, RELEASED_HEAD_SIZE = 256, 16, 128
-# Released max_position_embeddings is four times seq_length.
+# Sizes that the released code uses because they are not in its config.json.
+DEFAULT_QUERIES = 256
+DEFAULT_POSITION_GRID = 16
+RELEASED_HEAD_SIZE = 128
+# The released max_position_embeddings is four times seq_length.
 POSITIONS_PER_TRAIN_LENGTH = 4
-RELEASED_NAME = "imported"  # of a model that only its config.json describes
-# OpenAI's CLIP statistics of RGB values in [0, 1] (released visual.py).
+RELEASED_NAME = "imported"  # the name of a model for which there is only a config.json
+# The mean and standard deviation of CLIP, for RGB values in [0, 1] (released visual.py).
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 
 
 def released_config(
-    model: ModelConfig, *, image_size: int, image_start_id: int, dtype: str, component: str = "all"
+    model: ModelConfig, *, image_size: int, image_start_id: int, dtype: str, scope: str = "all"
 ) -> dict[str, Any]:
     """The content of config.json.
 
     Args:
-      model: sizes.
-      image_size: pixels of the side that the checkpoint was last trained at.
-      image_start_id: id of `<img>`; `</img>` and `<imgpad>` follow it.
+      model: the sizes.
+      image_size: side length in pixels of the images that the checkpoint was last trained on.
+      image_start_id: the id of `<img>`; those of `</img>` and `<imgpad>` follow it.
       dtype: of the stored tensors.
-      component: "all", "decoder" (no key `visual`) or "vision" (another class).
+      scope: "all", "decoder" (without the key `visual`) or "vision" (with another model class).
 
     Raises:
       UserError: if the released format cannot express the model.
     """
-    vit, resampler, decoder = model.vit, model.resampler, model.decoder
+    vit = model.vit
+    resampler = model.resampler
+    decoder = model.decoder
     if not vit.layer_norm_eps == resampler.layer_norm_eps == decoder.rms_norm_eps:
-        raise UserError("the released format has one layer_norm_epsilon, but vit, resampler and decoder differ in it")
+        raise UserError(
+            "the released format has one layer_norm_epsilon; give vit, resampler and decoder of config.model the same"
+        )
     if vit.window:
         raise UserError("the released format has no window attention; release a model with config.model.vit.window 0")
     visual: dict[str, Any] = {
@@ -92,7 +98,7 @@ def released_config(
         "layer_norm_epsilon": decoder.rms_norm_eps,
         "max_position_embeddings": POSITIONS_PER_TRAIN_LENGTH * decoder.train_length,
         "model_type": "qwen",
-        "no_bias": True,  # c_attn has one all the same
+        "no_bias": True,  # but c_attn has a bias
         "num_attention_heads": decoder.heads,
         "num_hidden_layers": decoder.layers,
         "onnx_safe": None,
@@ -111,9 +117,9 @@ def released_config(
         "visual": visual,
         "vocab_size": decoder.vocab_size,
     }
-    if component == "decoder":
+    if scope == "decoder":
         del content["visual"]
-    if component == "vision":
+    if scope == "vision":
         content["architectures"] = ["QWenVisionModel"]
         content["auto_map"] = {
             "AutoConfig": "configuration_qwen.QWenConfig",
@@ -127,20 +133,27 @@ def _integer_if_whole(value: float) -> float | int:
 
 
 def _mlp_ratio(vit: VitConfig) -> float:
-    """Four decimals, rounded up, so that int(width * ratio) is the hidden width again (4.9231 at full size)."""
+    """The ratio with four decimals, rounded up so that int(width * ratio) is the hidden width (4.9231 at full size)."""
     ratio = math.ceil(vit.mlp_dim / vit.width * 10000) / 10000
     if int(vit.width * ratio) != vit.mlp_dim:
-        raise UserError(f"config.model.vit.mlp_dim {vit.mlp_dim} cannot be written as a ratio of four decimals")
+        raise UserError(
+            f"the released format stores config.model.vit.mlp_dim as a multiple of the width {vit.width} with four "
+            f"decimals, and {vit.mlp_dim} cannot be written like this; choose another"
+        )
     return ratio
 
 
 def model_from_released(content: Mapping[str, Any], where: str) -> ModelConfig:
-    """The sizes that a release's config.json states; `where` names the file in errors.
+    """The model sizes in the config.json of a release.
 
-    The file does not name the model: `name` is RELEASED_NAME, ours is in training_config.json.
+    The file does not contain our name of the model (which is in training_config.json), so `name` is RELEASED_NAME.
+
+    Args:
+      content: of config.json.
+      where: the path of the file, for errors.
 
     Raises:
-      UserError: if a key is missing, or states something this architecture does not have.
+      UserError: if a key is missing or has a value that this architecture does not support.
     """
     try:
         visual = content["visual"]
@@ -181,20 +194,20 @@ def model_from_released(content: Mapping[str, Any], where: str) -> ModelConfig:
     if visual["output_dim"] != model.decoder.width:
         raise UserError(f"{where}: visual.output_dim {visual['output_dim']} is not hidden_size {model.decoder.width}")
     if content.get("tie_word_embeddings"):
-        raise UserError(f"{where} ties the word embeddings; Qwen-VL does not")
+        raise UserError(f"{where} ties the word embeddings, so it is not the config of a Qwen-VL release")
     return config_lib.validate(model, "config.model")
 
 
 def untrained_config(
     model: ModelConfig, tokenizer: config_lib.TokenizerConfig, *, image_size: int, stage: str
 ) -> config_lib.Config:
-    """The config that stands for weights no run of ours made: there is no data, schedule or mesh to tell of.
+    """A config for weights that were not trained here; data, schedule and mesh are placeholders.
 
     Args:
       model: the architecture.
       tokenizer: its vocabulary.
-      image_size: pixels of the side that it was last trained at.
-      stage: of `config.STAGES`, the one whose kind of prompt the weights understand.
+      image_size: side length in pixels of the images that it was last trained on.
+      stage: the one of `config.STAGES` whose prompt format the weights were trained with.
     """
     return config_lib.Config(
         model=model,
@@ -209,7 +222,7 @@ def untrained_config(
 
 
 def generation_config(*, stage: str, end_id: int) -> dict[str, Any]:
-    """The content of generation_config.json: `raw` for pre-trained models, `chatml` after supervised tuning."""
+    """The content of generation_config.json. The chat format is `chatml` after fine-tuning, otherwise `raw`."""
     chat = stage == "sft"
     return {
         "chat_format": "chatml" if chat else "raw",
@@ -227,8 +240,8 @@ def tokenizer_config(*, train_length: int, image_slots: int) -> dict[str, Any]:
     """The content of tokenizer_config.json.
 
     Args:
-      train_length: of the decoder; the released limit is four times as much.
-      image_slots: ids between `<img>` and `</img>`; written where it is not the released 256.
+      train_length: of the decoder; `model_max_length` is four times as much, as in the released file.
+      image_slots: the number of ids between `<img>` and `</img>`; written only if it is not the released 256.
     """
     content: dict[str, Any] = {
         "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
@@ -241,7 +254,7 @@ def tokenizer_config(*, train_length: int, image_slots: int) -> dict[str, Any]:
 
 
 def preprocessor_config(image_size: int) -> dict[str, Any]:
-    """The content of preprocessor_config.json: the processor of the release, and what it does, for other programs."""
+    """The content of preprocessor_config.json: the class of the processor, and a description for other programs."""
     return {
         "auto_map": {"AutoImageProcessor": "image_processing_qwen.QWenImageProcessor"},
         "image_mean": list(IMAGE_MEAN),

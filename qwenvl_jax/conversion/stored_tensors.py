@@ -1,4 +1,4 @@
-"""Finding the tensors of a checkpoint, ours or another's, and checking their names and shapes before any is read.
+"""Finds the tensors of a checkpoint and checks their names and shapes before any is read.
 
 stored = open_checkpoint("Qwen-VL")                       # a folder with an index, or one file
 check_tensors("Qwen-VL", stored, released_tensors(model))
@@ -19,22 +19,22 @@ from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 INDEX_NAMES = (tensor_files.INDEX_NAME, bin_files.INDEX_NAME)
-# OpenCLIP's own file. Its folders on the hub hold the same weights for transformers besides, under other names.
+# The files of OpenCLIP. Its folders on the hub also contain the same weights under the tensor names of transformers.
 OPENCLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-# Checkpoints of one file, as transformers names them.
+# The names that transformers gives to checkpoints of one file.
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin)")
 
 
 def open_checkpoint(path: epath.PathLike) -> dict[str, Stored]:
-    """Where every tensor of a checkpoint lies; nothing but headers is read.
+    """Locates every tensor of a checkpoint by name; reads only headers.
 
     Args:
-      path: a folder with an index and its shards or with one file of a usual name, or that file.
+      path: a folder with an index and its shards, a folder with one file of a usual name, or that file.
 
     Raises:
-      UserError: if there is none, a shard is missing or damaged, the index disagrees with the shards, or the folder
-        is of a kind that is not read.
+      UserError: if there is no checkpoint, a shard is missing or damaged, the index disagrees with the shards, or the
+        kind of checkpoint is not supported.
     """
     path = storage.path(path)
     if storage.is_folder(path):
@@ -45,7 +45,7 @@ def open_checkpoint(path: epath.PathLike) -> dict[str, Stored]:
 
 
 def _main_file(folder: epath.Path) -> epath.Path:
-    """The index of a folder, or its one file."""
+    """The index of a folder, or its single file of tensors."""
     present = storage.sizes(folder)
     refuse_other_kinds(folder)
     for name in (*OPENCLIP_NAMES, *INDEX_NAMES, *SINGLE_NAMES):
@@ -53,24 +53,26 @@ def _main_file(folder: epath.Path) -> epath.Path:
             return folder / name
     shards = [name for name in present if _SHARD.fullmatch(name)]
     if shards:
-        raise UserError(f"{folder} holds {shards[0]} and others, but no index; copy {' or '.join(INDEX_NAMES)} as well")
+        raise UserError(f"{folder} contains {shards[0]} but no index; copy {' or '.join(INDEX_NAMES)} as well")
     known = (*INDEX_NAMES, *SINGLE_NAMES, *OPENCLIP_NAMES)
-    raise UserError(f"{folder} holds no checkpoint: none of {', '.join(known)} is there; name its folder or its file")
+    raise UserError(
+        f"{folder} contains no checkpoint, i.e. none of {', '.join(known)}; name the folder or the file of a checkpoint"
+    )
 
 
 def refuse_other_kinds(folder: epath.Path) -> None:
-    """Refuses folders that look like a checkpoint and are something else: adapters, quantised weights, other formats.
+    """Refuses folders that are not a whole checkpoint in a supported format: adapters, quantised weights, GGUF.
 
     Raises:
-      UserError: with the step that helps.
+      UserError: says what to do instead.
     """
     present = storage.names(folder)
     if "adapter_config.json" in present:
         content = artifacts.read_json(folder / "adapter_config.json")
         base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
         raise UserError(
-            f"{folder} is an adapter (LoRA) of {base or 'another model'}, not a whole model; merge it into that one "
-            "with peft's merge_and_unload and save_pretrained, and name the folder where the result lies"
+            f"{folder} is an adapter (LoRA) of {base or 'another model'}, not a whole model; merge it into that model "
+            "with merge_and_unload and save_pretrained of peft, and name the folder of the result"
         )
     content = artifacts.read_json(folder / "config.json") if "config.json" in present else {}
     quantised = content.get("quantization_config") if isinstance(content, dict) else None
@@ -81,7 +83,7 @@ def refuse_other_kinds(folder: epath.Path) -> None:
             "bfloat16, float16 or float32 (Qwen-VL-Chat for Qwen-VL-Chat-Int4)"
         )
     if any(name.endswith(".gguf") for name in present):
-        raise UserError(f"{folder} holds GGUF files of llama.cpp; name the model that they were made from")
+        raise UserError(f"{folder} contains GGUF files of llama.cpp; name the model that they were made from")
 
 
 def _read_file(path: epath.Path) -> dict[str, Stored]:
@@ -100,7 +102,9 @@ def _weight_map(path: epath.Path) -> dict[str, str]:
         raise UserError(f"{path} has no weight_map; copy the checkpoint again")
     for name in weight_map.values():
         if "/" in name or "\\" in name or name in ("", ".", ".."):
-            raise UserError(f"{path} names the shard {name!r}, which is no file beside it; copy the checkpoint again")
+            raise UserError(
+                f"{path} names the shard {name!r}, which is not a file in the same folder; copy the checkpoint again"
+            )
     return weight_map
 
 
@@ -116,29 +120,32 @@ def _read_index(folder: epath.Path, path: epath.Path) -> dict[str, Stored]:
     missing = [shard for shard in shards if shard not in present]
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(shards)} shards that {path} names are not there; copy {missing[0]}"
+            f"{len(missing)} of the {len(shards)} shards that {path} names are missing; copy {missing[0]}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         )
     stored: dict[str, Stored] = {}
     for shard in shards:
-        for name, where in _read_file(folder / shard).items():
+        for name, tensor in _read_file(folder / shard).items():
             if weight_map.get(name) != shard:
                 raise UserError(
-                    f"{name} lies in {shard}, but {path} says {weight_map.get(name)!r}; copy the checkpoint again"
+                    f"{name} is in {shard}, but {path} says {weight_map.get(name)!r}; copy the checkpoint again"
                 )
-            stored[name] = where
+            stored[name] = tensor
     absent = [name for name in weight_map if name not in stored]
     if absent:
-        raise UserError(f"{path} puts {absent[0]} into {weight_map[absent[0]]}, which does not hold it; copy it again")
+        raise UserError(
+            f"{path} says that {absent[0]} is in {weight_map[absent[0]]}, but it is not; copy the checkpoint again"
+        )
     return stored
 
 
 def identity(path: epath.PathLike, manifest: str = "") -> dict[str, Any]:
-    """What lineage.json says of an imported checkpoint: its path, and sha256 and size of the files that identify it.
+    """The entry of lineage.json for an imported checkpoint: its path, and sha256 and size of files that identify it.
 
     Args:
-      path: as of `open_checkpoint`.
-      manifest: the file that has the digests of all tensors of a release; without it every file of tensors is hashed.
+      path: as in `open_checkpoint`.
+      manifest: the name of a file with the digests of all tensors, which is then the only one to be hashed. If it is
+        empty, all files of tensors are hashed.
     """
     path = storage.absolute(path)
     if manifest:
@@ -147,8 +154,11 @@ def identity(path: epath.PathLike, manifest: str = "") -> dict[str, Any]:
         main = _main_file(path) if storage.is_folder(path) else path
         shards = shards_of(main) if main.name in INDEX_NAMES else []
         files = [main, *(main.parent / shard for shard in shards)]
-    digests = list(streaming.in_order(artifacts.sha256_of, files))
-    about = {file.name: {"sha256": d, "bytes": storage.size(file)} for file, d in zip(files, digests, strict=True)}
+    digests = streaming.in_order(artifacts.sha256_of, files)
+    about = {
+        file.name: {"sha256": digest, "bytes": storage.size(file)}
+        for file, digest in zip(files, list(digests), strict=True)
+    }
     return {"path": str(path), "files": about}
 
 
@@ -158,27 +168,28 @@ def check_tensors(
     tensors: Iterable[Tensor],
     left_out: re.Pattern[str] | None = None,
 ) -> None:
-    """Compares what is stored with what the model needs.
+    """Compares the stored tensors with those that the model needs.
 
     Args:
-      where: the checkpoint, for the message.
-      stored: from `open_checkpoint`.
-      tensors: what must be there, and nothing else.
-      left_out: names that may be there besides.
+      where: the checkpoint, for the error message.
+      stored: the result of `open_checkpoint`.
+      tensors: the tensors that must be stored.
+      left_out: a pattern of other names that are allowed.
 
     Raises:
-      UserError: naming the first tensor that is missing, unknown or misshapen.
+      UserError: if a tensor is missing, unknown or misshapen; the message names the first one.
     """
     needed: dict[str, tuple[int, ...]] = {}
     for tensor in tensors:
-        name, shape = tensor.name, tensor.shape
+        name = tensor.name
+        shape = tensor.shape
         needed[name] = shape
         if name not in stored:
             raise UserError(f"{where} lacks the tensor {name}, which the model's config needs{nearest(name, stored)}")
         if stored[name].shape != shape:
-            raise UserError(f"{name} in {where} has shape {stored[name].shape}, the model's config needs {shape}")
+            raise UserError(f"{name} in {where} has shape {stored[name].shape}, but the model's config needs {shape}")
     for name in stored:
         if name not in needed and not (left_out and left_out.fullmatch(name)):
             raise UserError(
-                f"{where} has the tensor {name}, which the model's config does not know{nearest(name, needed)}"
+                f"{where} has the tensor {name}, which the model's config does not have{nearest(name, needed)}"
             )

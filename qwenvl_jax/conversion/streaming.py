@@ -1,4 +1,4 @@
-"""How tensors move through memory: a few at a time, on several cores, in order."""
+"""Processes tensors a few at a time, on several threads, in order; and fast copies of transposed arrays."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WORKERS = min(8, os.cpu_count() or 1)
-# Side of the squares in which a matrix is transposed: both of them stay in the first-level cache.
+# Side of the tiles in which a matrix is transposed: source and target tile fit into the first-level cache.
 _TILE = 64
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` on several threads: at most one item more than there are workers is under way or waits to be taken."""
+    """`map` on WORKERS threads. At most WORKERS + 1 items are being computed or waiting to be taken."""
     waiting: collections.deque[Future[R]] = collections.deque()
     with ThreadPoolExecutor(WORKERS) as pool:
         try:
@@ -31,17 +31,17 @@ def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for left in waiting:
-                left.cancel()
+            for future in waiting:
+                future.cancel()
 
 
 def bits(array: np.ndarray) -> np.ndarray:
-    """The array as unsigned integers of its size, which NumPy moves much faster than bfloat16."""
+    """A view of the array as unsigned integers, which NumPy copies much faster than bfloat16."""
     return array.view(_BITS[array.dtype.itemsize])
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source` for equal shapes, quick also where `source` is a transposed matrix.
+    """`target[...] = source` for equal shapes, fast even if `source` is a transposed matrix.
 
     Args:
       target: contiguous.
@@ -51,7 +51,7 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
         try:
             matrix = np.reshape(source, shape, copy=False)
         except ValueError:
-            continue  # not a matrix in this form
+            continue  # these strides are not those of a matrix of this shape
         if matrix.flags.f_contiguous and min(matrix.shape) > 1:
             _transpose(target.reshape(matrix.shape), matrix)
             return
@@ -66,7 +66,7 @@ def _transpose(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """The array in C order, itself if it is so already."""
+    """The array in C order; not copied if it already is."""
     if array.flags.c_contiguous:
         return array
     copy = np.empty(array.shape, array.dtype)

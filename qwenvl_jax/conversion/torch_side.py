@@ -1,4 +1,4 @@
-"""A release as PyTorch runs it, for `parity`.
+"""Runs a release in PyTorch, for `parity`.
 
 Shape suffixes: I images, Q queries, L tokens, V vocabulary, D width.
 """
@@ -6,6 +6,7 @@ Shape suffixes: I images, Q queries, L tokens, V vocabulary, D width.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from qwenvl_jax.runtime.errors import StorageError, UserError
 
 @contextlib.contextmanager
 def _local_folder(folder: epath.Path) -> Iterator[epath.Path]:
-    """The folder, or a copy of one on an object store on the temporary disk."""
+    """The folder itself, or a temporary local copy if it is on an object store."""
     if not storage.is_remote(folder):
         yield folder
         return
@@ -33,42 +34,56 @@ def _local_folder(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 class TorchSide:
-    """The weights, configs and generation settings of a release, run by our code or, if it is trusted, by its own."""
+    """A release loaded in PyTorch, with our code or with the code in its folder.
 
-    def __init__(self, folder: epath.Path, component: str, dtype: str, trust_code: bool):
+    Args:
+      folder: the release.
+      scope: a key of `mapping.RELEASE_SCOPES`.
+      dtype: in which it computes.
+      trust_code: whether to run the code in the folder instead of ours.
+
+    Raises:
+      UserError: if PyTorch is missing or the release cannot be loaded.
+    """
+
+    def __init__(self, folder: epath.Path, scope: str, dtype: str, trust_code: bool):
         try:
             import torch
             import transformers
 
             from qwenvl_jax.conversion.torch_model import modeling_qwen
-            from qwenvl_jax.conversion.torch_model.visual import normalise
         except ImportError:
             raise UserError("parity needs PyTorch; run `pip install -r requirements-convert.txt`") from None
         self.torch = torch
-        self.normalise = normalise
-        options: dict[str, Any] = {"dtype": getattr(torch, dtype), "output_loading_info": True}
-        options["local_files_only"] = True
-        kind: Any = modeling_qwen.QWenVisionModel if component == "vision" else modeling_qwen.QWenLMHeadModel
+        options: dict[str, Any] = {
+            "dtype": getattr(torch, dtype),
+            "output_loading_info": True,
+            "local_files_only": True,
+        }
+        kind: Any = modeling_qwen.QWenVisionModel if scope == "vision" else modeling_qwen.QWenLMHeadModel
         if trust_code:
-            kind = transformers.AutoModel if component == "vision" else transformers.AutoModelForCausalLM
+            kind = transformers.AutoModel if scope == "vision" else transformers.AutoModelForCausalLM
             options["trust_remote_code"] = True
         try:
             with _local_folder(folder) as local:
                 self.model, info = kind.from_pretrained(str(local), **options)
         except StorageError:
             raise
-        except Exception as error:  # whatever a file of a foreign folder makes of transformers
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder} does not load in PyTorch ({said}); release or copy it again") from None
-        # transformers gives a missing tensor random values and drops an unknown one, with a warning only.
+        except Exception as error:  # files of a folder we did not write can make transformers raise anything
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{folder} cannot be loaded in PyTorch ({cause}); release or copy it again") from None
+        # For a missing or unknown tensor transformers only prints a warning; it initialises the missing one randomly.
         wrong = sorted([*info["missing_keys"], *info["unexpected_keys"]])
         if wrong:
             raise UserError(
-                f"{folder} does not load in PyTorch: the tensor {wrong[0]} is missing or unknown; release it again"
+                f"{folder} cannot be loaded in PyTorch: the tensor {wrong[0]} is missing or unknown; release it again"
             )
+        # The module next to that of the model, so that preprocessing also runs the code under test.
+        self.visual = importlib.import_module(".visual", type(self.model).__module__.rpartition(".")[0])
 
     def _pixels(self, prompt: Prompt) -> Any:
-        return self.normalise(self.torch.from_numpy(np.array(prompt.images_IHWC))).to(self.model.dtype)
+        """The images of a prompt as `pixel_values`, [I, 3, H, W]."""
+        return self.visual.normalise(self.torch.from_numpy(np.array(prompt.images_IHWC))).to(self.model.dtype)
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
         ids = self.torch.from_numpy(np.asarray(prompt.tokens_L, np.int64))[None]
@@ -81,12 +96,12 @@ class TorchSide:
             return self.model.transformer.visual(self._pixels(prompt)).flatten(0, 1).float().numpy()
 
     def logits(self, prompt: Prompt) -> np.ndarray:
-        """[L, V] in float32."""
+        """Logits [L, V] in float32."""
         with self.torch.no_grad():
             return self.model(**self._inputs(prompt)).logits[0].float().numpy()
 
     def generate(self, prompt: Prompt, max_new: int, end_id: int) -> list[int]:
-        """The greedy continuation without its end id, by transformers' own `generate`."""
+        """The greedy continuation without its end id, from the `generate` of transformers."""
         inputs = self._inputs(prompt)
         with self.torch.no_grad():
             ids = self.model.generate(

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from configs import model as model_configs
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.config import ModelConfig, from_config_dict
-from qwenvl_jax.conversion import from_torch, manifest, model_card, parity, released_config, to_torch
+from qwenvl_jax.conversion import from_torch, manifest, mapping, model_card, parity, released_config, to_torch
 from qwenvl_jax.conversion.torch_model.visual import normalise
 from qwenvl_jax.runtime.errors import UserError
 
@@ -108,19 +108,17 @@ def test_release_import_release_gives_the_same_bytes(params, config, tmp_path, d
         jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
-@pytest.mark.parametrize("component", ["decoder", "vision"])
-def test_a_component_can_be_released_compared_and_imported_alone(
-    params, config, tokenizer, prompts, tmp_path, component
-):
-    towers = parity.COMPONENT_TOWERS[component]
-    folder = to_torch.release({name: params[name] for name in towers}, config, tmp_path / "part", component=component)
+@pytest.mark.parametrize("scope", ["decoder", "vision"])
+def test_a_component_can_be_released_compared_and_imported_alone(params, config, tokenizer, prompts, tmp_path, scope):
+    towers = mapping.RELEASE_SCOPES[scope].towers
+    folder = to_torch.release({name: params[name] for name in towers}, config, tmp_path / "part", scope=scope)
     report = parity.verify(params, config, folder, tokenizer, prompts, max_new=4)
-    assert report["passed"] and report["component"] == component
-    if component == "vision":
+    assert report["passed"] and report["component"] == scope
+    if scope == "vision":
         assert 0 < report["image_embedding_relative_error"] <= 1e-5
     else:
         assert 0 < report["logits_relative_error"] <= 1e-5
-    from_torch.import_towers(config, tmp_path / "run", **{component: folder})
+    from_torch.import_towers(config, tmp_path / "run", **{scope: folder})
     loaded, _, _ = restore.load_params(tmp_path / "run", components=towers)
     jax.tree.map(np.testing.assert_array_equal, loaded, {name: params[name] for name in towers})
     from_torch.import_release(folder, tmp_path / "again")
@@ -187,10 +185,10 @@ def _rename(old, new):
 
 
 DAMAGES = {
-    "truncated shard": (lambda f: _shard(f).write_bytes(_shard(f).read_bytes()[:-100]), "cut short"),
+    "truncated shard": (lambda f: _shard(f).write_bytes(_shard(f).read_bytes()[:-100]), "truncated"),
     "empty shard": (lambda f: _shard(f).write_bytes(b""), "not a safetensors file"),
     "not a shard": (lambda f: _shard(f).write_bytes(b"\xff" * 400), "not a safetensors file"),
-    "missing shard": (lambda f: _shard(f).unlink(), "1 of the .* shards that .* names are not there; copy model-"),
+    "missing shard": (lambda f: _shard(f).unlink(), "1 of the .* shards that .* names are missing; copy model-"),
     "misnamed tensor": (
         _rename("transformer.ln_f.weight", "transformer.ln_g.weight"),
         "lacks the tensor transformer.ln_f.weight.*did you mean 'transformer.ln_g.weight'",
@@ -201,7 +199,7 @@ DAMAGES = {
     ),
     "shape against bytes": (
         lambda f: _edit_header(_shard(f), lambda h: h["transformer.wte.weight"]["shape"].append(2)),
-        "not its shape",
+        "does not match its shape",
     ),
     "index names another shard": (
         lambda f: _edit(

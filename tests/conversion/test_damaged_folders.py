@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.conversion import from_torch, manifest, parity, tensor_files, to_torch
+from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, tensor_files, to_torch
 from qwenvl_jax.conversion.stored_tensors import open_checkpoint
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime.errors import UserError
@@ -65,9 +65,9 @@ CHANGES = {
     "config": (lambda f: _edit(f / "config.json", "rotary_emb_base", 20000), "the bytes of config.json"),
     "generation": (lambda f: _edit(f / "generation_config.json", "top_p", 1), "the bytes of generation_config.json"),
     "missing": (lambda f: (f / "visual.py").unlink(), "lacks visual.py, which its manifest lists"),
-    "extra code": (_write("evil.py", "pass"), "holds evil.py, which its manifest does not list"),
-    "extra weights": (_write("model.safetensors", "x"), r"holds model\.safetensors, which"),
-    "extra folder": (lambda f: (f / "custom_generate").mkdir(), "holds custom_generate, which"),
+    "extra code": (_write("evil.py", "pass"), "contains evil.py, which its manifest does not list"),
+    "extra weights": (_write("model.safetensors", "x"), r"contains model\.safetensors, which"),
+    "extra folder": (lambda f: (f / "custom_generate").mkdir(), "contains custom_generate, which"),
     "link out": (
         lambda f: ((f / "visual.py").unlink(), (f / "visual.py").symlink_to("/etc/hostname")),
         "the bytes of visual.py",
@@ -81,11 +81,11 @@ CHANGES = {
         "is not the manifest of a release",
     ),
     "manifest is a list": (_write("manifest.json", "[]"), "is not the manifest of a release"),
-    "component is a list": (lambda f: _edit(f / "manifest.json", "component", []), "is not the manifest"),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), "a release that was not finished or not copied whole"),
+    "scope is a list": (lambda f: _edit(f / "manifest.json", "component", []), "is not the manifest"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "was not finished or not completely copied"),
     "index names a way out": (
         lambda f: _edit(f / tensor_files.INDEX_NAME, "weight_map", {"a": "../x.safetensors"}),
-        "which is no file beside it",
+        "which is not a file in the same folder",
     ),
     "index leaves a tensor out": (
         lambda f: _edit(f / tensor_files.INDEX_NAME, "weight_map", {}),
@@ -137,23 +137,23 @@ def _about(shape, start, end, dtype="F32"):
     [
         (b"", "not a safetensors file"),
         (struct.pack("<Q", 2**63), "longer than the file"),
-        (_header(b"[]"), "no table"),
+        (_header(b"[]"), "not a JSON object"),
         (_header(b"[" * 100_000), "not a safetensors file"),
-        (_header(b'{"a": ' + json.dumps(_about([2], 0, 8)).encode() + b', "a": 1}'), "twice"),
+        (_header(b'{"a": ' + json.dumps(_about([2], 0, 8)).encode() + b', "a": 1}'), "appears twice"),
         (_header(b"\xff\xfe{\0}\0"), "not a safetensors file"),
         (_header({"a": 5}), "header of .* is damaged"),
         (_header({"a": _about([2], -8, 0)}), "whole numbers"),
         (_header({"a": _about([-2], 0, 8)}), "whole numbers"),
         (_header({"a": _about([True, 2], 0, 8)}), "whole numbers"),
         (_header({"a": _about([2.0], 0, 8)}), "whole numbers"),
-        (_header({"a": _about([2**40, 2**40], 0, 8)}), "not its shape"),
-        (_header({"a": _about([2**33] * 2, 0, 0)}), "not its shape"),
+        (_header({"a": _about([2**40, 2**40], 0, 8)}), "does not match its shape"),
+        (_header({"a": _about([2**33] * 2, 0, 0)}), "does not match its shape"),
         (_header({"a": _about([1] * 17, 0, 4)}), "17 axes are too many"),
         (_header({"a": _about([2], 0, 8, "I32")}), "only F32, BF16 and F16"),
         (_header({"a": _about([2], 0, 8, ["F32"])}), "whole numbers"),
-        (_header({"a": _about([4], 0, 16)}), "cut short"),
-        (_header({"a": _about([2], 0, 8), "b": _about([2], 0, 8)}), "does not begin where another ends"),
-        (_header({"a": _about([1], 4, 8)}), "does not begin where another ends"),
+        (_header({"a": _about([4], 0, 16)}), "truncated"),
+        (_header({"a": _about([2], 0, 8), "b": _about([2], 0, 8)}), "does not begin where another tensor ends"),
+        (_header({"a": _about([1], 4, 8)}), "does not begin where another tensor ends"),
         (_header({"a": _about([1], 0, 4)}), "4 bytes longer"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n", "is a Git-LFS pointer.*git lfs pull"),
     ],
@@ -191,9 +191,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123
         ({"model-00001-of-00002.safetensors": ""}, "but no index; copy model.safetensors.index.json"),
         (
             {"pytorch_model.bin.index.json": json.dumps({"weight_map": {k: f"{k}.bin" for k in "abc"}}), "a.bin": ""},
-            "2 of the 3 shards that .* names are not there; copy b.bin and 1 more",
+            "2 of the 3 shards that .* names are missing; copy b.bin and 1 more",
         ),
-        ({"notes.txt": ""}, "holds no checkpoint"),
+        ({"notes.txt": ""}, "contains no checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_is_named(tmp_path, files, message, config):
@@ -230,9 +230,9 @@ def test_the_openclip_folder_as_downloaded(config, tmp_path):
 def test_tensors_twice_or_of_other_kinds_in_a_bin_file(tmp_path):
     path = tmp_path / "x.bin"
     for content, message in (
-        ({"a": torch.zeros(2), "module.a": torch.ones(2)}, "holds the tensor a twice"),
-        ({"a": torch.eye(3).to_sparse()}, "scattered form"),
-        ({"a": torch.zeros(1).expand(5)}, "scattered form"),
+        ({"a": torch.zeros(2), "module.a": torch.ones(2)}, "has the tensor a twice"),
+        ({"a": torch.eye(3).to_sparse()}, "non-contiguous form"),
+        ({"a": torch.zeros(1).expand(5)}, "non-contiguous form"),
         ({1: torch.zeros(2)}, "not a state_dict"),
     ):
         torch.save(content, path)
@@ -298,12 +298,12 @@ def test_a_kill_while_a_release_is_replaced_leaves_a_whole_one(released, tmp_pat
 # Comparison in bfloat16
 
 
-@pytest.mark.parametrize("component", ["all", "vision"])
-def test_untrained_weights_pass_in_bfloat16_and_wrong_ones_do_not(config, tokenizer, tmp_path, component):
+@pytest.mark.parametrize("scope", ["all", "vision"])
+def test_untrained_weights_pass_in_bfloat16_and_wrong_ones_do_not(config, tokenizer, tmp_path, scope):
     """Their logits are so near to one another that both sides choose differently within the rounding."""
     fresh = qwen_vl.init_params(config.model, jax.random.key(0))
-    towers = {name: fresh[name] for name in parity.COMPONENT_TOWERS[component]}
-    folder = to_torch.release(towers, config, tmp_path / "release", component=component)
+    towers = {name: fresh[name] for name in mapping.RELEASE_SCOPES[scope].towers}
+    folder = to_torch.release(towers, config, tmp_path / "release", scope=scope)
     prompts = parity.example_prompts(tokenizer, config.model.resampler.queries, config.data.image_size)
     options = dict(max_new=2, compare_in="bfloat16")
     report = parity.verify(fresh, config, folder, tokenizer, prompts, **options)
