@@ -1,7 +1,7 @@
-"""Compiling the real training step for TPUs that are not there.
+"""Compiles the real training step for TPUs that this machine does not have.
 
-libtpu compiles for any topology on any machine; nothing is allocated and no device is touched. It must not become the
-default backend of this process, so the variables of `compiler_environment` are set before jax is imported.
+libtpu compiles for any topology on any machine, without allocating memory or using a device. It must not become the
+default backend of the process, so the variables of `compiler_environment` must be set before jax is imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qwenvl_jax.sharding.mesh import AnyMesh, make_mesh
 from qwenvl_jax.training.state import abstract_state
 from qwenvl_jax.training.step import make_train_step
 
-# How the compiler says that a step does not fit: with all it needs, or with its temporaries alone.
+# The compiler's messages for a step that does not fit give either all the memory it needs or only the temporaries.
 _EXCEEDED = (
     re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm"),
     re.compile(r"HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)"),
@@ -37,10 +37,14 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """HBM of one chip in GiB. `total` is the peak of what lives at once and the code; the parts add up to more, because
-    arguments and temporaries are not all needed at the same time. `host` is what it keeps in its host's memory.
+    """The memory that a step needs on one chip, in GiB.
 
-    Where the step does not fit, the compiler tells only `total`, or what of it are temporaries, and `capacity`.
+    Attributes:
+      fits: whether the step fits. If not, the compiler reports only `total` and `capacity`.
+      total: HBM at its peak, with the code. If the step does not fit, it may count only the temporaries.
+      capacity: the HBM of the chip.
+      arguments, temporaries, code: the parts. Their sum exceeds `total` because not all of it is allocated at once.
+      host: memory of the host that the chip uses.
     """
 
     fits: bool
@@ -59,9 +63,9 @@ class CompiledStep:
     Attributes:
       hlo: scheduled HLO text; empty if the step does not fit.
       memory: of one chip.
-      mesh: over the topology's devices.
-      coordinates: per partition its place on the torus, then its slice.
-      seconds: what lowering and compiling took.
+      mesh: over the devices of the topology.
+      coordinates: for every partition its coordinates on the torus, followed by the index of its slice.
+      seconds: the time for lowering and compiling.
     """
 
     hlo: str
@@ -72,11 +76,11 @@ class CompiledStep:
 
 
 def compiler_environment(environment: MutableMapping[str, str]) -> None:
-    """Sets what keeps libtpu from looking for a TPU, or a second process from being refused; keeps what is set.
+    """Sets variables so that libtpu does not look for a TPU and several processes can use it; keeps existing values.
 
-    JAX_PLATFORMS=cpu leaves the default backend alone. TPU_SKIP_MDS_QUERY, TPU_WORKER_HOSTNAMES and
-    TPU_ACCELERATOR_TYPE stop the search for a metadata server. ALLOW_MULTIPLE_LIBTPU_LOAD lets several processes
-    compile at once: they share no device.
+    JAX_PLATFORMS=cpu keeps libtpu from becoming the default backend. TPU_SKIP_MDS_QUERY, TPU_WORKER_HOSTNAMES and
+    TPU_ACCELERATOR_TYPE keep it from looking for a metadata server. ALLOW_MULTIPLE_LIBTPU_LOAD allows several processes
+    to compile at the same time, which is safe because they use no device.
     """
     for name, value in {
         "JAX_PLATFORMS": "cpu",
@@ -92,30 +96,32 @@ def check_compiler() -> None:
     """Raises UserError if there is no TPU compiler in this environment."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "libtpu, the TPU compiler, is not installed; make an environment of its own for planning and run "
+            "libtpu, the TPU compiler, is not installed; create a separate environment for planning and run "
             "pip install -r requirements-tpu.txt in it"
         )
 
 
 def devices(topology: Topology) -> list[Any]:
-    """Descriptions of a topology's devices, that a mesh can be made of.
+    """Descriptions of the devices of a topology, from which a mesh can be made.
 
     Raises:
-      UserError: if the compiler does not know the topology.
+      UserError: if the compiler does not support the topology.
     """
     check_compiler()
     try:
-        found = topologies.get_topology_desc(**topology.compiler_arguments()).devices
-    except Exception as error:  # libtpu raises what it likes
+        described = topologies.get_topology_desc(**topology.compiler_arguments()).devices
+    except Exception as error:  # libtpu raises exceptions of many types
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"the TPU compiler refuses the topology {topology.name}: {line}") from error
-    if len(found) != topology.chips:
-        raise UserError(f"the topology {topology.name} has {len(found)} devices, not one for each chip; use another")
-    return list(found)
+    if len(described) != topology.chips:
+        raise UserError(
+            f"the topology {topology.name} has {len(described)} devices, not one for each chip; use another"
+        )
+    return list(described)
 
 
 def for_topology(config: Config, topology: Topology) -> Config:
-    """The config as it would run there: the topology's slices, and the attention that `auto` means on a TPU."""
+    """The config with the slices of the topology, and with the attention that `auto` stands for on a TPU."""
     attention = resolve_attention(config.compute.attention, "tpu", config.compute.compute_dtype)
     return dataclasses.replace(
         config,
@@ -128,12 +134,12 @@ def compile_step(config: Config, topology: Topology, options: Mapping[str, Any] 
     """Lowers and compiles the training step of a config for a topology.
 
     Args:
-      config: the run; see `for_topology` for what is taken from the topology instead.
+      config: the run; `for_topology` adapts it to the topology.
       topology: the chips.
-      options: XLA options besides those that the step itself asks for.
+      options: XLA options in addition to those of the step.
 
     Raises:
-      UserError: if the config does not fit the topology in any way but memory.
+      UserError: if the config cannot run on the topology for a reason other than memory.
     """
     config = for_topology(config, topology)
     mesh = make_mesh(config.mesh, devices(topology))
@@ -157,41 +163,43 @@ def compile_step(config: Config, topology: Topology, options: Mapping[str, Any] 
 
 
 def misfit(message: str) -> Memory | None:
-    """What the compiler's message says of a step that does not fit; None if it is about something else."""
+    """The memory that a compiler message gives for a step that does not fit; None if it is another message."""
     for pattern in _EXCEEDED if "RESOURCE_EXHAUSTED" in message else ():
-        if found := pattern.search(message):
-            used, capacity = (float(found[k]) * _UNITS[found[k + 1]] / GIB for k in (1, 3))
+        if match := pattern.search(message):
+            used, capacity = (float(match[k]) * _UNITS[match[k + 1]] / GIB for k in (1, 3))
             return Memory(False, used, capacity)
     return None
 
 
 def _memory(stats: Any, topology: Topology) -> Memory:
     arguments = (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes) / GIB
-    temporaries, code = stats.temp_size_in_bytes / GIB, stats.generated_code_size_in_bytes / GIB
+    temporaries = stats.temp_size_in_bytes / GIB
+    code = stats.generated_code_size_in_bytes / GIB
     host = stats.host_argument_size_in_bytes + stats.host_output_size_in_bytes - stats.host_alias_size_in_bytes
-    # The compiler's peak counts what lies in the host's memory all through the step as if it were here.
+    # The compiler's peak includes arguments and outputs in host memory, as if they were in HBM.
     total = (stats.peak_memory_in_bytes - host) / GIB + code
     host = (host + stats.host_temp_size_in_bytes) / GIB
     return Memory(True, total, topology.chip.hbm_bytes / GIB, arguments, temporaries, code, host)
 
 
 def remedies(config: Config, mesh: AnyMesh) -> list[str]:
-    """What would make a step that does not fit smaller, the cheapest first."""
-    found = []
-    data, compute = config.data, config.compute
+    """Changes that would make a step smaller, the cheapest first."""
+    changes = []
+    data = config.data
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     doubled = 2 * data.accumulation
     if data.rows_per_step % (doubled * shards) == 0:
-        found.append(f"config.data.accumulation={doubled}")
-    weaker = {"none": "matmuls_saved", "matmuls_saved": "attention_saved", "attention_saved": "full"}
+        changes.append(f"config.data.accumulation={doubled}")
+    saves_less = {"none": "matmuls_saved", "matmuls_saved": "attention_saved", "attention_saved": "full"}
     for tower in ("decoder", "vit"):
-        policy = getattr(compute, f"remat_{tower}")
-        if policy in weaker:
-            found.append(f"config.compute.remat_{tower}={weaker[policy]}")
+        policy = getattr(config.compute, f"remat_{tower}")
+        if policy in saves_less:
+            changes.append(f"config.compute.remat_{tower}={saves_less[policy]}")
     if config.optimizer.moments_memory == "device":
-        found.append("config.optimizer.moments_memory=pinned_host")
-    copies, fsdp = mesh.shape["data"] // config.mesh.slices, 2 * mesh.shape["fsdp"]
+        changes.append("config.optimizer.moments_memory=pinned_host")
+    copies = mesh.shape["data"] // config.mesh.slices
+    fsdp = 2 * mesh.shape["fsdp"]
     if copies % 2 == 0 and math.gcd(config.model.vit.width, config.model.decoder.width) % fsdp == 0:
-        found.append(f"config.mesh.fsdp={fsdp}")
-    found.append("more chips")
-    return found
+        changes.append(f"config.mesh.fsdp={fsdp}")
+    changes.append("more chips")
+    return changes

@@ -1,6 +1,6 @@
-"""Many predictions, each in a process of its own: a crash or lack of memory in the compiler loses only one.
+"""Runs many predictions, each in a separate process, so that a crash or lack of memory in the compiler loses only one.
 
-Also the worker that such a process runs: `python -m qwenvl_jax.planning.candidates REQUEST.json ANSWER.json`.
+The process runs `python -m qwenvl_jax.planning.candidates REQUEST.json ANSWER.json`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from qwenvl_jax.planning.prediction import Prediction, predict
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
-# From the fastest and largest to the smallest; both towers take the same.
+# From the fastest, which needs the most memory, to the smallest; a search uses the same for both towers.
 REMAT_ORDER = ("matmuls_saved", "attention_saved", "full")
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One compilation to try; `name` is what tables call it."""
+    """One compilation to try; `name` is its label in tables."""
 
     name: str
     config: Config
@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why there is no prediction, in one sentence; `mistake` if the config is to blame and not the compiler."""
+    """Why there is no prediction, in one sentence; `mistake` if the config is the cause and not the compiler."""
 
     reason: str
     mistake: bool
@@ -51,9 +51,16 @@ Outcome = Prediction | Failure
 
 
 def run(candidate: Candidate, dump_hlo: str | None = None, options: dict[str, Any] | None = None) -> Outcome:
-    """Predicts in a new process that compiles for TPUs and has no other backend than the CPU."""
+    """Predicts in a new process, whose only JAX backend is the CPU.
+
+    Args:
+      candidate: the compilation to try.
+      dump_hlo: path to which the scheduled HLO text is written if the step fits.
+      options: additional XLA options.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        request = Path(folder) / "request.json"
+        answer = Path(folder) / "answer.json"
         values = {
             "config": to_dict(candidate.config),
             "topology": candidate.topology.name,
@@ -66,8 +73,8 @@ def run(candidate: Candidate, dump_hlo: str | None = None, options: dict[str, An
         command = [sys.executable, "-m", "qwenvl_jax.planning.candidates", str(request), str(answer)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if answer.exists():
-            found = json.loads(answer.read_text())
-            return Failure(found["error"], True) if "error" in found else Prediction(**_tuples(found))
+            content = json.loads(answer.read_text())
+            return Failure(content["error"], True) if "error" in content else Prediction(**_tuples(content))
     if done.returncode < 0:
         return Failure(f"the compiler crashed with {signal.Signals(-done.returncode).name}", False)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -79,38 +86,41 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def worker(request: str, answer: str) -> None:
-    """Answers one request: a prediction, or the sentence of a `UserError`."""
+    """Answers one request with a prediction or with the message of a `UserError`."""
     values = json.loads(Path(request).read_text())
     try:
         config = load_config(values["config"])
         topology = parse_topology(values["topology"])
-        found: dict[str, Any] = dataclasses.asdict(predict(config, topology, values["options"], values["dump_hlo"]))
+        content = dataclasses.asdict(predict(config, topology, values["options"], values["dump_hlo"]))
     except UserError as error:
-        found = {"error": str(error)}
+        content = {"error": str(error)}
     temporary = Path(f"{answer}.tmp")
-    temporary.write_text(json.dumps(found))
+    temporary.write_text(json.dumps(content))
     temporary.rename(answer)
 
 
 def search(
     config: Config, topology: Topology, attempt: Callable[[Candidate], Outcome], jobs: int = 1
 ) -> list[tuple[Candidate, Outcome]]:
-    """Tries meshes, remat policies and accumulations; everything tried, ordered by mesh, policy and accumulation.
+    """Tries meshes, remat policies and accumulations.
 
-    For each mesh and remat policy the smallest accumulation that fits is the fastest: every further microbatch
-    gathers the weights once more. So accumulation grows until the step fits.
+    For each mesh and remat policy the smallest accumulation that fits is the fastest, because every microbatch gathers
+    the weights again. So accumulation is increased until the step fits.
 
     Args:
-      config: the run; what is not searched stays.
+      config: the run; all other settings stay as they are.
       topology: the chips.
-      attempt: `run`, or something that reports as well; called from `jobs` threads.
-      jobs: how many to try at once.
+      attempt: `run`, or a function that also reports; it is called from `jobs` threads.
+      jobs: the number of compilations at the same time.
+
+    Returns:
+      Everything that was tried, ordered by mesh, policy and accumulation.
 
     Raises:
       UserError: if no mesh gives every device whole rows.
     """
-    found = meshes(config, topology)
-    if not found:
+    choices = meshes(config, topology)
+    if not choices:
         raise UserError(
             f"no mesh of {topology.name} with config.mesh.tensor {config.mesh.tensor} gives every chip whole rows of "
             f"config.data.rows_per_step {config.data.rows_per_step}; change one of the two or take fewer chips"
@@ -128,24 +138,24 @@ def search(
         return tried
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        return [pair for tried in pool.map(grow, itertools.product(found, REMAT_ORDER)) for pair in tried]
+        return [pair for tried in pool.map(grow, itertools.product(choices, REMAT_ORDER)) for pair in tried]
 
 
 def ranked(tried: list[tuple[Candidate, Outcome]]) -> list[tuple[Candidate, Prediction]]:
-    """What fits, the fastest first, by the middle of the predicted range."""
+    """The candidates that fit, fastest first, ordered by the middle of the predicted range."""
 
     def seconds(prediction: Prediction) -> float:
         return (prediction.step_seconds_roofline or math.inf) + (prediction.step_seconds_cycles or math.inf)
 
-    fitting = [(candidate, found) for candidate, found in tried if isinstance(found, Prediction) and found.fits]
+    fitting = [(candidate, outcome) for candidate, outcome in tried if isinstance(outcome, Prediction) and outcome.fits]
     return sorted(fitting, key=lambda pair: seconds(pair[1]))
 
 
 def meshes(config: Config, topology: Topology) -> list[tuple[int, int]]:
-    """(data, fsdp) within one slice: fsdp over one or two whole axes of the torus, or the config's own.
+    """The choices of (data, fsdp) within one slice: fsdp spans one or two axes of the torus, or is that of the config.
 
-    Over all three axes gradients are all-reduced instead of reduce-scattered, an fsdp that does not divide the ViT's
-    width of 1664 = 13 * 128 is no choice, and every device needs whole rows.
+    If fsdp spanned all three axes, XLA would all-reduce the gradients instead of reduce-scattering them. fsdp must also
+    divide the ViT's width of 1664 = 13 * 128, and every device needs whole rows.
     """
     per_slice = math.prod(topology.shape) // config.mesh.tensor
     sides = sorted(topology.shape)
@@ -156,7 +166,7 @@ def meshes(config: Config, topology: Topology) -> list[tuple[int, int]]:
 
 
 def accumulations(config: Config, topology: Topology, shards: int) -> list[int]:
-    """Numbers of microbatches, fewest first, that give every device whole rows: 1 to 64 times the fewest."""
+    """The numbers of microbatches up to 64 that give every device whole rows, in ascending order."""
     rows = config.data.rows_per_step
     shards *= topology.slices
     return [count for count in range(1, 65) if rows % count == 0 and (rows // count) % shards == 0]

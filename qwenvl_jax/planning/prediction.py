@@ -1,4 +1,4 @@
-"""The predicted step of one config on one topology: memory, operations, communication, time, utilisation, cost."""
+"""Predicts one training step of a config on a topology: memory, operations, communication, time, MFU and cost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qwenvl_jax.planning.hlo import program
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.sharding.mesh import batch_shards
 
-HOURS = 3600.0
-IMAGE_MARKS = 2  # <img> and </img>: never targets, like the image's own places
+SECONDS_PER_HOUR = 3600.0
+IMAGE_TAGS = 2  # <img> and </img> are never targets, like the slots between them
 
-# The keys of `plan --json`, the interface that others build on.
+# The keys of `plan --json`, a stable interface.
 JSON_KEYS = (
     "fits",
     "hbm_gib",
@@ -36,26 +36,27 @@ JSON_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Predicted, never measured. Times and operations are None, and bytes empty, where the step does not fit.
+    """A predicted step; nothing in it is measured. If the step does not fit, times and operations are None.
 
     Attributes:
       topology, chips, hosts: the machine.
-      settings: what `--search` varies: mesh, accumulation, remat, chunk.
-      steps, tokens, images: of the stage; tokens and images of one step, at most.
-      fits: whether the compiler could place it.
-      hbm_gib: of one chip, at its peak.
-      hbm_capacity_gib: what one chip has.
-      hbm_parts_gib: `arguments`, `temporaries`, `code`; not all live at once.
-      host_gib: what one chip keeps in its host's memory (`config.optimizer.moments_memory`).
-      hardware_flops, model_flops: of one step on all chips.
-      kernel_flops: the part of the hardware's within attention kernels.
+      settings: the settings that `--search` varies (mesh, accumulation, remat), and others that matter.
+      steps: number of steps of the stage.
+      tokens, images: the most that one step processes.
+      fits: whether the step fits into the memory of a chip.
+      hbm_gib: peak memory of one chip.
+      hbm_capacity_gib: memory that one chip has.
+      hbm_parts_gib: `arguments`, `temporaries`, `code`; they are not all allocated at the same time.
+      host_gib: host memory used per chip (`config.optimizer.moments_memory`).
+      hardware_flops, model_flops: operations of one step on all chips.
+      kernel_flops: the share of `hardware_flops` spent in attention kernels.
       hbm_bytes, collective_bytes, collective_seconds, exposed_seconds: of one step on one chip.
-      step_seconds_roofline, step_seconds_cycles: the two ends of the range.
-      mfu_roofline, mfu_cycles: model operations by the peak of all chips.
+      step_seconds_roofline, step_seconds_cycles: the two ends of the predicted range.
+      mfu_roofline, mfu_cycles: model operations divided by the peak of all chips.
       parts: seconds of the roofline by cause.
-      waits: exposed seconds of the roofline by collective, `kind source`, the longest first.
-      remedies: what to try where it does not fit.
-      compile_seconds: here, on this machine.
+      waits: exposed seconds of the roofline by collective, keyed `kind source`, the longest first.
+      remedies: changes that would make the step smaller, if it does not fit.
+      compile_seconds: time that the compilation took on this machine.
     """
 
     topology: str
@@ -92,16 +93,16 @@ class Prediction:
 
 
 def expected_work(config: Config) -> Work:
-    """What a full step holds: rows and image budget full, every place that shows no image supervised."""
+    """The work of a full step: all rows and the image budget are full, and every token outside images is supervised."""
     data = config.data
     images = data.image_budget * data.accumulation if data.images_per_row else 0
     tokens = data.rows_per_step * data.sequence_length
-    supervised = max(0, tokens - images * (config.model.resampler.queries + IMAGE_MARKS))
+    supervised = max(0, tokens - images * (config.model.resampler.queries + IMAGE_TAGS))
     return Work(tokens, data.sequence_length, supervised, images)
 
 
 def loss_chunks(config: Config, work: Work, shards: int) -> int:
-    """Turns of the loss's loop over the chunks of one device's supervised tokens in one microbatch."""
+    """Iterations of the loop over chunks of supervised tokens in the loss, for one device and microbatch."""
     supervised = work.supervised / config.data.accumulation / shards
     return max(1, math.ceil(supervised / config.compute.loss_chunk))
 
@@ -109,22 +110,34 @@ def loss_chunks(config: Config, work: Work, shards: int) -> int:
 def predict(
     config: Config, topology: Topology, options: Mapping[str, Any] | None = None, dump_hlo: str | None = None
 ) -> Prediction:
-    """Compiles the step and reads the prediction off its schedule.
+    """Compiles the step for the topology and predicts it from the schedule.
 
     Args:
       config: the run.
       topology: the chips.
-      options: further XLA options.
-      dump_hlo: path for the scheduled HLO text.
+      options: additional XLA options.
+      dump_hlo: path to which the scheduled HLO text is written if the step fits.
 
     Raises:
-      UserError: if the config cannot run on the topology whatever its memory.
+      UserError: if the config cannot run on the topology for a reason other than memory.
     """
     step = aot.compile_step(config, topology, options)
+    prediction = _without_times(config, topology, step)
+    if not step.memory.fits:
+        return prediction
+    if dump_hlo:
+        storage.write_bytes(storage.path(dump_hlo), step.hlo.encode())
+    return _with_times(prediction, config, topology, step)
+
+
+def _without_times(config: Config, topology: Topology, step: aot.CompiledStep) -> Prediction:
+    """The fields that need no schedule: settings, memory, and operations of the model."""
     work = expected_work(config)
-    model = sum(training_flops(config, work).values())
-    mesh, data, compute, memory = step.mesh, config.data, config.compute, step.memory
-    base = Prediction(
+    mesh = step.mesh
+    data = config.data
+    compute = config.compute
+    memory = step.memory
+    return Prediction(
         topology=topology.name,
         chips=topology.chips,
         hosts=topology.hosts,
@@ -143,24 +156,24 @@ def predict(
         hbm_gib=memory.total,
         hbm_capacity_gib=memory.capacity,
         hbm_parts_gib={name: getattr(memory, name) for name in ("arguments", "temporaries", "code")},
-        model_flops=model,
+        model_flops=sum(training_flops(config, work).values()),
         compile_seconds=step.seconds,
         host_gib=memory.host,
         remedies=() if memory.fits else tuple(aot.remedies(config, mesh)),
     )
-    if not memory.fits:
-        return base
-    if dump_hlo:
-        storage.write_bytes(storage.path(dump_hlo), step.hlo.encode())
+
+
+def _with_times(prediction: Prediction, config: Config, topology: Topology, step: aot.CompiledStep) -> Prediction:
+    """Adds the fields that follow from the schedule."""
     module = program.parse(step.hlo)
-    trips = loss_chunks(config, work, batch_shards(mesh))
+    trips = loss_chunks(config, expected_work(config), batch_shards(step.mesh))
     at_peak, by_cycles = (
         roofline.estimate(module, topology, step.coordinates, cycles=cycles, dynamic_trips=trips)
         for cycles in (False, True)
     )
     peak = topology.chip.peak_flops * topology.chips
     return dataclasses.replace(
-        base,
+        prediction,
         hardware_flops=at_peak.hardware_flops * topology.chips,
         kernel_flops=at_peak.kernel_flops * topology.chips,
         hbm_bytes=at_peak.hbm_bytes,
@@ -169,8 +182,8 @@ def predict(
         exposed_seconds=at_peak.exposed_seconds,
         step_seconds_roofline=at_peak.seconds,
         step_seconds_cycles=by_cycles.seconds,
-        mfu_roofline=model / peak / at_peak.seconds,
-        mfu_cycles=model / peak / by_cycles.seconds,
+        mfu_roofline=prediction.model_flops / peak / at_peak.seconds,
+        mfu_cycles=prediction.model_flops / peak / by_cycles.seconds,
         parts=dict(at_peak.parts),
         waits=dict(at_peak.waits),
     )
@@ -178,7 +191,7 @@ def predict(
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a whole stage, as (roofline, cycles). `days` of wall time, `chip_hours`, `dollars`; no restarts, no stalls."""
+    """The cost of a whole stage without restarts and stalls; every field is a range (roofline, cycles)."""
 
     days: tuple[float, float]
     chip_hours: tuple[float, float]
@@ -186,24 +199,25 @@ class Cost:
 
 
 def cost(prediction: Prediction, price: float) -> Cost | None:
-    """The stage's cost at a price per chip and hour, or None where the step does not fit."""
+    """The cost of the stage at a price in dollars per chip and hour, or None if the step does not fit."""
     if prediction.step_seconds_roofline is None or prediction.step_seconds_cycles is None:
         return None
-    seconds = prediction.step_seconds_roofline * prediction.steps, prediction.step_seconds_cycles * prediction.steps
-    hours = tuple(second / HOURS * prediction.chips for second in seconds)
-    days = tuple(second / HOURS / 24 for second in seconds)
-    return Cost((days[0], days[1]), (hours[0], hours[1]), (hours[0] * price, hours[1] * price))
+    fast = prediction.step_seconds_roofline * prediction.steps
+    slow = prediction.step_seconds_cycles * prediction.steps
+    days = (fast / SECONDS_PER_HOUR / 24, slow / SECONDS_PER_HOUR / 24)
+    chip_hours = (fast / SECONDS_PER_HOUR * prediction.chips, slow / SECONDS_PER_HOUR * prediction.chips)
+    return Cost(days, chip_hours, dollars=(chip_hours[0] * price, chip_hours[1] * price))
 
 
 def capacity_text(prediction: Prediction) -> str:
-    """`27.0 of 95 GiB`, or by how much it exceeds."""
+    """`27.0 of 95 GiB`, and the excess if the step does not fit."""
     over = prediction.hbm_gib - prediction.hbm_capacity_gib
     text = f"{prediction.hbm_gib:.1f} of {prediction.hbm_capacity_gib:.4g} GiB"
     return text if prediction.fits else f"{text}, {over:.1f} GiB too much"
 
 
 def misfit_text(prediction: Prediction) -> str:
-    """One sentence on a step that does not fit: by how much, and what would make it smaller."""
+    """One sentence about a step that does not fit: the excess, and changes that would make it smaller."""
     return (
         f"the step does not fit {prediction.topology}: a chip needs {capacity_text(prediction)}; what would make it "
         f"smaller: {', or '.join(prediction.remedies)}"

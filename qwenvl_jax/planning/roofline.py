@@ -1,9 +1,9 @@
-"""The seconds of a compiled step, from its schedule and the table of chips: nothing is run.
+"""Estimates the time of a compiled step from its schedule and the table of chips, without running it.
 
-Walks the entry computation in the order of its schedule with clocks of their own for the cores, the ICI, copies between
-HBM and VMEM, and copies from and to the host. What is asynchronous advances its own clock and is waited for where it
-ends. The two ways to time matrix products, at the peak and by the compiler's cycles, give the two ends of the predicted
-range.
+It walks the entry computation in the order of its schedule, with separate clocks for the cores, the ICI, copies between
+HBM and VMEM, and copies from and to the host. An asynchronous operation advances its own clock, and the cores wait for
+it at its `-done`. Matrix products are timed in two ways, at the peak and by the compiler's cycles, which give the two
+ends of the predicted range.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from collections.abc import Mapping, Sequence
 from qwenvl_jax.chips import Topology
 from qwenvl_jax.planning.assumptions import KERNEL_EFFICIENCY
 from qwenvl_jax.planning.hlo import costs
-from qwenvl_jax.planning.hlo.collectives import Collective, Role, role
+from qwenvl_jax.planning.hlo.collectives import Collective, Role, role_of
 from qwenvl_jax.planning.hlo.loops import Values, body_values, trip_count
 from qwenvl_jax.planning.hlo.program import Computation, HloError, Instruction, Module
 
-Coordinates = Sequence[tuple[int, ...]]  # per partition: its place on the torus, then the number of its slice
+Coordinates = Sequence[tuple[int, ...]]  # of every partition: coordinates on the torus, then the index of its slice
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a step does on one chip, and how long it takes.
+    """The estimated work and time of a step on one chip.
 
     Attributes:
-      seconds: of the whole step.
-      matmul_flops: operations of matrix products, recomputation included.
-      kernel_flops: operations within Pallas kernels.
-      hbm_bytes: read and written.
-      collective_bytes: by kind, whole buffers (see `Collective.bytes`).
-      collective_seconds: what the collectives would take one after another.
-      exposed_seconds: of these, what nothing else hides.
-      waits: the exposed seconds by collective, `kind module`, the longest first.
-      parts: seconds by what the cores do: `matmul`, `kernel`, `memory`, `exposed`, `copy`.
-      dynamic_loops: loops whose number of turns is data; they were counted as the caller said.
+      seconds: time of the whole step.
+      matmul_flops: operations of matrix products, including recomputation.
+      kernel_flops: operations in Pallas kernels.
+      hbm_bytes: bytes read and written.
+      collective_bytes: bytes of whole buffers by kind (see `Collective.bytes`).
+      collective_seconds: the sum of the times of all collectives.
+      exposed_seconds: the part of it during which the cores wait.
+      waits: the exposed seconds by collective, keyed `kind source`, the longest first.
+      parts: seconds by activity of the cores: `matmul`, `kernel`, `memory`, `exposed`, `copy`.
+      dynamic_loops: number of loops whose trip count depends on data, for which `dynamic_trips` was used.
     """
 
     seconds: float
@@ -66,17 +66,17 @@ def estimate(
     cycles: bool = False,
     dynamic_trips: int | None = None,
 ) -> Estimate:
-    """Predicts one run of a module.
+    """Estimates one execution of a module.
 
     Args:
       module: parsed from scheduled HLO.
       topology: the chips.
-      coordinates: per partition, in the order of the mesh's devices.
-      cycles: whether matrix products take the compiler's cycles instead of operations at the peak.
-      dynamic_trips: turns of loops whose number is data.
+      coordinates: of every partition, in the order of the mesh's devices.
+      cycles: whether matrix products are timed by the compiler's cycles instead of at the peak.
+      dynamic_trips: the trip count of loops whose trip count depends on data.
 
     Raises:
-      HloError: if there is such a loop and no `dynamic_trips`.
+      HloError: if there is such a loop and `dynamic_trips` is None.
     """
     walk = _Walk(module, topology, coordinates, cycles, dynamic_trips)
     total = walk.run(module.entry, (None,) * len(module.entry.parameters))
@@ -109,49 +109,55 @@ class Tally(collections.defaultdict[str, float]):
 
 
 class _Walk:
-    """Runs computations on the three clocks."""
+    """Walks through computations and adds up times and work."""
 
     def __init__(
         self, module: Module, topology: Topology, coordinates: Coordinates, cycles: bool, dynamic_trips: int | None
     ):
-        self._module, self._topology, self._chip = module, topology, topology.chip
-        self._coordinates, self._cycles, self._dynamic_trips = coordinates, cycles, dynamic_trips
+        self._module = module
+        self._topology = topology
+        self._chip = topology.chip
+        self._coordinates = coordinates
+        self._cycles = cycles
+        self._dynamic_trips = dynamic_trips
         self.dynamic_loops = 0
 
     def run(self, computation: Computation, values: Values) -> Tally:
-        """One pass through a computation; nothing asynchronous is left at its end."""
+        """Walks through a computation once and waits for everything asynchronous at its end."""
         total = Tally()
+        # The clocks: time at which each unit is free again, in seconds since the start of the computation.
         now = ici = dma = fetch = store = 0.0
-        pending: dict[str, float] = {}  # channel or name -> when it ends
-        copies: dict[str, float] = {}
+        pending: dict[str, float] = {}  # key of a running collective -> when it ends
+        copies: dict[str, float] = {}  # name of a running copy -> when it ends
         for instruction in computation.instructions.values():
-            part = role(self._module, computation, instruction)
-            if part is not None and part.phase in ("whole", "start"):
-                length = self._collective(part, total)
-                begin = max(now, ici)
-                ici = begin + length
-                if part.phase == "start":
-                    pending[self._key(part, instruction)] = ici
+            role = role_of(self._module, computation, instruction)
+            if role is not None and role.phase in ("whole", "start"):
+                ici = max(now, ici) + self._collective(role, total)
+                if role.phase == "start":
+                    pending[self._key(role, instruction)] = ici
                 else:
-                    self._wait(total, part, ici - now)
+                    self._wait(total, role, ici - now)
                     now = ici
                     continue
-            elif part is not None and part.phase == "done":
-                end = pending.pop(self._key(part, computation[instruction.operands[0]]), now)
-                self._wait(total, part, end - now)
+            elif role is not None and role.phase == "done":
+                end = pending.pop(self._key(role, computation[instruction.operands[0]]), now)
+                self._wait(total, role, end - now)
                 now = max(now, end)
-            if part is not None and instruction.opcode != "fusion":
+            if role is not None and instruction.opcode != "fusion":
                 continue
             if instruction.opcode.endswith("-start"):
-                moved = costs.hbm_bytes(self._module, computation, instruction)
-                total["hbm bytes"] += moved
+                size = costs.hbm_bytes(self._module, computation, instruction)
+                total["hbm bytes"] += size
                 fetched, stored = costs.host_bytes(instruction)
                 if fetched:
-                    copies[instruction.name] = fetch = max(now, fetch) + fetched / self._chip.host_bandwidth
+                    fetch = max(now, fetch) + fetched / self._chip.host_bandwidth
+                    copies[instruction.name] = fetch
                 elif stored:
-                    copies[instruction.name] = store = max(now, store) + stored / self._chip.host_bandwidth
+                    store = max(now, store) + stored / self._chip.host_bandwidth
+                    copies[instruction.name] = store
                 else:
-                    copies[instruction.name] = dma = max(now, dma) + moved / self._chip.hbm_bandwidth
+                    dma = max(now, dma) + size / self._chip.hbm_bandwidth
+                    copies[instruction.name] = dma
             elif instruction.opcode.endswith("-done"):
                 end = copies.pop(instruction.operands[0], now)
                 total["copy"] += max(0.0, end - now)
@@ -163,18 +169,23 @@ class _Walk:
         total["seconds"] += end
         return total
 
-    def _wait(self, total: Tally, part: Role, seconds: float) -> None:
-        """Adds what the cores wait for a collective."""
+    def _wait(self, total: Tally, role: Role, seconds: float) -> None:
+        """Adds the time that the cores wait for a collective."""
         if seconds > 0.0:
             total["exposed"] += seconds
-            total[f"wait {part.collective.kind} {part.collective.source}"] += seconds
+            total[f"wait {role.collective.kind} {role.collective.source}"] += seconds
 
-    def _key(self, part: Role, instruction: Instruction) -> str:
-        """What the start and the end of a collective have in common; `instruction` is the one that starts it.
+    def _key(self, role: Role, instruction: Instruction) -> str:
+        """A key by which the end of a collective finds its start.
 
-        Fusions form a chain in which only the channel tells; others name their start, and may share a channel.
+        A chain of fusions is identified by its channel. Other collectives refer to their start by name; several may
+        share a channel.
+
+        Args:
+          role: of the start or the end.
+          instruction: the one that starts the collective.
         """
-        return part.collective.channel or "" if instruction.opcode == "fusion" else instruction.name
+        return role.collective.channel or "" if instruction.opcode == "fusion" else instruction.name
 
     def _compute(self, computation: Computation, instruction: Instruction, values: Values, total: Tally) -> float:
         """Adds an instruction to the totals and returns its seconds on the cores."""
@@ -184,11 +195,11 @@ class _Walk:
             total.add(inner)
             return seconds
         flops = costs.matmul_flops(self._module, computation, instruction)
-        moved = costs.hbm_bytes(self._module, computation, instruction)
+        size = costs.hbm_bytes(self._module, computation, instruction)
         kernel = costs.kernel_of(self._module, instruction)
         total["matmul flops"] += flops
-        total["hbm bytes"] += moved
-        memory = moved / self._chip.hbm_bandwidth
+        total["hbm bytes"] += size
+        memory = size / self._chip.hbm_bandwidth
         if kernel is not None and kernel.flops:
             total["kernel flops"] += kernel.flops
             seconds = max(kernel.flops / (KERNEL_EFFICIENCY * self._chip.peak_flops), memory)
@@ -206,12 +217,12 @@ class _Walk:
         return seconds
 
     def _nested(self, computation: Computation, instruction: Instruction, values: Values) -> Tally | None:
-        """Totals of a loop, a branch or a call; None for everything else."""
+        """The totals of a loop, a conditional or a call; None for all other instructions."""
         if instruction.opcode == "while":
             count = trip_count(self._module, computation, instruction, values)
             if count is None:
                 if self._dynamic_trips is None:
-                    raise HloError(f"the loop {instruction.name} runs as often as its data say; give dynamic_trips")
+                    raise HloError(f"the trip count of the loop {instruction.name} depends on data; give dynamic_trips")
                 self.dynamic_loops += 1
                 count = self._dynamic_trips
             inside = body_values(self._module, computation, instruction, values)
@@ -227,8 +238,9 @@ class _Walk:
             return self.run(self._module[instruction.called("to_apply")], (None,) * len(instruction.operands))
         return None
 
-    def _collective(self, part: Role, total: Tally) -> float:
-        collective = part.collective
+    def _collective(self, role: Role, total: Tally) -> float:
+        """Adds a collective to the totals and returns its seconds."""
+        collective = role.collective
         total[f"bytes {collective.kind}"] += collective.bytes
         seconds = collective_seconds(collective, self._topology, tuple(self._coordinates))
         total["collective"] += seconds
@@ -236,13 +248,15 @@ class _Walk:
 
 
 def collective_seconds(collective: Collective, topology: Topology, coordinates: tuple[tuple[int, ...], ...]) -> float:
-    """How long a collective takes when nothing else uses the network.
+    """The time of a collective if nothing else uses the network.
 
-    On a ring of n chips an all-gather or reduce-scatter of V bytes moves V (n - 1) / n past every chip, both ways at
-    once where the axis wraps; on several axes each carries its part. An all-reduce is one of each. An all-to-all
-    moves a quarter of that on a ring. Between slices every chip exchanges its own part, after the slice has reduced.
+    On a ring of n chips an all-gather or reduce-scatter of V bytes moves V (n - 1) / n bytes past every chip, in both
+    directions at once if the axis wraps; several axes share the bytes. An all-reduce takes as long as both. An
+    all-to-all moves a quarter of the bytes on a ring. Between slices every chip exchanges its part after the reduction
+    within the slice.
     """
-    chip, size = topology.chip, collective.bytes
+    chip = topology.chip
+    size = collective.bytes
     members = collective.group
     if len(members) < 2 or not size:
         return 0.0
@@ -260,17 +274,17 @@ def collective_seconds(collective: Collective, topology: Topology, coordinates: 
 def _spread(
     members: tuple[int, ...], topology: Topology, coordinates: tuple[tuple[int, ...], ...]
 ) -> tuple[float, int, int]:
-    """Bandwidth of a group's torus axes in bytes per second, its chips within one slice, and its slices."""
-    places = [coordinates[member] for member in members]
-    slices = len({place[-1] for place in places})
+    """The bandwidth of a group's torus axes in bytes per second, its chips within one slice, and its slices."""
+    group = [coordinates[member] for member in members]
+    slices = len({chip[-1] for chip in group})
     inside = max(1, len(members) // slices)
     bandwidth = 0.0
     for axis, length in enumerate(topology.shape):
-        used = sorted({place[axis] for place in places})
+        used = sorted({chip[axis] for chip in group})
         if len(used) < 2:
             continue
         ring = len(used) == length and topology.wraps[axis]
-        # Groups that take every second chip of an axis share its links with those in between.
+        # A group of every second chip of an axis shares its links with the group of the chips in between.
         stride = 1 if ring else max(1, math.gcd(*(b - a for a, b in itertools.pairwise(used))))
         bandwidth += topology.chip.link_bandwidth * (2 if ring else 1) / stride
     return bandwidth or topology.chip.link_bandwidth, inside, slices

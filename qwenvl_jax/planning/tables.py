@@ -1,4 +1,4 @@
-"""Predictions as tables for people."""
+"""Prints predictions as tables."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qwenvl_jax.planning.candidates import Failure, Outcome
 from qwenvl_jax.planning.prediction import Prediction, capacity_text, cost
 from qwenvl_jax.runtime import log
 
-Row = tuple[object, ...]
+Cells = tuple[object, ...]  # of one line of a table
 
 LONGEST_WAITS = 10
 
-# Parts of an operation's name that are no module: control flow, the step itself, methods of the whole model.
+# Parts of an operation's name that are not modules: control flow, the step itself, methods of the whole model.
 _TRANSFORMED = re.compile(r"(?:(?:jit|jvp|transpose|vmap)\()*([^()]*)\)*")
 _NO_MODULE = re.compile(r"(|while|body|cond|closed_call|checkpoint|rematted_computation|shard_map|step_fn|QwenVL\.\w+)")
 
@@ -24,10 +24,10 @@ def _range(first: float | None, second: float | None, form: str = ".2f") -> str:
 
 
 def show(prediction: Prediction, price: float) -> None:
-    """All about one prediction."""
+    """Prints one prediction with all details; `price` is in dollars per chip and hour."""
     p = prediction
     settings = ", ".join(f"{name} {value}" for name, value in p.settings.items())
-    rows: list[Row] = [("chips, hosts", f"{log.count(p.chips)}, {log.count(p.hosts)}")]
+    rows: list[Cells] = [("chips, hosts", f"{log.count(p.chips)}, {log.count(p.hosts)}")]
     rows.append(("fits", f"{'yes' if p.fits else 'no'}, {capacity_text(p)}"))
     if p.fits:
         parts = ", ".join(f"{name} {size:.2f}" for name, size in p.hbm_parts_gib.items())
@@ -50,31 +50,38 @@ def show(prediction: Prediction, price: float) -> None:
     log.line(f"{p.topology}: {settings}")
     log.table(f"predicted, not measured: {p.topology}", ("", "value"), rows)
     if p.waits and p.step_seconds_roofline:
-        waits: list[Row] = []
+        waits: list[Cells] = []
         for wait, seconds in list(p.waits.items())[:LONGEST_WAITS]:
             kind, _, source = wait.partition(" ")
-            waits.append((kind, place(source), f"{seconds:.3f}", f"{seconds / p.step_seconds_roofline:.1%}"))
+            waits.append((kind, module_name(source), f"{seconds:.3f}", f"{seconds / p.step_seconds_roofline:.1%}"))
         log.table(f"what the cores wait for, the longest {len(waits)}", ("collective", "of", "s", "of step"), waits)
 
 
-def place(source: str) -> str:
-    """What JAX calls an operation, for people: `decoder/blocks/mlp/up, forward`; what is no module is left out."""
+def module_name(source: str) -> str:
+    """A readable name for an operation, e.g. `decoder/blocks/mlp/up, forward`: its module path without JAX's wrappers.
+
+    Args:
+      source: the `op_name` of the operation in HLO, e.g. `jit(step)/..`; empty for operations of the compiler.
+    """
     if not source:
         return "made up by the compiler"
     *modules, operation = source.split("/")
     modules = [_TRANSFORMED.sub(r"\1", part) for part in modules]
     modules = [part for part in modules if not _NO_MODULE.fullmatch(part)]
-    named = "/".join(modules) or operation
+    name = "/".join(modules) or operation
     if "jvp(" not in source:
-        return named
-    return f"{named}, {'recomputed' if 'rematted' in source else 'backward' if 'transpose(' in source else 'forward'}"
+        return name
+    if "rematted" in source:
+        return f"{name}, recomputed"
+    return f"{name}, {'backward' if 'transpose(' in source else 'forward'}"
 
 
-def _timing(p: Prediction) -> list[Row]:
+def _timing(p: Prediction) -> list[Cells]:
     assert p.step_seconds_roofline and p.step_seconds_cycles and p.hardware_flops
     assert p.exposed_seconds is not None and p.collective_seconds is not None and p.kernel_flops is not None
-    fast, slow = p.step_seconds_roofline, p.step_seconds_cycles
-    rows: list[Row] = [
+    fast = p.step_seconds_roofline
+    slow = p.step_seconds_cycles
+    rows: list[Cells] = [
         ("hardware operations of a step, PFLOP", f"{p.hardware_flops / 1e15:,.1f}"),
         ("  of these in attention kernels", f"{p.kernel_flops / 1e15:,.1f}"),
         ("hardware / model operations", f"{p.hardware_flops / p.model_flops:.3f}"),
@@ -98,19 +105,19 @@ def _timing(p: Prediction) -> list[Row]:
 COLUMNS = ("", "HBM, GiB", "hw / model", "AG / RS / AR, GB", "exposed", "step, s", "MFU", "days", "dollars")
 
 
-def comparison_row(name: str, outcome: Outcome, prices: Mapping[str, float]) -> Row:
-    """One line of the table of `COLUMNS`."""
+def comparison_row(name: str, outcome: Outcome, prices: Mapping[str, float]) -> Cells:
+    """One line of a table with the columns `COLUMNS`."""
     if isinstance(outcome, Failure):
         return (name, outcome.reason, *[""] * (len(COLUMNS) - 2))
     stage = cost(outcome, prices[outcome.topology.partition(":")[0]])
     if stage is None or not outcome.hardware_flops or not outcome.step_seconds_roofline:
         return (name, capacity_text(outcome), *[""] * (len(COLUMNS) - 2))
-    moved = [outcome.collective_bytes.get(kind, 0.0) for kind in ("all-gather", "reduce-scatter", "all-reduce")]
+    sizes = [outcome.collective_bytes.get(kind, 0.0) for kind in ("all-gather", "reduce-scatter", "all-reduce")]
     return (
         name,
         capacity_text(outcome),
         f"{outcome.hardware_flops / outcome.model_flops:.3f}",
-        " / ".join(f"{size / 1e9:.0f}" for size in moved),
+        " / ".join(f"{size / 1e9:.0f}" for size in sizes),
         f"{(outcome.exposed_seconds or 0.0) / outcome.step_seconds_roofline:.1%}",
         _range(outcome.step_seconds_roofline, outcome.step_seconds_cycles),
         _range(outcome.mfu_roofline, outcome.mfu_cycles),
@@ -120,12 +127,12 @@ def comparison_row(name: str, outcome: Outcome, prices: Mapping[str, float]) -> 
 
 
 def show_comparison(title: str, outcomes: Sequence[tuple[str, Outcome]], prices: Mapping[str, float]) -> None:
-    """Several predictions, one per line."""
+    """Prints several predictions, one per line."""
     log.table(title, COLUMNS, [comparison_row(name, outcome, prices) for name, outcome in outcomes])
 
 
 def show_assumptions(versions: str) -> None:
-    """The constants behind the figures."""
+    """Prints the constants behind the figures."""
     log.table("chips", CHIP_COLUMNS, chip_rows())
     log.table("assumptions", ("of", "assumed"), ASSUMPTIONS)
     log.line(f"compiled by {versions}; every figure is predicted, none is measured")

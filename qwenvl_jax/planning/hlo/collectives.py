@@ -1,9 +1,9 @@
-"""Collectives of an HLO module: what is exchanged, how much, and among whom.
+"""The collectives of an HLO module: their kinds, sizes and groups.
 
-A collective appears as one instruction, as a `-start` and `-done` pair, or, on TPU, as fusions: one that begins it
-(`AsyncCollectiveStart`), some that compute while it goes on, and one that ends it (`AsyncCollectiveDone`), all with
-the same channel. A reduce-scatter is a fusion of an all-reduce and the slice that follows. What runs on the
-SparseCores is a computation that a `call-start` begins and a `call-done` ends.
+A collective appears as one instruction, as a `-start` and `-done` pair, or, on TPU, as a chain of fusions with the same
+channel: one that starts it (`AsyncCollectiveStart`), some that compute in the meantime, and one that ends it
+(`AsyncCollectiveDone`). A reduce-scatter is a fusion of an all-reduce and the slice that follows. A collective on the
+SparseCores is a computation between a `call-start` and a `call-done`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ _MESH_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange.
+    """One collective operation.
 
     Attributes:
       kind: one of `KINDS`.
-      bytes: of the whole buffer on one device: the result of an all-gather, the input of a reduce-scatter, the
-        operand of the others.
-      group: partitions of one of the groups; for a permute, one pair.
-      channel: the same for all instructions that belong together, or None.
-      source: where the program asks for it, as JAX names it (`jit(step)/...`); empty if the compiler made it up.
+      bytes: size of the whole buffer on one device: the result of an all-gather, the operand of the others.
+      group: the partitions of one of the groups; for a permute, one pair.
+      channel: the channel id, which all instructions of the collective share, or None.
+      source: the `op_name` that JAX gave the operation (`jit(step)/...`); empty if the compiler added it.
     """
 
     kind: str
@@ -53,14 +52,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What an instruction has to do with a collective: `phase` is `whole`, `start`, `during` or `done`."""
+    """The role of an instruction in a collective; `phase` is `whole`, `start`, `during` or `done`."""
 
     collective: Collective
     phase: str
 
 
-def role(module: Module, computation: Computation, instruction: Instruction) -> Role | None:
-    """The part that an instruction of a schedule plays in a collective, or None."""
+def role_of(module: Module, computation: Computation, instruction: Instruction) -> Role | None:
+    """The role of an instruction in a collective, or None if it has none."""
     opcode = instruction.opcode
     for suffix, phase in (("-start", "start"), ("-done", "done"), ("", "whole")):
         base = opcode.removesuffix(suffix) if suffix and opcode.endswith(suffix) else opcode
@@ -68,17 +67,17 @@ def role(module: Module, computation: Computation, instruction: Instruction) -> 
             source = computation[instruction.operands[0]] if phase == "done" else instruction
             return Role(_collective(module, source), phase)
     if opcode in ("async-done", "call-done"):
-        started = role(module, computation, computation[instruction.operands[0]])
+        started = role_of(module, computation, computation[instruction.operands[0]])
         return Role(started.collective, "done") if started else None
     if opcode not in ("fusion", "async-start", "call-start"):
         return None
     inner = module.inner(instruction)
     if inner is None:
         return None
-    found = [i for i in inner.instructions.values() if i.opcode in COLLECTIVE_OPCODES]
-    if not found:
+    exchange = next((i for i in inner.instructions.values() if i.opcode in COLLECTIVE_OPCODES), None)
+    if exchange is None:
         return None
-    collective = _collective(module, found[0], scattered=_is_scattered(inner, found[0]))
+    collective = _collective(module, exchange, scattered=_is_scattered(inner, exchange))
     if not collective.source:
         collective = dataclasses.replace(collective, source=_source(instruction))
     if opcode in ("async-start", "call-start"):
@@ -91,11 +90,11 @@ def role(module: Module, computation: Computation, instruction: Instruction) -> 
     return Role(collective, "during" if inner.name.startswith("async_collective") else "whole")
 
 
-def _is_scattered(inner: Computation, found: Instruction) -> bool:
+def _is_scattered(inner: Computation, exchange: Instruction) -> bool:
     """Whether each device keeps only its slice of an all-reduce."""
-    if found.opcode != "all-reduce":
+    if exchange.opcode != "all-reduce":
         return False
-    return any(user.opcode == "dynamic-slice" for user, _ in inner.users[found.name])
+    return any(user.opcode == "dynamic-slice" for user, _ in inner.users[exchange.name])
 
 
 def _collective(module: Module, instruction: Instruction, *, scattered: bool = False) -> Collective:
@@ -113,15 +112,15 @@ def _collective(module: Module, instruction: Instruction, *, scattered: bool = F
 
 
 def _source(instruction: Instruction) -> str:
-    found = _SOURCE.search(instruction.attributes)
-    return found[1] if found else ""
+    match = _SOURCE.search(instruction.attributes)
+    return match[1] if match else ""
 
 
 def group_of(instruction: Instruction, partitions: int) -> tuple[int, ...]:
     """The partitions of the first group of a collective.
 
     Raises:
-      HloError: if the groups are written in an unknown way.
+      HloError: if the groups are written in an unknown form.
     """
     pairs = instruction.attribute("source_target_pairs")
     if pairs:
@@ -133,7 +132,7 @@ def group_of(instruction: Instruction, partitions: int) -> tuple[int, ...]:
     if text.startswith("{{"):
         return tuple(int(member) for member in text[2 : text.index("}")].split(","))
     if text.startswith("mesh"):
-        # What follows the mesh up to the axes may hold commas, so the whole of the attributes is searched.
+        # The text between the mesh and its axes may contain commas, so `attribute` would cut it off.
         return _mesh_group(instruction.attributes[instruction.attributes.index("replica_groups=") :])
     iota = _IOTA.match(text)
     if iota:
@@ -143,7 +142,7 @@ def group_of(instruction: Instruction, partitions: int) -> tuple[int, ...]:
 
 
 def _mesh_group(text: str) -> tuple[int, ...]:
-    """`mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`; an axis may be cut, as in `'a':(2)2`."""
+    """The first group of `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`; `'a':(2)2` is a part of an axis."""
     mesh = text[: text.index("]")]
     sizes = {name: int(size) for name, size in _MESH_SIZE.findall(mesh)}
     rest = text[text.index("]") :]
@@ -153,13 +152,13 @@ def _mesh_group(text: str) -> tuple[int, ...]:
     order = _DEVICE_IDS.search(rest[: axes.start()])
     count = math.prod(sizes.values())
     ids = _iota(order[1], order[2]) if order else np.arange(count)
-    # Every axis as (before, used, after), so that cut axes need nothing special.
-    cuts = {name: (1, 1, size) for name, size in sizes.items()}
+    # Every axis is split into three, (before, used, after), so that parts of axes need no special case.
+    splits = {name: (1, 1, size) for name, size in sizes.items()}
     for name, before, used in _MESH_AXIS.findall(axes[1]):
         size = sizes[name]
         first, part = (int(before), int(used)) if used else (1, size)
-        cuts[name] = (first, part, size // (first * part))
-    ids = ids.reshape([part for cut in cuts.values() for part in cut])
+        splits[name] = (first, part, size // (first * part))
+    ids = ids.reshape([length for split in splits.values() for length in split])
     for axis in range(ids.ndim):
         if axis % 3 != 1:
             ids = ids.take([0], axis)

@@ -1,7 +1,7 @@
-"""What one instruction of a schedule does: operations of its matrix products, bytes that pass through HBM.
+"""The costs of one instruction: operations of its matrix products, and bytes that it reads from and writes to HBM.
 
-Two operations per multiply-add. Arrays in VMEM, `S(1)` in their layout, cost no HBM bytes; a fusion reads of an
-operand only what it slices, and writes of a buffer that it updates in place only the update.
+A multiply-add counts as two operations. Arrays in VMEM, with `S(1)` in their layout, cost no HBM bytes. If a fusion
+slices an operand, only the slice is read; if it updates a buffer in place, only the update is written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from qwenvl_jax.planning.hlo.collectives import COLLECTIVE_OPCODES
 from qwenvl_jax.planning.hlo.program import Computation, HloError, Instruction, Module
 
-# They name or rearrange what is there, or are counted where they lead.
+# These move no data, or are counted through the computation that they call.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all"),
     *("while", "conditional", "call", "iota", "optimization-barrier", "add-dependency", "domain"),
@@ -24,21 +24,21 @@ _FREE = {
 _FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
 _READS_PART = ("dynamic-slice", "slice", "gather")
 _KERNEL = "tpu_custom_call"
-_LANES = 128  # of a matrix unit; smaller heads leave some idle
-_HOST = 5  # the space of arrays in the host's memory
+_LANES = 128  # lanes of a matrix unit; smaller heads leave some idle
+_HOST = 5  # memory space of arrays in host memory
 _LABELS = re.compile(r"(\w+)_(\w+)->(\w+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel: its name, and its operations without the blocks that its mask lets it skip."""
+    """A Pallas kernel: its name, and its operations without the blocks that its mask skips."""
 
     name: str
     flops: float
 
 
 def matmul_flops(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """Operations of an instruction's matrix products, those inside a fusion included; loops are not entered."""
+    """Operations of an instruction's matrix products, including those inside a fusion, but not those of a loop body."""
     if instruction.opcode == "dot":
         return _dot_flops(computation, instruction)
     if instruction.opcode == "convolution":
@@ -53,13 +53,13 @@ def _dot_flops(computation: Computation, instruction: Instruction) -> float:
     left = computation[instruction.operands[0]].arrays[0]
     contracted = instruction.attribute("lhs_contracting_dims")
     if contracted is None:
-        raise HloError(f"the dot {instruction.name} names no contracted axes")
+        raise HloError(f"the dot {instruction.name} has no lhs_contracting_dims")
     axes = [int(axis) for axis in contracted.strip("{}").split(",") if axis]
     return 2.0 * math.prod(instruction.arrays[0].dims) * math.prod(left.dims[axis] for axis in axes)
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
-    """TPU writes every matrix product as a convolution; batch axes become windows in which one place is real."""
+    """Operations of a convolution. On TPU every matrix product is one; its batch axes are windows with one element."""
     labels = _LABELS.match(instruction.attribute("dim_labels") or "")
     if not labels:
         raise HloError(f"the convolution {instruction.name} has no dim_labels")
@@ -69,15 +69,18 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> fl
     flops *= result.dims[labels[3].index("b")] * result.dims[labels[3].index("f")]
     window = _window(instruction.attribute("window") or "")
     spatial = sorted(label for label in labels[3] if label.isdigit())
-    for place, label in enumerate(spatial):
-        sizes = left.dims[labels[1].index(label)], kernel.dims[labels[2].index(label)]
-        output = result.dims[labels[3].index(label)]
-        flops *= _valid_places(*sizes, output, *(values[place] if values else None for values in window))
+    for axis, label in enumerate(spatial):
+        flops *= _real_pairs(
+            left.dims[labels[1].index(label)],
+            kernel.dims[labels[2].index(label)],
+            result.dims[labels[3].index(label)],
+            *(values[axis] if values else None for values in window),
+        )
     return flops
 
 
 def _window(text: str) -> tuple[list | None, list | None, list | None, list | None]:
-    """Per spatial axis: stride, lower padding, dilation of the left side, dilation of the kernel."""
+    """Stride, lower padding, dilation of the left side and dilation of the kernel, each by spatial axis or None."""
 
     def values(key: str) -> list[int] | None:
         match = re.search(rf"\b{key}=([\dx_\-]+)", text)
@@ -87,7 +90,7 @@ def _window(text: str) -> tuple[list | None, list | None, list | None, list | No
 
 
 @functools.cache
-def _valid_places(
+def _real_pairs(
     left: int,
     kernel: int,
     output: int,
@@ -96,24 +99,32 @@ def _valid_places(
     left_dilation: int | None,
     kernel_dilation: int | None,
 ) -> int:
-    """Pairs of output place and kernel place that meet a real element: neither padding nor a hole of a dilation."""
-    stride, pad, left_dilation, kernel_dilation = stride or 1, pad or 0, left_dilation or 1, kernel_dilation or 1
+    """The number of pairs of output index and kernel index that read an element, not padding or a hole of a dilation.
+
+    Args:
+      left, kernel, output: lengths of one spatial axis.
+      stride, pad, left_dilation, kernel_dilation: of the window on that axis; None for the default.
+    """
+    stride = stride or 1
+    pad = pad or 0
+    left_dilation = left_dilation or 1
+    kernel_dilation = kernel_dilation or 1
     count = 0
-    places = np.arange(kernel) * kernel_dilation - pad
+    offsets = np.arange(kernel) * kernel_dilation - pad
     for start in range(0, output * stride, stride):
-        reached = places + start
-        real = (reached >= 0) & (reached <= (left - 1) * left_dilation) & (reached % left_dilation == 0)
+        indices = offsets + start
+        real = (indices >= 0) & (indices <= (left - 1) * left_dilation) & (indices % left_dilation == 0)
         count += int(real.sum())
     return count
 
 
 def kernel_of(module: Module, instruction: Instruction) -> Kernel | None:
-    """The Pallas kernel that an instruction calls, itself or within a fusion with a collective, or None.
+    """The Pallas kernel that an instruction calls, directly or in a fusion with a collective, or None.
 
-    Splash attention is known by its name. With queries [.., N, L, K], keys [.., T, K] and n query blocks the forward
-    kernel does 2 products of 2 B N L T K operations, the fused backward kernel 5, K padded to whole lanes; a causal
-    mask, which shows as an operand with the query positions, leaves (n + 1) / 2n of the blocks. Other kernels count as
-    memory traffic only.
+    Splash attention is recognised by its name. With queries [.., N, L, K], keys [.., T, K] and n query blocks, the
+    forward kernel computes 2 products of 2 B N L T K operations and the fused backward kernel 5, with K padded to whole
+    lanes. A causal mask, recognised by an operand with the query positions, leaves (n + 1) / 2n of the blocks. For
+    other kernels only memory traffic is counted.
     """
     if instruction.opcode == "fusion":
         inside = module[instruction.called("calls")].instructions.values()
@@ -126,7 +137,8 @@ def kernel_of(module: Module, instruction: Instruction) -> Kernel | None:
     wide = [dims for dtype, dims in sizes if dtype in ("bf16", "f32") and len(dims) >= 3]
     if not products or len(wide) < 2:
         return Kernel(instruction.name, 0.0)
-    queries, keys = wide[0], wide[1]
+    queries = wide[0]
+    keys = wide[1]
     flops = products * 2.0 * math.prod(queries[:-1]) * -(-queries[-1] // _LANES) * _LANES * keys[-2]
     blocks = [dims for dtype, dims in sizes if dtype == "s8" and len(dims) == 3]
     if blocks and sizes[-1][0] == "s32" and len(sizes[-1][1]) == 2:
@@ -136,7 +148,7 @@ def kernel_of(module: Module, instruction: Instruction) -> Kernel | None:
 
 
 def hbm_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """Bytes that an instruction reads from and writes to HBM; loops and calls are not entered."""
+    """Bytes that an instruction reads from and writes to HBM; 0 for loops and calls, whose bodies count separately."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done") or opcode in COLLECTIVE_OPCODES:
         return 0.0
@@ -144,8 +156,9 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
         return 0.0
     written = sum(array.hbm_bytes for array in instruction.arrays)
     if opcode.endswith("-start"):
-        # (source, result, context): what is copied is the result, read from one memory and written to the other.
-        source, result = instruction.arrays[0], instruction.arrays[1]
+        # The arrays are (source, result, context), for copy-start (result, source, context). As many bytes as the
+        # result has are read from one memory and written to the other.
+        source, result = instruction.arrays[:2]
         if opcode == "copy-start":
             source, result = result, source
         return result.stored_bytes * ((source.space == 0) + (result.space == 0))
@@ -161,12 +174,12 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
 
 
 def host_bytes(instruction: Instruction) -> tuple[float, float]:
-    """Bytes that an asynchronous copy fetches from the host's memory, and bytes that it stores there."""
+    """Bytes that an asynchronous copy reads from host memory, and bytes that it writes there."""
     if instruction.opcode != "copy-start":
         return 0.0, 0.0
     result, source = instruction.arrays[:2]
-    moved = result.stored_bytes
-    return (moved if source.space == _HOST else 0.0), (moved if result.space == _HOST else 0.0)
+    size = result.stored_bytes
+    return (size if source.space == _HOST else 0.0), (size if result.space == _HOST else 0.0)
 
 
 def _target(instruction: Instruction) -> str:
@@ -192,7 +205,7 @@ def _fusion_bytes(module: Module, computation: Computation, instruction: Instruc
 
 
 def _read(module: Module, computation: Computation, parameter: Instruction) -> float:
-    """Bytes of an operand that a fusion looks at."""
+    """Bytes of an operand that a fusion reads."""
     whole = sum(array.stored_bytes for array in parameter.arrays)
     total = 0.0
     for user, position in computation.users[parameter.name]:
@@ -200,7 +213,7 @@ def _read(module: Module, computation: Computation, parameter: Instruction) -> f
         if _is_kernel(user):
             return whole
         if opcode in ("tuple", "custom-call", *COLLECTIVE_OPCODES):
-            continue  # handed on, or moved by a collective
+            continue  # passed on, or moved by a collective
         if opcode in _READS_PART and position == 0:
             total += sum(array.stored_bytes for array in user.arrays)
         elif opcode in ("dynamic-update-slice", "scatter") and position == 0:
@@ -219,10 +232,10 @@ def _written(module: Module, computation: Computation, result: Instruction) -> f
     """Bytes of a result that a fusion writes."""
     while result.opcode in ("bitcast", "reshape"):
         result = computation[result.operands[0]]
-    maker = computation[result.operands[0]] if result.opcode == "get-tuple-element" else result
-    handed_on = ("parameter", "get-tuple-element", "custom-call", *COLLECTIVE_OPCODES)
-    if result.opcode in handed_on and not _is_kernel(maker):
-        return 0.0  # or moved by a collective
+    producer = computation[result.operands[0]] if result.opcode == "get-tuple-element" else result
+    not_written = ("parameter", "get-tuple-element", "custom-call", *COLLECTIVE_OPCODES)
+    if result.opcode in not_written and not _is_kernel(producer):
+        return 0.0  # passed on, or moved by a collective
     if result.opcode in ("dynamic-update-slice", "scatter"):
         update = result.operands[-1 if result.opcode == "scatter" else 1]
         return sum(array.stored_bytes for array in computation[update].arrays)

@@ -1,8 +1,8 @@
-"""How often the loops of an HLO module run.
+"""The trip counts of the loops of an HLO module.
 
-CPU and GPU text carries `known_trip_count`; TPU text does not. There the number follows from the loop's condition, the
-start of its counter and the step that the body takes, all found by evaluating a few integer instructions. A loop
-whose bound is data (the chunks of the loss that hold supervised tokens) has no static count.
+HLO for CPU and GPU states `known_trip_count`; HLO for TPU does not. There we derive it from the loop's condition, the
+initial value of its counter and the increment in its body, by evaluating a few integer instructions. A loop whose bound
+depends on data (the loop over chunks of supervised tokens in the loss) has no static trip count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from qwenvl_jax.planning.hlo.program import Computation, Instruction, Module
 
-# Static values of the elements of a computation's single tuple parameter (or of its parameters); None: not static.
+# Values of the elements of a computation's single tuple parameter (or of its parameters); None if not static.
 Values = tuple[int | None, ...]
 
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
@@ -36,23 +36,25 @@ _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def evaluate(module: Module, computation: Computation, name: str, values: Values) -> int | None:
-    """The integer that an instruction gives, or None if it is not static.
+    """The integer result of an instruction, or None if it is not static.
 
     Args:
       module: the program.
-      computation: where the instruction stands.
-      name: its name.
-      values: of the computation's parameter.
+      computation: contains the instruction.
+      name: of the instruction.
+      values: of the parameters of the computation.
     """
     instruction = computation[name]
-    opcode, operands = instruction.opcode, instruction.operands
+    opcode = instruction.opcode
+    operands = instruction.operands
     if opcode == "constant":
         return int(instruction.literal) if re.fullmatch(r"-?\d+", instruction.literal) else None
     if opcode == "parameter":
         number = int(instruction.literal)
         return values[number] if len(computation.parameters) == len(values) else None
     if opcode == "get-tuple-element":
-        source, index = computation[operands[0]], int(instruction.attribute("index") or 0)
+        source = computation[operands[0]]
+        index = int(instruction.attribute("index") or 0)
         if source.opcode == "parameter" and len(computation.parameters) == 1:
             return values[index] if index < len(values) else None
         if source.opcode == "tuple":
@@ -72,45 +74,46 @@ def evaluate(module: Module, computation: Computation, name: str, values: Values
         return _ARITHMETIC[opcode](first, second)
     if opcode == "fusion":
         inner = module[instruction.called("calls")]
-        given = tuple(evaluate(module, computation, operand, values) for operand in operands)
-        return evaluate(module, inner, inner.root.name, given)
+        arguments = tuple(evaluate(module, computation, operand, values) for operand in operands)
+        return evaluate(module, inner, inner.root.name, arguments)
     return None
 
 
 def invariant(body: Computation) -> set[int]:
-    """Which elements of a loop's state its body hands on unchanged."""
-    found: set[int] = set()
+    """The indices of the elements of a loop's state that its body does not change."""
+    unchanged: set[int] = set()
     if body.root.opcode != "tuple":
-        return found
+        return unchanged
     for index, operand in enumerate(body.root.operands):
         instruction = body[operand]
         while instruction.opcode in ("copy", "bitcast"):
             instruction = body[instruction.operands[0]]
         if instruction.opcode == "get-tuple-element" and body[instruction.operands[0]].opcode == "parameter":
-            found |= {index} & {int(instruction.attribute("index") or 0)}
-    return found
+            unchanged |= {index} & {int(instruction.attribute("index") or 0)}
+    return unchanged
 
 
 def body_values(module: Module, computation: Computation, loop: Instruction, values: Values) -> Values:
-    """The static values that hold within the loop's body: those of its invariant elements."""
+    """The values that are static within the loop's body: those of its invariant elements."""
     start = _start(module, computation, loop, values)
     kept = invariant(module[loop.called("body")])
     return tuple(value if index in kept else None for index, value in enumerate(start))
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction, values: Values) -> int | None:
-    """How often the body of a `while` runs, or None if that is data.
+    """The trip count of a `while`, or None if it depends on data.
 
     Args:
       module: the program.
-      computation: where the loop stands.
+      computation: contains the loop.
       loop: the `while` instruction.
-      values: static values of the computation's parameter.
+      values: of the parameters of the computation.
     """
     known = _KNOWN.search(loop.attributes)
     if known:
         return int(known[1])
-    body, condition = module[loop.called("body")], module[loop.called("condition")]
+    body = module[loop.called("body")]
+    condition = module[loop.called("condition")]
     start = _start(module, computation, loop, values)
     if body.root.opcode != "tuple":
         return None
@@ -129,39 +132,57 @@ def trip_count(module: Module, computation: Computation, loop: Instruction, valu
 def _count(
     module: Module, condition: Computation, body: Computation, inside: list[int | None], index: int, first: int
 ) -> int | None:
-    """Iterations while the condition holds for the counter `index` that begins at `first`."""
+    """The number of iterations for which the condition holds, or None if it is not static.
 
-    def at(computation: Computation, name: str, value: int) -> int | None:
-        return evaluate(module, computation, name, (*inside[:index], value, *inside[index + 1 :]))
+    Args:
+      module: the program.
+      condition: of the loop.
+      body: of the loop.
+      inside: static values of the elements of the loop's state.
+      index: of the counter among these elements.
+      first: initial value of the counter.
+    """
 
-    step, check = (at(body, body.root.operands[index], value) for value in (0, 1000))
+    def with_counter(computation: Computation, name: str, counter: int) -> int | None:
+        return evaluate(module, computation, name, (*inside[:index], counter, *inside[index + 1 :]))
+
+    counter = body.root.operands[index]
+    step = with_counter(body, counter, 0)
+    check = with_counter(body, counter, 1000)
     if not step or check is None or check - 1000 != step:
         return None
-    # The condition holds up to some iteration and never after: double until it fails, then bisect.
-    if at(condition, condition.root.name, first) is None:
+
+    def holds(iteration: int, step: int = step) -> int | None:
+        return with_counter(condition, condition.root.name, first + iteration * step)
+
+    if holds(0) is None:
         return None
-    if not at(condition, condition.root.name, first):
+    if not holds(0):
         return 0
+    # The condition holds up to some iteration and not after: double until it fails, then bisect.
     high = 1
-    while at(condition, condition.root.name, first + high * step):
+    while holds(high):
         high *= 2
         if high > 2**40:
             return None
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if at(condition, condition.root.name, first + middle * step) else (low, middle)
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
     return high
 
 
 def _read(condition: Computation) -> list[int]:
-    """Elements of the state that a condition looks at."""
+    """The indices of the elements of the state that a condition reads."""
     elements = [i for i in condition.instructions.values() if i.opcode == "get-tuple-element"]
     return [int(element.attribute("index") or 0) for element in elements]
 
 
 def _start(module: Module, computation: Computation, loop: Instruction, values: Values) -> Values:
-    """Static values of the loop's initial state."""
+    """Values of the loop's initial state."""
     source = computation[loop.operands[0]]
     if source.opcode == "tuple":
         return tuple(evaluate(module, computation, operand, values) for operand in source.operands)

@@ -1,8 +1,8 @@
-"""Reading scheduled HLO text, as `compiled.as_text()` gives it on TPU, GPU and CPU.
+"""Parses scheduled HLO text, the result of `compiled.as_text()` on TPU, GPU and CPU.
 
-A module is a set of computations, a computation a list of instructions in the order of its schedule. Only what a
-prediction needs is understood; everything else of an instruction stays as text. XLA's own cost analysis is of no use
-here: it counts the body of a loop once.
+A module is a set of computations, and a computation is a list of instructions in the order of its schedule. Only what a
+prediction needs is parsed; the other attributes of an instruction stay text. XLA's cost analysis cannot be used instead
+because it counts the body of a loop once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import math
 import re
 
-# Bytes per element; types that hold no data (tokens) have none.
+# Bytes per element.
 ITEM_BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3b11fnuz", "f8e4m3", "f8e8m0fnu"), 1.0),
     **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2.0),
@@ -35,7 +35,7 @@ _REFERENCE = re.compile(r"%([\w.\-]+)")
 
 
 class HloError(ValueError):
-    """A text that is not the HLO that this parser knows."""
+    """The text is not HLO, or has a form that this parser does not support."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class Array:
     """One array of a result.
 
     Attributes:
-      dtype, dims: as HLO writes them.
-      space: the memory it lies in: 0 HBM, 1 VMEM, 5 the host's, else scalar memories.
-      stored: elements with the padding to whole tiles: 104 lanes take the place of 128.
+      dtype, dims: as written in HLO.
+      space: its memory space: 0 is HBM, 1 VMEM, 5 host memory; the others are scalar memories.
+      stored: number of elements including the padding to whole tiles, e.g. of 104 lanes to 128.
     """
 
     dtype: str
@@ -55,7 +55,7 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        """Without padding."""
+        """Size without padding."""
         return math.prod(self.dims) * ITEM_BYTES[self.dtype]
 
     @property
@@ -69,7 +69,16 @@ class Array:
 
 @dataclasses.dataclass(slots=True)
 class Instruction:
-    """One line. `arrays` are the leaves of its result, `literal` what stands between the parentheses."""
+    """One instruction, a line of HLO.
+
+    Attributes:
+      name: without `%`.
+      opcode: for example `fusion`.
+      arrays: the leaves of its result.
+      operands: names of other instructions.
+      literal: the text between the parentheses.
+      attributes: the text after the parentheses.
+    """
 
     name: str
     opcode: str
@@ -83,34 +92,39 @@ class Instruction:
         match = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
         if not match:
             return None
-        start, depth = match.end(), 0
+        start = match.end()
+        depth = 0
         for end in range(start, len(self.attributes)):
-            letter = self.attributes[end]
-            if letter in "([{":
+            character = self.attributes[end]
+            if character in "([{":
                 depth += 1
-            elif letter in ")]}":
+            elif character in ")]}":
                 depth -= 1
-            elif letter == "," and depth == 0:
+            elif character == "," and depth == 0:
                 return self.attributes[start:end]
         return self.attributes[start:]
 
     def called(self, name: str) -> str:
-        """The computation that `calls=`, `body=` or the like names."""
+        """The name of the computation in the attribute `name`, such as `calls` or `body`.
+
+        Raises:
+          HloError: if there is no such attribute.
+        """
         value = self.attribute(name)
         if value is None:
-            raise HloError(f"{self.opcode} {self.name} names no {name}")
+            raise HloError(f"{self.opcode} {self.name} has no attribute {name}")
         return value.split()[0].lstrip("%")
 
     @property
     def estimated_cycles(self) -> float | None:
-        """The compiler's own estimate, or None where it made no real one (elementwise fusions)."""
+        """The compiler's estimate, or None if it has no cost model for the instruction (elementwise fusions)."""
         match = re.search(r'"estimated_cycles":"(\d+)".*?"cost_model_type":"(\w+)"', self.attributes)
         return float(match[1]) if match and match[2] != "COST_MODEL_TYPE_INVALID" else None
 
 
 @dataclasses.dataclass
 class Computation:
-    """Instructions by name, in schedule order; `root` is the result, `parameters` in the order of their numbers."""
+    """Instructions by name in schedule order. `root` is the result; `parameters` are in the order of their numbers."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -122,17 +136,17 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[tuple[Instruction, int]]]:
-        """For each name the instructions that read it, and as which operand."""
-        found: dict[str, list[tuple[Instruction, int]]] = {name: [] for name in self.instructions}
+        """For every name the instructions that read it, each with the index of the operand."""
+        users: dict[str, list[tuple[Instruction, int]]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
-            for position, operand in enumerate(instruction.operands):
-                found[operand].append((instruction, position))
-        return found
+            for index, operand in enumerate(instruction.operands):
+                users[operand].append((instruction, index))
+        return users
 
 
 @dataclasses.dataclass
 class Module:
-    """A program: its computations, which one is run, and over how many devices."""
+    """A program: its computations, the entry computation, and the number of devices it runs on."""
 
     computations: dict[str, Computation]
     entry: Computation
@@ -144,7 +158,7 @@ class Module:
         return self.computations[name]
 
     def inner(self, instruction: Instruction) -> Computation | None:
-        """What a fusion, a call or an asynchronous wrapper runs, or None."""
+        """The computation of a fusion, a call or an asynchronous wrapper, or None."""
         for name in ("calls", "to_apply"):
             if instruction.attribute(name) is not None:
                 return self[instruction.called(name)]
@@ -152,7 +166,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The module of an HLO text.
+    """Parses the text of a module.
 
     Raises:
       HloError: if it is not a scheduled HLO module.
@@ -168,14 +182,15 @@ def parse(text: str) -> Module:
         if not name:
             header = _HEADER.match(line)
             if header:
-                name, lines = header[2], []
+                name = header[2]
+                lines = []
                 entry = name if header[1] else entry
         elif _END.match(line):
             computations[name] = _computation(name, lines)
             name = ""
         elif line.startswith("  ") and _INSTRUCTION.match(line):
             lines.append(line)
-        elif lines:  # an attribute may hold line breaks (metadata of Pallas kernels)
+        elif lines:  # an attribute may contain line breaks (metadata of Pallas kernels)
             lines[-1] += "\n" + line
     if not entry or name:
         raise HloError("the module has no complete entry computation")
@@ -201,7 +216,7 @@ def _instruction(name: str, text: str) -> Instruction:
     stop = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ") if " " in text else len(text)
     opcode = _OPCODE.match(text, stop + 1)
     if not opcode:
-        raise HloError(f"no operation in the line of {name}: {text[:120]!r}")
+        raise HloError(f"the line of {name} has no opcode: {text[:120]!r}")
     end = _closing(text, opcode.end() - 1)
     inside = text[opcode.end() : end]
     operands = tuple(_REFERENCE.findall(inside)) if opcode[1] != "constant" else ()
@@ -209,33 +224,35 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at `start`."""
+    """The index of the bracket that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        if text[place] == "(":
+    for index in range(start, len(text)):
+        if text[index] == "(":
             depth += 1
-        elif text[place] == ")":
+        elif text[index] == ")":
             depth -= 1
             if not depth:
-                return place
+                return index
     raise HloError(f"a bracket is never closed: {text[start : start + 120]!r}")
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
-    found = []
+    """The arrays in the text of a result, which may be a nested tuple."""
+    arrays = []
     for dtype, dims, layout, empty in _ARRAY.findall(text):
         dtype = dtype or empty
         if dtype not in ITEM_BYTES:
             raise HloError(f"unknown element type {dtype!r}")
         space = _SPACE.search(layout)
         sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
-        found.append(Array(dtype, sizes, int(space[1]) if space else 0, _stored(sizes, layout)))
-    return tuple(found)
+        arrays.append(Array(dtype, sizes, int(space[1]) if space else 0, _stored(sizes, layout)))
+    return tuple(arrays)
 
 
 def _stored(dims: tuple[int, ...], layout: str) -> int:
-    """Elements of an array whose most minor axes are padded to the tile of its layout, `{minor, ..., major:T(..)}`."""
-    sizes, tiled = list(dims), _TILE.match(layout)
+    """Elements of an array with its minor axes padded to the tile of its layout, `{minor, ..., major:T(..)}`."""
+    sizes = list(dims)
+    tiled = _TILE.match(layout)
     if tiled and tiled[1]:
         tile = [int(side) for side in tiled[2].split(",")]
         for axis, side in zip(map(int, tiled[1].split(",")), reversed(tile), strict=False):
