@@ -123,12 +123,19 @@ def test_a_comparison_takes_topologies_and_settings() -> None:
     code = """
 import sys
 from qwenvl_jax import plan
+from qwenvl_jax.planning import requests
 from qwenvl_jax.runtime import commandline
 commandline.parse(sys.argv)
 for changes in ("", "v6e:16x16", "compute.remat_vit=full config.data.accumulation=2", "v4:8x8x8 mesh.fsdp=32"):
-    found = plan.entry("v5p:8x8x8", changes)
-    config = found.config
-    print(found.topology.name, config.mesh.fsdp, config.compute.remat_vit, config.data.accumulation, found.name)
+    candidate = requests.candidate("v5p:8x8x8", changes)
+    config = candidate.config
+    print(
+        candidate.topology.name,
+        config.mesh.fsdp,
+        config.compute.remat_vit,
+        config.data.accumulation,
+        candidate.name,
+    )
 """
     run = subprocess.run([sys.executable, "-c", code, STAGE_2], cwd=ROOT, capture_output=True, text=True, check=True)
     path = "configs/stage2_multitask.py"
