@@ -1,9 +1,9 @@
-"""The table of docs/performance.md: all full-size stages on all chips, predicted by `qwenvl_jax.plan`.
+"""Computes the table of docs/performance.md: all full-size stages on all chips, predicted by `qwenvl_jax.plan`.
 
 Usage, in an environment with requirements-tpu.txt: python benchmarks/plan_figures.py OUTPUT.json [ROW ...]
 
-Every row is one compilation of two to six minutes on two cores, twice that for v6e. What is in OUTPUT already is not
-done again.
+Every row is one compilation, which takes two to six minutes on two cores, or twice as long for v6e. Rows that are
+already in OUTPUT.json are not computed again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from qwenvl_jax.planning.assumptions import read_prices
 from qwenvl_jax.runtime import artifacts, log
 
 STAGES = {1: stage1_pretrain, 2: stage2_multitask, 3: stage3_sft}
-SEVEN = {"data.images_per_row": 7.0}  # rows of image tasks full of images: the most that the vision side has to do
+# The shipped recipes have 4.25 images per row in stage 2 and 4.0 in stage 3, the average of their data. Rows of image
+# tasks that are full of images have 7, the most work that the vision side can have.
+SEVEN = {"data.images_per_row": 7.0}
 
 # Row -> stage, topology, changes to the config, which takes the recipe of its chip.
 ROWS: dict[str, tuple[int, str, dict[str, Any]]] = {

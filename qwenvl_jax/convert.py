@@ -1,14 +1,15 @@
-"""Checkpoints to and from PyTorch.
+"""Converts checkpoints to and from PyTorch.
 
     python -m qwenvl_jax.convert import  --release=DIR --workdir=RUN
     python -m qwenvl_jax.convert import  --config=configs/stage1_pretrain.py --vision=OPENCLIP --decoder=QWEN_7B --workdir=RUN
     python -m qwenvl_jax.convert release --workdir=RUN --output=DIR [--dtype=bfloat16] [--format=bin] [--component=decoder]
     python -m qwenvl_jax.convert verify  --release=DIR [--workdir=RUN] [--compare_in=bfloat16] [--trust_release_code]
 
-`import` makes a checkpoint that training, evaluation and chat can start from: out of a release of ours or the published
-Qwen-VL or Qwen-VL-Chat, or out of OpenCLIP ViT-bigG and Qwen-7B (either of them alone as well). `release` writes a
-directory with the released tensor names and, where the machine holds it, proves it (parity.json). `verify` proves a
-directory again, ours or a published one, against a checkpoint or against its own tensors. Every path may be gs://.
+`import` writes a checkpoint from which training, evaluation and chat can start. Its source is a release of ours, the
+published Qwen-VL or Qwen-VL-Chat, or OpenCLIP ViT-bigG and Qwen-7B (or one of these two). `release` writes a directory
+with the released tensor names and, if memory suffices, compares it with the checkpoint in PyTorch (parity.json).
+`verify` repeats the comparison, also for a published model, with a checkpoint or with the tensors of the release itself.
+All paths may be gs://.
 """  # noqa: E501  commands on one line each, to be copied
 
 from __future__ import annotations
@@ -37,13 +38,12 @@ _DECODER = flags.DEFINE_string("decoder", "", "import: the folder of Qwen-7B, or
 _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "release: dtype of the stored tensors; default that of the checkpoint."
 )
-_FORMAT = flags.DEFINE_enum("format", "safetensors", to_torch.FORMATS, "release: of the shards.")
+_FORMAT = flags.DEFINE_enum("format", "safetensors", to_torch.FORMATS, "release: format of the shards.")
 _SCOPE = flags.DEFINE_enum("component", "all", list(mapping.RELEASE_SCOPES), "release: the part of the model to write.")
-_PARITY = flags.DEFINE_bool("parity", True, "release: compare with PyTorch afterwards, if memory holds both.")
+_PARITY = flags.DEFINE_bool("parity", True, "release: compare with PyTorch afterwards, if memory suffices.")
 _COMPARE_IN = flags.DEFINE_enum("compare_in", "float32", ["float32", "bfloat16"], "verify: dtype of both sides.")
-
 _TRUST = flags.DEFINE_bool(
-    "trust_release_code", False, "verify: run the code that lies in the release instead of ours, which is the same."
+    "trust_release_code", False, "verify: run the code in the release instead of our own copy of it."
 )
 
 
@@ -63,14 +63,18 @@ def _open_checkpoint(workdir: epath.Path) -> tuple[dict[str, Any], Config]:
 
 
 def release() -> None:
-    """Writes the release and, unless told otherwise, its parity; exits with 1 where the two disagree."""
-    workdir, output = _required(_WORKDIR.value, "workdir", "release"), _required(_OUTPUT.value, "output", "release")
+    """Writes the release and compares it with PyTorch; exits with 1 if the two disagree."""
+    workdir = _required(_WORKDIR.value, "workdir", "release")
+    output = _required(_OUTPUT.value, "output", "release")
     params, config = _open_checkpoint(workdir)
     folder = to_torch.release(params, config, output, dtype=_DTYPE.value, file_format=_FORMAT.value, scope=_SCOPE.value)
     size = sum(size or 0 for size in storage.sizes(folder).values())
     print(f"released {workdir} to {folder}: {size / 1e6:.1f} MB", flush=True)
     if _PARITY.value and not parity.fits(config):
-        print(f"parity: this machine cannot hold the model twice; run `convert verify --release={folder}` on a larger")
+        print(
+            "parity: the memory of this machine cannot hold the model twice; run `convert verify "
+            f"--release={folder}` on a larger machine"
+        )
     elif _PARITY.value:
         _verify(params, config, folder)
 
@@ -78,10 +82,11 @@ def release() -> None:
 def import_checkpoint() -> None:
     """Writes the tensors of a release, or of separate towers, as a checkpoint of stage "import"."""
     workdir = _required(_WORKDIR.value, "workdir", "import")
-    vision, decoder = (storage.path(value) if value else "" for value in (_VISION.value, _DECODER.value))
+    vision = storage.path(_VISION.value) if _VISION.value else ""
+    decoder = storage.path(_DECODER.value) if _DECODER.value else ""
     towers = [str(path) for path in (vision, decoder) if path]
     if bool(_RELEASE.value) == bool(towers):
-        raise UserError("`convert import` needs either --release, or --vision and --decoder or one of them")
+        raise UserError("`convert import` needs either --release, or at least one of --vision and --decoder")
     if not towers:
         folder = storage.path(_RELEASE.value)
         from_torch.import_release(folder, workdir)
@@ -95,19 +100,19 @@ def import_checkpoint() -> None:
 
 
 def verify() -> None:
-    """Compares a release with a checkpoint, or, without one, with the tensors of the release itself."""
+    """Compares a release with a checkpoint or, without `--workdir`, with the tensors of the release itself."""
     folder = _required(_RELEASE.value, "release", "verify")
     listed = manifest.read_manifest(folder)
     if listed:
-        manifest.check_files(folder, listed)  # before anything makes sense of what they say
+        manifest.check_files(folder, listed)  # before any of the files is interpreted
     else:
-        print(f"{folder} was not written here: it has no manifest to compare its bytes with")
+        print(f"{folder} has no manifest, so its bytes cannot be checked: it is not a release of qwenvl_jax")
     params, config = from_torch.open_release(folder)
     if _WORKDIR.value:
         workdir = storage.path(_WORKDIR.value)
         params, checkpoint = _open_checkpoint(workdir)
         if checkpoint.model != config.model:
-            raise UserError(f"{workdir} and {folder} are two different models; name the run it was released from")
+            raise UserError(f"{workdir} and {folder} are different models; name the run that was released")
     _verify(params, config, folder)
 
 
@@ -140,5 +145,5 @@ def main(command: str = "") -> None:
 
 
 if __name__ == "__main__":
-    # Orbax reports every file, and the tracebacks of its threads.
+    # Orbax logs every file, and the tracebacks of its threads.
     commandline.run(main, positional=1, needs_config=False, verbosity=logging.FATAL)
