@@ -1,26 +1,33 @@
 """Release, import and verification where every path lies on an object store."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from qwenvl_jax.checkpoint import lineage, restore
+from qwenvl_jax.config import Config
 from qwenvl_jax.conversion import from_torch, manifest, parity, to_torch
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 
-def contents(folder):
+def contents(folder: Any) -> dict[str, bytes]:
     return {name: storage.read_bytes(storage.path(folder) / name) for name in storage.names(folder)}
 
 
 @pytest.mark.parametrize("form", to_torch.FORMATS)
-def test_a_release_on_a_bucket_is_the_one_on_disk(params, config, tokenizer, gcs, tmp_path, form):
-    options = dict(file_format=form, shard_bytes=60_000)
+def test_a_release_on_a_bucket_is_the_one_on_disk(
+    params: dict[str, Any], config: Config, tokenizer: Any, gcs: str, tmp_path: Path, form: str
+) -> None:
+    options: dict[str, Any] = {"file_format": form, "shard_bytes": 60_000}
     local = to_torch.release(params, config, tmp_path / "release", **options)
     remote = to_torch.release(params, config, f"{gcs}/a/release", **options)
     assert contents(remote) == contents(local)
@@ -38,7 +45,9 @@ def test_a_release_on_a_bucket_is_the_one_on_disk(params, config, tokenizer, gcs
     assert manifest.verify_manifest(again) and parity.PARITY not in storage.names(again)
 
 
-def test_a_release_that_was_cut_short_says_so_and_can_be_made_again(params, config, gcs):
+def test_a_release_that_was_cut_short_says_so_and_can_be_made_again(
+    params: dict[str, Any], config: Config, gcs: str
+) -> None:
     folder = f"{gcs}/release"
     whole = contents(to_torch.release(params, config, folder))
     broken = {**params, "vit": {**params["vit"], "proj": _Breaking(params["vit"]["proj"])}}
@@ -60,20 +69,20 @@ def test_a_release_that_was_cut_short_says_so_and_can_be_made_again(params, conf
 class _Breaking:
     """An array at which somebody presses Ctrl-C."""
 
-    def __init__(self, array):
+    def __init__(self, array: Any) -> None:
         self.shape, self.dtype = array.shape, array.dtype
 
-    def __array__(self, *arguments, **options):
+    def __array__(self, *arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
 
 @pytest.mark.slow
-def test_the_commands_take_buckets_and_homes(released, gcs, gcs_environment, tmp_path):
+def test_the_commands_take_buckets_and_homes(released: Path, gcs: str, gcs_environment: Any, tmp_path: Path) -> None:
     """Import and release with every path on a bucket, then verification; then the same with `~`."""
     for name in storage.names(released):
         storage.write_bytes(storage.path(gcs) / "in" / name, storage.read_bytes(released / name))
 
-    def convert(*arguments):
+    def convert(*arguments: Any) -> Any:
         command = [sys.executable, "-m", "qwenvl_jax.convert", *arguments]
         environment = {**gcs_environment, "HOME": str(tmp_path)}
         run = subprocess.run(command, capture_output=True, text=True, env=environment)

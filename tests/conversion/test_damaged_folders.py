@@ -1,5 +1,7 @@
 """Folders that are not what they say: changed, foreign, of other kinds; and releases replaced, compared, recorded."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -8,6 +10,8 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.config import Config
 from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, tensor_files, to_torch
 from qwenvl_jax.conversion.stored_tensors import open_checkpoint
 from qwenvl_jax.models import qwen_vl
@@ -23,11 +28,11 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 @pytest.fixture
-def copy_of(released, tmp_path):
+def copy_of(released: Path, tmp_path: Path) -> Any:
     return shutil.copytree(released, tmp_path / "copy", dirs_exist_ok=True)
 
 
-def convert(*arguments, **options):
+def convert(*arguments: Any, **options: Any) -> Any:
     command = [sys.executable, "-m", "qwenvl_jax.convert", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
@@ -35,7 +40,7 @@ def convert(*arguments, **options):
 # Verification runs no code of a folder
 
 
-def test_code_in_a_release_never_runs(copy_of, tokenizer, tmp_path):
+def test_code_in_a_release_never_runs(copy_of: Path, tokenizer: Any, tmp_path: Path) -> None:
     """`verify` finds that it was changed; even where nothing tells, it runs our own."""
     trace = tmp_path / "trace"
     for name in ("modeling_qwen.py", "configuration_qwen.py"):
@@ -55,7 +60,7 @@ def test_code_in_a_release_never_runs(copy_of, tokenizer, tmp_path):
     assert report["passed"] and report["code"] == "of the release" and trace.exists()
 
 
-def _write(name, content):
+def _write(name: str, content: Any) -> Any:
     return lambda folder: (folder / name).write_text(content)
 
 
@@ -94,41 +99,43 @@ CHANGES = {
 }
 
 
-def _edit(path, key, value):
+def _edit(path: Path, key: Any, value: Any) -> None:
     content = json.loads(path.read_text())
     content[key] = value
     path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_changed_release_is_refused(copy_of, change):
+def test_a_changed_release_is_refused(copy_of: Path, change: Any) -> None:
     change[0](copy_of)
     with pytest.raises(UserError, match=change[1]):
         manifest.verify_manifest(copy_of)
 
 
-def test_what_is_for_people_may_be_added(copy_of):
+def test_what_is_for_people_may_be_added(copy_of: Path) -> None:
+    listed = manifest.verify_manifest(copy_of)
+    assert listed and listed[0] == "all"
     (copy_of / "README.md").write_text("edited")
     for name in ("LICENSE.txt", ".gitattributes", "notes.md"):
         (copy_of / name).write_text("")
-    assert manifest.verify_manifest(copy_of)[0] == "all"
+    assert manifest.verify_manifest(copy_of) == listed
     blobs = copy_of.parent / "blobs"  # as the cache of a hub lays folders out
     blobs.mkdir()
     for path in copy_of.iterdir():
         os.rename(path, blobs / path.name)
         path.symlink_to(blobs / path.name)
-    assert manifest.verify_manifest(copy_of)[0] == "all"
+    assert manifest.verify_manifest(copy_of) == listed
 
 
 # Hostile safetensors
 
 
-def _header(content, body=b"\0" * 8):
+def _header(content: Any, body: bytes = b"\0" * 8) -> Any:
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     return struct.pack("<Q", len(text)) + text + body
 
 
-def _about(shape, start, end, dtype="F32"):
+def _about(shape: Any, start: int, end: int, dtype: Any = "F32") -> Any:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
@@ -158,7 +165,7 @@ def _about(shape, start, end, dtype="F32"):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n", "is a Git-LFS pointer.*git lfs pull"),
     ],
 )
-def test_hostile_safetensors(tmp_path, payload, message):
+def test_hostile_safetensors(tmp_path: Path, payload: bytes, message: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(payload)
     with pytest.raises(UserError, match=message):
@@ -196,7 +203,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123
         ({"notes.txt": ""}, "contains no checkpoint"),
     ],
 )
-def test_what_is_no_checkpoint_is_named(tmp_path, files, message, config):
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, files: Any, message: str, config: Config) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     for name, content in files.items():
@@ -209,13 +216,13 @@ def test_what_is_no_checkpoint_is_named(tmp_path, files, message, config):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_pointer_for_a_vocabulary(copy_of, tmp_path):
+def test_a_pointer_for_a_vocabulary(copy_of: Path, tmp_path: Path) -> None:
     (copy_of / "tokenizer.model").write_text(POINTER)
     with pytest.raises(UserError, match=r"tokenizer\.model is a Git-LFS pointer"):
         from_torch.import_release(copy_of, tmp_path / "run")
 
 
-def test_the_openclip_folder_as_downloaded(config, tmp_path):
+def test_the_openclip_folder_as_downloaded(config: Config, tmp_path: Path) -> None:
     """It holds the same weights for transformers besides, sharded and under other names."""
     folder = tmp_path / "clip"
     folder.mkdir()
@@ -227,7 +234,7 @@ def test_the_openclip_folder_as_downloaded(config, tmp_path):
     assert set(open_checkpoint(folder)) == {"visual.conv1.weight"}
 
 
-def test_tensors_twice_or_of_other_kinds_in_a_bin_file(tmp_path):
+def test_tensors_twice_or_of_other_kinds_in_a_bin_file(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     for content, message in (
         ({"a": torch.zeros(2), "module.a": torch.ones(2)}, "has the tensor a twice"),
@@ -243,7 +250,7 @@ def test_tensors_twice_or_of_other_kinds_in_a_bin_file(tmp_path):
 # Lineage
 
 
-def test_the_lineage_of_an_import_says_what_was_imported(released, config, tmp_path):
+def test_the_lineage_of_an_import_says_what_was_imported(released: Path, config: Config, tmp_path: Path) -> None:
     from_torch.import_release(released, tmp_path / "run")
     digest = hashlib.sha256((released / "manifest.json").read_bytes()).hexdigest()
     for about in lineage.read_lineage(tmp_path / "run")["components"].values():
@@ -273,7 +280,7 @@ os.rename = os.replace = dying
 
 
 @pytest.mark.parametrize("killed_at", [1, 2])
-def test_a_kill_while_a_release_is_replaced_leaves_a_whole_one(released, tmp_path, killed_at):
+def test_a_kill_while_a_release_is_replaced_leaves_a_whole_one(released: Path, tmp_path: Path, killed_at: str) -> None:
     from_torch.import_release(released, tmp_path / "run")
     folder = tmp_path / "out"
     folder.mkdir()
@@ -299,13 +306,15 @@ def test_a_kill_while_a_release_is_replaced_leaves_a_whole_one(released, tmp_pat
 
 
 @pytest.mark.parametrize("scope", ["all", "vision"])
-def test_untrained_weights_pass_in_bfloat16_and_wrong_ones_do_not(config, tokenizer, tmp_path, scope):
+def test_untrained_weights_pass_in_bfloat16_and_wrong_ones_do_not(
+    config: Config, tokenizer: Any, tmp_path: Path, scope: str
+) -> None:
     """Their logits are so near to one another that both sides choose differently within the rounding."""
     fresh = qwen_vl.init_params(config.model, jax.random.key(0))
     towers = {name: fresh[name] for name in mapping.RELEASE_SCOPES[scope].towers}
     folder = to_torch.release(towers, config, tmp_path / "release", scope=scope)
     prompts = parity.example_prompts(tokenizer, config.model.resampler.queries, config.data.image_size)
-    options = dict(max_new=2, compare_in="bfloat16")
+    options: dict[str, Any] = {"max_new": 2, "compare_in": "bfloat16"}
     report = parity.verify(fresh, config, folder, tokenizer, prompts, **options)
     assert report["passed"], {key: value for key, value in report.items() if key != "details"}
     block = fresh["vit"]["blocks"]["attn"]["qkv"]

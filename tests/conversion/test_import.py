@@ -1,10 +1,14 @@
 """Import of foreign checkpoints: towers built by `transformers`, published layouts, `.bin` files, damage."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM
 
 from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.config import Config
 from qwenvl_jax.conversion import from_torch, mapping, tensor_files, to_torch
 from qwenvl_jax.conversion.bin_files import read_header
 from qwenvl_jax.conversion.stored_tensors import open_checkpoint
@@ -26,7 +31,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def clip(config):
+def clip(config: Config) -> Any:
     """A CLIP vision tower with noise on every parameter, in float32."""
     vit = config.model.vit
     model = CLIPVisionModel(
@@ -50,7 +55,7 @@ def clip(config):
 
 
 @pytest.fixture(scope="module")
-def openclip_state(clip):
+def openclip_state(clip: Any) -> Any:
     """The same tower under OpenCLIP's names, q, k and v in one matrix; and some of a text tower."""
     theirs = clip.state_dict()
     state = {
@@ -76,7 +81,7 @@ def openclip_state(clip):
 
 
 @pytest.fixture(scope="module")
-def qwen2(config):
+def qwen2(config: Config) -> Any:
     """A Qwen2 decoder with as many kv heads as heads."""
     decoder = config.model.decoder
     torch.manual_seed(2)
@@ -100,7 +105,7 @@ def qwen2(config):
 
 
 @pytest.fixture(scope="module")
-def qwen_state(qwen2):
+def qwen_state(qwen2: Any) -> Any:
     """The same decoder under the names of Qwen-7B."""
     theirs = qwen2.state_dict()
     state = {
@@ -119,7 +124,7 @@ def qwen_state(qwen2):
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
-def clip_patches(clip, pixels_IHWC):
+def clip_patches(clip: Any, pixels_IHWC: Any) -> Any:
     """The tower without its class token, on its own position table."""
     mean = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
     std = torch.tensor((0.26862954, 0.26130258, 0.27577711))[:, None, None]
@@ -130,7 +135,14 @@ def clip_patches(clip, pixels_IHWC):
         return clip.encoder(inputs_embeds=x).last_hidden_state.numpy()
 
 
-def test_both_towers_compute_what_their_originals_do(clip, openclip_state, qwen2, qwen_state, config, tmp_path):
+def test_both_towers_compute_what_their_originals_do(
+    clip: Any,
+    openclip_state: dict[str, torch.Tensor],
+    qwen2: Any,
+    qwen_state: dict[str, torch.Tensor],
+    config: Config,
+    tmp_path: Path,
+) -> None:
     torch.save({"state_dict": {f"module.{name}": t for name, t in openclip_state.items()}}, tmp_path / "epoch_1.pt")
     (tmp_path / "qwen").mkdir()
     save_file(qwen_state, tmp_path / "qwen" / "model.safetensors")
@@ -146,19 +158,20 @@ def test_both_towers_compute_what_their_originals_do(clip, openclip_state, qwen2
     side = config.model.vit.patch_size * config.model.vit.position_grid
     pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
     network = qwen_vl.QwenVL(config.model, jnp.float32, "xla", "none", "none", False)
-    ours = network.apply({"params": params}, pixels, method=lambda module, x: module.vit(x))
+    ours: Any = network.apply({"params": params}, pixels, method=lambda module, x: module.vit(x))
     np.testing.assert_allclose(ours, clip_patches(clip, pixels), rtol=1e-4, atol=1e-4)
 
-    tokens = np.random.default_rng(1).integers(0, 300, (1, 20))
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, 300, (1, 20)))
+    no_slots = jnp.full((1, 20), -1)
     with torch.no_grad():
-        theirs = qwen2(torch.from_numpy(tokens)).logits.numpy()
+        theirs = qwen2(torch.from_numpy(np.array(tokens, np.int64))).logits.numpy()
     hidden = qwen_vl.hidden_states(
         params,
         config.model,
         compute,
-        embeddings_BLD=qwen_vl.embed(params, config.model, compute, tokens, np.full((1, 20), -1), None),
-        segment_ids_BL=np.ones((1, 20), np.int32),
-        positions_BL=np.arange(20)[None],
+        embeddings_BLD=qwen_vl.embed(params, config.model, compute, tokens, no_slots, None),
+        segment_ids_BL=jnp.ones((1, 20), jnp.int32),
+        positions_BL=jnp.arange(20)[None],
     )
     logits = qwen_vl.logits(params, config.model, compute, hidden)
     np.testing.assert_allclose(logits, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
@@ -168,26 +181,27 @@ def test_both_towers_compute_what_their_originals_do(clip, openclip_state, qwen2
     jax.tree.map(np.testing.assert_array_equal, params["resampler"], fresh["resampler"])
 
 
-def test_one_tower_alone_starts_a_run(openclip_state, config, tmp_path):
+def test_one_tower_alone_starts_a_run(openclip_state: dict[str, torch.Tensor], config: Config, tmp_path: Path) -> None:
     save_file(openclip_state, tmp_path / "open_clip_model.safetensors")
     from_torch.import_towers(config, tmp_path / "vit", vision=tmp_path)
     start = dataclasses.replace(
         config, init=dataclasses.replace(config.init, stage="import", vit=str(tmp_path / "vit"))
     )
-    sources = restore.check_init(start)
+    source = restore.check_init(start)["vit"]
+    assert source
     abstract = {"vit": qwen_vl.abstract_params(config.model)["vit"]}
-    loaded = restore.read_leaves(sources["vit"], abstract)
+    loaded = restore.read_leaves(source, abstract)
     np.testing.assert_array_equal(
         loaded["vit"]["position_embedding"], openclip_state["visual.positional_embedding"][1:].numpy()
     )
     with pytest.raises(UserError, match="holds no decoder/"):
-        restore.read_leaves(sources["vit"], {"decoder": qwen_vl.abstract_params(config.model)["decoder"]})
+        restore.read_leaves(source, {"decoder": qwen_vl.abstract_params(config.model)["decoder"]})
     with pytest.raises(UserError, match="lacks the parameter decoder/embedding"):
         to_torch.release(restore.deferred_params(tmp_path / "vit")[0], config, tmp_path / "release")
 
 
 @pytest.fixture(scope="module")
-def published(config):
+def published(config: Config) -> Any:
     """Random tensors of a published checkpoint in bfloat16, and its config.json (no file of ours beside it)."""
     generator = torch.Generator().manual_seed(3)
     state = {
@@ -212,14 +226,14 @@ def published(config):
     return state, content
 
 
-def write_published(folder, state, content, form):
+def write_published(folder: Path, state: Any, content: Any, form: str) -> Path:
     """Three shards that cut through the blocks, as the published ones do."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "generation_config.json").write_text(json.dumps({"chat_format": "chatml"}))
     names = list(state)
     stem, suffix = ("pytorch_model", "bin") if form == "bin" else ("model", "safetensors")
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(3):
         part = {name: state[name] for name in names[number::3]}
         file = f"{stem}-0000{number + 1}-of-00003.{suffix}"
@@ -231,16 +245,17 @@ def write_published(folder, state, content, form):
 
 
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
-def test_a_published_checkpoint_comes_out_with_identical_tensors(published, form, tmp_path):
+def test_a_published_checkpoint_comes_out_with_identical_tensors(published: Any, form: str, tmp_path: Path) -> None:
     state, content = published
     folder = write_published(tmp_path / "Qwen-VL-Chat", state, content, form)
     from_torch.import_release(folder, tmp_path / "run")
     assert (tmp_path / "run" / "qwen.tiktoken").read_bytes() == packaged_qwen_vocabulary().read_bytes()
     params, _ = restore.deferred_params(tmp_path / "run")
     config = from_torch.original_config(tmp_path / "run")
+    assert config
     assert (config.model.name, config.train.stage, config.data.image_size) == ("Qwen-VL-Chat", "sft", 28)
     out = to_torch.release(params, config, tmp_path / "out", file_format=form)
-    released = {}
+    released: dict[str, torch.Tensor] = {}
     for shard in sorted(out.glob("*.bin" if form == "bin" else "*.safetensors")):
         released |= torch.load(shard, weights_only=True) if form == "bin" else load_file(shard)
     assert released.keys() == state.keys()
@@ -249,11 +264,11 @@ def test_a_published_checkpoint_comes_out_with_identical_tensors(published, form
 
 
 class Harmful:
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return (sys.exit, (3,))
 
 
-def test_bin_files_are_read_without_running_their_pickles(tmp_path):
+def test_bin_files_are_read_without_running_their_pickles(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     torch.save({"a": Harmful()}, path)
     with pytest.raises(UserError, match="contains objects other than tensors"):
@@ -272,13 +287,13 @@ def test_bin_files_are_read_without_running_their_pickles(tmp_path):
         ({"a": {"b": torch.zeros(1)}}, "not a state_dict"),
     ],
 )
-def test_bin_files_of_other_things_are_refused(content, message, tmp_path):
+def test_bin_files_of_other_things_are_refused(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.bin")
     with pytest.raises(UserError, match=message):
         open_checkpoint(tmp_path / "x.bin")
 
 
-def test_damaged_bin_files_are_refused(tmp_path):
+def test_damaged_bin_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     torch.save({"a": torch.arange(4000.0)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match="old or non-contiguous form"):
@@ -289,7 +304,7 @@ def test_damaged_bin_files_are_refused(tmp_path):
         open_checkpoint(path)
 
 
-def test_tensors_of_a_bin_file_may_share_a_storage(tmp_path):
+def test_tensors_of_a_bin_file_may_share_a_storage(tmp_path: Path) -> None:
     whole = torch.arange(24.0).reshape(4, 6)
     torch.save({"a": whole[1:3], "b": torch.nn.Parameter(whole)}, tmp_path / "x.bin")
     stored = read_header(epath.Path(tmp_path / "x.bin"))
@@ -305,7 +320,9 @@ def test_tensors_of_a_bin_file_may_share_a_storage(tmp_path):
         (lambda s: s.__setitem__("visual.conv1.weight", torch.zeros(2, 3, 4, 4)), "visual.conv1.weight .* has shape"),
     ],
 )
-def test_another_openclip_model_is_refused(openclip_state, config, tmp_path, change, message):
+def test_another_openclip_model_is_refused(
+    openclip_state: dict[str, torch.Tensor], config: Config, tmp_path: Path, change: Any, message: str
+) -> None:
     state = dict(openclip_state)
     change(state)
     save_file(state, tmp_path / "model.safetensors")
@@ -314,7 +331,7 @@ def test_another_openclip_model_is_refused(openclip_state, config, tmp_path, cha
     assert not (tmp_path / "run").exists()
 
 
-def convert(*arguments, **options):
+def convert(*arguments: Any, **options: Any) -> Any:
     command = [sys.executable, "-m", "qwenvl_jax.convert", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
@@ -329,13 +346,13 @@ def convert(*arguments, **options):
         (["release", "--workdir=/nowhere", "--output=x"], "/nowhere is not the folder of a run"),
     ],
 )
-def test_what_is_missing_on_the_command_line(arguments, message, tmp_path):
+def test_what_is_missing_on_the_command_line(arguments: Any, message: str, tmp_path: Path) -> None:
     run = convert(*arguments, cwd=tmp_path)
     assert (run.returncode, run.stderr.count("\n")) == (2, 1) and message in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing_behind(released, tmp_path):
+def test_a_full_disk_leaves_nothing_behind(released: Path, tmp_path: Path) -> None:
     """A limit on the size of a file stands in for the disk."""
     limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     limited += "sys.argv = sys.argv[1:]; runpy.run_module('qwenvl_jax.convert', run_name='__main__')"
@@ -345,7 +362,7 @@ def test_a_full_disk_leaves_nothing_behind(released, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_written(released, tmp_path):
+def test_a_folder_that_cannot_be_written(released: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     run = convert("import", f"--release={released}", f"--workdir={tmp_path}/file/run")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1) and "file" in run.stderr, run.stderr

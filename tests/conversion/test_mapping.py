@@ -1,11 +1,15 @@
 """The mapping table: every released name and shape, and the permutations against independent constructions."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from configs import model as model_configs
-from qwenvl_jax.config import ModelConfig, from_config_dict
+from qwenvl_jax.config import Config, ModelConfig, from_config_dict
 from qwenvl_jax.conversion import mapping
 from qwenvl_jax.conversion.torch_model.visual import VisualAttention
 
@@ -13,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
-def full():
+def full() -> Any:
     model = from_config_dict(ModelConfig, model_configs.qwen_vl_9b6())
     return mapping.shapes_of(model), {t.name: t.shape for t in mapping.released_tensors(model)}
 
@@ -46,17 +50,17 @@ def released_names_and_shapes() -> dict[str, tuple[int, ...]]:
     return names
 
 
-def test_the_released_model_has_853_tensors(full):
+def test_the_released_model_has_853_tensors(full: Any) -> None:
     _, tensors = full
     assert tensors == released_names_and_shapes()
     assert len(tensors) == 853
     assert sum("visual" not in name for name in tensors) == 259
 
 
-def test_parameters_add_up(full):
+def test_parameters_add_up(full: Any) -> None:
     _, tensors = full
 
-    def count(wanted):
+    def count(wanted: Any) -> Any:
         return sum(int(np.prod(shape)) for name, shape in tensors.items() if wanted(name))
 
     assert count(lambda name: True) == 9_656_935_168
@@ -65,14 +69,14 @@ def test_parameters_add_up(full):
     assert count(lambda name: "ln_post" in name or name.endswith("visual.proj")) == 16_785_408
 
 
-def test_every_leaf_of_ours_is_in_one_rule(full):
+def test_every_leaf_of_ours_is_in_one_rule(full: Any) -> None:
     shapes, _ = full
     mapped = [path for rule in mapping.RULES for path in rule.ours]
     assert sorted(mapped) == sorted(shapes)
 
 
 @pytest.mark.parametrize("rule", (*mapping.RULES, *mapping.OPENCLIP_RULES), ids=lambda rule: rule.released)
-def test_restore_is_the_exact_inverse_of_release(rule, config):
+def test_restore_is_the_exact_inverse_of_release(rule: Any, config: Config) -> None:
     shapes = mapping.shapes_of_ours(rule, mapping.shapes_of(config.model))
     ours = [RNG.normal(size=shape).astype(np.float32) for shape in shapes]
     released = rule.release(ours)
@@ -95,7 +99,7 @@ def openclip_names_and_shapes() -> dict[str, tuple[int, ...]]:
     return names
 
 
-def test_openclip_tensors_are_kept_or_left_out_by_name():
+def test_openclip_tensors_are_kept_or_left_out_by_name() -> None:
     """1,844,907,264 parameters; all but class token, its position, `ln_post` and `proj` go on."""
     model = from_config_dict(ModelConfig, model_configs.qwen_vl_9b6())
     theirs = openclip_names_and_shapes()
@@ -114,7 +118,7 @@ def rule_for(ending: str) -> mapping.Rule:
     return next(rule for rule in mapping.RULES if rule.released.endswith(ending))
 
 
-def test_vit_rows_are_interleaved_per_head():
+def test_vit_rows_are_interleaved_per_head() -> None:
     """Released row h*3K + c*K + d holds what OpenCLIP has in row c*W + h*K + d."""
     heads, size, width = 3, 5, 15
     clip = RNG.normal(size=(3 * width, width))
@@ -130,7 +134,7 @@ def test_vit_rows_are_interleaved_per_head():
                 assert released_bias[row] == bias[clip_row]
 
 
-def test_vit_attention_after_the_permutation_equals_torch_multihead_attention():
+def test_vit_attention_after_the_permutation_equals_torch_multihead_attention() -> None:
     heads, width = 4, 24
     size = width // heads
     theirs = torch.nn.MultiheadAttention(width, heads, batch_first=True)
@@ -150,7 +154,7 @@ def test_vit_attention_after_the_permutation_equals_torch_multihead_attention():
     torch.testing.assert_close(ours(x), theirs(x, x, x)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_c_attn_is_not_interleaved_and_proj_not_transposed():
+def test_c_attn_is_not_interleaved_and_proj_not_transposed() -> None:
     heads, size, width = 2, 3, 6
     kernel = RNG.normal(size=(width, 3, heads, size))
     released = rule_for("attn.c_attn.weight").release([kernel])
@@ -160,6 +164,6 @@ def test_c_attn_is_not_interleaved_and_proj_not_transposed():
     np.testing.assert_array_equal(rule_for("visual.proj").release([proj]), proj)
 
 
-def test_up_is_w1_and_gate_is_w2():
+def test_up_is_w1_and_gate_is_w2() -> None:
     assert rule_for("mlp.w1.weight").ours == ("decoder/blocks/mlp/up/kernel",)
     assert rule_for("mlp.w2.weight").ours == ("decoder/blocks/mlp/gate/kernel",)

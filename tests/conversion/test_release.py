@@ -1,5 +1,7 @@
 """Releases: loaded by PyTorch, by the Auto classes and by ourselves; round trips; damage."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import shutil
@@ -7,6 +9,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,18 +20,20 @@ from transformers import AutoModelForCausalLM
 
 from configs import model as model_configs
 from qwenvl_jax.checkpoint import restore
-from qwenvl_jax.config import ModelConfig, from_config_dict
+from qwenvl_jax.config import Config, ModelConfig, from_config_dict
 from qwenvl_jax.conversion import from_torch, manifest, mapping, model_card, parity, released_config, to_torch
 from qwenvl_jax.conversion.torch_model.visual import normalise
 from qwenvl_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def prompts(config, tokenizer):
+def prompts(config: Config, tokenizer: Any) -> Any:
     return parity.example_prompts(tokenizer, config.model.resampler.queries, config.data.image_size)
 
 
-def test_pytorch_agrees_with_jax(params, config, tokenizer, released, prompts):
+def test_pytorch_agrees_with_jax(
+    params: dict[str, Any], config: Config, tokenizer: Any, released: Path, prompts: Any
+) -> None:
     report = parity.verify(params, config, released, tokenizer, prompts, max_new=12)
     assert report["passed"] and report["greedy_equal"]
     assert report["logits_relative_error"] <= 1e-5
@@ -40,7 +45,9 @@ def test_pytorch_agrees_with_jax(params, config, tokenizer, released, prompts):
     assert max(row["tokens"] for row in report["details"]) > config.model.decoder.train_length
 
 
-def test_parity_finds_a_swapped_pair_of_tensors(params, config, tokenizer, prompts, tmp_path):
+def test_parity_finds_a_swapped_pair_of_tensors(
+    params: dict[str, Any], config: Config, tokenizer: Any, prompts: Any, tmp_path: Path
+) -> None:
     decoder = params["decoder"]
     mlp = decoder["blocks"]["mlp"]
     swapped = {**mlp, "up": mlp["gate"], "gate": mlp["up"]}
@@ -51,7 +58,7 @@ def test_parity_finds_a_swapped_pair_of_tensors(params, config, tokenizer, promp
     assert report["image_embedding_relative_error"] <= 1e-5
 
 
-def test_auto_classes_load_it_and_batches_with_left_padding_agree(released, prompts, config):
+def test_auto_classes_load_it_and_batches_with_left_padding_agree(released: Path, prompts: Any, config: Config) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(released), trust_remote_code=True).eval()
     images = [normalise(torch.from_numpy(np.array(p.images_IHWC))) for p in prompts]
     alone = []
@@ -68,7 +75,7 @@ def test_auto_classes_load_it_and_batches_with_left_padding_agree(released, prom
     assert together.tolist() == [row.tolist() for row in alone]
 
 
-def _generate(model, ids, mask, pixels):
+def _generate(model: Any, ids: Any, mask: Any, pixels: Any) -> Any:
     new = model.generate(
         input_ids=ids, attention_mask=mask, pixel_values=pixels, do_sample=False, max_new_tokens=6, eos_token_id=None,
         pad_token_id=0,
@@ -76,7 +83,7 @@ def _generate(model, ids, mask, pixels):
     return new[:, ids.shape[1] :]
 
 
-def test_the_library_reads_our_shards(released, params, config):
+def test_the_library_reads_our_shards(released: Path, params: dict[str, Any], config: Config) -> None:
     index = json.loads((released / "model.safetensors.index.json").read_text())
     shards = sorted(set(index["weight_map"].values()))
     assert len(shards) > 3
@@ -92,12 +99,15 @@ def test_the_library_reads_our_shards(released, params, config):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", to_torch.FORMATS)
-def test_release_import_release_gives_the_same_bytes(params, config, tmp_path, dtype, form):
-    options = dict(file_format=form, shard_bytes=60_000)
+def test_release_import_release_gives_the_same_bytes(
+    params: dict[str, Any], config: Config, tmp_path: Path, dtype: str, form: str
+) -> None:
+    options: dict[str, Any] = {"file_format": form, "shard_bytes": 60_000}
     first = to_torch.release(params, config, tmp_path / "first", dtype=dtype, **options)
     from_torch.import_release(first, tmp_path / "run")
     tree, _ = restore.deferred_params(tmp_path / "run")
     imported = from_torch.original_config(tmp_path / "run")
+    assert imported
     second = to_torch.release(tree, imported, tmp_path / "second", **options)  # in the dtype it is stored in
     names = sorted(path.name for path in first.iterdir())
     assert names == sorted(path.name for path in second.iterdir())
@@ -109,7 +119,9 @@ def test_release_import_release_gives_the_same_bytes(params, config, tmp_path, d
 
 
 @pytest.mark.parametrize("scope", ["decoder", "vision"])
-def test_a_component_can_be_released_compared_and_imported_alone(params, config, tokenizer, prompts, tmp_path, scope):
+def test_a_component_can_be_released_compared_and_imported_alone(
+    params: dict[str, Any], config: Config, tokenizer: Any, prompts: Any, tmp_path: Path, scope: str
+) -> None:
     towers = mapping.RELEASE_SCOPES[scope].towers
     folder = to_torch.release({name: params[name] for name in towers}, config, tmp_path / "part", scope=scope)
     report = parity.verify(params, config, folder, tokenizer, prompts, max_new=4)
@@ -127,14 +139,16 @@ def test_a_component_can_be_released_compared_and_imported_alone(params, config,
         restore.load_params(tmp_path / "again")
 
 
-def test_in_bfloat16_the_likeliest_tokens_count(params, config, tokenizer, released, prompts):
+def test_in_bfloat16_the_likeliest_tokens_count(
+    params: dict[str, Any], config: Config, tokenizer: Any, released: Path, prompts: Any
+) -> None:
     report = parity.verify(params, config, released, tokenizer, prompts, max_new=2, compare_in="bfloat16")
     assert report["required_top1_agreement"] == parity.TOP1_AGREEMENT
     assert report["passed"] == (report["top1_agreement"] >= parity.TOP1_AGREEMENT)
     assert report["top1_agreement"] > 0.9 and report["logits_relative_error"] > 1e-4
 
 
-def test_full_size_config_is_the_released_one():
+def test_full_size_config_is_the_released_one() -> None:
     model = from_config_dict(ModelConfig, model_configs.qwen_vl_9b6())
     content = released_config.released_config(model, image_size=448, image_start_id=151857, dtype="bfloat16")
     assert content["intermediate_size"] == 22016 and content["kv_channels"] == 128
@@ -152,17 +166,17 @@ def test_full_size_config_is_the_released_one():
     assert released_config.generation_config(stage="sft", end_id=151643)["top_p"] == 0.3
 
 
-def _edit(path, change):
+def _edit(path: Path, change: Any) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
-def _shard(folder, name="transformer.wte.weight"):
+def _shard(folder: Path, name: str = "transformer.wte.weight") -> Any:
     return folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
 
 
-def _edit_header(path, change):
+def _edit_header(path: Path, change: Any) -> None:
     """Changes a shard's JSON header and leaves its tensors as they are."""
     payload = path.read_bytes()
     (length,) = struct.unpack("<Q", payload[:8])
@@ -172,8 +186,8 @@ def _edit_header(path, change):
     path.write_bytes(struct.pack("<Q", len(text)) + text + payload[8 + length :])
 
 
-def _rename(old, new):
-    def change(folder):
+def _rename(old: Any, new: Any) -> Any:
+    def change(folder: Path) -> None:
         shard = _shard(folder, old)
         _edit_header(shard, lambda header: header.__setitem__(new, header.pop(old)))
         _edit(
@@ -223,7 +237,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_release_is_refused_in_one_sentence(released, tmp_path, damage):
+def test_a_damaged_release_is_refused_in_one_sentence(released: Path, tmp_path: Path, damage: Any) -> None:
     change, message = damage
     folder = shutil.copytree(released, tmp_path / "copy")
     change(folder)
@@ -232,7 +246,7 @@ def test_a_damaged_release_is_refused_in_one_sentence(released, tmp_path, damage
     assert not (tmp_path / "run").exists()
 
 
-def test_changed_bytes_are_found_by_the_manifest(released, tmp_path):
+def test_changed_bytes_are_found_by_the_manifest(released: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(released, tmp_path / "copy")
     shard = _shard(folder)
     payload = bytearray(shard.read_bytes())
@@ -242,7 +256,7 @@ def test_changed_bytes_are_found_by_the_manifest(released, tmp_path):
         manifest.verify_manifest(folder)
 
 
-def test_nothing_is_left_of_a_release_that_fails(params, config, tmp_path):
+def test_nothing_is_left_of_a_release_that_fails(params: dict[str, Any], config: Config, tmp_path: Path) -> None:
     broken = {**params, "vit": {key: value for key, value in params["vit"].items() if key != "proj"}}
     with pytest.raises(UserError, match="vit/proj"):
         to_torch.release(broken, config, tmp_path / "a")
@@ -262,13 +276,13 @@ def test_nothing_is_left_of_a_release_that_fails(params, config, tmp_path):
         (["relese"], "did you mean 'release'"),
     ],
 )
-def test_mistakes_on_the_command_line(arguments, message):
+def test_mistakes_on_the_command_line(arguments: Any, message: str) -> None:
     run = subprocess.run([sys.executable, "-m", "qwenvl_jax.convert", *arguments], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith("error: ") and message in run.stderr and run.stderr.count("\n") == 1
 
 
-def test_the_card_names_the_versions_that_are_tested(released):
+def test_the_card_names_the_versions_that_are_tested(released: Path) -> None:
     """Those that the requirements pin; and what it says to type works with remote code."""
     root = Path(__file__).parents[2]
     for name, version in zip(("convert", "convert-newest"), model_card.TESTED, strict=True):

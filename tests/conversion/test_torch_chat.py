@@ -1,6 +1,10 @@
 """Pictures by path in the PyTorch model's prompts, and conversations."""
 
+from __future__ import annotations
+
 import functools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,34 +20,34 @@ from tests.conversion.torch_tiny import IMAGE_SIZE, QUERIES, make_config, make_m
 
 
 @pytest.fixture(scope="module")
-def chat_release(tmp_path_factory, tiny_data):
+def chat_release(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> tuple[Any, Any, Path]:
     """Model and tokenizer of one release folder."""
     folder = tmp_path_factory.mktemp("r") / "chat_release"
     tokenizer = write_tokenizer(folder, tiny_data / "tiny.model", "tokenizer.model", QUERIES)
     write_model(folder, make_model(make_config(tokenizer.img_start_id, max_position_embeddings=4096)))
     artifacts.write_json(folder / "preprocessor_config.json", released_config.preprocessor_config(IMAGE_SIZE))
-    model = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=True)
     assert model.generation_config.chat_format == "chatml"
     return model, tokenizer, folder
 
 
 @pytest.fixture
-def model(chat_release):
+def model(chat_release: tuple[Any, Any, Path]) -> Any:
     return chat_release[0]
 
 
 @pytest.fixture
-def tokenizer(chat_release):
+def tokenizer(chat_release: tuple[Any, Any, Path]) -> Any:
     return chat_release[1]
 
 
-def picture(seed):
+def picture(seed: int) -> Any:
     noise = np.random.default_rng(seed).integers(0, 256, (10 + seed, 14, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((60, 40 + seed))
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """a.png, b.png and c.png in the working directory: their names fit into sixteen slots."""
     monkeypatch.chdir(tmp_path)
     images = [picture(seed) for seed in range(3)]
@@ -56,7 +60,7 @@ GREEDY = dict(do_sample=False, max_new_tokens=6, eos_token_id=None, pad_token_id
 
 
 @torch.no_grad()
-def test_paths_are_pixel_values(model, tokenizer, pictures):
+def test_paths_are_pixel_values(model: Any, tokenizer: Any, pictures: list[Image.Image]) -> None:
     texts = ["<img>a.png</img> and <img>b.png</img>?", "no picture", "this <img>c.png</img>"]
     tokenizer.padding_side = "left"
     batch = tokenizer(texts, padding=True, return_tensors="pt")
@@ -74,17 +78,24 @@ def test_paths_are_pixel_values(model, tokenizer, pictures):
         assert model.generate(**alone, **GREEDY)[0, alone["input_ids"].shape[1] :].tolist() == answer.tolist()
 
 
-def test_all_pictures_of_a_batch_take_one_call(model, tokenizer, pictures, monkeypatch):
-    shapes = []
-    forward = model.transformer.visual.forward
-    monkeypatch.setattr(model.transformer.visual, "forward", lambda x: (shapes.append(tuple(x.shape)), forward(x))[1])
+def test_all_pictures_of_a_batch_take_one_call(
+    model: Any, tokenizer: Any, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    encode = model.transformer.visual.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(x.shape))
+        return encode(x)
+
+    monkeypatch.setattr(model.transformer.visual, "forward", forward)
     tokenizer.padding_side = "left"
     batch = tokenizer(["<img>a.png</img><img>b.png</img>", "<img>c.png</img>"], padding=True, return_tensors="pt")
     model.generate(**batch, **GREEDY)
     assert shapes == [(3, 3, IMAGE_SIZE, IMAGE_SIZE)]
 
 
-def test_mistakes_in_prompts(model, tokenizer, pictures):
+def test_mistakes_in_prompts(model: Any, tokenizer: Any, pictures: list[Image.Image]) -> None:
     start, end, pad = tokenizer.img_start_id, tokenizer.img_end_id, tokenizer.img_pad_id
     empty, bytes_only = [start, *[pad] * QUERIES, end], [start, *[97] * QUERIES, end]
     two = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -106,7 +117,7 @@ def test_mistakes_in_prompts(model, tokenizer, pictures):
     assert model(text).logits.isfinite().all()  # words between the tags are text
 
 
-def test_mistakes_in_the_arguments_of_generate(model, tokenizer):
+def test_mistakes_in_the_arguments_of_generate(model: Any, tokenizer: Any) -> None:
     prompt = tokenizer("red things", return_tensors="pt")
     with pytest.raises(ValueError, match=r"not used by the model: \['pixel_value'"):
         model.generate(**prompt, pixel_value=torch.zeros(1), **GREEDY)
@@ -114,7 +125,7 @@ def test_mistakes_in_the_arguments_of_generate(model, tokenizer):
         model.generate(**prompt, cache_implementation="static", **GREEDY)
 
 
-def test_speculative_decoding(model, tokenizer, pictures):
+def test_speculative_decoding(model: Any, tokenizer: Any, pictures: list[Image.Image]) -> None:
     """Several new tokens at a time, on a cache that is cut back when they are rejected."""
     prompt = tokenizer("<img>a.png</img> red red red red", return_tensors="pt")
     options = GREEDY | dict(eos_token_id=tokenizer.eod_id, max_new_tokens=12)
@@ -122,9 +133,10 @@ def test_speculative_decoding(model, tokenizer, pictures):
     assert model.generate(**prompt, **options, prompt_lookup_num_tokens=3).tolist() == expected.tolist()
 
 
-def chat_ids(tokenizer, *turns):
+def chat_ids(tokenizer: Any, *turns: Any) -> Any:
     """Ids of a conversation, put together by hand; pictures as `<img></img>`."""
-    line, ids = tokenizer.encode("\n"), []
+    line = tokenizer.encode("\n")
+    ids: list[int] = []
     for role, text in turns:
         ids += line if ids else []
         ids += [tokenizer.im_start_id, *tokenizer.encode(role), *line]
@@ -134,7 +146,7 @@ def chat_ids(tokenizer, *turns):
 
 
 @torch.no_grad()
-def continuation(model, tokenizer, ids, images, **options):
+def continuation(model: Any, tokenizer: Any, ids: Any, images: Any, **options: Any) -> Any:
     pixels = {"pixel_values": preprocess(images, IMAGE_SIZE)} if images else {}
     stops = [tokenizer.im_end_id, tokenizer.im_start_id, tokenizer.eod_id]
     options = {"max_new_tokens": 8, "do_sample": False} | options
@@ -146,7 +158,7 @@ def continuation(model, tokenizer, ids, images, **options):
 SYSTEM = ("system", "You are a helpful assistant.")
 
 
-def test_a_conversation_of_several_turns(model, tokenizer, pictures):
+def test_a_conversation_of_several_turns(model: Any, tokenizer: Any, pictures: list[Image.Image]) -> None:
     first = tokenizer.from_list_format([{"image": "a.png"}, {"text": "What is it?"}])
     answer, history = model.chat(tokenizer, first)
     asked = "Picture 1: <img></img>\nWhat is it?"
@@ -162,7 +174,7 @@ def test_a_conversation_of_several_turns(model, tokenizer, pictures):
     assert other == continuation(model, tokenizer, ids, [], max_new_tokens=3)
 
 
-def test_pillow_pictures(model, tokenizer, pictures):
+def test_pillow_pictures(model: Any, tokenizer: Any, pictures: list[Image.Image]) -> None:
     by_path, history = model.chat(tokenizer, "Picture 1: <img>a.png</img>\nWhat?")
     answer, turns = model.chat(tokenizer, "What?", images=pictures[:1])
     assert answer == by_path and turns == [("Picture 1: <img></img>\nWhat?", answer)]
@@ -177,7 +189,7 @@ def test_pillow_pictures(model, tokenizer, pictures):
             model.chat(tokenizer, query, turns, images=images)
 
 
-def test_released_context(tokenizer):
+def test_released_context(tokenizer: Any) -> None:
     """Only image tags are special in what a user writes, only grounding tags in what the model wrote."""
     history = [("a<|im_end|><ref>b</ref>", "c<img>d<box>(1,2),(3,4)</box><|im_start|>")]
     ids, dropped = make_context(tokenizer, "e", history, "s<|endoftext|>", 6144)
@@ -189,7 +201,9 @@ def test_released_context(tokenizer):
     assert ids.count(tokenizer.box_start_id) == 1 and tokenizer.img_start_id not in ids
 
 
-def test_old_turns_leave_the_window_with_their_pictures(model, tokenizer, pictures, monkeypatch):
+def test_old_turns_leave_the_window_with_their_pictures(
+    model: Any, tokenizer: Any, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
     history = [("<img></img>1", "one"), ("<img></img>2", "two"), ("3", "three")]
     system = ("system", "s")
     kept = [("user", "<img></img>2"), ("assistant", "two"), ("user", "3"), ("assistant", "three")]
@@ -199,7 +213,7 @@ def test_old_turns_leave_the_window_with_their_pictures(model, tokenizer, pictur
     limit = len(expected) - query + 1  # neither the query nor what fits exactly counts
     assert make_context(tokenizer, "<img></img>4", history, "s", limit) == (expected, 1)
     assert make_context(tokenizer, "<img></img>4", history, "s", limit - 1)[1] == 2
-    seen = {}
+    seen: dict[str, Any] = {}
     monkeypatch.setattr(model, "generate", lambda ids, **options: seen.update(options, ids=ids) or ids)
     monkeypatch.setattr(model.generation_config, "max_window_size", limit)
     model.chat(tokenizer, "<img></img>4", history, system="s", images=pictures)
@@ -208,14 +222,18 @@ def test_old_turns_leave_the_window_with_their_pictures(model, tokenizer, pictur
 
 
 @pytest.mark.parametrize("ending,length", [("", 5), ("<|im_end|>junk", 5), ("<|im_start|>", 5), ("<|endoftext|>", 5)])
-def test_the_answer_ends_at_the_first_stop_and_not_before(model, tokenizer, monkeypatch, ending, length):
+def test_the_answer_ends_at_the_first_stop_and_not_before(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, ending: Any, length: int
+) -> None:
     said = tokenizer.encode("a red square" + ending)
     output = lambda ids, **_: torch.cat([ids, torch.tensor([said])], dim=1)  # noqa: E731
     monkeypatch.setattr(model, "generate", output)
     assert model.chat(tokenizer, "hi")[0] == "a red square"
 
 
-def test_mistakes_in_conversations(model, tokenizer, pictures, monkeypatch):
+def test_mistakes_in_conversations(
+    model: Any, tokenizer: Any, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=r"the image 'gone\.png' cannot be read"):
         model.chat(tokenizer, "<img>gone.png</img>")
     with pytest.raises(ValueError, match="Unclosed image token"):

@@ -1,9 +1,14 @@
 """What programs do with a release besides `generate` and `chat`: servers, demos, trainers, older and newer callers."""
 
+from __future__ import annotations
+
 import copy
 import itertools
 import pickle
 import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +35,7 @@ GREEDY = dict(do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id
 
 
 @pytest.fixture(scope="module")
-def small_release(tmp_path_factory, tiny_data):
+def small_release(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("r") / "client_release"
     tokenizer = write_tokenizer(folder, tiny_data / "tiny.model", "tokenizer.model", QUERIES)
     write_model(folder, make_model(make_config(tokenizer.img_start_id, max_position_embeddings=4096)))
@@ -38,21 +43,21 @@ def small_release(tmp_path_factory, tiny_data):
 
 
 @pytest.fixture
-def model(small_release):
+def model(small_release: tuple[Path, Any]) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(small_release[0]), trust_remote_code=True).eval()
 
 
 @pytest.fixture
-def tokenizer(small_release):
+def tokenizer(small_release: tuple[Path, Any]) -> Any:
     return small_release[1]
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_tokenizer(tmp_path_factory.mktemp("t") / "qwen", packaged_qwen_vocabulary(), "qwen.tiktoken", 256)
 
 
-def block(tokenizer):
+def block(tokenizer: Any) -> Any:
     return torch.tensor([[tokenizer.img_start_id, *[tokenizer.img_pad_id] * QUERIES, tokenizer.img_end_id]])
 
 
@@ -60,7 +65,9 @@ def block(tokenizer):
 
 
 @torch.no_grad()
-def test_an_answer_that_grows_across_the_trained_length(model, tokenizer, monkeypatch):
+def test_an_answer_that_grows_across_the_trained_length(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`generate` computes one token at a time, on the factors of its prompt, and looks at a picture once."""
     ids = torch.cat([block(tokenizer), random_ids(1, 8)], dim=1)
     assert ids.shape[1] < TRAIN_LENGTH
@@ -70,7 +77,8 @@ def test_an_answer_that_grows_across_the_trained_length(model, tokenizer, monkey
         expected.append(int(step.logits[0, -1].argmax()))
         step = model(torch.tensor([[expected[-1]]]), past_key_values=cache, use_cache=True)
     assert ids.shape[1] + len(expected) > TRAIN_LENGTH + 4
-    lengths, pictures = [], []
+    lengths: list[tuple[int, ...]] = []
+    pictures: list[tuple[int, ...]] = []
     monkeypatch.setattr(model.transformer.wte, "forward", _noting(model.transformer.wte.forward, lengths))
     monkeypatch.setattr(model.transformer.visual, "forward", _noting(model.transformer.visual.forward, pictures))
     output = model.generate(ids, pixel_values=pixels(1), **GREEDY | {"max_new_tokens": 16})
@@ -78,12 +86,18 @@ def test_an_answer_that_grows_across_the_trained_length(model, tokenizer, monkey
     assert [shape[1] for shape in lengths] == [ids.shape[1], *[1] * 15] and len(pictures) == 1
 
 
-def _noting(function, shapes):
-    return lambda x: (shapes.append(tuple(x.shape)), function(x))[1]
+def _noting(function: Callable[[Any], Any], shapes: list[tuple[int, ...]]) -> Callable[[Any], Any]:
+    """The function, which now also appends the shape of its argument to `shapes`."""
+
+    def noting(x: Any) -> Any:
+        shapes.append(tuple(x.shape))
+        return function(x)
+
+    return noting
 
 
 @torch.no_grad()
-def test_a_cache_has_two_names(model):
+def test_a_cache_has_two_names(model: Any) -> None:
     ids = random_ids(1, 12)
     caches = [DynamicCache(), DynamicCache()]
     for cache in caches:
@@ -104,7 +118,7 @@ def test_a_cache_has_two_names(model):
 
 
 @pytest.mark.parametrize("method", ["prepare_inputs_for_generation", "forward"])
-def test_an_unknown_argument_is_an_error(model, method):
+def test_an_unknown_argument_is_an_error(model: Any, method: Any) -> None:
     call = getattr(model, method)
     with pytest.raises(TypeError, match="does not know the argument 'kv_store'"):
         call(random_ids(1, 3), kv_store=DynamicCache())
@@ -117,7 +131,7 @@ def test_an_unknown_argument_is_an_error(model, method):
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"num_beams": 2}, {"guidance_scale": 1.5},
                                      {"prompt_lookup_num_tokens": 2}, {"use_cache": False},
                                      {"do_sample": True, "top_k": 1}])  # fmt: skip
-def test_every_way_of_decoding_takes_a_picture(model, tokenizer, options):
+def test_every_way_of_decoding_takes_a_picture(model: Any, tokenizer: Any, options: Any) -> None:
     ids = torch.cat([block(tokenizer), random_ids(1, 9)], dim=1)
     options = GREEDY | {"max_new_tokens": 12, "eos_token_id": tokenizer.eod_id} | options
     output = model.generate(ids, pixel_values=pixels(1), **options)
@@ -132,7 +146,7 @@ def test_every_way_of_decoding_takes_a_picture(model, tokenizer, options):
 
 
 @torch.no_grad()
-def test_embeddings_instead_of_ids(model, tokenizer):
+def test_embeddings_instead_of_ids(model: Any, tokenizer: Any) -> None:
     ids = torch.cat([block(tokenizer), random_ids(1, 9)], dim=1)
     expected = model(ids, pixel_values=pixels(1)).logits
     embeds = model.transformer.embed(ids, pixels(1))
@@ -151,7 +165,7 @@ def test_embeddings_instead_of_ids(model, tokenizer):
 
 
 @torch.no_grad()
-def test_tuples_and_attention_weights(model):
+def test_tuples_and_attention_weights(model: Any) -> None:
     ids = random_ids(2, 40)  # log-n acts
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -171,7 +185,9 @@ def test_tuples_and_attention_weights(model):
 
 
 @pytest.mark.parametrize("name,dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)])
-def test_the_published_way_to_choose_a_precision(small_release, name, dtype):
+def test_the_published_way_to_choose_a_precision(
+    small_release: tuple[Path, Any], name: str, dtype: torch.dtype
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(small_release[0]), trust_remote_code=True, **{name: True})
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert {buffer.dtype for buffer in model.buffers()} == {dtype}
@@ -180,7 +196,7 @@ def test_the_published_way_to_choose_a_precision(small_release, name, dtype):
 
 
 @torch.no_grad()
-def test_pictures_without_a_prompt(model, tmp_path):
+def test_pictures_without_a_prompt(model: Any, tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
     pictures[0].save(tmp_path / "a.png")
     features = model.transformer.visual.encode([str(tmp_path / "a.png"), pictures[1]])
@@ -190,7 +206,7 @@ def test_pictures_without_a_prompt(model, tmp_path):
 # Stop words, conversations
 
 
-def test_stop_words_end_an_answer(model, tokenizer):
+def test_stop_words_end_an_answer(model: Any, tokenizer: Any) -> None:
     ids = random_ids(1, 12)
     free = model.generate(ids, **GREEDY | {"max_new_tokens": 12})[0, 12:].tolist()
     ending = [free[4:6], [401, 402]]
@@ -210,12 +226,13 @@ def test_stop_words_end_an_answer(model, tokenizer):
     with pytest.raises(ValueError, match="empty sequence"):
         StopWords([[]], 0, 0)
     rows = torch.tensor([[1, 2, 3], [3, 2, 1]])
-    scores = LogitsProcessorList([StopWords([[2, 3]], 4, 1)])(rows, torch.ones(2, 6))
+    processors: Any = LogitsProcessorList([StopWords([[2, 3]], 4, 1)])
+    scores = processors(rows, torch.ones(2, 6))
     assert scores[0].argmax() == 4 and (scores[0, :4] < -1e30).all() and (scores[1] == 1).all()
 
 
 @pytest.mark.parametrize("which", ["small", "qwen"])
-def test_stop_strings(model, tokenizer, qwen, which):
+def test_stop_strings(model: Any, tokenizer: Any, qwen: Any, which: Any) -> None:
     words = tokenizer if which == "small" else qwen
     ids = random_ids(1, 12)
     free = model.generate(ids, **GREEDY | {"max_new_tokens": 12})[0, 12:].tolist()
@@ -228,12 +245,12 @@ def test_stop_strings(model, tokenizer, qwen, which):
 
 
 @pytest.fixture
-def picture(tmp_path, monkeypatch):
+def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.linear_gradient("L").save("a.png")
 
 
-def test_an_answer_can_be_streamed(model, tokenizer, picture):
+def test_an_answer_can_be_streamed(model: Any, tokenizer: Any, picture: Any) -> None:
     history = [("<img>a.png</img> What?", "a"), ("Nobody answered", None)]
     settings = dict(do_sample=False, max_new_tokens=10)
     whole, _ = model.chat(tokenizer, "And?", list(history), **settings)
@@ -251,7 +268,7 @@ def test_an_answer_can_be_streamed(model, tokenizer, picture):
         list(model.chat_stream(tokenizer, "hi", num_beams=2))
 
 
-def test_arguments_of_chat(model, tokenizer):
+def test_arguments_of_chat(model: Any, tokenizer: Any) -> None:
     settings = dict(do_sample=False, max_new_tokens=8)
     answer, history = model.chat(tokenizer, "hi", generation_config=None, **settings)
     assert history == [("hi", answer)]
@@ -273,10 +290,10 @@ def test_arguments_of_chat(model, tokenizer):
         model.chat(tokenizer, "hi", temprature=1.0)
 
 
-def test_a_query_without_a_response(tokenizer):
+def test_a_query_without_a_response(tokenizer: Any) -> None:
     line, start, end = tokenizer.encode("\n"), tokenizer.im_start_id, tokenizer.im_end_id
 
-    def said(role, text=""):
+    def said(role: Any, text: str = "") -> Any:
         return [start, *tokenizer.encode(role), *line, *tokenizer.encode(text)]
 
     ids, dropped = make_context(tokenizer, "b", [("a", None)], "s", 6144)
@@ -291,7 +308,7 @@ def test_a_query_without_a_response(tokenizer):
 # The tokenizer
 
 
-def test_published_names_of_the_tokenizer(qwen, tokenizer):
+def test_published_names_of_the_tokenizer(qwen: Any, tokenizer: Any) -> None:
     tags = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>")
     for each in (qwen, tokenizer):
         assert tuple(each.IMAGE_ST) == tags
@@ -316,12 +333,14 @@ def test_published_names_of_the_tokenizer(qwen, tokenizer):
     assert type(qwen)(vocab_file=str(packaged_qwen_vocabulary()), image_start_tag="<img>").img_start_id == 151857
 
 
-def test_a_server_may_wrap_the_tokenizer(qwen):
+def test_a_server_may_wrap_the_tokenizer(qwen: Any) -> None:
     """Servers make a subclass at run time whose `get_vocab` is a constant, or which knows no pictures."""
     fresh = pickle.loads(pickle.dumps(qwen))
 
-    class Cached(type(fresh)):
-        def get_vocab(self):
+    kind: Any = type(fresh)
+
+    class Cached(kind):
+        def get_vocab(self) -> Any:
             return {}
 
     fresh.__class__ = Cached
@@ -329,13 +348,13 @@ def test_a_server_may_wrap_the_tokenizer(qwen):
     assert fresh("a dog")["input_ids"] == qwen("a dog")["input_ids"] and fresh.decode(fresh.encode("a dog")) == "a dog"
     assert fresh.convert_tokens_to_ids(["a", "Ġdog", "<|im_end|>"]) == [64, 5562, 151645]
 
-    class WithoutPictures(type(qwen)):
-        def tokenize(self, text, allowed_special="all", disallowed_special=(), **unused):
+    class WithoutPictures(kind):
+        def tokenize(self, text: str, allowed_special: Any = "all", disallowed_special: Any = (), **unused: Any) -> Any:
             text = unicodedata.normalize("NFC", text)
             ids = self.tokenizer.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
             return [self.decoder[k] for k in ids]
 
-        def _decode(self, token_ids, skip_special_tokens=False, errors=None, **unused):
+        def _decode(self, token_ids: Any, skip_special_tokens: Any = False, errors: Any = None, **unused: Any) -> Any:
             ids = [token_ids] if isinstance(token_ids, int) else token_ids
             return self.tokenizer.decode(ids, errors=errors or self.errors)
 

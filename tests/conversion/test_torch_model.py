@@ -1,6 +1,10 @@
 """The PyTorch model of a release: against Qwen2, torch's own layers and formulas written by hand; training; loading."""
 
+from __future__ import annotations
+
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,15 +39,15 @@ START = 440  # of <img>
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Any:
     return make_model(make_config(START))
 
 
-def image_block():
+def image_block() -> Any:
     return torch.tensor([START, *[START + 2] * QUERIES, START + 1])
 
 
-def as_qwen2(model, rope_theta):
+def as_qwen2(model: Any, rope_theta: Any) -> Any:
     """The decoder in transformers' own Qwen2, which has neither log-n attention nor dynamic NTK."""
     config = model.config
     theirs = Qwen2ForCausalLM(
@@ -79,7 +83,7 @@ def as_qwen2(model, rope_theta):
 
 
 @torch.no_grad()
-def test_the_decoder_is_qwen2_up_to_the_trained_length(model):
+def test_the_decoder_is_qwen2_up_to_the_trained_length(model: Any) -> None:
     ids = random_ids(2, TRAIN_LENGTH)
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -91,7 +95,7 @@ def test_the_decoder_is_qwen2_up_to_the_trained_length(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("length,alpha", [(TRAIN_LENGTH, 1), (TRAIN_LENGTH + 1, 3), (2 * TRAIN_LENGTH, 3), (70, 7)])
-def test_dynamic_ntk_is_a_larger_rotary_base(length, alpha):
+def test_dynamic_ntk_is_a_larger_rotary_base(length: int, alpha: Any) -> None:
     model = make_model(make_config(START, use_logn_attn=False))
     ids = random_ids(1, length)
     size = model.config.kv_channels
@@ -99,12 +103,12 @@ def test_dynamic_ntk_is_a_larger_rotary_base(length, alpha):
     torch.testing.assert_close(model(ids).logits, theirs, rtol=1e-4, atol=1e-4)
 
 
-def by_hand(model, ids, alpha):
+def by_hand(model: Any, ids: Any, alpha: Any) -> Any:
     """Logits [L, V] of one row in float64, every formula written out."""
     state = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
     heads, size, base = 4, model.config.kv_channels, model.config.rotary_emb_base
 
-    def norm(x, name):
+    def norm(x: Any, name: str) -> Any:
         return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6) * state[f"transformer.{name}.weight"]
 
     length = len(ids)
@@ -117,7 +121,7 @@ def by_hand(model, ids, alpha):
         weight, bias = (state[f"transformer.{name}.attn.c_attn.{kind}"] for kind in ("weight", "bias"))
         q, k, v = np.split((norm(x, f"{name}.ln_1") @ weight.T + bias).reshape(length, 3 * heads, size), 3, axis=1)
 
-        def rotate(z):
+        def rotate(z: Any) -> Any:
             turned = (z[..., : size // 2] + 1j * z[..., size // 2 :]) * turn
             return np.concatenate([turned.real, turned.imag], axis=-1)
 
@@ -134,7 +138,7 @@ def by_hand(model, ids, alpha):
 
 
 @torch.no_grad()
-def test_rows_of_a_batch_have_their_own_ntk_and_logn(model):
+def test_rows_of_a_batch_have_their_own_ntk_and_logn(model: Any) -> None:
     """Left-padded rows below, above and far above the trained length."""
     lengths, longest = {20: 1, 50: 3, 80: 7}, 80
     rows = [random_ids(1, length)[0] for length in lengths]
@@ -151,7 +155,7 @@ def test_rows_of_a_batch_have_their_own_ntk_and_logn(model):
 
 
 @torch.no_grad()
-def test_cached_decoding_is_a_full_forward(model):
+def test_cached_decoding_is_a_full_forward(model: Any) -> None:
     """One token at a time, and several at once; the prompt is beyond the trained length and has a picture."""
     ids = torch.cat([random_ids(1, 20), image_block()[None], random_ids(1, 12)], dim=1)
     full = model(ids, pixel_values=pixels(1)).logits
@@ -167,7 +171,7 @@ def test_cached_decoding_is_a_full_forward(model):
 
 
 @torch.no_grad()
-def test_a_growing_answer_keeps_the_factor_of_its_prompt(model):
+def test_a_growing_answer_keeps_the_factor_of_its_prompt(model: Any) -> None:
     """The rotary base of cached keys stays, while log-n sets in beyond the trained length."""
     ids = random_ids(1, TRAIN_LENGTH + 6)
     step = model(ids[:, :30], use_cache=True)
@@ -178,7 +182,7 @@ def test_a_growing_answer_keeps_the_factor_of_its_prompt(model):
 
 
 @torch.no_grad()
-def test_a_visual_block_is_torchs_encoder_layer():
+def test_a_visual_block_is_torchs_encoder_layer() -> None:
     width, heads = 24, 3
     block = VisualBlock(width, heads, 48, 1e-6)
     theirs = torch.nn.TransformerEncoderLayer(
@@ -203,7 +207,7 @@ def test_a_visual_block_is_torchs_encoder_layer():
 
 
 @torch.no_grad()
-def test_beams_and_several_answers_keep_the_pictures_of_their_row(model):
+def test_beams_and_several_answers_keep_the_pictures_of_their_row(model: Any) -> None:
     block, text = image_block(), random_ids(1, 2)[0]
     ids = torch.stack([torch.cat([block, block, text]), torch.cat([block, random_ids(1, QUERIES + 2)[0], text])])
     options = dict(do_sample=False, max_new_tokens=4, eos_token_id=None, pad_token_id=0, num_beams=3)
@@ -213,7 +217,7 @@ def test_beams_and_several_answers_keep_the_pictures_of_their_row(model):
         assert together[3 * row : 3 * row + 3].tolist() == alone.tolist()
 
 
-def gradients(model, ids, **inputs):
+def gradients(model: Any, ids: Any, **inputs: Any) -> Any:
     model.zero_grad()
     loss = model(ids, labels=ids, **inputs).loss
     loss.backward()
@@ -221,7 +225,7 @@ def gradients(model, ids, **inputs):
 
 
 @pytest.mark.parametrize("with_image", [True, False])
-def test_every_parameter_has_a_gradient(with_image):
+def test_every_parameter_has_a_gradient(with_image: Any) -> None:
     model = make_model(make_config(START)).train()
     names = {name for name, _ in model.named_parameters()}
     assert model.state_dict().keys() - names == {"transformer.visual.attn_pool.pos_embed"}  # fixed
@@ -232,7 +236,7 @@ def test_every_parameter_has_a_gradient(with_image):
     assert moved == (names if with_image else {name for name in names if "visual" not in name})
 
 
-def test_a_frozen_tower_does_not_run_without_a_picture(monkeypatch):
+def test_a_frozen_tower_does_not_run_without_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(make_config(START)).train()
     model.transformer.visual.requires_grad_(False)
     monkeypatch.setattr(model.transformer.visual, "forward", None)
@@ -240,7 +244,7 @@ def test_a_frozen_tower_does_not_run_without_a_picture(monkeypatch):
 
 
 @pytest.mark.parametrize("reentrant", [None, False])
-def test_gradient_checkpointing_changes_nothing(reentrant):
+def test_gradient_checkpointing_changes_nothing(reentrant: Any) -> None:
     model = make_model(make_config(START)).train()
     ids = torch.cat([image_block(), random_ids(1, 9)[0]])[None]
     loss, expected = gradients(model, ids, pixel_values=pixels(1))
@@ -257,7 +261,7 @@ def test_gradient_checkpointing_changes_nothing(reentrant):
 
 
 @torch.no_grad()
-def test_loss_and_kept_logits(model):
+def test_loss_and_kept_logits(model: Any) -> None:
     ids = random_ids(2, 7)
     logits = model(ids).logits
     labels = ids.clone()
@@ -273,7 +277,7 @@ def test_loss_and_kept_logits(model):
     assert middle.shape == final.shape and model(ids).hidden_states is None
 
 
-def test_embeddings_can_be_exchanged():
+def test_embeddings_can_be_exchanged() -> None:
     model = make_model(make_config(START))
     for get, put, layer in (
         (model.get_input_embeddings, model.set_input_embeddings, torch.nn.Embedding(VOCABULARY, 32)),
@@ -286,7 +290,7 @@ def test_embeddings_can_be_exchanged():
 
 
 @pytest.mark.parametrize("with_visual,count", [(True, 853), (False, 259)])
-def test_full_size_names(with_visual, count):
+def test_full_size_names(with_visual: Any, count: int) -> None:
     visual = dict(
         heads=16, image_size=448, image_start_id=151857, layers=48, mlp_ratio=4.9231, output_dim=4096, patch_size=14,
         width=1664,
@@ -301,21 +305,21 @@ def test_full_size_names(with_visual, count):
             assert len(tower) == 594 and sum(t.numel() for t in state.values()) == 9_656_935_168
 
 
-def test_a_model_from_nothing():
+def test_a_model_from_nothing() -> None:
     torch.manual_seed(0)
     model = QWenLMHeadModel(make_config(START, hidden_size=64, visual={}, num_hidden_layers=8))
     std = {name: parameter.std().item() for name, parameter in model.named_parameters()}
     assert std["transformer.h.3.attn.c_proj.weight"] == pytest.approx(0.02 / 4, rel=0.1)
     assert std["transformer.h.3.mlp.c_proj.weight"] == pytest.approx(0.02 / 4, rel=0.1)
     assert std["transformer.h.3.mlp.w1.weight"] == pytest.approx(0.02, rel=0.1)
-    visual = QWenVisionModel(make_config(START)).transformer["visual"]
+    visual: Any = QWenVisionModel(make_config(START)).transformer["visual"]
     np.testing.assert_allclose(visual.attn_pool.pos_embed, sincos_positions(4, 32), atol=1e-6)
     np.testing.assert_allclose(sincos_table(16, 64), sincos_positions(16, 64), atol=2e-6)
     assert visual.proj.std().item() == pytest.approx(32**-0.5, rel=0.1)
     assert visual.attn_pool.query.std() > 0.01 and visual.positional_embedding.std() > 0.1
 
 
-def test_a_release_needs_none_of_our_packages():
+def test_a_release_needs_none_of_our_packages() -> None:
     """Every file lies in the release, finds its neighbours there, and imports what a PyTorch user has."""
     assert set(released_config.CODE_FILES) == {path.name for path in CODE.glob("*.py")} - {"__init__.py"}
     for name in released_config.CODE_FILES:
@@ -329,20 +333,20 @@ def test_a_release_needs_none_of_our_packages():
         assert all(set(dynamic_module_utils.get_relative_imports(CODE / f"{each}.py")) <= direct for each in direct)
 
 
-def load(folder, auto=AutoModelForCausalLM, **options):
+def load(folder: Path, auto: Any = AutoModelForCausalLM, **options: Any) -> Any:
     model, info = auto.from_pretrained(str(folder), trust_remote_code=True, output_loading_info=True, **options)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return model
 
 
-def same_weights(a, b):
+def same_weights(a: Any, b: Any) -> Any:
     state = b.state_dict()
     assert list(a.state_dict()) == list(state)
     return all(torch.equal(tensor, state[name].to(tensor.dtype)) for name, tensor in a.state_dict().items())
 
 
 @torch.no_grad()
-def test_saved_and_loaded_again(model, code_folder, tmp_path):
+def test_saved_and_loaded_again(model: Any, code_folder: Path, tmp_path: Path) -> None:
     write_model(code_folder, model)
     loaded = load(code_folder)
     assert same_weights(model, loaded) and type(loaded).__name__ == "QWenLMHeadModel"
@@ -366,7 +370,7 @@ def test_saved_and_loaded_again(model, code_folder, tmp_path):
 
 
 @torch.no_grad()
-def test_a_language_model_alone(model, code_folder):
+def test_a_language_model_alone(model: Any, code_folder: Path) -> None:
     alone = make_model(make_config(START, visual={}))
     write_model(code_folder, alone)
     loaded = load(code_folder)
@@ -380,7 +384,7 @@ def test_a_language_model_alone(model, code_folder):
 
 
 @torch.no_grad()
-def test_a_vision_tower_alone(code_folder):
+def test_a_vision_tower_alone(code_folder: Path) -> None:
     alone = make_model(make_config(START), QWenVisionModel)
     assert all(name.startswith("transformer.visual.") for name in alone.state_dict())
     write_model(code_folder, alone)

@@ -1,5 +1,7 @@
 """How a release prepares pictures: the same by path, as Pillow pictures, by AutoImageProcessor and in training."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import http.server
@@ -10,6 +12,8 @@ import socketserver
 import threading
 import time
 import unicodedata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,36 +27,41 @@ from qwenvl_jax.conversion import released_config
 from qwenvl_jax.conversion.torch_model import visual
 from qwenvl_jax.conversion.torch_model.visual import preprocess, read_image, to_square
 from qwenvl_jax.data.images import exact as training
+from qwenvl_jax.data.images.decode import decode_into
 from qwenvl_jax.runtime import artifacts
 from tests.conversion.torch_tiny import CODE
 
 SIZE = 28
 
 
-def noise(seed, shape):
+def noise(seed: int, shape: Any) -> Any:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def encoded(image, kind):
+def encoded(image: Any, kind: str) -> Any:
     payload = io.BytesIO()
     image.save(payload, kind)
     return payload.getvalue()
 
 
-def serve(handler):
+def same_pixels(left: Any, right: Any) -> bool:
+    return np.array_equal(left, right)
+
+
+def serve(handler: Any) -> Any:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_port}"
 
 
-def test_pictures_from_the_network_and_the_disk(tmp_path, monkeypatch):
+def test_pictures_from_the_network_and_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     picture = Image.fromarray(noise(1, (40, 60, 3)))
     picture.save("a.png")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     server, address = serve(handler)
     for source in (f"{address}/a.png", f"file://{tmp_path}/a.png", str(tmp_path / "a.png"), "a.png"):
-        assert np.array_equal(read_image(source), picture)
+        assert same_pixels(read_image(source), picture)
     with pytest.raises(ValueError, match=rf"the image '{address}/x.png' cannot be read \(HTTPError"):
         read_image(f"{address}/x.png")
     server.shutdown()
@@ -66,7 +75,7 @@ def test_pictures_from_the_network_and_the_disk(tmp_path, monkeypatch):
 class Slow(socketserver.BaseRequestHandler):
     """A byte every tenth of a second, as long as somebody listens."""
 
-    def handle(self):
+    def handle(self) -> None:
         self.request.recv(1000)
         self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
         try:
@@ -77,7 +86,7 @@ class Slow(socketserver.BaseRequestHandler):
             pass
 
 
-def test_a_slow_server_and_a_large_file_are_given_up(tmp_path, monkeypatch):
+def test_a_slow_server_and_a_large_file_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visual, "SECONDS", 1)
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Slow) as server:
         server.daemon_threads = True
@@ -91,7 +100,7 @@ def test_a_slow_server_and_a_large_file_are_given_up(tmp_path, monkeypatch):
         read_image(str(tmp_path / "a.bmp"))
 
 
-def test_only_what_training_decodes_is_decoded(tmp_path):
+def test_only_what_training_decodes_is_decoded(tmp_path: Path) -> None:
     assert visual.FORMATS == training.FORMATS
     for name in ("MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "MAX_SCANS", "MAX_RUNS"):
         assert getattr(visual, name) == getattr(training, name), name
@@ -100,7 +109,7 @@ def test_only_what_training_decodes_is_decoded(tmp_path):
         path = tmp_path / "a.jpg"  # the name decides nothing
         path.write_bytes(encoded(picture, kind))
         if kind in visual.FORMATS:
-            assert np.array_equal(read_image(str(path)), training.decode_image(path.read_bytes()))
+            assert same_pixels(read_image(str(path)), training.decode_image(path.read_bytes()))
         else:
             with pytest.raises(ValueError, match=r"a\.jpg' cannot be read"):
                 read_image(str(path))
@@ -110,28 +119,28 @@ def test_only_what_training_decodes_is_decoded(tmp_path):
             read_image(str(path))
 
 
-def test_a_name_with_an_accent_is_found_in_either_form(tmp_path):
+def test_a_name_with_an_accent_is_found_in_either_form(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
     dark, light = Image.new("RGB", (2, 2), "black"), Image.new("RGB", (2, 2), "white")
     dark.save(tmp_path / decomposed)
     for name in (composed, decomposed):
-        assert np.array_equal(read_image(str(tmp_path / name)), dark)
+        assert same_pixels(read_image(str(tmp_path / name)), dark)
     light.save(tmp_path / composed)
     for name in (composed, decomposed):  # NFC wins
-        assert np.array_equal(read_image(str(tmp_path / name)), light)
+        assert same_pixels(read_image(str(tmp_path / name)), light)
 
 
 @given(st.integers(1, 90) | st.integers(100, 400), st.integers(1, 90) | st.integers(1, 4), st.sampled_from([5, 28]))
 @settings(deadline=None, max_examples=80)
-def test_squares_are_those_of_training(height, width, size):
+def test_squares_are_those_of_training(height: int, width: int, size: int) -> None:
     picture = Image.fromarray(noise(height * 100 + width, (height, width, 3)))
     square, pixels = to_square(picture, size), np.zeros((size, size, 3), np.uint8)
-    assert np.array_equal(square, training.resize_square(picture, size))
-    training.decode_into(encoded(picture, "PNG"), pixels)
-    assert np.array_equal(square, pixels)
+    assert same_pixels(square, training.resize_square(picture, size))
+    decode_into(encoded(picture, "PNG"), pixels)
+    assert same_pixels(square, pixels)
 
 
-def test_squares_do_not_depend_on_the_version_of_pillow():
+def test_squares_do_not_depend_on_the_version_of_pillow() -> None:
     """What Pillow 12.3 gives in one call. Its passes are in another order for tall pictures, and in Pillow 13."""
     digest = hashlib.sha256()
     for seed, shape in enumerate([(57, 55), (31, 22), (22, 31), (21, 10), (306, 2), (2, 306), (397, 3), (28, 28)]):
@@ -141,7 +150,7 @@ def test_squares_do_not_depend_on_the_version_of_pillow():
 
 
 @pytest.fixture(scope="module")
-def processor(tmp_path_factory):
+def processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("p") / "processor_release"
     folder.mkdir()
     for name in released_config.CODE_FILES:
@@ -150,7 +159,7 @@ def processor(tmp_path_factory):
     return AutoImageProcessor.from_pretrained(str(folder), trust_remote_code=True)
 
 
-def kinds_of_pictures():
+def kinds_of_pictures() -> Any:
     colour = Image.fromarray(noise(3, (50, 31, 3)))
     alpha = Image.fromarray(noise(4, (50, 31, 4)))
     palette = colour.quantize(16)
@@ -162,12 +171,12 @@ def kinds_of_pictures():
 
 
 @pytest.mark.parametrize("kind", list(kinds_of_pictures()))
-def test_every_way_to_give_a_picture_is_one(processor, tmp_path, kind):
+def test_every_way_to_give_a_picture_is_one(processor: Any, tmp_path: Path, kind: str) -> None:
     picture = kinds_of_pictures()[kind]
     path = tmp_path / "a.png"
     picture.save(path)
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
-    training.decode_into(path.read_bytes(), pixels)
+    decode_into(path.read_bytes(), pixels)
     statistics = np.array(released_config.IMAGE_MEAN), np.array(released_config.IMAGE_STD)
     expected = torch.from_numpy((pixels / 255 - statistics[0]) / statistics[1]).permute(2, 0, 1).float()[None]
     by_path = preprocess([read_image(str(path))], SIZE)
@@ -178,7 +187,7 @@ def test_every_way_to_give_a_picture_is_one(processor, tmp_path, kind):
     assert torch.equal(processor(images=torch.from_numpy(array.copy()), return_tensors="pt").pixel_values, by_path)
 
 
-def test_the_processor_has_one_way(processor, tmp_path):
+def test_the_processor_has_one_way(processor: Any, tmp_path: Path) -> None:
     picture = Image.new("RGB", (5, 5))
     assert np.asarray(processor([picture, picture]).pixel_values).shape == (2, 3, SIZE, SIZE)
     with pytest.raises(TypeError, match="'do_resize' cannot be set"):

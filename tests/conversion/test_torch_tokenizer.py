@@ -1,10 +1,13 @@
 """The tokenizer of a release, loaded by AutoTokenizer: against ours, tiktoken itself, and the released ids."""
 
+from __future__ import annotations
+
 import copy
 import functools
 import pickle
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,17 +31,17 @@ CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>", "<|ext
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_tokenizer(tmp_path_factory.mktemp("t") / "qwen", packaged_qwen_vocabulary(), "qwen.tiktoken", 256)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, tiny_data):
+def small(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Any:
     return write_tokenizer(tmp_path_factory.mktemp("t") / "small", tiny_data / "tiny.model", "tokenizer.model", 16)
 
 
 @pytest.fixture(scope="module")
-def pairs(qwen, small, tiny_data):
+def pairs(qwen: Any, small: Any, tiny_data: Path) -> Any:
     """Each tokenizer with ours of the same vocabulary."""
     ours = load_tokenizer(TokenizerConfig(kind="sentencepiece", path=str(tiny_data / "tiny.model")))
     return [(qwen, load_tokenizer(TokenizerConfig(kind="qwen", path=""))), (small, ours)]
@@ -46,7 +49,7 @@ def pairs(qwen, small, tiny_data):
 
 @given(st.text() | st.text(alphabet="ab 1\n\t ▁é\u0301<>|/img　你好👍\ud800"))
 @settings(deadline=None, max_examples=150)
-def test_any_text_gives_our_ids_and_comes_back(pairs, text):
+def test_any_text_gives_our_ids_and_comes_back(pairs: Any, text: str) -> None:
     for theirs, ours in pairs:
         ids = theirs(text, allowed_special="none")["input_ids"]
         assert ids == ours.encode(text)
@@ -57,7 +60,7 @@ def test_any_text_gives_our_ids_and_comes_back(pairs, text):
 
 @given(st.lists(st.integers(0, 152_000) | st.integers(0, 500), max_size=20))
 @settings(deadline=None, max_examples=100)
-def test_any_ids_are_decoded_as_ours(pairs, ids):
+def test_any_ids_are_decoded_as_ours(pairs: Any, ids: Any) -> None:
     for theirs, ours in pairs:
         plain = [token for token in ids if token not in (ours.special.img, ours.special.imgpad)]
         assert theirs.decode(plain) == ours.decode(plain)
@@ -65,14 +68,14 @@ def test_any_ids_are_decoded_as_ours(pairs, ids):
 
 @given(st.lists(st.sampled_from([*CONTROLS, *tags.IMAGE_TAGS[:6], "</img>", "<imgpad>"]) | st.text(max_size=5)))
 @settings(deadline=None, max_examples=100)
-def test_special_tokens_in_a_text_are_those_of_tiktoken(qwen, parts):
+def test_special_tokens_in_a_text_are_those_of_tiktoken(qwen: Any, parts: Any) -> None:
     text = "".join(unicodedata.normalize("NFC", part) for part in parts)
     assume(unicodedata.is_normalized("NFC", text))
     assert qwen(text)["input_ids"] == reference().encode(text, allowed_special="all")
 
 
 @functools.cache
-def reference():
+def reference() -> Any:
     ranks = load_tiktoken_bpe(str(packaged_qwen_vocabulary()))
     return tiktoken.Encoding("test", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIALS)
 
@@ -90,7 +93,7 @@ CHAT_IDS = [
 ]  # fmt: skip
 
 
-def test_released_ids(qwen):
+def test_released_ids(qwen: Any) -> None:
     assert qwen.special_tokens == SPECIALS
     assert len(qwen) == qwen.vocab_size == len(qwen.get_vocab()) == 151860
     assert (qwen.eod_id, qwen.im_start_id, qwen.im_end_id) == (151643, 151644, 151645)
@@ -107,7 +110,7 @@ def test_released_ids(qwen):
     assert len(qwen.encode("(661,612),(833,812)</box>")) == 18
 
 
-def test_chat_template(qwen):
+def test_chat_template(qwen: Any) -> None:
     messages = [{"role": "user", "content": "hi"}]
     assert (
         list(qwen.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]) == CHAT_IDS
@@ -125,9 +128,9 @@ def test_chat_template(qwen):
     )
 
 
-def test_a_chat_is_written_as_in_training(pairs):
+def test_a_chat_is_written_as_in_training(pairs: Any) -> None:
     """`chat` of a release and the prompts that we train and evaluate with: the same ids."""
-    dialogue = [
+    dialogue: list[dict[str, Any]] = [
         {"role": "user", "parts": [{"image": 0}, {"text": "What is it?\n"}]},
         {"role": "assistant", "parts": [{"text": " a dog "}]},
         {"role": "user", "parts": [{"image": 1}, {"text": "And\nthis?"}]},
@@ -149,7 +152,7 @@ WORDS += ["<box>(x1,y1),(x2,y2)</box>", "<quad>(0,0),(9,0),(9,9),(0,9)</quad>", 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map("".join))
 @settings(deadline=None, max_examples=80)
-def test_a_prompt_with_tags_has_the_same_ids_in_training_chat_and_release(pairs, text):
+def test_a_prompt_with_tags_has_the_same_ids_in_training_chat_and_release(pairs: Any, text: str) -> None:
     typed = chat_pieces([{"role": "user", "parts": prompt_parts(text)}], open_end=True)
     said = [{"from": "user", "value": text}, {"from": "assistant", "value": "."}]
     content, _ = parse_conversation(said)
@@ -160,7 +163,7 @@ def test_a_prompt_with_tags_has_the_same_ids_in_training_chat_and_release(pairs,
             assert tokenize_pieces(pieces, ours, theirs.image_slots).tokens_L.tolist() == found
 
 
-def test_a_path_becomes_its_bytes_and_comes_back(qwen, small):
+def test_a_path_becomes_its_bytes_and_comes_back(qwen: Any, small: Any) -> None:
     ids = qwen("see <img>a/ü.png</img>!")["input_ids"]
     path = list("a/ü.png".encode())
     block = [151857, *path, *[151859] * (256 - len(path)), 151858]
@@ -191,12 +194,12 @@ def test_a_path_becomes_its_bytes_and_comes_back(qwen, small):
         ("a", {"allowed_special": {"<bos>"}}, "'<bos>' in allowed_special is not a special token"),
     ],
 )
-def test_errors(qwen, text, options, message):
+def test_errors(qwen: Any, text: str, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("|", r"\|")):
         qwen(text, **options)
 
 
-def test_only_the_allowed_special_tokens_are_special(qwen):
+def test_only_the_allowed_special_tokens_are_special(qwen: Any) -> None:
     ids = qwen("<ref>x</ref><|im_end|>", allowed_special={"<ref>", "</ref>"})["input_ids"]
     assert (ids[0], ids[2]) == (151851, 151852) and max(ids[3:]) < 151643
     assert qwen.decode(ids) == "<ref>x</ref><|im_end|>"
@@ -204,7 +207,7 @@ def test_only_the_allowed_special_tokens_are_special(qwen):
     assert qwen("<img>a</img>", allowed_special={"<img>"}) == qwen("<img>a</img>")
 
 
-def test_decoding_without_special_tokens(qwen):
+def test_decoding_without_special_tokens(qwen: Any) -> None:
     ids = [*qwen.encode("<ref> a dog</ref><box>(1,2),(3,4)</box><|im_end|><|endoftext|>"), 151900]
     assert qwen.decode(ids, skip_special_tokens=True) == " a dog(1,2),(3,4)"
     assert (
@@ -219,7 +222,7 @@ def test_decoding_without_special_tokens(qwen):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_batches(qwen, side):
+def test_batches(qwen: Any, side: Any) -> None:
     qwen.padding_side = side
     batch = qwen(["one two three", "<img></img>"], padding=True, return_tensors="pt")
     qwen.padding_side = "right"
@@ -231,7 +234,7 @@ def test_batches(qwen, side):
     assert qwen("one two three", truncation=True, max_length=2)["input_ids"] == text[:2]
 
 
-def test_it_can_be_saved_copied_and_pickled(qwen, small, tmp_path):
+def test_it_can_be_saved_copied_and_pickled(qwen: Any, small: Any, tmp_path: Path) -> None:
     text = "<|im_start|>a ▁b<ref>é</ref><img>x.png</img>"
     for k, tokenizer in enumerate((qwen, small)):
         saved = tokenizer.save_pretrained(str(tmp_path / str(k)))
@@ -250,7 +253,7 @@ def test_it_can_be_saved_copied_and_pickled(qwen, small, tmp_path):
     assert prefixed == str(tmp_path / "my-tokenizer.model")
 
 
-def test_the_vocabulary_does_not_grow(qwen, tmp_path):
+def test_the_vocabulary_does_not_grow(qwen: Any, tmp_path: Path) -> None:
     for add in (lambda: qwen.add_tokens(["<mine>"]), lambda: qwen.add_special_tokens({"bos_token": "<mine>"})):
         with pytest.raises(ValueError, match=r"'<mine>' cannot be added.*<\|extra_0\|>"):
             add()
@@ -259,12 +262,12 @@ def test_the_vocabulary_does_not_grow(qwen, tmp_path):
         type(qwen)(vocab_file=str(tmp_path / "qwen.tiktoken"))
 
 
-def test_small_models_have_no_extras(small):
+def test_small_models_have_no_extras(small: Any) -> None:
     assert len(small.special_tokens) == 12 and small.special_tokens["<imgpad>"] == len(small) - 1
     assert small.eod_id + 3 == small.ref_start_id and small.eos_token_id == small.eod_id
 
 
-def test_lists_of_pictures_texts_and_boxes(qwen):
+def test_lists_of_pictures_texts_and_boxes(qwen: Any) -> None:
     text = qwen.from_list_format(
         [
             {"image": "a.png"},
@@ -290,7 +293,7 @@ def test_lists_of_pictures_texts_and_boxes(qwen):
         qwen.from_list_format([{"video": "a.mp4"}])
 
 
-def test_boxes_of_an_answer(qwen):
+def test_boxes_of_an_answer(qwen: Any) -> None:
     answer = "<ref> Woman</ref><box>(451,379),(731,806)</box><box>(1,2),(3,4)</box> and<box>(5,6),(7,8)</box><box>(9,"
     assert qwen.parse_boxes(answer) == [
         ("Woman", (451, 379, 731, 806)), ("Woman", (1, 2, 3, 4)), ("", (5, 6, 7, 8)),
@@ -300,7 +303,7 @@ def test_boxes_of_an_answer(qwen):
     assert qwen.fetch_all_box_with_ref(answer)[1:] == [{"box": (1, 2, 3, 4), "ref": "Woman"}, {"box": (5, 6, 7, 8)}]
 
 
-def test_boxes_are_drawn_on_the_latest_picture(qwen, tmp_path):
+def test_boxes_are_drawn_on_the_latest_picture(qwen: Any, tmp_path: Path) -> None:
     for name, size in (("a.png", (50, 50)), ("b.png", (200, 100))):
         Image.new("RGB", size, "white").save(tmp_path / name)
     history = [(f"<img>{tmp_path / 'a.png'}</img>", "ok"), (f"<img>{tmp_path / 'b.png'}</img>?", "ok"), ("and?", "")]

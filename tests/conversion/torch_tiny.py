@@ -1,8 +1,12 @@
 """A tiny model in PyTorch, its tokenizer and its release folder, made without JAX."""
 
+from __future__ import annotations
+
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -25,11 +29,11 @@ VISUAL = dict(
 CHAT = {"chat_format": "chatml", "max_new_tokens": 8, "max_window_size": 6144, "do_sample": False}
 
 
-def make_config(image_start_id: int, **changes) -> QWenConfig:
+def make_config(image_start_id: int, **changes: Any) -> QWenConfig:
     return QWenConfig(**{**SIZES, "visual": {**VISUAL, "image_start_id": image_start_id}, **changes})
 
 
-def make_model(config: QWenConfig, kind=QWenLMHeadModel):
+def make_model(config: QWenConfig, kind: Callable[[QWenConfig], Any] = QWenLMHeadModel) -> Any:
     """In evaluation mode, with noise on every parameter."""
     torch.manual_seed(0)
     model = kind(config).eval()
@@ -49,7 +53,7 @@ def pixels(count: int, size: int = IMAGE_SIZE) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
 
-def write_tokenizer(folder: Path, vocabulary: Path, name: str, slots: int):
+def write_tokenizer(folder: Path, vocabulary: Path, name: str, slots: int) -> Any:
     """A folder with code, vocabulary and tokenizer_config.json; returns what AutoTokenizer makes of it."""
     folder.mkdir()
     shutil.copy(vocabulary, folder / name)
@@ -60,7 +64,7 @@ def write_tokenizer(folder: Path, vocabulary: Path, name: str, slots: int):
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True)
 
 
-def write_model(folder: Path, model) -> None:
+def write_model(folder: Path, model: Any) -> None:
     """Adds weights and configs to a folder, under the names of a release."""
     model.save_pretrained(str(folder))
     content = json.loads((folder / "config.json").read_text())

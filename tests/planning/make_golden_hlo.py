@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from qwenvl_jax.planning import aot
 
@@ -34,7 +35,7 @@ def mesh_of(topology: str, shape: tuple[int, ...], names: tuple[str, ...]) -> Me
     return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), names)
 
 
-def shaped(mesh: Mesh, shape: tuple[int, ...], dtype, *spec) -> jax.ShapeDtypeStruct:
+def shaped(mesh: Mesh, shape: tuple[int, ...], dtype: str, *spec: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
 
 
@@ -48,7 +49,7 @@ def scan() -> jax.stages.Lowered:
     """Value and gradient of six layers tanh(h w) in a loop, on one v5e: 3 products per layer."""
     mesh = mesh_of("v5e:1x1", (1,), ("data",))
 
-    def loss(w, x):
+    def loss(w: Any, x: Any) -> Any:
         h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)
         return jnp.sum(h.astype(jnp.float32) ** 2)
 
@@ -61,7 +62,7 @@ def sharded() -> jax.stages.Lowered:
     """The same with float32 weights split over fsdp 4 and rows over data 4 x fsdp 4, recomputed, on v5e:4x4."""
     mesh = mesh_of("v5e:4x4", (4, 4), ("data", "fsdp"))
 
-    def loss(w, x):
+    def loss(w: Any, x: Any) -> Any:
         layer = jax.checkpoint(lambda h, w: (jnp.tanh(h @ w.astype(BF16)), None))
         return jnp.sum(jax.lax.scan(layer, x, w)[0].astype(jnp.float32) ** 2)
 
@@ -75,10 +76,10 @@ def feed_forward(topology: str, shape: tuple[int, int], rows: int, options: dict
     """Gradient of six layers 4096 -> 16384 -> 4096 over data x fsdp, for `rows` rows of each device."""
     mesh = mesh_of(topology, shape, ("data", "fsdp"))
 
-    def layer(h, w):
+    def layer(h: Any, w: Any) -> Any:
         return h + jnp.tanh(jax.nn.silu(h @ w["a"].astype(BF16)) @ w["b"].astype(BF16)), None
 
-    def loss(w, x):
+    def loss(w: Any, x: Any) -> Any:
         return jnp.sum(jax.lax.scan(layer, x, w)[0].astype(jnp.float32) ** 2)
 
     weights = NamedSharding(mesh, P(None, "fsdp"))
@@ -108,7 +109,7 @@ def splash() -> jax.stages.Lowered:
     """Causal attention with segments and its gradients, 8 rows of 1024 tokens, 4 heads of 104, on v5e:2x2."""
     mesh = mesh_of("v5e:2x2", (2, 2, 1), ("data", "fsdp", "tensor"))
 
-    def loss(q, k, v, ids):
+    def loss(q: Any, k: Any, v: Any, ids: Any) -> Any:
         out = attention(q, k, v, segment_ids_BL=ids, causal=True, implementation="splash")
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
@@ -126,7 +127,7 @@ def main(names: list[str]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for program in PROGRAMS:
         if not names or program.__name__ in names:
-            text = program().compile().as_text()
+            text = program().compile().as_text() or ""
             # No time in the header, so that the same text gives the same file.
             (FOLDER / f"{program.__name__}.txt.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
             print(program.__name__, len(text))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qwenvl_jax.chips import CHIPS, parse_topology, peak_flops
@@ -63,6 +65,6 @@ def test_prices() -> None:
 
 
 @pytest.mark.parametrize("values", [[1], {"v9": 1}, {"v5p": -1}, {"v5p": "cheap"}, {"v5p": True}])
-def test_bad_prices(values) -> None:
+def test_bad_prices(values: Any) -> None:
     with pytest.raises(UserError, match="price"):
         read_prices(values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def grid(topology: Topology) -> list[tuple[int, ...]]:
     return [(*map(int, np.unravel_index(n, topology.shape)), 0) for n in range(topology.chips)]
 
 
-def estimate(name: str, topology: str, **arguments) -> roofline.Estimate:
+def estimate(name: str, topology: str, **arguments: Any) -> roofline.Estimate:
     place = parse_topology(topology)
     return roofline.estimate(load(name), place, grid(place), **arguments)
 
@@ -151,21 +152,21 @@ def test_waits_are_named_by_module(source: str, named: str) -> None:
 
 
 def test_cpu_program() -> None:
-    def loss(w, x):
+    def loss(w: Any, x: Any) -> Any:
         return jnp.sum(jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0])
 
     w, x = jax.ShapeDtypeStruct((5, 32, 32), jnp.float32), jax.ShapeDtypeStruct((16, 32), jnp.float32)
-    module = program.parse(jax.jit(jax.grad(loss)).lower(w, x).compile().as_text())
+    module = program.parse(jax.jit(jax.grad(loss)).lower(w, x).compile().as_text() or "")
     place = parse_topology("v5e:1x1")
     assert roofline.estimate(module, place, grid(place)).matmul_flops == 5 * 3 * 2 * 16 * 32 * 32
 
 
 def test_a_loop_of_unknown_length_needs_a_number() -> None:
-    def run(x, count):
+    def run(x: Any, count: int) -> Any:
         return jax.lax.fori_loop(0, count, lambda _, h: h @ h, x)
 
     shapes = jax.ShapeDtypeStruct((16, 16), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-    module = program.parse(jax.jit(run).lower(*shapes).compile().as_text())
+    module = program.parse(jax.jit(run).lower(*shapes).compile().as_text() or "")
     place = parse_topology("v5e:1x1")
     with pytest.raises(program.HloError, match="dynamic_trips"):
         roofline.estimate(module, place, grid(place))

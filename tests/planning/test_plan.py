@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,7 +157,7 @@ def test_a_quickstart_config_is_planned_for_any_chip(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "sharding.json").read_text())
 
 
-def full_size(**data) -> Config:
+def full_size(**data: Any) -> Config:
     config = load_config(stage2_multitask.get_config(mesh="v5p"))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
@@ -209,7 +210,7 @@ def test_cost_of_a_stage() -> None:
     assert cost(TOO_BIG, 2.0) is None
 
 
-def test_tables(capsys) -> None:
+def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     for outcome in (FITTING, TOO_BIG):
         tables.show(dataclasses.replace(outcome, remedies=("more chips",)), 4.2)
     tables.show_comparison(
@@ -253,13 +254,15 @@ def test_other_errors_of_the_compiler_are_no_misfit() -> None:
     assert aot.misfit("INTERNAL: Used 120.50G of 95.74G hbm") is None
 
 
-def test_host_memory_is_shown(capsys) -> None:
+def test_host_memory_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     tables.show(dataclasses.replace(FITTING, host_gib=3.625), 4.2)
     assert re.search(r"host memory of one chip, GiB.*3\.6", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_comparison_is_never_cut(terminal: bool, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_is_never_cut(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "140")
@@ -270,7 +273,7 @@ def test_a_comparison_is_never_cut(terminal: bool, capsys, monkeypatch: pytest.M
     shown = capsys.readouterr().out
     log.console.cache_clear()
     assert "…" not in shown
-    assert all(cell in shown for cell in tables.comparison_row(name, FITTING, prices)[1:])
+    assert all(str(cell) in shown for cell in tables.comparison_row(name, FITTING, prices)[1:])
     assert terminal == (name not in shown)  # on the narrow terminal it takes several lines
 
 

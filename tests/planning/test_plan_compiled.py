@@ -73,16 +73,18 @@ def test_a_step_that_does_not_fit_ends_with_a_sentence_and_exit_code_2() -> None
 
 def test_moments_in_host_memory_are_fetched_after_the_gradients(tmp_path: Path) -> None:
     changes = {"mesh__data": 1, "mesh__fsdp": 4, "compute__unroll_layers": False}
-    found = {}
+    predictions: dict[str, Prediction] = {}
     for memory in ("device", "pinned_host"):
         config = tiny_run.make_config(tmp_path, optimizer__moments_memory=memory, **changes)
         dump = str(tmp_path / f"{memory}.txt")
-        found[memory] = candidates.run(Candidate(memory, config, parse_topology("v5p:2x2x1")), dump)
-        assert isinstance(found[memory], Prediction), found[memory]
-    here, there = found["device"], found["pinned_host"]
+        outcome = candidates.run(Candidate(memory, config, parse_topology("v5p:2x2x1")), dump)
+        assert isinstance(outcome, Prediction), outcome
+        predictions[memory] = outcome
+    here = predictions["device"]
+    there = predictions["pinned_host"]
     assert here.host_gib == 0 and there.host_gib > 0
     assert there.hbm_parts_gib["arguments"] < 0.5 * here.hbm_parts_gib["arguments"]
-    peak = {memory: one.hbm_gib - one.hbm_parts_gib["code"] for memory, one in found.items()}
+    peak = {memory: one.hbm_gib - one.hbm_parts_gib["code"] for memory, one in predictions.items()}
     assert peak["pinned_host"] < peak["device"] - 0.5 * there.host_gib
     module = program.parse((tmp_path / "pinned_host.txt").read_text())
     moved = {
