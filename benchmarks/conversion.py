@@ -1,10 +1,10 @@
-"""Import and release of a full-size checkpoint against `cp` of the same bytes, in one run; peak memory of each.
+"""Measures import and release of a full-size checkpoint against `cp` of the same bytes in one run, and peak memory.
 
     python benchmarks/conversion.py --scratch=/tmp/conversion [--share=0.5]
 
-Writes random bfloat16 tensors in the published layout (19.3 GB), imports them, releases them again, and checks that
-every tensor came out with the bytes it went in with. Each time is from a cold page cache to data on the disk. Needs
-three times the size on the disk of --scratch; with less, both towers get as many layers as fit, and the output says so.
+It writes random bfloat16 tensors in the published layout (19.3 GB), imports them, releases them again, and checks that
+the bytes of all tensors are unchanged. Each time is from a cold page cache until the data is on disk. The disk of
+--scratch needs three times the size; if it has less, both towers get as many layers as fit, and the output reports it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GIB = 1 << 30
 
 
 def model_of(share: float) -> ModelConfig:
-    """The full-size model with that share of its layers."""
+    """The full-size model with a share of its layers."""
     full = from_config_dict(ModelConfig, model_configs.qwen_vl_9b6())
     return dataclasses.replace(
         full,
@@ -50,7 +50,7 @@ def size_of(model: ModelConfig) -> int:
 
 
 def write_source(folder: Path, model: ModelConfig) -> dict[str, str]:
-    """A published checkpoint with random values; returns the sha256 of every tensor."""
+    """Writes a checkpoint in the published layout with random values; returns the sha256 of every tensor."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.02, 1 << 24).astype(ml_dtypes.bfloat16).view(np.uint16)
@@ -61,7 +61,7 @@ def write_source(folder: Path, model: ModelConfig) -> dict[str, str]:
 
     def arrays(shard: Sequence[tensor_files.Entry]) -> Iterator[np.ndarray]:
         for entry in shard:
-            start = int(rng.integers(noise.size))  # no two tensors alike, and a wrong row shows
+            start = int(rng.integers(noise.size))  # so that all tensors differ and a misplaced row is detected
             values = np.resize(np.roll(noise, start), entry.size).reshape(entry.shape).view(ml_dtypes.bfloat16)
             digests[entry.name] = hashlib.sha256(tensor_files.payload(values)).hexdigest()
             yield values

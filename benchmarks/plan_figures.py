@@ -47,7 +47,7 @@ ROWS: dict[str, tuple[int, str, dict[str, Any]]] = {
 
 
 def candidate_of(row: str) -> candidates.Candidate:
-    """The compilation that stands behind a row."""
+    """The compilation of a row."""
     stage, name, changes = ROWS[row]
     topology = parse_topology(name)
     values = STAGES[stage].get_config(mesh=topology.chip.kind)

@@ -45,6 +45,7 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
+        """Whether there is one released tensor per layer."""
         return LAYER in self.released
 
 

@@ -55,6 +55,7 @@ class Estimate:
 
     @property
     def hardware_flops(self) -> float:
+        """Operations of matrix products and kernels."""
         return self.matmul_flops + self.kernel_flops
 
 
@@ -104,6 +105,7 @@ class Tally(collections.defaultdict[str, float]):
         super().__init__(float, values or {})
 
     def add(self, other: Mapping[str, float]) -> None:
+        """Adds all sums of another tally."""
         for key, value in other.items():
             self[key] += value
 

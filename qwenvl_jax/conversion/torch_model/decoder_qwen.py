@@ -121,7 +121,7 @@ class QWenAttention(nn.Module):
         self.c_attn = nn.Linear(config.hidden_size, 3 * width)  # has a bias even though `no_bias` is true
         self.c_proj = _residual(nn.Linear(width, config.hidden_size, bias=False))
 
-    def forward(self, x_BLD, context: Context, layer: int):
+    def forward(self, x_BLD: torch.Tensor, context: Context, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows, length, _ = x_BLD.shape
         q, k, v = self.c_attn(x_BLD).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q = _rotate(q, context.cos, context.sin)
@@ -169,7 +169,7 @@ class QWenBlock(nn.Module):
         self.ln_2 = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = QWenMLP(config)
 
-    def forward(self, x_BLD, context: Context, layer: int):
+    def forward(self, x_BLD: torch.Tensor, context: Context, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         mixed_BLD, weights = self.attn(self.ln_1(x_BLD), context, layer)
         x_BLD = x_BLD + mixed_BLD
         return x_BLD + self.mlp(self.ln_2(x_BLD)), weights
@@ -238,11 +238,11 @@ class QWenModel(nn.Module):
 
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        pixel_values=None,
-        cache=None,
-        inputs_embeds=None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
         between: list[torch.Tensor] | None = None,
         weights: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
@@ -263,7 +263,11 @@ class QWenModel(nn.Module):
         """
         if getattr(cache, "is_compileable", False):
             raise ValueError("a static cache is not supported; leave cache_implementation at its default")
-        if (input_ids is None) == (inputs_embeds is None):
+        if input_ids is not None and inputs_embeds is None:
+            x_BLD = self.embed(input_ids, pixel_values)
+        elif inputs_embeds is not None and input_ids is None:
+            x_BLD = inputs_embeds
+        else:
             raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is not None and pixel_values is not None:
             raise ValueError(
@@ -271,7 +275,6 @@ class QWenModel(nn.Module):
                 "contain the image features"
             )
         past = cache.get_seq_length() if cache is not None else 0
-        x_BLD = self.embed(input_ids, pixel_values) if inputs_embeds is None else inputs_embeds
         rows, length = x_BLD.shape[:2]
         if attention_mask is None:
             attention_mask = torch.ones(rows, past + length, device=x_BLD.device)
@@ -299,7 +302,7 @@ class QWenModel(nn.Module):
                 weights.append(attention)
         return self.ln_f(x_BLD)
 
-    def _ntk_alpha(self, valid, past, cache):
+    def _ntk_alpha(self, valid: torch.Tensor, past: int, cache: Any) -> torch.Tensor:
         """The dynamic NTK factor of every row: 1 up to the trained length, 3 up to twice that length, then 7, 15, ...
 
         It depends on the length of the prompt and stays the same while decoding. It is stored on the cache, whose keys
@@ -316,7 +319,7 @@ class QWenModel(nn.Module):
             cache.ntk_alpha = alpha
         return alpha
 
-    def _rotary(self, positions_BL, alpha):
+    def _rotary(self, positions_BL: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = self.config.kv_channels
         base = self.config.rotary_emb_base * alpha ** (size / (size - 2))
         exponents = torch.arange(0, size, 2, device=positions_BL.device).float() / size
@@ -324,7 +327,7 @@ class QWenModel(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         return angles.cos(), angles.sin()
 
-    def _logn(self, positions_BL, columns: int):
+    def _logn(self, positions_BL: torch.Tensor, columns: int) -> torch.Tensor | None:
         """The log-n factor of every query: log(i) / log(trained length) at a 1-based position i beyond that length."""
         base = self.config.seq_length
         if self.training or not self.config.use_logn_attn or columns <= base:

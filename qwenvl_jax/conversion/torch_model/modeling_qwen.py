@@ -186,23 +186,23 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
 
     def prepare_inputs_for_generation(
         self,
-        input_ids,
-        past_key_values=None,
-        attention_mask=None,
-        inputs_embeds=None,
-        cache_position=None,
-        cache=None,
-        pixel_values=None,
-        use_cache=True,
-        next_sequence_length=None,
-        is_first_iteration=None,
-        logits_to_keep=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        return_dict=None,
-        tokenizer=None,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor,
+        past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cache_position: Any = None,
+        cache: Any = None,
+        pixel_values: torch.Tensor | None = None,
+        use_cache: bool | None = True,
+        next_sequence_length: Any = None,
+        is_first_iteration: Any = None,
+        logits_to_keep: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """The arguments of `forward` for the next step of `generate`: all tokens that are not cached yet.
 
         Their number follows from the mask and the cache. `next_sequence_length`, `cache_position` and
@@ -236,7 +236,13 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
             "output_hidden_states": output_hidden_states,
         }
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """Repeats the rows for beams and for several answers, and with every row its images in their order."""
         pixels = model_kwargs.pop("pixel_values", None)
         if pixels is not None and expand_size > 1 and input_ids is not None:

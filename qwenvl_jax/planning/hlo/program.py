@@ -60,10 +60,12 @@ class Array:
 
     @property
     def stored_bytes(self) -> float:
+        """Size including padding."""
         return self.stored * ITEM_BYTES[self.dtype]
 
     @property
     def hbm_bytes(self) -> float:
+        """Size including padding if the array is in HBM, otherwise 0."""
         return self.stored_bytes if self.space == 0 else 0.0
 
 
