@@ -89,10 +89,10 @@ def test_the_commands_take_buckets_and_homes(released: Path, gcs: str, gcs_envir
         assert run.returncode == 0, run.stderr[-2000:]
         return run.stdout
 
-    for place in (gcs, "~/work"):
-        convert("import", f"--release={gcs}/in", f"--workdir={place}/run")
-        convert("release", f"--workdir={place}/run", f"--output={place}/out", "--noparity")
-        assert "passed" in convert("verify", f"--release={place}/out", f"--workdir={place}/run")
+    for folder in (gcs, "~/work"):
+        convert("import", f"--release={gcs}/in", f"--workdir={folder}/run")
+        convert("release", f"--workdir={folder}/run", f"--output={folder}/out", "--noparity")
+        assert "passed" in convert("verify", f"--release={folder}/out", f"--workdir={folder}/run")
     assert sorted(os.listdir(tmp_path / "work")) == ["out", "run"]
     for name in set(storage.names(f"{gcs}/out")) - {parity.PARITY}:
         assert storage.read_bytes(storage.path(gcs) / "out" / name) == (tmp_path / "work/out" / name).read_bytes()

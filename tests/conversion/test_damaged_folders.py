@@ -41,7 +41,7 @@ def convert(*arguments: Any, **options: Any) -> Any:
 
 
 def test_code_in_a_release_never_runs(copy_of: Path, tokenizer: Any, tmp_path: Path) -> None:
-    """`verify` finds that it was changed; even where nothing tells, it runs our own."""
+    """`verify` detects the change; even without a manifest to detect it, our code runs."""
     trace = tmp_path / "trace"
     for name in ("modeling_qwen.py", "configuration_qwen.py"):
         with (copy_of / name).open("a") as file:

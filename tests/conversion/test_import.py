@@ -125,7 +125,7 @@ def qwen_state(qwen2: Any) -> Any:
 
 
 def clip_patches(clip: Any, pixels_IHWC: Any) -> Any:
-    """The tower without its class token, on its own position table."""
+    """The output of the tower without its class token, with its position table as it is."""
     mean = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
     std = torch.tensor((0.26862954, 0.26130258, 0.27577711))[:, None, None]
     with torch.no_grad():

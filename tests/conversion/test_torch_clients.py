@@ -219,7 +219,7 @@ def test_stop_words_end_an_answer(model: Any, tokenizer: Any) -> None:
     model.generation_config.stop_words_ids = ending
     assert model.generate(ids, **options)[0, 12:].tolist() == [*free[:at], end]
     del model.generation_config.stop_words_ids
-    prompt = torch.cat([ids, torch.tensor([ending[0]])], dim=1)  # the prompt's own words end nothing
+    prompt = torch.cat([ids, torch.tensor([ending[0]])], dim=1)  # stop words in the prompt are ignored
     assert model.generate(prompt, stop_words_ids=ending, **options)[0, 14] != end
     with pytest.raises(ValueError, match="needs an eos_token_id"):
         model.generate(ids, stop_words_ids=ending, **GREEDY)

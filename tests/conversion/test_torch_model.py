@@ -1,4 +1,4 @@
-"""The PyTorch model of a release: against Qwen2, torch's own layers and formulas written by hand; training; loading."""
+"""The PyTorch model of a release, compared with Qwen2, torch's layers and formulas by hand; training; loading."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def image_block() -> Any:
 
 
 def as_qwen2(model: Any, rope_theta: Any) -> Any:
-    """The decoder in transformers' own Qwen2, which has neither log-n attention nor dynamic NTK."""
+    """The decoder as a Qwen2 model of transformers, which has neither log-n attention nor dynamic NTK."""
     config = model.config
     theirs = Qwen2ForCausalLM(
         Qwen2Config(
@@ -160,11 +160,11 @@ def test_cached_decoding_is_a_full_forward(model: Any) -> None:
     ids = torch.cat([random_ids(1, 20), image_block()[None], random_ids(1, 12)], dim=1)
     full = model(ids, pixel_values=pixels(1)).logits
     step = model(ids[:, :44], pixel_values=pixels(1), use_cache=True)
-    found = [step.logits]
+    logits = [step.logits]
     for start, end in ((44, 45), (45, 46), (46, 50)):
         step = model(ids[:, start:end], past_key_values=step.past_key_values, use_cache=True)
-        found.append(step.logits)
-    torch.testing.assert_close(torch.cat(found, dim=1), full, rtol=1e-4, atol=1e-4)
+        logits.append(step.logits)
+    torch.testing.assert_close(torch.cat(logits, dim=1), full, rtol=1e-4, atol=1e-4)
     options = dict(pixel_values=pixels(1), do_sample=False, max_new_tokens=10, eos_token_id=None, pad_token_id=0)
     cached, again = (model.generate(ids, use_cache=use, **options) for use in (True, False))
     assert cached.tolist() == again.tolist() and cached.shape == (1, ids.shape[1] + 10)
@@ -230,9 +230,9 @@ def test_every_parameter_has_a_gradient(with_image: Any) -> None:
     names = {name for name, _ in model.named_parameters()}
     assert model.state_dict().keys() - names == {"transformer.visual.attn_pool.pos_embed"}  # fixed
     ids = torch.cat([image_block(), random_ids(1, 9)[0]])[None] if with_image else random_ids(1, 9)
-    loss, found = gradients(model, ids, **({"pixel_values": pixels(1)} if with_image else {}))
-    assert found.keys() == names and loss.isfinite()
-    moved = {name for name, gradient in found.items() if gradient.abs().sum() > 0}
+    loss, actual = gradients(model, ids, **({"pixel_values": pixels(1)} if with_image else {}))
+    assert actual.keys() == names and loss.isfinite()
+    moved = {name for name, gradient in actual.items() if gradient.abs().sum() > 0}
     assert moved == (names if with_image else {name for name in names if "visual" not in name})
 
 
@@ -252,11 +252,11 @@ def test_gradient_checkpointing_changes_nothing(reentrant: Any) -> None:
     calls = []
     model.transformer.h[1].ln_2.register_forward_hook(lambda *_: calls.append("decoder"))
     model.transformer.visual.transformer.resblocks[1].ln_2.register_forward_hook(lambda *_: calls.append("visual"))
-    again, found = gradients(model, ids, pixel_values=pixels(1))
+    again, actual = gradients(model, ids, pixel_values=pixels(1))
     assert sorted(calls) == ["decoder"] * 2 + ["visual"] * 2  # computed once more on the way back
     torch.testing.assert_close(again, loss)
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
         torch.testing.assert_close(gradient, expected[name])
 
 

@@ -139,10 +139,10 @@ def test_a_chat_is_written_as_in_training(pairs: Any) -> None:
     history = [("Picture 1: <img>a.png</img>\nWhat is it?\n", " a dog ")]
     for theirs, ours in pairs:
         expected = tokenize_pieces(pieces, ours, theirs.image_slots).tokens_L.tolist()
-        found, dropped = make_context(
+        ids, omitted = make_context(
             theirs, "Picture 2: <img>b.png</img>\nAnd\nthis?", history, DEFAULT_SYSTEM, MAX_WINDOW
         )
-        assert found == expected and not dropped
+        assert ids == expected and not omitted
     assert make_context(pairs[0][0], "hi", [], DEFAULT_SYSTEM, MAX_WINDOW) == (CHAT_IDS, 0)
 
 
@@ -158,9 +158,9 @@ def test_a_prompt_with_tags_has_the_same_ids_in_training_chat_and_release(pairs:
     content, _ = parse_conversation(said)
     taught = chat_pieces(content["turns"], sizes=content["sizes"])[:-3]  # without the answer and what ends it
     for theirs, ours in pairs:
-        found, _ = make_context(theirs, text, [], DEFAULT_SYSTEM, MAX_WINDOW)
+        ids, _ = make_context(theirs, text, [], DEFAULT_SYSTEM, MAX_WINDOW)
         for pieces in (typed, taught):
-            assert tokenize_pieces(pieces, ours, theirs.image_slots).tokens_L.tolist() == found
+            assert tokenize_pieces(pieces, ours, theirs.image_slots).tokens_L.tolist() == ids
 
 
 def test_a_path_becomes_its_bytes_and_comes_back(qwen: Any, small: Any) -> None:

@@ -12,9 +12,14 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 def test_a_pod_slice() -> None:
-    found = parse_topology("v5p:8x8x8")
-    assert (found.chips, found.hosts, found.wraps, found.name) == (512, 128, (True, True, True), "v5p:8x8x8")
-    assert found.compiler_arguments() == {
+    topology = parse_topology("v5p:8x8x8")
+    assert (topology.chips, topology.hosts, topology.wraps, topology.name) == (
+        512,
+        128,
+        (True, True, True),
+        "v5p:8x8x8",
+    )
+    assert topology.compiler_arguments() == {
         "platform": "tpu",
         "topology_name": "v5:8x8x8",
         "chip_config_name": "megacore",
@@ -25,9 +30,9 @@ def test_a_pod_slice() -> None:
 
 
 def test_several_slices_and_open_axes() -> None:
-    found = parse_topology("v5e:8x16@4")
-    assert (found.chips, found.wraps, found.name) == (512, (False, True), "v5e:8x16@4")
-    assert found.compiler_arguments()["wrap"] == (False, True, False)
+    topology = parse_topology("v5e:8x16@4")
+    assert (topology.chips, topology.wraps, topology.name) == (512, (False, True), "v5e:8x16@4")
+    assert topology.compiler_arguments()["wrap"] == (False, True, False)
     assert parse_topology("v6e:1x1").compiler_arguments()["chips_per_host_bounds"] == (1, 1, 1)
 
 

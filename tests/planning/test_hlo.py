@@ -28,23 +28,23 @@ def load(name: str) -> program.Module:
 
 
 def grid(topology: Topology) -> list[tuple[int, ...]]:
-    """Partition n at place n of the grid, which is how the golden programs' meshes lie."""
+    """Partition n has the n-th coordinates of the grid, as in the meshes of the golden programs."""
     return [(*map(int, np.unravel_index(n, topology.shape)), 0) for n in range(topology.chips)]
 
 
 def estimate(name: str, topology: str, **arguments: Any) -> roofline.Estimate:
-    place = parse_topology(topology)
-    return roofline.estimate(load(name), place, grid(place), **arguments)
+    chips = parse_topology(topology)
+    return roofline.estimate(load(name), chips, grid(chips), **arguments)
 
 
 def test_one_product() -> None:
-    found = estimate("matmul", "v5e:1x1")
-    assert found.matmul_flops == 2 * 8192 * 4096 * 4096
-    assert found.parts["matmul"] == pytest.approx(found.matmul_flops / 197e12)
+    estimated = estimate("matmul", "v5e:1x1")
+    assert estimated.matmul_flops == 2 * 8192 * 4096 * 4096
+    assert estimated.parts["matmul"] == pytest.approx(estimated.matmul_flops / 197e12)
     cycles = estimate("matmul", "v5e:1x1", cycles=True)
-    assert found.parts["matmul"] < cycles.parts["matmul"] < 1.1 * found.parts["matmul"]
+    assert estimated.parts["matmul"] < cycles.parts["matmul"] < 1.1 * estimated.parts["matmul"]
     # Both operands are read and the result is written, once.
-    assert found.hbm_bytes == pytest.approx(2 * (8192 * 4096 + 4096 * 4096 + 8192 * 4096), rel=0.3)
+    assert estimated.hbm_bytes == pytest.approx(2 * (8192 * 4096 + 4096 * 4096 + 8192 * 4096), rel=0.3)
 
 
 def test_products_in_a_loop_count_once_per_turn() -> None:
@@ -52,56 +52,56 @@ def test_products_in_a_loop_count_once_per_turn() -> None:
 
 
 def test_sharded_gradient() -> None:
-    found = estimate("sharded", "v5e:4x4")
+    estimated = estimate("sharded", "v5e:4x4")
     weight = 2048 * 2048 * 2
-    assert found.matmul_flops == 6 * 4 * 2 * 1024 * 2048 * 2048  # forward, again, two backward
-    assert found.collective_bytes["all-gather"] == 6 * 2 * weight
+    assert estimated.matmul_flops == 6 * 4 * 2 * 1024 * 2048 * 2048  # forward, again, two backward
+    assert estimated.collective_bytes["all-gather"] == 6 * 2 * weight
     # The compiler pads the shards of the gradient by some rows.
-    assert 6 * weight <= found.collective_bytes["reduce-scatter"] <= 1.05 * 6 * weight
+    assert 6 * weight <= estimated.collective_bytes["reduce-scatter"] <= 1.05 * 6 * weight
     # The sum over data acts on a quarter; the loss is four bytes more.
-    assert found.collective_bytes["all-reduce"] == pytest.approx(6 * weight / 4, abs=64)
+    assert estimated.collective_bytes["all-reduce"] == pytest.approx(6 * weight / 4, abs=64)
     # No ring closes on a 4x4 slice of v5e, and nothing is hidden: the loops hold one product at a time.
     link = 45e9
     by_hand = (12 * weight * 3 / 4 + 6 * weight * 3 / 4 + 2 * 6 * weight / 4 * 3 / 4) / link
-    assert found.collective_seconds == pytest.approx(by_hand, rel=0.03)
-    assert found.exposed_seconds > 0.95 * found.collective_seconds
+    assert estimated.collective_seconds == pytest.approx(by_hand, rel=0.03)
+    assert estimated.exposed_seconds > 0.95 * estimated.collective_seconds
 
 
 def test_overlapped_gathers() -> None:
-    found = estimate("overlapped", "v5p:4x4x4")
+    estimated = estimate("overlapped", "v5p:4x4x4")
     weight = 4096 * 16384 * 2
-    assert found.matmul_flops == 6 * 6 * 2 * 4096 * 4096 * 16384
-    assert found.collective_bytes["all-gather"] == 6 * 4 * weight
-    assert found.collective_bytes["reduce-scatter"] == 6 * 2 * weight
-    assert found.collective_bytes["all-reduce"] == pytest.approx(6 * 2 * weight / 16, abs=64)
+    assert estimated.matmul_flops == 6 * 6 * 2 * 4096 * 4096 * 16384
+    assert estimated.collective_bytes["all-gather"] == 6 * 4 * weight
+    assert estimated.collective_bytes["reduce-scatter"] == 6 * 2 * weight
+    assert estimated.collective_bytes["all-reduce"] == pytest.approx(6 * 2 * weight / 16, abs=64)
     # fsdp 16 lies on two closed axes, data on the third.
     both = 4 * 90e9
     by_hand = (24 + 12) * weight * 15 / 16 / both + 2 * 12 * weight / 16 * 3 / 4 / (both / 2)
-    assert found.collective_seconds == pytest.approx(by_hand, rel=0.01)
-    assert found.exposed_seconds < 0.6 * found.collective_seconds
-    assert found.seconds == pytest.approx(sum(found.parts.values()))
+    assert estimated.collective_seconds == pytest.approx(by_hand, rel=0.01)
+    assert estimated.exposed_seconds < 0.6 * estimated.collective_seconds
+    assert estimated.seconds == pytest.approx(sum(estimated.parts.values()))
 
 
 def test_sparse_cores_exchange_beside_products() -> None:
-    found = estimate("sparse_cores", "v6e:16x16")
+    estimated = estimate("sparse_cores", "v6e:16x16")
     weight = 4096 * 16384 * 2
-    assert found.matmul_flops == 6 * 6 * 2 * 8192 * 4096 * 16384
-    assert found.collective_bytes["all-gather"] == 6 * 4 * weight
-    assert found.collective_bytes["reduce-scatter"] == 6 * 2 * weight
-    assert found.collective_bytes["all-reduce"] == pytest.approx(6 * 2 * weight / 16, abs=64)
+    assert estimated.matmul_flops == 6 * 6 * 2 * 8192 * 4096 * 16384
+    assert estimated.collective_bytes["all-gather"] == 6 * 4 * weight
+    assert estimated.collective_bytes["reduce-scatter"] == 6 * 2 * weight
+    assert estimated.collective_bytes["all-reduce"] == pytest.approx(6 * 2 * weight / 16, abs=64)
     # fsdp 16 lies on one closed axis, data on the other.
     by_hand = (24 + 12 + 2 * 12 / 16) * weight * 15 / 16 / (2 * 90e9)
-    assert found.collective_seconds == pytest.approx(by_hand, rel=0.01)
-    assert found.exposed_seconds < 0.35 * found.collective_seconds
-    assert sum(found.waits.values()) == pytest.approx(found.exposed_seconds)
+    assert estimated.collective_seconds == pytest.approx(by_hand, rel=0.01)
+    assert estimated.exposed_seconds < 0.35 * estimated.collective_seconds
+    assert sum(estimated.waits.values()) == pytest.approx(estimated.exposed_seconds)
 
 
 def test_attention_kernels() -> None:
-    found = estimate("splash", "v5e:2x2")
+    estimated = estimate("splash", "v5e:2x2")
     product = 2 * 2 * 4 * 1024 * 1024 * 128  # two rows per chip, four heads
-    assert found.kernel_flops == pytest.approx(7 * product * 3 / 4)  # 2 products forward, 5 backward, 3 of 4 blocks
-    assert found.parts["kernel"] == pytest.approx(found.kernel_flops / (0.5 * 197e12))
-    assert found.matmul_flops == 0
+    assert estimated.kernel_flops == pytest.approx(7 * product * 3 / 4)  # 2 products forward, 5 backward, 3 of 4 blocks
+    assert estimated.parts["kernel"] == pytest.approx(estimated.kernel_flops / (0.5 * 197e12))
+    assert estimated.matmul_flops == 0
 
 
 KERNEL_IN_A_FUSION = """HloModule m, is_scheduled=true
@@ -131,7 +131,7 @@ def test_a_kernel_fused_with_a_collective_counts_with_whole_lanes() -> None:
     fusion = module.entry.root
     kernel = costs.kernel_of(module, fusion)
     assert kernel is not None and kernel.flops == 2 * 2.0 * 2 * 4 * 256 * 256 * 128
-    # It reads and writes heads of 104 in the place of 128; what the collective moves is counted elsewhere.
+    # It reads and writes heads of 104 padded to 128; the bytes of the collective are counted separately.
     assert costs.hbm_bytes(module, module.entry, fusion) == 2 * 2 * 4 * 256 * 128 * 2
 
 
@@ -157,8 +157,8 @@ def test_cpu_program() -> None:
 
     w, x = jax.ShapeDtypeStruct((5, 32, 32), jnp.float32), jax.ShapeDtypeStruct((16, 32), jnp.float32)
     module = program.parse(jax.jit(jax.grad(loss)).lower(w, x).compile().as_text() or "")
-    place = parse_topology("v5e:1x1")
-    assert roofline.estimate(module, place, grid(place)).matmul_flops == 5 * 3 * 2 * 16 * 32 * 32
+    topology = parse_topology("v5e:1x1")
+    assert roofline.estimate(module, topology, grid(topology)).matmul_flops == 5 * 3 * 2 * 16 * 32 * 32
 
 
 def test_a_loop_of_unknown_length_needs_a_number() -> None:
@@ -167,11 +167,11 @@ def test_a_loop_of_unknown_length_needs_a_number() -> None:
 
     shapes = jax.ShapeDtypeStruct((16, 16), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     module = program.parse(jax.jit(run).lower(*shapes).compile().as_text() or "")
-    place = parse_topology("v5e:1x1")
+    topology = parse_topology("v5e:1x1")
     with pytest.raises(program.HloError, match="dynamic_trips"):
-        roofline.estimate(module, place, grid(place))
-    found = roofline.estimate(module, place, grid(place), dynamic_trips=7)
-    assert (found.matmul_flops, found.dynamic_loops) == (7 * 2 * 16**3, 1)
+        roofline.estimate(module, topology, grid(topology))
+    estimated = roofline.estimate(module, topology, grid(topology), dynamic_trips=7)
+    assert (estimated.matmul_flops, estimated.dynamic_loops) == (7 * 2 * 16**3, 1)
 
 
 LOOP = """HloModule loop, is_scheduled=true
@@ -243,11 +243,11 @@ def test_unknown_groups_are_refused() -> None:
 
 
 def test_rings() -> None:
-    place = parse_topology("v5p:4x4x8")
-    places = tuple(grid(place))
+    topology = parse_topology("v5p:4x4x8")
+    coordinates = tuple(grid(topology))
 
     def seconds(kind: str, members: list[int], size: float = 90e9) -> float:
-        return roofline.collective_seconds(Collective(kind, size, tuple(members), None), place, places)
+        return roofline.collective_seconds(Collective(kind, size, tuple(members), None), topology, coordinates)
 
     along_z, along_y = list(range(8)), [0, 8, 16, 24]
     assert seconds("all-gather", along_z) == pytest.approx(7 / 8 / 2)
@@ -261,13 +261,13 @@ def test_rings() -> None:
 
 
 def test_slices_meet_over_the_network() -> None:
-    place = parse_topology("v5e:16x16@2")
-    places = tuple((x, y, s) for s in range(2) for x in range(16) for y in range(16))
+    topology = parse_topology("v5e:16x16@2")
+    coordinates = tuple((x, y, s) for s in range(2) for x in range(16) for y in range(16))
     reduce = Collective("all-reduce", 3.125e9, (0, 256), None)
-    assert roofline.collective_seconds(reduce, place, places) == pytest.approx(2 * 1 / 2)
+    assert roofline.collective_seconds(reduce, topology, coordinates) == pytest.approx(2 * 1 / 2)
     wide = Collective("all-reduce", 3.125e9, (*range(16), *range(256, 272)), None)
     inside = 2 * 3.125e9 * 15 / 16 / (2 * 45e9)
-    assert roofline.collective_seconds(wide, place, places) == pytest.approx(inside + 2 * 1 / 2 / 16)
+    assert roofline.collective_seconds(wide, topology, coordinates) == pytest.approx(inside + 2 * 1 / 2 / 16)
 
 
 def convolution(left: str, kernel: str, result: str, attributes: str) -> float:
@@ -284,13 +284,13 @@ ENTRY %main (a: bf16[{left}], b: bf16[{kernel}]) -> bf16[{result}] {{
 
 
 def test_a_batch_written_as_a_window() -> None:
-    # 32 products of 16 x 64 by 64 x 8: one real place of the window per output place.
+    # 32 products of 16 x 64 by 64 x 8: the window has one real element per output element.
     window = "window={size=32 stride=31 pad=0_0 lhs_dilate=32}, dim_labels=0bf_0io->0bf"
     assert convolution("32,16,64", "32,64,8", "32,16,8", window) == 32 * 2 * 16 * 64 * 8
 
 
 def test_a_real_window() -> None:
-    # 3 taps over 8 places with one of padding at each end: 3 * 8 - 2 real places.
+    # 3 taps over 8 elements with padding of one at each end: 3 * 8 - 2 real pairs.
     window = "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
     assert convolution("2,8,4", "3,4,5", "2,8,5", window) == 2 * 2 * 4 * 5 * (3 * 8 - 2)
 
@@ -324,8 +324,8 @@ ENTRY %main (a: f32[1024], b: f32[1024]) -> f32[1024] {
 }
 """
     module = program.parse(text)
-    found = {name: costs.hbm_bytes(module, module.entry, i) for name, i in module.entry.instructions.items()}
-    assert found == {"a": 0, "b": 0, "start": 4096, "copied": 0, "sum": 4096, "out": 4096}
+    sizes = {name: costs.hbm_bytes(module, module.entry, i) for name, i in module.entry.instructions.items()}
+    assert sizes == {"a": 0, "b": 0, "start": 4096, "copied": 0, "sum": 4096, "out": 4096}
 
 
 def test_copies_from_and_to_the_host_go_over_pcie() -> None:
@@ -340,10 +340,13 @@ ENTRY %main (a: f32[4096000]) -> f32[4096000] {
   ROOT %there = f32[4096000]{0:T(1024)S(5)} copy-done(%store)
 }
 """
-    module, place = program.parse(text), parse_topology("v5p:1x1x1")
-    found = roofline.estimate(module, place, grid(place))
-    assert found.parts["copy"] == pytest.approx(2 * 4 * 4096000 / 16e9)
-    assert found.parts["memory"] == pytest.approx(2 * 16.384e6 / place.chip.hbm_bandwidth)
-    assert found.hbm_bytes == 4 * 16.384e6
-    moved = {name: costs.host_bytes(i) for name, i in module.entry.instructions.items()}
-    assert moved["fetch"] == (16.384e6, 0) and moved["store"] == (0, 16.384e6) and moved["new"] == (0, 0)
+    module = program.parse(text)
+    topology = parse_topology("v5p:1x1x1")
+    estimated = roofline.estimate(module, topology, grid(topology))
+    assert estimated.parts["copy"] == pytest.approx(2 * 4 * 4096000 / 16e9)
+    assert estimated.parts["memory"] == pytest.approx(2 * 16.384e6 / topology.chip.hbm_bandwidth)
+    assert estimated.hbm_bytes == 4 * 16.384e6
+    host = {name: costs.host_bytes(i) for name, i in module.entry.instructions.items()}
+    assert host["fetch"] == (16.384e6, 0)
+    assert host["store"] == (0, 16.384e6)
+    assert host["new"] == (0, 0)

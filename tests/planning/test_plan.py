@@ -166,7 +166,7 @@ def test_expected_work_of_stage_2() -> None:
     work = expected_work(full_size(images_per_row=7.0, accumulation=4))
     assert (work.tokens, work.images) == (4096 * 2048, 4096 * 7)
     assert work.supervised == 4096 * (2048 - 7 * 258)
-    # 2 rows per device and microbatch, 242 supervised places each, in one chunk of 1024.
+    # 2 rows per device and microbatch, 242 supervised tokens each, in one chunk of 1024.
     assert loss_chunks(full_size(images_per_row=7.0, accumulation=4), work, 512) == 1
 
 
@@ -202,11 +202,11 @@ TOO_BIG = dataclasses.replace(
 
 
 def test_cost_of_a_stage() -> None:
-    found = cost(FITTING, 2.0)
-    assert found is not None
-    assert found.days == pytest.approx((4500 / 86400, 5400 / 86400))
-    assert found.chip_hours == pytest.approx((512 * 4500 / 3600, 512 * 5400 / 3600))
-    assert found.dollars == pytest.approx((2 * found.chip_hours[0], 2 * found.chip_hours[1]))
+    stage = cost(FITTING, 2.0)
+    assert stage is not None
+    assert stage.days == pytest.approx((4500 / 86400, 5400 / 86400))
+    assert stage.chip_hours == pytest.approx((512 * 4500 / 3600, 512 * 5400 / 3600))
+    assert stage.dollars == pytest.approx((2 * stage.chip_hours[0], 2 * stage.chip_hours[1]))
     assert cost(TOO_BIG, 2.0) is None
 
 
@@ -244,9 +244,9 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help() -> None
     ],
 )
 def test_what_the_compiler_says_of_a_step_that_does_not_fit(message: str, total: float, capacity: float) -> None:
-    found = aot.misfit(message)
-    assert found is not None and not found.fits
-    assert (found.total, found.capacity) == pytest.approx((total, capacity))
+    memory = aot.misfit(message)
+    assert memory is not None and not memory.fits
+    assert (memory.total, memory.capacity) == pytest.approx((total, capacity))
 
 
 def test_other_errors_of_the_compiler_are_no_misfit() -> None:
@@ -289,13 +289,13 @@ def test_search_grows_accumulation_until_it_fits() -> None:
         fits = accumulation >= 4 or compute.remat_vit == "full"
         return dataclasses.replace(FITTING if fits else TOO_BIG, step_seconds_roofline=seconds)
 
-    found = candidates.search(full_size(), parse_topology("v5p:8x8x8"), attempt)
-    best = candidates.ranked(found)
-    assert [which for which, _ in found] == tried
-    assert candidates.search(full_size(), parse_topology("v5p:8x8x8"), attempt, jobs=3) == found
+    outcomes = candidates.search(full_size(), parse_topology("v5p:8x8x8"), attempt)
+    best = candidates.ranked(outcomes)
+    assert [which for which, _ in outcomes] == tried
+    assert candidates.search(full_size(), parse_topology("v5p:8x8x8"), attempt, jobs=3) == outcomes
     assert best[0][0].config.data.accumulation == 4
     assert best[0][0].config.compute.remat_decoder == "matmuls_saved"
-    assert {which.config.mesh.fsdp for which, _ in found} == {8, 32, 64}
+    assert {which.config.mesh.fsdp for which, _ in outcomes} == {8, 32, 64}
     assert all(outcome.fits for _, outcome in best)
     assert 16 not in {which.config.data.accumulation for which in tried}  # 8 rows per shard at most are left
 
@@ -329,5 +329,5 @@ def test_remedies_name_no_mesh_that_is_none(sizes: tuple[int, int, int], slices:
 
     config = full_size()
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
-    found = aot.remedies(config, AbstractMesh(sizes, ("data", "fsdp", "tensor")))
-    assert not any("fsdp" in remedy for remedy in found) and found[-1] == "more chips"
+    changes = aot.remedies(config, AbstractMesh(sizes, ("data", "fsdp", "tensor")))
+    assert not any("fsdp" in remedy for remedy in changes) and changes[-1] == "more chips"

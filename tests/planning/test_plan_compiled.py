@@ -97,8 +97,8 @@ def test_moments_in_host_memory_are_fetched_after_the_gradients(tmp_path: Path) 
 
 def test_a_mesh_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
     config = tiny_run.make_config(tmp_path, mesh__data=3)
-    found = candidates.run(Candidate("bad", config, parse_topology("v5e:2x2")))
-    assert isinstance(found, Failure) and found.mistake and "devices" in found.reason
+    outcome = candidates.run(Candidate("bad", config, parse_topology("v5e:2x2")))
+    assert isinstance(outcome, Failure) and outcome.mistake and "devices" in outcome.reason
 
 
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2"])
@@ -111,7 +111,7 @@ def test_every_recipe_compiles_for_its_chip(name: str, tmp_path: Path) -> None:
         values.model, values.data, values.tokenizer = tiny.model, tiny.data, tiny.tokenizer
         values.mesh.fsdp = 2
     config = load_config(values)
-    found = candidates.run(Candidate(name, config, topology), str(tmp_path / "step.txt"))
-    assert isinstance(found, Prediction), found
+    outcome = candidates.run(Candidate(name, config, topology), str(tmp_path / "step.txt"))
+    assert isinstance(outcome, Prediction), outcome
     on_sparse_cores = 'execution_thread="sparsecore"' in (tmp_path / "step.txt").read_text()
     assert on_sparse_cores == (topology.chip.kind == "v6e")
