@@ -64,10 +64,8 @@ VAGUE_NAMES = {"place", "places", "own"}
 # Packages in which such names are still to be replaced.
 PACKAGES_WITH_VAGUE_NAMES = {
     "qwenvl_jax.audit",
-    "qwenvl_jax.conversion",
     "qwenvl_jax.data",
     "qwenvl_jax.models",
-    "qwenvl_jax.planning",
     "qwenvl_jax.sharding",
     "qwenvl_jax.training",
 }
