@@ -63,7 +63,6 @@ LONG_FUNCTIONS = {
 VAGUE_NAMES = {"place", "places", "own"}
 # Packages in which such names are still to be replaced.
 PACKAGES_WITH_VAGUE_NAMES = {
-    "qwenvl_jax.audit",
     "qwenvl_jax.data",
     "qwenvl_jax.models",
     "qwenvl_jax.sharding",

@@ -32,11 +32,11 @@ def save(folder: Path | epath.Path, *wanted: int, keep: int = 9) -> None:
             checkpoints.save(step, *state(step), {"at": step})
 
 
-def assert_is(step: int, found: tuple[Any, Any, dict[str, Any]]) -> None:
-    for one, other in zip(jax.tree.leaves(found[:2]), jax.tree.leaves(state(step)), strict=True):
+def assert_is(step: int, restored: tuple[Any, Any, dict[str, Any]]) -> None:
+    for one, other in zip(jax.tree.leaves(restored[:2]), jax.tree.leaves(state(step)), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
-    assert found[2]["at"] == step
+    assert restored[2]["at"] == step
 
 
 def lines(workdir: Path | epath.Path) -> list[dict]:

@@ -30,8 +30,8 @@ STAGE_1 = ("vit", "vit_head", "resampler")
 def test_trained_and_frozen_come_back_together(tmp_path: Path, params: dict[str, Any]) -> None:
     config = tiny_run.make_config(Path("unused"), train__trainable=STAGE_1, train__stage="pretrain")
     write_run(tmp_path / "run", config, params, steps=(3, 6))
-    loaded, found, step = load_params(tmp_path / "run")
-    assert (found, step) == (config, 6)
+    loaded, stored_config, step = load_params(tmp_path / "run")
+    assert (stored_config, step) == (config, 6)
     for path, leaf in flatten(params).items():
         trained = component_of(path) in STAGE_1
         np.testing.assert_array_equal(flatten(loaded)[path], leaf + 6 if trained else leaf)

@@ -97,9 +97,9 @@ def test_a_checkpoint_under_another_number_is_not_taken_for_it(tmp_path: Path, c
     shutil.copytree(tmp_path / "checkpoints/3", tmp_path / "checkpoints/9")
     with pytest.raises(DamagedError, match="it is that of step 3 under another name"):
         restore_state(tmp_path, 9, TREE, MOMENTS)
-    step, *found = newest_state(tmp_path, TREE, MOMENTS)
+    step, *restored = newest_state(tmp_path, TREE, MOMENTS)
     assert step == 6
-    assert_is(6, tuple(found))
+    assert_is(6, tuple(restored))
     assert (tmp_path / "checkpoints/9.damaged").is_dir()
 
 

@@ -159,9 +159,9 @@ def test_a_kill_at_any_change_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     assert shots.count > 15
     seen = set()
     for killed in shots:
-        found = steps.finished_steps(killed)
+        finished = steps.finished_steps(killed)
         step, *restored = newest_state(killed, TREE, MOMENTS)
-        assert step == found[-1] and len(found) >= 2 and steps.damaged_names(killed) == []
+        assert step == finished[-1] and len(finished) >= 2 and steps.damaged_names(killed) == []
         assert_is(step, tuple(restored))
         seen.add(step)
     assert seen == {4, 6, 8}

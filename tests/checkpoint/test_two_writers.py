@@ -33,10 +33,10 @@ finish = async_checkpointer._on_commit_callback
 async_checkpointer._on_commit_callback = lambda *arguments: (time.sleep(3 if first else 0), finish(*arguments))
 distributed.initialize()
 split = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
-params = {"a": jax.make_array_from_callback((4, 1000), split, lambda place: np.arange(4000.0).reshape(4, 1000)[place])}
+params = {"a": jax.make_array_from_callback((4, 1000), split, lambda index: np.arange(4000.0).reshape(4, 1000)[index])}
 if not first:
-    step, found, _, progress = newest_state(workdir, params, {"b": params["a"]})
-    print("took", step, progress["at"], float(found["a"].addressable_shards[0].data[0, 1] % 1000), flush=True)
+    step, restored, _, progress = newest_state(workdir, params, {"b": params["a"]})
+    print("took", step, progress["at"], float(restored["a"].addressable_shards[0].data[0, 1] % 1000), flush=True)
     sys.exit()
 with PreemptionGuard() as guard, Checkpoints(workdir, keep=3) as checkpoints:
     checkpoints.save(1, params, {"b": params["a"]}, {"at": 1})

@@ -49,13 +49,13 @@ def flip(folder: str, shard: int, share: float) -> None:
 
 def readable(reader: RecordReader) -> tuple[list[str], list[int]]:
     """Ids of the records that can be read, and numbers of those that are damaged."""
-    found, damaged = [], []
+    read, damaged = [], []
     for index in range(len(reader)):
         try:
-            found.append(reader[index].id)
+            read.append(reader[index].id)
         except UserError:
             damaged.append(index)
-    return found, damaged
+    return read, damaged
 
 
 def test_equal_to_the_byte(folder: str, tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_damage_costs_the_record(folder: str, tmp_path: Path) -> None:
     write(tmp_path / "demo")
     flip(folder, 1, 0.15)
     flip(str(tmp_path / "demo"), 1, 0.15)
-    found, damaged = readable(RecordReader(folder))
+    read, damaged = readable(RecordReader(folder))
     assert damaged and set(damaged) <= set(range(PER_SHARD, 2 * PER_SHARD))
-    assert (found, damaged) == readable(RecordReader(tmp_path / "demo"))
+    assert (read, damaged) == readable(RecordReader(tmp_path / "demo"))
     with pytest.raises(UserError, match=rf"gs://.*, record {damaged[0] - PER_SHARD}: damaged \("):
         RecordReader(folder)[damaged[0]]
     with pytest.raises(UserError, match="sha256"):

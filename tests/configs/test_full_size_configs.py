@@ -35,7 +35,7 @@ TABLE_8 = {
 def test_numbers_of_table_8(stage: str) -> None:
     config = load(stage)
     data, optimizer = config.data, config.optimizer
-    found = (
+    numbers = (
         data.image_size,
         data.sequence_length,
         optimizer.peak_learning_rate,
@@ -46,7 +46,7 @@ def test_numbers_of_table_8(stage: str) -> None:
         optimizer.vit_layer_decay,
         set(config.train.trainable),
     )
-    assert found == TABLE_8[stage]
+    assert numbers == TABLE_8[stage]
     assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.98, 1e-6)
     assert (optimizer.weight_decay, optimizer.clip_norm) == (0.05, 1.0)
     assert config.model.resampler.queries == 256

@@ -145,7 +145,7 @@ ANYTHING: st.SearchStrategy[Any] = st.one_of(
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all values of a nested config, groups too."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
-    return [own for key, value in items for own in ((*path, key), *leaves(value, (*path, key)))]
+    return [leaf for key, value in items for leaf in ((*path, key), *leaves(value, (*path, key)))]
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

@@ -38,12 +38,12 @@ def test_one_pass_of_stage_2_runs_on_every_recipe(mesh: str) -> None:
 
 def test_no_other_number_of_rows_is_recommended() -> None:
     texts = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *(ROOT / "configs").glob("*.py")]
-    found = [
+    numbers = [
         int(number)
         for path in texts
         for number in re.findall(r"(?:--config\.data\.rows_per_step=|set this to )(\d+)", path.read_text())
     ]
-    assert found and set(found) == {ONE_PASS["data.rows_per_step"]}
+    assert numbers and set(numbers) == {ONE_PASS["data.rows_per_step"]}
     words = (ROOT / "docs" / "architecture.md").read_text()
     for mesh, number in ACCUMULATION.items():
         assert re.search(rf"`(?:--config\.data\.accumulation)?={number}` on {mesh}", words)
@@ -51,8 +51,8 @@ def test_no_other_number_of_rows_is_recommended() -> None:
 
 def test_passes_follow_from_records_where_they_are_known(tmp_path: Path) -> None:
     config = tiny_run.make_config(tmp_path, train__steps=24)  # 8 rows of 3 images: 576 samples, half of them captions
-    found = expected_passes(config, {"caption": 144, "vqa": 60, "text": 600})
-    assert found["caption"] == (288, 2.0) and found["vqa"] == (144, 2.4) and found["text"] == (144, 0.24)
+    passes = expected_passes(config, {"caption": 144, "vqa": 60, "text": 600})
+    assert passes["caption"] == (288, 2.0) and passes["vqa"] == (144, 2.4) and passes["text"] == (144, 0.24)
 
 
 def test_more_than_two_passes_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,11 +101,11 @@ class Parent:
         """Runs `code` once with each set of variables, all at the same time, until all have ended."""
         assert self._process.stdin and self._process.stdout
         folders, numbers = [], []
-        for own in variables:
+        for of_one in variables:
             self._count += 1
             folder = self._folder / f"process_{self._count}"
             folder.mkdir()
-            job = {"code": code, "variables": dict(own), "arguments": arguments, "folder": str(folder)}
+            job = {"code": code, "variables": dict(of_one), "arguments": arguments, "folder": str(folder)}
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
             numbers.append(int(self._process.stdout.readline()))

@@ -77,10 +77,10 @@ def test_one_process_alone_just_asks() -> None:
 
 def test_values_are_gathered_on_process_0_without_a_device(parent: Parent) -> None:
     source = JOIN + (
-        "found = [distributed.gather({'me': me, 'text': 'x' * size}) for size in (0, 1, 77, 3_000_000)]\n"
+        "gathered = [distributed.gather({'me': me, 'text': 'x' * size}) for size in (0, 1, 77, 3_000_000)]\n"
         "import jax._src.xla_bridge as bridge, jax._src.distributed as inner\n"
         "left = inner.global_state.client.key_value_dir_get('qwenvl') if me == 0 else []\n"
-        "print(json.dumps([[[one['me'], len(one['text'])] for one in each] for each in found]))\n"
+        "print(json.dumps([[[one['me'], len(one['text'])] for one in each] for each in gathered]))\n"
         "assert not left and not bridge.backends_are_initialized()\n"
     )
     for index, one in enumerate(parent.run(source, joined(3))):

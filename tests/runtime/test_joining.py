@@ -33,8 +33,8 @@ with exit_on_user_error():
     distributed.initialize()
     with distributed.together():
         distributed.check_devices()
-        found = multihost_utils.process_allgather(jax.numpy.int32(distributed.process_index()))
-        print(json.dumps([distributed.process_index(), found.reshape(-1).tolist()]))
+        gathered = multihost_utils.process_allgather(jax.numpy.int32(distributed.process_index()))
+        print(json.dumps([distributed.process_index(), gathered.reshape(-1).tolist()]))
 """
 
 
@@ -163,7 +163,10 @@ def slurm_starts_torchrun(count: int) -> list[dict[str, str]]:
 
 
 def a_number_by_hand_within_slurm(count: int) -> list[dict[str, str]]:
-    return [own | {"JAX_COORDINATOR_ADDRESS": f"localhost:{own['JAX_COORDINATOR_PORT']}"} for own in slurm(count)]
+    return [
+        variables | {"JAX_COORDINATOR_ADDRESS": f"localhost:{variables['JAX_COORDINATOR_PORT']}"}
+        for variables in slurm(count)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -231,11 +234,11 @@ MISTAKES: dict[str, tuple[Mapping[str, str], tuple[str, ...]]] = {
 def test_variables_that_cannot_be_meant_are_one_sentence(name: str, only: Callable[[Mapping[str, str]], None]) -> None:
     variables, words = MISTAKES[name]
     only(variables)
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as refused:
         distributed.initialize()
     for word in words:
-        assert word in str(found.value)
-    assert "\n" not in str(found.value)
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_metadata_server_that_is_not_there_is_one_sentence(tpu_parent: Parent) -> None:
@@ -251,9 +254,9 @@ def test_who_is_missing_is_named(parent: Parent) -> None:
 def test_without_process_0_the_others_say_so(parent: Parent) -> None:
     here, elsewhere = joined(2, QWENVL_JOIN_SECONDS="1")[1], joined(2, QWENVL_JOIN_SECONDS="1")[1]
     elsewhere["JAX_COORDINATOR_ADDRESS"] = "nohost.invalid:1234"
-    own = joined(2, QWENVL_JOIN_SECONDS="1")[0]
-    own["JAX_COORDINATOR_ADDRESS"] = "nohost.invalid:" + own["JAX_COORDINATOR_ADDRESS"].split(":")[1]
-    first, second, third = parent.run(COMPUTE, [here, elsewhere, own])
+    unreachable = joined(2, QWENVL_JOIN_SECONDS="1")[0]
+    unreachable["JAX_COORDINATOR_ADDRESS"] = "nohost.invalid:" + unreachable["JAX_COORDINATOR_ADDRESS"].split(":")[1]
+    first, second, third = parent.run(COMPUTE, [here, elsewhere, unreachable])
     assert_one_sentence([first], "process 1 of 2 did not reach process 0", "within 1 s (nobody listens there)")
     assert_one_sentence([second], "nohost.invalid:1234", "that name is not known here")
     assert_one_sentence([third], "process 0 does not find itself at nohost.invalid")
@@ -273,7 +276,7 @@ def test_counts_that_differ_are_named(parent: Parent) -> None:
 
 def test_a_port_that_something_else_uses_is_one_sentence(parent: Parent) -> None:
     with metadata_server() as address:
-        variables = [own | {"JAX_COORDINATOR_ADDRESS": address} for own in joined(2, QWENVL_JOIN_SECONDS="2")]
+        variables = [of_one | {"JAX_COORDINATOR_ADDRESS": address} for of_one in joined(2, QWENVL_JOIN_SECONDS="2")]
         first, second = parent.run(COMPUTE, variables)
     assert_one_sentence([first], "is taken on this host")
     assert_one_sentence([second], "something else than process 0 of this run answers there")
@@ -338,7 +341,7 @@ def test_a_tool_on_a_host_of_a_slice_says_so_or_leaves_its_tpu_alone(tpu_parent:
         "    distributed.require_alone('chat')\n"
     )
     with tpu_hosts(2) as variables:
-        variables = [own | {"TPU_WORKER_ID": str(index)} for index, own in enumerate(variables)]
+        variables = [of_one | {"TPU_WORKER_ID": str(index)} for index, of_one in enumerate(variables)]
         first, second = tpu_parent.run(code, variables)
     assert_one_sentence([first], "chat works as one process", "JAX_PLATFORMS=cpu")
     assert second.code == 0, second.err
@@ -356,5 +359,5 @@ def test_processes_of_a_real_open_mpi_5_join() -> None:
     command = [str(mpirun), "--oversubscribe", "-n", "2", sys.executable, "-c", COMPUTE]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    found = sorted(json.loads(line) for line in run.stdout.splitlines() if line[:2] in ("[0", "[1"))
-    assert found == [[0, [0, 1]], [1, [0, 1]]]
+    gathered = sorted(json.loads(line) for line in run.stdout.splitlines() if line[:2] in ("[0", "[1"))
+    assert gathered == [[0, [0, 1]], [1, [0, 1]]]
