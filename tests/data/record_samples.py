@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from qwenvl_jax import config as schema
 from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.data.tasks import Content
 
 SENTENCES = [
     "Generate the caption in English: a brown dog runs over the green hill.",
@@ -32,7 +35,7 @@ def make_record(task: str, k: int) -> Record:
     """Record `k` of a task; lengths vary with `k`."""
     size = {"width": 28, "height": 28}
     words = " ".join(["dog", "cat", "hill", "bird"][(k + j) % 4] for j in range(1 + k % 7))
-    content = {
+    contents: dict[str, Any] = {
         "caption": {"caption": words},
         "vqa": {"question": f"How many {words}?", "answer": str(k)},
         "grounding": {
@@ -53,10 +56,20 @@ def make_record(task: str, k: int) -> Record:
             ],
             "sizes": [[28, 28], [28, 28]],
         },
-    }[task]
+    }
     count = {"text": 0, "dialogue": 2}.get(task, 1)
     images = tuple(encoded_image(1000 * TASKS.index(task) + 2 * k + j) for j in range(count))
-    return Record(f"{task}{k}", task, f"{task}_source", "zh" if k % 5 == 4 else "en", "CC0-1.0", images, content)
+    return Record(f"{task}{k}", task, f"{task}_source", "zh" if k % 5 == 4 else "en", "CC0-1.0", images, contents[task])
+
+
+def with_content(record: Record, content: Mapping[str, Any], **changes: Any) -> Record:
+    """The record with any content, right or wrong."""
+    return dataclasses.replace(record, content=cast(Content, content), **changes)
+
+
+def content(record: Record) -> dict[str, Any]:
+    """The content without its type."""
+    return cast(dict[str, Any], record.content)
 
 
 def with_data(config: schema.Config, **changes: object) -> schema.Config:

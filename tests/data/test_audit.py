@@ -33,7 +33,7 @@ from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.html.style import PALETTE
 from qwenvl_jax.runtime.errors import UserError
 from tests.data import damage
-from tests.data.record_samples import make_record, with_data
+from tests.data.record_samples import make_record, with_content, with_data
 from tests.data.source_files import write_jsonl
 
 QUERIES = 4
@@ -98,8 +98,8 @@ def test_draws_what_training_draws(run_config: Config, tokenizer: Tokenizer, tmp
     for k in range(3):
         long, outside = ({**records[k].content, **new} for new in ({"phrase": "dog " * 300}, {"box": [0, 0, 99, 9]}))
         records[k] = dataclasses.replace(records[k], images=(b"no picture",))
-        records[k + 3] = dataclasses.replace(records[k + 3], content=long)
-        records[k + 6] = dataclasses.replace(records[k + 6], content=outside)
+        records[k + 3] = with_content(records[k + 3], long)
+        records[k + 6] = with_content(records[k + 6], outside)
     broken = one_source(run_config, tmp_path, records, max_corrupt_share=1.0)
     first, second, *rest = run_config.data.mixture
     mixture = (
@@ -171,8 +171,8 @@ def test_dropped_and_corrupt_are_counted_and_named(run_config: Config, tokenizer
     outside = {**records[1].content, "box": [0, 0, 99, 9]}
     long = {**records[2].content, "phrase": "dog " * 300}
     records[0] = dataclasses.replace(records[0], images=(b"not a picture",))
-    records[1] = dataclasses.replace(records[1], content=outside)
-    records[2] = dataclasses.replace(records[2], content=long, images=(b"never seen",))
+    records[1] = with_content(records[1], outside)
+    records[2] = with_content(records[2], long, images=(b"never seen",))
     config = one_source(run_config, tmp_path, records)
     numbers = audit(config, 40, 40).numbers
     [own] = numbers["sources"]
@@ -219,7 +219,7 @@ def test_a_box_is_drawn_where_the_tokens_say(run_config: Config, tmp_path: Path)
     payload = io.BytesIO()
     Image.fromarray(pixels).save(payload, "PNG")
     content = {"phrase": "the red one", "box": [7, 28, 21, 56], "width": 28, "height": 56}
-    record = dataclasses.replace(make_record("ref_grounding", 0), content=content, images=(payload.getvalue(),))
+    record = with_content(make_record("ref_grounding", 0), content, images=(payload.getvalue(),))
     config = one_source(run_config, tmp_path, [record])
     found = audit(config, 1, 1)
     shown = page(found, config)
@@ -238,7 +238,7 @@ def test_given_places_are_dashed_and_quadrilaterals_keep_their_corners(run_confi
     config = one_source(run_config, tmp_path, [record])
     assert shape_of("0,0 999,0 999,999 0,999", "region dashed") in page(audit(config, 1, 1), config)
     lines = [{"text": "STOP", "quad": [[2, 1], [14, 3], [13, 9], [1, 7]]}]
-    record = dataclasses.replace(make_record("ocr", 0), content={"lines": lines, "width": 28, "height": 28})
+    record = with_content(make_record("ocr", 0), {"lines": lines, "width": 28, "height": 28})
     config = one_source(run_config, tmp_path / "ocr", [record])
     assert shape_of("71,35 500,107 464,321 35,250") in page(audit(config, 1, 1), config)
 
@@ -254,7 +254,7 @@ def test_a_place_is_drawn_into_the_images_before_it_alone(run_config: Config, tm
         )
     ]
     record = make_record("dialogue", 0)
-    record = dataclasses.replace(record, content={**record.content, "turns": turns})
+    record = with_content(record, {**record.content, "turns": turns})
     config = one_source(run_config, tmp_path, [record])
     one, two = re.findall("<figure>.*?</figure>", page(audit(config, 1, 1), config))
     first, second = "0,0 250,0 250,250 0,250", "0,0 250,0 250,500 0,500"
@@ -289,7 +289,7 @@ def test_the_page_stands_alone_and_shows_the_first_samples(run_config: Config, t
         assert [example.record_id for example in found.examples[number]] == [record.id for record in expected]
         assert all(f"<h3>{record.id} · " in shown for record in expected)
     caption = RecordReader(run_config.data.mixture[0].records)[drawn[[own for own, _ in drawn].index(0)][1]]
-    assert '<span class="taught" title="' in shown and f" {caption.content['caption']}" in text_of(shown)
+    assert '<span class="taught" title="' in shown and f" {dict(caption.content)['caption']}" in text_of(shown)
     assert '<span class="image" title="4 tokens, not supervised">image 1: 4 places</span>' in shown
 
 
@@ -331,7 +331,7 @@ def test_the_audit_counts_what_training_counts(run_config: Config, tokenizer: To
     payloads = [encode_record(record) for record in good]
     payloads[3] = payloads[3][:50]
     payloads[9] = damage.with_content(good[9], {**good[9].content, "phrase": None})
-    payloads[10] = encode_record(dataclasses.replace(good[10], content={**good[10].content, "width": 29}))
+    payloads[10] = encode_record(with_content(good[10], {**good[10].content, "width": 29}))
     payloads[30] = encode_record(dataclasses.replace(good[30], images=(b"none",)))
     damage.write_payloads(tmp_path / "records", payloads, good[0])
     source = SourceConfig("only", "ref_grounding", str(tmp_path / "records"), 1.0)

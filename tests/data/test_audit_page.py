@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from qwenvl_jax.data.schema import Record
 from tests.data.record_samples import with_data
 
 
-def one_source(config: Config, task: str, path: Path | str, name: str = "only", **changes) -> Config:
+def one_source(config: Config, task: str, path: Path | str, name: str = "only", **changes: Any) -> Config:
     return with_data(config, mixture=(SourceConfig(name, task, str(path), 1.0),), **changes)
 
 
@@ -39,7 +40,7 @@ def test_a_picture_with_exif_is_shown_as_the_model_sees_it(run_config: Config, t
     exif[0x0112] = 6
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", exif=exif, quality=95)
-    content = {"phrase": "the red half", "box": [0, 0, 30, 20], "width": 60, "height": 20}
+    content: Any = {"phrase": "the red half", "box": [0, 0, 30, 20], "width": 60, "height": 20}
     record = Record("r", "ref_grounding", "tests", "en", "CC0-1.0", (buffer.getvalue(),), content)
     write_records(tmp_path / "r", {"train": [record]}, name="r")
     config = one_source(run_config, "ref_grounding", tmp_path / "r")
@@ -59,7 +60,9 @@ def test_the_far_edge_is_part_of_a_region() -> None:
     assert region.corners == ((12, 5), (1000, 990)) and not region.empty
 
 
-def test_a_conversation_without_an_answer_is_shown(run_config: Config, tmp_path: Path, capsys) -> None:
+def test_a_conversation_without_an_answer_is_shown(
+    run_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It would teach turn marks alone: counted as corrupt and named, on the page and in the terminal."""
     said = [{"from": "user", "value": "Hello?"}]
     lines = [{"id": "silent", "conversations": said}]
@@ -76,7 +79,9 @@ def test_a_conversation_without_an_answer_is_shown(run_config: Config, tmp_path:
     assert "no turn is the assistant's" in capsys.readouterr().out
 
 
-def test_nothing_that_a_terminal_obeys_is_printed(run_config: Config, tmp_path: Path, capsys) -> None:
+def test_nothing_that_a_terminal_obeys_is_printed(
+    run_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (9, 9)).save(picture, "PNG")
     made = [
@@ -99,7 +104,7 @@ class Page(html.parser.HTMLParser):
         self.feed(page)
         self.close()
 
-    def handle_starttag(self, tag: str, attrs) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.add((tag, tuple(name for name, _ in attrs)))
 
 
@@ -128,7 +133,7 @@ def elements(run_config: Config, tmp_path: Path) -> Callable[[str], set[tuple[st
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=HOSTILE)
-def test_no_text_from_outside_becomes_part_of_the_page(elements, text: str) -> None:
+def test_no_text_from_outside_becomes_part_of_the_page(elements: Any, text: str) -> None:
     """Texts, ids, names, folders and reasons full of markup add no element and no attribute."""
     plain = elements("plain words\nthat are about as long")
     assert len(plain) > 20

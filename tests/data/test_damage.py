@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.loader import Loader, make_loader
 from qwenvl_jax.data.readers.record_folder import RecordReader
+from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
@@ -131,7 +133,7 @@ def test_what_could_not_be_read_ends_the_run_and_is_never_counted(
 ) -> None:
     write_records(tmp_path / "records", {"train": [make_record("caption", k) for k in range(60)]}, name="only")
     config = mixture_of(run_config, {"only": tmp_path / "records"}, "caption", max_corrupt_share=1.0)
-    corpus = Corpus(config.data, [Failing(tmp_path / "records", error)], tokenizer, QUERIES)
+    corpus = Corpus(config.data, [cast(Source, Failing(tmp_path / "records", error))], tokenizer, QUERIES)
     with Loader(corpus, range(config.data.streams), 2) as loader:
         with pytest.raises((StorageError, MemoryError), match=expected):
             for _ in range(30):

@@ -6,8 +6,7 @@ In the expected strings `[..]` encloses what is supervised; an image block stand
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,16 +17,19 @@ from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Tokens, decode_images, make_example, make_prompt, tokenize_pieces
 from qwenvl_jax.data.formats import prompt_pieces, training_pieces
 from qwenvl_jax.data.schema import Record, check_record
+from qwenvl_jax.data.tasks import Content
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
-from tests.data.record_samples import encoded_image, make_record
+from tests.data.record_samples import encoded_image, make_record, with_content
 
 PAD2 = "<img><imgpad><imgpad></img>"
 SIZE = {"width": 200, "height": 100}
 
 
 def record(task: str, content: dict[str, Any], images: int = 1, language: str = "en") -> Record:
-    return Record("r1", task, "tests", language, "CC0-1.0", tuple(encoded_image(k) for k in range(images)), content)
+    return Record(
+        "r1", task, "tests", language, "CC0-1.0", tuple(encoded_image(k) for k in range(images)), cast(Content, content)
+    )
 
 
 def marked(tokens: Tokens, tokenizer: Tokenizer) -> str:
@@ -199,7 +201,7 @@ def test_dialogue_labels_follow_the_released_rule(qwen: Tokenizer, exchanges: li
     ]
     tokens = tokenize_pieces(chat_pieces(turns), qwen, 2)
     texts = [text for pair in exchanges for text in pair]
-    lengths = [(turn["role"], len(qwen.encode(text))) for turn, text in zip(turns, texts, strict=True)]
+    lengths = [(str(turn["role"]), len(qwen.encode(text))) for turn, text in zip(turns, texts, strict=True)]
     assert tokens.is_target_L.tolist() == released_labels([("system", 6), *lengths])
     assert np.count_nonzero(tokens.tokens_L == qwen.special.im_start) == len(turns) + 1  # none forged by text
 
@@ -309,7 +311,7 @@ def test_bytes_that_are_not_an_image(tokenizer: Tokenizer) -> None:
         make_prompt(pieces, [b"not an image"], tokenizer, 2, 28)
 
 
-def test_a_text_record_may_hold_a_sample_over_a_picture_made_of_words():
+def test_a_text_record_may_hold_a_sample_over_a_picture_made_of_words() -> None:
     content = {"task": "ref_grounding", "words": "sky owl", "phrase": "an owl", "box": [20, 20, 100, 60], **SIZE}
     sample = check_record(record("text", content, images=0))
     pieces = training_pieces(sample)
@@ -319,4 +321,4 @@ def test_a_text_record_may_hold_a_sample_over_a_picture_made_of_words():
     supervised = [str(piece.value) for piece in pieces if piece.supervised]
     assert supervised == ["<box>", "(100,200),(500,600)", "</box>", "<|endoftext|>"]
     with pytest.raises(UserError, match="neither a text nor a picture"):
-        check_record(dataclasses.replace(sample, content={"words": "sky"}))
+        check_record(with_content(sample, {"words": "sky"}))

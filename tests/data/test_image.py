@@ -107,7 +107,7 @@ def test_images_come_out_alike_with_and_without_the_fast_packages(mode: str, mon
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
     payload = io.BytesIO()
-    image.save(payload, form, **options)  # type: ignore[arg-type]
+    image.save(payload, form, **options)
     return payload.getvalue()
 
 

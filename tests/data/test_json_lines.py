@@ -15,7 +15,7 @@ from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.readers.json_files import JsonReader
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.runtime.errors import UserError
-from tests.data.record_samples import encoded_image
+from tests.data.record_samples import content, encoded_image
 from tests.data.source_files import SIZE, turn, write_jsonl
 
 
@@ -80,7 +80,7 @@ def test_the_form_of_a_file_is_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('[{"text": "a"},\n {"text": "b"}]')
     for name in ("a.json", "a.jsonl"):
         reader = JsonReader(tmp_path / name, "text")
-        assert [reader[k].content["text"] for k in range(len(reader))] == ["a", "b"]
+        assert [content(reader[k])["text"] for k in range(len(reader))] == ["a", "b"]
 
 
 def test_a_bad_first_line_costs_one_sample(tmp_path: Path) -> None:

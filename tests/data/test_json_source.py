@@ -22,6 +22,7 @@ from qwenvl_jax.data.readers.json_files import JsonReader
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
+from tests.data.record_samples import content as content_of
 from tests.data.record_samples import encoded_image, make_record
 from tests.data.source_files import SIZE, bad_images, line_of, turn, write_jsonl
 
@@ -84,7 +85,7 @@ def test_a_conversation_equals_the_dialogue_record(tokenizer: Tokenizer, tmp_pat
     answer = "<ref>A dog</ref><box>(35,35),(321,321)</box>"  # of [1, 1, 9, 9] in 28 x 28 pixels
     conversations = [
         {"from": "user", "value": f"Picture 1: <img>{line['images'][0]}</img>\nWhat is this?"},
-        {"from": "assistant", "value": record.content["turns"][1]["parts"][0]["text"]},
+        {"from": "assistant", "value": content_of(record)["turns"][1]["parts"][0]["text"]},
         {"from": "user", "value": f"Picture 2: <img>{tmp_path / line['images'][1]}</img>\nAnd this?"},
         {"from": "assistant", "value": answer},
     ]
@@ -339,4 +340,4 @@ def test_roles_and_order_of_turns(tmp_path: Path) -> None:
     twice = [("user", "a"), ("user", ""), ("assistant", "b"), ("assistant", " \u3000c")]
     assert roles(twice).endswith("user:a<|im_end|>:user:<|im_end|>:assistant:b<|im_end|>:assistant: \u3000c")
     reader = JsonReader(write_jsonl(tmp_path / "a.jsonl", [{"system": "c", **turn("a")}]), "dialogue")
-    assert reader[0].content["system"] == "c"
+    assert content_of(reader[0])["system"] == "c"

@@ -24,7 +24,7 @@ from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.batches import KnownExamples, assert_equal, assert_is_example, packed_samples, take
-from tests.data.record_samples import make_record, with_data
+from tests.data.record_samples import make_record, with_content, with_data
 
 
 @pytest.fixture(params=[1, 2], ids=lambda groups: f"{groups} image groups")
@@ -69,7 +69,7 @@ def test_a_row_has_one_task(grouped_config: Config, tokenizer: Tokenizer, batche
 
 def test_every_image_feature_is_read_once_and_without_gaps(grouped_config: Config, batches: list[Batch]) -> None:
     for batch in batches:
-        slots_by_group = collections.defaultdict(list)
+        slots_by_group: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
         for sample in packed_samples(batch):
             group = sample.row // grouped_config.data.group_rows
             slots_by_group[sample.microbatch, group] += sample.slots
@@ -258,7 +258,7 @@ def test_records_that_do_not_fit_their_task_are_counted(
     run_config: Config, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     records = [make_record("ref_grounding", k) for k in range(200)]
-    outside = dataclasses.replace(records[7], content={**records[7].content, "box": [0, 0, 29, 9]})
+    outside = with_content(records[7], {**records[7].content, "box": [0, 0, 29, 9]})
     config = one_source(run_config, tmp_path, [*records[:7], outside, *records[8:]])
     with make_loader(config, tokenizer) as loader:
         while not (counters := loader.counters())["corrupt"]["only"]:
@@ -314,9 +314,7 @@ def test_workers_leave_nothing_open(run_config: Config, tokenizer: Tokenizer) ->
 
 def test_a_box_outside_its_image_ends_the_run(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
     good = make_record("ref_grounding", 0)
-    config = one_source(
-        run_config, tmp_path, [dataclasses.replace(good, content={**good.content, "box": [0, 0, 29, 9]})]
-    )
+    config = one_source(run_config, tmp_path, [with_content(good, {**good.content, "box": [0, 0, 29, 9]})])
     with (
         make_loader(config, tokenizer) as loader,
         pytest.raises(UserError, match=r"'ref_grounding0'.*outside its image"),

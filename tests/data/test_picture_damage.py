@@ -24,7 +24,7 @@ from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 from tests.data import damage
 from tests.data.batches import assert_equal, take
-from tests.data.record_samples import encoded_image, make_record, mixture_of, with_data
+from tests.data.record_samples import encoded_image, make_record, mixture_of, with_content, with_data
 from tests.data.source_files import write_jsonl
 
 
@@ -69,7 +69,7 @@ def test_dialogues_state_sizes_too_but_thousandths_state_nothing(
     turns = [{"from": "user", "value": value}, {"from": "assistant", "value": "There."}]
     thousandths = write_jsonl(tmp_path / "t.jsonl", [{"conversations": turns}])
     good = make_record("dialogue", 0)
-    wrong = dataclasses.replace(good, content={**good.content, "sizes": [[28, 28], [27, 28]]})
+    wrong = with_content(good, {**good.content, "sizes": [[28, 28], [27, 28]]})
     write_records(tmp_path / "wrong", {"train": [good, wrong]}, name="wrong")
     sources = {"thousandths": thousandths, "wrong": tmp_path / "wrong"}
     with make_loader(mixture_of(run_config, sources, "dialogue"), tokenizer) as loader:

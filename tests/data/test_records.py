@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -22,7 +23,7 @@ from qwenvl_jax.data.record_format import TEXT_FIELDS, decode_record, encode_rec
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import TASKS, Record
 from qwenvl_jax.runtime.errors import UserError
-from tests.data.record_samples import make_record
+from tests.data.record_samples import make_record, with_content
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -122,7 +123,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def broken(field: str, value: object) -> Record:
-    return dataclasses.replace(make_record("vqa", 1), **{field: value})
+    changes: dict[str, Any] = {field: value}
+    return dataclasses.replace(make_record("vqa", 1), **changes)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_reading_imports_nothing(record_folders: Path) -> None:
 
 def content_of(task: str, **changes: object) -> Record:
     sample = make_record(task, 0)
-    return dataclasses.replace(sample, content={**sample.content, **changes})
+    return with_content(sample, {**sample.content, **changes})
 
 
 ASKED = {"role": "user", "parts": [{"text": "Hi"}]}
@@ -236,7 +238,7 @@ TEACH_NOTHING = [
     (content_of("ocr", lines=[]), "'lines' is empty"),
     (content_of("ocr", lines=[{"text": "", "quad": [[1, 1]] * 4}]), "'text' is empty"),
     (content_of("text", text=""), "'text' is empty"),
-    (dataclasses.replace(make_record("text", 0), content={"task": "caption", "words": "dog", "caption": ""}), "empty"),
+    (with_content(make_record("text", 0), {"task": "caption", "words": "dog", "caption": ""}), "empty"),
     (dataclasses.replace(make_record("text", 0), content=["text"]), "is a list instead of an object"),  # type: ignore[arg-type]
     (content_of("dialogue", turns=["hello"]), "'turns' must list objects, not a text"),
     (content_of("dialogue", turns=[ASKED]), "no turn is the assistant's"),

@@ -18,7 +18,7 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from tests.data.batches import KnownExamples, assert_equal, assert_is_example, packed_samples
-from tests.data.record_samples import encoded_image, make_record, with_data
+from tests.data.record_samples import content, encoded_image, make_record, with_data
 from tests.data.source_files import line_of, write_jsonl, write_tar, write_tfds
 
 
@@ -102,7 +102,7 @@ def test_a_bad_image_is_counted_whatever_the_source(
         members = [
             (f"{record.id}.{suffix}", payload)
             for record in records
-            for suffix, payload in (("png", record.images[0]), ("txt", record.content["caption"].encode()))
+            for suffix, payload in (("png", record.images[0]), ("txt", content(record)["caption"].encode()))
         ]
         path = str(write_tar(tmp_path / "captions.tar", members))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,7 @@ def test_quads() -> None:
     with pytest.raises(UserError, match="outside"):
         tags.quad_to_text([[0, 0], [11, 0], [10, 20], [0, 5]], 10, 20)
     assert tags.quad_to_text([[-0.3, 0], [10.4, 0], [10, 20.4], [0, 5]], 10, 20) == text
+    wrong: Any
     for wrong in (quad[:3], "abcd", ["ab", "cd", "ef", "gh"], [[0, 0, 0]] * 4):
         with pytest.raises(UserError, match="four"):
             tags.quad_to_text(wrong, 10, 20)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,9 +19,14 @@ from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.readers import tar_files, tar_index
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.readers.tar_files import TarReader
+from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime.errors import StorageError, UserError
-from tests.data.record_samples import encoded_image
+from tests.data.record_samples import content, encoded_image
 from tests.data.source_files import bad_images, write_tar
+
+
+def records_of(reader: TarReader) -> list[Record]:
+    return [reader[index] for index in range(len(reader))]
 
 
 def sample(k: int) -> list[tuple[str, bytes]]:
@@ -61,9 +67,14 @@ def test_samples_in_the_order_of_names(folder: Path) -> None:
 def test_the_index_is_kept_and_made_again_when_the_shard_changes(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scanned = []
+    scanned: list[str] = []
     scan = tar_index._scan
-    monkeypatch.setattr(tar_index, "_scan", lambda path, size: scanned.append(path.name) or scan(path, size))
+
+    def noted_scan(path: epath.Path, size: int) -> tar_index.ShardIndex:
+        scanned.append(path.name)
+        return scan(path, size)
+
+    monkeypatch.setattr(tar_index, "_scan", noted_scan)
     assert len(TarReader(folder)) == 13 and sorted(scanned) == ["00000.tar", "00001.tar", "00002.tar"]
     first = [TarReader(folder)[k] for k in range(13)]
     assert len(scanned) == 3 and not cache.exists()
@@ -121,7 +132,7 @@ def test_captions_and_languages(tmp_path: Path) -> None:
         ("._d.png", b"hidden"),
     ]
     reader = TarReader(write_tar(tmp_path / "a.tar", members))
-    found = [(r.id, r.content["caption"], r.language, r.images == (image,)) for r in (reader[0], reader[1], reader[2])]
+    found = [(r.id, content(r)["caption"], r.language, r.images == (image,)) for r in (reader[0], reader[1], reader[2])]
     assert found == [
         ("a.tar:deep/er/a", "from json", "zh_CN", True),
         ("a.tar:c", "一只 cat 在桌子上", "zh", True),
@@ -186,7 +197,7 @@ def test_joined_shards_give_all_their_samples(tmp_path: Path) -> None:
         path.write_bytes(between.join(parts))
         reader = TarReader(path)
         assert [reader[k].images[0] for k in range(len(reader))] == [encoded_image(k) for k in range(6)]
-        assert [reader[k].content["caption"] for k in range(6)] == [f"caption {k}" for k in range(6)]
+        assert [content(reader[k])["caption"] for k in range(6)] == [f"caption {k}" for k in range(6)]
         assert not left_out(reader)
     for tail in (b"x" * 2000, parts[1][:700], b"x"):
         path.write_bytes(parts[0] + tail)
@@ -208,7 +219,7 @@ def test_pictures_of_one_name_never_get_one_anothers_caption(tmp_path: Path) -> 
     assert left_out(TarReader(write_tar(tmp_path / "b.tar", texts))) == {"repeated": 1}
     apart = [("a.png", red), ("a.txt", b"one"), *sample(0), ("a.png", blue), ("a.txt", b"two")]
     reader = TarReader(write_tar(tmp_path / "c.tar", apart))
-    assert [(reader[k].images[0], reader[k].content["caption"]) for k in (0, 2)] == [(red, "one"), (blue, "two")]
+    assert [(reader[k].images[0], content(reader[k])["caption"]) for k in (0, 2)] == [(red, "one"), (blue, "two")]
 
 
 @settings(max_examples=60, deadline=None)
@@ -226,7 +237,8 @@ def test_every_picture_has_its_own_caption_or_is_counted(
 ) -> None:
     """Whatever the names, in shards joined of several archives."""
     path = tmp_path_factory.mktemp("tar") / "a.tar"
-    pictures, joined = [], b""
+    pictures: list[bytes] = []
+    joined = b""
     for archive in archives:
         members = []
         for key, suffixes in archive:
@@ -246,7 +258,7 @@ def test_every_picture_has_its_own_caption_or_is_counted(
         assert "no sample with an image and a caption" in str(error)
         return
     for record in (reader[k] for k in range(len(reader))):
-        assert record.images[0] == pictures[int(record.content["caption"])]
+        assert record.images[0] == pictures[int(content(record)["caption"])]
     assert len(reader) + reader.left_out["no_caption"] + reader.left_out["repeated"] == len(pictures)
 
 
@@ -288,7 +300,7 @@ def test_long_names_folders_and_links(tmp_path: Path) -> None:
             link.type, link.linkname = tarfile.LNKTYPE, f"{name}.png"
             archive.addfile(link)
         reader = TarReader(tmp_path / "a.tar")
-        assert (len(reader), reader[0].images, reader[0].content["caption"]) == (1, (image,), "naïve")
+        assert (len(reader), reader[0].images, content(reader[0])["caption"]) == (1, (image,), "naïve")
         assert left_out(reader) == {"refused": 1}
 
 
@@ -346,7 +358,7 @@ def test_no_damage_hangs_or_fails_otherwise(tmp_path_factory: pytest.TempPathFac
     except UserError:
         return
     for k in range(len(reader)):
-        assert reader[k].content["caption"]
+        assert content(reader[k])["caption"]
 
 
 def test_paths_and_files_that_are_none(folder: Path, tmp_path: Path) -> None:
@@ -403,7 +415,7 @@ def test_reading_is_a_seek(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("value", [-5, 1 << 50])
 def test_a_kept_index_that_leaves_its_shard_is_made_again(field: str, value: int, folder: Path) -> None:
     shard = folder / "00000.tar"
-    wanted = list(TarReader(shard))
+    wanted = records_of(TarReader(shard))
     place = folder / ".00000.tar.index.npz"
     with np.load(place) as kept:
         samples_S, notes = kept["samples"].copy(), kept["notes"]
@@ -413,4 +425,4 @@ def test_a_kept_index_that_leaves_its_shard_is_made_again(field: str, value: int
         samples_S[field][1] = value
     with place.open("wb") as file:
         np.savez(file, samples=samples_S, notes=notes)
-    assert list(TarReader(shard)) == wanted
+    assert records_of(TarReader(shard)) == wanted
