@@ -1,8 +1,8 @@
 """Attention: one function, three implementations.
 
-`xla` is plain einsums with the softmax in float32 and runs everywhere, `cudnn` is NVIDIA's fused kernel and
-`splash` the Pallas kernel for TPU. All three compute the same thing: scaled dot products, masked by segments and
-optionally causally. The released model runs its softmax in bfloat16; here it always accumulates in float32.
+`xla` is plain einsums with the softmax in float32 and runs everywhere, `cudnn` is NVIDIA's fused kernel, and `splash`
+the Pallas kernel for TPU. All three compute the same: scaled dot products, masked by segments and optionally causal.
+The released model runs its softmax in bfloat16; here it always accumulates in float32.
 
 Shape suffixes: B rows (or images), L query tokens, T key tokens, N heads, K head size.
 """
@@ -23,10 +23,10 @@ from qwenvl_jax.runtime.errors import UserError, nearest
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 NATIVE = {"tpu": "splash", "gpu": "cudnn"}
 
-# The name under which remat policies find the result of the attention, kernels included.
+# The name under which remat policies find the result of the attention, that of the kernels included.
 SAVED_NAME = "attention"
 
-# Finite, so that a fully masked row gives numbers and not NaN.
+# Finite, so that a fully masked row does not give NaN.
 MASKED = -0.7 * float(np.finfo(np.float32).max)
 
 # Splash works on tiles of at least 128 lanes.
@@ -77,10 +77,10 @@ def attention(
 
     Args:
       q_BLNK, k_BTNK, v_BTNK: queries, keys and values in the compute dtype.
-      segment_ids_BL: int32; a query sees only keys of its own segment. Padding is a segment of its own (0), so that
-        no row of the softmax is empty. None: everything sees everything.
+      segment_ids_BL: int32; a query attends only to keys of its segment. Padding is a segment of its own (0), so that
+        no row of the softmax is empty. None: every query attends to every key.
       kv_segment_ids_BT: int32 ids of the keys; those of the queries if None.
-      causal: whether a query at place l sees only keys at places <= l; needs L == T.
+      causal: whether the query at index l attends only to keys at indices <= l; needs L == T.
       implementation: one of IMPLEMENTATIONS.
       interpret: run the splash kernel in Pallas' interpreter (tests without a TPU).
 
@@ -117,32 +117,33 @@ def decode_attention(
     value_BTNK: jax.Array,
     valid_BT: jax.Array,
 ) -> jax.Array:
-    """Attention of one new token to the cached ones and to itself.
+    """Attention of one new token to the cached tokens and to itself.
 
     The new key and value stay apart from the cache, so that no layer copies its cache to insert one row.
 
     Args:
       q_BNK, new_key_BNK, new_value_BNK: of the new token, after rotary.
       key_BTNK, value_BTNK: the cache of this layer.
-      valid_BT: bool, which cached tokens it sees; the new one is always seen.
+      valid_BT: bool, the cached tokens to attend to; the new token always attends to itself.
 
     Returns:
       [B, N, K] in the dtype of the query.
     """
     scale = 1.0 / math.sqrt(q_BNK.shape[-1])
-    old_BNT = jnp.einsum("BNK,BTNK->BNT", q_BNK, key_BTNK, preferred_element_type=jnp.float32) * scale
-    own_BN1 = jnp.einsum("BNK,BNK->BN", q_BNK, new_key_BNK, preferred_element_type=jnp.float32)[..., None] * scale
-    old_BNT = jnp.where(valid_BT[:, None, :], old_BNT, MASKED)
-    top_BN1 = jnp.maximum(jnp.max(old_BNT, axis=-1, keepdims=True), own_BN1)
-    old_BNT, own_BN1 = jnp.exp(old_BNT - top_BN1), jnp.exp(own_BN1 - top_BN1)
-    total_BN1 = jnp.sum(old_BNT, axis=-1, keepdims=True) + own_BN1
+    scores_BNT = jnp.einsum("BNK,BTNK->BNT", q_BNK, key_BTNK, preferred_element_type=jnp.float32) * scale
+    new_BN1 = jnp.einsum("BNK,BNK->BN", q_BNK, new_key_BNK, preferred_element_type=jnp.float32)[..., None] * scale
+    scores_BNT = jnp.where(valid_BT[:, None, :], scores_BNT, MASKED)
+    top_BN1 = jnp.maximum(jnp.max(scores_BNT, axis=-1, keepdims=True), new_BN1)
+    weights_BNT = jnp.exp(scores_BNT - top_BN1)
+    new_weight_BN1 = jnp.exp(new_BN1 - top_BN1)
+    total_BN1 = jnp.sum(weights_BNT, axis=-1, keepdims=True) + new_weight_BN1
     dtype = value_BTNK.dtype
-    out_BNK = jnp.einsum("BNT,BTNK->BNK", (old_BNT / total_BN1).astype(dtype), value_BTNK)
-    return out_BNK + (own_BN1 / total_BN1).astype(dtype) * new_value_BNK
+    out_BNK = jnp.einsum("BNT,BTNK->BNK", (weights_BNT / total_BN1).astype(dtype), value_BTNK)
+    return out_BNK + (new_weight_BN1 / total_BN1).astype(dtype) * new_value_BNK
 
 
 def _mask(segment_ids_BL: jax.Array | None, kv_segment_ids_BT: jax.Array | None) -> jax.Array | None:
-    """[B, 1, L, T] bool, or None if everything is seen."""
+    """[B, 1, L, T] bool, or None if every query attends to every key."""
     if segment_ids_BL is None or kv_segment_ids_BT is None:
         return None
     return (segment_ids_BL[:, :, None] == kv_segment_ids_BT[:, None, :])[:, None]
@@ -168,8 +169,8 @@ def _splash(
 ) -> jax.Array:
     """Pads lengths to whole lanes, and runs the kernel per device if a mesh is set (see `jax.set_mesh`).
 
-    XLA cannot partition a Pallas kernel by itself, so under a mesh the call is mapped over it: rows over `data` and
-    `fsdp`, heads over `tensor`, each where they divide.
+    XLA cannot partition a Pallas kernel, so under a mesh the call is mapped over it: rows over `data` and `fsdp`, heads
+    over `tensor`, each if it divides.
     """
     rows, length, heads, size = q_BLNK.shape
     keys = k_BTNK.shape[1]
@@ -178,18 +179,19 @@ def _splash(
         kv_segment_ids_BT = jnp.zeros((rows, keys), jnp.int32)
     q_BLNK = q_BLNK * jnp.asarray(1.0 / math.sqrt(size), q_BLNK.dtype)  # the kernel itself does not scale
     q_BLNK, k_BTNK, v_BTNK = (_pad(x, 1) for x in (q_BLNK, k_BTNK, v_BTNK))
-    # Padded places get an id that no sample has.
+    # Padding gets an id that no sample has.
     segment_ids_BL, kv_segment_ids_BT = (_pad(x, 1, value=-1) for x in (segment_ids_BL, kv_segment_ids_BT))
 
     run = functools.partial(_splash_local, causal=causal, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
-    free = [name for name in mesh.axis_names if name not in mesh.manual_axes]
-    if any(mesh.shape[name] > 1 for name in free):
-        over_rows = tuple(name for name in ("data", "fsdp") if name in free)
-        if rows % math.prod(mesh.shape[name] for name in over_rows):
-            over_rows = ()
-        over_heads = "tensor" if "tensor" in free and heads % mesh.shape["tensor"] == 0 else None
-        tokens, ids = PartitionSpec(over_rows, None, over_heads, None), PartitionSpec(over_rows, None)
+    automatic = [name for name in mesh.axis_names if name not in mesh.manual_axes]
+    if any(mesh.shape[name] > 1 for name in automatic):
+        row_axes = tuple(name for name in ("data", "fsdp") if name in automatic)
+        if rows % math.prod(mesh.shape[name] for name in row_axes):
+            row_axes = ()
+        head_axis = "tensor" if "tensor" in automatic and heads % mesh.shape["tensor"] == 0 else None
+        tokens = PartitionSpec(row_axes, None, head_axis, None)
+        ids = PartitionSpec(row_axes, None)
         run = jax.shard_map(run, in_specs=(tokens, tokens, tokens, ids, ids), out_specs=tokens, check_vma=False)
     return run(q_BLNK, k_BTNK, v_BTNK, segment_ids_BL, kv_segment_ids_BT)[:, :length, :, :size]
 
@@ -210,8 +212,8 @@ def _splash_local(
     length, heads = q_BLNK.shape[1:3]
     shape = (length, k_BTNK.shape[1])
     one_mask = splash_attention.CausalMask(shape) if causal else splash_attention.FullMask(shape)
-    # A causal mask lets whole blocks be skipped, so its blocks are smaller. The backward pass writes and sums one
-    # gradient of the queries per block of keys.
+    # With a causal mask whole blocks are skipped, so smaller blocks pay. The backward pass writes and sums one gradient
+    # of the queries per block of keys.
     sides = (512, 256, LANES) if causal else (1024, 512, 256, LANES)
     block_q, block_kv = (next(side for side in sides if n % side == 0) for n in shape)
     blocks = splash_attention.BlockSizes(
@@ -230,7 +232,9 @@ def _splash_local(
         interpret=interpret,
     )
 
-    def one_row(q_LNK: jax.Array, k_TNK: jax.Array, v_TNK: jax.Array, ids_L: jax.Array, kv_ids_T: jax.Array):
+    def one_row(
+        q_LNK: jax.Array, k_TNK: jax.Array, v_TNK: jax.Array, ids_L: jax.Array, kv_ids_T: jax.Array
+    ) -> jax.Array:
         q_NLK, k_NTK, v_NTK = (x.transpose(1, 0, 2) for x in (q_LNK, k_TNK, v_TNK))
         return kernel(q_NLK, k_NTK, v_NTK, splash_attention.SegmentIds(ids_L, kv_ids_T)).transpose(1, 0, 2)
 

@@ -7,25 +7,25 @@ F hidden width, V vocabulary, S stacked layers.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwenvl_jax.config import DecoderConfig
+from qwenvl_jax.config import ComputeConfig, DecoderConfig
 from qwenvl_jax.models.attention import attention, decode_attention
 from qwenvl_jax.models.layers import Projection, RMSNorm, named, scan_blocks
 from qwenvl_jax.models.parallel import lookup, over_rows
 
 
-class Positional(NamedTuple):
-    """What positions do to queries and keys; the same for all layers.
+class Rotary(NamedTuple):
+    """How positions change queries and keys; the same in all layers.
 
     Attributes:
-      cos_BLR, sin_BLR: float32 rotary angles.
-      logn_BL: float32 factor of the query, or None in training.
+      cos_BLR, sin_BLR: float32, cosine and sine of the rotary angles.
+      logn_BL: float32 log-n factor of the query, or None in training.
     """
 
     cos_BLR: jax.Array
@@ -44,35 +44,37 @@ def ntk_alpha(config: DecoderConfig, length: jax.Array | int) -> jax.Array:
     """Factor of dynamic NTK for prompts of `length` tokens, float32 of the same shape.
 
     max(2^ceil(log2(length / train_length) + 1) - 1, 1), so 1 up to `train_length`, 3 up to twice that, 7 up to four
-    times (released modeling_qwen.py). A decode step continues with the alpha of its prefill, although it grows.
+    times (released modeling_qwen.py). A decode step keeps the alpha of its prefill, although the text grows.
     """
     length = jnp.asarray(length, jnp.int32)
     if not config.dynamic_ntk:
         return jnp.ones(length.shape, jnp.float32)
-    # Doublings counted in integers: a logarithm in float32 could fall on the wrong side of a power of two.
+    # Count doublings in integers: a float32 logarithm could end on the wrong side of a power of two.
     alpha = jnp.ones(length.shape, jnp.float32)
-    limit, value = config.train_length, 3
+    limit = config.train_length
+    value = 3
     while limit < 2**30:
         alpha = jnp.where(length > limit, float(value), alpha)
-        limit, value = limit * 2, value * 2 + 1
+        limit *= 2
+        value = value * 2 + 1
     return alpha
 
 
 def segment_lengths(segment_ids_BL: jax.Array) -> jax.Array:
-    """[B, L] int32: for every token the number of tokens of its own segment."""
+    """[B, L] int32: for every token the number of tokens in its segment."""
     return jnp.sum(segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :], axis=-1, dtype=jnp.int32)
 
 
-def positional(config: DecoderConfig, positions_BL: jax.Array, alpha: jax.Array | None) -> Positional:
+def rotary_of(config: DecoderConfig, positions_BL: jax.Array, alpha: jax.Array | None) -> Rotary:
     """Rotary angles and log-n factors.
+
+    With alpha the rotary base is rope_base * alpha^(K / (K - 2)). The query at 1-based position i > train_length is
+    multiplied by log(i) / log(train_length).
 
     Args:
       config: of the decoder.
       positions_BL: int32, 0-based within the sample.
-      alpha: None in training: neither NTK nor log-n. At evaluation the NTK factor, a scalar, [B] or [B, L].
-
-    With alpha the rotary base is rope_base * alpha^(K / (K - 2)). The query at 1-based position i > train_length is
-    multiplied by log(i) / log(train_length).
+      alpha: None in training, which uses neither NTK nor log-n. At evaluation the NTK factor: a scalar, [B] or [B, L].
     """
     size = config.head_dim
     exponent_R = np.arange(0, size, 2, dtype=np.float64)
@@ -85,10 +87,10 @@ def positional(config: DecoderConfig, positions_BL: jax.Array, alpha: jax.Array 
         # (alpha^(size / (size - 2)))^(-exponent / size), exactly 1 for alpha 1.
         angles_BLR *= alpha_BL1 ** (-jnp.asarray(exponent_R / max(size - 2, 1), jnp.float32))
         if config.logn_attention:
-            place_BL = positions_BL.astype(jnp.float32) + 1
-            factor_BL = jnp.log(place_BL) / math.log(config.train_length)
-            logn_BL = jnp.where(place_BL > config.train_length, factor_BL, 1.0)
-    return Positional(jnp.cos(angles_BLR), jnp.sin(angles_BLR), logn_BL)
+            number_BL = positions_BL.astype(jnp.float32) + 1  # the position, counted from 1
+            factor_BL = jnp.log(number_BL) / math.log(config.train_length)
+            logn_BL = jnp.where(number_BL > config.train_length, factor_BL, 1.0)
+    return Rotary(jnp.cos(angles_BLR), jnp.sin(angles_BLR), logn_BL)
 
 
 def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array, by_product: bool = False) -> jax.Array:
@@ -96,9 +98,10 @@ def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array, by_product
 
     Args:
       x_BLNK: queries or keys, in the compute dtype.
-      cos_BLR, sin_BLR: float32, of `positional`.
-      by_product: whether the halves change places by a product with a permutation, which is exact. TPUs cannot shift
-        within their 128 lanes while they compute: the halves would be written to memory, in float32, and read again.
+      cos_BLR, sin_BLR: float32, from `rotary_of`.
+      by_product: whether to swap the halves by a matrix product with a permutation, which is exact. TPUs cannot shift
+        data within their 128 lanes inside a fusion, so plain slices would be written to memory in float32 and read
+        again.
     """
     if not by_product:
         first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
@@ -119,68 +122,82 @@ def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array, by_product
 
 
 class DecoderAttention(nn.Module):
+    """Causal self-attention over packed rows, or of one new token per row over a cache."""
+
     config: DecoderConfig
-    dtype: Any
-    implementation: str
-    rotary_by_product: bool
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, place: Positional, visible: jax.Array, cache: KeyValue | None
+        self,
+        x_BLD: jax.Array,
+        rotary: Rotary,
+        segment_ids_BL: jax.Array | None,
+        valid_BT: jax.Array | None,
+        cache: KeyValue | None,
     ) -> tuple[jax.Array, KeyValue]:
-        width, heads, size = self.config.width, self.config.heads, self.config.head_dim
-        init, out_init = nn.initializers.normal(0.02), nn.initializers.normal(0.02 * (2 * self.config.layers) ** -0.5)
-        project = Projection((width,), (3, heads, size), self.dtype, init, unstack=True, name="qkv")
-        q_BLNK, k_BLNK, v_BLNK = (named(part, "qkv") for part in project(x_BLD))
-        q_BLNK, k_BLNK = (rotate(x, place.cos_BLR, place.sin_BLR, self.rotary_by_product) for x in (q_BLNK, k_BLNK))
-        if place.logn_BL is not None:
-            q_BLNK *= place.logn_BL[:, :, None, None].astype(q_BLNK.dtype)
-        if cache is None:
+        config, compute = self.config, self.compute
+        inputs, heads = (config.width,), (config.heads, config.head_dim)
+        init = nn.initializers.normal(0.02)
+        out_init = nn.initializers.normal(0.02 * (2 * config.layers) ** -0.5)
+        qkv = Projection(inputs, (3, *heads), compute.compute_dtype, init, unstack=True, name="qkv")
+        out = Projection(heads, inputs, compute.compute_dtype, out_init, use_bias=False, name="out")
+
+        q_BLNK, k_BLNK, v_BLNK = (named(part, "qkv") for part in qkv(x_BLD))
+        q_BLNK = rotate(q_BLNK, rotary.cos_BLR, rotary.sin_BLR, compute.rotary_by_product)
+        k_BLNK = rotate(k_BLNK, rotary.cos_BLR, rotary.sin_BLR, compute.rotary_by_product)
+        if rotary.logn_BL is not None:
+            q_BLNK *= rotary.logn_BL[:, :, None, None].astype(q_BLNK.dtype)
+        if cache is None or valid_BT is None:
             out_BLNK = attention(
-                q_BLNK, k_BLNK, v_BLNK, segment_ids_BL=visible, causal=True, implementation=self.implementation
+                q_BLNK, k_BLNK, v_BLNK, segment_ids_BL=segment_ids_BL, causal=True, implementation=compute.attention
             )
         else:
-            own = q_BLNK[:, 0], k_BLNK[:, 0], v_BLNK[:, 0]
-            out_BLNK = decode_attention(*own, cache.key, cache.value, visible)[:, None]
-        project = Projection((heads, size), (width,), self.dtype, out_init, use_bias=False, name="out")
-        return named(project(out_BLNK), "attention_out"), KeyValue(k_BLNK, v_BLNK)
+            out_BNK = decode_attention(q_BLNK[:, 0], k_BLNK[:, 0], v_BLNK[:, 0], cache.key, cache.value, valid_BT)
+            out_BLNK = out_BNK[:, None]
+        return named(out(out_BLNK), "attention_out"), KeyValue(k_BLNK, v_BLNK)
 
 
 class DecoderMlp(nn.Module):
-    """down(up(x) * silu(gate(x))); in the release `up` is w1 and `gate` is w2."""
+    """down(up(x) * silu(gate(x))); the release calls `up` w1 and `gate` w2."""
 
     config: DecoderConfig
-    dtype: Any
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        width, hidden = self.config.width, self.config.mlp_dim
-        init, down_init = nn.initializers.normal(0.02), nn.initializers.normal(0.02 * (2 * self.config.layers) ** -0.5)
-        up = Projection((width,), (hidden,), self.dtype, init, use_bias=False, name="up")(x_BLD)
-        gate = Projection((width,), (hidden,), self.dtype, init, use_bias=False, name="gate")(x_BLD)
-        hidden_BLF = named(up, "mlp_up") * jax.nn.silu(named(gate, "mlp_gate"))
-        return Projection((hidden,), (width,), self.dtype, down_init, use_bias=False, name="down")(hidden_BLF)
+        width, hidden, dtype = (self.config.width,), (self.config.mlp_dim,), self.compute.compute_dtype
+        init = nn.initializers.normal(0.02)
+        down_init = nn.initializers.normal(0.02 * (2 * self.config.layers) ** -0.5)
+        up_BLF = Projection(width, hidden, dtype, init, use_bias=False, name="up")(x_BLD)
+        gate_BLF = Projection(width, hidden, dtype, init, use_bias=False, name="gate")(x_BLD)
+        hidden_BLF = named(up_BLF, "mlp_up") * jax.nn.silu(named(gate_BLF, "mlp_gate"))
+        return Projection(hidden, width, dtype, down_init, use_bias=False, name="down")(hidden_BLF)
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm block; shaped for `nn.scan`. The output is the block's new keys and values if `keep_kv`."""
+    """Pre-norm block, in the form that `nn.scan` wants. Returns its new keys and values if `keep_kv`."""
 
     config: DecoderConfig
-    dtype: Any
-    implementation: str
+    compute: ComputeConfig
     keep_kv: bool
-    rotary_by_product: bool
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, place: Positional, visible: jax.Array, cache: KeyValue | None
+        self,
+        x_BLD: jax.Array,
+        rotary: Rotary,
+        segment_ids_BL: jax.Array | None,
+        valid_BT: jax.Array | None,
+        cache: KeyValue | None,
     ) -> tuple[jax.Array, KeyValue | None]:
         eps = self.config.rms_norm_eps
         x_BLD = over_rows(x_BLD)
-        attn = DecoderAttention(self.config, self.dtype, self.implementation, self.rotary_by_product, name="attn")
-        update_BLD, new = attn(RMSNorm(eps, name="ln_1")(x_BLD), place, visible, cache)
+        attn = DecoderAttention(self.config, self.compute, name="attn")
+        mlp = DecoderMlp(self.config, self.compute, name="mlp")
+        update_BLD, new = attn(RMSNorm(eps, name="ln_1")(x_BLD), rotary, segment_ids_BL, valid_BT, cache)
         x_BLD += update_BLD
-        x_BLD += DecoderMlp(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="ln_2")(x_BLD))
+        x_BLD += mlp(RMSNorm(eps, name="ln_2")(x_BLD))
         return x_BLD, new if self.keep_kv else None
 
 
@@ -192,53 +209,53 @@ class Decoder(nn.Module):
 
     Attributes:
       config: sizes.
-      dtype: compute dtype.
-      implementation: of the attention over whole rows.
-      remat: policy of the blocks.
-      unroll: whether the layers are written out instead of looped over.
+      compute: dtype, remat and attention; the attention is not `auto`.
       keep_kv: whether a call returns keys and values (inference).
-      rotary_by_product: see `rotate`.
     """
 
     config: DecoderConfig
-    dtype: Any
-    implementation: str
-    remat: str
-    unroll: bool
+    compute: ComputeConfig
     keep_kv: bool = False
-    rotary_by_product: bool = False
 
     def setup(self) -> None:
-        config, init = self.config, nn.initializers.normal(0.02)
+        config, compute = self.config, self.compute
+        init = nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", init, (config.vocab_size, config.width), jnp.float32)
-        # Place and visibility are the same for all layers, the cache has one entry per layer.
-        blocks = scan_blocks(DecoderBlock, config.layers, self.remat, (nn.broadcast, nn.broadcast, 0), self.unroll)
-        self.blocks = blocks(config, self.dtype, self.implementation, self.keep_kv, self.rotary_by_product)
+        in_axes = (nn.broadcast, nn.broadcast, nn.broadcast, 0)  # the cache alone has one entry per layer
+        blocks = scan_blocks(DecoderBlock, config.layers, compute.remat_decoder, in_axes, compute.unroll_layers)
+        self.blocks = blocks(config, compute, self.keep_kv)
         self.ln_f = RMSNorm(config.rms_norm_eps)
         self.lm_head = self.param("lm_head", init, (config.width, config.vocab_size), jnp.float32)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Ids [...] to [..., D] in the compute dtype; an id outside the vocabulary gives NaN, not another token."""
-        return lookup(self.embedding, tokens, self.dtype)
+        return lookup(self.embedding, tokens, self.compute.compute_dtype)
 
     def __call__(
-        self, x_BLD: jax.Array, place: Positional, visible: jax.Array, cache: KeyValue | None = None
+        self,
+        x_BLD: jax.Array,
+        rotary: Rotary,
+        *,
+        segment_ids_BL: jax.Array | None = None,
+        valid_BT: jax.Array | None = None,
+        cache: KeyValue | None = None,
     ) -> tuple[jax.Array, KeyValue | None]:
-        """Runs all blocks and the final norm.
+        """Runs all blocks and the final norm, over whole rows or for one new token per row (L = 1) with a cache.
 
         Args:
           x_BLD: embeddings in the compute dtype.
-          place: rotary angles and log-n factors of the L tokens.
-          visible: without a cache [B, L] int32 segment ids; with one [B, T] bool, the cached tokens to see.
-          cache: [S, B, T, N, K] keys and values for one new token per row (L = 1), or None.
+          rotary: of the L tokens.
+          segment_ids_BL: int32, for whole rows; attention is causal and stays within a segment.
+          valid_BT: bool, with a cache; the cached tokens to attend to.
+          cache: [S, B, T, N, K] keys and values of the tokens so far.
 
         Returns:
           hidden [B, L, D] after the final norm, and the new keys and values [S, B, L, N, K] if `keep_kv`.
         """
-        x_BLD, new = self.blocks(x_BLD, place, visible, cache)
+        x_BLD, new = self.blocks(x_BLD, rotary, segment_ids_BL, valid_BT, cache)
         return self.ln_f(x_BLD), new
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] to float32 [..., V], accumulated in float32."""
-        head = self.lm_head.astype(self.dtype)
-        return jnp.matmul(hidden.astype(self.dtype), head, preferred_element_type=jnp.float32)
+        dtype = self.compute.compute_dtype
+        return jnp.matmul(hidden.astype(dtype), self.lm_head.astype(dtype), preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
-"""Pieces shared by the towers: projections, norms, the feed-forward of the ViT, position tables, remat and scan.
+"""Layers shared by the towers: projections, norms, position tables, remat and scan.
 
-Parameters are stored in float32 (or bfloat16 when frozen) and cast to the compute dtype where they are used.
-Kernels are in x out.
+Parameters are stored in float32 (or bfloat16 if frozen) and cast to the compute dtype when they are used. The axes of
+a kernel are its inputs, then its outputs.
 
 Shape suffixes: D width in, F width out or hidden, G side of a grid, P patches (G^2), S stacked layers.
 """
@@ -25,16 +25,16 @@ from qwenvl_jax.sharding.rules import kernel_axes
 
 Initializer = Callable[..., jax.Array]
 
-# Results of the large matrix products; the one that ends a block is not needed to run its backward pass.
+# Results of the large matrix products. The last one of a block is missing: its backward pass does not need it.
 MATMUL_NAMES = ("qkv", SAVED_NAME, "attention_out", "mlp_up", "mlp_gate")
 
 
 class Projection(nn.Module):
-    """A matrix product over the last `contract` axes of the input.
+    """A matrix product over the last axes of the input, `inputs`.
 
     Attributes:
-      inputs: sizes of the axes summed over; they are the kernel's first.
-      outputs: sizes of the axes of the result that follow the batch axes.
+      inputs: sizes of the axes summed over, the kernel's first axes.
+      outputs: sizes of the result's axes after the batch axes.
       dtype: compute dtype.
       kernel_init: initialiser of the kernel, called with its full shape.
       use_bias: whether to add a bias of shape `outputs`, initialised to zero.
@@ -95,8 +95,8 @@ class RMSNorm(nn.Module):
 def bicubic_matrix(source: int, target: int) -> np.ndarray:
     """[target, source] float32: 1-D bicubic interpolation as torch's `F.interpolate` does it.
 
-    Cubic convolution with A = -0.75, half-pixel centres, edge samples repeated, no antialiasing
-    (`jax.image.resize` uses A = -0.5 and renormalises at the border, which is something else).
+    Cubic convolution with A = -0.75, half-pixel centres, edge samples repeated, no antialiasing. (`jax.image.resize`
+    differs: it uses A = -0.5 and renormalises at the border.)
     """
     a = -0.75
     matrix = np.zeros((target, source), np.float64)
@@ -116,20 +116,20 @@ def resize_positions(table_PD: jax.Array, patches: int) -> jax.Array:
 
     Args:
       table_PD: [G^2, D], row-major over the grid, any float dtype.
-      patches: number of places wanted, a square.
+      patches: number of positions wanted, a square number.
 
     Returns:
       [patches, D] float32; the table itself if the grids are equal. Differentiable with respect to the table.
     """
     source, target = math.isqrt(table_PD.shape[0]), math.isqrt(patches)
     if source**2 != table_PD.shape[0] or target**2 != patches:
-        raise ValueError(f"position grids must be square, not {table_PD.shape[0]} and {patches} places")
+        raise ValueError(f"position grids must be square, not {table_PD.shape[0]} and {patches} positions")
     table_PD = table_PD.astype(jnp.float32)
     if source == target:
         return table_PD
     matrix = bicubic_matrix(source, target)
     grid = table_PD.reshape(source, source, -1)
-    # The weights are exact in float32 only if the product is: never let an accelerator round them to bfloat16.
+    # Without this precision an accelerator would round the interpolation weights to bfloat16.
     exact = jax.lax.Precision.HIGHEST
     grid = jnp.einsum("ij,jkd->ikd", matrix, grid, precision=exact)
     return jnp.einsum("lk,ikd->ild", matrix, grid, precision=exact).reshape(patches, -1)
@@ -151,20 +151,20 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
 
 
 def named(x: jax.Array, name: str) -> jax.Array:
-    """Marks a result that the remat policies of `scan_blocks` may keep."""
+    """Marks a result that the remat policies of `scan_blocks` may save."""
     return checkpoint_name(x, name)
 
 
 def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A remat policy: what cuDNN's backward pass needs of its forward pass, which no name can be given to."""
+    """A remat policy: saves the results of cuDNN's attention, which cannot be given a name."""
     return primitive.name.startswith("dot_product_attention_fwd")
 
 
 def _is_not_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """A remat policy: everything but what `models.parallel.gather`, a function with its own gradient, joins."""
-    own_gradient = primitive.name.startswith("custom_vjp_call")
-    inner = [eqn.primitive.name for eqn in params["call_jaxpr"].eqns] if own_gradient else [primitive.name]
-    return "all_gather" not in inner
+    """A remat policy: saves everything except the kernels that `models.parallel.gather` joins."""
+    if primitive.name.startswith("custom_vjp_call"):  # `gather` defines its own gradient
+        return "all_gather" not in [eqn.primitive.name for eqn in params["call_jaxpr"].eqns]
+    return primitive.name != "all_gather"
 
 
 def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, unroll: bool = False) -> Any:
@@ -173,22 +173,23 @@ def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, u
     Args:
       block: a module whose call maps (carry, *inputs) to (carry, output).
       layers: S.
-      remat: what the backward pass keeps per block besides its input: `none` recomputes nothing, `matmuls_saved`
-        keeps the results of the matrix products and recomputes what lies between, `attention_saved` keeps the
-        attention's result, `full` keeps nothing.
+      remat: what is saved per block for its backward pass, in addition to its input. `none` saves everything and
+        recomputes nothing, `matmuls_saved` saves the results of the matrix products, `attention_saved` the result of
+        the attention, `full` nothing.
       in_axes: for every input after the carry `nn.broadcast` or the layer axis 0.
-      unroll: whether the loop is written out layer by layer; parameters stay stacked.
+      unroll: whether to unroll the loop over layers; parameters stay stacked.
     """
     policies = jax.checkpoint_policies
     if remat == "none" and splits_kernels():
-        # Kernels that `product` gathers are gathered again: kept, every device would hold all layers whole.
+        # Gather the kernels again in the backward pass. If the gathered ones were saved, every device would hold all
+        # layers unsharded.
         block = nn.remat(block, policy=_is_not_gathered, prevent_cse=False)
     elif remat != "none":
-        kept = {"matmuls_saved": MATMUL_NAMES, "attention_saved": (SAVED_NAME,), "full": ()}[remat]
-        policy = policies.save_only_these_names(*kept)
-        if kept:
+        saved = {"matmuls_saved": MATMUL_NAMES, "attention_saved": (SAVED_NAME,), "full": ()}[remat]
+        policy = policies.save_only_these_names(*saved)
+        if saved:
             policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
-        # Inside a scan nothing can be merged across iterations, so the barrier against it is not needed.
+        # Common subexpressions cannot be merged across the iterations of a scan, so no barrier against that is needed.
         block = nn.remat(block, policy=policy, prevent_cse=False)
     return nn.scan(
         block,

@@ -1,11 +1,11 @@
 """Qwen-VL as pure functions of a parameter tree.
 
 Parameters are nested dicts with the top-level keys `vit`, `resampler` and `decoder`; blocks are stacked on a leading
-layer axis. Every function takes the architecture (`ModelConfig`) and how to compute it (`ComputeConfig`); no state,
-no mesh: sharding follows from the arguments' shardings.
+layer axis. Every function takes the architecture (`ModelConfig`) and how to compute it (`ComputeConfig`). None takes
+a mesh: sharding follows from the shardings of the arguments.
 
-The attention of `ComputeConfig` is taken as it is, so that a kernel can be compiled ahead for another machine; only
-`auto` is resolved here, for the present backend. Mains check the name with `resolve_attention` first.
+The attention that `ComputeConfig` names is used unchecked, so that a kernel can be compiled ahead of time for another
+machine; only `auto` is resolved here, for the present backend. Mains check the name with `resolve_attention` first.
 
 Shape suffixes: B rows, L tokens, T cached tokens, I images, H/W pixels, Q queries per image, F features (I * Q),
 D width, N heads, K head size, V vocabulary, S stacked layers.
@@ -13,9 +13,10 @@ D width, N heads, K head size, V vocabulary, S stacked layers.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,83 +25,83 @@ import jax.numpy as jnp
 from qwenvl_jax.config import ComputeConfig, ModelConfig
 from qwenvl_jax.models import decoder
 from qwenvl_jax.models.attention import resolve_attention
-from qwenvl_jax.models.decoder import KeyValue
+from qwenvl_jax.models.decoder import KeyValue, Rotary
 from qwenvl_jax.models.parallel import take_features
 from qwenvl_jax.models.resampler import Resampler
 from qwenvl_jax.models.vit import Vit
 from qwenvl_jax.params import Params
 
-
-class Cache(NamedTuple):
-    """Keys (after rotary) and values of all layers, [S, B, T, N, K] in the compute dtype."""
-
-    key: jax.Array
-    value: jax.Array
+Cache = KeyValue  # of all layers, [S, B, T, N, K] in the compute dtype
 
 
 class QwenVL(nn.Module):
-    """The three towers under their parameter names."""
+    """The three towers under their parameter names.
+
+    Attributes:
+      model: the architecture.
+      compute: dtype, remat and attention; the attention is not `auto`.
+      keep_kv: whether `decode` returns keys and values (inference).
+    """
 
     model: ModelConfig
-    dtype: Any
-    implementation: str
-    remat_vit: str
-    remat_decoder: str
-    unroll: bool
+    compute: ComputeConfig
     keep_kv: bool = False
-    rotary_by_product: bool = False
 
     def setup(self) -> None:
-        model, width = self.model, self.model.decoder.width
-        self.vit = Vit(model.vit, width, self.dtype, self.implementation, self.remat_vit, self.unroll)
-        self.resampler = Resampler(model.resampler, model.vit.width, width, self.dtype, self.implementation)
-        self.decoder = decoder.Decoder(
-            model.decoder,
-            self.dtype,
-            self.implementation,
-            self.remat_decoder,
-            self.unroll,
-            self.keep_kv,
-            self.rotary_by_product,
-        )
+        model, compute = self.model, self.compute
+        width = model.decoder.width
+        self.vit = Vit(model.vit, width, compute)
+        self.resampler = Resampler(model.resampler, model.vit.width, width, compute)
+        self.decoder = decoder.Decoder(model.decoder, compute, self.keep_kv)
 
     def encode_images(self, images_IHWC: jax.Array) -> jax.Array:
+        """[I, H, H, 3] uint8 to [I * Q, D]."""
         features_IQD = self.vit.head(self.resampler(self.vit(images_IHWC)))
         return features_IQD.reshape(-1, features_IQD.shape[-1])
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         return self.decoder.embed(tokens)
 
-    def decode(
-        self, x_BLD: jax.Array, place: decoder.Positional, visible: jax.Array, cache: KeyValue | None
-    ) -> tuple[jax.Array, KeyValue | None]:
-        return self.decoder(x_BLD, place, visible, cache)
+    def decode(self, x_BLD: jax.Array, rotary: Rotary, **visible: Any) -> tuple[jax.Array, KeyValue | None]:
+        """See `Decoder.__call__`."""
+        return self.decoder(x_BLD, rotary, **visible)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.decoder.logits(hidden)
 
     def touch(self) -> jax.Array:
-        """Runs every part once on the smallest input, for initialisation."""
+        """Runs every module once on the smallest input, for initialisation."""
         patch = self.model.vit.patch_size
         features = self.encode_images(jnp.zeros((1, patch, patch, 3), jnp.uint8))
         tokens_BL = jnp.zeros((1, 1), jnp.int32)
-        place = decoder.positional(self.model.decoder, tokens_BL, None)
-        hidden, _ = self.decode(self.embed(tokens_BL), place, tokens_BL, None)
-        return jnp.sum(self.logits(hidden)) + jnp.sum(features)
+        rotary = decoder.rotary_of(self.model.decoder, tokens_BL, None)
+        hidden_BLD, _ = self.decode(self.embed(tokens_BL), rotary, segment_ids_BL=tokens_BL)
+        return jnp.sum(self.logits(hidden_BLD)) + jnp.sum(features)
 
 
 def _network(model: ModelConfig, compute: ComputeConfig, *, inference: bool = False) -> QwenVL:
-    name = compute.attention
-    if name == "auto":
-        name = resolve_attention(name, jax.default_backend(), compute.compute_dtype)
-    remat_vit, remat_decoder = ("none", "none") if inference else (compute.remat_vit, compute.remat_decoder)
-    dtype = jnp.dtype(compute.compute_dtype)
-    by_product = compute.rotary_by_product
-    return QwenVL(model, dtype, name, remat_vit, remat_decoder, compute.unroll_layers, inference, by_product)
+    if compute.attention == "auto":
+        resolved = resolve_attention("auto", jax.default_backend(), compute.compute_dtype)
+        compute = dataclasses.replace(compute, attention=resolved)
+    if inference:
+        compute = dataclasses.replace(compute, remat_vit="none", remat_decoder="none")
+    return QwenVL(model, compute, keep_kv=inference)
 
 
-def _apply(network: QwenVL, params: Params, method: Callable[..., Any], *args: Any) -> Any:
-    return network.apply({"params": params}, *args, method=method)
+def _apply(network: QwenVL, params: Params, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return network.apply({"params": params}, *args, method=method, **kwargs)
+
+
+# How the graph is traced to initialise it; parameters are float32 whatever a run computes in.
+INITIALISATION = ComputeConfig(
+    compute_dtype="float32",
+    frozen_dtype="float32",
+    attention="xla",
+    remat_vit="none",
+    remat_decoder="none",
+    unroll_layers=False,
+    loss_chunk=1,
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -111,8 +112,7 @@ def init_params(model: ModelConfig, key: jax.Array) -> Params:
       model: the architecture.
       key: a JAX random key. The same key gives the same values under any sharding.
     """
-    network = QwenVL(model, jnp.dtype("float32"), "xla", "none", "none", False)
-    return dict(network.init(key, method=QwenVL.touch)["params"])
+    return dict(QwenVL(model, INITIALISATION).init(key, method=QwenVL.touch)["params"])
 
 
 def abstract_params(model: ModelConfig) -> Params:
@@ -130,7 +130,7 @@ def encode_images(params: Params, model: ModelConfig, compute: ComputeConfig, im
       images_IHWC: uint8 [I, H, H, 3] RGB pixels, H a multiple of the patch size; normalised here, on the device.
 
     Returns:
-      [I * Q, D] in the compute dtype; feature q of image i lies at i * Q + q.
+      [I * Q, D] in the compute dtype; feature q of image i has the index i * Q + q.
     """
     return _apply(_network(model, compute), params, QwenVL.encode_images, images_IHWC)
 
@@ -144,13 +144,13 @@ def embed(
     features_FD: jax.Array | None,
     image_groups: int = 1,
 ) -> jax.Array:
-    """Embeddings in which image features replace those of the image's slots.
+    """Embeddings of tokens, with image features in the slots of images.
 
     Args:
       tokens_BL: int32 ids.
       image_slot_BL: int32, index into the features of the row's group or -1 for text; ignored without features.
       features_FD: from `encode_images`, or None.
-      image_groups: equal parts that rows and features are cut into; a row uses features of its own part only.
+      image_groups: number of equal groups of rows and of features; a row uses the features of its group only.
 
     Returns:
       [B, L, D] in the compute dtype.
@@ -176,16 +176,18 @@ def hidden_states(
 
     Args:
       embeddings_BLD: from `embed`.
-      segment_ids_BL: int32; attention is causal and stays within a segment, padding (0) being one of its own.
+      segment_ids_BL: int32; attention is causal and stays within a segment. Padding (0) is a segment of its own.
       positions_BL: int32, 0-based within the segment.
-      training: without log-n attention and dynamic NTK; otherwise with both, by the length of each segment.
+      training: True uses neither log-n attention nor dynamic NTK; False uses both, by the length of each segment.
 
     Returns:
       [B, L, D] after the final norm, in the compute dtype.
     """
     alpha = None if training else decoder.ntk_alpha(model.decoder, decoder.segment_lengths(segment_ids_BL))
-    place = decoder.positional(model.decoder, positions_BL, alpha)
-    return _apply(_network(model, compute), params, QwenVL.decode, embeddings_BLD, place, segment_ids_BL, None)[0]
+    rotary = decoder.rotary_of(model.decoder, positions_BL, alpha)
+    network = _network(model, compute)
+    hidden_BLD, _ = _apply(network, params, QwenVL.decode, embeddings_BLD, rotary, segment_ids_BL=segment_ids_BL)
+    return hidden_BLD
 
 
 def forward(
@@ -203,8 +205,8 @@ def forward(
 ) -> jax.Array:
     """Images and packed rows to hidden states [B, L, D] after the final norm.
 
-    The arguments are the fields of one microbatch of `qwenvl_jax.data.schema.Batch`; `images_IHWC` None skips the
-    vision side (then `params` may lack it). See `embed` for `image_groups`, `hidden_states` for `training`.
+    The arguments are the fields of one microbatch of `qwenvl_jax.data.schema.Batch`. If `images_IHWC` is None, the
+    vision side is skipped and `params` may lack it. See `embed` for `image_groups`, `hidden_states` for `training`.
     """
     features_FD = None if images_IHWC is None else encode_images(params, model, compute, images_IHWC)
     return hidden_states(
@@ -224,7 +226,7 @@ def logits(params: Params, model: ModelConfig, compute: ComputeConfig, hidden: j
 
 
 def ntk_alpha(model: ModelConfig, length: jax.Array | int) -> jax.Array:
-    """The NTK factor of a prompt, by its number of tokens; `decode_step` continues with that of the prefill."""
+    """The NTK factor of a prompt, by its number of tokens; `decode_step` keeps that of the prefill."""
     return decoder.ntk_alpha(model.decoder, length)
 
 
@@ -254,18 +256,15 @@ def prefill(
       cache: from `init_cache`, at least L long.
 
     Returns:
-      hidden [B, L, D] after the final norm, and the cache. Log-n and NTK go by each prompt's own length (the
-      released model takes the padded length of the batch; alone in its batch a prompt gives the same).
+      hidden [B, L, D] after the final norm, and the cache. Log-n and NTK follow each prompt's own length. The released
+      model takes the padded length of the batch, which is the same for a prompt that is alone in its batch.
     """
     alpha_B = decoder.ntk_alpha(model.decoder, jnp.sum(valid_BL, axis=-1, dtype=jnp.int32))
-    place = decoder.positional(model.decoder, jnp.maximum(positions_BL, 0), alpha_B)
+    rotary = decoder.rotary_of(model.decoder, jnp.maximum(positions_BL, 0), alpha_B)
     network = _network(model, compute, inference=True)
-    hidden_BLD, new = _apply(network, params, QwenVL.decode, embeddings_BLD, place, valid_BL.astype(jnp.int32), None)
-    start = (0, 0, 0, 0, 0)
-    return hidden_BLD, Cache(
-        jax.lax.dynamic_update_slice(cache.key, new.key, start),
-        jax.lax.dynamic_update_slice(cache.value, new.value, start),
-    )
+    segment_ids_BL = valid_BL.astype(jnp.int32)
+    hidden_BLD, new = _apply(network, params, QwenVL.decode, embeddings_BLD, rotary, segment_ids_BL=segment_ids_BL)
+    return hidden_BLD, _write(cache, new, column=0)
 
 
 def decode_step(
@@ -284,8 +283,8 @@ def decode_step(
     Args:
       token_B: int32 ids.
       position_B: int32, 0-based position within the row's own sample.
-      valid_BT: bool, False for the padding of the prompts; columns from `index` on do not matter.
-      index: int32 scalar, the column of the cache that the token takes (L for the first after the prefill).
+      valid_BT: bool, False for the padding of the prompts; columns from `index` on are ignored.
+      index: int32 scalar, the column of the cache for this token (L for the first after the prefill).
       cache: of the tokens before.
       ntk_alpha: float32 scalar or [B], of the prefill (`ntk_alpha(model, valid_BL.sum(-1))`).
 
@@ -294,11 +293,16 @@ def decode_step(
     """
     network = _network(model, compute, inference=True)
     x_B1D = _apply(network, params, QwenVL.embed, token_B[:, None])
-    place = decoder.positional(model.decoder, position_B[:, None], jnp.asarray(ntk_alpha))
-    seen_BT = valid_BT & (jnp.arange(valid_BT.shape[1]) < index)
-    hidden_B1D, new = _apply(network, params, QwenVL.decode, x_B1D, place, seen_BT, KeyValue(*cache))
-    start = (0, 0, index, 0, 0)
-    return hidden_B1D[:, 0], Cache(
+    rotary = decoder.rotary_of(model.decoder, position_B[:, None], jnp.asarray(ntk_alpha))
+    valid_BT = valid_BT & (jnp.arange(valid_BT.shape[1]) < index)
+    hidden_B1D, new = _apply(network, params, QwenVL.decode, x_B1D, rotary, valid_BT=valid_BT, cache=cache)
+    return hidden_B1D[:, 0], _write(cache, new, column=index)
+
+
+def _write(cache: Cache, new: KeyValue, column: jax.Array | int) -> Cache:
+    """The cache with `new` in its columns from `column` on."""
+    start = (0, 0, column, 0, 0)
+    return Cache(
         jax.lax.dynamic_update_slice(cache.key, new.key, start),
         jax.lax.dynamic_update_slice(cache.value, new.value, start),
     )

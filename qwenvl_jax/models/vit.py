@@ -1,20 +1,19 @@
 """The vision transformer, OpenCLIP ViT-bigG without class token and final norm, and the head after the resampler.
 
-Shape suffixes: I images, H/W pixels (square), P patches, W also the tower's width where it comes last, Q queries,
+Shape suffixes: I images, H/W pixels (square), P patches, W also the tower's width if it is the last axis, Q queries,
 N heads, K head size, F hidden width, D width of the decoder.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwenvl_jax.config import VitConfig
+from qwenvl_jax.config import ComputeConfig, VitConfig
 from qwenvl_jax.models.attention import attention
 from qwenvl_jax.models.layers import LayerNorm, Projection, named, resize_positions, scan_blocks
 from qwenvl_jax.models.parallel import over_rows, product
@@ -30,7 +29,7 @@ def patches(images_IHWC: jax.Array, size: int) -> jax.Array:
     """Cuts images into patches: [I, H, W, 3] to [I, P, size * size * 3], row-major over the grid.
 
     Raises:
-      UserError: if the images are not square or their side is no multiple of the patch size.
+      UserError: if the images are not square or their side is not a multiple of the patch size.
     """
     count, height, width, channels = images_IHWC.shape
     if height != width or height % size:
@@ -43,14 +42,15 @@ def patches(images_IHWC: jax.Array, size: int) -> jax.Array:
 def normalize_pixels(pixels: jax.Array) -> jax.Array:
     """uint8 pixels [..., 3 * n] (channel fastest) to float32 with CLIP's mean and standard deviation."""
     repeat = pixels.shape[-1] // 3
-    scale, shift = np.tile(1 / (255 * PIXEL_STD), repeat), np.tile(PIXEL_MEAN / PIXEL_STD, repeat)
+    scale = np.tile(1 / (255 * PIXEL_STD), repeat)
+    shift = np.tile(PIXEL_MEAN / PIXEL_STD, repeat)
     return pixels.astype(jnp.float32) * scale - shift
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, neither tanh nor quick: in float32, rounded once to the dtype of `x`, as PyTorch does it.
+    """The exact GELU (neither tanh nor quick), computed in float32 and rounded once to the dtype of `x`, as in PyTorch.
 
-    `jax.nn.gelu` rounds after every operation in bfloat16, and asks for erfc, whose two branches cost a TPU more than
+    In bfloat16 `jax.nn.gelu` rounds after every operation. It also uses erfc, whose two branches cost a TPU more than
     the matrix product that they are fused with.
     """
     wide = x.astype(jnp.float32)
@@ -60,85 +60,90 @@ def gelu(x: jax.Array) -> jax.Array:
 class PatchEmbed(nn.Module):
     """The convolution with stride = kernel = patch, as one matrix product; no bias."""
 
-    size: int
-    width: int
-    dtype: Any
+    config: VitConfig
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(self, images_IHWC: jax.Array) -> jax.Array:
         """[I, H, W, 3] uint8 to [I, P, width]."""
-        fan_in = 3 * self.size**2
-        shape = (self.size, self.size, 3, self.width)
-        kernel = self.param("kernel", nn.initializers.normal(fan_in**-0.5), shape, jnp.float32)
-        # Cut while the pixels are bytes: a quarter of the memory to move.
-        x_IPC = normalize_pixels(patches(images_IHWC, self.size)).astype(self.dtype)
-        return x_IPC @ kernel.astype(self.dtype).reshape(fan_in, self.width)
+        size, width, dtype = self.config.patch_size, self.config.width, self.compute.compute_dtype
+        fan_in = 3 * size**2
+        kernel = self.param("kernel", nn.initializers.normal(fan_in**-0.5), (size, size, 3, width), jnp.float32)
+        # Cut into patches before the conversion to floats: a quarter of the memory to move.
+        x_IPC = normalize_pixels(patches(images_IHWC, size)).astype(dtype)
+        return x_IPC @ kernel.astype(dtype).reshape(fan_in, width)
 
 
 class VitAttention(nn.Module):
+    """Self-attention of the patches of an image, over the whole image or within windows."""
+
     config: VitConfig
-    dtype: Any
-    implementation: str
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> jax.Array:
-        width, heads = self.config.width, self.config.heads
-        size, std = width // heads, width**-0.5
-        init, out_init = nn.initializers.normal(std), nn.initializers.normal(std * (2 * self.config.layers) ** -0.5)
-        project = Projection((width,), (3, heads, size), self.dtype, init, unstack=True, name="qkv")
-        qkv = tuple(named(part, "qkv") for part in project(x_IPW))
+        config, dtype = self.config, self.compute.compute_dtype
+        width, heads = (config.width,), (config.heads, config.width // config.heads)
+        std = config.width**-0.5
+        init = nn.initializers.normal(std)
+        out_init = nn.initializers.normal(std * (2 * config.layers) ** -0.5)
+        qkv = Projection(width, (3, *heads), dtype, init, unstack=True, name="qkv")
+        out = Projection(heads, width, dtype, out_init, name="out")
+
+        parts = tuple(named(part, "qkv") for part in qkv(x_IPW))
         if windowed is None:
-            out_IPNK = self._attend(*qkv)
+            out_IPNK = self._attend(*parts)
         else:
-            out_IPNK = jax.lax.cond(windowed, self._attend_in_windows, self._attend, *qkv)
-        project = Projection((heads, size), (width,), self.dtype, out_init, name="out")
-        return named(project(out_IPNK), "attention_out")
+            out_IPNK = jax.lax.cond(windowed, self._attend_in_windows, self._attend, *parts)
+        return named(out(out_IPNK), "attention_out")
 
     def _attend(self, q_IPNK: jax.Array, k_IPNK: jax.Array, v_IPNK: jax.Array) -> jax.Array:
-        return attention(q_IPNK, k_IPNK, v_IPNK, implementation=self.implementation)
+        return attention(q_IPNK, k_IPNK, v_IPNK, implementation=self.compute.attention)
 
     def _attend_in_windows(self, *qkv_IPNK: jax.Array) -> jax.Array:
-        window, (images, patches, *rest) = self.config.window, qkv_IPNK[0].shape
-        grid = math.isqrt(patches)
-        parts = grid // window
+        window = self.config.window
+        images, patches, *heads = qkv_IPNK[0].shape
+        windows = math.isqrt(patches) // window  # along one side of the image
 
         def cut(x_IPNK: jax.Array) -> jax.Array:
-            x = x_IPNK.reshape(images, parts, window, parts, window, *rest).swapaxes(2, 3)
-            return x.reshape(images * parts**2, window**2, *rest)
+            x = x_IPNK.reshape(images, windows, window, windows, window, *heads).swapaxes(2, 3)
+            return x.reshape(images * windows**2, window**2, *heads)
 
         out = self._attend(*map(cut, qkv_IPNK))
-        out = out.reshape(images, parts, parts, window, window, *rest).swapaxes(2, 3)
-        return out.reshape(images, patches, *rest)
+        out = out.reshape(images, windows, windows, window, window, *heads).swapaxes(2, 3)
+        return out.reshape(images, patches, *heads)
 
 
 class VitMlp(nn.Module):
+    """down(gelu(up(x))), with biases."""
+
     config: VitConfig
-    dtype: Any
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array) -> jax.Array:
-        width, hidden = self.config.width, self.config.mlp_dim
-        up_init = nn.initializers.normal((2 * width) ** -0.5)
-        down_init = nn.initializers.normal((width * 2 * self.config.layers) ** -0.5)
-        up_IPF = named(Projection((width,), (hidden,), self.dtype, up_init, name="up")(x_IPW), "mlp_up")
-        return Projection((hidden,), (width,), self.dtype, down_init, name="down")(gelu(up_IPF))
+        config, dtype = self.config, self.compute.compute_dtype
+        width, hidden = (config.width,), (config.mlp_dim,)
+        up_init = nn.initializers.normal((2 * config.width) ** -0.5)
+        down_init = nn.initializers.normal((config.width * 2 * config.layers) ** -0.5)
+        up_IPF = named(Projection(width, hidden, dtype, up_init, name="up")(x_IPW), "mlp_up")
+        return Projection(hidden, width, dtype, down_init, name="down")(gelu(up_IPF))
 
 
 class VitBlock(nn.Module):
-    """Pre-norm block; shaped for `nn.scan`."""
+    """Pre-norm block, in the form that `nn.scan` wants."""
 
     config: VitConfig
-    dtype: Any
-    implementation: str
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> tuple[jax.Array, None]:
         eps = self.config.layer_norm_eps
         x_IPW = over_rows(x_IPW)
-        x_IPW += VitAttention(self.config, self.dtype, self.implementation, name="attn")(
-            LayerNorm(eps, name="ln_1")(x_IPW), windowed
-        )
-        x_IPW += VitMlp(self.config, self.dtype, name="mlp")(LayerNorm(eps, name="ln_2")(x_IPW))
+        attn = VitAttention(self.config, self.compute, name="attn")
+        mlp = VitMlp(self.config, self.compute, name="mlp")
+        x_IPW += attn(LayerNorm(eps, name="ln_1")(x_IPW), windowed)
+        x_IPW += mlp(LayerNorm(eps, name="ln_2")(x_IPW))
         return x_IPW, None
 
 
@@ -152,22 +157,16 @@ class Vit(nn.Module):
     Attributes:
       config: sizes of the tower.
       output_width: D, of `ln_post` and `proj`.
-      dtype: compute dtype.
-      implementation: of the attention.
-      remat: policy of the blocks.
-      unroll: whether the layers are written out instead of looped over.
+      compute: dtype, remat and attention; the attention is not `auto`.
     """
 
     config: VitConfig
     output_width: int
-    dtype: Any
-    implementation: str
-    remat: str
-    unroll: bool = False
+    compute: ComputeConfig
 
     def setup(self) -> None:
-        config = self.config
-        self.patch_embed = PatchEmbed(config.patch_size, config.width, self.dtype)
+        config, compute = self.config, self.compute
+        self.patch_embed = PatchEmbed(config, compute)
         self.position_embedding = self.param(
             "position_embedding",
             nn.initializers.normal(config.width**-0.5),
@@ -175,8 +174,8 @@ class Vit(nn.Module):
             jnp.float32,
         )
         self.ln_pre = LayerNorm(config.layer_norm_eps)
-        blocks = scan_blocks(VitBlock, config.layers, self.remat, 0, self.unroll)
-        self.blocks = blocks(config, self.dtype, self.implementation)
+        blocks = scan_blocks(VitBlock, config.layers, compute.remat_vit, 0, compute.unroll_layers)
+        self.blocks = blocks(config, compute)
         self.ln_post = LayerNorm(config.layer_norm_eps)
         self.proj = self.param(
             "proj",
@@ -191,7 +190,7 @@ class Vit(nn.Module):
         Positions are added before `ln_pre`, and no norm follows the last block (released visual.py).
         """
         x_IPW = self.patch_embed(images_IHWC)
-        x_IPW += resize_positions(self.position_embedding, x_IPW.shape[1]).astype(self.dtype)
+        x_IPW += resize_positions(self.position_embedding, x_IPW.shape[1]).astype(self.compute.compute_dtype)
         return self.blocks(self.ln_pre(x_IPW), self._windowed(x_IPW.shape[1]))[0]
 
     def _windowed(self, patches: int) -> jax.Array | None:
@@ -203,4 +202,5 @@ class Vit(nn.Module):
 
     def head(self, x_IQD: jax.Array) -> jax.Array:
         """`ln_post`, then `@ proj`: [I, Q, D] to [I, Q, D]."""
-        return product(self.ln_post(over_rows(x_IQD)), self.proj.astype(self.dtype), 1, kernel_axes(("vit", "proj")))
+        x_IQD = self.ln_post(over_rows(x_IQD))
+        return product(x_IQD, self.proj.astype(self.compute.compute_dtype), 1, kernel_axes(("vit", "proj")))

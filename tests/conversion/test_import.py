@@ -157,7 +157,7 @@ def test_both_towers_compute_what_their_originals_do(
 
     side = config.model.vit.patch_size * config.model.vit.position_grid
     pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
-    network = qwen_vl.QwenVL(config.model, jnp.float32, "xla", "none", "none", False)
+    network = qwen_vl.QwenVL(config.model, compute)
     ours: Any = network.apply({"params": params}, pixels, method=lambda module, x: module.vit(x))
     np.testing.assert_allclose(ours, clip_patches(clip, pixels), rtol=1e-4, atol=1e-4)
 

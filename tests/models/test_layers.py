@@ -136,11 +136,11 @@ def test_remat_policies_trade_recomputation_for_memory(model, compute, params):
     assert counts["full"] == counts["attention_saved"] + 2
 
 
-def test_remat_does_not_change_gradients(model, params):
+def test_remat_does_not_change_gradients(model, compute, params):
     images = jnp.asarray(RNG.integers(0, 256, (1, 8, 8, 3)), jnp.uint8)
 
     def gradient(remat: str):
-        vit = Vit(model.vit, model.decoder.width, jnp.dtype("float32"), "xla", remat)
+        vit = Vit(model.vit, model.decoder.width, dataclasses.replace(compute, remat_vit=remat))
         return jax.jit(jax.grad(lambda tree: jnp.sum(jnp.sin(vit.apply({"params": tree}, images)))))(params["vit"])
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient("none"), gradient("matmuls_saved"))

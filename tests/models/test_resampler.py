@@ -46,10 +46,10 @@ def torch_resampler(tree, x, heads: int, query_grid: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("grid", "images"), [(3, 1), (4, 2), (8, 1)])
-def test_resampler_equals_torch(model, params, grid, images):
+def test_resampler_equals_torch(model, compute, params, grid, images):
     config, tree = model.resampler, params["resampler"]
     x = RNG.normal(size=(images, grid * grid, model.vit.width)).astype(np.float32)
-    module = Resampler(config, model.vit.width, model.decoder.width, jnp.dtype("float32"), "xla")
+    module = Resampler(config, model.vit.width, model.decoder.width, compute)
     ours = jax.jit(lambda p, x: module.apply({"params": p}, x))(tree, x)
     with torch.no_grad():
         theirs = torch_resampler(tree, x, config.heads, config.query_grid)
@@ -57,10 +57,10 @@ def test_resampler_equals_torch(model, params, grid, images):
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
 
 
-def test_values_have_no_positions(model, params):
+def test_values_have_no_positions(model, compute, params):
     """With one patch the attention is trivial, so the key's position must not matter at all."""
     tree = params["resampler"]
-    module = Resampler(model.resampler, model.vit.width, model.decoder.width, jnp.dtype("float32"), "xla")
+    module = Resampler(model.resampler, model.vit.width, model.decoder.width, compute)
     x = jnp.asarray(RNG.normal(size=(1, 1, model.vit.width)), jnp.float32)
     moved = tree | {"position_embedding": tree["position_embedding"] + 3.0}
     np.testing.assert_allclose(module.apply({"params": tree}, x), module.apply({"params": moved}, x), atol=1e-6)

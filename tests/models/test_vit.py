@@ -56,11 +56,11 @@ def clip_encoder(config, tree) -> CLIPEncoder:
 
 
 @pytest.mark.parametrize(("side", "images"), [(16, 1), (32, 2), (12, 3)])
-def test_vit_equals_clip_layers(model, params, side, images):
+def test_vit_equals_clip_layers(model, compute, params, side, images):
     """On the stored grid, on twice the grid and on a smaller one."""
     config, tree = model.vit, params["vit"]
     pixels = RNG.integers(0, 256, (images, side, side, 3)).astype(np.uint8)
-    vit = Vit(config, model.decoder.width, jnp.dtype("float32"), "xla", "none")
+    vit = Vit(config, model.decoder.width, compute)
     ours = jax.jit(lambda p, x: vit.apply({"params": p}, x))(tree, pixels)
 
     with torch.no_grad():
@@ -90,12 +90,13 @@ def clip_embeddings(config, tree, pixels) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("unroll", [False, True])
-def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(model, params, unroll):
+def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(model, compute, params, unroll):
     """Each window alone through the first CLIP layer, then all patches through the second."""
     config, tree = dataclasses.replace(model.vit, window=4, global_every=2), params["vit"]
     grid = 8
     pixels = RNG.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
-    vit = Vit(config, model.decoder.width, jnp.dtype("float32"), "xla", "full", unroll)
+    compute = dataclasses.replace(compute, remat_vit="full", unroll_layers=unroll)
+    vit = Vit(config, model.decoder.width, compute)
     ours = jax.jit(lambda p, x: vit.apply({"params": p}, x))(tree, pixels)
     first, second = clip_encoder(config, tree).layers
     x = clip_embeddings(config, tree, pixels).reshape(2, grid, grid, -1)
@@ -115,10 +116,10 @@ def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(model, param
     assert all(np.isfinite(leaf).all() for leaf in gradients)
 
 
-def test_an_image_of_one_window_is_computed_as_without_windows(model, params):
+def test_an_image_of_one_window_is_computed_as_without_windows(model, compute, params):
     pixels = RNG.integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
     both = [
-        Vit(dataclasses.replace(model.vit, window=window), model.decoder.width, jnp.dtype("float32"), "xla", "none")
+        Vit(dataclasses.replace(model.vit, window=window), model.decoder.width, compute)
         for window in (0, 4)
     ]
     plain, windowed = (vit.apply({"params": params["vit"]}, pixels) for vit in both)
@@ -136,10 +137,10 @@ def test_gelu_rounds_once_like_torch():
     np.testing.assert_allclose(found, theirs, rtol=2**-7, atol=1e-6)
 
 
-def test_head_is_the_norm_then_the_product_with_proj(model, params):
+def test_head_is_the_norm_then_the_product_with_proj(model, compute, params):
     tree, width = params["vit"], model.decoder.width
     x = RNG.normal(size=(2, 9, width)).astype(np.float32)
-    vit = Vit(model.vit, width, jnp.dtype("float32"), "xla", "none")
+    vit = Vit(model.vit, width, compute)
     ours = vit.apply({"params": tree}, jnp.asarray(x), method=Vit.head)
     norm = tree["ln_post"]
     theirs = torch.nn.functional.layer_norm(
