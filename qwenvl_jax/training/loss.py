@@ -1,11 +1,11 @@
 """Cross-entropy over a large vocabulary without the logits of all tokens at once.
 
-Supervised tokens are moved to the front, the rest is never multiplied by the vocabulary: image slots and prompts
-have no targets. What remains runs in chunks; each computes its part of the loss and of the gradients in one go, so
-that logits exist for one chunk only and no product is computed twice.
+Supervised tokens are sorted to the front. The others (image slots, prompts) have no targets and are never multiplied by
+the output embedding. The supervised tokens are processed in chunks. Each chunk computes its part of the loss and of the
+gradients together, so that logits exist for one chunk only and no product is computed twice.
 
-Under a mesh every device sorts and cuts its own rows, so that no token leaves its device; the head is gathered, its
-gradient reduce-scattered.
+Under a mesh every device sorts and cuts the tokens of its rows, so that no token leaves its device. The output
+embedding ("head") is gathered and its gradient reduce-scattered.
 
 Shape suffixes: B rows, L tokens of a row, D width, V vocabulary, T tokens of one device, C tokens of one chunk.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,11 @@ def token_loss_sum(
 
     Args:
       hidden_BLD: final hidden states in the compute dtype.
-      targets_BL: int32 ids; anything where the mask is 0.
-      mask_BL: float32, weight of each token, 0 where it is not supervised.
-      lm_head_DV: output embedding; its product runs in the dtype of `hidden`, logits and sums in float32.
+      targets_BL: int32 ids; ignored if the mask is 0.
+      mask_BL: float32, weight of each token; 0 if it is not supervised.
+      lm_head_DV: output embedding. Its product runs in the dtype of `hidden`, logits and sums in float32.
       chunk: tokens of one device whose logits exist at once.
-      train_head: whether the gradient of `lm_head` is wanted; False saves its matrix product and memory.
+      train_head: whether to compute the gradient of `lm_head`; False saves its matrix product and memory.
     """
     return _loss(hidden_BLD, targets_BL, mask_BL, lm_head_DV, chunk, train_head, gradients=False)[0]
 
@@ -69,6 +69,29 @@ def _backward(chunk: int, train_head: bool, residual: Any, cotangent: jax.Array)
 token_loss_sum.defvjp(_forward, _backward)
 
 
+class Collectives(NamedTuple):
+    """What the devices exchange while each computes the loss of its rows; the default is one device alone.
+
+    Attributes:
+      max_over_devices: the maximum of a scalar over all devices. All run as many chunks as the device with the most
+        supervised tokens.
+      scatter_head: the sum of the head's gradient over devices, of which each device keeps its part.
+      vocabulary_axis: the mesh axis over which the head's columns are split, or None.
+    """
+
+    max_over_devices: Callable[[jax.Array], jax.Array] = lambda chunks: chunks
+    scatter_head: Callable[[jax.Array], jax.Array] = lambda dhead_DV: dhead_DV
+    vocabulary_axis: str | None = None
+
+    def over_vocabulary(self, combine: Callable[[jax.Array, str], jax.Array], x: jax.Array) -> jax.Array:
+        """`combine` (e.g. `jax.lax.psum`) over the parts of the vocabulary."""
+        return combine(x, self.vocabulary_axis) if self.vocabulary_axis else x
+
+    def first_id(self, head_DV: jax.Array) -> jax.Array | int:
+        """The token id of the first column of this device's part of the head."""
+        return jax.lax.axis_index(self.vocabulary_axis) * head_DV.shape[1] if self.vocabulary_axis else 0
+
+
 def _loss(
     hidden_BLD: jax.Array,
     targets_BL: jax.Array,
@@ -81,32 +104,31 @@ def _loss(
 ) -> tuple[jax.Array, Any, Any]:
     """The loss, and with `gradients` its derivatives (d hidden [B, L, D], d lm_head float32 [D, V] or None)."""
     lm_head_DV = lm_head_DV.astype(hidden_BLD.dtype)
-    run = functools.partial(_of_device, chunk=chunk, train_head=train_head and gradients, gradients=gradients)
+    train_head = train_head and gradients
+    run = functools.partial(_of_device, chunk=chunk, train_head=train_head, gradients=gradients)
     split = rows_split(hidden_BLD.shape[0])
     if split is None or lm_head_DV.shape[0] % split.fsdp:
-        return run(hidden_BLD, targets_BL, mask_BL, lm_head_DV)
+        return run(hidden_BLD, targets_BL, mask_BL, lm_head_DV, Collectives())
 
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    vocabulary = "tensor" if tensor > 1 and lm_head_DV.shape[1] % tensor == 0 else None
+    vocabulary_axis = "tensor" if tensor > 1 and lm_head_DV.shape[1] % tensor == 0 else None
+    collectives = Collectives(
+        max_over_devices=lambda chunks: jax.lax.pmax(chunks, ROWS),
+        scatter_head=lambda dhead_DV: scatter_sum(dhead_DV, 0),
+        vocabulary_axis=vocabulary_axis,
+    )
 
-    def on_device(hidden_BLD: jax.Array, targets_BL: jax.Array, mask_BL: jax.Array, part: jax.Array) -> Any:
-        loss, dhidden_BLD, dhead = run(
-            hidden_BLD,
-            targets_BL,
-            mask_BL,
-            gather(part, 0),
-            most=lambda chunks: jax.lax.pmax(chunks, ROWS),
-            reduce=lambda dhead_DV: scatter_sum(dhead_DV, 0),
-            vocabulary=vocabulary,
-        )
+    def on_device(hidden_BLD: jax.Array, targets_BL: jax.Array, mask_BL: jax.Array, head_part: jax.Array) -> Any:
+        loss, dhidden_BLD, dhead = run(hidden_BLD, targets_BL, mask_BL, gather(head_part, 0), collectives)
         return jax.lax.psum(loss, ROWS), dhidden_BLD, None if dhead is None else jax.lax.psum(dhead, "data")
 
-    rows, head = P(ROWS), P("fsdp", vocabulary)
+    rows = P(ROWS)
+    head = P("fsdp", vocabulary_axis)
     return jax.shard_map(
         on_device,
         in_specs=(rows, rows, rows, head),
-        out_specs=(P(), rows if gradients else None, head if train_head and gradients else None),
-        axis_names={*ROWS, vocabulary} - {None},
+        out_specs=(P(), rows if gradients else None, head if train_head else None),
+        axis_names={*ROWS, vocabulary_axis} - {None},
         check_vma=False,
     )(hidden_BLD, targets_BL, mask_BL, lm_head_DV)
 
@@ -116,70 +138,77 @@ def _of_device(
     targets_BL: jax.Array,
     mask_BL: jax.Array,
     head_DV: jax.Array,
+    collectives: Collectives,
     *,
     chunk: int,
     train_head: bool,
     gradients: bool,
-    most: Callable[[jax.Array], jax.Array] = lambda chunks: chunks,
-    reduce: Callable[[jax.Array], jax.Array] = lambda dhead_DV: dhead_DV,
-    vocabulary: str | None = None,
 ) -> tuple[jax.Array, Any, Any]:
-    """`_loss` for the rows of one device and the whole head.
-
-    Args:
-      most: the most of a number over all devices, which run as many chunks as the one with most supervised tokens.
-      reduce: the part of the head's gradient that stays here, summed over devices.
-      vocabulary: the mesh axis over which the head's columns are split, each device having its own, or None.
-    """
-
-    def across(combine: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
-        return combine(x, vocabulary) if vocabulary else x
-
-    dtype, shape = hidden_BLD.dtype, hidden_BLD.shape
-    tokens = shape[0] * shape[1]
+    """`_loss` for the rows of one device and the gathered head; d head is the part that `scatter_head` leaves here."""
+    dtype = hidden_BLD.dtype
+    tokens = targets_BL.size
     chunk = min(chunk, tokens)
     chunks = -(-tokens // chunk)
-    hidden_TD, targets_T, mask_T = hidden_BLD.reshape(tokens, -1), targets_BL.reshape(tokens), mask_BL.reshape(tokens)
+    hidden_TD = hidden_BLD.reshape(tokens, -1)
+    targets_T = targets_BL.reshape(tokens)
+    mask_T = mask_BL.reshape(tokens)
 
-    # Stable, so that tokens keep their order and the result does not depend on the sort's whims.
+    # A stable sort keeps the order of the tokens, so that the result does not depend on the sorting algorithm.
     order_T = jnp.argsort(mask_T == 0, stable=True)
-    fill = (0, chunks * chunk - tokens)
-    sorted_hidden = jnp.pad(hidden_TD[order_T], (fill, (0, 0)))
-    sorted_targets, sorted_mask = (jnp.pad(x[order_T], fill) for x in (targets_T, mask_T))
-    first = jax.lax.axis_index(vocabulary) * head_DV.shape[1] if vocabulary else 0  # id of this device's first column
-    needed = most((jnp.sum(mask_T != 0) + chunk - 1) // chunk)
+    padding = (0, chunks * chunk - tokens)
+    hidden_TD = jnp.pad(hidden_TD[order_T], (padding, (0, 0)))
+    targets_T = jnp.pad(targets_T[order_T], padding)
+    sorted_mask_T = jnp.pad(mask_T[order_T], padding)
+    first_id = collectives.first_id(head_DV)
+    needed = collectives.max_over_devices((jnp.sum(mask_T != 0) + chunk - 1) // chunk)
 
-    def one_chunk(index: jax.Array | int, carry: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, Any, Any]:
-        loss, dhidden, dhead = carry
+    def one_chunk(index: jax.Array | int, sums: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, Any, Any]:
+        loss, dhidden_TD, dhead = sums
         start = index * chunk
-        hidden_CD, targets_C, mask_C = (
-            jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in (sorted_hidden, sorted_targets, sorted_mask)
-        )
+        hidden_CD = jax.lax.dynamic_slice_in_dim(hidden_TD, start, chunk)
+        targets_C = jax.lax.dynamic_slice_in_dim(targets_T, start, chunk)
+        mask_C = jax.lax.dynamic_slice_in_dim(sorted_mask_T, start, chunk)
         logits_CV = jnp.matmul(hidden_CD, head_DV, preferred_element_type=jnp.float32)
-        top_C = across(jax.lax.pmax, jnp.max(logits_CV, axis=-1))
-        sum_C = across(jax.lax.psum, jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=-1))
-        lse_C = top_C + jnp.log(sum_C)
-        # A comparison instead of a gather, because it fuses.
-        hit_CV = jax.lax.broadcasted_iota(jnp.int32, logits_CV.shape, 1) + first == targets_C[:, None]
-        target_C = across(jax.lax.psum, jnp.sum(jnp.where(hit_CV, logits_CV, 0.0), axis=-1))
-        loss += jnp.sum((lse_C - target_C) * mask_C)
+        loss_C, lse_C, hit_CV = _cross_entropy(logits_CV, targets_C, first_id, collectives)
+        loss += jnp.sum(loss_C * mask_C)
         if gradients:
             probability_CV = jnp.exp(logits_CV - lse_C[:, None])
             dlogits_CV = ((probability_CV - hit_CV) * mask_C[:, None]).astype(dtype)
-            dhidden_CD = across(jax.lax.psum, jnp.einsum("cv,dv->cd", dlogits_CV, head_DV).astype(dtype))
-            dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, dhidden_CD, start, axis=0)
+            dhidden_CD = jnp.einsum("CV,DV->CD", dlogits_CV, head_DV).astype(dtype)
+            dhidden_CD = collectives.over_vocabulary(jax.lax.psum, dhidden_CD)
+            dhidden_TD = jax.lax.dynamic_update_slice_in_dim(dhidden_TD, dhidden_CD, start, axis=0)
             if train_head:
-                dhead += reduce(jnp.einsum("cd,cv->dv", hidden_CD, dlogits_CV)).astype(jnp.float32)
-        return loss, dhidden, dhead
+                dhead_DV = jnp.einsum("CD,CV->DV", hidden_CD, dlogits_CV)
+                dhead += collectives.scatter_head(dhead_DV).astype(jnp.float32)
+        return loss, dhidden_TD, dhead
 
-    kept = jax.eval_shape(reduce, head_DV) if train_head else None
-    carry: tuple[jax.Array, Any, Any] = (
-        jnp.zeros((), jnp.float32),
-        jnp.zeros(sorted_hidden.shape, dtype) if gradients else None,
-        None if kept is None else jnp.zeros(kept.shape, jnp.float32),
-    )
-    carry = one_chunk(0, carry) if chunks == 1 else jax.lax.fori_loop(0, needed, one_chunk, carry)
-    loss, dhidden, dhead = carry
-    if gradients:
-        dhidden = dhidden[jnp.argsort(order_T)].reshape(shape)
-    return loss, dhidden, dhead
+    dhidden_TD = jnp.zeros(hidden_TD.shape, dtype) if gradients else None
+    dhead = None
+    if train_head:
+        dhead = jnp.zeros(jax.eval_shape(collectives.scatter_head, head_DV).shape, jnp.float32)
+    sums = (jnp.zeros((), jnp.float32), dhidden_TD, dhead)
+    sums = one_chunk(0, sums) if chunks == 1 else jax.lax.fori_loop(0, needed, one_chunk, sums)
+    loss, dhidden_TD, dhead = sums
+    if dhidden_TD is None:
+        return loss, None, None
+    return loss, dhidden_TD[jnp.argsort(order_T)].reshape(hidden_BLD.shape), dhead
+
+
+def _cross_entropy(
+    logits_CV: jax.Array, targets_C: jax.Array, first_id: jax.Array | int, collectives: Collectives
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """-log p(target) [C], the log-sum-exp of the logits [C], and which logit is the target's, bool [C, V].
+
+    Args:
+      logits_CV: float32, of this device's part of the vocabulary.
+      targets_C: int32 ids.
+      first_id: the id of the first logit.
+      collectives: combine the parts of the vocabulary.
+    """
+    top_C = collectives.over_vocabulary(jax.lax.pmax, jnp.max(logits_CV, axis=-1))
+    sum_C = collectives.over_vocabulary(jax.lax.psum, jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=-1))
+    lse_C = top_C + jnp.log(sum_C)
+    # A comparison instead of a gather, because it can be fused.
+    hit_CV = jax.lax.broadcasted_iota(jnp.int32, logits_CV.shape, 1) + first_id == targets_C[:, None]
+    target_C = collectives.over_vocabulary(jax.lax.psum, jnp.sum(jnp.where(hit_CV, logits_CV, 0.0), axis=-1))
+    return lse_C - target_C, lse_C, hit_CV

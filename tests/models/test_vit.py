@@ -118,10 +118,7 @@ def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(model, compu
 
 def test_an_image_of_one_window_is_computed_as_without_windows(model, compute, params):
     pixels = RNG.integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
-    both = [
-        Vit(dataclasses.replace(model.vit, window=window), model.decoder.width, compute)
-        for window in (0, 4)
-    ]
+    both = [Vit(dataclasses.replace(model.vit, window=window), model.decoder.width, compute) for window in (0, 4)]
     plain, windowed = (vit.apply({"params": params["vit"]}, pixels) for vit in both)
     np.testing.assert_array_equal(plain, windowed)
 
