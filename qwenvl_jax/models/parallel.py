@@ -1,11 +1,12 @@
-"""What moves between devices in the towers, said here instead of left to the compiler.
+"""The collectives of the towers, written out instead of left to the compiler.
 
 Rows (and images) of activations are split over the mesh axes `data` and `fsdp`, kernels over `fsdp` along the axis that
-`sharding.rules` names. Left to itself the compiler finds other ways: it splits gradients along the width of the weights
-and gathers activations, or sums gradients whole where each device needs a part of the sum.
+`sharding.rules` names. The compiler alone would choose worse: it splits gradients along the width of the weights and
+gathers activations, or all-reduces whole gradients of which each device needs only a part.
 
-Every function computes the same without a mesh (see `jax.set_mesh`), where `fsdp` has one device, or where the rows do
-not divide; then it says nothing. Between products, heads and hidden widths over `tensor` stay the compiler's work.
+Every function computes the same without a mesh (see `jax.set_mesh`), with one device along `fsdp`, or with rows that do
+not divide, and adds no constraint in those cases. Between products, heads and hidden widths over `tensor` are left to
+the compiler.
 
 Shape suffixes: B rows, L tokens, D width, V vocabulary, F features (of all images), G image groups, R rows of a group.
 """
@@ -33,7 +34,7 @@ class Split(NamedTuple):
 
 
 def rows_split(rows: int) -> Split | None:
-    """How the mesh that is set splits `rows` rows; None without one, on one device, or where they do not divide."""
+    """How the present mesh splits `rows` rows; None without a mesh, on one device, or if they do not divide."""
     mesh = jax.sharding.get_abstract_mesh()
     if not set(ROWS) <= set(mesh.axis_names) - set(mesh.manual_axes):
         return None
@@ -42,28 +43,28 @@ def rows_split(rows: int) -> Split | None:
 
 
 def _per_device(function: Any, in_specs: Any) -> Any:
-    """`function` on each device's part; its result is split by rows."""
+    """`function` mapped over the devices; its result is split by rows."""
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=PartitionSpec(ROWS), axis_names=set(ROWS), check_vma=False
     )
 
 
 def splits_kernels() -> bool:
-    """Whether the mesh that is set splits kernels over `fsdp`."""
+    """Whether the present mesh splits kernels over `fsdp`."""
     mesh = jax.sharding.get_abstract_mesh()
     return "fsdp" in mesh.axis_names and mesh.shape["fsdp"] > 1
 
 
 def over_rows(x: jax.Array) -> jax.Array:
-    """Keeps the rows (or images) of an activation split over `data` and `fsdp`, and that of its gradient."""
+    """Constrains an activation and its gradient to stay split by rows (or images) over `data` and `fsdp`."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS)) if rows_split(x.shape[0]) else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather(part: jax.Array, axis: int) -> jax.Array:
-    """Joins the parts of an array that lie over `fsdp` along `axis`; its gradient is summed by `scatter_sum`.
+    """Joins the parts of an array that is split over `fsdp` along `axis`; the gradient is summed by `scatter_sum`.
 
-    Like `scatter_sum` meant for functions that run on each device (`jax.shard_map`).
+    Like `scatter_sum`, it is for use inside `jax.shard_map`.
     """
     return jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
 
@@ -82,29 +83,51 @@ gather.defvjp(_gather_forward, _gather_backward)
 def scatter_sum(whole: jax.Array, axis: int) -> jax.Array:
     """This device's part, along `axis`, of the sum over `fsdp`.
 
-    The parts are laid out along an axis of their own in front. Otherwise XLA's TPU compiler turns the reduce-scatter
-    into an all-reduce, twice the bytes, where the part's rows or columns do not fill its tiles evenly.
+    The parts get a leading axis of their own. Otherwise XLA's TPU compiler replaces the reduce-scatter by an
+    all-reduce, with twice the bytes, if the rows or columns of a part do not fill its tiles evenly.
     """
-    parts = jax.lax.axis_size("fsdp")
-    front = jnp.moveaxis(whole, axis, 0)
-    front = front.reshape(parts, -1, *front.shape[1:])
-    own = jax.lax.psum_scatter(front, "fsdp", scatter_dimension=0, tiled=True)
-    return jnp.moveaxis(own[0], 0, axis)
+    devices = jax.lax.axis_size("fsdp")
+    parts = jnp.moveaxis(whole, axis, 0)
+    parts = parts.reshape(devices, -1, *parts.shape[1:])
+    part = jax.lax.psum_scatter(parts, "fsdp", scatter_dimension=0, tiled=True)
+    return jnp.moveaxis(part[0], 0, axis)
+
+
+class _ProductSpecs(NamedTuple):
+    """How a `product` is mapped over the devices.
+
+    Attributes:
+      x, kernel, y: partitions of the activations, the kernel and the result.
+      sums_over_tensor: whether the axis of the kernel over `tensor` is an input, so that partial sums are added up.
+      axis_names: mesh axes that the product is mapped over.
+    """
+
+    x: PartitionSpec
+    kernel: PartitionSpec
+    y: PartitionSpec
+    sums_over_tensor: bool
+    axis_names: set[str]
 
 
 def product(x: jax.Array, kernel: jax.Array, contract: int, axes: KernelAxes, unstack: bool = False) -> Any:
-    """[B, ..., *inputs] times [*inputs, *outputs]: each device gathers the kernel for its own rows.
+    """[B, ..., *inputs] times [*inputs, *outputs]: each device gathers the kernel for its rows.
 
-    The gradient of the kernel is reduce-scattered over `fsdp`, never summed whole. Over `tensor` nothing is gathered:
-    each device computes its part of the outputs, or of the sum over the inputs, which is then added up.
+    The gradient of the kernel is reduce-scattered over `fsdp`, never all-reduced. Over `tensor` nothing is gathered:
+    each device computes its part of the outputs, or a partial sum over its part of the inputs, and these are added up.
+
+    Two examples on a mesh of fsdp 2 x tensor 2, with `contract` 1:
+      a kernel [width, hidden] with KernelAxes(fsdp=0, tensor=1): a device holds [width / 2, hidden / 2], gathers
+        [width, hidden / 2] over `fsdp` and computes its half of the hidden units for its rows.
+      a kernel [hidden, width] with KernelAxes(fsdp=0, tensor=0): a device holds [hidden / 4, width], gathers
+        [hidden / 2, width], multiplies its half of the hidden units, and the sum over `tensor` gives [B, width].
 
     Args:
       x: activations, in the compute dtype.
       kernel: in the compute dtype.
       contract: number of input axes.
       axes: of the kernel, from `sharding.rules.kernel_axes`.
-      unstack: whether the result is a tuple over the first output axis, each of a product of its own: XLA's TPU
-        compiler copies what it slices out of one result, and the first product need not wait for all kernels.
+      unstack: whether to return a tuple over the first output axis, with one product for each entry. XLA's TPU compiler
+        would copy slices of a single result, and the first product need not wait for all kernels.
     """
 
     def multiply(x: jax.Array, kernel: jax.Array, whole: Callable[[jax.Array], jax.Array]) -> Any:
@@ -115,41 +138,53 @@ def product(x: jax.Array, kernel: jax.Array, contract: int, axes: KernelAxes, un
     split = rows_split(x.shape[0]) if x.ndim > contract + 1 else None
     if split is None or split.fsdp == 1 or kernel.shape[axes.fsdp] % split.fsdp:
         return multiply(x, kernel, whole=lambda kernel: kernel)
+    specs = _product_specs(x.ndim, kernel.shape, contract, axes, unstack, split.fsdp)
 
+    def local(x: jax.Array, part: jax.Array) -> Any:
+        axis = axes.fsdp - (unstack and axes.fsdp > contract)  # after the axis that is unstacked there is one less
+        y = multiply(x, part, whole=lambda part: gather(part, axis))
+        return jax.lax.psum(y, "tensor") if specs.sums_over_tensor else y
+
+    return jax.shard_map(
+        local, in_specs=(specs.x, specs.kernel), out_specs=specs.y, axis_names=specs.axis_names, check_vma=False
+    )(x, kernel)
+
+
+def _product_specs(
+    x_ndim: int, kernel_shape: tuple[int, ...], contract: int, axes: KernelAxes, unstack: bool, fsdp: int
+) -> _ProductSpecs:
+    """The partitions of a `product`; `fsdp` is the number of devices along that axis."""
     size = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    parts = size * split.fsdp if axes.tensor == axes.fsdp else size
-    tensor = axes.tensor if axes.tensor is not None and size > 1 and kernel.shape[axes.tensor] % parts == 0 else None
-    sums_over_tensor = tensor is not None and tensor < contract
-    x_spec: list[Any] = [ROWS, *[None] * (x.ndim - 1)]
-    kernel_spec: list[Any] = [None] * kernel.ndim
-    y_spec: list[Any] = [ROWS, *[None] * (x.ndim + kernel.ndim - 2 * contract - 1 - unstack)]
+    parts = size * fsdp if axes.tensor == axes.fsdp else size
+    tensor = axes.tensor if size > 1 else None
+    if tensor is not None and kernel_shape[tensor] % parts:
+        tensor = None
+
+    outputs = len(kernel_shape) - contract - unstack
+    x_spec: list[Any] = [ROWS, *[None] * (x_ndim - 1)]
+    kernel_spec: list[Any] = [None] * len(kernel_shape)
+    y_spec: list[Any] = [ROWS, *[None] * (x_ndim - contract - 1 + outputs)]
     kernel_spec[axes.fsdp] = "fsdp"
     if tensor is not None:
         kernel_spec[tensor] = ("tensor", "fsdp") if tensor == axes.fsdp else "tensor"
-        if sums_over_tensor:
+        if tensor < contract:  # an input; the inputs are the last axes of x
             x_spec[tensor - contract] = "tensor"
-        else:
-            y_spec[tensor - kernel.ndim] = "tensor"
-
-    def local(x: jax.Array, part: jax.Array) -> Any:
-        axis = axes.fsdp - (unstack and axes.fsdp > contract)  # without the one that is unstacked
-        y = multiply(x, part, whole=lambda part: gather(part, axis))
-        return jax.lax.psum(y, "tensor") if sums_over_tensor else y
-
-    return jax.shard_map(
-        local,
-        in_specs=(PartitionSpec(*x_spec), PartitionSpec(*kernel_spec)),
-        out_specs=PartitionSpec(*y_spec),
+        else:  # an output; the outputs are the last axes of y
+            y_spec[tensor - len(kernel_shape)] = "tensor"
+    return _ProductSpecs(
+        PartitionSpec(*x_spec),
+        PartitionSpec(*kernel_spec),
+        PartitionSpec(*y_spec),
+        sums_over_tensor=tensor is not None and tensor < contract,
         axis_names=set(ROWS) if tensor is None else {*ROWS, "tensor"},
-        check_vma=False,
-    )(x, kernel)
+    )
 
 
 def lookup(table_VD: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     """Rows of the embedding table, [...] ids to [..., D] in `dtype`; an id outside the vocabulary gives NaN.
 
     The width of the table is split over `fsdp`: every device looks up its part of the width for all rows of its `fsdp`
-    group, then parts and rows change places.
+    group, then an all-to-all exchanges parts of the width for rows.
     """
 
     def local(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -167,11 +202,17 @@ def lookup(table_VD: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
 
 
 def take_features(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> jax.Array:
-    """The feature at every slot, [B, L, D]; a slot outside its group gives NaN, a negative one anything.
+    """The feature at every slot, [B, L, D]; a slot outside its group gives NaN, a negative slot an undefined value.
 
-    Features and rows are cut into `groups` equal parts, and the slots of a part count its own features. Only devices
-    that share a part exchange features; with a part or more per device none do. Where neither of the numbers of
-    groups and devices divides the other, so many devices exchange as hold whole groups together.
+    Features and rows form `groups` equal groups, and slots are indices within a group. Devices exchange features
+    only if they share a group. If neither of the numbers of groups and devices divides the other, the fewest devices
+    that hold whole groups together exchange theirs. Example: 8 groups on 12 devices; each 3 devices hold 2 groups and
+    exchange their features.
+
+    Args:
+      features_FD: of all images.
+      slots_BL: int32 indices of features within the group of the row, -1 for text.
+      groups: number of groups.
     """
 
     def local(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> jax.Array:
@@ -184,7 +225,7 @@ def take_features(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> j
     if split is None:
         return local(features_FD, slots_BL, groups)
     devices = math.prod(split)
-    blocks = math.gcd(groups, devices)  # the most parts whose borders are those of groups and of devices
+    blocks = math.gcd(groups, devices)  # a block is the fewest consecutive devices that hold whole groups
     sharing = devices // blocks
     group_rows, group_features = slots_BL.shape[0] // groups, features_FD.shape[0] // groups
 
@@ -192,14 +233,13 @@ def take_features(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> j
         features_FD = _gather_neighbours(features_FD, split, sharing)
         if sharing == 1 or blocks == groups:
             return local(features_FD, slots_BL, groups // blocks)
-        # This device's rows may begin and end within groups: the slots are counted from the block's first feature.
+        # The rows of this device may begin and end within groups, so slots are counted from the block's first feature.
         first = jax.lax.axis_index(ROWS) % sharing * slots_BL.shape[0]
         group_B1 = ((first + jnp.arange(slots_BL.shape[0])) // group_rows)[:, None]
         slots_BL = jnp.maximum(slots_BL, 0)
         outside = features_FD.shape[0]
-        return local(
-            features_FD, jnp.where(slots_BL < group_features, group_B1 * group_features + slots_BL, outside), 1
-        )
+        in_block_BL = jnp.where(slots_BL < group_features, group_B1 * group_features + slots_BL, outside)
+        return local(features_FD, in_block_BL, 1)
 
     return _per_device(of_block, (PartitionSpec(ROWS), PartitionSpec(ROWS)))(features_FD, slots_BL)
 
@@ -207,7 +247,7 @@ def take_features(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> j
 def _gather_neighbours(x: jax.Array, split: Split, neighbours: int) -> jax.Array:
     """Joins the parts of each `neighbours` consecutive devices, counted along `fsdp`, then along `data`.
 
-    These are whole lines of `fsdp`, or a part of one; or, as 6 neighbours where `fsdp` is 4, neither.
+    These are whole lines of `fsdp`, or a part of a line, or neither: 6 neighbours on lines of 4 devices.
     """
     along_fsdp = math.gcd(neighbours, split.fsdp)
     x = _gather_along(x, "fsdp", split.fsdp, along_fsdp)
@@ -229,17 +269,25 @@ def _gather_along(x: jax.Array, axis: str, devices: int, neighbours: int) -> jax
 def _gather_by_turns(
     x: jax.Array, axes: str | tuple[str, ...], devices: int, neighbours: int, apart: int = 1
 ) -> jax.Array:
-    """Joins the parts of each `neighbours` devices that follow one another `apart` along mesh axes of `devices`.
+    """Joins the parts of each `neighbours` devices by permutations.
 
-    Each device sends its part to every other one, in as many permutations: as many bytes as one collective moves. The
-    TPU compiler refuses reductions in groups of three, and aborts where a group lies in two slices but fills neither.
+    Every device sends its part to each of the others, one permutation after the other. This moves as many bytes as one
+    all-gather. The TPU compiler has no reduction in groups of three, and aborts if a group spans two slices but fills
+    neither.
+
+    Args:
+      x: this device's part.
+      axes: mesh axes along which the devices are counted.
+      devices: number of devices along them.
+      neighbours: devices of a group.
+      apart: distance of consecutive devices of a group; the groups in between are interleaved.
     """
-    place = jax.lax.axis_index(axes) // apart % neighbours
+    rank = jax.lax.axis_index(axes) // apart % neighbours  # of this device within its group
     firsts = [first + k for first in range(0, devices, neighbours * apart) for k in range(apart)]
     parts = [x]
     for turn in range(1, neighbours):
-        pairs = [(own, (own + turn) % neighbours) for own in range(neighbours)]
-        to = [(first + a * apart, first + b * apart) for first in firsts for a, b in pairs]
-        parts.append(jax.lax.ppermute(x, axes, to))
-    # The parts are those of the places own, own - 1, own - 2 and so on.
-    return jnp.roll(jnp.concatenate(parts[::-1]), (place + 1) * x.shape[0], axis=0)
+        pairs = [(sender, (sender + turn) % neighbours) for sender in range(neighbours)]
+        permutation = [(first + a * apart, first + b * apart) for first in firsts for a, b in pairs]
+        parts.append(jax.lax.ppermute(x, axes, permutation))
+    # The parts are those of the ranks rank, rank - 1, rank - 2 and so on.
+    return jnp.roll(jnp.concatenate(parts[::-1]), (rank + 1) * x.shape[0], axis=0)

@@ -10,7 +10,7 @@ from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.sharding.mesh import abstract_mesh, check_torus
 from qwenvl_jax.sharding.report import as_json, json_text
 from qwenvl_jax.training.state import abstract_state
-from qwenvl_jax.training.summary import show_towers
+from qwenvl_jax.training.summary import show_components
 
 
 def write(candidate: Candidate, path: epath.PathLike) -> None:
@@ -24,4 +24,4 @@ def write(candidate: Candidate, path: epath.PathLike) -> None:
     mesh = abstract_mesh(config.mesh, candidate.topology.chips)
     state = abstract_state(config, mesh)
     artifacts.write_text(path, json_text(as_json(state.trainable, state.frozen, state.opt_state, mesh)))
-    show_towers(config, state, mesh)
+    show_components(config, state, mesh)

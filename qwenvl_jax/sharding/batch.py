@@ -1,6 +1,6 @@
-"""A batch on the devices: its shapes, how it is split over the mesh, and how a host's part of it gets there.
+"""A batch on the devices: its shapes, how it is split over the mesh, and how a host copies its part of it.
 
-Shape suffixes: A microbatches, B rows, I images.
+Shape suffixes: A microbatches, B rows, I images, H/W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from qwenvl_jax.sharding.mesh import BATCH_AXES, AnyMesh, batch_shards
 
 
 def batch_shardings(mesh: AnyMesh) -> Any:
-    """A `Batch` of shardings: rows and images are split over `data` and `fsdp`, the microbatch axis A is not."""
-    rows: Any = NamedSharding(mesh, P(None, BATCH_AXES))
-    return Batch(*[rows] * len(Batch._fields))
+    """A `Batch` of shardings: rows and images are split over `data` and `fsdp`, the microbatch axis A is not split."""
+    split: Any = NamedSharding(mesh, P(None, BATCH_AXES))
+    return Batch(*[split] * len(Batch._fields))
 
 
 def check_batch(rows: int, mesh: AnyMesh) -> None:
@@ -39,45 +39,69 @@ def check_batch(rows: int, mesh: AnyMesh) -> None:
 
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:
     """Shapes and shardings of one batch on the devices."""
-    data, shards = config.data, batch_shards(mesh)
+    data = config.data
     rows = (data.accumulation, data.rows_per_microbatch, data.sequence_length)
-    images = data.image_budget + data.groups * spare_images(data, shards)
-    shapes: dict[str, Any] = dict.fromkeys(Batch._fields, (rows, jnp.int32))
-    shapes["loss_mask"] = (rows, jnp.float32)
-    shapes["images"] = ((data.accumulation, images, data.image_size, data.image_size, 3), jnp.uint8)
+    images = data.image_budget + data.groups * spare_images(data, batch_shards(mesh))
+    pixels = (data.accumulation, images, data.image_size, data.image_size, 3)
     shardings = batch_shardings(mesh)
     fields: dict[str, Any] = {
-        name: jax.ShapeDtypeStruct(*shape, sharding=getattr(shardings, name)) for name, shape in shapes.items()
+        name: jax.ShapeDtypeStruct(rows, jnp.int32, sharding=getattr(shardings, name)) for name in Batch._fields
     }
+    fields["loss_mask"] = jax.ShapeDtypeStruct(rows, jnp.float32, sharding=shardings.loss_mask)
+    fields["images"] = jax.ShapeDtypeStruct(pixels, jnp.uint8, sharding=shardings.images)
     return Batch(**fields)
 
 
 def spare_images(data: DataConfig, shards: int) -> int:
-    """Empty images at the end of every image group, so that what whole groups fill ends where a device's part does.
+    """Number of empty images appended to every image group, so that its images divide evenly among devices.
 
-    As many as the devices need that hold whole groups together (`models.parallel.take_features`); none if every
-    device holds whole groups.
+    The images of whole groups must end where the part of a device ends (see `models.parallel.take_features`).
+    Example: 8 groups of 4 images on 12 devices. The fewest devices that hold whole groups together are 12 / gcd(8, 12)
+    = 3, with 2 groups. The images of a group must be a multiple of 3, so 2 empty ones are appended to its 4. If every
+    device holds whole groups, there are none.
+
+    Args:
+      data: groups and images per group.
+      shards: devices over which the images are split, `data` x `fsdp`.
     """
-    return -data.group_images % (shards // math.gcd(data.groups, shards))
+    sharing = shards // math.gcd(data.groups, shards)
+    return -data.group_images % sharing
 
 
 def local_streams(data: DataConfig, mesh: Mesh) -> list[int]:
-    """The logical streams of the input that hold rows of this process's devices, ascending."""
+    """The logical streams that contain the rows of this process's devices, ascending."""
     shards = batch_shards(mesh)
-    places = batch_shardings(mesh)[0].addressable_devices_indices_map((1, shards)).values()
-    return streams_of([rows.indices(shards)[0] for _, rows in places], shards, data.streams)
+    indices = batch_shardings(mesh)[0].addressable_devices_indices_map((1, shards)).values()
+    return streams_of([rows.indices(shards)[0] for _, rows in indices], shards, data.streams)
 
 
 def streams_of(parts: Iterable[int], shards: int, streams: int) -> list[int]:
-    """The streams that some of `shards` equal parts of a microbatch need, ascending; they need not be neighbours."""
-    found: set[int] = set()
+    """The streams whose rows some devices hold, ascending; they need not be consecutive.
+
+    A microbatch is the rows of all streams one after the other, cut into `shards` equal parts. Example: 4 streams on 6
+    devices. Device 1 holds the rows from 1/6 to 2/6, which are in the streams 0 (up to 1/4) and 1.
+
+    Args:
+      parts: indices of the devices' parts, 0 to `shards` - 1.
+      shards: number of parts.
+      streams: number of streams, each with an equal share of the rows.
+    """
+    needed: set[int] = set()
     for part in parts:
-        found.update(range(part * streams // shards, -(-(part + 1) * streams // shards)))
-    return sorted(found)
+        first = part * streams // shards
+        stop = -(-(part + 1) * streams // shards)  # rounded up
+        needed.update(range(first, stop))
+    return sorted(needed)
 
 
 def local_slice(start: int, stop: int, part: int, streams: list[int]) -> slice:
-    """Where rows (or images) start to stop of a global batch lie among those of some streams of `part` rows each."""
+    """The rows (or images) `start` to `stop` of a global batch, as indices into the rows that a process holds.
+
+    Args:
+      start, stop: indices in the global batch.
+      part: rows of one stream.
+      streams: the streams whose rows the process holds, one after the other, from `local_streams`.
+    """
     first = streams.index(start // part) * part + start % part
     return slice(first, first + stop - start)
 
@@ -85,16 +109,14 @@ def local_slice(start: int, stop: int, part: int, streams: list[int]) -> slice:
 def put_batch(batch: Batch, data: DataConfig, mesh: Mesh) -> Batch:
     """Copies a numpy batch to the devices, split by rows and images; returns before the copy is done.
 
-    Every image group is padded with empty images to what the mesh splits evenly. Where several processes run, each
-    brings the parts of its `local_streams`.
+    Every image group is padded with empty images if the mesh cannot split it evenly. If there are several processes,
+    each passes the rows and images of its `local_streams`.
     """
     streams = local_streams(data, mesh)
     spare = spare_images(data, batch_shards(mesh))
     if spare:
-        micro, _, *pixels = batch.images.shape
-        groups = batch.images.reshape(micro, data.groups * len(streams) // data.streams, -1, *pixels)
-        groups = np.pad(groups, ((0, 0), (0, 0), (0, spare), *[(0, 0)] * 3))
-        batch = batch._replace(images=groups.reshape(micro, -1, *pixels))
+        groups = data.groups * len(streams) // data.streams
+        batch = batch._replace(images=_pad_groups(batch.images, groups, spare))
     shardings = batch_shardings(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
@@ -110,3 +132,11 @@ def put_batch(batch: Batch, data: DataConfig, mesh: Mesh) -> Batch:
         return jax.make_array_from_callback(shape, sharding, shard)
 
     return jax.tree.map(put, batch, shardings)
+
+
+def _pad_groups(images_AIHWC: np.ndarray, groups: int, spare: int) -> np.ndarray:
+    """Appends `spare` empty images to every one of the `groups` image groups of each microbatch."""
+    microbatches, _, *pixels = images_AIHWC.shape
+    grouped = images_AIHWC.reshape(microbatches, groups, -1, *pixels)
+    grouped = np.pad(grouped, ((0, 0), (0, 0), (0, spare), *[(0, 0)] * 3))
+    return grouped.reshape(microbatches, -1, *pixels)

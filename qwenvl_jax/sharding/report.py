@@ -1,6 +1,6 @@
-"""How the state lies on the mesh: per parameter, per tower, as JSON; and the check that nothing big is copied.
+"""How the state is split over the mesh, per parameter and per component, and as JSON.
 
-Needs sizes only: an `AbstractMesh` does as well as one of devices.
+Also the check that no big parameter is replicated. The mesh may be an `AbstractMesh`: only its sizes are needed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,28 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import COMPONENTS
-from qwenvl_jax.params import component_of, path_of
+from qwenvl_jax.params import Params, PyTree, component_of, path_of
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.rules import param_spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One parameter: `spec` is its partition, `bytes_per_device` what one device holds of it."""
+class ParameterLine:
+    """How one parameter is split.
+
+    Attributes:
+      name: its path, e.g. "vit/blocks/mlp/up/kernel".
+      component: one of `config.COMPONENTS`; the resampler's sin-cos table counts as `resampler`.
+      shape: of the whole parameter.
+      dtype: its name.
+      spec: its partition.
+      bytes_total: of one whole copy.
+      bytes_per_device: of the part that one device holds.
+    """
 
     name: str
-    tower: str
+    component: str
     shape: tuple[int, ...]
     dtype: str
     spec: P
@@ -39,16 +49,16 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tower:
-    """The parameters of one tower together.
+class ComponentLine:
+    """The parameters of one component together.
 
     Attributes:
-      name: `vit`, `vit_head`, `resampler` (with its sin-cos table) or `decoder`.
+      name: one of `config.COMPONENTS`.
       bytes_total: of one whole copy.
       bytes_per_device: what one device holds.
       bytes_replicated: of the parameters that every device holds whole.
-      split: bytes by the mesh axes that they are split over, e.g. {("fsdp",): 3e9, ("fsdp", "tensor"): 1e9}; what is
-        whole on every device is under ().
+      split: bytes by the mesh axes that they are split over, e.g. {("fsdp",): 3e9, ("fsdp", "tensor"): 1e9}; the key ()
+        counts the parameters that every device holds whole.
     """
 
     name: str
@@ -58,52 +68,53 @@ class Tower:
     split: dict[tuple[str, ...], int]
 
 
-def report(params: Any, mesh: AnyMesh) -> list[Row]:
-    """Rows of all leaves (arrays or shapes), in tree order.
+def parameter_lines(params: Params, mesh: AnyMesh) -> list[ParameterLine]:
+    """One line per leaf (array or shape), in tree order.
 
     Raises:
       UserError: if a parameter cannot be split as the rules say.
     """
-    rows = []
+    lines = []
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = path_of(key_path)
+        component = component_of(path)
         spec = param_spec(path, leaf.shape, mesh)
-        local = NamedSharding(mesh, spec).shard_shape(leaf.shape)
-        component, size = component_of(path), leaf.dtype.itemsize
-        rows.append(
-            Row(
+        part = NamedSharding(mesh, spec).shard_shape(leaf.shape)
+        lines.append(
+            ParameterLine(
                 name="/".join(path),
-                tower=component if component in COMPONENTS else path[0],
+                component=component if component in COMPONENTS else path[0],
                 shape=leaf.shape,
                 dtype=leaf.dtype.name,
                 spec=spec,
-                bytes_total=math.prod(leaf.shape) * size,
-                bytes_per_device=math.prod(local) * size,
+                bytes_total=math.prod(leaf.shape) * leaf.dtype.itemsize,
+                bytes_per_device=math.prod(part) * leaf.dtype.itemsize,
             )
         )
-    return rows
+    return lines
 
 
-def towers(rows: list[Row], mesh: AnyMesh) -> list[Tower]:
-    """The sums of the rows per tower, in the order of `config.COMPONENTS`; a tower without parameters is left out."""
-    found = []
+def component_lines(parameters: list[ParameterLine], mesh: AnyMesh) -> list[ComponentLine]:
+    """Sums per component, in the order of `config.COMPONENTS`; a component without parameters is left out."""
+    lines = []
     for name in COMPONENTS:
-        own = [row for row in rows if row.tower == name]
+        members = [line for line in parameters if line.component == name]
+        if not members:
+            continue
         split: dict[tuple[str, ...], int] = {}
-        for row in own:
-            axes = _axes(row.spec, mesh)
-            split[axes] = split.get(axes, 0) + row.bytes_total
-        if own:
-            found.append(
-                Tower(
-                    name=name,
-                    bytes_total=sum(row.bytes_total for row in own),
-                    bytes_per_device=sum(row.bytes_per_device for row in own),
-                    bytes_replicated=sum(row.bytes_total for row in own if row.replicated),
-                    split=split,
-                )
+        for line in members:
+            axes = _axes(line.spec, mesh)
+            split[axes] = split.get(axes, 0) + line.bytes_total
+        lines.append(
+            ComponentLine(
+                name=name,
+                bytes_total=sum(line.bytes_total for line in members),
+                bytes_per_device=sum(line.bytes_per_device for line in members),
+                bytes_replicated=sum(line.bytes_total for line in members if line.replicated),
+                split=split,
             )
-    return found
+        )
+    return lines
 
 
 def _axes(spec: P, mesh: AnyMesh) -> tuple[str, ...]:
@@ -114,68 +125,74 @@ def _axes(spec: P, mesh: AnyMesh) -> tuple[str, ...]:
     return tuple(axis for axis in mesh.axis_names if axis in used)
 
 
-def memory_use(tree: Any) -> dict[str, tuple[int, int]]:
-    """Bytes (in all, per device) by kind of memory of leaves that have a shape, a dtype and a sharding."""
-    found: dict[str, tuple[int, int]] = {}
+def memory_use(tree: PyTree) -> dict[str, tuple[int, int]]:
+    """Bytes (in all, per device) by kind of memory, of leaves with a shape, a dtype and a sharding."""
+    use: dict[str, tuple[int, int]] = {}
     for leaf in jax.tree.leaves(tree):
-        kind, size = leaf.sharding.memory_kind or "device", leaf.dtype.itemsize
-        whole, local = found.get(kind, (0, 0))
-        share = math.prod(leaf.sharding.shard_shape(leaf.shape))
-        found[kind] = whole + math.prod(leaf.shape) * size, local + share * size
-    return found
+        kind = leaf.sharding.memory_kind or "device"
+        total, per_device = use.get(kind, (0, 0))
+        total += math.prod(leaf.shape) * leaf.dtype.itemsize
+        per_device += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        use[kind] = (total, per_device)
+    return use
 
 
-def as_json(trainable: Any, frozen: Any, opt_state: Any, mesh: AnyMesh) -> dict[str, Any]:
+def as_json(trainable: Params, frozen: Params, opt_state: PyTree, mesh: AnyMesh) -> dict[str, Any]:
     """The sharding of a state as JSON values.
 
     Args:
-      trainable, frozen: the two halves of the parameters, arrays or shapes.
+      trainable, frozen: the two trees of parameters, of arrays or shapes.
       opt_state: with shardings.
-      mesh: theirs.
+      mesh: that they are split over.
 
     Returns:
-      `mesh`: its sizes. `total` and `towers`: `bytes`, `bytes_per_device` and `bytes_replicated` (of parameters that
-      every device holds whole). `optimizer`: bytes by kind of memory. `parameters`: by name `shape`, `dtype`, `spec`
-      (per axis null, a mesh axis or several), `bytes_per_device` and `state`, "trainable" or "frozen".
+      `mesh`: its sizes. `total` and `towers`, the latter by component: `bytes`, `bytes_per_device` and
+      `bytes_replicated` (of parameters that every device holds whole). `optimizer`: bytes by kind of memory.
+      `parameters`: by name `shape`, `dtype`, `spec` (per axis null, a mesh axis or several), `bytes_per_device` and
+      `state`, "trainable" or "frozen".
 
     Raises:
       UserError: if a parameter cannot be split as the rules say.
     """
-    halves = {"trainable": report(trainable, mesh), "frozen": report(frozen, mesh)}
-    parameters = {
-        row.name: {
-            "shape": list(row.shape),
-            "dtype": row.dtype,
-            "spec": [list(axes) if isinstance(axes, tuple) else axes for axes in row.spec]
-            + [None] * (len(row.shape) - len(row.spec)),
-            "bytes_per_device": row.bytes_per_device,
-            "state": half,
+    trained_lines = parameter_lines(trainable, mesh)
+    frozen_lines = parameter_lines(frozen, mesh)
+    parameters = {line.name: _parameter_json(line, "trainable") for line in trained_lines}
+    parameters |= {line.name: _parameter_json(line, "frozen") for line in frozen_lines}
+    components = {
+        line.name: {
+            "bytes": line.bytes_total,
+            "bytes_per_device": line.bytes_per_device,
+            "bytes_replicated": line.bytes_replicated,
         }
-        for half, rows in halves.items()
-        for row in rows
+        for line in component_lines([*trained_lines, *frozen_lines], mesh)
     }
-    sums = {
-        tower.name: {
-            "bytes": tower.bytes_total,
-            "bytes_per_device": tower.bytes_per_device,
-            "bytes_replicated": tower.bytes_replicated,
-        }
-        for tower in towers([*halves["trainable"], *halves["frozen"]], mesh)
-    }
+    keys = ("bytes", "bytes_per_device", "bytes_replicated")
     return {
         "mesh": dict(mesh.shape),
-        "total": {key: sum(tower[key] for tower in sums.values()) for key in next(iter(sums.values()))},
-        "towers": sums,
+        "total": {key: sum(component[key] for component in components.values()) for key in keys},
+        "towers": components,
         "optimizer": {
-            kind: {"bytes": whole, "bytes_per_device": local}
-            for kind, (whole, local) in sorted(memory_use(opt_state).items())
+            kind: {"bytes": total, "bytes_per_device": per_device}
+            for kind, (total, per_device) in sorted(memory_use(opt_state).items())
         },
         "parameters": dict(sorted(parameters.items())),
     }
 
 
+def _parameter_json(line: ParameterLine, state: str) -> dict[str, Any]:
+    spec = [list(axes) if isinstance(axes, tuple) else axes for axes in line.spec]
+    unsplit = len(line.shape) - len(spec)  # a partition leaves out trailing axes that are not split
+    return {
+        "shape": list(line.shape),
+        "dtype": line.dtype,
+        "spec": spec + [None] * unsplit,
+        "bytes_per_device": line.bytes_per_device,
+        "state": state,
+    }
+
+
 def json_text(value: dict[str, Any]) -> str:
-    """The text of `as_json` with one line per parameter and tower, so that differences can be read."""
+    """The text of `as_json` with one line per parameter and component, so that a diff can be read."""
     parts = []
     for key, part in value.items():
         if all(isinstance(entry, dict) for entry in part.values()):
@@ -186,12 +203,12 @@ def json_text(value: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def check_replicated(rows: list[Row], mesh: AnyMesh, limit: int) -> None:
-    """Fails a run that holds a big parameter whole on every device.
+def check_replicated(parameters: list[ParameterLine], mesh: AnyMesh, limit: int) -> None:
+    """Refuses a state of which every device holds a big parameter whole.
 
     Args:
-      rows: from `report`.
-      mesh: its mesh; a single device replicates nothing.
+      parameters: from `parameter_lines`.
+      mesh: that they are split over; a single device replicates nothing.
       limit: bytes, `config.mesh.max_replicated_bytes`; 0 accepts everything.
 
     Raises:
@@ -199,7 +216,7 @@ def check_replicated(rows: list[Row], mesh: AnyMesh, limit: int) -> None:
     """
     if not limit or mesh.size == 1:
         return
-    worst = max(rows, key=lambda row: row.bytes_total if row.replicated else 0)
+    worst = max(parameters, key=lambda line: line.bytes_total if line.replicated else 0)
     if worst.replicated and worst.bytes_total > limit:
         raise UserError(
             f"the parameter {worst.name} ({worst.bytes_total} bytes) is held whole by every device, more than "

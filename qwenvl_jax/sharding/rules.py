@@ -1,13 +1,15 @@
-"""Which mesh axis splits which axis of every parameter and batch field.
+"""Which mesh axes split which axis of every parameter.
 
-Two tables. `LOGICAL_AXES` names the axes of each parameter by its path; `MESH_AXES` says which mesh axis a name is
-split over. How the towers gather what is split here, and sum its gradients, is said in `models.parallel`.
+There are two tables. `LOGICAL_AXES` gives a name to every axis of every parameter, by the parameter's path; `MESH_AXES`
+says which mesh axes an axis of that name is split over. How the towers gather these parts and sum their gradients is in
+`models.parallel`.
 
 Shape suffixes as in `qwenvl_jax.models`; S stacked layers.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +17,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import ModelConfig
-from qwenvl_jax.params import path_of
+from qwenvl_jax.params import Params, path_of
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AnyMesh
 
-# Path -> names of the axes. Norms and biases along the width are small and stay whole ("none").
+# Path -> names of the axes. Norms and biases along the width are small and are not split ("none").
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "vit/patch_embed/kernel": ("none", "none", "none", "width"),
     "vit/position_embedding": ("none", "width"),
@@ -68,15 +70,15 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "decoder/lm_head": ("width", "vocabulary"),
 }
 
-MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
-    "none": None,
-    "layer": None,  # the scan walks over it
-    "width": "fsdp",
-    "width_out": "fsdp",
-    "head": "tensor",
-    "hidden": "tensor",
+MESH_AXES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "layer": (),  # the scan runs over it
+    "width": ("fsdp",),
+    "width_out": ("fsdp",),
+    "head": ("tensor",),
+    "hidden": ("tensor",),
     "hidden_in": ("tensor", "fsdp"),
-    "vocabulary": "tensor",
+    "vocabulary": ("tensor",),
 }
 
 
@@ -89,20 +91,16 @@ def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh) -> 
       mesh: from `make_mesh`.
 
     Raises:
-      UserError: if an axis does not divide by the devices it is split over (the ViT's width 1664 = 13 * 128 cannot
-        be split 256 ways).
+      UserError: if the size of an axis is not divisible by the devices it is split over (the ViT's width
+        1664 = 13 * 128 cannot be split 256 ways).
     """
     name = "/".join(path)
     if name not in LOGICAL_AXES:
         raise KeyError(f"parameter {name} has no entry in sharding.rules.LOGICAL_AXES")
     spec: list[Any] = []
     for logical, size in zip(LOGICAL_AXES[name], shape, strict=True):
-        axes = MESH_AXES[logical]
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        used = tuple(axis for axis in names if mesh.shape[axis] > 1)
-        parts = 1
-        for axis in used:
-            parts *= mesh.shape[axis]
+        used = tuple(axis for axis in MESH_AXES[logical] if mesh.shape[axis] > 1)
+        parts = math.prod(mesh.shape[axis] for axis in used)
         if size % parts:
             raise UserError(
                 f"the parameter {name} of shape {shape} cannot be split {parts} ways over {' x '.join(used)} along "
@@ -115,25 +113,29 @@ def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh) -> 
 
 
 class KernelAxes(NamedTuple):
-    """The axis of a kernel that is split over `fsdp`, and the one over `tensor`, or None; if they are the same, then
-    over `tensor` first."""
+    """Indices of the axes of a kernel that are split over `fsdp` and over `tensor`; the stacked layers do not count.
+
+    `tensor` is None if no axis is split over it. If both are the same axis, it is split over `tensor` first.
+    """
 
     fsdp: int
     tensor: int | None
 
 
 def kernel_axes(path: tuple[str, ...]) -> KernelAxes:
-    """How a kernel is split, not counting the axis of the layers; along its first axis if its path is unknown."""
+    """How a kernel is split; a kernel with an unknown path is split over `fsdp` along its first axis.
+
+    Example: ("decoder", "blocks", "mlp", "up", "kernel") has the axes (layer, width, hidden), so it is split along
+    its width over `fsdp` and along its hidden axis over `tensor`: KernelAxes(0, 1).
+    """
     names = [name for name in LOGICAL_AXES.get("/".join(path), ()) if name != "layer"]
-    fsdp, tensor = (
-        [axis for axis, name in enumerate(names) if mesh_axis in (MESH_AXES[name] or ())]
-        for mesh_axis in ("fsdp", "tensor")
-    )
-    return KernelAxes(fsdp[0] if fsdp else 0, tensor[0] if tensor else None)
+    over_fsdp = [axis for axis, name in enumerate(names) if "fsdp" in MESH_AXES[name]]
+    over_tensor = [axis for axis, name in enumerate(names) if "tensor" in MESH_AXES[name]]
+    return KernelAxes(fsdp=over_fsdp[0] if over_fsdp else 0, tensor=over_tensor[0] if over_tensor else None)
 
 
-def param_shardings(params: Any, mesh: AnyMesh) -> Any:
-    """The `NamedSharding` of every leaf of a parameter tree (any part of the whole tree, arrays or shapes)."""
+def param_shardings(params: Params, mesh: AnyMesh) -> Params:
+    """The `NamedSharding` of every leaf of a parameter tree, whole or in part, of arrays or of shapes."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, param_spec(path_of(path), leaf.shape, mesh)), params
     )
@@ -150,7 +152,8 @@ def check_heads(model: ModelConfig, mesh: AnyMesh) -> None:
     parts = mesh.shape["tensor"]
     if any(count % parts for count in heads.values()):
         fitting = [size for size in range(1, parts) if not any(count % size for count in heads.values())]
+        have = ", ".join(f"{name} {count}" for name, count in heads.items())
         raise UserError(
-            f"config.mesh.tensor {parts} does not divide the attention heads of every tower "
-            f"({', '.join(f'{name} {count}' for name, count in heads.items())}); take {' or '.join(map(str, fitting))}"
+            f"config.mesh.tensor {parts} does not divide the attention heads of every tower ({have}); "
+            f"take {' or '.join(map(str, fitting))}"
         )

@@ -17,7 +17,7 @@ from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import Params, PyTree, abstract_split, merge
 from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AnyMesh
-from qwenvl_jax.sharding.report import check_replicated, report
+from qwenvl_jax.sharding.report import check_replicated, parameter_lines
 from qwenvl_jax.sharding.rules import check_heads, param_shardings, replicated
 from qwenvl_jax.training.optimizer import make_optimizer
 
@@ -59,7 +59,7 @@ def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
     check_batch(config.data.rows_per_microbatch, mesh)
     check_heads(config.model, mesh)
     shardings = _state_shardings(state, optimizer, mesh, config.optimizer.moments_memory)
-    check_replicated(report(merge(trainable, frozen), mesh), mesh, config.mesh.max_replicated_bytes)
+    check_replicated(parameter_lines(merge(trainable, frozen), mesh), mesh, config.mesh.max_replicated_bytes)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
     )

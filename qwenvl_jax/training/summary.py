@@ -1,4 +1,4 @@
-"""What a run is about to do, as tables: printed at the start of every run and by `--dry_run`. Allocates nothing."""
+"""Tables of what a run will do, printed at its start and by `--dry_run`. Allocates nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from qwenvl_jax.models.flops import full_work, training_flops
 from qwenvl_jax.params import component_of, flatten, merge
 from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.mesh import AnyMesh
-from qwenvl_jax.sharding.report import memory_use, report, towers
+from qwenvl_jax.sharding.report import ComponentLine, component_lines, memory_use, parameter_lines
 from qwenvl_jax.training.optimizer import layer_scales, make_schedule
 from qwenvl_jax.training.state import State
 
-MANY_PASSES = 2  # over a source, above which the start warns
-BIG = 2**20  # bytes from which a parameter is listed on its own in the sharding table
+MANY_PASSES = 2  # warn above this number of passes over a source
+BIG = 2**20  # bytes from which a parameter gets a line in the sharding table
 
 
 def show(
@@ -51,7 +51,7 @@ def show(
 
 
 def show_start(config: Config, sources: dict[str, StartingPoint | None]) -> None:
-    """Where each tower comes from."""
+    """The checkpoint that each tower starts from."""
     rows: list[tuple[object, ...]] = []
     for name, source in sources.items():
         planned = getattr(config.init, name)
@@ -67,7 +67,7 @@ def _bytes(tree: Any) -> int:
 
 
 def show_parameters(config: Config, state: State) -> None:
-    """Parameters per component, and what is stored of them."""
+    """Parameters per component, and the memory of the trainable and frozen trees."""
     counts = dict.fromkeys((*COMPONENTS, "fixed"), 0)
     for path, leaf in flatten(merge(state.trainable, state.frozen)).items():
         counts[component_of(path)] += math.prod(leaf.shape)
@@ -84,9 +84,9 @@ def show_parameters(config: Config, state: State) -> None:
 
 
 def show_rates(config: Config) -> None:
-    """Peak rate per group, per ViT layer, and the schedule's milestones."""
-    optimizer, steps = config.optimizer, config.train.steps
-    peak, layers = optimizer.peak_learning_rate, config.model.vit.layers
+    """Peak rate per group and per ViT layer, and the schedule's milestones."""
+    optimizer, steps, layers = config.optimizer, config.train.steps, config.model.vit.layers
+    peak, warmup = optimizer.peak_learning_rate, optimizer.warmup_steps
     rows: list[tuple[object, ...]] = []
     if "vit" in config.train.trainable:
         decay = optimizer.vit_layer_decay
@@ -95,7 +95,7 @@ def show_rates(config: Config) -> None:
             rows.append((f"vit block {layer}", f"{scale:.6f}", f"{peak * scale:.3e}"))
     rows += [(name, "1", f"{peak:.3e}") for name in COMPONENTS if name in config.train.trainable and name != "vit"]
     log.table("peak learning rate", ("group", "factor", "rate"), rows)
-    schedule, warmup = make_schedule(optimizer, steps), optimizer.warmup_steps
+    schedule = make_schedule(optimizer, steps)
     milestones = sorted({1, max(warmup, 1), warmup + (steps - warmup) // 2, steps})
     log.table(
         "schedule", ("step", "learning rate"), [(step, f"{float(schedule(step - 1)):.3e}") for step in milestones]
@@ -105,7 +105,7 @@ def show_rates(config: Config) -> None:
 def show_data(config: Config) -> None:
     """Shares of the mixture, and the shape of a batch."""
     data = config.data
-    total = sum(source.weight for source in data.mixture) or 1.0  # all may begin later
+    total = sum(source.weight for source in data.mixture) or 1.0  # 0 if all sources begin later
     log.table(
         "mixture",
         ("source", "task", "weight", "share", "records"),
@@ -132,14 +132,14 @@ def show_data(config: Config) -> None:
 
 
 def expected_passes(config: Config, lengths: dict[str, int] | None) -> dict[str, tuple[float, float]]:
-    """By source the samples that a stage is expected to draw, and how many passes over the source they are.
+    """By source, the expected number of samples that the stage draws and the passes over the source.
 
-    Estimates: a row is taken to hold `data.images_per_row` samples of one image each, or one sample without images,
-    and every source to keep the share that its weight gives it at step 0 (or at its highest, if it begins later).
+    An estimate. It assumes that a row holds `data.images_per_row` samples of one image each (at least one sample), and
+    that every source keeps the share of its weight at step 0 (of its highest weight, if it begins later).
 
     Args:
       config: the run's.
-      lengths: records by source. Without them a weight is taken for millions of samples, as in the full-size stages.
+      lengths: records by source. Without them a weight counts as millions of samples, as in the full-size stages.
     """
     data = config.data
     samples = config.train.steps * data.rows_per_step * max(1.0, data.images_per_row)
@@ -152,15 +152,15 @@ def expected_passes(config: Config, lengths: dict[str, int] | None) -> dict[str,
 
 def show_passes(config: Config, lengths: dict[str, int] | None = None) -> None:
     """Expected samples and passes per source, and a warning above `MANY_PASSES`."""
-    found = expected_passes(config, lengths)
+    expected = expected_passes(config, lengths)
     per_row = max(1.0, config.data.images_per_row)
     counted = "" if lengths else "; records not opened: a weight counts as millions of samples"
     log.table(
         f"expected over {log.count(config.train.steps)} steps, at {per_row:g} samples per row (an estimate{counted})",
         ("source", "samples", "passes"),
-        [(name, log.count(round(samples)), f"{passes:.2f}") for name, (samples, passes) in found.items()],
+        [(name, log.count(round(samples)), f"{passes:.2f}") for name, (samples, passes) in expected.items()],
     )
-    many = {name: passes for name, (_, passes) in found.items() if passes > MANY_PASSES}
+    many = {name: passes for name, (_, passes) in expected.items() if passes > MANY_PASSES}
     if many:
         worst = max(many, key=lambda name: many[name])
         log.line(
@@ -184,60 +184,65 @@ def show_flops(config: Config) -> None:
 
 def show_sharding(config: Config, state: State, mesh: Mesh) -> None:
     """The mesh, how every component is split over it, and every big parameter."""
-    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     device = mesh.devices.flat[0]
-    log.line(f"mesh: {sizes} on {mesh.size} x {device.device_kind}; attention {config.compute.attention}")
+    log.line(f"mesh: {_sizes(mesh)} on {mesh.size} x {device.device_kind}; attention {config.compute.attention}")
     if mesh.size == 1:
         return
-    show_towers(config, state, mesh)
-    rows = report(merge(state.trainable, state.frozen), mesh)
+    show_components(config, state, mesh)
     log.table(
         f"sharding of parameters from {log.size(BIG)}",
         ("parameter", "shape", "split", "per device"),
         [
-            (row.name, "x".join(map(str, row.shape)), str(row.spec), log.size(row.bytes_per_device))
-            for row in rows
-            if row.bytes_total >= BIG
+            (line.name, "x".join(map(str, line.shape)), str(line.spec), log.size(line.bytes_per_device))
+            for line in parameter_lines(merge(state.trainable, state.frozen), mesh)
+            if line.bytes_total >= BIG
         ],
     )
 
 
-def show_towers(config: Config, state: State, mesh: AnyMesh) -> None:
-    """Bytes per tower and of the optimiser, how they are split, and what every device holds whole.
+def show_components(config: Config, state: State, mesh: AnyMesh) -> None:
+    """Bytes per component and of the optimiser, how they are split, and the share that every device holds whole.
 
     Args:
       config: the run's.
       state: with shardings (`abstract_state`).
-      mesh: theirs; sizes alone do.
+      mesh: that it is split over; its sizes are enough.
     """
-    found = towers(report(merge(state.trainable, state.frozen), mesh), mesh)
-    rows: list[tuple[object, ...]] = []
-    for tower in found:
-        shown = ((size, axes) for axes, size in tower.split.items() if axes and size >= tower.bytes_total / 1000)
-        rows.append(
-            (
-                tower.name,
-                "trained" if tower.name in config.train.trainable else "frozen",
-                log.size(tower.bytes_total),
-                log.size(tower.bytes_per_device),
-                ", ".join(
-                    f"{size / tower.bytes_total:.1%} {_ways(axes, mesh)}" for size, axes in sorted(shown, reverse=True)
-                ),
-                f"{tower.bytes_replicated / tower.bytes_total:.2%}",
-            )
+    components = component_lines(parameter_lines(merge(state.trainable, state.frozen), mesh), mesh)
+    rows: list[tuple[object, ...]] = [
+        (
+            line.name,
+            "trained" if line.name in config.train.trainable else "frozen",
+            log.size(line.bytes_total),
+            log.size(line.bytes_per_device),
+            _shares(line, mesh),
+            f"{line.bytes_replicated / line.bytes_total:.2%}",
         )
-    whole, local, copied = (
-        sum(getattr(tower, key) for tower in found) for key in ("bytes_total", "bytes_per_device", "bytes_replicated")
-    )
-    rows.append(("all parameters", "", log.size(whole), log.size(local), "", f"{copied / whole:.2%}"))
-    for kind, (whole, local) in memory_use(state.opt_state).items():
-        if whole >= 1024:  # more than the counter, which stays on the devices whatever the moments do
-            rows.append(("optimiser", f"in {kind} memory", log.size(whole), log.size(local), "", ""))
-    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        for line in components
+    ]
+    total = sum(line.bytes_total for line in components)
+    per_device = sum(line.bytes_per_device for line in components)
+    replicated = sum(line.bytes_replicated for line in components)
+    rows.append(("all parameters", "", log.size(total), log.size(per_device), "", f"{replicated / total:.2%}"))
+    for kind, (total, per_device) in memory_use(state.opt_state).items():
+        if total >= 1024:  # more than the step counter, which is always in device memory
+            rows.append(("optimiser", f"in {kind} memory", log.size(total), log.size(per_device), "", ""))
     log.table(
-        f"sharding over {sizes}", ("tower", "state", "bytes", "per device", "split over", "whole on every device"), rows
+        f"sharding over {_sizes(mesh)}",
+        ("component", "state", "bytes", "per device", "split over", "whole on every device"),
+        rows,
     )
 
 
-def _ways(axes: tuple[str, ...], mesh: AnyMesh) -> str:
-    return " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+def _shares(line: ComponentLine, mesh: AnyMesh) -> str:
+    """The shares of a component by the axes they are split over, largest first, e.g. "99.8% fsdp 4 x tensor 2"."""
+    listed = [(size, axes) for axes, size in line.split.items() if axes and size >= line.bytes_total / 1000]
+    parts = []
+    for size, axes in sorted(listed, reverse=True):
+        ways = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+        parts.append(f"{size / line.bytes_total:.1%} {ways}")
+    return ", ".join(parts)
+
+
+def _sizes(mesh: AnyMesh) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

@@ -19,7 +19,7 @@ from qwenvl_jax.params import flatten
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AXES, abstract_mesh, check_memory, make_mesh, mesh_shape
-from qwenvl_jax.sharding.report import check_replicated, report
+from qwenvl_jax.sharding.report import check_replicated, parameter_lines
 from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_heads, kernel_axes, param_spec
 
 
@@ -92,7 +92,7 @@ def test_the_table_names_every_parameter_and_axis() -> None:
 
 @pytest.mark.parametrize("sizes", [(8, 64, 1), (2, 128, 1), (4, 16, 1), (1, 8, 8), (1, 16, 16)])
 def test_the_full_model_fits_the_meshes_of_the_configs(sizes) -> None:
-    rows = report(shapes("full"), mesh_of(*sizes))
+    rows = parameter_lines(shapes("full"), mesh_of(*sizes))
     assert sum(row.bytes_total for row in rows) == 4 * 9_656_935_168
     # All but norms, biases and the like is split over fsdp x tensor.
     ideal = sum(row.bytes_total for row in rows) / (sizes[1] * sizes[2])
@@ -104,7 +104,7 @@ def test_the_width_of_the_vit_is_not_split_256_ways() -> None:
     with pytest.raises(UserError, match=r"vit/blocks/attn/qkv/kernel .*cannot be split 256 ways .*axis of 1664"):
         param_spec(("vit", "blocks", "attn", "qkv", "kernel"), (48, 1664, 3, 16, 104), mesh_of(1, 256, 1))
     with pytest.raises(UserError, match="cannot be split 256 ways"):
-        report(shapes("full"), mesh_of(1, 256, 1))
+        parameter_lines(shapes("full"), mesh_of(1, 256, 1))
 
 
 def test_specs_of_a_decoder_block() -> None:
@@ -116,7 +116,7 @@ def test_specs_of_a_decoder_block() -> None:
 
 def test_a_big_replicated_parameter_fails_the_run() -> None:
     mesh = mesh_of(8, 1, 1)
-    rows = report(shapes("tiny"), mesh)
+    rows = parameter_lines(shapes("tiny"), mesh)
     assert all(row.replicated for row in rows)
     check_replicated(rows, mesh, 0)
     check_replicated(rows, mesh, 2**20)
@@ -143,7 +143,7 @@ def test_heads_must_divide_over_the_mesh(parts: int, fitting: str) -> None:
 
 def test_a_hidden_width_that_does_not_divide_is_named() -> None:
     with pytest.raises(UserError, match=r"mlp/down/kernel .* 512 ways over tensor x fsdp along its axis of 11008"):
-        report(shapes("full"), mesh_of(1, 64, 8))
+        parameter_lines(shapes("full"), mesh_of(1, 64, 8))
 
 
 def test_a_mesh_of_sizes_is_that_of_devices() -> None:

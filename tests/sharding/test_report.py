@@ -1,4 +1,4 @@
-"""Sums per tower, memories, and the JSON text, on trees whose bytes are known by hand."""
+"""Sums per component, memories, and the JSON text, on trees whose bytes are known by hand."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.sharding.mesh import AXES
-from qwenvl_jax.sharding.report import as_json, json_text, memory_use, report, towers
+from qwenvl_jax.sharding.report import as_json, component_lines, json_text, memory_use, parameter_lines
 from qwenvl_jax.training.state import abstract_state
-from qwenvl_jax.training.summary import show_towers
+from qwenvl_jax.training.summary import show_components
 from tests.support import tiny_run
 
 MESH = AbstractMesh((2, 4, 2), AXES)
@@ -29,8 +29,8 @@ TREE = {
 }
 
 
-def test_sums_per_tower() -> None:
-    vit, head, resampler = towers(report(TREE, MESH), MESH)
+def test_sums_per_component() -> None:
+    vit, head, resampler = component_lines(parameter_lines(TREE, MESH), MESH)
     assert (vit.name, vit.bytes_total, vit.bytes_per_device, vit.bytes_replicated) == ("vit", 384, 48, 0)
     assert vit.split == {("fsdp", "tensor"): 384}
     assert (head.name, head.bytes_total, head.bytes_per_device) == ("vit_head", 256 + 32, 64 + 32)
@@ -41,9 +41,9 @@ def test_sums_per_tower() -> None:
 
 def test_one_device_holds_everything() -> None:
     mesh = AbstractMesh((1, 1, 1), AXES)
-    for tower in towers(report(TREE, mesh), mesh):
-        assert tower.bytes_per_device == tower.bytes_total == tower.bytes_replicated
-        assert tower.split == {(): tower.bytes_total}
+    for line in component_lines(parameter_lines(TREE, mesh), mesh):
+        assert line.bytes_per_device == line.bytes_total == line.bytes_replicated
+        assert line.split == {(): line.bytes_total}
 
 
 def test_memories() -> None:
@@ -87,7 +87,7 @@ def test_json_of_a_state(memory: str, tmp_path) -> None:
     assert sum('"shape"' in line for line in text.splitlines()) == len(value["parameters"]) == 45
 
 
-def test_table_of_towers(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+def test_table_of_components(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     from qwenvl_jax.runtime import log
 
     config = tiny_run.make_config(
@@ -97,7 +97,7 @@ def test_table_of_towers(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
         optimizer__moments_memory="pinned_host",
     )
     log.console.cache_clear()
-    show_towers(config, abstract_state(config, MESH), MESH)
+    show_components(config, abstract_state(config, MESH), MESH)
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     log.console.cache_clear()
     assert list(lines) == ["vit", "vit_head", "resampler", "decoder", "all parameters", "optimiser"]
