@@ -56,8 +56,6 @@ LONG_FUNCTIONS = {
     "qwenvl_jax.planning.prediction:predict": "one literal: the figures of a prediction",
     "qwenvl_jax.runtime.gcs:_request": "one request with all answers that it may get",
     "qwenvl_jax.training.loop:train": "the training loop is to be read from top to bottom",
-    "qwenvl_jax.training.loss:_of_device": "one device's part of the loss, forwards and backwards",
-    "qwenvl_jax.training.step:make_train_step": "the training step is to be read from top to bottom",
 }
 # A variable is named after its content, not by a word that fits ten things.
 VAGUE_NAMES = {"place", "places", "own"}

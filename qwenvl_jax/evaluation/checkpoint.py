@@ -16,7 +16,7 @@ from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.training import metrics
+from qwenvl_jax.training import metrics_log
 
 
 def check_fits(source: StartingPoint, vocabulary: TokenizerConfig, tokenizer: Tokenizer, image_size: int) -> None:
@@ -78,7 +78,7 @@ def identity(source: StartingPoint) -> dict[str, Any]:
             progress = read_progress(folder_of(workdir, source.step))
         if SUMS in progress:
             return known | {"model": to_dict(source.config.model), "compute": to_dict(source.config.compute)} | progress
-        logged = metrics.lines_up_to(workdir / layout.METRICS, source.step)
+        logged = metrics_log.lines_up_to(workdir / layout.METRICS, source.step)
         known["metrics"] = logged[-1].rstrip("\n") if logged else ""
     return known | {"config": config_hash(source.config), "lineage": _text(workdir / layout.LINEAGE)}
 

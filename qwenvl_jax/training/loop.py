@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import layout, lineage
 from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
@@ -22,7 +23,8 @@ from qwenvl_jax.runtime.preemption import PreemptionGuard
 from qwenvl_jax.sharding.batch import local_streams, put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training import summary
-from qwenvl_jax.training.metrics import Log, Window
+from qwenvl_jax.training.metrics import MetricsWindow
+from qwenvl_jax.training.metrics_log import MetricsLog
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.start import find_start
 from qwenvl_jax.training.state import State, abstract_state, shardings_of
@@ -49,32 +51,26 @@ def train(config: Config, workdir: epath.PathLike) -> int:
         return start
     distributed.check_shared(workdir)
     distributed.check_devices()
-    mesh = make_mesh(config.mesh)
-    check_memory(config.optimizer.moments_memory, mesh)
-    resolve_attention(config.compute.attention, jax.default_backend(), config.compute.compute_dtype)
+    mesh = checked_mesh(config)
     abstract = abstract_state(config, mesh)
     streams = local_streams(config.data, mesh)
-
     with make_loader(config, load_tokenizer(config.tokenizer), streams=streams) as loader, claimed(workdir):
         distributed.agree(loader.facts())
         if start is None:
             summary.show(config, sources, abstract, mesh, loader.lengths)
-            start = 0
-            progress: dict[str, Any] = {}
-            state = begin(config, workdir, sources, abstract, vocabulary_digest(config.tokenizer))
+            start, state, progress = begin(config, workdir, sources, abstract, vocabulary_digest(config.tokenizer))
         else:
             start, state, progress = resume(workdir, abstract)
             log.line(f"continuing {workdir} after step {start} of {config.train.steps}")
             loader.restore(progress["loader"])
-            for key in distributed.from_primary(lambda: lineage.note_moves(workdir, config, start)):
-                log.line(f"{key} has moved; noted in {layout.LINEAGE}")
+            note_moves(workdir, config, start)
 
         train_step = make_train_step(config, mesh, abstract)
-        window = Window(progress.get("window"))
+        window = MetricsWindow(progress.get("window"))
         with (
             PreemptionGuard() as guard,  # outermost: active until the last checkpoint is written
             Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
-            Log(workdir, config, start, mesh) as writer,
+            MetricsLog(workdir, config, start, mesh) as metrics_log,
         ):
             batch = put_batch(next(loader), config.data, mesh)
             for step in range(start + 1, config.train.steps + 1):
@@ -85,15 +81,15 @@ def train(config: Config, workdir: epath.PathLike) -> int:
                 if not last:  # fetch and copy the next batch while the devices work on this one
                     batch = put_batch(next(loader), config.data, mesh)
                 window.wait_for_previous()
-                writer.advance(step)
+                metrics_log.advance(step)
                 if step % config.train.log_every == 0 or last:
                     counts = join_states(distributed.gather(tallies(position)))
-                    writer.write(step, window.values(), loader.counters(counts))
+                    metrics_log.write(step, window.values(), loader.counters(counts))
                     window.clear()
                 stop = guard.stop(step)
                 if step % config.train.checkpoint_every == 0 or last or stop:
                     progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}
-                    writer.flush()  # before the checkpoint: a continued run does not log earlier steps again
+                    metrics_log.flush()  # before the checkpoint: a continued run does not log earlier steps again
                     checkpoints.save(step, state.trainable, state.opt_state, progress)
                 if stop and not last:
                     checkpoints.wait()
@@ -102,14 +98,26 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     return config.train.steps
 
 
+def checked_mesh(config: Config) -> Mesh:
+    """The mesh of a run, if its devices have the memory and the attention kernel that the config names.
+
+    Raises:
+      UserError: if they have not, or if the mesh does not fit the devices.
+    """
+    mesh = make_mesh(config.mesh)
+    check_memory(config.optimizer.moments_memory, mesh)
+    resolve_attention(config.compute.attention, jax.default_backend(), config.compute.compute_dtype)
+    return mesh
+
+
 def begin(
     config: Config,
     workdir: epath.Path,
     sources: dict[str, StartingPoint | None],
     abstract: State,
     vocabulary: str | None = None,
-) -> State:
-    """The state of a new run. Writes its config, frozen tree and lineage, in this order.
+) -> tuple[int, State, dict[str, Any]]:
+    """Begins a new run: step 0, its state, and no progress. Writes its config, frozen tree and lineage, in this order.
 
     Args:
       config: the run's.
@@ -130,7 +138,7 @@ def begin(
         }
         lineage.write(workdir, config, notes, vocabulary=vocabulary)
     step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
-    return State(step, trainable, frozen, opt_state)
+    return 0, State(step, trainable, frozen, opt_state), {}
 
 
 def resume(workdir: epath.Path, abstract: State) -> tuple[int, State, dict[str, Any]]:
@@ -139,3 +147,9 @@ def resume(workdir: epath.Path, abstract: State) -> tuple[int, State, dict[str, 
     number, trainable, opt_state, progress = newest_state(workdir, abstract.trainable, abstract.opt_state)
     step = jax.device_put(jnp.asarray(number, jnp.int32), abstract.step.sharding)
     return number, State(step, trainable, frozen, opt_state), progress
+
+
+def note_moves(workdir: epath.Path, config: Config, step: int) -> None:
+    """Notes the paths of the config that have changed since the run began, e.g. of records, in its lineage."""
+    for key in distributed.from_primary(lambda: lineage.note_moves(workdir, config, step)):
+        log.line(f"{key} has moved; noted in {layout.LINEAGE}")

@@ -143,7 +143,7 @@ def test_a_start_that_was_cut_short_is_begun_anew_and_nothing_of_others_is_touch
     save_frozen(run, split(params, trainable)[1])  # killed after the frozen weights
     other = tiny_run.make_config(Path("unused"), train__trainable=trainable, optimizer__clip_norm=2.0)
     assert find_start(other, run)[0] is None  # nothing has been trained yet: another config may begin
-    state = begin(other, run, FRESH, abstract_state(other))
+    _, state, _ = begin(other, run, FRESH, abstract_state(other))
     stored = flatten(
         restore_frozen(run, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.frozen))
     )

@@ -49,7 +49,7 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
     if workdir and (Path(workdir) / "checkpoints").exists():
         first, state, _ = resume(epath.Path(workdir), abstract)
     elif workdir:
-        state = begin(config, epath.Path(workdir), fresh, abstract)
+        _, state, _ = begin(config, epath.Path(workdir), fresh, abstract)
     else:
         params = initial_params(config, fresh, merge(abstract.trainable, abstract.frozen))
         trainable, frozen = split(params, config.train.trainable)

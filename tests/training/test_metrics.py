@@ -14,7 +14,8 @@ from etils import epath
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.metrics import MAX_SKIPPED, Log, Window, summarize
+from qwenvl_jax.training.metrics import MetricsWindow, summarize
+from qwenvl_jax.training.metrics_log import MAX_SKIPPED, MetricsLog
 from tests.support import tiny_run
 
 
@@ -37,7 +38,7 @@ def test_a_window_weighs_losses_by_tokens_and_leaves_skipped_steps_out() -> None
 
 
 def test_window_fetches_late_and_continues_what_was_saved() -> None:
-    window = Window([step_values(1.0)])
+    window = MetricsWindow([step_values(1.0)])
     window.add({key: jnp.asarray(value) for key, value in step_values(2.0).items()})
     window.wait_for_previous()
     assert [value["loss"] for value in window.values()] == [1.0, 2.0]
@@ -46,9 +47,9 @@ def test_window_fetches_late_and_continues_what_was_saved() -> None:
     assert window.values() == []
 
 
-def open_log(folder: Path, start: int) -> Log:
+def open_log(folder: Path, start: int) -> MetricsLog:
     config = tiny_run.make_config(Path("unused"))
-    return Log(epath.Path(folder), config, start, make_mesh(config.mesh))
+    return MetricsLog(epath.Path(folder), config, start, make_mesh(config.mesh))
 
 
 def test_resuming_cuts_the_file_back_to_the_restored_step(tmp_path: Path) -> None:

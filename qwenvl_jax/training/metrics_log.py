@@ -1,0 +1,154 @@
+"""The log of a run: lines of `metrics.jsonl`, TensorBoard events and the terminal; and the end of a diverged run.
+
+`metrics.jsonl` gets one line per log step. Everything except the group `timing` is a function of config and seed: a run
+that was killed and continued leaves the same lines as an unbroken run, each once. On a disk a line can be read at once,
+on gs:// after a minute or with the next checkpoint (`runtime.growing_file`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+
+from qwenvl_jax.checkpoint.layout import EVENTS, METRICS
+from qwenvl_jax.chips import peak_flops
+from qwenvl_jax.config import Config
+from qwenvl_jax.models.flops import Work, training_flops
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.distributed import is_primary
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.events import EventWriter
+from qwenvl_jax.runtime.growing_file import GrowingFile
+from qwenvl_jax.training.display import Display
+from qwenvl_jax.training.metrics import StepValues, summarize
+
+# A run is given up after this many steps in a row without a finite loss and gradient.
+MAX_SKIPPED = 20
+
+
+class MetricsLog:
+    """Writes the log lines of a run; only the first process writes.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's.
+      start: the step that the run continues from; later lines of an earlier attempt are removed.
+      mesh: its devices, for the utilisation.
+    """
+
+    def __init__(self, workdir: epath.Path, config: Config, start: int, mesh: Mesh) -> None:
+        self._config = config
+        peak = peak_flops(mesh.devices.flat[0].device_kind)
+        self._peak = peak * mesh.size if peak else None
+        self._divergence = Divergence()
+        self._clock = time.monotonic()
+        self._logged = start
+        self._files: list[GrowingFile | EventWriter] = []
+        self._display: Display | None = None
+        if not is_primary():
+            return
+        earlier = "".join(lines_up_to(workdir / METRICS, start))
+        self._lines = GrowingFile(workdir / METRICS, earlier.encode())
+        self._events = EventWriter(workdir / EVENTS, start + 1 if start else None)
+        self._files = [self._lines, self._events]
+        self._display = Display(config.train.stage, config.train.steps, start)
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        if self._display:
+            self._display.advance(step)
+
+    def write(self, step: int, values: list[StepValues], counters: dict[str, Any]) -> None:
+        """Writes the line of `step`.
+
+        Args:
+          step: steps taken so far.
+          values: of the window that ends here.
+          counters: totals of the data loader.
+
+        Raises:
+          UserError: if loss or gradients were not finite for too many steps in a row.
+        """
+        line = {"step": step, **summarize(values)}
+        timing = self._timing(step, values)
+        if self._display:
+            self._lines.add((json.dumps({**line, "data": counters, "timing": timing}) + "\n").encode())
+            scalars = {f"train/{key}": value for key, value in line.items() if key != "step"}
+            scalars |= {f"timing/{key}": value for key, value in timing.items()}
+            self._events.add(step, scalars)
+            self._display.show(step, line, timing)
+        self._divergence.check(step, values)
+
+    def flush(self) -> None:
+        """Makes every line so far readable for other processes."""
+        for file in self._files:
+            file.flush()
+
+    def _timing(self, step: int, values: list[StepValues]) -> dict[str, float]:
+        """Speeds since the last line, or since the start: the window may have begun in an earlier attempt."""
+        now = time.monotonic()
+        steps = step - self._logged
+        seconds = max(now - self._clock, 1e-9)
+        self._clock = now
+        self._logged = step
+        recent = summarize(values[-steps:])
+        timing = {
+            "seconds_per_step": seconds / steps,
+            "images_per_second": recent["images"] / seconds,
+            "tokens_per_second": recent["tokens"] / seconds,
+        }
+        if self._peak:
+            context = self._config.data.sequence_length
+            work = Work(recent["tokens"], context, recent["supervised_tokens"], recent["images"])
+            timing["mfu"] = sum(training_flops(self._config, work).values()) / seconds / self._peak
+        return timing
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._display:
+            self._display.close()
+        for file in self._files:
+            file.close()
+
+
+class Divergence:
+    """Counts the latest steps in a row without a finite loss and gradient."""
+
+    def __init__(self) -> None:
+        self._skipped = 0
+
+    def check(self, step: int, values: list[StepValues]) -> None:
+        """Counts the steps of a window that ends with `step`.
+
+        Raises:
+          UserError: if they reach `MAX_SKIPPED`.
+        """
+        for value in values:
+            self._skipped = self._skipped + 1 if value["skipped"] else 0
+            if self._skipped >= MAX_SKIPPED:
+                raise UserError(
+                    f"loss or gradients were not finite for {self._skipped} steps in a row, up to step {step}; lower "
+                    "config.optimizer.peak_learning_rate and start again (the parameters kept their last finite values)"
+                )
+
+
+def lines_up_to(path: epath.Path, step: int) -> list[str]:
+    """Lines of a metrics file for the first `step` steps; a line that a kill cut short is left out."""
+    kept = []
+    try:
+        lines = storage.read_bytes(path).decode(errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    for text in lines:
+        try:
+            if text.endswith("\n") and json.loads(text)["step"] <= step:
+                kept.append(text)
+        except (ValueError, LookupError, TypeError):
+            continue
+    return kept
