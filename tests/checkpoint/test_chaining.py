@@ -28,7 +28,7 @@ STAGE_1 = ("vit", "vit_head", "resampler")
 
 
 def test_trained_and_frozen_come_back_together(tmp_path: Path, params: dict[str, Any]) -> None:
-    config = tiny_run.make_config(Path("unused"), train__trainable=STAGE_1, train__stage="pretrain")
+    config = tiny_run.make_config(train__trainable=STAGE_1, train__stage="pretrain")
     write_run(tmp_path / "run", config, params, steps=(3, 6))
     loaded, stored_config, step = load_params(tmp_path / "run")
     assert (stored_config, step) == (config, 6)
@@ -43,7 +43,7 @@ def test_trained_and_frozen_come_back_together(tmp_path: Path, params: dict[str,
 
 
 def test_imported_weights(tmp_path: Path, params: dict[str, Any]) -> None:
-    config = tiny_run.make_config(Path("unused"), compute__frozen_dtype="bfloat16")
+    config = tiny_run.make_config(compute__frozen_dtype="bfloat16")
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     params["decoder"]["ln_f"]["scale"] = params["decoder"]["ln_f"]["scale"].astype(jnp.float32)
     save_params(tmp_path / "import", params, config)
@@ -54,14 +54,14 @@ def test_imported_weights(tmp_path: Path, params: dict[str, Any]) -> None:
         np.testing.assert_array_equal(leaf, other)
     with pytest.raises(UserError, match="already holds a run"):
         save_params(tmp_path / "import", params, config)
-    with_init = tiny_run.make_config(Path("unused"), init__stage="import", init__vit=str(tmp_path / "import"))
+    with_init = tiny_run.make_config(init__stage="import", init__vit=str(tmp_path / "import"))
     assert check_init(with_init)["vit"] is not None
 
 
 def test_a_run_starts_from_several_checkpoints(tmp_path: Path, params: dict[str, Any]) -> None:
-    old = tiny_run.make_config(Path("unused"), train__trainable=("decoder",), train__stage="text", train__steps=5)
+    old = tiny_run.make_config(train__trainable=("decoder",), train__stage="text", train__steps=5)
     write_run(tmp_path / "text", old, params, steps=(3, 5))
-    config = tiny_run.make_config(Path("unused"), train__trainable=STAGE_1, init__decoder=str(tmp_path / "text"))
+    config = tiny_run.make_config(train__trainable=STAGE_1, init__decoder=str(tmp_path / "text"))
     sources = check_init(config)
     assert sources["vit"] is None and sources["decoder"] is not None and sources["decoder"].step == 5
     abstract = abstract_state(config, make_mesh(config.mesh))
@@ -85,11 +85,11 @@ def test_a_run_starts_from_several_checkpoints(tmp_path: Path, params: dict[str,
 
 
 def test_what_chaining_refuses(tmp_path: Path, params: dict[str, Any]) -> None:
-    old = tiny_run.make_config(Path("unused"), train__stage="pretrain", train__steps=5)
+    old = tiny_run.make_config(train__stage="pretrain", train__steps=5)
     write_run(tmp_path / "run", old, params, steps=(5,))
 
     def config(**changes: Any) -> Config:
-        return tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "run"), **changes)
+        return tiny_run.make_config(init__vit=str(tmp_path / "run"), **changes)
 
     assert check_init(config(init__stage="pretrain"))["vit"] is not None
     with pytest.raises(UserError, match=r"written by stage 'pretrain', but config.init.stage asks for 'text'"):
@@ -97,39 +97,39 @@ def test_what_chaining_refuses(tmp_path: Path, params: dict[str, Any]) -> None:
     other = dataclasses.replace(config().model, decoder=dataclasses.replace(config().model.decoder, layers=5))
     with pytest.raises(UserError, match=r"config.model.decoder.layers is 2 there and 5 here"):
         check_init(dataclasses.replace(config(), model=other))
-    missing = tiny_run.make_config(Path("unused"), init__resampler=str(tmp_path / "nowhere"))
+    missing = tiny_run.make_config(init__resampler=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"config.init.resampler is .*nowhere, which does not exist"):
         check_init(missing)
     assert check_init(missing, missing_ok=True)["resampler"] is None
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"is not the folder of a run"):
-        check_init(tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "empty")))
+        check_init(tiny_run.make_config(init__vit=str(tmp_path / "empty")))
     lineage.write(tmp_path / "begun", old, dict.fromkeys(TOWERS))
     with pytest.raises(UserError, match="no finished checkpoint yet"):
-        check_init(tiny_run.make_config(Path("unused"), init__vit=str(tmp_path / "begun")))
+        check_init(tiny_run.make_config(init__vit=str(tmp_path / "begun")))
 
 
 def test_resuming_with_another_config_names_the_key(tmp_path: Path) -> None:
-    config = tiny_run.make_config(Path("unused"))
+    config = tiny_run.make_config()
     lineage.check_resumable(tmp_path, config)  # nothing there yet
     lineage.write(tmp_path, config, dict.fromkeys(TOWERS))
     lineage.check_resumable(tmp_path, config)
-    lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), train__log_every=1, mesh__fsdp=2))
-    in_host_memory = tiny_run.make_config(Path("unused"), optimizer__moments_memory="pinned_host")
+    lineage.check_resumable(tmp_path, tiny_run.make_config(train__log_every=1, mesh__fsdp=2))
+    in_host_memory = tiny_run.make_config(optimizer__moments_memory="pinned_host")
     lineage.check_resumable(tmp_path, in_host_memory)
-    lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), compute__xla_options=("a=1",)))
+    lineage.check_resumable(tmp_path, tiny_run.make_config(compute__xla_options=("a=1",)))
     moved = tiny_run.make_config(Path("elsewhere"), init__vit="gs://bucket/stage1", init__step=7)
     lineage.check_resumable(tmp_path, moved)  # records and vocabulary are known by what they hold
     assert set(lineage.note_moves(tmp_path, moved, 5)) >= {"config.tokenizer.path", "config.data.mixture[2].records"}
     assert lineage.read_config(tmp_path) == moved and lineage.note_moves(tmp_path, config, 6)
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm = 1.0, not 2.0"):
-        lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), optimizer__clip_norm=2.0))
+        lineage.check_resumable(tmp_path, tiny_run.make_config(optimizer__clip_norm=2.0))
     with pytest.raises(UserError, match=r"config.compute.frozen_dtype"):
-        lineage.check_resumable(tmp_path, tiny_run.make_config(Path("unused"), compute__frozen_dtype="bfloat16"))
+        lineage.check_resumable(tmp_path, tiny_run.make_config(compute__frozen_dtype="bfloat16"))
 
 
 def test_half_a_checkpoint_is_not_found(tmp_path: Path, params: dict[str, Any]) -> None:
-    config = tiny_run.make_config(Path("unused"))
+    config = tiny_run.make_config()
     write_run(tmp_path / "run", config, params, steps=(2,))
     cut = tmp_path / "run" / "checkpoints" / "9.orbax-checkpoint-tmp"
     (cut / "params").mkdir(parents=True)
@@ -140,14 +140,14 @@ def test_half_a_checkpoint_is_not_found(tmp_path: Path, params: dict[str, Any]) 
 def test_a_missing_frozen_tree_is_said_in_one_sentence(tmp_path: Path, params: dict[str, Any]) -> None:
     import shutil
 
-    write_run(tmp_path / "run", tiny_run.make_config(Path("unused")), params)
+    write_run(tmp_path / "run", tiny_run.make_config(), params)
     shutil.rmtree(tmp_path / "run" / "frozen")
     with pytest.raises(UserError, match="frozen is missing"):
         load_params(tmp_path / "run")
 
 
 def test_a_run_from_before_a_key_was_added_is_read_and_continued(tmp_path: Path, params: dict[str, Any]) -> None:
-    config = tiny_run.make_config(Path("unused"))
+    config = tiny_run.make_config()
     write_run(tmp_path / "run", config, params)
     path = tmp_path / "run" / "config.json"
     older = json.loads(path.read_text())
@@ -156,6 +156,6 @@ def test_a_run_from_before_a_key_was_added_is_read_and_continued(tmp_path: Path,
     path.write_text(json.dumps(older))
     assert load_params(tmp_path / "run")[1] == config
     lineage.check_resumable(tmp_path / "run", config)
-    changed = tiny_run.make_config(Path("unused"), optimizer__first_moment_dtype="bfloat16")
+    changed = tiny_run.make_config(optimizer__first_moment_dtype="bfloat16")
     with pytest.raises(UserError, match="first_moment_dtype = 'float32'"):
         lineage.check_resumable(tmp_path / "run", changed)

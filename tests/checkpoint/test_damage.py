@@ -103,7 +103,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     """A run of a tiny model with checkpoints of steps 3, 5 and 7, the last its end."""
     folder = tmp_path_factory.mktemp("runs")
     trainable = ("vit", "vit_head", "resampler")
-    config = tiny_run.make_config(Path("unused"), train__stage="pretrain", train__steps=7, train__trainable=trainable)
+    config = tiny_run.make_config(train__stage="pretrain", train__steps=7, train__trainable=trainable)
     params = qwen_vl.init_params(config.model, jax.random.key(7))
     write_run(folder / "run", config, params, steps=(3, 5, 7))
     return folder / "run", config
@@ -126,7 +126,7 @@ def test_chat_release_and_init_name_the_damaged_step_and_the_newest_whole_one(
         load_params(run)
     with pytest.raises(UserError, match=sentence):  # the release reads leaf by leaf
         jax.tree.map(lambda leaf: leaf.load(), deferred_params(run)[0], is_leaf=lambda leaf: hasattr(leaf, "load"))
-    later = tiny_run.make_config(Path("unused"), init__vit=str(run))
+    later = tiny_run.make_config(init__vit=str(run))
     abstract = abstract_state(later, make_mesh(later.mesh))
     with pytest.raises(UserError, match=sentence):
         initial_params(later, check_init(later), merge(abstract.trainable, abstract.frozen))

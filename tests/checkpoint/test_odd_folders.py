@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("name", ["br[a]", "a*", "a?", "a\\b", "new\nline", "deep/[1]/run"])
 def test_a_name_under_which_checkpoints_would_be_lost_is_refused(tmp_path: Path, name: str) -> None:
     for refuse in (
-        lambda: lineage.check_resumable(tmp_path / name, make_config(Path("unused"))),
+        lambda: lineage.check_resumable(tmp_path / name, make_config()),
         lambda: save_frozen(tmp_path / name, TREE),
     ):
         with pytest.raises(UserError, match="in its path, which the libraries that write checkpoints take for"):
@@ -40,7 +40,7 @@ def test_a_name_under_which_checkpoints_would_be_lost_is_refused(tmp_path: Path,
 @pytest.mark.parametrize("name", ["run#1", "run?a=b", "x/../z", "br[a]", "a*", "new\nline", "n" * 900])
 def test_a_name_under_which_checkpoints_would_be_lost_is_refused_on_gs(gcs: str, name: str) -> None:
     with pytest.raises(UserError, match=r"in its path|is longer than"):
-        lineage.check_resumable(f"{gcs}/{name}", make_config(Path("unused")))
+        lineage.check_resumable(f"{gcs}/{name}", make_config())
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_paths_that_cannot_be_used_are_one_sentence(
     if kind == "folder":
         (workdir / "config.json").mkdir(parents=True)
     with pytest.raises(SystemExit, match="2"), exit_on_user_error():
-        lineage.check_resumable(workdir, make_config(Path("unused")))
+        lineage.check_resumable(workdir, make_config())
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"), exit_on_user_error():
-        lineage.begin("/proc/nowhere/run", make_config(Path("unused")))
+        lineage.begin("/proc/nowhere/run", make_config())
     assert "error: /proc/nowhere" in capsys.readouterr().err
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_under_another_number_is_not_taken_for_it(tmp_path: Path, c
 
 
 def test_numbers_that_no_step_has(tmp_path: Path) -> None:
-    config = make_config(Path("unused"))
+    config = make_config()
     lineage.begin(tmp_path, config)
     lineage.write(tmp_path, config, dict.fromkeys(TOWERS))
     save(tmp_path, 3)

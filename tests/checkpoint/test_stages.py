@@ -32,17 +32,17 @@ FRESH = dict.fromkeys(TOWERS)
 
 def test_an_unfinished_stage_is_taken_only_when_its_step_is_named(tmp_path: Path, params: dict[str, Any]) -> None:
     run = tmp_path / "run"
-    write_run(run, tiny_run.make_config(Path("unused"), train__steps=50), params, steps=(20, 30))
-    later = tiny_run.make_config(Path("unused"), init__vit=str(run))
+    write_run(run, tiny_run.make_config(train__steps=50), params, steps=(20, 30))
+    later = tiny_run.make_config(init__vit=str(run))
     with pytest.raises(
         UserError, match=r"not finished: its newest checkpoint is of step 30 of 50.*--config.init.step=30"
     ):
         check_init(later)
     for step in (20, 30):
-        source = check_init(tiny_run.make_config(Path("unused"), init__vit=str(run), init__step=step))["vit"]
+        source = check_init(tiny_run.make_config(init__vit=str(run), init__step=step))["vit"]
         assert source is not None and source.step == step
     with pytest.raises(UserError, match=r"no checkpoint of step 25; its newest is 30 \(there are 20, 30\)"):
-        check_init(tiny_run.make_config(Path("unused"), init__vit=str(run), init__step=25))
+        check_init(tiny_run.make_config(init__vit=str(run), init__step=25))
 
 
 def test_a_decoder_goes_on_with_the_vocabulary_it_was_trained_with(
@@ -77,7 +77,7 @@ def test_a_decoder_goes_on_with_the_vocabulary_it_was_trained_with(
 
 
 def test_imports_are_no_fresh_weights_in_any_history(tmp_path: Path, params: dict[str, Any]) -> None:
-    config = tiny_run.make_config(Path("unused"))
+    config = tiny_run.make_config()
     origin = {"path": "gs://bucket/Qwen-VL-Chat", "sha256": "ab12"}
     save_params(tmp_path / "import", {"vit": params["vit"], "resampler": params["resampler"]}, config, source=origin)
     history = lineage.read_lineage(tmp_path / "import")["components"]
@@ -94,7 +94,7 @@ def test_a_run_follows_its_data_its_vocabulary_and_its_predecessors(
     tmp_path: Path, tiny_data: Path, params: dict[str, Any], capsys: Any
 ) -> None:
     before = tmp_path / "text"
-    write_run(before, tiny_run.make_config(Path("unused"), train__steps=5), params, steps=(5,))
+    write_run(before, tiny_run.make_config(train__steps=5), params, steps=(5,))
 
     def config(data: Path, init: Path) -> Config:
         return tiny_run.make_config(data, init__vit=str(init), train__steps=6, train__checkpoint_every=3)
@@ -133,7 +133,7 @@ def test_a_start_that_was_cut_short_is_begun_anew_and_nothing_of_others_is_touch
     tmp_path: Path, params: dict[str, Any]
 ) -> None:
     trainable = ("vit", "vit_head")
-    config = tiny_run.make_config(Path("unused"), train__trainable=trainable)
+    config = tiny_run.make_config(train__trainable=trainable)
     run = epath.Path(tmp_path) / "run"
     run.mkdir()
     (run / "notes.txt").write_text("mine")
@@ -141,7 +141,7 @@ def test_a_start_that_was_cut_short_is_begun_anew_and_nothing_of_others_is_touch
     lineage.begin(run, config)  # killed after the config
     assert find_start(config, run)[0] is None
     save_frozen(run, split(params, trainable)[1])  # killed after the frozen weights
-    other = tiny_run.make_config(Path("unused"), train__trainable=trainable, optimizer__clip_norm=2.0)
+    other = tiny_run.make_config(train__trainable=trainable, optimizer__clip_norm=2.0)
     assert find_start(other, run)[0] is None  # nothing has been trained yet: another config may begin
     _, state, _ = begin(other, run, FRESH, abstract_state(other))
     stored = flatten(
@@ -168,7 +168,7 @@ def test_a_start_that_was_cut_short_is_begun_anew_and_nothing_of_others_is_touch
 def test_a_folder_with_files_of_somebody_else_is_refused(
     tmp_path: Path, params: dict[str, Any], name: str, content: str | None
 ) -> None:
-    config = tiny_run.make_config(Path("unused"))
+    config = tiny_run.make_config()
     folder = tmp_path / "folder"
     folder.mkdir()
     if content is None:
@@ -188,7 +188,7 @@ def test_a_folder_with_files_of_somebody_else_is_refused(
 
 
 def test_a_file_for_a_folder_and_an_import_that_was_killed(tmp_path: Path, params: dict[str, Any]) -> None:
-    config = tiny_run.make_config(Path("unused"))
+    config = tiny_run.make_config()
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file; name a folder"):
         find_start(config, epath.Path(tmp_path / "file"))
@@ -201,7 +201,7 @@ def test_a_file_for_a_folder_and_an_import_that_was_killed(tmp_path: Path, param
 
 
 def test_a_run_whose_checkpoints_are_all_set_aside_is_not_begun_anew(tmp_path: Path, params: dict[str, Any]) -> None:
-    config = tiny_run.make_config(Path("unused"), train__steps=9)
+    config = tiny_run.make_config(train__steps=9)
     write_run(tmp_path / "run", config, params)
     (tmp_path / "run/checkpoints/3").rename(tmp_path / "run/checkpoints/3.damaged")
     with pytest.raises(UserError, match=r"all checkpoints of .*run were damaged and are set aside \(3.damaged\)"):
@@ -210,18 +210,16 @@ def test_a_run_whose_checkpoints_are_all_set_aside_is_not_begun_anew(tmp_path: P
 
 def test_init_import_and_parameters_on_gs(gcs: str, params: dict[str, Any]) -> None:
     run, imported = epath.Path(gcs) / "runs/stage1", epath.Path(gcs) / "import"
-    config = tiny_run.make_config(Path("unused"), train__steps=5, train__trainable=("vit", "vit_head", "resampler"))
+    config = tiny_run.make_config(train__steps=5, train__trainable=("vit", "vit_head", "resampler"))
     write_run(run, config, params, steps=(3, 5))
     loaded, _, step = load_params(run)
     assert step == 5 and (loaded["vit"]["proj"] == params["vit"]["proj"] + 5).all()
     save_params(imported, params, config, source={"path": "x"})
-    later = tiny_run.make_config(
-        Path("unused"), init__vit=str(run), init__resampler=str(run), init__decoder=str(imported)
-    )
+    later = tiny_run.make_config(init__vit=str(run), init__resampler=str(run), init__decoder=str(imported))
     sources = check_init(later)
     assert sources["vit"] is not None and sources["vit"].step == 5
     assert sources["decoder"] is not None and sources["decoder"].stage == "import"
     with pytest.raises(UserError, match="already holds a run"):
         save_params(imported, params, config)
     with pytest.raises(UserError, match=r"gs://.*/nowhere, which does not exist"):
-        check_init(tiny_run.make_config(Path("unused"), init__vit=f"{gcs}/nowhere"))
+        check_init(tiny_run.make_config(init__vit=f"{gcs}/nowhere"))

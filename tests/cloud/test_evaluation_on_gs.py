@@ -46,7 +46,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(data: str, run: str, output: str) -> EvalConfig:
     tasks = tuple(TaskConfig(name, f"{data}/{name}", "train", 6, 4, 1) for name in ("vqa", "caption"))
-    tokenizer = dataclasses.replace(tiny_run.make_config(Path("unused")).tokenizer, path=f"{data}/tiny.model")
+    tokenizer = dataclasses.replace(tiny_run.make_config().tokenizer, path=f"{data}/tiny.model")
     return EvalConfig((CheckpointConfig("a", run, 28),), tokenizer, tasks, 3, "training", output)
 
 

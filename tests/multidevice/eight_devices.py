@@ -28,7 +28,6 @@ from tests.support import tiny_run
 
 def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: str = "") -> None:
     config = tiny_run.make_config(
-        Path("unused"),
         mesh__data=data,
         mesh__fsdp=fsdp,
         mesh__tensor=tensor,

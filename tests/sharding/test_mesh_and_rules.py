@@ -170,12 +170,11 @@ def test_one_device_makes_a_mesh() -> None:
 
 
 def test_a_config_with_two_open_axes_is_refused() -> None:
-    from pathlib import Path
 
     from qwenvl_jax.config import validate
     from tests.support import tiny_run
 
-    config = tiny_run.make_config(Path("unused"))
+    config = tiny_run.make_config()
     with pytest.raises(UserError, match="at most one of them -1"):
         validate(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=-1)))
 

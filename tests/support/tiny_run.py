@@ -16,6 +16,7 @@ from qwenvl_jax.data.tasks import Content
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from tests.support import tiny_config
 
+NO_DATA = Path("unused")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
 
@@ -52,14 +53,19 @@ def write_data(folder: Path, count: int = 60) -> Path:
     return folder
 
 
-def make_config(folder: Path, **changes: Any) -> Config:
-    """The tiny config; `changes` name keys as `optimizer__clip_norm=0.5`."""
+def make_config(folder: Path = NO_DATA, **changes: Any) -> Config:
+    """The tiny config.
+
+    Args:
+      folder: of the records, from `write_data`; not needed by what reads none.
+      changes: values of keys, e.g. `optimizer__clip_norm=0.5` for `config.optimizer.clip_norm`.
+    """
     values = tiny_config.get_config(str(folder))
     with values.unlocked():
         for key, value in changes.items():
             group, _, name = key.partition("__")
             values[group][name] = value
-        if values.data.images_per_row == 0:  # as stages of text are
+        if values.data.images_per_row == 0:  # as in stages of text
             values.data.mixture = tuple(source for source in values.data.mixture if source["task"] == "text")
     return load_config(values)
 
@@ -80,11 +86,11 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
     if data.images_per_row:
         for image in range(2 * data.rows_per_microbatch):
             row, start = image // 2, 1 + (image % 2) * half
-            group, own = row // data.group_rows, image % (2 * data.group_rows)
-            if own < data.group_images:
-                place = group * data.group_images + own
-                images[:, place] = rng.integers(0, 256, (data.accumulation, *images.shape[2:]))
-                slots[:, row, start : start + queries] = own * queries + np.arange(queries)
+            group, in_group = row // data.group_rows, image % (2 * data.group_rows)
+            if in_group < data.group_images:
+                index = group * data.group_images + in_group
+                images[:, index] = rng.integers(0, 256, (data.accumulation, *images.shape[2:]))
+                slots[:, row, start : start + queries] = in_group * queries + np.arange(queries)
     mask = (rng.random(shape) < 0.6) & (segments > 0) & (slots < 0)
     targets = np.roll(tokens, -1, axis=-1)
     return Batch(tokens, targets, mask.astype(np.float32), segments, positions, slots, images)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from tests.support import tiny_run
 
 def configure(memory: str, **changes: Any) -> Config:
     changes = {"data__images_per_row": 2.0, "data__sequence_length": 24, **changes}
-    return tiny_run.make_config(Path("unused"), optimizer__moments_memory=memory, **changes)
+    return tiny_run.make_config(optimizer__moments_memory=memory, **changes)
 
 
 def begin(config: Config) -> State:

@@ -6,7 +6,6 @@ Nothing runs, and no library of NVIDIA is needed but its version, which is made 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -63,7 +62,6 @@ def test_attention_of_the_decoder_is_causal_within_segments() -> None:
 
 def full_step(trainable: tuple[str, ...], remat: str) -> dict[str, int]:
     config = tiny_run.make_config(
-        Path("unused"),
         train__trainable=trainable,
         compute__compute_dtype="bfloat16",
         compute__frozen_dtype="bfloat16",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +25,6 @@ STAGES = {
 def stage_config(stage: str) -> Config:
     """A small model whose matrix products outweigh everything else, as in the full one."""
     config = tiny_run.make_config(
-        Path("unused"),
         train__stage=stage,
         train__trainable=STAGES[stage],
         data__sequence_length=96,

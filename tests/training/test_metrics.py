@@ -48,7 +48,7 @@ def test_window_fetches_late_and_continues_what_was_saved() -> None:
 
 
 def open_log(folder: Path, start: int) -> MetricsLog:
-    config = tiny_run.make_config(Path("unused"))
+    config = tiny_run.make_config()
     return MetricsLog(epath.Path(folder), config, start, make_mesh(config.mesh))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ ALL = ("vit", "vit_head", "resampler", "decoder")
 
 def configure(trainable: tuple[str, ...] = ALL, **changes: Any) -> Config:
     changes = {"data__images_per_row": 2.0, "data__sequence_length": 24, **changes}
-    return tiny_run.make_config(Path("unused"), train__trainable=trainable, **changes)
+    return tiny_run.make_config(train__trainable=trainable, **changes)
 
 
 def fresh_state(config: Config) -> State:
