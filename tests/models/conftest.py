@@ -1,11 +1,14 @@
 """A model of the smallest sizes that still has every part, with no parameter at a value that hides a mistake."""
 
+from __future__ import annotations
+
 import jax
 import numpy as np
 import pytest
 
 from qwenvl_jax.config import ComputeConfig, DecoderConfig, ModelConfig, ResamplerConfig, VitConfig
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import Params
 
 TRAIN_LENGTH = 16
 
@@ -46,12 +49,12 @@ def compute() -> ComputeConfig:
 
 
 @pytest.fixture(scope="session")
-def fresh_params(model):
+def fresh_params(model: ModelConfig) -> Params:
     return qwen_vl.init_params(model, jax.random.key(0))
 
 
 @pytest.fixture(scope="session")
-def params(fresh_params):
+def params(fresh_params: Params) -> Params:
     """Fresh parameters plus noise: zero biases and unit norms would hide a forgotten one."""
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), fresh_params)

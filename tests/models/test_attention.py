@@ -1,5 +1,10 @@
 """The implementations of attention against a plain loop and against each other."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +16,19 @@ from qwenvl_jax.runtime.errors import UserError
 RNG = np.random.default_rng(0)
 
 
-def reference(q, k, v, seen):
-    """Float64 loop; `seen(row, l, t)` says whether query l sees key t."""
+def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: Callable[[int, int, int], bool]) -> np.ndarray:
+    """Float64 loop; `seen(row, l, t)` tells whether query l attends to key t."""
     out = np.zeros(q.shape)
-    for b, place, n in np.ndindex(q.shape[:3]):
-        keys = [t for t in range(k.shape[1]) if seen(b, place, t)]
-        scores = np.array([q[b, place, n].astype(np.float64) @ k[b, t, n] for t in keys]) / np.sqrt(q.shape[-1])
+    for b, i, n in np.ndindex(q.shape[:3]):
+        keys = [t for t in range(k.shape[1]) if seen(b, i, t)]
+        scores = np.array([q[b, i, n].astype(np.float64) @ k[b, t, n] for t in keys]) / np.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max())
-        out[b, place, n] = (weights / weights.sum()) @ v[b, keys, n]
+        out[b, i, n] = (weights / weights.sum()) @ v[b, keys, n]
     return out
 
 
-def tensors(rows=2, queries=10, keys=10, heads=2, size=6):
+def tensors(rows: int = 2, queries: int = 10, keys: int = 10, heads: int = 2, size: int = 6) -> tuple[Any, ...]:
+    """Random queries, keys and values."""
     shapes = ((rows, queries, heads, size), (rows, keys, heads, size), (rows, keys, heads, size))
     return tuple(RNG.normal(size=s).astype(np.float32) for s in shapes)
 
@@ -31,19 +37,19 @@ SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 0, 0, 0], [1, 1, 2, 3, 3, 3, 3, 3, 3,
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_xla_equals_a_loop(causal):
+def test_xla_equals_a_loop(causal: bool) -> None:
     q, k, v = tensors()
     ours = attention(q, k, v, segment_ids_BL=jnp.asarray(SEGMENTS), causal=causal)
     expected = reference(q, k, v, lambda b, i, j: SEGMENTS[b, i] == SEGMENTS[b, j] and (j <= i or not causal))
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_cross_attention_without_segments():
+def test_cross_attention_without_segments() -> None:
     q, k, v = tensors(queries=4, keys=9)
     np.testing.assert_allclose(attention(q, k, v), reference(q, k, v, lambda *_: True), atol=1e-5)
 
 
-def test_softmax_accumulates_in_float32():
+def test_softmax_accumulates_in_float32() -> None:
     """Over 4096 equal keys a bfloat16 sum would stall at 256."""
     q = jnp.zeros((1, 1, 1, 8), jnp.bfloat16)
     k, v = jnp.zeros((1, 4096, 1, 8), jnp.bfloat16), jnp.ones((1, 4096, 1, 8), jnp.bfloat16)
@@ -51,13 +57,13 @@ def test_softmax_accumulates_in_float32():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_splash_equals_xla_with_its_gradients(causal):
+def test_splash_equals_xla_with_its_gradients(causal: bool) -> None:
     """In Pallas' interpreter; lengths and head size are no multiples of the kernel's tiles."""
     q, k, v = (jnp.asarray(x) for x in tensors(rows=1))
     ids = jnp.asarray(SEGMENTS[:1])
 
-    def run(implementation):
-        def loss(q, k, v):
+    def run(implementation: str) -> Any:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
             out = attention(q, k, v, segment_ids_BL=ids, causal=causal, implementation=implementation, interpret=True)
             return jnp.sum(jnp.sin(out)), out
 
@@ -66,14 +72,14 @@ def test_splash_equals_xla_with_its_gradients(causal):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), run("splash"), run("xla"))
 
 
-def test_splash_lowers_for_tpu_with_the_head_size_of_the_vit():
+def test_splash_lowers_for_tpu_with_the_head_size_of_the_vit() -> None:
     q = jax.ShapeDtypeStruct((2, 256, 2, 104), jnp.bfloat16)
     gradient = jax.grad(lambda q: jnp.sum(attention(q, q, q, implementation="splash").astype(jnp.float32)))
     text = jax.jit(gradient).trace(q).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == 2  # forward and the fused backward pass
 
 
-def test_decode_attention_is_the_last_row_of_the_whole():
+def test_decode_attention_is_the_last_row_of_the_whole() -> None:
     q, k, v = tensors()
     valid = SEGMENTS > 0
     valid[:, -1] = True  # a token always sees itself
@@ -82,7 +88,7 @@ def test_decode_attention_is_the_last_row_of_the_whole():
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_decode_attention_with_an_empty_cache_returns_the_own_value():
+def test_decode_attention_with_an_empty_cache_returns_the_own_value() -> None:
     q, k, v = tensors()
     out = decode_attention(q[:, 0], k[:, 0], v[:, 0], k, v, jnp.zeros((2, 10), bool))
     np.testing.assert_allclose(out, v[:, 0], atol=1e-6)
@@ -100,7 +106,7 @@ def test_decode_attention_with_an_empty_cache_returns_the_own_value():
         ("splash", "tpu", "float32", "splash"),
     ],
 )
-def test_resolve_attention(name, backend, dtype, expected):
+def test_resolve_attention(name: str, backend: str, dtype: str, expected: str) -> None:
     assert resolve_attention(name, backend, dtype) == expected
 
 
@@ -114,12 +120,12 @@ def test_resolve_attention(name, backend, dtype, expected):
         ("splsh", "tpu", "bfloat16", "did you mean 'splash'"),
     ],
 )
-def test_resolve_attention_refuses_what_the_backend_lacks(name, backend, dtype, message):
+def test_resolve_attention_refuses_what_the_backend_lacks(name: str, backend: str, dtype: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve_attention(name, backend, dtype)
 
 
-def test_causal_needs_as_many_keys_as_queries():
+def test_causal_needs_as_many_keys_as_queries() -> None:
     q, k, v = tensors(queries=4)
     with pytest.raises(ValueError, match="as many keys"):
         attention(q, k, v, causal=True)

@@ -1,24 +1,30 @@
 """Prefill and decode steps against the full forward pass."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwenvl_jax.config import ComputeConfig, ModelConfig
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import Params
 
 RNG = np.random.default_rng(0)
 LENGTH = 28  # of the cache
 
 
 @functools.cache
-def compiled(model, compute):
+def compiled(model: ModelConfig, compute: ComputeConfig) -> tuple[Callable[..., Any], ...]:
     """Jitted prefill, step and full evaluation pass; one compilation per shape serves all tests."""
 
-    def full(tree, tokens):
+    def full(tree: Params, tokens: jax.Array) -> jax.Array:
         return qwen_vl.forward(
             tree,
             model,
@@ -38,12 +44,14 @@ def compiled(model, compute):
     )
 
 
-def full_hidden(params, model, compute, tokens):
+def full_hidden(params: Params, model: ModelConfig, compute: ComputeConfig, tokens: np.ndarray) -> jax.Array:
     """Hidden states of one sample without padding or cache."""
     return compiled(model, compute)[2](params, jnp.asarray(tokens, jnp.int32)[None])[0]
 
 
-def generate(params, model, compute, prompts, answers):
+def generate(
+    params: Params, model: ModelConfig, compute: ComputeConfig, prompts: list[np.ndarray], answers: np.ndarray
+) -> np.ndarray:
     """Left-padded prefill, then one step per token of the answers; returns hidden [B, 1 + answer, D]."""
     prefill, step, _ = compiled(model, compute)
     batch, width = len(prompts), max(map(len, prompts))
@@ -63,7 +71,9 @@ def generate(params, model, compute, prompts, answers):
 
 
 @pytest.mark.parametrize("lengths", [(9, 9), (9, 2)])
-def test_cached_decoding_equals_the_full_pass(model, compute, params, lengths):
+def test_cached_decoding_equals_the_full_pass(
+    model: ModelConfig, compute: ComputeConfig, params: Params, lengths: tuple[int, int]
+) -> None:
     prompts = [RNG.integers(0, model.decoder.vocab_size, n) for n in lengths]
     answers = RNG.integers(0, model.decoder.vocab_size, (2, 4)).astype(np.int32)
     ours = generate(params, model, compute, prompts, answers)
@@ -73,7 +83,9 @@ def test_cached_decoding_equals_the_full_pass(model, compute, params, lengths):
         np.testing.assert_allclose(ours[b], expected[len(prompt) - 1 :], atol=1e-5, rtol=1e-5)
 
 
-def test_long_prompts_keep_their_ntk_alpha_and_short_neighbours_theirs(model, compute, params):
+def test_long_prompts_keep_their_ntk_alpha_and_short_neighbours_theirs(
+    model: ModelConfig, compute: ComputeConfig, params: Params
+) -> None:
     """Train length 16: rows of 20 (alpha 3) and 5 (alpha 1) in one batch."""
     prompts = [RNG.integers(0, model.decoder.vocab_size, n) for n in (20, 5)]
     answers = RNG.integers(0, model.decoder.vocab_size, (2, 4)).astype(np.int32)
@@ -83,7 +95,9 @@ def test_long_prompts_keep_their_ntk_alpha_and_short_neighbours_theirs(model, co
         np.testing.assert_allclose(ours[b], expected[len(prompt) - 1 :], atol=1e-5, rtol=1e-5)
 
 
-def test_a_sample_that_grows_beyond_the_train_length_keeps_alpha_one(model, compute, params):
+def test_a_sample_that_grows_beyond_the_train_length_keeps_alpha_one(
+    model: ModelConfig, compute: ComputeConfig, params: Params
+) -> None:
     """14 tokens of prompt and 4 of answer: log-n sets in at the 17th, NTK does not (as released)."""
     prompt = RNG.integers(0, model.decoder.vocab_size, 14)
     answers = RNG.integers(0, model.decoder.vocab_size, (1, 4)).astype(np.int32)
@@ -95,7 +109,9 @@ def test_a_sample_that_grows_beyond_the_train_length_keeps_alpha_one(model, comp
     assert np.abs(ours - with_ntk[13:]).max() > 1e-3
 
 
-def test_cache_holds_keys_after_rotary_in_the_compute_dtype(model, compute, params):
+def test_cache_holds_keys_after_rotary_in_the_compute_dtype(
+    model: ModelConfig, compute: ComputeConfig, params: Params
+) -> None:
     cache = qwen_vl.init_cache(model, compute, 2, LENGTH)
     config = model.decoder
     assert cache.key.shape == cache.value.shape == (config.layers, 2, LENGTH, config.heads, config.head_dim)

@@ -1,6 +1,10 @@
 """The assembled model: counts, parameter paths, features in their places, padding, precision."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +12,9 @@ import numpy as np
 import pytest
 
 from configs.model import qwen_vl_9b6
-from qwenvl_jax.config import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig, from_config_dict
+from qwenvl_jax.config import ComputeConfig, DecoderConfig, ModelConfig, ResamplerConfig, VitConfig, from_config_dict
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.params import component_of
+from qwenvl_jax.params import Params, component_of
 
 RNG = np.random.default_rng(0)
 
@@ -25,11 +29,11 @@ def full_model() -> ModelConfig:
     )
 
 
-def paths(tree) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+def paths(tree: Params) -> dict[tuple[str, ...], Any]:
     return {tuple(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def test_parameter_counts_of_the_full_model():
+def test_parameter_counts_of_the_full_model() -> None:
     leaves = paths(qwen_vl.abstract_params(full_model()))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == jnp.float32 for leaf in leaves.values())
     counts: dict[str, int] = {}
@@ -50,11 +54,11 @@ def test_parameter_counts_of_the_full_model():
     assert block == 202_395_648
 
 
-def test_the_full_config_is_the_released_model():
+def test_the_full_config_is_the_released_model() -> None:
     assert from_config_dict(ModelConfig, qwen_vl_9b6()) == full_model()
 
 
-def test_parameter_paths_and_shapes(model):
+def test_parameter_paths_and_shapes(model: ModelConfig) -> None:
     vit, d, r = model.vit, model.decoder, model.resampler
     w, n, k, f, s = vit.width, vit.heads, vit.width // vit.heads, vit.mlp_dim, vit.layers
     ds, dw, dn, dk, df = d.layers, d.width, d.heads, d.head_dim, d.mlp_dim
@@ -105,7 +109,7 @@ def test_parameter_paths_and_shapes(model):
     assert {"/".join(p): leaf.shape for p, leaf in paths(qwen_vl.abstract_params(model)).items()} == expected
 
 
-def test_initial_values(model, fresh_params):
+def test_initial_values(model: ModelConfig, fresh_params: Params) -> None:
     leaves = {"/".join(path): np.asarray(leaf) for path, leaf in paths(fresh_params).items()}
     for name, std in {
         "decoder/embedding": 0.02,
@@ -134,11 +138,13 @@ def test_initial_values(model, fresh_params):
 
 
 @pytest.fixture(scope="module")
-def encode(model, compute):
+def encode(model: ModelConfig, compute: ComputeConfig) -> Callable[..., jax.Array]:
     return jax.jit(lambda p, x: qwen_vl.encode_images(p, model, compute, x))
 
 
-def test_features_do_not_depend_on_other_images(model, params, encode):
+def test_features_do_not_depend_on_other_images(
+    model: ModelConfig, params: Params, encode: Callable[..., jax.Array]
+) -> None:
     images = RNG.integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
     together = np.asarray(encode(params, images)).reshape(3, model.resampler.queries, -1)
     for i in range(3):
@@ -146,7 +152,7 @@ def test_features_do_not_depend_on_other_images(model, params, encode):
     assert np.abs(together[0] - together[1]).max() > 1e-3
 
 
-def test_features_replace_exactly_their_slots(model, compute, params):
+def test_features_replace_exactly_their_slots(model: ModelConfig, compute: ComputeConfig, params: Params) -> None:
     queries = model.resampler.queries
     tokens = jnp.asarray(RNG.integers(0, model.decoder.vocab_size, (2, 24)), jnp.int32)
     features = jnp.asarray(RNG.normal(size=(2 * queries, model.decoder.width)), jnp.float32)
@@ -161,7 +167,7 @@ def test_features_replace_exactly_their_slots(model, compute, params):
     np.testing.assert_array_equal(mixed[slots < 0], np.asarray(text)[slots < 0])
 
 
-def microbatch(model):
+def microbatch(model: ModelConfig) -> dict[str, Any]:
     """Two rows: one sample with one of the two images, then padding; and a row of nothing but padding."""
     queries = model.resampler.queries
     tokens = RNG.integers(1, model.decoder.vocab_size, (2, 20)).astype(np.int32)
@@ -179,10 +185,12 @@ def microbatch(model):
     }
 
 
-def test_gradients_with_padding_are_finite_and_reach_every_parameter(model, compute, params):
+def test_gradients_with_padding_are_finite_and_reach_every_parameter(
+    model: ModelConfig, compute: ComputeConfig, params: Params
+) -> None:
     batch = microbatch(model)
 
-    def loss(tree, images):
+    def loss(tree: Params, images: jax.Array) -> jax.Array:
         hidden = qwen_vl.forward(tree, model, compute, **(batch | {"images_IHWC": images}))
         logits = qwen_vl.logits(tree, model, compute, hidden)
         mask = (batch["segment_ids_BL"] > 0) & (batch["image_slot_BL"] < 0)
@@ -199,7 +207,9 @@ def test_gradients_with_padding_are_finite_and_reach_every_parameter(model, comp
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, other_grads)
 
 
-def test_bfloat16_compute_stays_close_and_stored_bfloat16_is_accepted(model, compute, params):
+def test_bfloat16_compute_stays_close_and_stored_bfloat16_is_accepted(
+    model: ModelConfig, compute: ComputeConfig, params: Params
+) -> None:
     batch = microbatch(model)
     half = dataclasses.replace(compute, compute_dtype="bfloat16")
     frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
@@ -212,13 +222,15 @@ def test_bfloat16_compute_stays_close_and_stored_bfloat16_is_accepted(model, com
     assert np.sqrt(np.mean(error**2)) < 0.05 * np.asarray(exact)[valid].std()
 
 
-def test_the_whole_gradient_lowers_for_tpu_with_splash(model, compute, params):
+def test_the_whole_gradient_lowers_for_tpu_with_splash(
+    model: ModelConfig, compute: ComputeConfig, params: Params
+) -> None:
     settings = dataclasses.replace(
         compute, compute_dtype="bfloat16", attention="splash", remat_vit="attention_saved", remat_decoder="full"
     )
     batch = microbatch(model)
 
-    def loss(tree):
+    def loss(tree: Params) -> jax.Array:
         return jnp.sum(qwen_vl.forward(tree, model, settings, **batch).astype(jnp.float32))
 
     text = jax.jit(jax.grad(loss)).trace(params).lower(lowering_platforms=("tpu",)).as_text()

@@ -1,21 +1,27 @@
 """The adapter against torch's MultiheadAttention and LayerNorms."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
+from qwenvl_jax.config import ComputeConfig, ModelConfig
 from qwenvl_jax.models.resampler import Resampler
+from qwenvl_jax.params import Params
 
 RNG = np.random.default_rng(0)
 
 
-def tensor(x) -> torch.Tensor:
+def tensor(x: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(x, np.float32))
 
 
-def torch_resampler(tree, x, heads: int, query_grid: int) -> torch.Tensor:
+def torch_resampler(tree: Params, x: np.ndarray, heads: int, query_grid: int) -> torch.Tensor:
     width = tree["query"].shape[1]
     attn = tree["attn"]
     mha = torch.nn.MultiheadAttention(width, heads, batch_first=True).eval()
@@ -28,7 +34,7 @@ def torch_resampler(tree, x, heads: int, query_grid: int) -> torch.Tensor:
     }
     mha.load_state_dict(state)
 
-    def norm(name, y):
+    def norm(name: str, y: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.layer_norm(
             y, (width,), tensor(tree[name]["scale"]), tensor(tree[name]["bias"]), eps=1e-6
         )
@@ -46,10 +52,12 @@ def torch_resampler(tree, x, heads: int, query_grid: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("grid", "images"), [(3, 1), (4, 2), (8, 1)])
-def test_resampler_equals_torch(model, compute, params, grid, images):
+def test_resampler_equals_torch(
+    model: ModelConfig, compute: ComputeConfig, params: Params, grid: int, images: int
+) -> None:
     config, tree = model.resampler, params["resampler"]
     x = RNG.normal(size=(images, grid * grid, model.vit.width)).astype(np.float32)
-    module = Resampler(config, model.vit.width, model.decoder.width, compute)
+    module: Any = Resampler(config, model.vit.width, model.decoder.width, compute)
     ours = jax.jit(lambda p, x: module.apply({"params": p}, x))(tree, x)
     with torch.no_grad():
         theirs = torch_resampler(tree, x, config.heads, config.query_grid)
@@ -57,10 +65,10 @@ def test_resampler_equals_torch(model, compute, params, grid, images):
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
 
 
-def test_values_have_no_positions(model, compute, params):
+def test_values_have_no_positions(model: ModelConfig, compute: ComputeConfig, params: Params) -> None:
     """With one patch the attention is trivial, so the key's position must not matter at all."""
     tree = params["resampler"]
-    module = Resampler(model.resampler, model.vit.width, model.decoder.width, compute)
+    module: Any = Resampler(model.resampler, model.vit.width, model.decoder.width, compute)
     x = jnp.asarray(RNG.normal(size=(1, 1, model.vit.width)), jnp.float32)
     moved = tree | {"position_embedding": tree["position_embedding"] + 3.0}
     np.testing.assert_allclose(module.apply({"params": tree}, x), module.apply({"params": moved}, x), atol=1e-6)

@@ -1,6 +1,9 @@
 """The tower against the encoder layers of `transformers`' CLIP with torch's convolution and interpolation."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,9 @@ import torch
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
+from qwenvl_jax.config import ComputeConfig, ModelConfig, VitConfig
 from qwenvl_jax.models.vit import Vit, gelu, normalize_pixels, patches
+from qwenvl_jax.params import Params
 from qwenvl_jax.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -18,23 +23,22 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def tensor(x) -> torch.Tensor:
+def tensor(x: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(x, np.float32))
 
 
-def clip_encoder(config, tree) -> CLIPEncoder:
+def clip_encoder(config: VitConfig, tree: Params) -> Any:
     """The blocks of `tree["blocks"]` as CLIP layers; torch weights are out x in."""
-    encoder = CLIPEncoder(
-        CLIPVisionConfig(
-            hidden_size=config.width,
-            intermediate_size=config.mlp_dim,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            hidden_act="gelu",
-            layer_norm_eps=1e-6,
-            attn_implementation="eager",
-        )
-    ).eval()
+    sizes: Any = CLIPVisionConfig(
+        hidden_size=config.width,
+        intermediate_size=config.mlp_dim,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        attn_implementation="eager",
+    )
+    encoder = CLIPEncoder(sizes).eval()
     blocks, state = tree["blocks"], {}
     for i in range(config.layers):
         block = jax.tree.map(lambda x, i=i: np.asarray(x[i]), blocks)
@@ -56,11 +60,13 @@ def clip_encoder(config, tree) -> CLIPEncoder:
 
 
 @pytest.mark.parametrize(("side", "images"), [(16, 1), (32, 2), (12, 3)])
-def test_vit_equals_clip_layers(model, compute, params, side, images):
+def test_vit_equals_clip_layers(
+    model: ModelConfig, compute: ComputeConfig, params: Params, side: int, images: int
+) -> None:
     """On the stored grid, on twice the grid and on a smaller one."""
     config, tree = model.vit, params["vit"]
     pixels = RNG.integers(0, 256, (images, side, side, 3)).astype(np.uint8)
-    vit = Vit(config, model.decoder.width, compute)
+    vit: Any = Vit(config, model.decoder.width, compute)
     ours = jax.jit(lambda p, x: vit.apply({"params": p}, x))(tree, pixels)
 
     with torch.no_grad():
@@ -70,7 +76,7 @@ def test_vit_equals_clip_layers(model, compute, params, side, images):
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
 
 
-def clip_embeddings(config, tree, pixels) -> torch.Tensor:
+def clip_embeddings(config: VitConfig, tree: Params, pixels: np.ndarray) -> torch.Tensor:
     """[I, P, W] what the first block reads."""
     with torch.no_grad():
         x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - tensor(MEAN)[:, None, None]) / tensor(STD)[
@@ -90,13 +96,15 @@ def clip_embeddings(config, tree, pixels) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("unroll", [False, True])
-def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(model, compute, params, unroll):
+def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(
+    model: ModelConfig, compute: ComputeConfig, params: Params, unroll: bool
+) -> None:
     """Each window alone through the first CLIP layer, then all patches through the second."""
     config, tree = dataclasses.replace(model.vit, window=4, global_every=2), params["vit"]
     grid = 8
     pixels = RNG.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     compute = dataclasses.replace(compute, remat_vit="full", unroll_layers=unroll)
-    vit = Vit(config, model.decoder.width, compute)
+    vit: Any = Vit(config, model.decoder.width, compute)
     ours = jax.jit(lambda p, x: vit.apply({"params": p}, x))(tree, pixels)
     first, second = clip_encoder(config, tree).layers
     x = clip_embeddings(config, tree, pixels).reshape(2, grid, grid, -1)
@@ -109,21 +117,25 @@ def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(model, compu
         theirs = second(x.reshape(2, grid * grid, -1), attention_mask=None, causal_attention_mask=None)[0]
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
 
-    def energy(p):
+    def energy(p: Params) -> jax.Array:
         return jnp.sum(vit.apply({"params": p}, pixels) ** 2)
 
     gradients = jax.tree.leaves(jax.jit(jax.grad(energy))(tree))
     assert all(np.isfinite(leaf).all() for leaf in gradients)
 
 
-def test_an_image_of_one_window_is_computed_as_without_windows(model, compute, params):
+def test_an_image_of_one_window_is_computed_as_without_windows(
+    model: ModelConfig, compute: ComputeConfig, params: Params
+) -> None:
     pixels = RNG.integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
-    both = [Vit(dataclasses.replace(model.vit, window=window), model.decoder.width, compute) for window in (0, 4)]
+    both: list[Any] = [
+        Vit(dataclasses.replace(model.vit, window=window), model.decoder.width, compute) for window in (0, 4)
+    ]
     plain, windowed = (vit.apply({"params": params["vit"]}, pixels) for vit in both)
     np.testing.assert_array_equal(plain, windowed)
 
 
-def test_gelu_rounds_once_like_torch():
+def test_gelu_rounds_once_like_torch() -> None:
     x = np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16).astype(np.float32)
     x = x[np.abs(x) < 20]  # every bfloat16 between
     expected = torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
@@ -134,10 +146,12 @@ def test_gelu_rounds_once_like_torch():
     np.testing.assert_allclose(found, theirs, rtol=2**-7, atol=1e-6)
 
 
-def test_head_is_the_norm_then_the_product_with_proj(model, compute, params):
+def test_head_is_the_norm_then_the_product_with_proj(
+    model: ModelConfig, compute: ComputeConfig, params: Params
+) -> None:
     tree, width = params["vit"], model.decoder.width
     x = RNG.normal(size=(2, 9, width)).astype(np.float32)
-    vit = Vit(model.vit, width, compute)
+    vit: Any = Vit(model.vit, width, compute)
     ours = vit.apply({"params": tree}, jnp.asarray(x), method=Vit.head)
     norm = tree["ln_post"]
     theirs = torch.nn.functional.layer_norm(
@@ -146,7 +160,7 @@ def test_head_is_the_norm_then_the_product_with_proj(model, compute, params):
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
-def test_patches_are_row_major_with_the_channel_fastest():
+def test_patches_are_row_major_with_the_channel_fastest() -> None:
     image = np.zeros((1, 4, 4, 3), np.uint8)
     image[0, 1, 2] = (7, 8, 9)  # upper right patch, second row, first column
     cut = np.asarray(patches(jnp.asarray(image), 2))
@@ -155,13 +169,13 @@ def test_patches_are_row_major_with_the_channel_fastest():
     assert cut.sum() == 24
 
 
-def test_pixels_are_normalised_like_clip():
+def test_pixels_are_normalised_like_clip() -> None:
     pixels = RNG.integers(0, 256, (5, 6)).astype(np.uint8)
     expected = (pixels.reshape(5, 2, 3) / 255 - MEAN) / STD
     np.testing.assert_allclose(normalize_pixels(jnp.asarray(pixels)), expected.reshape(5, 6), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 20, 3), (1, 18, 18, 3)])
-def test_images_that_are_no_grid_are_a_clear_error(shape):
+def test_images_that_are_no_grid_are_a_clear_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="square grid of 4 pixel patches"):
         patches(jnp.zeros(shape, jnp.uint8), 4)

@@ -135,8 +135,8 @@ def batch_of(case: Case, data: schema.DataConfig) -> Batch:
     for start in (1, 9):
         with_image = rng.random(shape[:2]) < 0.7
         image = rng.integers(0, data.group_images, shape[:2])
-        own = image[..., None] * QUERIES + np.arange(QUERIES)
-        slots[..., start : start + QUERIES] = np.where(with_image[..., None], own, -1)
+        features = image[..., None] * QUERIES + np.arange(QUERIES)
+        slots[..., start : start + QUERIES] = np.where(with_image[..., None], features, -1)
     slots[segments == 0] = -1
     mask = (rng.random(shape) < 0.6) & (segments > 0) & (slots < 0)
     mask[:, : case.rows // 3] &= rng.random(case.rows // 3)[:, None] < 0.5  # some devices have less to do
@@ -195,7 +195,7 @@ def reference_step(trainable: tuple[str, ...]) -> tuple[schema.Config, Mesh, Any
     return config, mesh, make_train_step(config, mesh, abstract_state(config, mesh))
 
 
-def evaluate(params: Any, batch: Batch) -> dict[str, jax.Array]:
+def evaluate(params: Any, batch: Any) -> dict[str, jax.Array]:
     """Logits of whole rows, of a prefill padded on the left, and of two decoded tokens; batch without its axis A."""
     features_FD = qwen_vl.encode_images(params, MODEL, COMPUTE, batch.images)
     hidden_BLD = qwen_vl.forward(
@@ -241,15 +241,15 @@ def check_evaluation(case: Case, mesh: Mesh, batch: Batch, worst: dict[str, floa
     """`eval_rows` rows, split over the mesh if they divide, and all images."""
     whole = Batch(*(field[0] for field in batch))
     expected = evaluate_on_one(parameters(), whole)
-    few = Batch(*(field[: case.eval_rows] for field in whole[:-1]), whole.images)
+    few = Batch(*(field if name == "images" else field[: case.eval_rows] for name, field in whole._asdict().items()))
     shards = case.slices * case.data * case.fsdp
 
-    def place(field: np.ndarray) -> jax.Array:
+    def put(field: np.ndarray) -> Any:
         return jax.device_put(field, NamedSharding(mesh, P(BATCH_AXES if len(field) % shards == 0 else None)))
 
     with jax.set_mesh(mesh):
-        placed = jax.device_put(parameters(), param_shardings(parameters(), mesh))
-        found = jax.jit(evaluate)(placed, Batch(*map(place, few)))
+        params = jax.device_put(parameters(), param_shardings(parameters(), mesh))
+        found = jax.jit(evaluate)(params, Batch(*map(put, few)))
     expected = {name: value[: case.eval_rows] for name, value in expected.items()}
     compare({k: np.asarray(v) for k, v in found.items()}, {k: np.asarray(v) for k, v in expected.items()}, worst)
 

@@ -67,8 +67,9 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
             answers[f"{name}/{'/'.join(path)}"] = np.asarray(leaf)
     kernel = state.trainable["decoder"]["blocks"]["mlp"]["up"]["kernel"]
     answers["shard"] = np.asarray(kernel.addressable_shards[0].data.shape)
-    np.savez(output, **answers)
+    np.savez(output, allow_pickle=False, **answers)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *(int(number) for number in sys.argv[2:6]), *sys.argv[6:])
+    data, fsdp, tensor, slices = map(int, sys.argv[2:6])
+    main(sys.argv[1], data, fsdp, tensor, slices, *sys.argv[6:])

@@ -36,7 +36,7 @@ print("equal")
 """
 
 
-def test_splash_is_mapped_over_the_mesh():
+def test_splash_is_mapped_over_the_mesh() -> None:
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(pathlib.Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]

@@ -17,7 +17,8 @@ TPUS = ("TPU v4", "TPU v5p", "TPU v5 lite", "TPU v6 lite")  # JAX's names
 def options(kind: str, chips: int = 4, chosen: tuple[str, ...] = ()) -> dict[str, Any]:
     """Those of a mesh of `chips` devices of the kind; of a mesh only its devices matter."""
     device = types.SimpleNamespace(platform="tpu" if kind in TPUS else kind, device_kind=kind)
-    return compiler_options(types.SimpleNamespace(devices=np.full((chips, 1, 1), device), size=chips), chosen)
+    mesh: Any = types.SimpleNamespace(devices=np.full((chips, 1, 1), device), size=chips)
+    return compiler_options(mesh, chosen)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

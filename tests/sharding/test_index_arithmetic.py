@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -181,7 +182,7 @@ def groups_received(data: DataConfig, mesh: tuple[int, int]) -> tuple[np.ndarray
     mapped = [equation for equation in traced.eqns if equation.primitive.name == "shard_map"]
     if not mapped:
         assert shards == 1
-        taken = np.asarray(take_features(labels_F1, slots_BL, data.groups))[..., 0]
+        taken = np.asarray(take_features(jnp.asarray(labels_F1), jnp.asarray(slots_BL), data.groups))[..., 0]
         return np.arange(data.rows_per_microbatch) // data.group_rows, taken
     (equation,) = mapped
     parts = (labels_F1.reshape(shards, -1, 1), slots_BL.reshape(shards, -1, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -45,7 +46,7 @@ def shapes(name: str) -> dict:
         ((2, 2, 2), 8, (2, 2, 2)),
     ],
 )
-def test_mesh_takes_what_is_left(sizes, devices, expected) -> None:
+def test_mesh_takes_what_is_left(sizes: tuple[int, int, int], devices: int, expected: tuple[int, int, int]) -> None:
     assert mesh_shape(MeshConfig(*sizes, slices=1, max_replicated_bytes=0), devices) == expected
 
 
@@ -55,7 +56,7 @@ def test_slices_multiply_the_data_axis() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "slices"), [((3, 1, 1), 1), ((-1, 3, 1), 1), ((1, 1, 1), 1), ((-1, 1, 1), 3)])
-def test_sizes_that_do_not_fit_are_refused(sizes, slices) -> None:
+def test_sizes_that_do_not_fit_are_refused(sizes: tuple[int, int, int], slices: int) -> None:
     with pytest.raises(UserError, match="devices"):
         mesh_shape(MeshConfig(*sizes, slices=slices, max_replicated_bytes=0), 8)
 
@@ -65,13 +66,14 @@ def test_every_projection_finds_its_kernel_in_the_table() -> None:
     model = from_config_dict(ModelConfig, dict(models.tiny().items()))
     found = {}
 
-    def record(call, args, kwargs, context):
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         if isinstance(context.module, Projection):
             found["/".join(context.module.path)] = context.module
         return call(*args, **kwargs)
 
+    untraced: Any = qwen_vl.init_params
     with nn.intercept_methods(record):
-        jax.eval_shape(lambda key: qwen_vl.init_params.__wrapped__(model, key), jax.random.key(0))
+        jax.eval_shape(lambda key: untraced.__wrapped__(model, key), jax.random.key(0))
     kernels = {name.removesuffix("/kernel") for name in LOGICAL_AXES if name.endswith("/kernel")}
     assert set(found) == kernels - {"vit/patch_embed"}
     for name, module in found.items():
@@ -91,7 +93,7 @@ def test_the_table_names_every_parameter_and_axis() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(8, 64, 1), (2, 128, 1), (4, 16, 1), (1, 8, 8), (1, 16, 16)])
-def test_the_full_model_fits_the_meshes_of_the_configs(sizes) -> None:
+def test_the_full_model_fits_the_meshes_of_the_configs(sizes: tuple[int, int, int]) -> None:
     rows = parameter_lines(shapes("full"), mesh_of(*sizes))
     assert sum(row.bytes_total for row in rows) == 4 * 9_656_935_168
     # All but norms, biases and the like is split over fsdp x tensor.
@@ -184,7 +186,7 @@ class Chip:
 
     platform, device_kind, core_on_chip = "tpu", "TPU v4", 0
 
-    def __init__(self, number: int, coords: tuple[int, int, int], slice_index: int):
+    def __init__(self, number: int, coords: tuple[int, int, int], slice_index: int) -> None:
         self.id, self.process_index, self.coords, self.slice_index = number, number // 4, coords, slice_index
 
     def __repr__(self) -> str:
@@ -196,7 +198,7 @@ def chips(sides: tuple[int, int, int], slices: int = 1) -> list[Chip]:
     return [Chip(s * len(places) + k, place, s) for s in range(slices) for k, place in enumerate(places)]
 
 
-def torus_mesh(sides: tuple[int, int, int], slices: int, config: MeshConfig, monkeypatch: pytest.MonkeyPatch):
+def torus_mesh(sides: tuple[int, int, int], slices: int, config: MeshConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("qwenvl_jax.sharding.mesh.Mesh", lambda grid, axes: grid)  # these chips are no jax.Device
     return make_mesh(config, chips(sides, slices))
 
@@ -209,7 +211,13 @@ def torus_mesh(sides: tuple[int, int, int], slices: int, config: MeshConfig, mon
         ((4, 4, 12), 2, (-1, 16, 2), (12, 16, 2)),
     ],
 )
-def test_odd_pods_get_a_mesh_whose_slices_lie_along_data(sides, slices, sizes, shape, monkeypatch) -> None:
+def test_odd_pods_get_a_mesh_whose_slices_lie_along_data(
+    sides: tuple[int, int, int],
+    slices: int,
+    sizes: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     grid = torus_mesh(sides, slices, MeshConfig(*sizes, slices=slices, max_replicated_bytes=0), monkeypatch)
     assert grid.shape == shape and len({chip.id for chip in grid.flat}) == grid.size
     per_slice = shape[0] // slices
@@ -227,7 +235,9 @@ def test_odd_pods_get_a_mesh_whose_slices_lie_along_data(sides, slices, sizes, s
         ((4, 4, 20), 1, MeshConfig(-1, 32, 1, 1, 0), "JAX cannot lay the mesh (data 10, fsdp 32, tensor 1)"),
     ],
 )
-def test_what_tpus_cannot_do_is_refused_in_a_sentence(sides, slices, config, words, monkeypatch) -> None:
+def test_what_tpus_cannot_do_is_refused_in_a_sentence(
+    sides: tuple[int, int, int], slices: int, config: MeshConfig, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError) as error:
         torus_mesh(sides, slices, config, monkeypatch)
     assert words in str(error.value) and "\n" not in str(error.value)

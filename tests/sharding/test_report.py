@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from tests.support import tiny_run
 MESH = AbstractMesh((2, 4, 2), AXES)
 
 
-def leaf(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+def leaf(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
@@ -58,7 +60,7 @@ def test_memories() -> None:
 
 
 @pytest.mark.parametrize("memory", ["device", "pinned_host"])
-def test_json_of_a_state(memory: str, tmp_path) -> None:
+def test_json_of_a_state(memory: str, tmp_path: Path) -> None:
     config = tiny_run.make_config(
         tmp_path,
         train__trainable=("vit", "vit_head", "resampler"),
@@ -87,7 +89,7 @@ def test_json_of_a_state(memory: str, tmp_path) -> None:
     assert sum('"shape"' in line for line in text.splitlines()) == len(value["parameters"]) == 45
 
 
-def test_table_of_components(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+def test_table_of_components(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from qwenvl_jax.runtime import log
 
     config = tiny_run.make_config(

@@ -28,12 +28,15 @@ def loss(chunk: int, train_head: bool = True) -> Callable[..., jax.Array]:
     return lambda *arrays: token_loss_sum(*arrays, chunk, train_head)
 
 
-def torch_answer(hidden, targets, mask, head) -> tuple[float, np.ndarray, np.ndarray]:
+def torch_answer(
+    hidden: np.ndarray, targets: np.ndarray, mask: np.ndarray, head: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
     hidden_t = torch.tensor(hidden, requires_grad=True)
     head_t = torch.tensor(head, requires_grad=True)
     labels = torch.tensor(np.where(mask > 0, targets, -100)).long()
     value = torch.nn.functional.cross_entropy((hidden_t @ head_t).flatten(0, 1), labels.flatten(), reduction="sum")
     value.backward()
+    assert hidden_t.grad is not None and head_t.grad is not None
     return value.item(), hidden_t.grad.numpy(), head_t.grad.numpy()
 
 
@@ -94,5 +97,6 @@ def test_logits_of_all_tokens_never_exist() -> None:
     hidden, targets, mask, head = problem()
     function = loss(6)
     text = jax.jit(jax.grad(function, argnums=(0, 3))).lower(hidden, targets, mask, head).compile().as_text()
+    assert text is not None
     assert f"[6,{VOCABULARY}]" in text
     assert f"[{ROWS},{LENGTH},{VOCABULARY}]" not in text and f"[{ROWS * LENGTH},{VOCABULARY}]" not in text
