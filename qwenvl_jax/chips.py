@@ -7,11 +7,11 @@ November 2026:
             (https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p-training, /v6e)
   [scaling] "How to Scale Your Model", chapter 2, "TPU Specs" (https://jax-ml.github.io/scaling-book/tpus): link and
             data-centre bandwidths as they are reached in practice
-  [clock]   the rate at which the matrix units give the peak (v5e: 4 units * 128^2 * 2 * 1.5 GHz = 197 TFLOP/s);
-            in the compiler's cycles at this clock a product of 16384 x 4096 x 11008 takes 1.05 (v5e), 1.12 (v4),
-            1.14 (v6e) and 1.21 (v5p) times as long as at the peak, so the cycles are of this clock
-  [price]   list prices on demand per chip and hour: v4 3.22 (us-central2), v5e 1.20, v5p 4.20, v6e 2.70, as quoted by
-            others; the price list itself (https://cloud.google.com/tpu/pricing) decides, and `--prices` overrides
+  [clock]   the rate at which the matrix units reach the peak (v5e: 4 units * 128^2 * 2 * 1.5 GHz = 197 TFLOP/s). At
+            this clock the compiler's cycles for a product of 16384 x 4096 x 11008 are 1.05 (v5e), 1.12 (v4), 1.14
+            (v6e) and 1.21 (v5p) times the time at the peak, so the cycles refer to this clock
+  [price]   list prices on demand per chip and hour: v4 3.22 (us-central2), v5e 1.20, v5p 4.20, v6e 2.70, quoted at
+            second hand; the price list (https://cloud.google.com/tpu/pricing) decides, and `--prices` overrides
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Chip:
       price: US dollars per chip and hour, list price on demand in the cheapest US region [price]; yours will differ.
       compiler_kind, compiler_config: how libtpu calls it.
       device_kinds: how JAX calls it (`jax.Device.device_kind`).
-      one_core: it has one core, or its cores share no memory.
-      sparse_cores: its SparseCores take over collectives.
+      one_core: whether it has one core, or its cores share no memory.
+      sparse_cores: whether its SparseCores take over collectives.
       scoped_vmem_kib: the part of VMEM that one operation may use, in KiB; 0 keeps the compiler's default of 16 MiB,
         which is all that v4 has. With 32 MiB the tiles of large matrix products grow and the compiler's cycles of a
         whole step fall by a tenth. Beyond that little is gained and compilation takes twice as long, except on v6e,
@@ -171,7 +171,7 @@ GPU_PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls by this name; None for what is not a TPU of the table."""
+    """The chip with this `jax.Device.device_kind`; None if it is not a TPU of the table."""
     return next((chip for chip in CHIPS.values() if device_kind in chip.device_kinds), None)
 
 

@@ -1,9 +1,9 @@
 """Floating-point operations of a training step, by arithmetic.
 
-Counted are matrix products, two operations per multiply-add; a causal product counts half. A product y = x W costs
-its forward once; once more for dW if W is trained; once more for dx if anything below it is trained. So a frozen
-decoder above a trained ViT costs 2x its forward (stage 1), and a frozen ViT 1x (stage 3). Recomputation (remat) and
-padding are not counted: they are overhead, and utilisation must show them.
+Only matrix products are counted, with two operations per multiply-add; a causal product counts half. A product y = x W
+costs its forward operations once, once more for dW if W is trained, and once more for dx if anything below it is
+trained. So a frozen decoder above a trained ViT costs 2x its forward operations (stage 1), and a frozen ViT 1x
+(stage 3). Recomputation (remat) and padding are not counted: they are overhead that utilisation must show.
 
 Shape suffixes: L tokens, P patches, Q queries, D decoder width, W ViT width, V vocabulary.
 """
@@ -17,11 +17,11 @@ from qwenvl_jax.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """How much of everything a step does.
+    """The amounts that determine the operations of a step.
 
     Attributes:
       tokens: decoder positions.
-      context: tokens that one position could see if nothing were masked, the length of a row.
+      context: tokens that one position could attend to if nothing were masked, the length of a row.
       supervised: positions whose logits are computed.
       images: images encoded.
     """
@@ -33,7 +33,7 @@ class Work:
 
 
 def full_work(config: Config) -> Work:
-    """The most that a step can hold: every row full, every token supervised, the image budget used up."""
+    """The most work that a step can hold: all rows full, all tokens supervised, the image budget used up."""
     data = config.data
     images = data.image_budget * data.accumulation if data.images_per_row else 0
     tokens = data.rows_per_step * data.sequence_length
@@ -42,7 +42,7 @@ def full_work(config: Config) -> Work:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """Matrix products of one kind. `owner` is the component of the weight, or None for scores and mixing."""
+    """Matrix products of one kind. `owner` is the component of the weight, or None for those of attention."""
 
     part: str
     owner: str | None
@@ -74,19 +74,19 @@ def training_flops(config: Config, work: Work | None = None, causal_share: float
     """Operations of one optimiser step per part, forward and backward, as the stage trains it.
 
     Args:
-      config: the run; `train.trainable` decides what goes backward.
-      work: what the step holds; default `full_work`.
-      causal_share: 0.5 counts the useful half of causal attention; 1.0 what an implementation without block
-        skipping does.
+      config: the run; `train.trainable` decides which products have a backward pass.
+      work: of the step; by default `full_work`.
+      causal_share: 0.5 counts the useful half of causal attention, 1.0 all operations of an implementation that skips
+        no blocks.
     """
     trained = config.train.trainable
     flops: dict[str, float] = {}
-    below = False  # whether anything is trained that the input of the product depends on
+    below = False  # whether the input of the product depends on a trained parameter
     for product in forward_flops(config, full_work(config) if work is None else work, causal_share):
-        own = product.owner in trained
-        # These parts begin with something of their own, a norm or an embedding, before their first product.
-        below |= own and product.part in ("vit_head", "decoder", "lm_head")
-        passes = 1 + 2 * below if product.owner is None else 1 + own + below
+        weight_trained = product.owner in trained
+        # These parts begin with a parameter of their own, a norm or an embedding, before their first product.
+        below |= weight_trained and product.part in ("vit_head", "decoder", "lm_head")
+        passes = 1 + 2 * below if product.owner is None else 1 + weight_trained + below
         flops[product.part] = flops.get(product.part, 0.0) + passes * product.forward
-        below |= own
+        below |= weight_trained
     return flops

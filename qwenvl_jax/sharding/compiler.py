@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from qwenvl_jax.chips import chip_of
 from qwenvl_jax.config.schema import COLLECTIVES_BESIDE_KERNELS
 
-# Without these every collective on a TPU stops the cores until it is done.
+# Without these options the cores of a TPU wait for every collective.
 ASYNC_COLLECTIVES: dict[str, bool | int | str] = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
@@ -22,8 +22,8 @@ ASYNC_COLLECTIVES: dict[str, bool | int | str] = {
 # recipe may choose it (`configs/meshes/tpu.py`).
 BESIDE_KERNELS = {COLLECTIVES_BESIDE_KERNELS: True}
 
-# The SparseCores of a chip exchange data while its TensorCores compute: the only way to hide a reduce-scatter. What
-# they do cannot be part of a fusion.
+# The SparseCores of a chip exchange data while its TensorCores compute; there is no other way to hide a reduce-scatter.
+# Their collectives cannot be part of a fusion.
 SPARSE_CORE_COLLECTIVES: dict[str, bool | int | str] = {
     **{
         f"xla_tpu_enable_async_collective_fusion_fuse_{kind}": False

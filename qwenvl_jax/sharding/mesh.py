@@ -21,7 +21,7 @@ from qwenvl_jax.runtime.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the axes that split the rows and the images of a batch
 
-AnyMesh = Mesh | AbstractMesh  # of devices, or of sizes alone: all that partitions are made of
+AnyMesh = Mesh | AbstractMesh  # of devices, or of sizes alone, which are enough for partitions
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
@@ -52,10 +52,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
     Args:
       config: the sizes; `data` of the result is `slices` times that of the config.
-      devices: default all devices of this run; those of a topology when compiling ahead of time.
+      devices: by default all devices of this run; those of a topology for compiling ahead of time.
 
     Raises:
-      UserError: if the sizes do not fit the devices, or TPUs in their slices.
+      UserError: if the sizes do not fit the devices, or the slices of TPUs.
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = mesh_shape(config, len(devices))
@@ -76,7 +76,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             grid = mesh_utils.create_hybrid_device_mesh(
                 (data, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
             )
-    except (AssertionError, NotImplementedError, ValueError) as error:  # as JAX says that it finds no place
+    except (AssertionError, NotImplementedError, ValueError) as error:  # JAX raises any of these
         raise UserError(
             f"JAX cannot lay the mesh (data {data}, fsdp {fsdp}, tensor {tensor}) on the torus of a slice of "
             f"{len(devices) // slices} chips: {str(error).splitlines()[0]}; choose other sizes"
@@ -85,10 +85,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def check_torus(config: MeshConfig, device_count: int) -> None:
-    """Refuses what the TPU compiler does (libtpu 0.0.42): a sum over an odd number of chips within a slice.
+    """Refuses sums over an odd number of chips within a slice, which the TPU compiler (libtpu 0.0.42) refuses.
 
     Raises:
-      UserError: if the sizes do not fit so many TPUs.
+      UserError: if the sizes need such a sum, or do not fit the number of devices.
     """
     data, fsdp, tensor = mesh_shape(config, device_count)
     if data > 1 and data % 2:
@@ -99,7 +99,7 @@ def check_torus(config: MeshConfig, device_count: int) -> None:
 
 
 def abstract_mesh(config: MeshConfig, device_count: int) -> AbstractMesh:
-    """The sizes of `make_mesh` over so many devices, none of which is here.
+    """The mesh of `make_mesh` as sizes alone, for devices that are not here.
 
     Raises:
       UserError: if the sizes do not fit the devices.
@@ -109,7 +109,7 @@ def abstract_mesh(config: MeshConfig, device_count: int) -> AbstractMesh:
 
 
 def batch_shards(mesh: AnyMesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 

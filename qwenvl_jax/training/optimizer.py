@@ -3,13 +3,13 @@
 The rate of update number n = step + 1 out of T, with W warm-up updates:
     n <= W:  peak * n / W
     n > W:   minimum + (peak - minimum) * (1 + cos(pi * (n - W) / (T - W))) / 2
-so that the last warm-up update has the peak and the last update of all the minimum.
+so the last warm-up update has the peak rate, and the last update of the stage the minimum.
 
 Layer-wise decay d multiplies the whole update (weight decay included) of ViT block i out of S by d^(S - 1 - i): the
-top block keeps the full rate. What lies below the blocks (patch embedding, position table, `ln_pre`) gets d^S.
-`ln_post`, `proj`, the resampler and the decoder keep the full rate: they lie above the ViT.
+top block keeps the full rate. The parameters below the blocks (patch embedding, position table, `ln_pre`) get d^S.
+`ln_post`, `proj`, the resampler and the decoder are above the ViT and keep the full rate.
 
-Weight decay acts on matrices and tables, not on norm scales and biases (the paper does not say; this is the custom).
+Weight decay acts on matrices and tables, not on norm scales and biases, as is usual; the paper does not specify it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def is_decayed(path: tuple[str, ...]) -> bool:
 def scale_by_rate(schedule: Schedule, layers: int, decay: float) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by minus the rate of `step` and by each parameter's layer-wise factor.
 
-    It keeps no count of its own: the rate is a function of the step that the caller passes.
+    It counts no steps: the rate is a function of the step that the caller passes.
     """
 
     def update(
@@ -85,8 +85,8 @@ def scale_by_rate(schedule: Schedule, layers: int, decay: float) -> optax.Gradie
 def make_optimizer(config: OptimizerConfig, steps: int, vit_layers: int) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a stage, over trees of trainable parameters only.
 
-    Its `update` takes the keyword `step`, the 0-based number of the global batch: a batch that is skipped for its
-    non-finite gradients moves the schedule on, like any other.
+    Its `update` takes the keyword `step`, the 0-based number of the global batch. A batch that is skipped because its
+    gradients are not finite advances the schedule like any other.
 
     Args:
       config: rates, betas, decay, clip.

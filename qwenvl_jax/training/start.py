@@ -1,4 +1,4 @@
-"""What all processes of a run agree on before they do anything together."""
+"""The start of a run: which checkpoints it continues or begins from, agreed on by all processes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qwenvl_jax.runtime.versions import versions
 
 
 def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[str, StartingPoint | None]]:
-    """The step that a run continues from; where there is none, None and the checkpoints that a new one starts from.
+    """The step that a run continues from, or None and the checkpoints by tower that a new run starts from.
 
-    All processes must run the same code with the same config. Then process 0 asks the file system, and the others, who
-    might see an earlier state of it, are told.
+    All processes must run the same code with the same config. Process 0 looks into the file system and tells the
+    others, which might see an earlier state of it.
 
     Raises:
-      UserError: if a process differs, if the folder holds another run, or for what `check_init` refuses.
+      UserError: if a process differs, if the folder holds another run, or if `check_init` refuses a checkpoint.
     """
     distributed.agree({**versions(), "--workdir": str(workdir), **dict(_leaves(to_dict(config), "config"))})
 
@@ -37,16 +37,16 @@ def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[st
         sources = check_init(config) if step is None else {}
         return {"step": step, "sources": {name: source and _to_json(source) for name, source in sources.items()}}
 
-    told = distributed.from_primary(look)
-    return told["step"], {name: source and _from_json(source) for name, source in told["sources"].items()}
+    start = distributed.from_primary(look)
+    return start["step"], {name: source and _from_json(source) for name, source in start["sources"].items()}
 
 
 def _leaves(value: Any, path: str) -> list[tuple[str, str]]:
     """(name, text) of every value of a config."""
     if isinstance(value, dict) and value:
-        return [leaf for key, own in value.items() for leaf in _leaves(own, f"{path}.{key}")]
+        return [leaf for key, entry in value.items() for leaf in _leaves(entry, f"{path}.{key}")]
     if isinstance(value, list) and value:
-        return [leaf for index, own in enumerate(value) for leaf in _leaves(own, f"{path}[{index}]")]
+        return [leaf for index, entry in enumerate(value) for leaf in _leaves(entry, f"{path}[{index}]")]
     return [(path, repr(value))]
 
 
