@@ -3,7 +3,7 @@
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/cpu_step.py [--alternations=5]
 
 The same small Qwen-VL on both sides, float32: ViT 6 x 192, 64 queries, decoder 6 x 256, vocabulary 4,096; 8 rows of 192
-tokens with one image of 112 px each, 128 supervised places in all rows together, everything trained, AdamW with
+tokens with one image of 112 px each, 128 supervised tokens in all rows together, everything trained, AdamW with
 clipping. See `torch_peer.py` for PyTorch's side. Prints each side's best and median step.
 """
 
@@ -55,9 +55,9 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(steps.measure(lambda: make(arguments.side), WARM_UP, STEPS)))
         return
-    found = steps.alternate(SIDES, lambda side: [sys.executable, __file__, f"--side={side}"], arguments.alternations)
+    measured = steps.alternate(SIDES, lambda side: [sys.executable, __file__, f"--side={side}"], arguments.alternations)
     best, median = {}, {}
-    for side, runs in found.items():
+    for side, runs in measured.items():
         best[side], median[side] = steps.best_and_median(runs)
         print(f"{side:14} best {1000 * best[side]:6.1f} ms, median {1000 * median[side]:6.1f} ms")
     peer = min(best["torch"], best["torch_compile"])

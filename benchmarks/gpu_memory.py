@@ -110,17 +110,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=1, help="over which everything is split")
     arguments = parser.parse_args()
-    found = []
+    cases = []
     with exit_on_user_error():
         gpus = devices(arguments.gpus)
         for case in CASES:
-            found.append(memory(*case, gpus))
+            cases.append(memory(*case, gpus))
             print(
                 "stage {stage}, {gpus} x {rows:3} rows, {remat:13} {arguments_gib:6.1f} GiB of arguments, "
-                "{temporaries_gib:6.1f} of temporaries, {total_gib:6.1f} in all".format(**found[-1]),
+                "{temporaries_gib:6.1f} of temporaries, {total_gib:6.1f} in all".format(**cases[-1]),
                 file=sys.stderr,
             )
-    print(json.dumps(found))
+    print(json.dumps(cases))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ ENVIRONMENT = {"XLA_CLIENT_MEM_FRACTION": "0.96", "PYTORCH_ALLOC_CONF": "expanda
 
 
 def config_of(arguments: argparse.Namespace, devices: int, attention: str) -> Config:
-    """The stage's own config but for what the arguments say."""
+    """The config of the stage with the changes that the arguments name."""
     values = STAGES[arguments.stage].get_config(mesh="gpu")
     tiny = arguments.size == "tiny"
     if tiny:
@@ -91,8 +91,8 @@ def make(arguments: argparse.Namespace) -> steps.Side:
     return torch_side(config, steps.full_batch(config), compiled=arguments.side == "torch_compile")
 
 
-def _check_backend(arguments: argparse.Namespace, found: bool, framework: str, remedy: str) -> None:
-    if not found and arguments.size == "full":
+def _check_backend(arguments: argparse.Namespace, available: bool, framework: str, remedy: str) -> None:
+    if not available and arguments.size == "full":
         raise UserError(f"{framework} sees no GPU; install {remedy} on a machine with one, or try --size=tiny")
 
 
@@ -129,20 +129,20 @@ def figures(runs: list[dict[str, Any]], work: Work, flops: float) -> dict[str, A
 def table(result: dict[str, Any]) -> str:
     """The figures for people, medians."""
     rows = [("side", "s/step", "best", "tokens/s", "images/s", "MFU", "peak, GiB")]
-    for side, found in result["sides"].items():
-        if "error" in found:
-            rows.append((side, found["error"], "", "", "", "", ""))
+    for side, figures_of_side in result["sides"].items():
+        if "error" in figures_of_side:
+            rows.append((side, figures_of_side["error"], "", "", "", "", ""))
             continue
-        mfu = "unknown" if found["mfu"] is None else f"{found['mfu']:.3f}"
+        mfu = "unknown" if figures_of_side["mfu"] is None else f"{figures_of_side['mfu']:.3f}"
         rows.append(
             (
                 side,
-                f"{found['seconds_median']:.4f}",
-                f"{found['seconds_best']:.4f}",
-                f"{found['tokens_per_second']:.0f}",
-                f"{found['images_per_second']:.1f}",
+                f"{figures_of_side['seconds_median']:.4f}",
+                f"{figures_of_side['seconds_best']:.4f}",
+                f"{figures_of_side['tokens_per_second']:.0f}",
+                f"{figures_of_side['images_per_second']:.1f}",
                 mfu,
-                f"{found['peak_gib']:.1f}",
+                f"{figures_of_side['peak_gib']:.1f}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -150,20 +150,20 @@ def table(result: dict[str, Any]) -> str:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures all sides in processes of their own."""
+    """Measures all sides, each in a process of its own."""
     options = [f"--{name}={value}" for name, value in vars(arguments).items() if name not in ("side", "sides")]
     command = [sys.executable, __file__, *(option for option in options if not option.endswith("=None"))]
     with tempfile.TemporaryDirectory() as cache:  # as PyTorch does, JAX finds what it compiled an alternation before
         environment = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": cache, **os.environ}
-        found = steps.alternate(
+        by_side = steps.alternate(
             arguments.sides, lambda side: [*command, f"--side={side}"], arguments.repeat, environment
         )
-    measured = [run for runs in found.values() for run in runs if "error" not in run]
+    measured = [run for runs in by_side.values() for run in runs if "error" not in run]
     first = measured[0] if measured else {}
     config = config_of(arguments, first.get("devices", 1), "auto")
     work = work_of(config)
     flops = sum(training_flops(config, work).values())
-    sides = {side: figures(runs, work, flops) for side, runs in found.items()}
+    sides = {side: figures(runs, work, flops) for side, runs in by_side.items()}
     medians = {side: one["seconds_median"] for side, one in sides.items() if "error" not in one}
     peers = [seconds for side, seconds in medians.items() if side != "jax"]
     return {

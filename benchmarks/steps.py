@@ -1,7 +1,7 @@
-"""What the step benchmarks share: the batch, this code's side, the measuring and the alternating.
+"""Shared by the step benchmarks: the batch, this code's side, measuring, and alternating between sides.
 
-A side is one implementation of the training step over a given batch. Every measurement of a side is a process of its
-own, so that neither side's memory or threads disturb the other; sides alternate, so that a slow minute hits both.
+A side is one implementation of the training step over a given batch. Every measurement of a side runs in a new process,
+so that the memory and threads of one side do not disturb another; sides alternate, so that a slow minute affects both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Side(NamedTuple):
       step: takes one optimiser step, waits until the devices are done, returns the loss.
       trained: number of trained parameters; both sides must agree.
       device: its name; `devices` how many of them.
-      peak: bytes in use at most on one device, so far.
+      peak: bytes, the most in use on one device so far.
     """
 
     step: Callable[[], float]
@@ -43,12 +43,12 @@ class Side(NamedTuple):
 
 
 def process_peak() -> float:
-    """Bytes of memory of this process at most; what a CPU's peak is taken to be."""
+    """Peak bytes of memory of this process; used as the peak of a CPU device."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def full_batch(config: Config, supervised: int | None = None) -> Batch:
-    """Full rows of noise: every row is cut into as many equal samples as it has images, each an image, then text.
+    """Full rows of noise. Every row is cut into as many equal samples as it has images; each is an image, then text.
 
     Args:
       config: `data.images_per_row` must be a whole number that divides the row; 0 gives one sample of text.
@@ -68,7 +68,7 @@ def full_batch(config: Config, supervised: int | None = None) -> Batch:
     if images:
         number = np.arange(data.rows_per_microbatch * images) % data.group_images  # within its image group
         slots[..., 1 : 1 + queries] = number.reshape(-1, images, 1) * queries + np.arange(queries)
-    # A place predicts the token after it; the first text follows the mark that ends the image.
+    # A position predicts the token after it; the first text follows the mark that ends the image.
     first = queries + 1 if images else 0
     mask = np.zeros(shape, np.float32)
     mask[..., first if supervised is None else length - 1 - supervised : length - 1] = 1
@@ -115,8 +115,8 @@ def jax_side(config: Config, batch: Batch) -> Side:
         return float(metrics["loss"])
 
     def peak() -> float:
-        found = device.memory_stats()
-        return float(found["peak_bytes_in_use"]) if found else process_peak()
+        stats = device.memory_stats()
+        return float(stats["peak_bytes_in_use"]) if stats else process_peak()
 
     trained = sum(leaf.size for leaf in jax.tree.leaves(abstract.trainable))
     return Side(step, trained, device.device_kind, mesh.size, peak)
@@ -126,7 +126,7 @@ def measure(make: Callable[[], Side], warm_up: int, steps: int) -> dict[str, Any
     """Times each of `steps` steps after `warm_up` others, of which the first compiles.
 
     Returns:
-      JSON values, or only `error` where the devices have too little memory.
+      JSON values, or only `error` if the devices have too little memory.
     """
     try:
         side = make()
@@ -140,7 +140,7 @@ def measure(make: Callable[[], Side], warm_up: int, steps: int) -> dict[str, Any
             started = time.perf_counter()
             loss = side.step()
             seconds.append(time.perf_counter() - started)
-    except Exception as error:  # each framework has an exception of its own for this
+    except Exception as error:  # each framework raises another exception for this
         if "out of memory" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
             print(error, file=sys.stderr)
             return {"error": OUT_OF_MEMORY}
@@ -162,30 +162,30 @@ def alternate(
     repeat: int,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Runs `command(side)` for all sides in turn, `repeat` times; a side that lacks memory is not tried again.
+    """Runs `command(side)` for all sides in turn, `repeat` times; a side that ran out of memory is not run again.
 
     Returns:
-      Per side what its processes printed in their last line, see `measure`.
+      By side the last lines that its processes printed, see `measure`.
 
     Raises:
       SystemExit: if a process fails, or two sides do not train the same number of parameters.
     """
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(repeat):
         for side in sides:
-            if found[side] and "error" in found[side][-1]:
+            if runs[side] and "error" in runs[side][-1]:
                 continue
             process = subprocess.run(command(side), stdout=subprocess.PIPE, text=True, env=environment)
             if process.returncode:
                 sys.exit(f"the side {side!r} failed")
             run = json.loads(process.stdout.splitlines()[-1])
-            found[side].append(run)
+            runs[side].append(run)
             said = run.get("error") or f"best {min(run['seconds']):.4f} s"
             print(f"{number + 1}/{repeat} {side:14} {said}", file=sys.stderr)
-    trained = {run["trained"] for runs in found.values() for run in runs if "error" not in run}
+    trained = {run["trained"] for runs_of_side in runs.values() for run in runs_of_side if "error" not in run}
     if len(trained) > 1:
         sys.exit(f"the sides train different numbers of parameters: {trained}")
-    return found
+    return runs
 
 
 def best_and_median(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

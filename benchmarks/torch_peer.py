@@ -6,7 +6,8 @@ resampler is built on `torch.nn.MultiheadAttention`. AdamW is the fused one. In 
 bfloat16 the model is wrapped by FSDP2, on one device, too: float32 master weights that are cast block by block, float32
 gradients, as in this code.
 
-What a stage freezes is stored in `frozen_dtype` and has no gradient. Only supervised places meet the vocabulary.
+Frozen components are stored in `frozen_dtype` and have no gradient. Only supervised tokens are multiplied by the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class VitHead(nn.Module):
 
 
 class Head(nn.Module):
-    """The mean cross-entropy of the supervised places."""
+    """The mean cross-entropy of the supervised tokens."""
 
     def __init__(self, model: ModelConfig):
         super().__init__()
@@ -106,7 +107,7 @@ class Inputs:
       mask: [B, 1, L, L] bool, who sees whom; None where every row is one sample, so that causal kernels apply.
       slots: rows and columns that image features take, in the order of the features.
       pixels: [I, H, H, 3] uint8.
-      supervised: rows and columns of the supervised places; `targets` their next tokens.
+      supervised: rows and columns of the supervised tokens; `targets` their next tokens.
     """
 
     ids: torch.Tensor
@@ -179,9 +180,9 @@ class Peer(nn.Module):
         features_IQD = self.vit_head(self.resampler(x_IPW))
         x_BLD = self.embedding(inputs.ids)
         x_BLD = x_BLD.index_put(inputs.slots, features_IQD.flatten(0, 1))
-        place = self.rotary(x_BLD, inputs.positions)
+        rotary = self.rotary(x_BLD, inputs.positions)
         for block in self.blocks:
-            x_BLD = block(x_BLD, attention_mask=inputs.mask, position_embeddings=place)
+            x_BLD = block(x_BLD, attention_mask=inputs.mask, position_embeddings=rotary)
         return self.head(x_BLD, *inputs.supervised, inputs.targets)
 
 
@@ -330,7 +331,8 @@ def _inputs(config: Config, batch: Batch, micro: int, rank: int, world: int, dev
     part = slice(rank * rows, (rank + 1) * rows)
     ids, targets, mask, segments, positions, slots = (field[micro, part] for field in batch[:6])
     images = int(config.data.images_per_row)
-    supervised, places = np.nonzero(mask), np.nonzero(slots >= 0)
+    supervised = np.nonzero(mask)
+    image_slots = np.nonzero(slots >= 0)
     packed = segments.max() > 1
 
     def tensor(values: np.ndarray) -> torch.Tensor:
@@ -338,14 +340,14 @@ def _inputs(config: Config, batch: Batch, micro: int, rank: int, world: int, dev
 
     seen = None
     if packed:
-        own = tensor(segments)
-        causal = torch.ones(own.shape[1], own.shape[1], dtype=torch.bool, device=device).tril()
-        seen = (causal & (own[:, :, None] == own[:, None, :]))[:, None]
+        segment_ids = tensor(segments)
+        causal = torch.ones(segment_ids.shape[1], segment_ids.shape[1], dtype=torch.bool, device=device).tril()
+        seen = (causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))[:, None]
     return Inputs(
         ids=tensor(ids).long(),
         positions=tensor(positions).long(),
         mask=seen,
-        slots=tuple(tensor(at) for at in places),
+        slots=tuple(tensor(at) for at in image_slots),
         pixels=tensor(batch.images[micro, rank * rows * images : (rank + 1) * rows * images]),
         supervised=tuple(tensor(at) for at in supervised),
         targets=tensor(targets[supervised]).long(),

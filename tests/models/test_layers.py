@@ -105,8 +105,8 @@ def test_rms_norm_casts_before_it_multiplies() -> None:
 def dot_products(jaxpr: Any) -> int:
     """Number of matrix products in a jaxpr, inner ones included."""
     inner = [v for e in jaxpr.eqns for v in jax.tree.leaves(list(e.params.values()), is_leaf=is_jaxpr) if is_jaxpr(v)]
-    own = sum(e.primitive.name == "dot_general" for e in jaxpr.eqns)
-    return own + sum(dot_products(getattr(j, "jaxpr", j)) for j in inner)
+    here = sum(e.primitive.name == "dot_general" for e in jaxpr.eqns)
+    return here + sum(dot_products(getattr(j, "jaxpr", j)) for j in inner)
 
 
 def is_jaxpr(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The assembled model: counts, parameter paths, features in their places, padding, precision."""
+"""The assembled model: counts, parameter paths, features in their slots, padding, precision."""
 
 from __future__ import annotations
 

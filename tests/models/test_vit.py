@@ -140,10 +140,10 @@ def test_gelu_rounds_once_like_torch() -> None:
     x = x[np.abs(x) < 20]  # every bfloat16 between
     expected = torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(gelu(jnp.asarray(x)), expected, atol=2e-6)
-    found = np.asarray(gelu(jnp.asarray(x, jnp.bfloat16)), np.float32)
+    ours = np.asarray(gelu(jnp.asarray(x, jnp.bfloat16)), np.float32)
     theirs = torch.nn.functional.gelu(torch.from_numpy(x).bfloat16()).float().numpy()
-    assert np.mean(found != theirs) < 0.002  # two erfs may differ in the last bit before they are rounded
-    np.testing.assert_allclose(found, theirs, rtol=2**-7, atol=1e-6)
+    assert np.mean(ours != theirs) < 0.002  # two erfs may differ in the last bit before they are rounded
+    np.testing.assert_allclose(ours, theirs, rtol=2**-7, atol=1e-6)
 
 
 def test_head_is_the_norm_then_the_product_with_proj(

@@ -182,10 +182,10 @@ def answers_of_step(step_fn: Any, state: State, batch: Batch) -> dict[str, np.nd
     state, metrics = step_fn(state, batch)
     moments = state.opt_state[1]
     trees = {"mu": moments.mu, "nu": moments.nu, "param": state.trainable}
-    found = {f"metric/{name}": np.asarray(value) for name, value in metrics.items()}
+    answers = {f"metric/{name}": np.asarray(value) for name, value in metrics.items()}
     for name, tree in trees.items():
-        found |= {f"{name}/{'/'.join(path)}": np.asarray(leaf) for path, leaf in flatten(tree).items()}
-    return found
+        answers |= {f"{name}/{'/'.join(path)}": np.asarray(leaf) for path, leaf in flatten(tree).items()}
+    return answers
 
 
 @functools.cache
@@ -217,7 +217,7 @@ def evaluate(params: Any, batch: Any) -> dict[str, jax.Array]:
     prefill_BLD, cache = qwen_vl.prefill(params, MODEL, COMPUTE, prompt_BLD, position_BL, valid_BL, cache)
     alpha_B = qwen_vl.ntk_alpha(MODEL, jnp.sum(valid_BL, axis=1))
     seen_BT = jnp.pad(valid_BL, ((0, 0), (0, 2)), constant_values=True)
-    found = {"eval/forward": hidden_BLD, "eval/prefill": jnp.where(valid_BL[..., None], prefill_BLD, 0)}
+    answers = {"eval/forward": hidden_BLD, "eval/prefill": jnp.where(valid_BL[..., None], prefill_BLD, 0)}
     for index in range(2):
         hidden_BD, cache = qwen_vl.decode_step(
             params,
@@ -230,8 +230,8 @@ def evaluate(params: Any, batch: Any) -> dict[str, jax.Array]:
             cache,
             alpha_B,
         )
-        found[f"eval/decode_{index}"] = qwen_vl.logits(params, MODEL, COMPUTE, hidden_BD)
-    return found
+        answers[f"eval/decode_{index}"] = qwen_vl.logits(params, MODEL, COMPUTE, hidden_BD)
+    return answers
 
 
 evaluate_on_one = jax.jit(evaluate)
@@ -249,34 +249,34 @@ def check_evaluation(case: Case, mesh: Mesh, batch: Batch, worst: dict[str, floa
 
     with jax.set_mesh(mesh):
         params = jax.device_put(parameters(), param_shardings(parameters(), mesh))
-        found = jax.jit(evaluate)(params, Batch(*map(put, few)))
+        answers = jax.jit(evaluate)(params, Batch(*map(put, few)))
     expected = {name: value[: case.eval_rows] for name, value in expected.items()}
-    compare({k: np.asarray(v) for k, v in found.items()}, {k: np.asarray(v) for k, v in expected.items()}, worst)
+    compare({k: np.asarray(v) for k, v in answers.items()}, {k: np.asarray(v) for k, v in expected.items()}, worst)
 
 
-def compare(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], worst: dict[str, float]) -> None:
+def compare(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray], worst: dict[str, float]) -> None:
     """Differences relative to the largest number of each array, in float32 rounding.
 
     An array that is nothing but rounding (the bias of keys shifts all scores of a query alike) counts against a
     thousandth of the largest of its kind.
     """
-    assert found.keys() == expected.keys()
+    assert answers.keys() == expected.keys()
     largest: dict[str, float] = {}
     for name, value in expected.items():
         kind = name.split("/")[0]
         largest[kind] = max(largest.get(kind, 0.0), float(np.abs(value).max()))
     for name, value in expected.items():
-        assert np.isfinite(value).all() and np.isfinite(found[name]).all(), name
+        assert np.isfinite(value).all() and np.isfinite(answers[name]).all(), name
         kind = name.split("/")[0]
         if kind == "param":  # Adam divides by the root of nu: where gradients are rounding errors updates are noise
             mu, nu = (expected[name.replace("param", moment, 1)] for moment in ("mu", "nu"))
             clear = np.sqrt(nu) > 1e-3 * np.sqrt(nu).max()
             assert mu.any()
-            difference = np.abs(found[name] - value)[clear].max(initial=0) / 1e-2
+            difference = np.abs(answers[name] - value)[clear].max(initial=0) / 1e-2
             limit = 2e-2
         else:
             scale = np.abs(value).max() + (1e-3 * largest[kind] if kind in ("mu", "nu") else 1e-12)
-            difference = np.abs(found[name].astype(np.float64) - value).max() / scale
+            difference = np.abs(answers[name].astype(np.float64) - value).max() / scale
             limit = 2e-4
         worst[kind] = max(worst.get(kind, 0.0), float(difference))
         assert difference < limit, (name, difference)
@@ -292,8 +292,8 @@ def check(case: Case, worst: dict[str, float]) -> None:
     one, one_mesh, one_step = reference_step(case.trainable)
     expected = answers_of_step(one_step, fresh_state(one, one_mesh), put_batch(joined, one.data, one_mesh))
     step_fn = make_train_step(config, mesh, abstract_state(config, mesh))
-    found = answers_of_step(step_fn, fresh_state(config, mesh), put_batch(batch, config.data, mesh))
-    compare(found, expected, worst)
+    answers = answers_of_step(step_fn, fresh_state(config, mesh), put_batch(batch, config.data, mesh))
+    compare(answers, expected, worst)
     if case.eval_rows:
         check_evaluation(case, mesh, joined, worst)
 

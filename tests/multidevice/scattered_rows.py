@@ -1,7 +1,7 @@
-"""One of several processes that take a training step on an odd mesh whose rows lie scattered over them.
+"""One of several processes that take a training step on an odd mesh whose rows are scattered over them.
 
 Usage: scattered_rows.py ADDRESS PROCESSES INDEX. Twelve devices form a mesh of data 3 x fsdp 4, laid
-out so that neighbours are of different processes. Every process puts the rows of its own streams on its devices;
+out so that neighbours are of different processes. Every process copies the rows of its streams to its devices;
 process 0 compares the step with that of one device.
 """
 

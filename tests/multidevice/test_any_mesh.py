@@ -1,4 +1,4 @@
-"""Random meshes of up to 24 devices compute what one device computes (`any_mesh.py`), in a process of their own.
+"""Random meshes of up to 24 devices compute what one device computes (`any_mesh.py`), in a separate process.
 
 A few here; two hundred take twenty minutes of two idle cores: any_mesh.py 75 SEED with three seeds.
 """

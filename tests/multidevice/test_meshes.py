@@ -39,25 +39,25 @@ def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray
     return run(tmp_path_factory.mktemp("one"), "one", (1, 1, 1, 1))
 
 
-def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_close(answers: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     for key, value in expected.items():
         if key.startswith(("loss", "grad_norm")):
-            np.testing.assert_allclose(found[key], value, rtol=2e-5, err_msg=key)
+            np.testing.assert_allclose(answers[key], value, rtol=2e-5, err_msg=key)
         elif key.startswith("mu/"):
             scale = np.abs(value).max()
-            np.testing.assert_allclose(found[key], value, atol=1e-4 * scale + 1e-9, err_msg=key)
+            np.testing.assert_allclose(answers[key], value, atol=1e-4 * scale + 1e-9, err_msg=key)
         elif key.startswith(("tokens", "images", "supervised", "skipped", "learning_rate")):
-            np.testing.assert_array_equal(found[key], value, err_msg=key)
+            np.testing.assert_array_equal(answers[key], value, err_msg=key)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_mesh_equals_one_device(name: str, tmp_path: Path, one_device: dict[str, np.ndarray]) -> None:
-    found = run(tmp_path, "mesh", MESHES[name])
-    assert_close(found, one_device)
+    answers = run(tmp_path, "mesh", MESHES[name])
+    assert_close(answers, one_device)
     _, fsdp, tensor, _ = MESHES[name]
     layers, width, hidden = one_device["shard"]
-    assert tuple(found["shard"]) == (layers, width // fsdp, hidden // tensor)
+    assert tuple(answers["shard"]) == (layers, width // fsdp, hidden // tensor)
 
 
 @pytest.mark.slow

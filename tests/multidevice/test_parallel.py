@@ -1,5 +1,7 @@
-"""What says itself how it moves between devices (products, lookups, image features, the loss) equals the plain form
-on eight and twelve virtual devices, values and gradients, in a process of its own."""
+"""Products, lookups, image features and the loss with their written-out collectives equal their plain forms.
+
+Values and gradients, on eight and twelve virtual devices, in a separate process.
+"""
 
 import math
 import os
@@ -24,16 +26,16 @@ rows = P(("data", "fsdp"))
 normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 def check(function, specs, *arrays):
-    # The same function with and without a mesh: without one it is plain.
-    # Values one by one, for their sum is large enough to round by more than they differ.
+    # The same function with and without a mesh; without one it is plain. The values are compared one by one, because
+    # their sum rounds by more than they differ.
     sine = lambda *a: (jnp.sum(y := jnp.sin(function(*a))), y)
     weighted = jax.jit(jax.grad(sine, argnums=range(len(arrays)), has_aux=True))
     expected = weighted(*arrays)
     with jax.set_mesh(mesh):
-        placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs)]
-        compiled = weighted.lower(*placed).compile()
-        found = compiled(*placed)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        split = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs)]
+        compiled = weighted.lower(*split).compile()
+        values = compiled(*split)
+    for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, atol=2e-5)
     return compiled.as_text()
 
@@ -49,10 +51,10 @@ kernels = {
 for axes, spec in kernels.items():
     text = check(lambda x, k: product(x, k, 2, axes), (rows, spec), x, normal(24, 24, 16) / 16)
     if fsdp > 1:
-        # What is split over tensor stays so: each device reduces its own part and no more.
-        own = re.findall(r"= f32.([0-9,]+).\\S* reduce-scatter", text)
+        # An axis split over tensor stays split: each device reduces only its part.
+        reduced = re.findall(r"= f32.([0-9,]+).\\S* reduce-scatter", text)
         parts = fsdp * (tensor if axes.tensor is not None else 1)
-        assert [math.prod(map(int, dims.split(","))) for dims in own] == [24 * 24 * 16 // parts], (axes, own)
+        assert [math.prod(map(int, dims.split(","))) for dims in reduced] == [24 * 24 * 16 // parts], (axes, reduced)
 three = lambda x, k: jnp.stack(product(x, k, 2, KernelAxes(0, 3), unstack=True))
 check(three, (rows, P("fsdp", None, None, "tensor")), x, normal(24, 24, 3, 16) / 16)
 ids = jnp.asarray(rng.integers(0, 20, (count, 5)))
@@ -67,13 +69,13 @@ for groups in (size for size in (1, 2, 4, 8, 16, 24) if count % size == 0):
     assert "collective-permute" not in text or count & (count - 1), groups
 targets = jnp.asarray(rng.integers(0, 12, (count, 5)))
 some = rng.random((count, 5)) < 0.5
-uneven = np.repeat(np.arange(count)[:, None] > 6, 5, axis=1)  # devices of some rows need no chunk, those of others all
+uneven = np.repeat(np.arange(count)[:, None] > 6, 5, axis=1)  # some devices need no chunk, others all
 for mask, chunk in ((some, 3), (some, 100), (uneven, 2)):
     mask = jnp.asarray(mask, jnp.float32)
     loss = lambda hidden, head: token_loss_sum(hidden, targets, mask, head, chunk, True) / 100
     check(loss, (rows, P("fsdp", "tensor")), normal(count, 5, 24), normal(24, 12))
 
-# Without remat a scan keeps what its backward pass needs, but never the gathered kernels of all layers.
+# Without remat a scan saves what its backward pass needs, but never the gathered kernels of all layers.
 from configs import model as models
 from qwenvl_jax.config import ComputeConfig, ModelConfig, from_config_dict
 from qwenvl_jax.models import qwen_vl
@@ -91,11 +93,11 @@ states = lambda params: qwen_vl.hidden_states(
 kept = lambda: sorted(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(states, p)[1], params)))
 plain = kept()[-1]
 query = params["decoder"]["blocks"]["attn"]["qkv"]["kernel"].size // 3
-# A device may keep its own part of a kernel, here unstacked; what is on several devices counts once for each.
-own = query * data if fsdp > 1 else 0
+# A device may save its part of a kernel, here unstacked; a part on several devices counts once for each.
+part = query * data if fsdp > 1 else 0
 with jax.set_mesh(mesh):
     if model.decoder.width % fsdp == 0:
-        assert kept()[-1] == max(plain, own), (kept()[-3:], plain, own)
+        assert kept()[-1] == max(plain, part), (kept()[-3:], plain, part)
 print("equal")
 """
 

@@ -1,4 +1,4 @@
-"""Three processes whose rows lie scattered over a mesh of 3 x 4 take the step of one device."""
+"""Three processes whose rows are scattered over a mesh of 3 x 4 take the step of one device."""
 
 from __future__ import annotations
 

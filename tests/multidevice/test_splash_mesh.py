@@ -1,4 +1,4 @@
-"""The splash kernel under a mesh of 8 virtual devices, in Pallas' interpreter, in a process of its own."""
+"""The splash kernel under a mesh of 8 virtual devices, in Pallas' interpreter, in a separate process."""
 
 import os
 import pathlib
@@ -22,12 +22,12 @@ gradient = lambda implementation: jax.jit(jax.grad(lambda *a: loss(*a, implement
 expected = gradient("xla")(q, k, v)
 mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 with jax.set_mesh(mesh):
-    place = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor", None))
-    got = gradient("splash")(*(jax.device_put(x, place) for x in (q, k, v)))
-assert got[0].sharding.is_equivalent_to(place, 4), got[0].sharding
+    sharding = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor", None))
+    got = gradient("splash")(*(jax.device_put(x, sharding) for x in (q, k, v)))
+assert got[0].sharding.is_equivalent_to(sharding, 4), got[0].sharding
 for a, b in zip(got, expected):
     np.testing.assert_allclose(a, b, atol=1e-5)
-# Five rows do not divide over data x fsdp, as the last batch of an evaluation may not: they stay whole.
+# Five rows do not divide over data x fsdp, like the last batch of an evaluation; they are not split.
 five = [jnp.concatenate([x, x[:1]]) for x in (q, k, v)]
 with jax.set_mesh(mesh):
     whole = jax.jit(lambda q, k, v: attention(q, k, v, causal=True, implementation="splash", interpret=True))(*five)

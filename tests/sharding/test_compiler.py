@@ -36,18 +36,20 @@ def test_one_chip_has_no_options_of_collectives(kind: str) -> None:
 @pytest.mark.parametrize("kind", TPUS)
 def test_collectives_of_sparse_cores_are_no_part_of_a_fusion(kind: str) -> None:
     """A fusion runs on the TensorCore; a collective in one cannot run on a SparseCore."""
-    found = options(kind)
-    offloaded = {name for name, value in found.items() if "sparse_core_collective_offload" in name and value}
-    fused = {name for name, value in found.items() if "async_collective_fusion_fuse" in name and value}
+    selected = options(kind)
+    offloaded = {name for name, value in selected.items() if "sparse_core_collective_offload" in name and value}
+    fused = {name for name, value in selected.items() if "async_collective_fusion_fuse" in name and value}
     assert not (offloaded and fused) and (offloaded or fused)
 
 
 @pytest.mark.parametrize("kind", TPUS)
 def test_the_config_overrules(kind: str) -> None:
-    found = options(kind, chosen=("xla_tpu_scoped_vmem_limit_kib=8192", "xla_tpu_enable_async_collective_fusion=false"))
-    assert found["xla_tpu_scoped_vmem_limit_kib"] == "8192"
-    assert found["xla_tpu_enable_async_collective_fusion"] == "false"
-    assert set(found) == set(options(kind)) | {"xla_tpu_scoped_vmem_limit_kib"}
+    selected = options(
+        kind, chosen=("xla_tpu_scoped_vmem_limit_kib=8192", "xla_tpu_enable_async_collective_fusion=false")
+    )
+    assert selected["xla_tpu_scoped_vmem_limit_kib"] == "8192"
+    assert selected["xla_tpu_enable_async_collective_fusion"] == "false"
+    assert set(selected) == set(options(kind)) | {"xla_tpu_scoped_vmem_limit_kib"}
 
 
 def test_recipes_choose_what_chips_of_one_core_get() -> None:

@@ -20,9 +20,9 @@ from tests.sharding import make_golden_sharding as golden
 @pytest.mark.parametrize("case", golden.CASES)
 def test_shardings_are_those_of_the_golden_file(case: str) -> None:
     expected = (golden.FOLDER / f"{case}.json").read_text()
-    found = golden.text_of(*golden.CASES[case])
-    difference = [line for line in found.splitlines() if line not in expected.splitlines()]
-    assert found == expected, "\n".join(
+    text = golden.text_of(*golden.CASES[case])
+    difference = [line for line in text.splitlines() if line not in expected.splitlines()]
+    assert text == expected, "\n".join(
         [f"not in {case}.json; if meant, run tests/sharding/make_golden_sharding.py:", *difference]
     )
 
@@ -64,6 +64,6 @@ def test_a_changed_partition_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     expected = Path(golden.FOLDER / "stage2_v5p_8x8x8.json").read_text()
     monkeypatch.setitem(rules.LOGICAL_AXES, "vit/proj", ("none", "width"))
-    found = golden.text_of(*golden.CASES["stage2_v5p_8x8x8"])
-    changed = [line for line in found.splitlines() if line not in expected.splitlines()]
+    text = golden.text_of(*golden.CASES["stage2_v5p_8x8x8"])
+    changed = [line for line in text.splitlines() if line not in expected.splitlines()]
     assert len(changed) == 1 and '"vit/proj"' in changed[0]

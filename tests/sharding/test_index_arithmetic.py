@@ -54,16 +54,16 @@ def broadcast(devices: int, parameters: Any, value: np.ndarray) -> np.ndarray:
 
 def slice_of(_: int, parameters: Any, value: np.ndarray, *starts: np.ndarray) -> np.ndarray:
     sizes = parameters["slice_sizes"]
-    where = np.stack([np.clip(at, 0, value.shape[k + 1] - sizes[k]) for k, at in enumerate(starts)], axis=1)
+    firsts = np.stack([np.clip(at, 0, value.shape[k + 1] - sizes[k]) for k, at in enumerate(starts)], axis=1)
     return np.stack(
         [
-            own[tuple(slice(a, a + n) for a, n in zip(at, sizes, strict=True))]
-            for own, at in zip(value, where, strict=True)
+            array[tuple(slice(start, start + size) for start, size in zip(first, sizes, strict=True))]
+            for array, first in zip(value, firsts, strict=True)
         ]
     )
 
 
-# What a device does on its own, by the primitive's name. JAX itself would compile each of these for every shape.
+# Primitives without communication, by name. JAX itself would compile each of these for every shape.
 LOCAL: dict[str, Any] = {
     **{
         name: elementwise(function)
@@ -99,35 +99,33 @@ class Collectives:
 
     def __init__(self, data: int, fsdp: int):
         self.sizes = {"data": data, "fsdp": fsdp}
-        self.place = dict(zip(("data", "fsdp"), np.divmod(np.arange(data * fsdp), fsdp), strict=True))
+        self.coordinates = dict(zip(("data", "fsdp"), np.divmod(np.arange(data * fsdp), fsdp), strict=True))
 
     def index(self, axes: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Of every device: its place along `axes`, and a number of the line of devices along them that it is in."""
+        """For every device its index along `axes`, and the number of its line of devices along them."""
         axes = (axes,) if isinstance(axes, str) else tuple(axes)
-        own, line = np.zeros(1, int), np.zeros(1, int)
+        index, line = np.zeros(1, int), np.zeros(1, int)
         for axis, size in self.sizes.items():
-            own = own * size + self.place[axis] if axis in axes else own
-            line = line if axis in axes else line * size + self.place[axis]
-        return own, np.broadcast_to(line, own.shape)
+            index = index * size + self.coordinates[axis] if axis in axes else index
+            line = line if axis in axes else line * size + self.coordinates[axis]
+        return index, np.broadcast_to(line, index.shape)
 
     def members(self, axes: Any, groups: Any) -> list[list[int]]:
-        """Of every device: the devices of its line, or of its group in it, in the order of their places."""
-        own, line = self.index(axes)
-        at = {key: device for device, key in enumerate(zip(line.tolist(), own.tolist(), strict=True))}
-        groups = groups or [range(max(own) + 1)]
-        home = {place: group for group in groups for place in group}
-        return [
-            [at[n, place] for place in home[own_place]]
-            for n, own_place in zip(line.tolist(), own.tolist(), strict=True)
-        ]
+        """For every device the devices of its line, or of its group in the line, in the order of their indices."""
+        index, line = self.index(axes)
+        keys = list(zip(line.tolist(), index.tolist(), strict=True))
+        device_at = {key: device for device, key in enumerate(keys)}
+        group_of = {member: group for group in groups or [range(max(index) + 1)] for member in group}
+        return [[device_at[line, member] for member in group_of[index]] for line, index in keys]
 
     def all_gather(self, x: np.ndarray, axes: Any, groups: Any) -> np.ndarray:
         return np.stack([np.concatenate([x[other] for other in near]) for near in self.members(axes, groups)])
 
     def ppermute(self, x: np.ndarray, axes: Any, pairs: Any) -> np.ndarray:
-        lines, (own, _) = self.members(axes, None), self.index(axes)
+        lines = self.members(axes, None)
+        indices, _ = self.index(axes)
         source = {target: start for start, target in pairs}
-        return np.stack([x[line[source[int(place)]]] for line, place in zip(lines, own, strict=True)])
+        return np.stack([x[line[source[int(index)]]] for line, index in zip(lines, indices, strict=True)])
 
     def run(self, jaxpr: Any, consts: Any, *arguments: np.ndarray) -> list[np.ndarray]:
         values: dict[Any, Any] = {}
@@ -165,7 +163,7 @@ class Collectives:
 
 
 def groups_received(data: DataConfig, mesh: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """For every row its own image group, and the group of every picture that it takes; one feature per picture.
+    """For every row its image group, and the group of every picture that it takes; one feature per picture.
 
     A row asks for the first and the last picture of its group, the first of the empty ones and one that is outside.
     """
@@ -191,8 +189,8 @@ def groups_received(data: DataConfig, mesh: tuple[int, int]) -> tuple[np.ndarray
 
 
 def assert_own_groups(data: DataConfig, mesh: tuple[int, int]) -> None:
-    own, taken = groups_received(data, mesh)
-    np.testing.assert_array_equal(taken[:, :3], np.repeat(own[:, None], 3, axis=1))
+    group, taken = groups_received(data, mesh)
+    np.testing.assert_array_equal(taken[:, :3], np.repeat(group[:, None], 3, axis=1))
     assert np.isnan(taken[:, 3]).all()  # outside of its group, though another group's pictures are there
 
 
@@ -257,8 +255,8 @@ def test_the_model_of_collectives_finds_a_wrong_exchange(monkeypatch: pytest.Mon
     cut = dataclasses.replace(template, rows_per_step=24, accumulation=1, image_groups=4, streams=1)
     assert_own_groups(cut, (3, 4))
     monkeypatch.setattr(parallel, "_gather_neighbours", along_the_axes)
-    own, taken = groups_received(cut, (3, 4))
-    assert (taken[:, 0] != own).any()
+    group, taken = groups_received(cut, (3, 4))
+    assert (taken[:, 0] != group).any()
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -266,7 +264,7 @@ def test_the_model_of_collectives_finds_a_wrong_exchange(monkeypatch: pytest.Mon
 def test_every_device_finds_its_rows_among_the_streams_of_its_host(
     shards: int, hosts: int, times: int, images: int, draw: st.DataObject
 ) -> None:
-    """However the parts of a batch lie over hosts, and whether streams are more or fewer than parts or hosts."""
+    """However the parts of a batch are spread over hosts, and whether streams are more or fewer than parts or hosts."""
     rows = shards * times
     streams = draw.draw(st.sampled_from([size for size in range(1, rows + 1) if rows % size == 0]))
     home = draw.draw(st.lists(st.integers(0, hosts - 1), min_size=shards, max_size=shards))
@@ -275,11 +273,11 @@ def test_every_device_finds_its_rows_among_the_streams_of_its_host(
         part = whole.shape[1]
         for host in set(home):
             parts = [index for index in range(shards) if home[index] == host]
-            own = streams_of(parts, shards, streams)
-            assert own == sorted(
+            needed = streams_of(parts, shards, streams)
+            assert needed == sorted(
                 {row * streams // size for p in parts for row in range(p * size // shards, (p + 1) * size // shards)}
             )
-            field = whole[own].reshape(-1)
+            field = whole[needed].reshape(-1)
             for index in parts:
                 start, stop = index * size // shards, (index + 1) * size // shards
-                np.testing.assert_array_equal(field[local_slice(start, stop, part, own)], np.arange(start, stop))
+                np.testing.assert_array_equal(field[local_slice(start, stop, part, needed)], np.arange(start, stop))

@@ -64,19 +64,19 @@ def test_sizes_that_do_not_fit_are_refused(sizes: tuple[int, int, int], slices: 
 def test_every_projection_finds_its_kernel_in_the_table() -> None:
     """By its module's path, and with it the axis that it gathers and the one that stays split."""
     model = from_config_dict(ModelConfig, dict(models.tiny().items()))
-    found = {}
+    projections = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         if isinstance(context.module, Projection):
-            found["/".join(context.module.path)] = context.module
+            projections["/".join(context.module.path)] = context.module
         return call(*args, **kwargs)
 
     untraced: Any = qwen_vl.init_params
     with nn.intercept_methods(record):
         jax.eval_shape(lambda key: untraced.__wrapped__(model, key), jax.random.key(0))
     kernels = {name.removesuffix("/kernel") for name in LOGICAL_AXES if name.endswith("/kernel")}
-    assert set(found) == kernels - {"vit/patch_embed"}
-    for name, module in found.items():
+    assert set(projections) == kernels - {"vit/patch_embed"}
+    for name, module in projections.items():
         path = (*name.split("/"), "kernel")
         layers = (1,) if "blocks" in path else ()
         axes = kernel_axes(path)
@@ -194,8 +194,8 @@ class Chip:
 
 
 def chips(sides: tuple[int, int, int], slices: int = 1) -> list[Chip]:
-    places = [(x, y, z) for z in range(sides[2]) for y in range(sides[1]) for x in range(sides[0])]
-    return [Chip(s * len(places) + k, place, s) for s in range(slices) for k, place in enumerate(places)]
+    grid = [(x, y, z) for z in range(sides[2]) for y in range(sides[1]) for x in range(sides[0])]
+    return [Chip(s * len(grid) + k, coordinates, s) for s in range(slices) for k, coordinates in enumerate(grid)]
 
 
 def torus_mesh(sides: tuple[int, int, int], slices: int, config: MeshConfig, monkeypatch: pytest.MonkeyPatch) -> Any:

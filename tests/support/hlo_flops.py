@@ -1,6 +1,6 @@
 """Counts the operations of all matrix products in a compiled program, loops times their trip counts.
 
-An independent reading of what the compiler really runs: XLA's own cost analysis counts a loop's body once.
+An independent count of the operations that really run: XLA's cost analysis counts the body of a loop once.
 """
 
 from __future__ import annotations

@@ -28,16 +28,16 @@ def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(function: Any, *args: Any) -> dict[str, int]:
     """How often the lowered program calls each kernel of cuDNN."""
     text = function.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
-    found = re.findall(r"custom_call @__cudnn\$(\w+)\(", text)
-    return {name: found.count(name) for name in sorted(set(found))}
+    names = re.findall(r"custom_call @__cudnn\$(\w+)\(", text)
+    return {name: names.count(name) for name in sorted(set(names))}
 
 
 def gradient(causal: bool = False) -> Any:
     """Of the attention by queries and keys; within segments if it is causal."""
 
     def loss(q: jax.Array, k: jax.Array, ids: jax.Array) -> jax.Array:
-        own = ids if causal else None
-        out = attention(q, k, k, segment_ids_BL=own, causal=causal, implementation="cudnn")
+        segment_ids = ids if causal else None
+        out = attention(q, k, k, segment_ids_BL=segment_ids, causal=causal, implementation="cudnn")
         return jnp.sum(out.astype(jnp.float32))
 
     return jax.jit(jax.grad(loss, argnums=(0, 1)))
@@ -83,13 +83,13 @@ def full_step(trainable: tuple[str, ...], remat: str) -> dict[str, int]:
     ids=["stage1", "stage2", "stage3"],
 )
 def test_the_step_lowers_for_cuda(trainable: tuple[str, ...]) -> None:
-    found = full_step(trainable, "full")
-    backward = sum(count for name, count in found.items() if name.endswith("Backward"))
+    kernels = full_step(trainable, "full")
+    backward = sum(count for name, count in kernels.items() if name.endswith("Backward"))
     # One loop over the ViT's layers, the resampler, one loop over the decoder's; a frozen ViT has no backward pass.
-    assert backward == (3 if "vit" in trainable else 2), found
+    assert backward == (3 if "vit" in trainable else 2), kernels
 
 
 @pytest.mark.parametrize(("remat", "forward"), [("full", 5), ("attention_saved", 3), ("matmuls_saved", 3)])
 def test_a_kept_attention_is_not_computed_again(remat: str, forward: int) -> None:
-    found = full_step(("vit", "vit_head", "resampler", "decoder"), remat)
-    assert sum(count for name, count in found.items() if not name.endswith("Backward")) == forward, found
+    kernels = full_step(("vit", "vit_head", "resampler", "decoder"), remat)
+    assert sum(count for name, count in kernels.items() if not name.endswith("Backward")) == forward, kernels

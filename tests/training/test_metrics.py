@@ -60,9 +60,9 @@ def test_resuming_cuts_the_file_back_to_the_restored_step(tmp_path: Path) -> Non
         file.write('{"step": 20, "lo')  # cut short by a kill
     with open_log(tmp_path, 12) as writer:
         writer.write(15, [step_values(99.0)], {})
-    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss"]) for line in found] == [(5, 5), (10, 10), (15, 99.0)]
-    assert set(found[0]["timing"]) == {"seconds_per_step", "images_per_second", "tokens_per_second"}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(5, 5), (10, 10), (15, 99.0)]
+    assert set(lines[0]["timing"]) == {"seconds_per_step", "images_per_second", "tokens_per_second"}
 
 
 def test_a_new_run_in_an_old_folder_starts_with_an_empty_file(tmp_path: Path) -> None:
@@ -90,15 +90,15 @@ def test_a_known_device_has_a_utilisation(tmp_path: Path) -> None:
 
 
 def logged(folder: epath.Path) -> list[tuple[int, float]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in found]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
 
 
-@pytest.mark.parametrize("place", ["disk", "gs"])
+@pytest.mark.parametrize("storage_kind", ["disk", "gs"])
 def test_every_line_is_there_once_after_stop_kill_and_continue(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, storage_kind: str
 ) -> None:
-    folder = epath.Path(tmp_path if place == "disk" else request.getfixturevalue("gcs")) / "run"
+    folder = epath.Path(tmp_path if storage_kind == "disk" else request.getfixturevalue("gcs")) / "run"
     with open_log(folder, 0) as writer:
         writer.write(5, [step_values(5.0)], {})
         writer.write(10, [step_values(10.0)], {})
@@ -106,7 +106,7 @@ def test_every_line_is_there_once_after_stop_kill_and_continue(
     killed.write(15, [step_values(15.0)], {})
     killed.flush()  # with the checkpoint of step 15
     killed.write(20, [step_values(20.0)], {})
-    assert logged(folder)[:3] == [(5, 5.0), (10, 10.0), (15, 15.0)]  # while it lives
+    assert logged(folder)[:3] == [(5, 5.0), (10, 10.0), (15, 15.0)]  # while it runs
     again = open_log(folder, 15)  # the other one was killed: it never closes
     again.write(20, [step_values(21.0)], {})
     again.flush()
@@ -117,7 +117,7 @@ def test_every_line_is_there_once_after_stop_kill_and_continue(
     assert storage.names(folder / "events")
 
 
-def test_the_first_line_after_a_resume_counts_the_steps_of_its_own_attempt(tmp_path: Path) -> None:
+def test_the_first_line_after_a_resume_counts_the_steps_of_its_attempt(tmp_path: Path) -> None:
     window = [step_values(1.0)] * 10
     with open_log(tmp_path, 0) as writer:
         writer.write(10, window, {})
