@@ -199,15 +199,18 @@ class Topology:
 
     @property
     def name(self) -> str:
+        """As on the command line, e.g. "v5p:8x8x8@4"."""
         grid = "x".join(map(str, self.shape))
         return f"{self.chip.kind}:{grid}" + (f"@{self.slices}" if self.slices > 1 else "")
 
     @property
     def chips(self) -> int:
+        """Number of chips of all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def hosts(self) -> int:
+        """Number of hosts of all slices."""
         return -(-self.chips // CHIPS_PER_HOST)
 
     @property

@@ -136,6 +136,7 @@ class DecoderAttention(nn.Module):
         valid_BT: jax.Array | None,
         cache: KeyValue | None,
     ) -> tuple[jax.Array, KeyValue]:
+        """[B, L, D] to [B, L, D], and the new keys and values; see `Decoder` for the arguments."""
         config, compute = self.config, self.compute
         inputs, heads = (config.width,), (config.heads, config.head_dim)
         init = nn.initializers.normal(0.02)
@@ -166,6 +167,7 @@ class DecoderMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """[B, L, D] to [B, L, D] in the compute dtype."""
         width, hidden, dtype = (self.config.width,), (self.config.mlp_dim,), self.compute.compute_dtype
         init = nn.initializers.normal(0.02)
         down_init = nn.initializers.normal(0.02 * (2 * self.config.layers) ** -0.5)
@@ -191,6 +193,7 @@ class DecoderBlock(nn.Module):
         valid_BT: jax.Array | None,
         cache: KeyValue | None,
     ) -> tuple[jax.Array, KeyValue | None]:
+        """[B, L, D] to [B, L, D], and its keys and values or None; see `Decoder` for the arguments."""
         eps = self.config.rms_norm_eps
         x_BLD = over_rows(x_BLD)
         attn = DecoderAttention(self.config, self.compute, name="attn")
@@ -218,6 +221,7 @@ class Decoder(nn.Module):
     keep_kv: bool = False
 
     def setup(self) -> None:
+        """Declares parameters and blocks."""
         config, compute = self.config, self.compute
         init = nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", init, (config.vocab_size, config.width), jnp.float32)

@@ -48,6 +48,7 @@ class QwenVL(nn.Module):
     keep_kv: bool = False
 
     def setup(self) -> None:
+        """Declares the towers."""
         model, compute = self.model, self.compute
         width = model.decoder.width
         self.vit = Vit(model.vit, width, compute)
@@ -60,6 +61,7 @@ class QwenVL(nn.Module):
         return features_IQD.reshape(-1, features_IQD.shape[-1])
 
     def embed(self, tokens: jax.Array) -> jax.Array:
+        """See `Decoder.embed`."""
         return self.decoder.embed(tokens)
 
     def decode(self, x_BLD: jax.Array, rotary: Rotary, **visible: Any) -> tuple[jax.Array, KeyValue | None]:
@@ -67,6 +69,7 @@ class QwenVL(nn.Module):
         return self.decoder(x_BLD, rotary, **visible)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
+        """See `Decoder.logits`."""
         return self.decoder.logits(hidden)
 
     def touch(self) -> jax.Array:

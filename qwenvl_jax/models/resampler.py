@@ -26,6 +26,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, query_QD: jax.Array, key_IPD: jax.Array, value_IPD: jax.Array) -> jax.Array:
+        """[I, Q, D] in the compute dtype; all images share the queries."""
         dtype = self.compute.compute_dtype
         width, heads = (self.width,), (self.heads, self.width // self.heads)
         # Xavier-uniform of the packed [3 * width, width] matrix that torch initialises as one.

@@ -82,6 +82,7 @@ class VitAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> jax.Array:
+        """[I, P, W] to [I, P, W]; `windowed` is a bool scalar, or None if no layer has windows."""
         config, dtype = self.config, self.compute.compute_dtype
         width, heads = (config.width,), (config.heads, config.width // config.heads)
         std = config.width**-0.5
@@ -122,6 +123,7 @@ class VitMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array) -> jax.Array:
+        """[I, P, W] to [I, P, W] in the compute dtype."""
         config, dtype = self.config, self.compute.compute_dtype
         width, hidden = (config.width,), (config.mlp_dim,)
         up_init = nn.initializers.normal((2 * config.width) ** -0.5)
@@ -138,6 +140,7 @@ class VitBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> tuple[jax.Array, None]:
+        """[I, P, W] to [I, P, W], and no output per layer; see `VitAttention` for `windowed`."""
         eps = self.config.layer_norm_eps
         x_IPW = over_rows(x_IPW)
         attn = VitAttention(self.config, self.compute, name="attn")
@@ -165,6 +168,7 @@ class Vit(nn.Module):
     compute: ComputeConfig
 
     def setup(self) -> None:
+        """Declares parameters and blocks."""
         config, compute = self.config, self.compute
         self.patch_embed = PatchEmbed(config, compute)
         self.position_embedding = self.param(

@@ -45,6 +45,7 @@ class ParameterLine:
 
     @property
     def replicated(self) -> bool:
+        """Whether every device holds the whole parameter."""
         return self.bytes_per_device == self.bytes_total
 
 
