@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from qwenvl_jax.config import OptimizerConfig
-from qwenvl_jax.params import component_of, path_of
+from qwenvl_jax.params import Params, component_of, path_of
 
 Schedule = Callable[[Any], Any]
 
@@ -68,8 +68,8 @@ def scale_by_rate(schedule: Schedule, layers: int, decay: float) -> optax.Gradie
     """
 
     def update(
-        updates: Any, state: optax.EmptyState, params: Any = None, *, step: Any, **extra: Any
-    ) -> tuple[Any, Any]:
+        updates: Params, state: optax.EmptyState, params: Params | None = None, *, step: jax.Array | int, **extra: Any
+    ) -> tuple[Params, optax.EmptyState]:
         del params, extra
         rate = schedule(step)
 
@@ -94,8 +94,8 @@ def make_optimizer(config: OptimizerConfig, steps: int, vit_layers: int) -> opta
       vit_layers: S of the ViT.
     """
 
-    def decayed(tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path_of(path)), tree)
+    def decayed(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path_of(path)), params)
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 from qwenvl_jax.checkpoint.restore import StartingPoint
 from qwenvl_jax.config import COMPONENTS, Config, config_hash
 from qwenvl_jax.models.flops import full_work, training_flops
-from qwenvl_jax.params import component_of, flatten, merge
+from qwenvl_jax.params import PyTree, component_of, flatten, merge
 from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.report import ComponentLine, component_lines, memory_use, parameter_lines
@@ -62,7 +61,7 @@ def show_start(config: Config, sources: dict[str, StartingPoint | None]) -> None
     log.table("start", ("tower", "from", "stage", "step"), rows)
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
