@@ -62,9 +62,6 @@ VAGUE_NAMES = {"place", "places", "own"}
 # Packages in which such names are still to be replaced.
 PACKAGES_WITH_VAGUE_NAMES = {
     "qwenvl_jax.data",
-    "qwenvl_jax.models",
-    "qwenvl_jax.sharding",
-    "qwenvl_jax.training",
 }
 LONG_FILES = {"tests/data/test_tar_source.py"}
 
