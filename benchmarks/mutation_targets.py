@@ -37,7 +37,7 @@ from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.record_format import FEATURES, encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import Corpus
+from qwenvl_jax.data.stream import ExampleReader
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime.errors import UserError
@@ -150,11 +150,11 @@ class Targets:
 
     def _through(self, reader: Any, task: str) -> str:
         data = dataclasses.replace(self._config.data, mixture=(SourceConfig("mutated", task, "", 1.0),))
-        corpus = Corpus(data, [reader], self._tokenizer, QUERIES)
+        examples_reader = ExampleReader(data, [reader], self._tokenizer, QUERIES)
         counted = 0
         for index in range(len(reader)):
             try:
-                example = corpus.read(0, index)
+                example = examples_reader.read(0, index)
             except UserError:
                 counted += 1
                 continue

@@ -49,14 +49,15 @@ def main() -> None:
 
 def show(numbers: dict[str, Any]) -> None:
     """Prints the numbers as tables."""
-    sources, total = numbers["sources"], numbers["total"]
+    sources = numbers["sources"]
+    total = numbers["total"]
     print(
         f"config {numbers['config']}  model {numbers['model']}  stage {numbers['stage']}  rows of "
         f"{numbers['sequence_length']:,} tokens  images of {numbers['image_size']} px"
     )
     rows = [*sources, {**total, "name": "total", "share": 1.0, "loss_share": float(total["supervised"] > 0)}]
     counts = ("dropped", "corrupt", "tokens", "supervised")
-    head = ("source", "samples", "share", *counts, "of its tokens", "of the loss", "images", "places")
+    head = ("source", "samples", "share", *counts, "of its tokens", "of the loss", "images", "regions")
     _table(
         f"supervision in the first {total['samples']:,} samples",
         head,
@@ -69,7 +70,7 @@ def show(numbers: dict[str, Any]) -> None:
                 f"{row['supervised_share']:.1%}",
                 f"{row['loss_share']:.1%}",
                 f"{row['images']:,}",
-                f"{row['places']:,}",
+                f"{row['regions']:,}",
             )
             for row in rows
         ),
@@ -97,13 +98,13 @@ def _bar(bar: dict[str, int]) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    made = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in columns:
-        made.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell) for cell in row))
     # Numbers are never cut off, however narrow the terminal is.
-    Console(highlight=False, width=max(Console().width, 160), soft_wrap=True).print(made)
+    Console(highlight=False, width=max(Console().width, 160), soft_wrap=True).print(table)
 
 
 if __name__ == "__main__":

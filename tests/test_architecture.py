@@ -60,9 +60,6 @@ LONG_FUNCTIONS = {
 # A variable is named after its content, not by a word that fits ten things.
 VAGUE_NAMES = {"place", "places", "own"}
 # Packages in which such names are still to be replaced.
-PACKAGES_WITH_VAGUE_NAMES = {
-    "qwenvl_jax.data",
-}
 LONG_FILES = {"tests/data/test_tar_source.py"}
 
 
@@ -260,10 +257,9 @@ def names_given(path: Path) -> Iterator[str]:
 
 
 def test_names_say_what_they_hold() -> None:
-    for module, path in all_modules().items():
-        if package_of(module) not in PACKAGES_WITH_VAGUE_NAMES:
-            vague = {name for name in names_given(path) if name.strip("_").lower() in VAGUE_NAMES}
-            assert not vague, f"{path} names something {vague}"
+    for path in all_modules().values():
+        vague = {name for name in names_given(path) if name.strip("_").lower() in VAGUE_NAMES}
+        assert not vague, f"{path} names something {vague}"
 
 
 def touches_storage(path: Path) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Text that is drawn into pictures."""
+"""Fonts for text that is drawn into pictures."""

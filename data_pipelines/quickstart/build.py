@@ -25,6 +25,7 @@ from etils import epath
 
 from data_pipelines.quickstart import report
 from data_pipelines.quickstart.ingredients import Ingredients, load_ingredients
+from data_pipelines.quickstart.scenes import SPLITS
 from data_pipelines.quickstart.settings import QuickstartSettings
 from data_pipelines.quickstart.shards import NAME, shard_count, write_shards
 from qwenvl_jax.data import formats
@@ -35,7 +36,6 @@ from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
-SPLITS = ("train", "heldout")
 VOCABULARY = "vocabulary/quickstart.model"
 _OUTPUT_NAMES = {*TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
 # The files in those folders. A folder "text" or "ocr" may also contain data that is not from here.

@@ -13,12 +13,10 @@ import numpy as np
 
 from data_pipelines.quickstart.ocr_pictures import OcrPicture
 from data_pipelines.quickstart.scenes import Scene, SceneObject
-from data_pipelines.quickstart.sentences import capitalized, ends, enumeration
-from qwenvl_jax.data.dialogues import Part, Turn
+from data_pipelines.quickstart.sentences import CLEAR_GAP, capitalized, ends, enumeration
+from qwenvl_jax.data.dialogues import DEFAULT_SYSTEM, Part, Turn
 from qwenvl_jax.data.schema import Record
 
-SYSTEM = "You are a helpful assistant."
-CLEAR_GAP = 0.15  # of the side: how far apart centres are at least, for "on the left" to be clear
 _TWO_PICTURES_SHARE = 0.7
 
 
@@ -120,7 +118,7 @@ def converse(
         language=language,
         license=license,
         images=tuple(picture.jpeg for picture in shown),
-        content={"system": SYSTEM, "turns": turns, "sizes": [[p.side, p.side] for p in shown]},
+        content={"system": DEFAULT_SYSTEM, "turns": turns, "sizes": [[p.side, p.side] for p in shown]},
     )
 
 

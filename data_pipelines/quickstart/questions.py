@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data_pipelines.quickstart.scenes import Scene, SceneObject
-from data_pipelines.quickstart.sentences import ends, sides_of
+from data_pipelines.quickstart.sentences import CLEAR_GAP, ends, sides_of
 from data_pipelines.quickstart.stamps import Stamp
 
-# Two centres closer than this share of the side are neither left nor right of each other.
-CLEAR_GAP = 0.15
+_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _KINDS_OF_THINGS = {"animals": "animal", "vehicles": "vehicle"}
 
 
@@ -85,12 +84,11 @@ def _what_of(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:
     """The relation of `_what_beside`, asked from its other end."""
-    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
     questions = []
     for item in objects:
         for side, others in sides_of(item, objects, gap).items():
             if len(others) == 1:
-                question = f"What is the {item.stamp.noun_en} {_relation(opposite[side])}?"
+                question = f"What is the {item.stamp.noun_en} {_relation(_OPPOSITE[side])}?"
                 questions.append(Question("what_of", question, others[0].stamp.noun_en))
     return questions
 
@@ -111,12 +109,11 @@ def _is_beside(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:
     answer = "yes" if rng.integers(2) else "no"
-    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
     questions = []
     for item in objects:
         for side, others in sides_of(item, objects, gap).items():
             for other in others:  # `other` really is on `side` of `item`
-                said = side if answer == "yes" else opposite[side]
+                said = side if answer == "yes" else _OPPOSITE[side]
                 question = f"Is the {other.stamp.noun_en} {_relation(said)} the {item.stamp.noun_en}?"
                 questions.append(Question("is_beside", question, answer))
     return questions

@@ -2,7 +2,7 @@
 
     cache = Path("data/cache")
     settings = SceneSettings()
-    raws, _ = tuxpaint.load(cache)                                    # or rendered.stamps()
+    raws, _ = tuxpaint.load(cache)                                    # or drawn_stamps.stamps()
     stamps = select_stamps(raws, settings.stamp_count, settings.sizes_px)
     views = scale_views([b.image_HWC for b in backgrounds.load(cache)], settings.scene_px)
     scene = make_scene(np.random.default_rng(0), stamps, views, settings)

@@ -14,6 +14,9 @@ Segment = tuple[str, SceneObject | None]
 _LIST = {"en": (", ", " and "), "zh": ("、", "和")}
 _NUMBERS_ZH = ("零", "一", "两", "三")
 
+# Two centres closer than this share of the side are neither left nor right of each other, nor above or below.
+CLEAR_GAP = 0.15
+
 # An object's centre decides its third of the scene, across and down. Objects are large, so the middle is narrow.
 _MIDDLE = (0.44, 0.56)
 _THIRDS = {

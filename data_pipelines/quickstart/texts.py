@@ -15,6 +15,7 @@ from data_pipelines.clean.text import Caption
 from data_pipelines.quickstart.questions import ask
 from data_pipelines.quickstart.scenes import Scene
 from data_pipelines.quickstart.sentences import (
+    CLEAR_GAP,
     caption,
     count_sentence,
     ends,
@@ -29,7 +30,6 @@ from qwenvl_jax.data.tags import box_to_text
 from qwenvl_jax.data.tasks import Content, OcrContent, OcrLine, TextContent
 
 GENERATED_LICENSE = "CC0-1.0"
-_CLEAR_GAP = 0.15
 # Most generated texts are samples of the image tasks over pictures made of words. Such a picture has as many cells as
 # the model has image features, so that the text after it has the same positions as after an image.
 _PICTURE_SHARE = 0.9
@@ -148,6 +148,6 @@ def _zh_text(rng: np.random.Generator, scene: Scene) -> str:
 def _facts(scene: Scene, language: str) -> str:
     """The number, the names and the clear locations of the objects, enough to answer any question about the scene."""
     sentences = [count_sentence(scene.objects, language)]
-    gap = _CLEAR_GAP * scene.image_HWC.shape[0]
+    gap = CLEAR_GAP * scene.image_HWC.shape[0]
     sentences += [location_sentence(item, side, language) for side, item in ends(scene.objects, gap).items()]
     return (" " if language == "en" else "").join(sentences)

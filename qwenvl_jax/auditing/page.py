@@ -47,7 +47,7 @@ _LEGEND = (
     '<p class="small legend">The text below is that of the tokens, in their order. <span class="tokens"><span '
     'class="taught">Marked</span></span> tokens count in the loss, <span class="tokens"><span class="special">'
     '&lt;tags&gt;</span></span> are single special tokens, and <span class="tokens"><span class="image">image 1: 256 '
-    "places</span></span> stands for the tokens that the features of an image replace. Boxes and quadrilaterals are "
+    "slots</span></span> stands for the tokens that the features of an image replace. Boxes and quadrilaterals are "
     "drawn at the coordinates in the tokens, which are thousandths of the image before them, and carry their number in "
     "the text. The outline is solid if the region is taught and dashed if it is given. It is faint in earlier images, "
     "which the region may refer to as well. Images are as the model sees them, square and at the stage's resolution. "
@@ -65,7 +65,7 @@ def page(audit: Audit, config: Config) -> str:
         notes = f'<div class="notes">{html_page.bullets(map(escape, numbers["notes"]))}</div>'
     facts = (
         f"The first {numbers['total']['samples']:,} samples of config {numbers['config']}, model {numbers['model']}: "
-        f"images of {numbers['image_size']} px with {numbers['queries']} places each, rows of "
+        f"images of {numbers['image_size']} px with {numbers['queries']} features each, rows of "
         f"{numbers['sequence_length']:,} tokens, at most {numbers['images_of_a_group']:,} images in a group of rows."
     )
     parts = [html_page.header(title, escape(facts), links, notes), _tables(numbers), _LEGEND]
@@ -81,13 +81,13 @@ def _tables(numbers: dict[str, Any]) -> str:
     sources = [*numbers["sources"], summary]
     counts = ("dropped", "corrupt", "tokens", "supervised")
     supervision_header = ["source", "task", "samples", "share", *counts, "of its tokens", "of the loss", "images"]
-    supervision_header += ["places", "empty places"]
+    supervision_header += ["regions", "empty regions"]
     supervision = [
         [
             *(source["name"], source["task"], f"{source['samples']:,}", f"{source['share']:.1%}"),
             *(f"{source[key]:,}" for key in counts),
             *(f"{source['supervised_share']:.1%}", f"{source['loss_share']:.1%}"),
-            *(f"{source[key]:,}" for key in ("images", "places", "empty_places")),
+            *(f"{source[key]:,}" for key in ("images", "regions", "empty_regions")),
         ]
         for source in sources
     ]
@@ -182,7 +182,7 @@ def _tokens(spans: Sequence[Span], regions: dict[int, tuple[int, SpelledRegion]]
         styles = ["taught"] if span.supervised else []
         text = escape(span.text).replace("\n", '<span class="break">⏎</span>\n')
         if span.kind == "image":
-            text = f"{text}: {span.tokens} places"
+            text = f"{text}: {span.tokens} slots"
         if span.kind != "text":
             styles.append(span.kind)
         title = f"{span.tokens} token{'s' if span.tokens > 1 else ''}, {'' if span.supervised else 'not '}supervised"

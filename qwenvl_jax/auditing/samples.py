@@ -22,7 +22,7 @@ from qwenvl_jax.data.examples import Example
 from qwenvl_jax.data.images.pool import decode_all
 from qwenvl_jax.data.mixture import Sampler
 from qwenvl_jax.data.packing import Item, Packer
-from qwenvl_jax.data.stream import READ_AHEAD, Corpus, open_corpus
+from qwenvl_jax.data.stream import READ_AHEAD, ExampleReader, item_of, open_examples
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
@@ -90,21 +90,21 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
       UserError: if the records or the vocabulary cannot be opened, or do not fit the config.
     """
     tokenizer = load_tokenizer(config.tokenizer)
-    corpus = open_corpus(config, tokenizer, verify=verify)
+    examples_reader = open_examples(config, tokenizer, verify=verify)
     mixture = config.data.mixture
     counts: list[list[_Count]] = [[] for _ in mixture]
     examples: list[list[Example]] = [[] for _ in mixture]
     left_out: list[list[dict[str, Any]]] = [[] for _ in mixture]
-    with contextlib.closing(draw(corpus)) as drawn:
+    with contextlib.closing(draw(examples_reader)) as drawn:
         for finding in itertools.islice(drawn, samples):
-            counts[finding.source].append(_count(finding, tokenizer, corpus.queries))
+            counts[finding.source].append(_count(finding, tokenizer, examples_reader.queries))
             if finding.state != "used":
                 _name(finding, left_out[finding.source])
             elif finding.example is not None and len(examples[finding.source]) < shown:
                 examples[finding.source].append(finding.example)
     total = _numbers(list(itertools.chain(*counts)), config.data)
     sources = []
-    for index, (source, length) in enumerate(zip(mixture, corpus.lengths, strict=True)):
+    for index, (source, length) in enumerate(zip(mixture, examples_reader.lengths, strict=True)):
         numbers_of_source = _numbers(counts[index], config.data)
         sources.append(
             {
@@ -126,7 +126,7 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
         "image_size": config.data.image_size,
         "sequence_length": config.data.sequence_length,
         "images_of_a_group": config.data.group_images,
-        "queries": corpus.queries,
+        "queries": examples_reader.queries,
         "total": total,
         "sources": sources,
         "notes": _notes(total, sources, config.data),
@@ -142,11 +142,11 @@ def _name(finding: Finding, left_out: list[dict[str, Any]]) -> None:
         left_out.append(entry)
 
 
-def draw(corpus: Corpus) -> Generator[Finding, None, None]:
+def draw(examples_reader: ExampleReader) -> Generator[Finding, None, None]:
     """The samples of all logical streams, one of each stream in turn, without end."""
     threads = min(16, 4 * (os.cpu_count() or 1))
     with concurrent.futures.ThreadPoolExecutor(threads, "read") as readers:
-        streams = [_draw_stream(corpus, number, readers) for number in range(corpus.data.streams)]
+        streams = [_draw_stream(examples_reader, number, readers) for number in range(examples_reader.data.streams)]
         try:
             while True:
                 yield from map(next, streams)
@@ -154,47 +154,45 @@ def draw(corpus: Corpus) -> Generator[Finding, None, None]:
             readers.shutdown(cancel_futures=True)
 
 
-def _draw_stream(corpus: Corpus, number: int, readers: concurrent.futures.Executor) -> Iterator[Finding]:
+def _draw_stream(
+    examples_reader: ExampleReader, number: int, readers: concurrent.futures.Executor
+) -> Iterator[Finding]:
     """The samples of one logical stream in the order in which `stream.Stream` reads them.
 
     They are packed and the rows discarded, because weights that change depend on the step at which a sample is drawn.
     """
-    data = corpus.data
-    sampler = Sampler(data.mixture, corpus.lengths, data.seed, number, data.streams)
+    data = examples_reader.data
+    sampler = Sampler(data.mixture, examples_reader.lengths, data.seed, number, data.streams)
     packer = Packer(data.group_rows, data.sequence_length, data.group_images, data.packing_window)
     groups_per_step = data.accumulation * data.groups // data.streams
     ahead: collections.deque[concurrent.futures.Future[Finding]] = collections.deque()
     groups = 0
-    for n in itertools.count():
+    for position in itertools.count():
         while len(ahead) <= READ_AHEAD:
             source, index = sampler.draw(groups // groups_per_step)
-            ahead.append(readers.submit(_look, corpus, packer.fits, source, index))
+            ahead.append(readers.submit(_look, examples_reader, packer.fits, source, index))
         finding = ahead.popleft().result()
         if finding.example is not None and finding.state != "dropped":  # a sample with a broken image is packed too
-            groups += packer.add(_item(finding.example, data, n)) is not None
+            groups += packer.add(item_of(finding.example, data, position)) is not None
         yield finding
 
 
-def _item(example: Example, data: DataConfig, n: int = 0) -> Item:
-    return Item(n, data.mixture[example.source].task, len(example.tokens.tokens_L), len(example.images))
-
-
-def _look(corpus: Corpus, fits: Callable[[Item], bool], source: int, index: int) -> Finding:
+def _look(examples_reader: ExampleReader, fits: Callable[[Item], bool], source: int, index: int) -> Finding:
     """Reads a sample as training does, and decodes its images to see whether that is possible."""
-    data = corpus.data
+    data = examples_reader.data
     try:
-        example = corpus.read(source, index)
+        example = examples_reader.read(source, index)
     except UserError as error:
         return Finding(source, index, "corrupt", str(error), None)
-    item = _item(example, data)
+    item = item_of(example, data)
     if not fits(item):
         excess = f"it has {item.length} tokens, a row {data.sequence_length}"
         if item.length <= data.sequence_length:
             excess = f"it has {item.images} images, a group of rows {data.group_images}"
         return Finding(source, index, "dropped", f"record {example.record_id!r}: {excess}", example)
-    wrong = decode_all(example.images, example.stated_sizes, pixels_of(example, data), data.jpeg_draft)
-    if wrong:
-        return Finding(source, index, "corrupt", f"record {example.record_id!r}: {wrong}", example)
+    image_error = decode_all(example.images, example.stated_sizes, pixels_of(example, data), data.jpeg_draft)
+    if image_error:
+        return Finding(source, index, "corrupt", f"record {example.record_id!r}: {image_error}", example)
     return Finding(source, index, "used", "", example)
 
 
@@ -234,8 +232,8 @@ def _numbers(counts: Sequence[_Count], data: DataConfig) -> dict[str, Any]:
         "supervised": supervised,
         "supervised_share": supervised / max(1, tokens),
         "images": sum(count.images for count in used),
-        "places": sum(count.regions for count in used),
-        "empty_places": sum(count.empty_regions for count in used),
+        "regions": sum(count.regions for count in used),
+        "empty_regions": sum(count.empty_regions for count in used),
         "length": {
             name: int(np.quantile(lengths, share, method="inverted_cdf")) if lengths else None
             for name, share in QUANTILES.items()
@@ -299,8 +297,8 @@ def _notes(total: dict[str, Any], sources: Sequence[dict[str, Any]], data: DataC
             notes.append(f"no sample of source {name!r} fits a row: {numbers['left_out'][-1]['message']}")
         elif not numbers["supervised"]:
             notes.append(f"source {name!r} has no supervised token")
-        if numbers["empty_places"]:
-            of_all = f"{numbers['empty_places']} of {numbers['places']} places"
+        if numbers["empty_regions"]:
+            of_all = f"{numbers['empty_regions']} of {numbers['regions']} regions"
             notes.append(f"{of_all} of source {name!r} surround nothing")
         if source.schedule:
             notes.append(f"the weight of source {name!r} changes with the step; these samples show the beginning")

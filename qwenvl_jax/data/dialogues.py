@@ -129,7 +129,10 @@ def chat_pieces(
         if role not in ("user", "assistant"):
             raise UserError(f"a dialogue turn has the role {role!r}; use 'user' or 'assistant'")
         if role == "assistant" and any("tag" in part for part in turn["parts"]):
-            raise UserError("the assistant writes a place that is none; give it as boxes or quads")
+            raise UserError(
+                "a turn of the assistant has a part with 'tag', which only a user's turn may have; give the region as "
+                "boxes or quads"
+            )
         content, pictures = _turn_content(turn["parts"], sizes, pictures)
         pieces += _turn(role, content)
     if open_end:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenvl_jax.data.formats import training_pieces
-from qwenvl_jax.data.images.exact import Size, decode_image, resize_square
+from qwenvl_jax.data.images.decode import decode_into
+from qwenvl_jax.data.images.exact import Size
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record, stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -132,8 +133,7 @@ def decode_images(images: Sequence[bytes], image_size: int, sizes: Sequence[Size
     """
     images_IHWC = np.empty((len(images), image_size, image_size, 3), np.uint8)
     for index, payload in enumerate(images):
-        image = decode_image(payload, stated=sizes[index] if sizes else None)
-        images_IHWC[index] = resize_square(image, image_size)
+        decode_into(payload, images_IHWC[index], stated=sizes[index] if sizes else None)
     return images_IHWC
 
 

@@ -49,7 +49,7 @@ def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [name for name in dict.fromkeys((*then, *now)) if then.get(name) != now.get(name)]
 
 
-def before_facts(data: DataConfig, lengths: Sequence[int], tokenizer: Tokenizer, queries: int) -> str:
+def digest_before_facts(data: DataConfig, lengths: Sequence[int], tokenizer: Tokenizer, queries: int) -> str:
     """The digest in checkpoints from before facts were stored. It covers the lengths of sources, not their contents."""
     values = _settings(data)
     for source, length in zip(values["mixture"], lengths, strict=True):

@@ -60,7 +60,9 @@ def prompt_pieces(record: Record, style: str = "released") -> list[Piece]:
       UserError: for an unknown style, or a record whose task has no prompt.
     """
     if style not in PROMPT_STYLES:
-        raise UserError(f"prompt style {style!r} is none of {', '.join(PROMPT_STYLES)}{nearest(style, PROMPT_STYLES)}")
+        raise UserError(
+            f"prompt style {style!r} is not one of {', '.join(PROMPT_STYLES)}{nearest(style, PROMPT_STYLES)}"
+        )
     with _naming(record):
         if record.task == "dialogue":
             return [dataclasses.replace(piece, supervised=False) for piece in _dialogue(record, open_end=True)]

@@ -1,6 +1,6 @@
 """Batches for the training step: streams -> rows -> arrays and pixels, prefetched on a thread.
 
-The global batch is the concatenation of the parts of `config.data.streams` logical streams. A process builds the parts
+The batch is the concatenation of the parts of `config.data.streams` logical streams. A process builds the parts
 whose rows its devices hold; the number of processes changes nothing.
 
 Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels.
@@ -24,7 +24,7 @@ from qwenvl_jax.data.batch_builder import BatchBuilder, PackedExample
 from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.images.pool import DecodePool
 from qwenvl_jax.data.schema import Batch
-from qwenvl_jax.data.stream import Corpus, Stream, open_corpus
+from qwenvl_jax.data.stream import ExampleReader, Stream, open_examples
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
@@ -48,21 +48,21 @@ class Loader(Iterator[Batch]):
     call `close`, to end the threads.
 
     Args:
-      corpus: what to read.
+      examples_reader: what to read.
       streams: numbers of the streams, ascending.
       prefetch: batches built ahead.
     """
 
-    def __init__(self, corpus: Corpus, streams: Sequence[int], prefetch: int):
-        data = corpus.data
-        self._corpus = corpus
+    def __init__(self, examples_reader: ExampleReader, streams: Sequence[int], prefetch: int):
+        data = examples_reader.data
+        self._examples = examples_reader
         self._data = data
         self._prefetch = prefetch
-        self._facts = corpus.facts()
+        self._facts = examples_reader.facts()
         self._readers = concurrent.futures.ThreadPoolExecutor(READERS, "read")
         workers = min(data.decode_workers, os.cpu_count() or 1)
         self._decoders = DecodePool(workers, data.image_size, data.jpeg_draft)
-        self._streams = {number: Stream(corpus, number, self._readers) for number in streams}
+        self._streams = {number: Stream(examples_reader, number, self._readers) for number in streams}
         self._states = {number: stream.state() for number, stream in self._streams.items()}
         self._totals = {number: self._no_totals() for number in streams}
         self._errors = [""] * len(data.mixture)
@@ -136,7 +136,7 @@ class Loader(Iterator[Batch]):
           UserError: if more samples are corrupt than `config.data.max_corrupt_share` allows.
         """
         tallies = []
-        for number, (source, length) in enumerate(zip(self._data.mixture, self._corpus.lengths, strict=True)):
+        for number, (source, length) in enumerate(zip(self._data.mixture, self._examples.lengths, strict=True)):
             corrupt = counts["corrupt"][source.name]
             dropped = counts["dropped"][source.name]
             judged = corrupt + dropped + counts["seen"][source.name]
@@ -154,7 +154,7 @@ class Loader(Iterator[Batch]):
     def _build(self) -> _Ready:
         """Lays out the next batch and has its images decoded."""
         share = len(self._streams) / self._data.streams
-        builder = BatchBuilder(self._data, share, self._corpus.queries, self._decoders)
+        builder = BatchBuilder(self._data, share, self._examples.queries, self._decoders)
         groups_per_stream = self._data.groups // self._data.streams
         for index, (number, stream) in enumerate(self._streams.items()):
             first_group = index * groups_per_stream
@@ -178,9 +178,9 @@ class Loader(Iterator[Batch]):
         Raises:
           UserError: if the state belongs to another stream.
         """
-        if changed := self._corpus.differences(state, self._facts):
+        if changed := self._examples.differences(state, self._facts):
             raise UserError(
-                f"the checkpoint's place in the data belongs to another stream: since then {'; '.join(changed)} "
+                f"the checkpoint's position in the data belongs to another stream: since then {'; '.join(changed)} "
                 "changed; restore what was there or start a new run from its parameters"
             )
         self._halt()
@@ -195,13 +195,13 @@ class Loader(Iterator[Batch]):
     def lengths(self) -> dict[str, int]:
         """Records by source."""
         names = (source.name for source in self._data.mixture)
-        return dict(zip(names, self._corpus.lengths, strict=True))
+        return dict(zip(names, self._examples.lengths, strict=True))
 
     def counters(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
         """Totals over the batches handed out since the stream began.
 
         Args:
-          state: of all streams (`join_states`), or its `tallies`; by default that of this loader's streams.
+          state: of all streams (`join_states`), or its `counts_of`; by default that of this loader's streams.
 
         Returns:
           `batches`; by source `seen` samples, `epochs` of its records that were read, `dropped` samples (too long or
@@ -220,7 +220,7 @@ class Loader(Iterator[Batch]):
         read = summed([count["read"] for count in counts])
         dropped = summed([count["dropped"] for count in counts])
         unreadable = summed([count["unreadable"] for count in counts])
-        epochs = [round(count / length, 4) for count, length in zip(read, self._corpus.lengths, strict=True)]
+        epochs = [round(count / length, 4) for count, length in zip(read, self._examples.lengths, strict=True)]
         corrupt = summed([unreadable, *(total["corrupt"] for total in totals)])
         tokens = sum(total["tokens"] for total in totals)
         images = sum(total["images"] for total in totals)
@@ -290,7 +290,7 @@ class Loader(Iterator[Batch]):
             target.put(error)
 
 
-def tallies(state: dict[str, Any]) -> dict[str, Any]:
+def counts_of(state: dict[str, Any]) -> dict[str, Any]:
     """The small part of a state that `Loader.counters` needs."""
     streams = {}
     for number, stream in state["streams"].items():
@@ -299,7 +299,10 @@ def tallies(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The states (or tallies) of the loaders of all processes as one, which any number of processes can restore."""
+    """The states (or their `counts_of`) of the loaders of all processes as one.
+
+    Any number of processes can restore a joined state.
+    """
     streams: dict[str, Any] = {}
     for state in states:
         streams.update(state["streams"])
@@ -314,7 +317,7 @@ def make_loader(
     Args:
       config: of the run.
       tokenizer: of the run.
-      streams: numbers of the logical streams to build, ascending; by default all, which gives the global batch. The
+      streams: numbers of the logical streams to build, ascending; by default all, which gives the whole batch. The
         batches have the rows and images of these streams alone.
       prefetch: batches built ahead.
 
@@ -322,5 +325,5 @@ def make_loader(
       UserError: if records are missing or of another task, or the tokenizer does not fit the model's vocabulary.
         While iterating: if no sample of a source fits a row, or too many samples are corrupt.
     """
-    corpus = open_corpus(config, tokenizer)
-    return Loader(corpus, range(config.data.streams) if streams is None else streams, prefetch)
+    examples_reader = open_examples(config, tokenizer)
+    return Loader(examples_reader, range(config.data.streams) if streams is None else streams, prefetch)

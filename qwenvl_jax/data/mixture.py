@@ -70,7 +70,9 @@ class Sampler:
     """
 
     def __init__(self, sources: Sequence[SourceConfig], lengths: Sequence[int], seed: int, stream: int, streams: int):
-        self._sources, self._stream, self._streams = sources, stream, streams
+        self._sources = sources
+        self._stream = stream
+        self._streams = streams
         self._orders = [
             grain.MapDataset.range(length).shuffle(seed=source_seed(seed, source.name)).repeat()
             for source, length in zip(sources, lengths, strict=True)

@@ -15,13 +15,13 @@ class Item(NamedTuple):
     """A sample as the packer sees it.
 
     Attributes:
-      n: position in the stream.
+      position: in the stream.
       task: of its record.
       length: tokens.
       images: number of its images.
     """
 
-    n: int
+    position: int
     task: str
     length: int
     images: int
@@ -61,7 +61,10 @@ class Packer:
     """
 
     def __init__(self, rows: int, length: int, images: int, window: int):
-        self._rows, self._length, self._images, self._window = rows, length, images, window
+        self._rows = rows
+        self._length = length
+        self._images = images
+        self._window = window
         self._waiting: dict[str, list[Item]] = {}
         self._ready: list[Row] = []
 
@@ -99,14 +102,16 @@ class Packer:
     def state(self) -> dict[str, Any]:
         """The held samples as JSON values: their positions in the stream."""
         return {
-            "waiting": {task: [item.n for item in items] for task, items in self._waiting.items()},
-            "ready": [[item.n for item in row.items] for row in self._ready],
+            "waiting": {task: [item.position for item in items] for task, items in self._waiting.items()},
+            "ready": [[item.position for item in row.items] for row in self._ready],
         }
 
     def restore(self, state: dict[str, Any], item: Callable[[int], Item]) -> None:
         """Continues after a `state`; `item` looks up the sample at a position in the stream."""
-        self._waiting = {task: [item(n) for n in positions] for task, positions in state["waiting"].items()}
-        self._ready = [Row(tuple(item(n) for n in positions)) for positions in state["ready"]]
+        self._waiting = {
+            task: [item(position) for position in positions] for task, positions in state["waiting"].items()
+        }
+        self._ready = [Row(tuple(item(position) for position in positions)) for positions in state["ready"]]
 
 
 def _best_subset(sizes: Sequence[tuple[int, int]], max_count: int, max_size: int, prefer_size: bool) -> list[int]:

@@ -75,7 +75,7 @@ def tfds_features() -> Any:
 
 def shard_name(name: str, split: str, index: int, count: int) -> str:
     """File name of one shard, in the form TFDS expects."""
-    for what, value in (("name", name), ("split", split)):
+    for field, value in (("name", name), ("split", split)):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
-            raise UserError(f"the {what} {value!r} of a record folder must be lower-case letters, digits and _")
+            raise UserError(f"the {field} {value!r} of a record folder must be lower-case letters, digits and _")
     return f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"

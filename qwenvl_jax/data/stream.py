@@ -1,7 +1,8 @@
 """One logical stream of a stage: sampler -> records -> tokens -> packing.
 
 A stage has `config.data.streams` of them, each with an equal part of the rows of every microbatch. A stream depends on
-(config.data, tokenizer, records) and its number alone, so it does not matter which process builds it.
+config.data, the tokenizer, the records, the queries per image and its number alone, so it does not matter which process
+builds it.
 
 Its state names the samples that the packer holds and those drawn ahead by their index in the sources; they are read
 again when they are needed.
@@ -33,12 +34,11 @@ READ_AHEAD = 16  # samples drawn before they are packed; if weights change, a pa
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 # This stream's part of a batch is a list of microbatches of groups of rows of examples.
-Row = list[Example]
-Group = list[Row]
-Microbatch = list[Group]
+ExamplesOfRow = list[Example]
+ExamplesOfGroup = list[ExamplesOfRow]
 
 
-class Corpus:
+class ExampleReader:
     """The records of a mixture as examples. Reads from several threads at once.
 
     Args:
@@ -85,11 +85,11 @@ class Corpus:
         """The names of those `facts` that have changed since a state of the stream was written."""
         if "facts" in state:
             return fingerprint.changes(state["facts"], facts)
-        before = fingerprint.before_facts(self.data, self.lengths, self._tokenizer, self.queries)
-        return [] if state.get("stream") == before else ["config.data, the number of records or the vocabulary"]
+        expected = fingerprint.digest_before_facts(self.data, self.lengths, self._tokenizer, self.queries)
+        return [] if state.get("stream") == expected else ["config.data, the number of records or the vocabulary"]
 
 
-def open_corpus(config: Config, tokenizer: Tokenizer, *, verify: bool = False) -> Corpus:
+def open_examples(config: Config, tokenizer: Tokenizer, *, verify: bool = False) -> ExampleReader:
     """Opens the records of a stage; `verify` as for `source.open_source`.
 
     Raises:
@@ -101,27 +101,29 @@ def open_corpus(config: Config, tokenizer: Tokenizer, *, verify: bool = False) -
             f"the tokenizer uses {tokenizer.vocab_size} ids, but config.model.decoder.vocab_size is {rows}; choose a "
             "smaller vocabulary or a larger model vocabulary"
         )
-    return Corpus(config.data, open_sources(config.data, verify=verify), tokenizer, config.model.resampler.queries)
+    return ExampleReader(
+        config.data, open_sources(config.data, verify=verify), tokenizer, config.model.resampler.queries
+    )
 
 
 class Stream:
     """The endless sequence of groups of rows of one logical stream.
 
     Args:
-      corpus: what to read.
+      examples_reader: what to read.
       number: which of the `config.data.streams` this is.
       readers: threads that read ahead.
     """
 
-    def __init__(self, corpus: Corpus, number: int, readers: concurrent.futures.Executor):
-        self._corpus = corpus
+    def __init__(self, examples_reader: ExampleReader, number: int, readers: concurrent.futures.Executor):
+        self._examples = examples_reader
         self._number = number
         self._readers = readers
         self._reset()
 
     def _reset(self) -> None:
-        data = self._corpus.data
-        self._sampler = Sampler(data.mixture, self._corpus.lengths, data.seed, self._number, data.streams)
+        data = self._examples.data
+        self._sampler = Sampler(data.mixture, self._examples.lengths, data.seed, self._number, data.streams)
         self._packer = Packer(data.group_rows, data.sequence_length, data.group_images, data.packing_window)
         self._ahead: collections.deque[tuple[int, int, concurrent.futures.Future[Example]]] = collections.deque()
         self._held: dict[int, tuple[int, int, Example | None]] = {}
@@ -132,15 +134,15 @@ class Stream:
         self._unreadable = [0] * len(data.mixture)
         self._errors = [""] * len(data.mixture)
 
-    def next_part(self) -> list[Microbatch]:
+    def next_part(self) -> list[list[ExamplesOfGroup]]:
         """This stream's part of the next batch."""
-        data = self._corpus.data
+        data = self._examples.data
         groups = data.groups // data.streams
         part = [[self._next_group() for _ in range(groups)] for _ in range(data.accumulation)]
         self._step += 1
         return part
 
-    def _next_group(self) -> Group:
+    def _next_group(self) -> ExamplesOfGroup:
         group = None
         while group is None:
             item = self._next_item()
@@ -150,11 +152,11 @@ class Stream:
 
     def _next_item(self) -> Item | None:
         """The next drawn sample, as the packer sees it; None if it cannot be used."""
-        data = self._corpus.data
+        data = self._examples.data
         while len(self._ahead) <= READ_AHEAD:
             self._submit(*self._sampler.draw(self._step))
         number, index, reading = self._ahead.popleft()
-        n = self._next
+        position = self._next
         self._next += 1
         self._read[number] += 1
         try:
@@ -164,16 +166,16 @@ class Stream:
             self._errors[number] = self._errors[number] or str(error)
             check_corruption(self._tallies(), data.max_corrupt_share, 1 / data.streams)
             return None
-        item = Item(n, data.mixture[number].task, len(example.tokens.tokens_L), len(example.images))
+        item = item_of(example, data, position)
         if not self._packer.fits(item):
             self._dropped[number] += 1
             self._check_fits(example, item)
             return None
-        self._held[n] = (number, index, example)
+        self._held[position] = (number, index, example)
         return item
 
     def _submit(self, number: int, index: int) -> None:
-        self._ahead.append((number, index, self._readers.submit(self._corpus.read, number, index)))
+        self._ahead.append((number, index, self._readers.submit(self._examples.read, number, index)))
 
     def _take(self, item: Item) -> Example:
         """The example of an item, read again if it was held over a restart.
@@ -181,11 +183,11 @@ class Stream:
         Its tokens are already reserved in a row. If the record has been damaged since then, they stay empty, as they do
         if its images cannot be decoded.
         """
-        number, index, example = self._held.pop(item.n)
+        number, index, example = self._held.pop(item.position)
         if example is not None:
             return example
         try:
-            example = self._corpus.read(number, index)
+            example = self._examples.read(number, index)
             if (len(example.tokens.tokens_L), len(example.images)) != (item.length, item.images):
                 raise UserError(f"record {example.record_id!r} has changed since the checkpoint was written")
         except UserError as error:
@@ -193,16 +195,17 @@ class Stream:
         return example
 
     def _tallies(self) -> list[Tally]:
-        data, lengths = self._corpus.data, self._corpus.lengths
+        data = self._examples.data
+        lengths = self._examples.lengths
         names = [source.name for source in data.mixture]
         return list(map(Tally, names, lengths, self._read, self._unreadable, self._errors))
 
     def _check_fits(self, example: Example, item: Item) -> None:
         """Raises UserError if no sample of a source fits, which is a mistake in the config."""
         number = example.source
-        data = self._corpus.data
+        data = self._examples.data
         usable = self._read[number] - self._unreadable[number]
-        if self._dropped[number] == usable >= min(self._corpus.lengths[number], ALL_DROPPED):
+        if self._dropped[number] == usable >= min(self._examples.lengths[number], ALL_DROPPED):
             raise UserError(
                 f"no sample of source {data.mixture[number].name!r} fits a row: {example.record_id!r} has "
                 f"{item.length} tokens and {item.images} images for config.data.sequence_length "
@@ -219,7 +222,9 @@ class Stream:
 
     def state(self) -> dict[str, Any]:
         """The position of the stream, as JSON values."""
-        held = [[item.n, *self._held[item.n][:2], item.length, item.images] for item in self._packer.held()]
+        held = [
+            [item.position, *self._held[item.position][:2], item.length, item.images] for item in self._packer.held()
+        ]
         return {
             "step": self._step,
             "next": self._next,
@@ -236,17 +241,22 @@ class Stream:
         self._step = state["step"]
         self._next = state["next"]
         self._sampler.restore(state["sampler"])
-        mixture = self._corpus.data.mixture
+        mixture = self._examples.data.mixture
         items = {}
-        for n, number, index, length, images in state["held"]:
-            items[n] = Item(n, mixture[number].task, length, images)
-            self._held[n] = (number, index, None)
+        for position, number, index, length, images in state["held"]:
+            items[position] = Item(position, mixture[number].task, length, images)
+            self._held[position] = (number, index, None)
         self._packer.restore(state["packer"], items.__getitem__)
         self._read = list(state["counts"]["read"])
         self._dropped = list(state["counts"]["dropped"])
         self._unreadable = list(state["counts"]["unreadable"])
         for number, index in state["ahead"]:
             self._submit(number, index)
+
+
+def item_of(example: Example, data: DataConfig, position: int = 0) -> Item:
+    """An example as the packer sees it, at a position in its stream."""
+    return Item(position, data.mixture[example.source].task, len(example.tokens.tokens_L), len(example.images))
 
 
 def _placeholder(number: int, item: Item, error: str) -> Example:
@@ -258,4 +268,4 @@ def _placeholder(number: int, item: Item, error: str) -> Example:
         image_indices=tuple(range(item.images)),
     )
     no_sizes = (None,) * item.images
-    return Example(number, f"{number}:{item.n}", tokens, (b"",) * item.images, no_sizes, error)
+    return Example(number, f"{number}:{item.position}", tokens, (b"",) * item.images, no_sizes, error)

@@ -23,8 +23,8 @@ QUAD, QUAD_END, IMG, IMG_END, IMGPAD = "<quad>", "</quad>", "<img>", "</img>", "
 CONTROL_TAGS = (ENDOFTEXT, IM_START, IM_END)  # before the spare ids in the vocabulary (released tokenization_qwen.py)
 IMAGE_TAGS = (REF, REF_END, BOX, BOX_END, QUAD, QUAD_END, IMG, IMG_END, IMGPAD)  # after them
 
-Box = tuple[int, int, int, int]
-Quad = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
+BoxInThousandths = tuple[int, int, int, int]
+QuadInThousandths = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
 
 _FIRST_BOX = re.compile(r"\((.*?)\),\((.*?)\)")  # the pattern of the released evaluate_grounding.py
 _POINT = r"\(\s*([0-9]{1,3}|1000)\s*,\s*([0-9]{1,3}|1000)\s*\)"
@@ -32,7 +32,7 @@ _POINTS = {corners: r"\s*,\s*".join([_POINT] * corners) for corners in (2, 4)}
 _ALL_POINTS = {corners: re.compile(rf"\s*{points}\s*") for corners, points in _POINTS.items()}
 _BOX = re.compile(rf"<box>\s*{_POINTS[2]}(?=\s*(?:<|\Z))")
 _QUAD = re.compile(rf"<quad>\s*{_POINTS[4]}(?=\s*(?:<|\Z))")
-# A reference ends at its closing tag or, where that is missing, at the next tag, which is not swallowed.
+# A reference ends at its closing tag or, if that is missing, at the next tag, which is not swallowed.
 _REF = re.compile(r"<ref>(.*?)(?:</ref>|(?=</?(?:ref|box|quad|img)>)|\Z)", re.DOTALL)
 
 # A coordinate may leave its image by less than this many pixels: labels are stored rounded.
@@ -70,29 +70,30 @@ def to_pixels(box: Sequence[float], width: float, height: float, denominator: fl
     return tuple(value / denominator * (height if k % 2 else width) for k, value in enumerate(box))
 
 
-def clip_points(points: Sequence[float], width: float, height: float, what: str) -> list[float]:
+def clip_points(points: Sequence[float], width: float, height: float, shape: str) -> list[float]:
     """`x, y, x, y, ..` in pixels of a `width` x `height` image, moved onto its edge where rounding has left it.
 
     Raises:
-      UserError: for what is not a finite number, or lies half a pixel or more outside; `what` names the shape.
+      UserError: if a value is not a finite number, or lies half a pixel or more outside; the message calls the shape
+        `shape`.
     """
     if not (is_finite(width) and is_finite(height) and width > 0 and height > 0):
-        raise UserError(f"an image of {width!r} x {height!r} pixels has no room for {what}; correct its size")
+        raise UserError(f"an image of {width!r} x {height!r} pixels has no room for {shape}; correct its size")
     clipped = []
     for k, value in enumerate(points):
         side = height if k % 2 else width
         if not is_finite(value):
-            raise UserError(f"{what} {list(points)} must be made of finite numbers, not {value!r}; correct or drop it")
+            raise UserError(f"{shape} {list(points)} must be made of finite numbers, not {value!r}; correct or drop it")
         if not -ROUNDING < value < side + ROUNDING:
             raise UserError(
-                f"{what} {list(points)} lies outside its image of {width} x {height} pixels; correct or drop it"
+                f"{shape} {list(points)} lies outside its image of {width} x {height} pixels; correct or drop it"
             )
         clipped.append(min(max(value, 0), side))
     return clipped
 
 
 def is_finite(value: object) -> bool:
-    """Whether a JSON value is a finite number; true and false are none."""
+    """Whether a JSON value is a finite number; true and false are not numbers."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:
@@ -149,8 +150,8 @@ def read_points(text: str, corners: int) -> list[int] | None:
 def first_box(text: str) -> tuple[float, float, float, float]:
     """The first box of an answer, read as the released evaluate_grounding.py does.
 
-    Only the first match of `(..),(..)` counts, the answer starts inside `<box>`, and whatever does not read as two
-    pairs of finite numbers is the zero box, which overlaps nothing.
+    Only the first match of `(..),(..)` counts, because the answer starts inside `<box>`. A text that does not read as
+    two pairs of finite numbers gives the zero box, which overlaps nothing.
     """
     match = _FIRST_BOX.search(text)
     if match is None:
@@ -165,12 +166,12 @@ def first_box(text: str) -> tuple[float, float, float, float]:
 def parse_refs(text: str) -> list[str]:
     """What stands in every `<ref>` of an answer, in order.
 
-    A reference ends at `</ref>` or, where that is missing, where the next tag begins or the answer ends.
+    A reference ends at `</ref>` or, if that is missing, where the next tag begins or the answer ends.
     """
     return [match.group(1) for match in _REF.finditer(text)]
 
 
-def parse_boxes(text: str) -> list[tuple[str, list[Box]]]:
+def parse_boxes(text: str) -> list[tuple[str, list[BoxInThousandths]]]:
     """All boxes of an answer with the reference before them: `[(ref, [(x1, y1, x2, y2), ..]), ..]` in thousandths.
 
     The boxes that directly follow one `</ref>` share it, as multi-box references are written; a box without one
@@ -180,7 +181,7 @@ def parse_boxes(text: str) -> list[tuple[str, list[Box]]]:
     return [(ref, [(n[0], n[1], n[2], n[3]) for n in boxes]) for ref, boxes in _parse(text, _BOX)]
 
 
-def parse_quads(text: str) -> list[tuple[str, list[Quad]]]:
+def parse_quads(text: str) -> list[tuple[str, list[QuadInThousandths]]]:
     """All quadrilaterals of an OCR answer with the text before them: `[(text, [quad, ..]), ..]`; see `parse_boxes`."""
     return [
         (ref, [((n[0], n[1]), (n[2], n[3]), (n[4], n[5]), (n[6], n[7])) for n in quads])

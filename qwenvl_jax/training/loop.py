@@ -13,7 +13,7 @@ from qwenvl_jax.checkpoint import layout, lineage
 from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
 from qwenvl_jax.checkpoint.restore import StartingPoint, frozen_of, initial_params, newest_state
 from qwenvl_jax.config import Config
-from qwenvl_jax.data.loader import join_states, make_loader, tallies
+from qwenvl_jax.data.loader import counts_of, join_states, make_loader
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.params import merge, split
@@ -83,7 +83,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
                 window.wait_for_previous()
                 metrics_log.advance(step)
                 if step % config.train.log_every == 0 or last:
-                    counts = join_states(distributed.gather(tallies(position)))
+                    counts = join_states(distributed.gather(counts_of(position)))
                     metrics_log.write(step, window.values(), loader.counters(counts))
                     window.clear()
                 stop = guard.stop(step)

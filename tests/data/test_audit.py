@@ -28,7 +28,7 @@ from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import Corpus, Stream
+from qwenvl_jax.data.stream import ExampleReader, Stream
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.html.style import PALETTE
 from qwenvl_jax.runtime.errors import UserError
@@ -39,7 +39,7 @@ from tests.data.source_files import write_jsonl
 QUERIES = 4
 
 
-class Recorder(Corpus):
+class Recorder(ExampleReader):
     """Notes what is read, in order, if read from one thread."""
 
     def __init__(self, *arguments: Any):
@@ -51,23 +51,23 @@ class Recorder(Corpus):
         return super().read(number, index)
 
 
-def corpus_of(config: Config, tokenizer: Tokenizer) -> Recorder:
+def recorder_of(config: Config, tokenizer: Tokenizer) -> Recorder:
     return Recorder(config.data, open_sources(config.data), tokenizer, QUERIES)
 
 
 def drawn_by_training(config: Config, tokenizer: Tokenizer, stream: int, steps: int) -> list[tuple[int, int]]:
     """The samples that a stream takes in its first steps, by the code that training uses."""
-    corpus = corpus_of(config, tokenizer)
+    examples_reader = recorder_of(config, tokenizer)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        trained = Stream(corpus, stream, reader)
+        trained = Stream(examples_reader, stream, reader)
         for _ in range(steps):
             trained.next_part()
         taken = sum(trained.counts()["read"])
-    return corpus.seen[:taken]
+    return examples_reader.seen[:taken]
 
 
 def first_drawn(config: Config, tokenizer: Tokenizer, count: int) -> list[tuple[int, int]]:
-    with contextlib.closing(draw(corpus_of(config, tokenizer))) as found:
+    with contextlib.closing(draw(recorder_of(config, tokenizer))) as found:
         return [(finding.source, finding.record) for finding in itertools.islice(found, count)]
 
 
@@ -92,7 +92,7 @@ def shape_of(points: str, style: str = "region", color: str = PALETTE[0]) -> str
 def test_draws_what_training_draws(run_config: Config, tokenizer: Tokenizer, tmp_path: Path, streams: int) -> None:
     """Of every stream, in its order, over steps at which weights change, and the streams in turn.
 
-    Broken images keep their samples' places in the rows; samples that do not fit, or are no records, have none.
+    Broken images keep their samples' positions in the rows; samples that do not fit, or are no records, have none.
     """
     records = [make_record("ref_grounding", k) for k in range(12)]
     for k in range(3):
@@ -225,7 +225,7 @@ def test_a_box_is_drawn_where_the_tokens_say(run_config: Config, tmp_path: Path)
     shown = page(found, config)
     assert shape_of("250,500 750,500 750,999 250,999") in shown
     assert "<ref>the red one</ref><box>1(250,500),(750,999)</box><|endoftext|>" in text_of(shown)
-    assert (found.numbers["total"]["places"], found.numbers["total"]["empty_places"]) == (1, 0)
+    assert (found.numbers["total"]["regions"], found.numbers["total"]["empty_regions"]) == (1, 0)
     [picture] = re.findall(r'href="data:image/jpeg;base64,([^"]*)" width="1000" height="1000"', shown)
     seen_HWC = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
     [expected_HWC] = decode_images(record.images, 28)
@@ -233,7 +233,7 @@ def test_a_box_is_drawn_where_the_tokens_say(run_config: Config, tmp_path: Path)
     assert np.abs(seen_HWC - expected_HWC).mean() < 3
 
 
-def test_given_places_are_dashed_and_quadrilaterals_keep_their_corners(run_config: Config, tmp_path: Path) -> None:
+def test_given_regions_are_dashed_and_quadrilaterals_keep_their_corners(run_config: Config, tmp_path: Path) -> None:
     record = make_record("grounded_caption", 0)
     config = one_source(run_config, tmp_path, [record])
     assert shape_of("0,0 999,0 999,999 0,999", "region dashed") in page(audit(config, 1, 1), config)
@@ -276,7 +276,7 @@ def test_texts_cannot_become_markup(run_config: Config, tmp_path: Path) -> None:
     assert not re.search(r"<(script|i|u)\b", shown) and "<polygon" not in shown
     assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp;" in shown and "&lt;i&gt;0&lt;/i&gt;" in shown
     assert evil in text_of(shown)
-    assert found.numbers["total"]["places"] == 0
+    assert found.numbers["total"]["regions"] == 0
 
 
 def test_the_page_stands_alone_and_shows_the_first_samples(run_config: Config, tokenizer: Tokenizer) -> None:
@@ -290,7 +290,7 @@ def test_the_page_stands_alone_and_shows_the_first_samples(run_config: Config, t
         assert all(f"<h3>{record.id} · " in shown for record in expected)
     caption = RecordReader(run_config.data.mixture[0].records)[drawn[[own for own, _ in drawn].index(0)][1]]
     assert '<span class="taught" title="' in shown and f" {dict(caption.content)['caption']}" in text_of(shown)
-    assert '<span class="image" title="4 tokens, not supervised">image 1: 4 places</span>' in shown
+    assert '<span class="image" title="4 tokens, not supervised">image 1: 4 slots</span>' in shown
 
 
 def test_the_same_audit_twice_gives_the_same_bytes(run_config: Config) -> None:
@@ -355,7 +355,11 @@ def test_lines_that_cannot_be_used_are_shown(run_config: Config, tmp_path: Path)
     config = with_data(run_config, mixture=(SourceConfig("talks", "dialogue", str(path), 1.0),))
     found = audit(config, 40, 2)
     [source] = found.numbers["sources"]
-    assert (source["corrupt"], source["used"], source["places"]) == (2, 38, 0)  # what is only spoken of is no place
+    assert (source["corrupt"], source["used"], source["regions"]) == (
+        2,
+        38,
+        0,
+    )  # a tag that is only mentioned is not a region
     [entry] = source["left_out"]
     assert "line 4: " in entry["message"] and "no turn is the assistant's" in entry["message"]
     assert "line 4: " in html.unescape(page(found, config))

@@ -22,16 +22,16 @@ def test_a_place_belongs_to_the_images_before_it(tokenizer: Tokenizer) -> None:
     pieces = [*box("(1,2),(3,4)"), one, *box("(5,6),(5,8)", True), two, *box("(9,8),(7,6)"), one]
     pieces += [*box("(1,2),(3"), *box("(0,0),(999,999)")]
     found = regions_of(spans_of(tokenize_pieces(pieces, tokenizer, QUERIES), tokenizer, QUERIES))
-    assert [place.images for place in found] == [(), (0,), (0, 1), (1, 0), (1, 0)]
-    assert [place.corners for place in found] == [
+    assert [region.images for region in found] == [(), (0,), (0, 1), (1, 0), (1, 0)]
+    assert [region.corners for region in found] == [
         ((1, 2), (3, 4)),
         ((5, 6), (5, 8)),
         ((9, 8), (7, 6)),
         (),
         ((0, 0), (999, 999)),
     ]
-    assert [place.empty for place in found] == [False, True, True, True, False]
-    assert [place.supervised for place in found] == [False, True, False, False, False]
+    assert [region.empty for region in found] == [False, True, True, True, False]
+    assert [region.supervised for region in found] == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("task", ["caption", "dialogue", "grounding", "text", "ocr"])

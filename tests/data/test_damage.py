@@ -22,7 +22,7 @@ from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import Corpus
+from qwenvl_jax.data.stream import ExampleReader
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.data import damage
@@ -92,10 +92,10 @@ def test_hosts_that_build_the_same_stream_agree_on_damaged_records(
 @pytest.mark.parametrize("bad", sorted(BAD - {20, 22}))
 def test_the_error_names_source_and_record(run_config: Config, tokenizer: Tokenizer, damaged: Path, bad: int) -> None:
     data = mixture_of(run_config, {"bad": damaged}, "caption").data
-    corpus = Corpus(data, [RecordReader(damaged)], tokenizer, QUERIES)
+    examples_reader = ExampleReader(data, [RecordReader(damaged)], tokenizer, QUERIES)
     with pytest.raises(UserError, match=f"record {bad} of source 'bad'"):
-        corpus.read(0, bad)
-    assert corpus.read(0, 0).record_id == "caption0"
+        examples_reader.read(0, bad)
+    assert examples_reader.read(0, 0).record_id == "caption0"
 
 
 class Failing:
@@ -133,8 +133,10 @@ def test_what_could_not_be_read_ends_the_run_and_is_never_counted(
 ) -> None:
     write_records(tmp_path / "records", {"train": [make_record("caption", k) for k in range(60)]}, name="only")
     config = mixture_of(run_config, {"only": tmp_path / "records"}, "caption", max_corrupt_share=1.0)
-    corpus = Corpus(config.data, [cast(Source, Failing(tmp_path / "records", error))], tokenizer, QUERIES)
-    with Loader(corpus, range(config.data.streams), 2) as loader:
+    examples_reader = ExampleReader(
+        config.data, [cast(Source, Failing(tmp_path / "records", error))], tokenizer, QUERIES
+    )
+    with Loader(examples_reader, range(config.data.streams), 2) as loader:
         with pytest.raises((StorageError, MemoryError), match=expected):
             for _ in range(30):
                 next(loader)

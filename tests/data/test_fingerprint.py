@@ -1,4 +1,4 @@
-"""A place in the data belongs to what the records hold, the vocabulary and the config, not to folders."""
+"""A position in the data belongs to what the records hold, the vocabulary and the config, not to folders."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_place_written_before_records_were_compared_is_still_taken(run_config:
     with make_loader(run_config, tokenizer) as loader:
         del state["facts"]
         data, lengths = run_config.data, [23] * len(run_config.data.mixture)
-        state["stream"] = fingerprint.before_facts(data, lengths, tokenizer, QUERIES)
+        state["stream"] = fingerprint.digest_before_facts(data, lengths, tokenizer, QUERIES)
         loader.restore(state)
         next(loader)
     other = with_data(run_config, seed=9)

@@ -143,7 +143,7 @@ def parts(part: dict[str, Any]) -> dict[str, Any]:
         ("dialogue", turn("the <ref>dog<box>(1,1),(2,2)</box></ref>"), "<ref> is not closed"),
         ("dialogue", turn("a <box>(1,1),(2,2)"), "<box> is not closed"),
         ("dialogue", turn("a </box>"), "</box> closes nothing"),
-        ("dialogue", turn("<box>(1,1),(2,2),(3,3)</box>"), "is not a place"),
+        ("dialogue", turn("<box>(1,1),(2,2),(3,3)</box>"), "is not a region"),
         ("dialogue", turn("<box>(1,1),(2,1001)</box>"), "whole numbers from 0 to 1000"),
         ("dialogue", turn("<box>(-1,1),(2,10)</box>"), "whole numbers from 0 to 1000"),
         ("dialogue", turn("<box>(0.1,0.1),(0.2,0.5)</box>"), "whole numbers from 0 to 1000"),
@@ -168,7 +168,7 @@ def parts(part: dict[str, Any]) -> dict[str, Any]:
         (
             "dialogue",
             {"conversations": [{"from": "user", "value": "a"}, {"from": "gpt", "value": "<box>(x,y)</box>"}]},
-            "is not a place",
+            "is not a region",
         ),
         ("dialogue", turn("<image>\nWhat is this?", "human"), "<image> .* shows nothing; write <img>PATH</img>"),
         (

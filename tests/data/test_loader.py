@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.loader import join_states, make_loader, tallies
+from qwenvl_jax.data.loader import counts_of, join_states, make_loader
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -155,7 +155,7 @@ def test_any_number_of_hosts_continues_the_same_batches(run_config: Config, toke
     assert_equal(before + after, whole)
     assert end == json.loads(json.dumps(state))
     with make_loader(config, tokenizer) as loader:
-        assert loader.counters(end) == loader.counters(tallies(end)) == counters
+        assert loader.counters(end) == loader.counters(counts_of(end)) == counters
 
 
 def test_the_state_is_small_and_late_positions_are_as_near(run_config: Config, tokenizer: Tokenizer) -> None:

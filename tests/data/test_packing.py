@@ -23,7 +23,7 @@ def feed(packer: Packer, items: list[Item]) -> list[list[Row]]:
 
 
 def positions(groups: list[list[Row]]) -> list[list[list[int]]]:
-    return [[[item.n for item in row.items] for row in group] for group in groups]
+    return [[[item.position for item in row.items] for row in group] for group in groups]
 
 
 @given(STREAMS, SHAPES)
@@ -38,9 +38,9 @@ def test_budgets_tasks_and_completeness(items: list[Item], shape: tuple[int, ...
         for row in group:
             assert row.length == sum(item.length for item in row.items) <= length
             assert len({item.task for item in row.items}) == 1
-    emitted = [item.n for group in groups for row in group for item in row.items]
-    fitting = [item.n for item in items if item.length <= length and item.images <= images]
-    assert sorted(emitted + [item.n for item in packer.held()]) == fitting  # nothing twice, nothing lost
+    emitted = [item.position for group in groups for row in group for item in row.items]
+    fitting = [item.position for item in items if item.length <= length and item.images <= images]
+    assert sorted(emitted + [item.position for item in packer.held()]) == fitting  # nothing twice, nothing lost
     state = packer.state()
     assert all(len(waiting) <= window for waiting in state["waiting"].values())
     assert len(state["ready"]) < 2 * rows

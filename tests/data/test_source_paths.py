@@ -91,7 +91,7 @@ def test_shards_by_braces(tmp_path: Path) -> None:
         ("x.csv", "is a table; write its rows as a .jsonl file"),
         ("x.tfrecord-00000-of-00010", "is a TFRecord file"),
         ("caption-train.array_record-00000-of-00002", "is one shard; name the record folder"),
-        ("x.bin", "a file of a kind of which no source is made"),
+        ("x.bin", "a file of a kind that cannot be a source"),
         ("*.jsonl", "a JSON source is one file; give each an entry of its own"),
         ("{a,b}.json", "a JSON source is one file"),
         ("none", "does not exist; build it with data_pipelines or correct the path"),

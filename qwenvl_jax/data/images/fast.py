@@ -91,7 +91,8 @@ def _make_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     scale = old / new
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
-    firsts, counts = np.zeros(new, np.int32), np.zeros(new, np.int32)
+    firsts = np.zeros(new, np.int32)
+    counts = np.zeros(new, np.int32)
     weights = np.zeros((new, math.ceil(support) * 2 + 1), np.int32)
     for pixel in range(new):
         center = (pixel + 0.5) * scale
@@ -122,7 +123,8 @@ def _weighted_rows(
     for y in range(out.shape[0]):
         total[:] = 1 << (PRECISION - 1)
         for t in range(counts[y]):
-            weight, row = weights[y, t], rows[firsts[y] + t]
+            weight = weights[y, t]
+            row = rows[firsts[y] + t]
             for i in range(length):
                 total[i] += np.int32(row[i]) * weight
         for i in range(length):

@@ -94,7 +94,8 @@ class _Worker:
         while not self._connection.poll(_TICK):
             now = (self._processor_seconds(), time.monotonic())
             since = since or now
-            computed, passed = now[0] - since[0], now[1] - since[1]
+            computed = now[0] - since[0]
+            passed = now[1] - since[1]
             if computed > PROCESSOR_SECONDS * len(images) or passed > SECONDS * len(images) or ending.is_set():
                 raise TimeoutError
         answer = self._connection.recv()
@@ -138,7 +139,9 @@ class DecodePool:
     def __init__(self, workers: int, image_size: int, draft: bool):
         if workers and not hasattr(os, "memfd_create"):
             raise UserError("config.data.decode_workers needs Linux; set it to 0 to decode on threads")
-        self._workers, self._size, self._draft = workers, image_size, draft
+        self._workers = workers
+        self._size = image_size
+        self._draft = draft
         self._threads = concurrent.futures.ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "decode")
         self._free: list[_Memory] = []
         self._thread_state = threading.local()

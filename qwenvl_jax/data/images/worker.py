@@ -1,4 +1,4 @@
-"""A process that decodes images for `decoding.DecodePool`: DESCRIPTOR of a socket, IMAGE_SIZE, DRAFT (0 or 1).
+"""A process that decodes images for `pool.DecodePool`: DESCRIPTOR of a socket, IMAGE_SIZE, DRAFT (0 or 1).
 
 It ends when the other side closes the socket, not by a signal to the whole process group (Ctrl-C, preemption), which
 the training process answers in its own time.

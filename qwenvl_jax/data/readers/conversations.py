@@ -137,7 +137,7 @@ def _numbers(name: str, inside: str) -> list[int]:
     numbers = tags.read_points(inside, _CORNERS[name])
     if numbers is None:
         raise UserError(
-            f"<{name}>{inside[:60]}</{name}> is not a place; write <{name}>{_FORMS[name]}</{name}> with whole numbers "
+            f"<{name}>{inside[:60]}</{name}> is not a region; write <{name}>{_FORMS[name]}</{name}> with whole numbers "
             "from 0 to 1000"
         )
     return numbers

@@ -23,7 +23,7 @@ def split_entries(path: epath.Path, payload: bytes) -> list[tuple[int, bytes]]:
     """Line and bytes of every entry of the file, unparsed.
 
     Raises:
-      UserError: naming the file, if it is no list and no lines of objects, or the list is not readable as one.
+      UserError: naming the file, if it is neither one list nor lines of objects, or if the list cannot be parsed.
     """
     payload = payload.removeprefix(codecs.BOM_UTF8)
     if b"\0" in payload[:64]:
@@ -31,7 +31,8 @@ def split_entries(path: epath.Path, payload: bytes) -> list[tuple[int, bytes]]:
     if payload.startswith(b"\x1f\x8b"):
         raise UserError(f"{path} is compressed; unpack it with gunzip")
     artifacts.refuse_pointer(path, payload)
-    first, lines_expected = payload.lstrip(_SPACE)[:1], path.suffix.lower() == ".jsonl"
+    first = payload.lstrip(_SPACE)[:1]
+    lines_expected = path.suffix.lower() == ".jsonl"
     if first == b"[" and not (lines_expected and _has_lines(payload)):
         entries = list(_items(path, payload))
     elif lines_expected or (first == b"{" and _has_lines(payload)):
@@ -55,7 +56,7 @@ def parse_entry(payload: bytes) -> dict[str, Any]:
 
 
 def json_value(payload: bytes) -> Any:
-    """What JSON in UTF-8 says, of a sample or of what is told of one.
+    """The value of JSON in UTF-8: of a whole entry, or of the `.json` member of a sample.
 
     Raises:
       ValueError: if it is not JSON, is nested too deeply, or has a text that UTF-8 cannot hold.

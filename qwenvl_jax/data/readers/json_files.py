@@ -28,7 +28,7 @@ from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, nearest
 
 SUFFIXES = (".json", ".jsonl")
-NAMED = 3  # entries that cannot be used, of which a message tells why
+NAMED = 3  # how many unusable entries a message explains
 
 _COMMON = ("id", "task", "source", "language", "license", "image", "images")
 _CONVERSATION = ("id", "task", "source", "language", "license", "system", "conversations")
@@ -64,16 +64,17 @@ class JsonReader:
       ignored: how often each key that means nothing here was met.
 
     Raises:
-      UserError: if the file is no such file, no entry can be used, or more than the share cannot; naming file and
-        line of the first. What cannot be used is what is not JSON, has a key or task that looks like another, tags
-        without their partner, a region outside its image, or a missing image file. Image files on gs:// are
-        looked for only when they are read.
+      UserError: if the file is not of this form, no entry can be used, or more than the share cannot be; it names the
+        file and the line of the first. An entry cannot be used if it is not JSON, if its key or task looks like another
+        one, if a tag lacks its partner, if a region is outside its image, or if an image file is missing. Image files
+        on gs:// are looked for only when they are read.
     """
 
     def __init__(
         self, path: epath.PathLike, task: str, max_corrupt_share: float = 0.0, findings: Sequence[str] | None = None
     ):
-        self.path, self.task = storage.path(path), task
+        self.path = storage.path(path)
+        self.task = task
         try:
             payload = storage.read_bytes(self.path)
         except FileNotFoundError:
@@ -114,7 +115,8 @@ class JsonReader:
 
     def _judge(self, wrong: Sequence[str], share: float) -> None:
         """Refuses the file if too much of it cannot be used, and says what is left out or ignored."""
-        total, more = len(self), f"; {'; '.join(wrong[1:])}" if wrong[1:] else ""
+        total = len(self)
+        more = f"; {'; '.join(wrong[1:])}" if wrong[1:] else ""
         if self.corrupt == total == 1:
             raise UserError(f"{self.path}, {wrong[0]}")
         if self.corrupt == total or self.corrupt > allowed(share, total):

@@ -75,13 +75,16 @@ def _closing(text: str, start: int) -> int:
 def _choices(inside: str) -> Iterator[str] | None:
     """The alternatives that braces around this text stand for; None if it is neither a range nor a list."""
     if match := _RANGE.fullmatch(inside):
-        first, last, step = match.group(1), match.group(2), max(1, int(match.group(3) or 1))
+        first, last, stride = match.groups()
+        step = max(1, int(stride or 1))
         padded = any(len(number.lstrip("-")) > 1 and number.lstrip("-")[0] == "0" for number in (first, last))
         width = max(len(first), len(last)) if padded else 0
         down = int(first) > int(last)
         numbers = range(int(first), int(last) - 1, -step) if down else range(int(first), int(last) + 1, step)
         return (str(number).zfill(width) for number in numbers)
-    parts, depth, begin = [], 0, 0
+    parts = []
+    depth = 0
+    begin = 0
     for index, sign in enumerate(inside):
         depth += {"{": 1, "}": -1}.get(sign, 0)
         if sign == "," and not depth:
@@ -94,7 +97,7 @@ def _choices(inside: str) -> Iterator[str] | None:
 def other_kind(path: str) -> str:
     """Why the files at a path cannot be a source, and what to do; "" if their kind is not known to be wrong."""
     name = _SHARD.sub(r".\1", path.lower())
-    for ending, what in _OTHER_KINDS.items():
+    for ending, advice in _OTHER_KINDS.items():
         if name.endswith(ending):
-            return f"{path} {what} (docs/data.md lists what can be read)"
+            return f"{path} {advice} (docs/data.md lists what can be read)"
     return ""

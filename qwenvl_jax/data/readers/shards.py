@@ -22,7 +22,8 @@ from qwenvl_jax.runtime import retries, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 # One record is read at a time, so reading ahead would be wasted.
-_OPTIONS, _BUFFER = "readahead_buffer_size:0", 32768
+_OPTIONS = "readahead_buffer_size:0"
+_BUFFER = 32768
 
 
 class Shards:
@@ -36,7 +37,8 @@ class Shards:
     """
 
     def __init__(self, paths: Sequence[epath.PathLike], counts: Sequence[int]):
-        self._paths, self._counts = [os.fspath(path) for path in paths], list(counts)
+        self._paths = [os.fspath(path) for path in paths]
+        self._counts = list(counts)
         self._ends = np.cumsum([0, *counts])[1:]
         self._readers: dict[int, Any] = {}
         self._damaged: dict[int, dict[int, str]] = {}  # by shard, once it has been read through
@@ -76,7 +78,8 @@ class Shards:
 
     def _read_copy(self, shard: int, position: int) -> bytes:
         """A record by another way, whose bytes are beyond doubt; the first time all records of the shard are tried."""
-        path, before = self._paths[shard], int(self._ends[shard - 1]) if shard else 0
+        path = self._paths[shard]
+        before = int(self._ends[shard - 1]) if shard else 0
         try:
             with storage.local_copy(path) as copy:
                 reader = _open(copy)
@@ -126,7 +129,7 @@ def _open(path: epath.PathLike) -> Any:
 
 
 def _read_one(reader: Any, path: epath.PathLike, position: int) -> bytes:
-    """A record of a local file; raises `_Unreadable`, or an `OSError` where the disk failed in a way that passes."""
+    """A record of a local file; raises `_Unreadable`, or an `OSError` if the disk failed in a way that may pass."""
     try:
         return reader.read([position])[0]
     except MemoryError:

@@ -137,4 +137,4 @@ def _refuse_other_kinds(path: str) -> None:
             if other := other_kind(name):
                 raise UserError(f"{path} is no record folder (it has no {MANIFEST}), and {other}")
     elif storage.exists(location) and not storage.is_folder(location):
-        raise UserError(f"{path} is a file of a kind of which no source is made; docs/data.md lists what can be read")
+        raise UserError(f"{path} is a file of a kind that cannot be a source; docs/data.md lists what can be read")

@@ -63,7 +63,10 @@ def find_shards(path: epath.PathLike) -> dict[str, Entry]:
 
 
 def _matching(name: str, listing: Callable[[str], dict[str, Entry]], *, alone: bool) -> dict[str, Entry]:
-    """What one name without braces stands for; `alone` if it is the only one, whose folder need not be listed."""
+    """The shards that one name without braces stands for.
+
+    If `alone` is set, it is the only name, so its folder need not be listed.
+    """
     sign = re.search(r"[*?\[]", name)
     folder, _, last = name.rstrip("/").rpartition("/")
     if alone:
@@ -122,7 +125,7 @@ class TarReader:
 
     def __init__(self, path: epath.PathLike, findings: str | None = None):
         shards = find_shards(path) if findings is None else _unpacked(findings)
-        self._found = shards
+        self._entries = shards
         if not shards:
             raise UserError(f"{path} names no .tar file; give a folder of them, a pattern such as DIR/*.tar, or one")
         with concurrent.futures.ThreadPoolExecutor(_INDEX_THREADS, "index") as threads:
@@ -134,7 +137,8 @@ class TarReader:
             having = [shard for shard in self._shards if shard.left_out[why]]
             self.left_out[why] = sum(shard.left_out[why] for shard in having)
             if having:
-                where, name = having[0].path.name, having[0].first[why]
+                where = having[0].path.name
+                name = having[0].first[why]
                 example = where if why == "truncated" else f"{name!r} in {where}"
                 said.append(f"{self.left_out[why]:,} {meaning}, the first {example}")
         if not len(self):
@@ -147,7 +151,7 @@ class TarReader:
 
     def findings(self) -> str:
         """What another process needs to open the same shards: names, sizes and times, packed."""
-        return base64.b85encode(zlib.compress(json.dumps(self._found).encode())).decode()
+        return base64.b85encode(zlib.compress(json.dumps(self._entries).encode())).decode()
 
     def digest(self) -> str:
         """Hex digits of the names of all shards, and of the offsets, lengths, languages and names of their samples."""
@@ -187,8 +191,10 @@ class TarReader:
 
 def _read(path: epath.Path, row: np.void) -> tuple[bytes, bytes]:
     """Image and text of a sample: one request if they lie near one another."""
-    image, text = int(row["image"]), int(row["text"])
-    image_end, text_end = image + min(int(row["image_size"]), MAX_BYTES), text + int(row["text_size"])
+    image = int(row["image"])
+    text = int(row["text"])
+    image_end = image + min(int(row["image_size"]), MAX_BYTES)
+    text_end = text + int(row["text_size"])
     if max(image_end, text_end) - min(image, text) > image_end - image + text_end - text + _NEAR:
         return storage.read_bytes(path, image, image_end - image), storage.read_bytes(path, text, text_end - text)
     start = min(image, text)

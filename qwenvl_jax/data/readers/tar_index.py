@@ -67,7 +67,7 @@ class ShardIndex:
 
 
 def index_shard(path: epath.Path, entry: storage.Entry) -> ShardIndex:
-    """The index of a shard: the kept one if the shard has not changed since, else made and, where possible, kept.
+    """The index of a shard: the kept one if the shard has not changed since, else made and, if possible, kept.
 
     It is kept as `.NAME.index.npz` beside the shard or, if nothing can be written there, in
     `$XDG_CACHE_HOME/qwenvl_jax` (`~/.cache/qwenvl_jax`).
@@ -128,7 +128,8 @@ def _load(index_path: epath.Path, path: epath.Path, stamp: list[int]) -> ShardIn
 def _lie_within(samples_S: np.ndarray, size: int) -> bool:
     """Whether all offsets are inside a shard of `size` bytes: an index file is not trusted, as a shard is not."""
     for start, length, most in (("image", "image_size", size), ("text", "text_size", MAX_TEXT_BYTES)):
-        starts_S, lengths_S = samples_S[start], samples_S[length]
+        starts_S = samples_S[start]
+        lengths_S = samples_S[length]
         if ((starts_S < 0) | (lengths_S < 0) | (lengths_S > most) | (starts_S > size - lengths_S)).any():
             return False
     return {"json", "language", "key"} <= set(samples_S.dtype.names or ())
@@ -175,10 +176,10 @@ class _Sample:
             self.texts.setdefault(suffix, (member.offset_data, file.read(member.size)))
 
     def lost(self) -> list[str]:
-        """Suffixes of members that look like samples of their own, but are none by the rule of the first dot.
+        """Suffixes of members that look like samples of their own, but belong to this one by the rule of the first dot.
 
-        With an image in the sample those are dotted pictures that have a text, without one everything that may be a
-        picture or, failing that, whatever there is.
+        If the sample has an image, these are the dotted pictures that have a text. Otherwise they are all members that
+        may be pictures or, if there are none, the first member.
         """
         ends = [suffix.rpartition(".") for suffix in self.suffixes]
         told = {start for start, _, end in ends if end in ("txt", "json")}
@@ -193,7 +194,7 @@ class _Sample:
         """A row of the index, or the key of LEFT_OUT that says why there is none."""
         used = [suffix for suffix in self.suffixes if suffix in (*IMAGE_SUFFIXES, "txt", "json")]
         if len(set(used)) < len(used):
-            return "repeated"  # which text belongs to which picture, nobody can tell
+            return "repeated"  # nobody can tell which text belongs to which picture
         if self.image is None:
             return "no_image"
         if self.unreadable:
@@ -228,7 +229,8 @@ def _scan(path: epath.Path, size: int) -> ShardIndex:
     def finish(sample: _Sample | None) -> None:
         if sample is None:
             return
-        row, lost = sample.row(), sample.lost()
+        row = sample.row()
+        lost = sample.lost()
         if not isinstance(row, str):
             rows.append(row)
         elif row == "repeated":

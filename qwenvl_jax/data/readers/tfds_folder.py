@@ -36,7 +36,8 @@ class TfdsReader:
     """
 
     def __init__(self, name: str, task: str, split: str = "train", findings: str | None = None):
-        self._name, self._task = name, task
+        self._name = name
+        self._task = task
         match = _FORM.fullmatch(name)
         if match is None:
             raise UserError(f"{name!r} is not of the form tfds:NAME[/CONFIG][:VERSION][@FOLDER]; correct it")
@@ -82,16 +83,17 @@ class TfdsReader:
                 f"{name} has no split {split!r}, only {', '.join(info.splits)}{nearest(split, info.splits)}"
             )
         self._folder = os.fspath(builder.data_dir)
-        found_split = info.splits[split]
-        paths, counts = found_split.filepaths, [int(count) for count in found_split.shard_lengths]
-        there = storage.sizes(self._folder) if findings is None else {path.name: 0 for path in paths}
+        split_info = info.splits[split]
+        paths = split_info.filepaths
+        counts = [int(count) for count in split_info.shard_lengths]
+        present = storage.sizes(self._folder) if findings is None else {path.name: 0 for path in paths}
         for path in paths:
-            if path.name not in there:
+            if path.name not in present:
                 raise UserError(f"{path} is missing although {name} lists it; prepare it again")
         if len(paths) != len(counts) or min(counts, default=0) < 0:
             raise UserError(f"{name} lists {len(paths)} shards and counts {counts[:9]} of records; prepare it again")
         # The bytes themselves, because images stay encoded until their row is known.
-        return Shards(paths, counts), _digest(self._folder, found_split)
+        return Shards(paths, counts), _digest(self._folder, split_info)
 
     def _look(self) -> None:
         """Says at once what is wrong with all records. One that is damaged is counted when it is drawn."""
@@ -112,7 +114,7 @@ class TfdsReader:
         return self._folder
 
     def digest(self) -> str:
-        """Of the checksums of the shards where our manifest lies beside them, else of TFDS's own counts."""
+        """Of the checksums of the shards if our manifest is beside them, else of TFDS's counts."""
         return self._digest
 
     def __getitem__(self, index: int) -> Record:
@@ -131,7 +133,10 @@ class TfdsReader:
 
 
 def _unread(error: BaseException) -> StorageError | None:
-    """The `StorageError` behind an error: TFDS compares errors with TensorFlow's, and trips where that is missing."""
+    """The `StorageError` behind an error, or None.
+
+    TFDS compares errors with TensorFlow's, and fails if TensorFlow is missing.
+    """
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, StorageError):
         behind = behind.__context__

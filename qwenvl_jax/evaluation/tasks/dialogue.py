@@ -62,7 +62,7 @@ def unanswered(about: dict[str, Any]) -> dict[str, Any]:
     return read("", about) | {"right": 0.0}
 
 
-def _meets(box: tags.Box, true: tags.Box) -> bool:
+def _meets(box: tags.BoxInThousandths, true: tags.BoxInThousandths) -> bool:
     """Whether a box meets the true one. A box thinner than a thousandth has no area, so it only meets an equal box."""
     return tuple(min(value, 999) for value in box) == true or intersection_over_union(box, true) >= IOU_THRESHOLD
 
