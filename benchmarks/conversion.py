@@ -111,7 +111,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder to create and remove")
     parser.add_argument("--share", type=float, default=1.0, help="of the layers of both towers")
     arguments = parser.parse_args()
-    scratch, share = arguments.scratch, arguments.share
+    scratch = arguments.scratch
+    share = arguments.share
     scratch.mkdir(parents=True)
     while 3.1 * size_of(model_of(share)) > shutil.disk_usage(scratch).free:
         share *= 0.9

@@ -114,8 +114,11 @@ def run(loader: Loader, samples: int, broken: dict[str, int]) -> None:
     middle = sorted(times)[len(times) // 2]
     print(f"batches took {middle:.3f} s (median) to {max(times):.3f} s")
     for source, number in broken.items():
-        expected, found = counters["epochs"][source] * number, counters["corrupt"][source]
-        assert abs(found - expected) <= number, f"{found} corrupt samples of {source}, about {expected:.0f} expected"
+        expected = counters["epochs"][source] * number
+        corrupt = counters["corrupt"][source]
+        assert abs(corrupt - expected) <= number, (
+            f"{corrupt} corrupt samples of {source}, about {expected:.0f} expected"
+        )
     half = len(memory) // 2
     for first, second in zip(zip(*memory[1:half], strict=True), zip(*memory[half:], strict=True), strict=True):
         assert max(second) < (1 + GROWTH) * max(first), f"memory grows from {max(first):.0f} to {max(second):.0f} MiB"

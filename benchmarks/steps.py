@@ -54,7 +54,8 @@ def full_batch(config: Config, supervised: int | None = None) -> Batch:
       config: `data.images_per_row` must be a whole number that divides the row; 0 gives one sample of text.
       supervised: targets at the end of each sample; all of its text by default.
     """
-    data, queries = config.data, config.model.resampler.queries
+    data = config.data
+    queries = config.model.resampler.queries
     images = int(data.images_per_row)
     samples = max(images, 1)
     length = data.sequence_length // samples
@@ -135,7 +136,8 @@ def measure(make: Callable[[], Side], warm_up: int, steps: int) -> dict[str, Any
         first = time.perf_counter() - started
         for _ in range(warm_up - 1):
             side.step()
-        seconds, loss = [], 0.0
+        seconds = []
+        loss = 0.0
         for _ in range(steps):
             started = time.perf_counter()
             loss = side.step()

@@ -120,7 +120,9 @@ def under_faults(upstream: str, root: str, wanted: int, first_seed: int) -> int:
         forget_indexes(root)
         expected[name] = job(root, f"{root}-out/expected/{name}")
         written[name] = digest(f"{root}-out/expected/{name}")
-    total, differing, seed = 0, 0, first_seed
+    total = 0
+    differing = 0
+    seed = first_seed
     faults: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in expected}
     runs, requests, longest = (collections.Counter[str]() for _ in range(3))
     while total < wanted:

@@ -124,7 +124,9 @@ class Peer(nn.Module):
 
     def __init__(self, model: ModelConfig):
         super().__init__()
-        vit, decoder, resampler = model.vit, model.decoder, model.resampler
+        vit = model.vit
+        decoder = model.decoder
+        resampler = model.resampler
         clip = CLIPVisionConfig(
             hidden_size=vit.width,
             intermediate_size=vit.mlp_dim,
@@ -307,7 +309,9 @@ def _shard(peer: Peer, compiled: bool, device: torch.device, world: int) -> None
 
 def _groups(peer: Peer, config: Config) -> list[dict[str, Any]]:
     """Parameter groups by weight decay and by the ViT's layer-wise rate, as in `qwenvl_jax.training.optimizer`."""
-    layers, decay, rate = config.model.vit.layers, config.optimizer.vit_layer_decay, config.optimizer.peak_learning_rate
+    layers = config.model.vit.layers
+    decay = config.optimizer.vit_layer_decay
+    rate = config.optimizer.peak_learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for component, path, unit in peer.units():
         below_top = 0

@@ -31,7 +31,7 @@ def stage(mesh: str, *, data: dict, optimizer: dict, init: dict, train: dict) ->
       ValueError: if there is no such recipe.
     """
     if mesh not in MESHES:
-        raise ValueError(f"the mesh {mesh!r} is none of {', '.join(MESHES)}")
+        raise ValueError(f"the mesh {mesh!r} is not one of {', '.join(MESHES)}")
     recipe = importlib.import_module(f"configs.meshes.{mesh}")
     config = ml_collections.ConfigDict(
         dict(
@@ -71,7 +71,7 @@ def optimizer(*, peak: float, minimum: float, warmup: int, vit_layer_decay: floa
 
 
 def continue_from(stage: str, run: str) -> dict:
-    """All components start from the last checkpoint of the run of another stage."""
+    """All towers start from the last checkpoint of another stage's run."""
     return dict(stage=stage, vit=run, resampler=run, decoder=run, step=-1)
 
 

@@ -242,9 +242,13 @@ def parse_topology(name: str) -> Topology:
     match = _NAME.fullmatch(name.strip())
     if not match:
         raise UserError(f"the topology {name!r} has not the form KIND:AxB[xC][@SLICES]; write e.g. {_EXAMPLES}")
-    kind, grid, slices = match[1], tuple(int(size) for size in match[2].split("x")), int(match[3] or 1)
+    kind = match[1]
+    grid = tuple(int(size) for size in match[2].split("x"))
+    slices = int(match[3] or 1)
     if kind not in CHIPS:
-        raise UserError(f"the topology {name!r} names none of the chips {', '.join(CHIPS)}{nearest(kind, CHIPS)}")
+        raise UserError(
+            f"the topology {name!r} names a chip that is not one of {', '.join(CHIPS)}{nearest(kind, CHIPS)}"
+        )
     chip = CHIPS[kind]
     if len(grid) != chip.torus_axes:
         sides = "AxBxC" if chip.torus_axes == 3 else "AxB"

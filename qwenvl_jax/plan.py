@@ -11,7 +11,7 @@ or both separated by a space, one entry for each line of its table. `--prices` n
 hour. If the step does not fit, the command prints its table and ends with exit code 2; `--json` prints `fits` instead.
 
 `--dump_sharding` compiles nothing and does not need libtpu: it checks the mesh, writes the sharding of every parameter
-on the topology and prints the sums per tower.
+on the topology and prints the sums per component.
 
 libtpu must not become the default backend of other runs: install requirements-tpu.txt into a separate environment.
 Compilation runs in processes with JAX_PLATFORMS=cpu and the variables of `planning.aot.compiler_environment`.

@@ -3,7 +3,7 @@
 Builds the data, trains the text stage and the three stages of the paper, evaluates every checkpoint on held-out
 scenes, releases the last one to PyTorch with proof, and writes one report. Each step is the command that a
 full-size run uses, started as a process with a config from `configs/quickstart`; nothing here is a second
-code path. Interrupted, it continues where it stopped: every step reuses what it finds finished.
+code path. If it is interrupted, the same command continues: every step reuses the results that are complete.
 """
 
 from __future__ import annotations

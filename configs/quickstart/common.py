@@ -30,7 +30,7 @@ def scaled(number: int, scale: float) -> int:
     Raises:
       ValueError: if the scale is out of range.
     """
-    if not 0 < scale <= 1000:  # NaN is refused as well  # true for NaN as well
+    if not 0 < scale <= 1000:  # refuses NaN as well
         raise ValueError(f"the scale {scale} must be above 0 and at most 1000")
     return max(4, round(number * scale))
 

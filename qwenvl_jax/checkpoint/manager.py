@@ -26,7 +26,8 @@ from qwenvl_jax.runtime import distributed, storage
 from qwenvl_jax.runtime.errors import file_errors_of
 
 _PROGRESS = "progress/metadata"
-SUMS, STEP = "sums", "step"  # keys of the checksums and the number of the step in the progress
+SUMS = "sums"  # key of the checksums in the progress
+STEP = "step"  # key of the number of the step in the progress
 # Seconds in which a checkpoint must be written, including repeated requests to the storage.
 _TIME_LIMIT = 7200
 
@@ -53,7 +54,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep: int):
-        self._workdir, self._keep = storage.path(workdir), keep
+        self._workdir = storage.path(workdir)
+        self._keep = keep
         self._folder = storage.absolute(self._workdir / layout.CHECKPOINTS)
         self._writing: Future[None] | None = None
 

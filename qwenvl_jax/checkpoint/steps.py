@@ -18,6 +18,7 @@ from etils import epath
 from qwenvl_jax.checkpoint.layout import CHECKPOINTS
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.retries import retried
 
 ITEMS = ("params", "optimizer", "progress")
 MARKER = "commit_success.txt"
@@ -111,7 +112,8 @@ def remove_temporary(folder: epath.Path) -> None:
 
 def set_aside(workdir: epath.PathLike, step: int) -> str:
     """Gives a damaged checkpoint another name, so that its step can be written again; returns the name."""
-    folder, taken = folder_of(workdir, step), set(_names(workdir))
+    folder = folder_of(workdir, step)
+    taken = set(_names(workdir))
     name = f"{step}{DAMAGED}"
     for number in range(2, len(taken) + 3):
         if name not in taken:
@@ -163,4 +165,4 @@ def _unmark(folder: epath.Path) -> None:
 
 
 def _copy(file: epath.Path, target: epath.Path) -> None:
-    storage.retried(lambda: file.copy(target, overwrite=True), f"copy {file}")
+    retried(lambda: file.copy(target, overwrite=True), f"copy {file}")

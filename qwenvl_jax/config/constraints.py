@@ -1,7 +1,7 @@
 """What a field of the schema says about its values: a range, a choice, whether a run may change it later.
 
-A field is annotated as `Annotated[int, Range(1, 8), FREE_ON_RESUME]`. `validate` applies the constraints of all fields
-and then the `check` of each class, which compares fields with one another.
+A field is annotated as `Annotated[int, Range(1, 8), Mark.FREE_ON_RESUME]`. `validate` applies the constraints of
+all fields and then the `check` of each class, which compares fields with one another.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class OneOf:
         """Raises UserError naming the nearest known string."""
         for name in (value,) if isinstance(value, str) else value:
             known = ", ".join(self.known)
-            require(name in self.known, f"{path} is {name!r}, which is none of {known}{nearest(name, self.known)}")
+            require(name in self.known, f"{path} is {name!r}, which is not one of {known}{nearest(name, self.known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,8 @@ def validate(value: T, path: str = "config") -> T:
     """
     cls: Any = type(value)
     for name, (_, constraints) in fields_of(cls).items():
-        field, field_path = getattr(value, name), f"{path}.{name}"
+        field = getattr(value, name)
+        field_path = f"{path}.{name}"
         for leaf_path, leaf in _leaves(field, field_path):
             if dataclasses.is_dataclass(leaf):
                 validate(leaf, leaf_path)

@@ -31,7 +31,9 @@ DTYPES = ("float32", "bfloat16")
 COLLECTIVES_BESIDE_KERNELS = "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call"
 
 LARGEST_SIZE = 2**24  # no size comes near it; a larger number is a typing error
-LARGE, SMALL = 1e30, 1e-30  # float32 still holds their squares and quotients
+# float32 still holds the squares and the quotients of these two.
+LARGE = 1e30
+SMALL = 1e-30
 
 Size = Annotated[int, Range(1, LARGEST_SIZE)]
 SizeOrZero = Annotated[int, Range(0, LARGEST_SIZE)]
@@ -79,6 +81,11 @@ class ResamplerConfig:
         """Queries, and so features per image."""
         return self.query_grid**2
 
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image in a row: its queries between `<img>` and `</img>`."""
+        return self.queries + 2
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -118,7 +125,8 @@ class ModelConfig:
 
     def check(self, path: str) -> None:
         """Raises UserError if the resampler's heads do not divide the decoder's width."""
-        width, heads = self.decoder.width, self.resampler.heads
+        width = self.decoder.width
+        heads = self.resampler.heads
         require(width % heads == 0, f"{path}.resampler: width {width} is no multiple of {heads} heads")
 
 
@@ -160,7 +168,7 @@ class SourceConfig:
 class DataConfig:
     """The input stream.
 
-    Its batches depend on these values, the contents of the records and the vocabulary, and nothing else. They do not
+    Its batches depend on these values, the records, the vocabulary and the number of queries per image. They do not
     depend on the keys that are marked as free on resume, which say how a host reads the records.
     """
 
@@ -250,7 +258,7 @@ class OptimizerConfig:
     moments_memory: Annotated[str, OneOf(("device", "pinned_host")), Mark.FREE_ON_RESUME] = "device"
 
     def check(self, path: str) -> None:
-        """Raises UserError if the rate would rise where it should decay."""
+        """Raises UserError if the rate would rise instead of decay."""
         require(
             self.min_learning_rate <= self.peak_learning_rate,
             f"{path}.min_learning_rate {self.min_learning_rate} must be between 0 and the peak "
@@ -260,7 +268,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Where each component starts: a checkpoint folder, or empty for fresh initialisation.
+    """Where each tower starts: a checkpoint folder, or empty for fresh initialisation.
 
     `stage` is the stage that must have written those checkpoints ("" accepts any, "import" a conversion). `step` is the
     step of each checkpoint; -1 is the last one, of a stage that is finished.
@@ -354,7 +362,8 @@ class Config:
                 f"{path}.data.images_per_row is 0, so nothing would train {name}; give rows images or train the "
                 "decoder alone",
             )
-        vit, size = self.model.vit, self.data.image_size
+        vit = self.model.vit
+        size = self.data.image_size
         side = size // vit.patch_size
         require(
             side > 0 and size % vit.patch_size == 0,
@@ -364,10 +373,11 @@ class Config:
             vit.window == 0 or side % vit.window == 0 or side < vit.window,
             f"{path}.model.vit.window {vit.window} does not divide the {side} patches of a side",
         )
-        image_tokens = self.model.resampler.queries + 2
+        image_tokens = self.model.resampler.image_tokens
         require(
             self.data.sequence_length > image_tokens,
             f"{path}.data.sequence_length {self.data.sequence_length} cannot hold one image of {image_tokens} tokens",
         )
-        warmup, steps = self.optimizer.warmup_steps, self.train.steps
+        warmup = self.optimizer.warmup_steps
+        steps = self.train.steps
         require(warmup < steps, f"{path}.optimizer.warmup_steps {warmup} must be less than {path}.train.steps {steps}")

@@ -101,7 +101,7 @@ def import_towers(
       UserError: if a tensor is missing, unknown, misshapen or damaged, or `workdir` already contains a run.
     """
     for path in filter(None, (vision, decoder)):
-        _is_our_release(path)  # raises for an unfinished release
+        refuse_unfinished(path)
     leaves: dict[str, Deferred] = {}
     source: dict[str, dict[str, Any]] = {}
     if vision:
@@ -125,6 +125,12 @@ def import_towers(
         source["decoder"] = _identity(decoder)
     restore.save_params(workdir, unflatten_paths(leaves), config, source=source)
     return sorted({path.split("/")[0] for path in leaves})
+
+
+def refuse_unfinished(path: epath.PathLike) -> None:
+    """Raises UserError if a checkpoint is an unfinished release of ours."""
+    if storage.is_folder(storage.path(path)):
+        read_manifest(path)
 
 
 def _is_our_release(path: epath.PathLike) -> bool:

@@ -1,8 +1,8 @@
 """The table that maps our parameters to the released tensors and back.
 
 Every `Rule` relates one or more of our leaves to one released tensor (one per layer if the name has `{layer}`), and
-gives the transform in both directions. All code that converts, counts or checks tensors reads this table; no other
-file contains released names.
+gives the transform in both directions. All code that converts, counts or checks tensors reads this table; apart
+from the PyTorch model itself, no other file contains released names.
 
 Legend: W vision width, N heads, K head size, F hidden width of an MLP, D decoder width, Q queries, V vocabulary,
 S stacked layers. Our kernels are `in x out` with a separate axis for heads; released weights are `out x in`.

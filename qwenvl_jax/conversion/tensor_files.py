@@ -20,6 +20,7 @@ from etils import epath
 
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.retries import retried
 
 DTYPES = {"float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16))}
 _BY_CODE = dict(DTYPES.values()) | {"F16": np.dtype(np.float16)}
@@ -186,6 +187,6 @@ def read_tensor(stored: Stored) -> np.ndarray:
             file.seek(stored.start)
             return file.readinto(payload(array)) if size else 0
 
-    if storage.retried(read, stored.file) != size:
+    if retried(read, stored.file) != size:
         raise UserError(f"{stored.file} is truncated; copy it again")
     return array

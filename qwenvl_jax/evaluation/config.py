@@ -38,7 +38,7 @@ class CheckpointConfig:
 
     @property
     def wanted_step(self) -> int | None:
-        """The step as `checkpoint.restore` takes it; None is the newest."""
+        """The step as `find_starting_point` takes it; None is the newest."""
         return None if self.step < 0 else self.step
 
 

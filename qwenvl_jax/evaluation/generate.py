@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -55,7 +55,6 @@ def generate(
     limits: Limits,
     *,
     batch_size: int = 1,
-    progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """The greedy continuation of every prompt: the most likely token at each step.
 
@@ -64,7 +63,6 @@ def generate(
       prompts: in any order and of any lengths.
       limits: when an answer ends.
       batch_size: prompts that are continued together.
-      progress: called after each batch with its number of prompts.
 
     Returns:
       The new ids of each prompt, in the order of `prompts`.
@@ -81,8 +79,6 @@ def generate(
         new = generate_batch(model, [prompts[index] for index in group], limits, rows)
         for index, ids in zip(group, new, strict=True):
             answers[index] = ids
-        if progress is not None:
-            progress(len(group))
     return answers
 
 

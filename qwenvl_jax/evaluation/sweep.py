@@ -33,7 +33,7 @@ from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig
 from qwenvl_jax.evaluation.generate import Limits, generate_batch, group_by_length
 from qwenvl_jax.evaluation.metrics.cider import check_tokenisation
 from qwenvl_jax.evaluation.questions import Asked, QuestionSet
-from qwenvl_jax.evaluation.tasks.registry import TASKS
+from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.tasks.task import Task
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import artifacts, log, storage
@@ -136,7 +136,7 @@ class _Sweep:
             count = min(task.limit or len(reader), len(reader))
             with log.progress(f"opening {task.name}", count) as advance:
                 self.question_sets[task.name] = QuestionSet(
-                    TASKS[task.name], reader, count, self.tokenizer, self.config.prompt_style, advance
+                    BENCHMARKS[task.name], reader, count, self.tokenizer, self.config.prompt_style, advance
                 )
         return self.question_sets[task.name]
 
@@ -169,7 +169,7 @@ class _Sweep:
         self, batch: Sequence[Asked], model: LoadedModel, task: TaskConfig, rows: int
     ) -> dict[int, dict[str, Any]]:
         """One row per question of a batch, also for questions whose picture cannot be read."""
-        kind = TASKS[task.name]
+        kind = BENCHMARKS[task.name]
         stop_ids = tuple(self.tokenizer.special_by_name[name] for name in kind.stops)
         limits = Limits(task.max_new, task.min_new, stop_ids)
         prompts = [asked.prompt for asked in batch if asked.prompt is not None]
@@ -190,7 +190,7 @@ def _summary(answers: Answers, questions: QuestionSet, task: TaskConfig) -> dict
     summary: dict[str, Any] = {
         "questions": len(rows) + len(questions.lost),
         "records": questions.records,
-        "scores": _figures(rows, TASKS[task.name], task, len(questions.lost)),
+        "scores": _figures(rows, BENCHMARKS[task.name], task, len(questions.lost)),
     }
     missing = [dataclasses.asdict(unanswered) for unanswered in questions.lost]
     missing += [{"id": row["id"], "why": row[UNANSWERED]} for row in rows if UNANSWERED in row]

@@ -52,7 +52,7 @@ def resolve_attention(name: str, backend: str, dtype: str = "bfloat16") -> str:
         return "xla" if family == "gpu" and dtype == "float32" else NATIVE.get(family, "xla")
     if name not in IMPLEMENTATIONS:
         raise UserError(
-            f"config.compute.attention is {name!r}, which is none of auto, "
+            f"config.compute.attention is {name!r}, which is not one of auto, "
             f"{', '.join(IMPLEMENTATIONS)}{nearest(name, IMPLEMENTATIONS)}"
         )
     if name != "xla" and NATIVE.get(family) != name:

@@ -105,7 +105,8 @@ def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array, by_product
     """
     if not by_product:
         first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
-        cos, sin = cos_BLR[:, :, None], sin_BLR[:, :, None]
+        cos = cos_BLR[:, :, None]
+        sin = sin_BLR[:, :, None]
         return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLNK.dtype)
     size = x_BLNK.shape[-1]
     swap_KK = jnp.roll(jnp.eye(size, dtype=x_BLNK.dtype), size // 2, axis=1)
@@ -137,8 +138,10 @@ class DecoderAttention(nn.Module):
         cache: KeyValue | None,
     ) -> tuple[jax.Array, KeyValue]:
         """[B, L, D] to [B, L, D], and the new keys and values; see `Decoder` for the arguments."""
-        config, compute = self.config, self.compute
-        inputs, heads = (config.width,), (config.heads, config.head_dim)
+        config = self.config
+        compute = self.compute
+        inputs = (config.width,)
+        heads = (config.heads, config.head_dim)
         init = nn.initializers.normal(0.02)
         out_init = nn.initializers.normal(0.02 * (2 * config.layers) ** -0.5)
         qkv = Projection(inputs, (3, *heads), compute.compute_dtype, init, unstack=True, name="qkv")
@@ -222,7 +225,8 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         """Declares parameters and blocks."""
-        config, compute = self.config, self.compute
+        config = self.config
+        compute = self.compute
         init = nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", init, (config.vocab_size, config.width), jnp.float32)
         in_axes = (nn.broadcast, nn.broadcast, nn.broadcast, 0)  # the cache alone has one entry per layer

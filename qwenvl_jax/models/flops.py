@@ -42,19 +42,22 @@ def full_work(config: Config) -> Work:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """Matrix products of one kind. `owner` is the component of the weight, or None for those of attention."""
+    """Matrix products of one kind. `component` is that of the weight, or None for those of attention."""
 
     part: str
-    owner: str | None
+    component: str | None
     forward: float
 
 
 def forward_flops(config: Config, work: Work, causal_share: float = 0.5) -> list[Product]:
     """All products of a forward pass in the order of the data, `forward` in operations per step."""
-    vit, decoder, queries = config.model.vit, config.model.decoder, config.model.resampler.queries
+    vit = config.model.vit
+    decoder = config.model.decoder
+    queries = config.model.resampler.queries
     patches = (config.data.image_size // vit.patch_size) ** 2
     width = decoder.width
-    images, tokens = work.images, work.tokens
+    images = work.images
+    tokens = work.tokens
     return [
         Product("patch_embed", "vit", 2 * images * patches * 3 * vit.patch_size**2 * vit.width),
         Product("vit", "vit", 4 * images * patches * vit.layers * (2 * vit.width**2 + vit.width * vit.mlp_dim)),
@@ -83,10 +86,10 @@ def training_flops(config: Config, work: Work | None = None, causal_share: float
     flops: dict[str, float] = {}
     below = False  # whether the input of the product depends on a trained parameter
     for product in forward_flops(config, full_work(config) if work is None else work, causal_share):
-        weight_trained = product.owner in trained
+        weight_trained = product.component in trained
         # These parts begin with a parameter of their own, a norm or an embedding, before their first product.
         below |= weight_trained and product.part in ("vit_head", "decoder", "lm_head")
-        passes = 1 + 2 * below if product.owner is None else 1 + weight_trained + below
+        passes = 1 + 2 * below if product.component is None else 1 + weight_trained + below
         flops[product.part] = flops.get(product.part, 0.0) + passes * product.forward
         below |= weight_trained
     return flops

@@ -227,7 +227,8 @@ def take_features(features_FD: jax.Array, slots_BL: jax.Array, groups: int) -> j
     devices = math.prod(split)
     blocks = math.gcd(groups, devices)  # a block is the fewest consecutive devices that hold whole groups
     sharing = devices // blocks
-    group_rows, group_features = slots_BL.shape[0] // groups, features_FD.shape[0] // groups
+    group_rows = slots_BL.shape[0] // groups
+    group_features = features_FD.shape[0] // groups
 
     def of_block(features_FD: jax.Array, slots_BL: jax.Array) -> jax.Array:
         features_FD = _gather_neighbours(features_FD, split, sharing)

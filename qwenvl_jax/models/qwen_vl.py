@@ -49,7 +49,8 @@ class QwenVL(nn.Module):
 
     def setup(self) -> None:
         """Declares the towers."""
-        model, compute = self.model, self.compute
+        model = self.model
+        compute = self.compute
         width = model.decoder.width
         self.vit = Vit(model.vit, width, compute)
         self.resampler = Resampler(model.resampler, model.vit.width, width, compute)

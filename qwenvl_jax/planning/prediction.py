@@ -9,14 +9,13 @@ from typing import Any
 
 from qwenvl_jax.chips import Topology
 from qwenvl_jax.config import Config
-from qwenvl_jax.models.flops import Work, training_flops
+from qwenvl_jax.models.flops import Work, full_work, training_flops
 from qwenvl_jax.planning import aot, roofline
 from qwenvl_jax.planning.hlo import program
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.sharding.mesh import batch_shards
 
 SECONDS_PER_HOUR = 3600.0
-IMAGE_TAGS = 2  # <img> and </img> are never targets, like the slots between them
 
 # The keys of `plan --json`, a stable interface.
 JSON_KEYS = (
@@ -94,11 +93,9 @@ class Prediction:
 
 def expected_work(config: Config) -> Work:
     """The work of a full step: all rows and the image budget are full, and every token outside images is supervised."""
-    data = config.data
-    images = data.image_budget * data.accumulation if data.images_per_row else 0
-    tokens = data.rows_per_step * data.sequence_length
-    supervised = max(0, tokens - images * (config.model.resampler.queries + IMAGE_TAGS))
-    return Work(tokens, data.sequence_length, supervised, images)
+    work = full_work(config)
+    image_tokens = work.images * config.model.resampler.image_tokens  # never targets
+    return dataclasses.replace(work, supervised=max(0, work.tokens - image_tokens))
 
 
 def loss_chunks(config: Config, work: Work, shards: int) -> int:

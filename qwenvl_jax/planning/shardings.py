@@ -14,7 +14,7 @@ from qwenvl_jax.training.summary import show_components
 
 
 def write(candidate: Candidate, path: epath.PathLike) -> None:
-    """Writes the shardings of a candidate as JSON and prints their sums per tower.
+    """Writes the shardings of a candidate as JSON and prints their sums per component.
 
     Raises:
       UserError: if the mesh does not suit the topology or the model.

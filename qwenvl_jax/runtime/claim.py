@@ -17,8 +17,8 @@ from qwenvl_jax.runtime.errors import UserError
 def claimed(folder: epath.PathLike) -> Iterator[None]:
     """Keeps other commands out of a folder while the block runs: process 0 locks the folder itself.
 
-    The lock ends with the process, however that ends. An object store has none, and not every network disk does: there
-    the block just runs.
+    The lock ends with the process, however that ends. Object stores and some network disks have no locks; on those
+    the block runs without one.
 
     Raises:
       UserError: if another command has the folder.

@@ -1,4 +1,4 @@
-"""Joining the processes of a run, one per host."""
+"""Joins the processes of a run, lets them exchange values, and ends them together."""
 
 from __future__ import annotations
 
@@ -67,16 +67,14 @@ def require_alone(tool: str) -> None:
     Raises:
       UserError: if a launcher or a TPU slice has several processes and this is one of them.
     """
-    if said_by := one_of_several(os.environ):
-        raise UserError(
-            f"{tool} works as one process, but this is one of several ({said_by}); start it once, on a machine of its "
-            "own, without a launcher"
-            + (
-                ", or without this slice's TPU (JAX_PLATFORMS=cpu)"
-                if said_by in TPUS
-                else ", or set JAX_NUM_PROCESSES=1"
-            )
-        )
+    said_by = one_of_several(os.environ)
+    if not said_by:
+        return
+    advice = "without this slice's TPU (JAX_PLATFORMS=cpu)" if said_by in TPUS else "set JAX_NUM_PROCESSES=1"
+    raise UserError(
+        f"{tool} works as one process, but this is one of several ({said_by}); start it once, on a machine of its own, "
+        f"without a launcher, or {advice}"
+    )
 
 
 @contextlib.contextmanager
@@ -91,7 +89,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        text, code = io.StringIO(), 1
+        text = io.StringIO()
+        code = 1
         try:
             with contextlib.redirect_stderr(text), errors.exit_on_user_error():
                 raise
@@ -151,8 +150,8 @@ def from_primary(function: Callable[[], Any]) -> Any:
         client.key_value_set(key, answer)
     else:
         answer = _wait_for(client, key)
-    told = json.loads(answer)
-    return told["value"] if "value" in told else _raise(told["error"], told["message"], process=0)
+    outcome = json.loads(answer)
+    return outcome["value"] if "value" in outcome else _raise(outcome["error"], outcome["message"])
 
 
 def gather(value: Any) -> list[Any]:
@@ -181,7 +180,8 @@ def agree(facts: Mapping[str, str]) -> None:
     """
     if process_count() == 1:
         return
-    client, key = _client(), f"qwenvl/{next(_calls)}/facts"
+    client = _client()
+    key = f"qwenvl/{next(_calls)}/facts"
     client.key_value_set(f"{key}/{process_index()}", json.dumps(dict(facts)))
 
     def compare() -> None:
@@ -265,9 +265,9 @@ def _wait_for(client: Any, key: str) -> str:
                 raise
 
 
-def _raise(kind: str, message: str, process: int) -> NoReturn:
-    """Raises the error of another process as its own type if it is one of ours."""
+def _raise(kind: str, message: str) -> NoReturn:
+    """Raises the error of process 0 as its own type if it is one of ours."""
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, Exception):
         raise known(message)
-    raise UserError(f"process {process} ended with {kind}: {message}; see its output")
+    raise UserError(f"process 0 ended with {kind}: {message}; see its output")

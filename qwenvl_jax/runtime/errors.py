@@ -79,7 +79,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def file_errors_of(path: object) -> Iterator[None]:
-    """Gives errors of the file system their own type again where a C++ library has turned them into texts.
+    """Gives errors of the file system their own type again if a C++ library has turned them into texts.
 
     Those that name no file get `path`.
     """

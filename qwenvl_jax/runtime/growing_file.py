@@ -25,9 +25,11 @@ class GrowingFile:
     """
 
     def __init__(self, path: epath.Path, content: bytes = b""):
-        self._path, self._remote = path, storage.is_remote(path)
+        self._path = path
+        self._remote = storage.is_remote(path)
         storage.write_bytes(path, content)
-        self._content, self._stale = bytearray(content if self._remote else b""), False
+        self._content = bytearray(content if self._remote else b"")
+        self._stale = False
         self._uploaded = time.monotonic()
         self._file = -1 if self._remote else os.open(path, os.O_WRONLY | os.O_APPEND)
 
@@ -52,7 +54,8 @@ class GrowingFile:
         """Makes everything that was added visible to readers."""
         if self._stale:
             storage.write_bytes(self._path, bytes(self._content))
-            self._stale, self._uploaded = False, time.monotonic()
+            self._stale = False
+            self._uploaded = time.monotonic()
 
     def close(self) -> None:
         """Closes the file after writing everything that was added."""

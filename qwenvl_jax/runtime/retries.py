@@ -121,12 +121,12 @@ def raise_if_transient(text: str, where: object) -> None:
             raise OSError(code, os.strerror(code), str(where))
 
 
-def retried(function: Callable[[], _T], what: object) -> _T:
+def retried(function: Callable[[], _T], path: object) -> _T:
     """Runs a storage request that may be repeated, under the policy of this file.
 
     Args:
       function: makes the whole request; a failed attempt must leave nothing harmful.
-      what: the path, for messages.
+      path: the path that messages name.
 
     Raises:
       StorageError: after `patience()` seconds. Any error that does not pass is raised as it is.
@@ -140,7 +140,7 @@ def retried(function: Callable[[], _T], what: object) -> _T:
                 raise
             pause = pause_after(attempt, started)
             if pause is None:
-                raise exhausted(what, error) from error
-            note_failure(what, error, attempt)
+                raise exhausted(path, error) from error
+            note_failure(path, error, attempt)
             time.sleep(pause)
     raise AssertionError("unreachable")

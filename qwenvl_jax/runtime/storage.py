@@ -279,7 +279,8 @@ def local_output(where: epath.PathLike) -> Iterator[epath.Path]:
 def _open_ranges(where: epath.PathLike) -> RangeReader:
     if not is_remote(where):
         return disk.open_ranges(where)
-    store, name = _store(), _plain(where)
+    store = _store()
+    name = _plain(where)
     return RangeReader(size(where), lambda start, wanted: store.read(name, start, wanted), lambda: None)
 
 
@@ -287,7 +288,8 @@ def _download(where: epath.PathLike, copy: epath.Path) -> None:
     from qwenvl_jax.runtime.gcs_store import crc32c
 
     facts = _facts(where)
-    whole, store = int(facts["size"]), _store()
+    whole = int(facts["size"])
+    store = _store()
 
     def blocks() -> Iterator[bytes]:
         with copy.open("wb") as file:

@@ -95,10 +95,10 @@ def streams_of(parts: Iterable[int], shards: int, streams: int) -> list[int]:
 
 
 def local_slice(start: int, stop: int, part: int, streams: list[int]) -> slice:
-    """The rows (or images) `start` to `stop` of a global batch, as indices into the rows that a process holds.
+    """The rows (or images) `start` to `stop` of the whole batch, as indices into the rows that a process holds.
 
     Args:
-      start, stop: indices in the global batch.
+      start, stop: indices in the whole batch.
       part: rows of one stream.
       streams: the streams whose rows the process holds, one after the other, from `local_streams`.
     """

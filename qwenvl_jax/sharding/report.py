@@ -171,7 +171,7 @@ def as_json(trainable: Params, frozen: Params, opt_state: PyTree, mesh: AnyMesh)
     return {
         "mesh": dict(mesh.shape),
         "total": {key: sum(component[key] for component in components.values()) for key in keys},
-        "towers": components,
+        "towers": components,  # the components; the name is older
         "optimizer": {
             kind: {"bytes": total, "bytes_per_device": per_device}
             for kind, (total, per_device) in sorted(memory_use(opt_state).items())

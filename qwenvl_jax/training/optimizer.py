@@ -30,7 +30,9 @@ Schedule = Callable[[Any], Any]
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     """Step (0-based, int or int32 scalar) -> float32 rate of the update that this step makes."""
-    peak, low, warmup = config.peak_learning_rate, config.min_learning_rate, config.warmup_steps
+    peak = config.peak_learning_rate
+    low = config.min_learning_rate
+    warmup = config.warmup_steps
 
     def schedule(step: Any) -> jax.Array:
         number = jnp.asarray(step, jnp.float32) + 1.0
@@ -85,7 +87,7 @@ def scale_by_rate(schedule: Schedule, layers: int, decay: float) -> optax.Gradie
 def make_optimizer(config: OptimizerConfig, steps: int, vit_layers: int) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a stage, over trees of trainable parameters only.
 
-    Its `update` takes the keyword `step`, the 0-based number of the global batch. A batch that is skipped because its
+    Its `update` takes the keyword `step`, the 0-based number of the step. A batch that is skipped because its
     gradients are not finite advances the schedule like any other.
 
     Args:

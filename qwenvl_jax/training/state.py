@@ -26,7 +26,7 @@ class State(NamedTuple):
     """What a run holds on its devices: arrays, shapes (`abstract_state`) or shardings (`shardings_of`).
 
     Attributes:
-      step: int32 scalar, global batches taken so far.
+      step: int32 scalar, steps taken so far.
       trainable: float32 master weights of the trained components.
       frozen: all other parameters, in `config.compute.frozen_dtype`.
       opt_state: optax state over `trainable`; its moments are kept in `config.optimizer.moments_memory`.

@@ -1,7 +1,7 @@
 """One optimiser step: microbatches accumulated, gradients of the trainable tree, one update.
 
-The loss is the sum of token losses over the global batch divided by its supervised tokens. Every microbatch is
-divided by the tokens of the whole batch, so that accumulation and sharding change nothing but rounding.
+The loss is the sum of token losses over the batch, divided by its supervised tokens. Every microbatch is divided by
+the tokens of the whole batch, so that accumulation and sharding change nothing but rounding.
 
 Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels, D width.
 """
@@ -37,7 +37,7 @@ Metrics = dict[str, jax.Array]
 def microbatch_loss(
     trainable: Params, frozen: Params, micro: Any, total_tokens: jax.Array, config: Config, mesh: Mesh
 ) -> jax.Array:
-    """Share of one microbatch (a `Batch` without its axis A) in the loss of the global batch, float32 scalar."""
+    """Share of one microbatch (a `Batch` without its axis A) in the loss of the batch, float32 scalar."""
     rows = NamedSharding(mesh, P(BATCH_AXES))
     params = merge(trainable, frozen)
     hidden_BLD = qwen_vl.forward(

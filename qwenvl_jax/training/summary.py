@@ -84,8 +84,11 @@ def show_parameters(config: Config, state: State) -> None:
 
 def show_rates(config: Config) -> None:
     """Peak rate per group and per ViT layer, and the schedule's milestones."""
-    optimizer, steps, layers = config.optimizer, config.train.steps, config.model.vit.layers
-    peak, warmup = optimizer.peak_learning_rate, optimizer.warmup_steps
+    optimizer = config.optimizer
+    steps = config.train.steps
+    layers = config.model.vit.layers
+    peak = optimizer.peak_learning_rate
+    warmup = optimizer.warmup_steps
     rows: list[tuple[object, ...]] = []
     if "vit" in config.train.trainable:
         decay = optimizer.vit_layer_decay

@@ -28,7 +28,7 @@ MISTAKES = {
     "no config": (["--workdir=x"], "--config is missing"),
     "override without config": (["--config.train.steps=3"], "--config is missing"),
     "no such file": (["--config=configs/nothing.py"], "configs/nothing.py cannot be loaded"),
-    "no such mesh": (["--config=configs/stage1_pretrain.py:mesh=v9"], "the mesh 'v9' is none of cpu, gpu"),
+    "no such mesh": (["--config=configs/stage1_pretrain.py:mesh=v9"], "the mesh 'v9' is not one of cpu, gpu"),
     "arguments without names": (
         ["--config=configs/stage2_multitask.py:v5p,gs://b/data,gs://b/runs"],
         "write --config=configs/stage2_multitask.py:mesh=v5p,data=gs://b/data,runs=gs://b/runs",
@@ -58,7 +58,7 @@ MISTAKES = {
         [TINY, "--workdir={tmp}/w", "--config.compute.attention=splash"],
         "attention 'splash' does not run on the backend 'cpu'",
     ),
-    "no such memory": ([TINY, "--config.optimizer.moments_memory=host"], "which is none of device, pinned_host"),
+    "no such memory": ([TINY, "--config.optimizer.moments_memory=host"], "which is not one of device, pinned_host"),
     "streams do not divide": ([TINY, "--config.data.streams=2"], "must divide the 1 image groups"),
     "rows do not divide": ([TINY, "--config.data.accumulation=3"], "multiple of"),
     "no vocabulary": ([TINY + ":{tmp}/none", "--workdir={tmp}/w"], "none/tiny.model"),

@@ -26,7 +26,7 @@ from qwenvl_jax.evaluation import sweep as sweep_module
 from qwenvl_jax.evaluation.config import EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
-from qwenvl_jax.evaluation.tasks.registry import TASKS
+from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation import samples
 from tests.evaluation.samples import record_of, rows_of, vqa_record
@@ -57,7 +57,7 @@ def test_memory_goes_by_the_batch(many: Path, tokenizer: Tokenizer) -> None:
             return super().__getitem__(index)
 
     reader = Counting(many)
-    question_set = questions.QuestionSet(TASKS["vqa"], reader, len(reader), tokenizer, "training")
+    question_set = questions.QuestionSet(BENCHMARKS["vqa"], reader, len(reader), tokenizer, "training")
     Counting.read = 0
     batches = question_set.batches([range(k, k + 3) for k in range(0, 30, 3)], 4, 28, lambda number: False)
     assert isinstance(batches, Generator)
@@ -191,12 +191,12 @@ def test_what_cannot_be_read_is_named_and_counts_as_wrong(config: Config, checkp
 def test_a_lost_record_lowers_every_figure() -> None:
     """With two right answers and two records that cannot be read, half of the questions are right."""
     task = TaskConfig("vqa", "", "train", 0, 4, 1)
-    rows = [TASKS["vqa"].read("net", {"question": "?", "answers": ["net"]})] * 2
-    assert sweep_module._figures(rows, TASKS["vqa"], task, 0) == {"vqa_acc": 1.0}
-    assert sweep_module._figures(rows, TASKS["vqa"], task, 2) == {"vqa_acc": 0.5}
+    rows = [BENCHMARKS["vqa"].read("net", {"question": "?", "answers": ["net"]})] * 2
+    assert sweep_module._figures(rows, BENCHMARKS["vqa"], task, 0) == {"vqa_acc": 1.0}
+    assert sweep_module._figures(rows, BENCHMARKS["vqa"], task, 2) == {"vqa_acc": 0.5}
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_what_is_not_answered_scores_nothing(name: str) -> None:
     """Even where the empty answer would be right: a truth of punctuation and articles."""
     truths: dict[str, dict[str, Any]] = {
@@ -206,11 +206,11 @@ def test_what_is_not_answered_scores_nothing(name: str) -> None:
         "caption": {"references": ["the net"]},
         "dialogue": {"truth": "The.", "turn": 1},
     }
-    row = TASKS[name].unanswered(truths[name])
+    row = BENCHMARKS[name].unanswered(truths[name])
     other = {"prediction": "a b c d", "references": ["a b c d"]} if name == "caption" else row
-    figures = TASKS[name].score([row])
+    figures = BENCHMARKS[name].score([row])
     assert figures and all(value == 0.0 for value in figures.values()), figures
-    assert TASKS[name].score([row, other])  # and does not break the others
+    assert BENCHMARKS[name].score([row, other])  # and does not break the others
 
 
 def refused(

@@ -23,7 +23,7 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.report.pictures import picture, true
-from qwenvl_jax.evaluation.tasks.registry import TASKS
+from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
 from qwenvl_jax.html.figures import corners_of_box
 from tests.evaluation.samples import record_of
 
@@ -147,13 +147,13 @@ def report_of(runs: tuple[Config, Path], text: str) -> Page:
         write_records(folder / task, {"train": [record]}, name="hostile")
         tasks.append(TaskConfig(task, str(folder / task), "train", 0, 4, 0))
         rows = [
-            {"id": question.id, **TASKS[task].read(f"<ref>{text}</ref>{text}", question.about)}
-            for question in TASKS[task].questions(record, "training")
+            {"id": question.id, **BENCHMARKS[task].read(f"<ref>{text}</ref>{text}", question.about)}
+            for question in BENCHMARKS[task].questions(record, "training")
         ]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "predictions" / name).mkdir(parents=True, exist_ok=True)
         (folder / "predictions" / name / f"{task}.jsonl").write_text(lines)
-        scores |= TASKS[task].score(rows)
+        scores |= BENCHMARKS[task].score(rows)
     scores["unanswered"] = {text: {"questions": 1, "first": [{"id": text, "why": text}]}}
     checkpoint = CheckpointConfig(name, str(folder / "none"), 28)
     evaluation = EvalConfig((checkpoint,), config.tokenizer, tuple(tasks), 2, "training", str(folder))

@@ -13,7 +13,7 @@ from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.config import SCORE_KEYS, EvalConfig, validate
-from qwenvl_jax.evaluation.tasks.registry import TASKS
+from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.samples import grey, record_of
 
@@ -45,10 +45,10 @@ def written(pieces: Iterable[Piece]) -> str:
     return "".join(f"<{p.value}>" if p.kind == "image" else str(p.value) for p in pieces)
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_the_true_answer_scores_best_and_another_worse(name: str) -> None:
     """What training would have the model write after the prompt is read as right."""
-    task, sample = TASKS[name], record(name)
+    task, sample = BENCHMARKS[name], record(name)
     whole = written(training_pieces(sample))
     right, wrong = [], []
     for question in task.questions(sample, "training"):
@@ -73,7 +73,7 @@ def test_the_true_answer_scores_best_and_another_worse(name: str) -> None:
 
 def test_released_prompts() -> None:
     def prompt(name: str) -> str:
-        return written(TASKS[name].questions(record(name), "released")[0].pieces)
+        return written(BENCHMARKS[name].questions(record(name), "released")[0].pieces)
 
     assert prompt("caption") == "<0>Describe the image in English:"
     assert prompt("vqa") == "<0>Which colour? Answer:"
@@ -81,7 +81,7 @@ def test_released_prompts() -> None:
 
 
 def test_dialogue_asks_every_turn_with_the_true_ones_before_it() -> None:
-    first, second = TASKS["dialogue"].questions(record("dialogue"), "released")
+    first, second = BENCHMARKS["dialogue"].questions(record("dialogue"), "released")
     assert first.about["truth"] == "A car."
     assert written(first.pieces).endswith("What is it?<|im_end|>\n<|im_start|>assistant\n")
     assert second.about["truth"] == "<ref>The car</ref><box>(100,200),(600,800)</box>"
@@ -89,7 +89,7 @@ def test_dialogue_asks_every_turn_with_the_true_ones_before_it() -> None:
 
 
 def test_dialogue_boxes_are_compared_by_overlap() -> None:
-    read, about = TASKS["dialogue"].read, {"truth": "<ref>it</ref><box>(0,0),(500,500)</box>"}
+    read, about = BENCHMARKS["dialogue"].read, {"truth": "<ref>it</ref><box>(0,0),(500,500)</box>"}
     assert read("<ref>that</ref><box>(0,0),(500,450)</box>", about)["right"] == 1
     assert read("<ref>it</ref><box>(600,600),(900,900)</box>", about)["right"] == 0
     thin = {"truth": "<box>(999,10),(999,20)</box>"}
@@ -111,11 +111,11 @@ def test_dialogue_boxes_are_compared_by_overlap() -> None:
 )
 def test_ocr_lines_are_read_from_whole_and_broken_answers(text: str, lines: list[str]) -> None:
     about = {"lines": ["ab", "cd"], "width": 100, "height": 50}
-    assert TASKS["ocr"].read(text, about)["prediction"] == lines
+    assert BENCHMARKS["ocr"].read(text, about)["prediction"] == lines
 
 
 def test_several_annotators_give_the_vqa_score_too() -> None:
-    task = TASKS["vqa"]
+    task = BENCHMARKS["vqa"]
     sample = record("vqa", answers=["red"] * 9 + ["dark red"])
     (question,) = task.questions(sample, "released")
     assert task.score([task.read("red", question.about)]) == {"vqa_acc": 1.0, "vqa_score": 1.0}
@@ -174,14 +174,14 @@ def test_config_mistakes_are_named(changes: dict[str, Any], message: str) -> Non
 )
 def test_answers_are_read_in_the_forms_that_data_sets_write(answers: Any, expected: Any) -> None:
     sample = record("vqa", answers=answers)
-    (question,) = TASKS["vqa"].questions(sample, "released")
+    (question,) = BENCHMARKS["vqa"].questions(sample, "released")
     assert question.about["answers"] == expected
-    assert TASKS["vqa"].read("n", question.about)["exact"] == 0.0  # letters of an answer are none
+    assert BENCHMARKS["vqa"].read("n", question.about)["exact"] == 0.0  # letters of an answer are none
 
 
 def test_captions_are_read_in_the_forms_that_data_sets_write() -> None:
     for captions in ("a red car", ["a red car"], [{"caption": "a red car", "image_id": 3}]):
-        (question,) = TASKS["caption"].questions(record("caption", captions=captions), "released")
+        (question,) = BENCHMARKS["caption"].questions(record("caption", captions=captions), "released")
         assert question.about["references"] == ["a red car"]
 
 
@@ -195,8 +195,8 @@ def test_an_accent_may_be_written_in_two_ways(said: str) -> None:
     """Truth and answer are compared in one normal form."""
 
     def row(task: str, text: str, /, **changes: Any) -> dict[str, Any]:
-        question = TASKS[task].questions(record(task, **changes), "released")[0]
-        return TASKS[task].read(text, question.about)
+        question = BENCHMARKS[task].questions(record(task, **changes), "released")[0]
+        return BENCHMARKS[task].read(text, question.about)
 
     assert row("vqa", said, answer=APART)["exact"] == 1.0
     assert row("ocr", f"<ref>{said}</ref>", lines=[{"text": APART, "quad": QUAD}])["edits"] == 0
@@ -209,7 +209,7 @@ def test_an_accent_may_be_written_in_two_ways(said: str) -> None:
 
 def test_the_vqa_score_stays_when_one_question_has_one_annotator() -> None:
     """It counts all questions; the classic evaluator compares with the other annotators, and there is none."""
-    task = TASKS["vqa"]
+    task = BENCHMARKS["vqa"]
     rows = [
         task.read("red", {"question": "?", "answers": ["red"] * 10}),
         task.read("red", {"question": "?", "answers": ["red"]}),
@@ -221,9 +221,9 @@ def test_the_vqa_score_stays_when_one_question_has_one_annotator() -> None:
 def test_a_dialogue_without_a_turn_to_ask_is_refused() -> None:
     sample = record("dialogue", turns=CONTENTS["dialogue"]["turns"][:1])
     with pytest.raises(UserError, match="nothing to ask"):
-        TASKS["dialogue"].questions(sample, "released")
+        BENCHMARKS["dialogue"].questions(sample, "released")
 
 
 def test_the_far_edge_of_a_dialogues_box_is_1000() -> None:
-    read, about = TASKS["dialogue"].read, {"truth": "<box>(12,5),(999,990)</box>"}
+    read, about = BENCHMARKS["dialogue"].read, {"truth": "<box>(12,5),(999,990)</box>"}
     assert read("<box>(12,5),(1000,990)</box>", about)["right"] == 1

@@ -42,7 +42,7 @@ def test_several_slices_and_open_axes() -> None:
         ("v5p", "has not the form KIND:AxB"),
         ("v5p:8x8x", "has not the form"),
         ("v5p:8,8,8", "v5p:8x8x8@4 for four slices"),
-        ("v5:8x8x8", "none of the chips v4, v5e, v5p, v6e"),
+        ("v5:8x8x8", "a chip that is not one of v4, v5e, v5p, v6e"),
         ("v5pp:8x8x8", "did you mean 'v5p'"),
         ("v5e:8x8x8", "write v5e:AxB"),
         ("v4:8x8", "write v4:AxBxC"),

@@ -49,7 +49,7 @@ STAGE_2, STAGE_3 = "--config=configs/stage2_multitask.py", "--config=configs/sta
 DUMP = "--dump_sharding={tmp}/sharding.json"
 MISTAKES = {
     "no topology": ([TINY], "--topology is missing"),
-    "unknown chip": ([TINY, "--topology=v9:2x2"], "none of the chips"),
+    "unknown chip": ([TINY, "--topology=v9:2x2"], "a chip that is not one of"),
     "bad form": ([TINY, "--topology=v5e-4"], "KIND:AxB"),
     "unknown flag": ([TINY, "--topolgy=v5e:2x2"], "did you mean 'topology'"),
     "two modes": ([TINY, "--topology=v5e:2x2", "--json", "--search"], "exclude one another"),

@@ -61,7 +61,7 @@ def test_stage_1_computes_no_weight_gradient_of_the_decoder() -> None:
     trained = training_flops(stage_config("multitask"))
     forward = dict.fromkeys(("decoder", "lm_head"), 0.0)
     for product in forward_flops(stage_config("pretrain"), full_work(stage_config("pretrain"))):
-        if product.part in forward and product.owner:
+        if product.part in forward and product.component:
             forward[product.part] += product.forward
     for part, flops in forward.items():
         assert trained[part] - frozen[part] == pytest.approx(flops)

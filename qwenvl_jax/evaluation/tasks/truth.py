@@ -41,16 +41,17 @@ def _one(value: Any, key: str) -> str:
     return tags.normal_form(value)
 
 
-def text(value: Any, what: str) -> str:
-    """One text. Raises UserError, which calls the value `what`, if it is not a text."""
+def text(value: Any, name: str) -> str:
+    """One text. Raises UserError, which calls the value `name`, if it is not a text."""
     if not isinstance(value, str):
-        raise UserError(f"{what} {value!r} is not a text")
+        raise UserError(f"{name} {value!r} is not a text")
     return tags.normal_form(value)
 
 
 def size(content: Mapping[str, Any]) -> tuple[float, float]:
     """Width and height in pixels. Raises UserError if they are not positive numbers."""
-    width, height = content["width"], content["height"]
+    width = content["width"]
+    height = content["height"]
     if not (tags.is_finite(width) and tags.is_finite(height) and width > 0 and height > 0):
         raise UserError(f"its image cannot have {width!r} x {height!r} pixels; correct its size")
     return width, height
