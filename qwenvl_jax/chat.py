@@ -8,6 +8,7 @@ are drawn on the picture shown last and saved as a PNG under --boxes. Lines can 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import sys
@@ -85,6 +86,21 @@ def show(conversation: Conversation, written: str) -> None:
         _say(f"{written} goes with your next question")
 
 
+@dataclasses.dataclass
+class _Shown:
+    """What the user has been shown.
+
+    Attributes:
+      drawn: the number of answers whose boxes were drawn.
+      forgotten: the number of forgotten questions that the last notice named.
+      warned: whether the notice of a long prompt was printed.
+    """
+
+    drawn: int = 0
+    forgotten: int = 0
+    warned: bool = False
+
+
 def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.Path, train_length: int) -> None:
     """Answers every line until there are no more lines or the user quits.
 
@@ -94,9 +110,7 @@ def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.
       folder: where pictures with boxes are saved.
       train_length: the longest prompt of the training, in tokens; the user is warned once of a longer one.
     """
-    drawn = 0
-    warned = False
-    forgotten = 0
+    shown = _Shown()
     for line in lines:
         if line is None:
             _say("this line is not UTF-8 and is not used")
@@ -109,30 +123,40 @@ def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.
             return
         if command == "/reset":
             conversation.reset()
-            forgotten = 0
+            shown.forgotten = 0
             _say("a new conversation")
         elif command == "/image":
-            show(conversation, rest.strip()) if rest.strip() else _say("name a file: /image PATH")
+            if rest.strip():
+                show(conversation, rest.strip())
+            else:
+                _say("name a file: /image PATH")
         elif command.startswith("/"):
             _say(f"{command} is not a command; the commands are /image PATH, /reset and /quit")
         else:
-            try:
-                answer = conversation.ask(text)
-            except (MemoryError, jax.errors.JaxRuntimeError) as error:
-                if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                _say("this needs more memory than there is and is not answered; ask a shorter question, or /reset")
-                continue
-            _say(f"model: {_TAGS.sub('', answer.text).strip()}")
-            if answer.boxes and answer.image is not None:
-                drawn += 1
-                _say(f"       boxes drawn in {_draw(answer, folder / f'answer_{drawn:03d}.png')}")
-            if answer.forgotten > forgotten:
-                _say(f"       (the chat is long: the first {answer.forgotten} questions are forgotten)")
-                forgotten = answer.forgotten
-            if answer.tokens > train_length and not warned:
-                warned = True
-                _say(f"       (longer than the {train_length} tokens of its training; /reset starts anew)")
+            _answer_question(conversation, text, folder, train_length, shown)
+
+
+def _answer_question(
+    conversation: Conversation, text: str, folder: epath.Path, train_length: int, shown: _Shown
+) -> None:
+    """Prints the answer to a question, draws its boxes, and prints what the user should know of the prompt's length."""
+    try:
+        answer = conversation.ask(text)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _say("this needs more memory than there is and is not answered; ask a shorter question, or /reset")
+        return
+    _say(f"model: {_TAGS.sub('', answer.text).strip()}")
+    if answer.boxes and answer.image is not None:
+        shown.drawn += 1
+        _say(f"       boxes drawn in {_draw(answer, folder / f'answer_{shown.drawn:03d}.png')}")
+    if answer.forgotten > shown.forgotten:
+        _say(f"       (the chat is long: the first {answer.forgotten} questions are forgotten)")
+        shown.forgotten = answer.forgotten
+    if answer.tokens > train_length and not shown.warned:
+        shown.warned = True
+        _say(f"       (longer than the {train_length} tokens of its training; /reset starts anew)")
 
 
 def _say(text: str) -> None:
@@ -173,13 +197,13 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
     distributed.require_alone("a chat")
-    source = find_starting_point(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
-    config = source.config
+    starting_point = find_starting_point(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
+    config = starting_point.config
     tokenizer = load_tokenizer(config.tokenizer)
-    checkpoint.check_fits(source, config.tokenizer, tokenizer, config.data.image_size)
-    model = checkpoint.load(source)
+    checkpoint.check_fits(starting_point, config.tokenizer, tokenizer, config.data.image_size)
+    model = checkpoint.load(starting_point)
     conversation = Conversation(model, tokenizer, config.data.image_size, max_new=_MAX_NEW.value)
-    _say(f"{config.model.name}, step {source.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
+    _say(f"{config.model.name}, step {starting_point.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
     if config.train.stage not in ("sft", IMPORT):
         _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")
     for path in _IMAGE.value:

@@ -54,11 +54,14 @@ def _required(value: str, flag: str, command: str) -> epath.Path:
 
 
 def _open_checkpoint(workdir: epath.Path) -> tuple[dict[str, Any], Config]:
-    source = find_starting_point(workdir, None if _STEP.value < 0 else _STEP.value)
-    params, config = restore.deferred_params(workdir, step=source.step)
+    starting_point = find_starting_point(workdir, None if _STEP.value < 0 else _STEP.value)
+    params, config = restore.deferred_params(workdir, step=starting_point.step)
     original = from_torch.original_config(workdir)
-    if original is None and source.step < config.train.steps:
-        print(f"{workdir} is at step {source.step:,} of {config.train.steps:,}: its stage is not finished", flush=True)
+    if original is None and starting_point.step < config.train.steps:
+        print(
+            f"{workdir} is at step {starting_point.step:,} of {config.train.steps:,}: its stage is not finished",
+            flush=True,
+        )
     return params, original or config
 
 

@@ -146,7 +146,7 @@ def begin(workdir: epath.PathLike, config: Config) -> None:
 def write(
     workdir: epath.PathLike,
     config: Config,
-    sources: dict[str, dict[str, Any] | None],
+    origins: dict[str, dict[str, Any] | None],
     *,
     vocabulary: str | None = None,
 ) -> None:
@@ -155,27 +155,27 @@ def write(
     Args:
       workdir: the run's folder.
       config: its config.
-      sources: per initialised component (`vit`, `resampler`, `decoder`) the `source_of` the checkpoint it starts
-        from, or None for fresh initialisation. A component that is not in it is not in the run.
+      origins: per tower (`vit`, `resampler`, `decoder`) the `origin_of` the checkpoint that it starts from, or None for
+        fresh initialisation. A tower that is not in it is not in the run.
       vocabulary: sha256 of the vocabulary's file.
     """
     artifacts.write_json(storage.path(workdir) / CONFIG, to_dict(config))
-    this = {"stage": config.train.stage, "config": config_hash(config), "model": config.model.name}
+    lineage = {"stage": config.train.stage, "config": config_hash(config), "model": config.model.name}
     if vocabulary is not None:
-        this[VOCABULARY] = vocabulary
+        lineage[VOCABULARY] = vocabulary
     components = {}
     for name in COMPONENTS:
         tower = "vit" if name == "vit_head" else name
-        if tower not in sources:
+        if tower not in origins:
             continue
         components[name] = {
             "trained": name in config.train.trainable,
-            "from": sources[tower] or {"stage": "fresh", "seed": config.train.seed},
+            "from": origins[tower] or {"stage": "fresh", "seed": config.train.seed},
         }
-    artifacts.write_json(storage.path(workdir) / LINEAGE, {**this, "components": components})
+    artifacts.write_json(storage.path(workdir) / LINEAGE, {**lineage, "components": components})
 
 
-def source_of(workdir: epath.PathLike, step: int, component: str) -> dict[str, Any]:
+def origin_of(workdir: epath.PathLike, step: int, tower: str) -> dict[str, Any]:
     """What a later run notes of the checkpoint it starts from, with that checkpoint's own history."""
     lineage = read_lineage(workdir)
     return {
@@ -183,5 +183,5 @@ def source_of(workdir: epath.PathLike, step: int, component: str) -> dict[str, A
         "step": step,
         "stage": lineage["stage"],
         "config": lineage["config"],
-        **lineage["components"][component],
+        **lineage["components"][tower],
     }

@@ -1,4 +1,4 @@
-"""Starting from checkpoints: loading parameters, chaining stages, writing imported weights."""
+"""Starting from checkpoints: loading parameters and chaining stages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from qwenvl_jax.checkpoint.manager import (
     restore_frozen,
     restore_params,
     restore_state,
-    save_frozen,
     stored_leaves,
 )
 from qwenvl_jax.checkpoint.starting_point import (
@@ -36,7 +35,7 @@ from qwenvl_jax.checkpoint.steps import finished_steps, set_aside
 from qwenvl_jax.config import TOWERS, Config, to_dict
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import Params, flatten, merge, split, unflatten
-from qwenvl_jax.runtime import artifacts, distributed, log, storage
+from qwenvl_jax.runtime import distributed, log, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.rules import param_shardings
 
@@ -60,18 +59,8 @@ def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tup
     """
     damaged: dict[int, str] = {}
     for step in reversed(distributed.from_primary(lambda: finished_steps(workdir))):
-        restored, reason = None, ""
-        try:
-            restored = restore_state(workdir, step, params, opt_state)
-        except DamagedError as error:
-            reason = str(error)
-        reason = max(distributed.from_primary(functools.partial(list, distributed.gather(reason))))
-        if not reason and restored is not None:
-            try:
-                check_state(*restored)
-            except DamagedError as error:  # the same on all processes: the sums are over the whole arrays
-                reason = str(error)
-        if reason or restored is None:
+        restored, reason = _read_and_check(workdir, step, params, opt_state)
+        if restored is None:
             damaged[step] = reason
             continue
         for worse, why in damaged.items():
@@ -80,9 +69,29 @@ def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tup
         return step, *restored
     first = max(damaged)
     raise UserError(
-        f"none of the {len(damaged)} checkpoints of {workdir} is whole, that of step {first}: {damaged[first]}; copy "
-        "one there from elsewhere, or name another --workdir to start anew"
+        f"all {len(damaged)} checkpoints of {workdir} are damaged; the newest one, of step {first}: {damaged[first]}; "
+        "copy a whole one there from elsewhere, or name another --workdir to start anew"
     )
+
+
+def _read_and_check(
+    workdir: epath.PathLike, step: int, params: Params, opt_state: Any
+) -> tuple[tuple[Params, Any, dict[str, Any]] | None, str]:
+    """(params, opt_state, progress) of a checkpoint and "", or None and why it is damaged; alike on all processes."""
+    restored = None
+    reason = ""
+    try:
+        restored = restore_state(workdir, step, params, opt_state)
+    except DamagedError as error:
+        reason = str(error)
+    reason = max(distributed.from_primary(functools.partial(list, distributed.gather(reason))))
+    if reason or restored is None:
+        return None, reason
+    try:
+        check_state(*restored)
+    except DamagedError as error:  # the same on all processes: the sums are over the whole arrays
+        return None, str(error)
+    return restored, ""
 
 
 def frozen_of(workdir: epath.PathLike, frozen: Params) -> Params:
@@ -122,7 +131,7 @@ def load_params(
     workdir: epath.PathLike,
     *,
     step: int | None = None,
-    components: tuple[str, ...] = TOWERS,
+    towers: tuple[str, ...] = TOWERS,
     mesh: Mesh | None = None,
 ) -> tuple[Params, Config, int]:
     """Parameters of a run, trained and frozen together, as they are stored.
@@ -130,21 +139,21 @@ def load_params(
     Args:
       workdir: the run's folder, or one of converted weights.
       step: default the newest.
-      components: top-level names out of `vit`, `resampler`, `decoder`.
+      towers: those to load, of `vit`, `resampler`, `decoder`.
       mesh: where the parameters go, by the sharding rules; default the first device.
 
     Returns:
       (parameters, the run's config, the step).
 
     Raises:
-      UserError: if there is no such checkpoint, or it holds other components only.
+      UserError: if there is no such checkpoint, or it holds other towers only.
     """
     start = find_starting_point(workdir, step)
     stored = stored_params(start)
-    for name in components:
+    for name in towers:
         if not any(path[0] == name for path in stored):
             raise UserError(f"{workdir} holds no {name}; name a checkpoint of the whole model")
-    abstract = unflatten({path: leaf for path, leaf in stored.items() if path[0] in components})
+    abstract = unflatten({path: leaf for path, leaf in stored.items() if path[0] in towers})
     if mesh is not None:
         abstract = _with_shardings(abstract, mesh)
     return read_leaves(start, abstract), start.config, start.step
@@ -190,47 +199,6 @@ def _read_deferred(start: StartingPoint, path: tuple[str, ...], *, frozen: bool)
         return read_host_leaf(params_folder(start.workdir, None if frozen else start.step), path)
 
 
-def save_params(
-    workdir: epath.PathLike,
-    params: Params,
-    config: Config,
-    stage: str = IMPORT,
-    *,
-    source: dict[str, Any] | None = None,
-) -> None:
-    """Writes converted weights as a folder that `config.init` can name; a failed write leaves nothing.
-
-    Args:
-      workdir: a folder without a run.
-      params: arrays, or all of them `Deferred`; of the whole model or of some of `vit`, `resampler`, `decoder`. Every
-        leaf is stored in its own dtype.
-      config: of the run they come from; only the model, the vocabulary and the image size matter here.
-      stage: the value that `config.init.stage` needs in a run that starts from it.
-      source: what was converted, for the lineage: its `path` and what identifies it, as JSON values; or that of each
-        tower under its name.
-
-    Raises:
-      UserError: if the folder already holds a run, or files under a name that is needed.
-    """
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, stage=stage, trainable=()))
-    check_empty(workdir)
-    with artifacts.undone_on_failure(workdir):
-        lineage.begin(workdir, config)
-        save_frozen(workdir, params)
-        told = source or {}
-        origins: dict[str, dict[str, Any] | None] = {
-            name: {"stage": stage, **told.get(name, told)} for name in TOWERS if name in params
-        }
-        lineage.write(workdir, config, origins)
-
-
-def check_empty(workdir: epath.PathLike) -> None:
-    """Raises UserError if the folder has a run or a file with a name that a run uses; other files may be there."""
-    if storage.exists(storage.path(workdir) / layout.LINEAGE):
-        raise UserError(f"{workdir} already holds a run; choose an empty folder")
-    lineage.check_free(workdir)
-
-
 def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, StartingPoint | None]:
     """Finds the checkpoint that each of `vit`, `resampler`, `decoder` starts from; None is fresh initialisation.
 
@@ -242,65 +210,68 @@ def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, Startin
       UserError: if one is missing or unfinished, is of another model (naming the key that differs), of another stage,
         or, for the decoder, of another vocabulary.
     """
-    sources: dict[str, StartingPoint | None] = {}
-    for name in TOWERS:
-        workdir = getattr(config.init, name)
-        if not workdir:
-            sources[name] = None
-            continue
-        if not storage.exists(storage.path(workdir)):
-            if missing_ok:
-                sources[name] = None
-                continue
-            raise UserError(f"config.init.{name} is {workdir}, which does not exist; train that stage first")
-        named = None if config.init.step < 0 else config.init.step
-        start = find_starting_point(workdir, named)
-        same_name = dataclasses.replace(start.config.model, name=config.model.name)
-        for key, here, there in lineage.differences(to_dict(config.model), to_dict(same_name), "config.model"):
-            raise UserError(
-                f"config.init.{name} ({workdir}) is a checkpoint of another model: {key} is {there!r} there and "
-                f"{here!r} here; name a checkpoint of this model, or give the run that model"
-            )
-        if config.init.stage and start.stage != config.init.stage:
-            raise UserError(
-                f"config.init.{name} ({workdir}) was written by stage {start.stage!r}, but config.init.stage asks "
-                f"for {config.init.stage!r}; name a checkpoint of that stage, or correct config.init.stage"
-            )
-        if start.stage != IMPORT and named is None and start.step < start.config.train.steps:
-            raise UserError(
-                f"config.init.{name} ({workdir}) is a stage that is not finished: its newest checkpoint is of step "
-                f"{start.step} of {start.config.train.steps}; finish it first, or take that one on purpose with "
-                f"--config.init.step={start.step}"
-            )
-        if name == "decoder":
-            check_vocabulary(start, config.tokenizer, f"config.init.decoder ({workdir})", missing_ok=missing_ok)
-        sources[name] = start
-    return sources
+    return {tower: _starting_point_of(config, tower, missing_ok=missing_ok) for tower in TOWERS}
 
 
-def initial_params(config: Config, sources: dict[str, StartingPoint | None], abstract: Params) -> Params:
-    """The parameters a fresh run starts with: from checkpoints where `sources` has one, else initialised.
+def _starting_point_of(config: Config, tower: str, *, missing_ok: bool) -> StartingPoint | None:
+    """The checkpoint that a tower starts from; see `check_init`."""
+    workdir = getattr(config.init, tower)
+    if not workdir:
+        return None
+    if not storage.exists(storage.path(workdir)):
+        if missing_ok:
+            return None
+        raise UserError(f"config.init.{tower} is {workdir}, which does not exist; train that stage first")
+    named = None if config.init.step < 0 else config.init.step
+    start = find_starting_point(workdir, named)
+    same_name = dataclasses.replace(start.config.model, name=config.model.name)
+    for key, here, there in lineage.differences(to_dict(config.model), to_dict(same_name), "config.model"):
+        raise UserError(
+            f"config.init.{tower} ({workdir}) is a checkpoint of another model: {key} is {there!r} there and "
+            f"{here!r} here; name a checkpoint of this model, or give the run that model"
+        )
+    if config.init.stage and start.stage != config.init.stage:
+        raise UserError(
+            f"config.init.{tower} ({workdir}) was written by stage {start.stage!r}, but config.init.stage asks "
+            f"for {config.init.stage!r}; name a checkpoint of that stage, or correct config.init.stage"
+        )
+    if start.stage != IMPORT and named is None and start.step < start.config.train.steps:
+        raise UserError(
+            f"config.init.{tower} ({workdir}) is a stage that is not finished: its newest checkpoint is of step "
+            f"{start.step} of {start.config.train.steps}; finish it first, or take that one on purpose with "
+            f"--config.init.step={start.step}"
+        )
+    if tower == "decoder":
+        check_vocabulary(start, config.tokenizer, f"config.init.decoder ({workdir})", missing_ok=missing_ok)
+    return start
+
+
+def initial_params(config: Config, starting_points: dict[str, StartingPoint | None], abstract: Params) -> Params:
+    """The parameters a fresh run starts with: from checkpoints if `starting_points` has one, else initialised.
 
     Args:
       config: the run's.
-      sources: from `check_init`.
+      starting_points: from `check_init`.
       abstract: the whole tree of shapes, with the dtypes and shardings to produce.
     """
-    fresh = {name for name, start in sources.items() if start is None}
+    fresh = {name for name, start in starting_points.items() if start is None}
     loaded: Params = {}
-    for start in dict.fromkeys(start for start in sources.values() if start is not None):  # one order on all processes
-        towers = {name for name, other in sources.items() if other == start}
+    # In one order on all processes.
+    for start in dict.fromkeys(start for start in starting_points.values() if start is not None):
+        towers = {name for name, other in starting_points.items() if other == start}
         part = {tower: leaves for tower, leaves in abstract.items() if tower in towers}
         loaded = merge(loaded, read_leaves(start, part))
     if not fresh:
         return loaded
-    wanted = {tower: leaves for tower, leaves in abstract.items() if tower in fresh}
+    fresh_shapes = {tower: leaves for tower, leaves in abstract.items() if tower in fresh}
 
     # One program for all fresh leaves: each is created on its own devices, and the unused ones are never computed.
-    @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))
+    @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, fresh_shapes))
     def initialise(key: jax.Array) -> Params:
         params = qwen_vl.init_params(config.model, key)
-        return jax.tree.map(lambda like, leaf: leaf.astype(like.dtype), wanted, {name: params[name] for name in wanted})
+        return jax.tree.map(
+            lambda like, leaf: leaf.astype(like.dtype), fresh_shapes, {name: params[name] for name in fresh_shapes}
+        )
 
     return merge(loaded, initialise(jax.random.key(config.train.seed)))
 

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from qwenvl_jax import config as config_lib
-from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.checkpoint import imported
 from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.config import Config, TokenizerConfig
 from qwenvl_jax.conversion import mapping, released_config, streaming, tensor_files
@@ -75,11 +75,11 @@ def import_release(folder: epath.PathLike, workdir: epath.PathLike) -> None:
     )
     source = _identity(folder)
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
-    restore.check_empty(workdir)
+    imported.check_empty(workdir)
     with artifacts.undone_on_failure(workdir):
         storage.write_bytes(vocabulary, payload)
         artifacts.write_json(workdir / IMPORTED_CONFIG, config_lib.to_dict(config))
-        restore.save_params(workdir, params, config, source=source)
+        imported.save_params(workdir, params, config, source=source)
 
 
 def import_towers(
@@ -123,7 +123,7 @@ def import_towers(
         check_tensors(decoder, stored, mapping.released_tensors(config.model, mapping.DECODER_RULES))
         leaves |= _leaves(config, stored, mapping.DECODER_RULES)
         source["decoder"] = _identity(decoder)
-    restore.save_params(workdir, unflatten_paths(leaves), config, source=source)
+    imported.save_params(workdir, unflatten_paths(leaves), config, source=source)
     return sorted({path.split("/")[0] for path in leaves})
 
 

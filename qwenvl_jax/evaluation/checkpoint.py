@@ -19,11 +19,13 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training import metrics_log
 
 
-def check_fits(source: StartingPoint, vocabulary: TokenizerConfig, tokenizer: Tokenizer, image_size: int) -> None:
+def check_fits(
+    starting_point: StartingPoint, vocabulary: TokenizerConfig, tokenizer: Tokenizer, image_size: int
+) -> None:
     """Checks that a model can read the prompts and images of an evaluation.
 
     Args:
-      source: the checkpoint.
+      starting_point: the checkpoint.
       vocabulary: the vocabulary of the prompts.
       tokenizer: the same vocabulary, loaded.
       image_size: pixels of an image's side.
@@ -32,55 +34,64 @@ def check_fits(source: StartingPoint, vocabulary: TokenizerConfig, tokenizer: To
       UserError: if images cannot be cut into whole patches, if the vocabulary has more ids than the model has rows, or
         if the model was trained with another vocabulary.
     """
-    model = source.config.model
+    model = starting_point.config.model
     if tokenizer.vocab_size > model.decoder.vocab_size:
         raise UserError(
-            f"the vocabulary has {tokenizer.vocab_size} ids, the model of {source.workdir} only "
+            f"the vocabulary has {tokenizer.vocab_size} ids, the model of {starting_point.workdir} only "
             f"{model.decoder.vocab_size}; name the vocabulary it was trained with"
         )
-    check_vocabulary(source, vocabulary)
+    check_vocabulary(starting_point, vocabulary)
     side, rest = divmod(image_size, model.vit.patch_size)
     if side < 1 or rest or (model.vit.window and side >= model.vit.window and side % model.vit.window):
         raise UserError(
-            f"images of {image_size} pixels cannot be cut into the patches of {source.workdir}, which have "
-            f"{model.vit.patch_size}; that run was trained with {source.config.data.image_size}"
+            f"images of {image_size} pixels cannot be cut into the patches of {starting_point.workdir}, which have "
+            f"{model.vit.patch_size}; that run was trained with {starting_point.config.data.image_size}"
         )
 
 
-def load(source: StartingPoint) -> LoadedModel:
+def load(starting_point: StartingPoint) -> LoadedModel:
     """The model of exactly this step, with the attention that suits the present device.
 
     Raises:
       UserError: if the checkpoint is damaged, or a run that still trains removes it meanwhile.
     """
     try:
-        params = restore.load_params(source.workdir, step=source.step)[0]
+        params = restore.load_params(starting_point.workdir, step=starting_point.step)[0]
     except Exception as error:
-        if source.stage != IMPORT and not storage.exists(folder_of(source.workdir, source.step)):
+        if starting_point.stage != IMPORT and not storage.exists(
+            folder_of(starting_point.workdir, starting_point.step)
+        ):
             raise UserError(
-                f"step {source.step} of {source.workdir} was removed while it was read, because the run there keeps "
-                "only its newest checkpoints; evaluate again, or raise that run's config.train.keep_checkpoints"
+                f"step {starting_point.step} of {starting_point.workdir} was removed while it was read, because the "
+                "run there keeps only its newest checkpoints; evaluate again, or raise that run's "
+                "config.train.keep_checkpoints"
             ) from error
         raise
-    return LoadedModel(params, source.config.model, dataclasses.replace(source.config.compute, attention="auto"))
+    return LoadedModel(
+        params, starting_point.config.model, dataclasses.replace(starting_point.config.compute, attention="auto")
+    )
 
 
-def identity(source: StartingPoint) -> dict[str, Any]:
+def identity(starting_point: StartingPoint) -> dict[str, Any]:
     """JSON values that change with the weights of a checkpoint, and with nothing that its run does afterwards.
 
     A checkpoint carries sums over its bits. An older checkpoint without sums is identified by the last line of its
     metrics, and imported weights by their lineage.
     """
-    workdir = storage.path(source.workdir)
-    known: dict[str, Any] = {"step": source.step}
-    if source.stage != IMPORT:
-        with damage_reported(source):
-            progress = read_progress(folder_of(workdir, source.step))
+    workdir = storage.path(starting_point.workdir)
+    known: dict[str, Any] = {"step": starting_point.step}
+    if starting_point.stage != IMPORT:
+        with damage_reported(starting_point):
+            progress = read_progress(folder_of(workdir, starting_point.step))
         if SUMS in progress:
-            return known | {"model": to_dict(source.config.model), "compute": to_dict(source.config.compute)} | progress
-        logged = metrics_log.lines_up_to(workdir / layout.METRICS, source.step)
+            return (
+                known
+                | {"model": to_dict(starting_point.config.model), "compute": to_dict(starting_point.config.compute)}
+                | progress
+            )
+        logged = metrics_log.lines_up_to(workdir / layout.METRICS, starting_point.step)
         known["metrics"] = logged[-1].rstrip("\n") if logged else ""
-    return known | {"config": config_hash(source.config), "lineage": _text(workdir / layout.LINEAGE)}
+    return known | {"config": config_hash(starting_point.config), "lineage": _text(workdir / layout.LINEAGE)}
 
 
 def _text(path: epath.Path) -> str:

@@ -66,13 +66,13 @@ def sweep(config: EvalConfig) -> dict[str, dict[str, Any]]:
 class _Checkpoint:
     """A checkpoint under evaluation. Its parameters are only read if a question has to be asked."""
 
-    def __init__(self, config: CheckpointConfig, source: StartingPoint) -> None:
+    def __init__(self, config: CheckpointConfig, starting_point: StartingPoint) -> None:
         self.config = config
-        self.source = source
+        self.starting_point = starting_point
 
     @functools.cached_property
     def model(self) -> LoadedModel:
-        return checkpoint.load(self.source)
+        return checkpoint.load(self.starting_point)
 
 
 class _Sweep:
@@ -107,9 +107,9 @@ class _Sweep:
         return figures | ({UNANSWERED: unanswered} if unanswered else {})
 
     def _find(self, item: CheckpointConfig) -> _Checkpoint:
-        source = find_starting_point(item.workdir, item.wanted_step)
-        checkpoint.check_fits(source, self.config.tokenizer, self.tokenizer, item.image_size)
-        return _Checkpoint(item, source)
+        starting_point = find_starting_point(item.workdir, item.wanted_step)
+        checkpoint.check_fits(starting_point, self.config.tokenizer, self.tokenizer, item.image_size)
+        return _Checkpoint(item, starting_point)
 
     def _folder(self, item: CheckpointConfig) -> epath.Path:
         return storage.path(self.config.output) / PREDICTIONS / item.name
@@ -117,7 +117,7 @@ class _Sweep:
     def _fingerprint(self, subject: _Checkpoint, task: TaskConfig) -> str:
         """Sixteen hex digits that change with the checkpoint, the records, or how they are asked and scored."""
         parts = {
-            **checkpoint.identity(subject.source),
+            **checkpoint.identity(subject.starting_point),
             "records": self.readers[task.name].summary,
             "task": {key: value for key, value in dataclasses.asdict(task).items() if key != "records"},
             "image_size": subject.config.image_size,
@@ -159,7 +159,7 @@ class _Sweep:
     def _fill(self, answers: Answers, subject: _Checkpoint, task: TaskConfig, advance: Any) -> None:
         """Adds the answers that are missing, batch by batch."""
         questions = self._questions(task)
-        queries = subject.source.config.model.resampler.queries
+        queries = subject.starting_point.config.model.resampler.queries
         groups = list(group_by_length(questions.sizes(queries), self.config.batch_size))
         for batch in questions.batches(groups, queries, subject.config.image_size, answers.__contains__):
             answers.add(self._answer(batch, subject.model, task, rows=min(self.config.batch_size, len(questions))))

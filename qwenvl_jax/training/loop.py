@@ -45,10 +45,10 @@ def train(config: Config, workdir: epath.PathLike) -> int:
       UserError: if config, data or checkpoints are wrong; before the first step if possible.
     """
     workdir = storage.path(workdir)
-    start, sources = find_start(config, workdir)
-    if start == config.train.steps:
-        log.line(f"{workdir} is finished: {start} steps")
-        return start
+    steps_taken, starting_points = find_start(config, workdir)
+    if steps_taken == config.train.steps:
+        log.line(f"{workdir} is finished: {steps_taken} steps")
+        return steps_taken
     distributed.check_shared(workdir)
     distributed.check_devices()
     mesh = checked_mesh(config)
@@ -56,24 +56,25 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     streams = local_streams(config.data, mesh)
     with make_loader(config, load_tokenizer(config.tokenizer), streams=streams) as loader, claimed(workdir):
         distributed.agree(loader.facts())
-        if start is None:
-            summary.show(config, sources, abstract, mesh, loader.lengths)
-            start, state, progress = begin(config, workdir, sources, abstract, vocabulary_digest(config.tokenizer))
+        if steps_taken is None:
+            summary.show(config, starting_points, abstract, mesh, loader.lengths)
+            vocabulary = vocabulary_digest(config.tokenizer)
+            steps_taken, state, progress = begin(config, workdir, starting_points, abstract, vocabulary)
         else:
-            start, state, progress = resume(workdir, abstract)
-            log.line(f"continuing {workdir} after step {start} of {config.train.steps}")
+            steps_taken, state, progress = resume(workdir, abstract)
+            log.line(f"continuing {workdir} after step {steps_taken} of {config.train.steps}")
             loader.restore(progress["loader"])
-            note_moves(workdir, config, start)
+            note_moves(workdir, config, steps_taken)
 
         train_step = make_train_step(config, mesh, abstract)
         window = MetricsWindow(progress.get("window"))
         with (
             PreemptionGuard() as guard,  # outermost: active until the last checkpoint is written
             Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
-            MetricsLog(workdir, config, start, mesh) as metrics_log,
+            MetricsLog(workdir, config, steps_taken, mesh) as metrics_log,
         ):
             batch = put_batch(next(loader), config.data, mesh)
-            for step in range(start + 1, config.train.steps + 1):
+            for step in range(steps_taken + 1, config.train.steps + 1):
                 state, metrics = train_step(state, batch)
                 window.add(metrics)
                 position = loader.state()
@@ -102,7 +103,7 @@ def checked_mesh(config: Config) -> Mesh:
     """The mesh of a run, if its devices have the memory and the attention kernel that the config names.
 
     Raises:
-      UserError: if they have not, or if the mesh does not fit the devices.
+      UserError: if the devices lack either of them, or if the mesh does not fit the devices.
     """
     mesh = make_mesh(config.mesh)
     check_memory(config.optimizer.moments_memory, mesh)
@@ -113,7 +114,7 @@ def checked_mesh(config: Config) -> Mesh:
 def begin(
     config: Config,
     workdir: epath.Path,
-    sources: dict[str, StartingPoint | None],
+    starting_points: dict[str, StartingPoint | None],
     abstract: State,
     vocabulary: str | None = None,
 ) -> tuple[int, State, dict[str, Any]]:
@@ -122,21 +123,22 @@ def begin(
     Args:
       config: the run's.
       workdir: its folder.
-      sources: where each tower starts, from `find_start`.
+      starting_points: where each tower starts, from `find_start`.
       abstract: from `abstract_state`.
       vocabulary: sha256 of the tokenizer's vocabulary, for the lineage.
     """
     distributed.from_primary(lambda: lineage.begin(workdir, config))
-    params = initial_params(config, sources, merge(abstract.trainable, abstract.frozen))
+    params = initial_params(config, starting_points, merge(abstract.trainable, abstract.frozen))
     trainable, frozen = split(params, config.train.trainable)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.opt_state))(trainable)
     save_frozen(workdir, frozen)
     if distributed.is_primary():
-        notes: dict[str, Any] = {
-            name: source and lineage.source_of(source.workdir, source.step, name) for name, source in sources.items()
+        origins: dict[str, Any] = {
+            tower: point and lineage.origin_of(point.workdir, point.step, tower)
+            for tower, point in starting_points.items()
         }
-        lineage.write(workdir, config, notes, vocabulary=vocabulary)
+        lineage.write(workdir, config, origins, vocabulary=vocabulary)
     step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
     return 0, State(step, trainable, frozen, opt_state), {}
 

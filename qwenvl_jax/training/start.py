@@ -31,14 +31,17 @@ def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[st
         step = latest_step(workdir)
         if step is not None and step > config.train.steps:
             raise UserError(
-                f"{folder_of(workdir, step)} is none of this run's {config.train.steps} steps; it was put there or "
-                "renamed: move it away"
+                f"{folder_of(workdir, step)} does not belong to this run of {config.train.steps} steps; it was put "
+                "there or renamed: move it away"
             )
-        sources = check_init(config) if step is None else {}
-        return {"step": step, "sources": {name: source and _to_json(source) for name, source in sources.items()}}
+        starting_points = check_init(config) if step is None else {}
+        return {
+            "step": step,
+            "starting_points": {tower: point and _to_json(point) for tower, point in starting_points.items()},
+        }
 
     start = distributed.from_primary(look)
-    return start["step"], {name: source and _from_json(source) for name, source in start["sources"].items()}
+    return start["step"], {tower: values and _from_json(values) for tower, values in start["starting_points"].items()}
 
 
 def _leaves(value: Any, path: str) -> list[tuple[str, str]]:
@@ -50,9 +53,9 @@ def _leaves(value: Any, path: str) -> list[tuple[str, str]]:
     return [(path, repr(value))]
 
 
-def _to_json(source: StartingPoint) -> dict[str, Any]:
-    return {**vars(source), "config": to_dict(source.config)}
+def _to_json(starting_point: StartingPoint) -> dict[str, Any]:
+    return {**vars(starting_point), "config": to_dict(starting_point.config)}
 
 
-def _from_json(source: dict[str, Any]) -> StartingPoint:
-    return StartingPoint(**{**source, "config": from_config_dict(Config, source["config"])})
+def _from_json(values: dict[str, Any]) -> StartingPoint:
+    return StartingPoint(**{**values, "config": from_config_dict(Config, values["config"])})

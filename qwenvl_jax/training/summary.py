@@ -24,7 +24,7 @@ BIG = 2**20  # bytes from which a parameter gets a line in the sharding table
 
 def show(
     config: Config,
-    sources: dict[str, StartingPoint | None],
+    starting_points: dict[str, StartingPoint | None],
     state: State,
     mesh: Mesh | None = None,
     lengths: dict[str, int] | None = None,
@@ -33,7 +33,7 @@ def show(
 
     Args:
       config: the run's.
-      sources: where each tower starts (`check_init`).
+      starting_points: where each tower starts (`check_init`).
       state: from `abstract_state`, with shardings if there is a mesh.
       mesh: the devices, for the sharding table; None leaves it out.
       lengths: records by source, if they have been opened.
@@ -44,18 +44,18 @@ def show(
     show_data(config)
     show_passes(config, lengths)
     show_flops(config)
-    show_start(config, sources)
+    show_start(config, starting_points)
     if mesh is not None:
         show_sharding(config, state, mesh)
 
 
-def show_start(config: Config, sources: dict[str, StartingPoint | None]) -> None:
+def show_start(config: Config, starting_points: dict[str, StartingPoint | None]) -> None:
     """The checkpoint that each tower starts from."""
     rows: list[tuple[object, ...]] = []
-    for name, source in sources.items():
+    for name, starting_point in starting_points.items():
         planned = getattr(config.init, name)
-        if source:
-            rows.append((name, source.workdir, source.stage, source.step))
+        if starting_point:
+            rows.append((name, starting_point.workdir, starting_point.stage, starting_point.step))
         else:
             rows.append((name, planned, "not there yet", "") if planned else (name, "fresh", "", ""))
     log.table("start", ("tower", "from", "stage", "step"), rows)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.restore import check_init, initial_params, load_params, save_params
+from qwenvl_jax.checkpoint.imported import save_params
+from qwenvl_jax.checkpoint.restore import check_init, initial_params, load_params
 from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.config import TOWERS, Config
 from qwenvl_jax.models import qwen_vl
@@ -35,7 +36,7 @@ def test_trained_and_frozen_come_back_together(tmp_path: Path, params: dict[str,
     for path, leaf in flatten(params).items():
         trained = component_of(path) in STAGE_1
         np.testing.assert_array_equal(flatten(loaded)[path], leaf + 6 if trained else leaf)
-    older, _, _ = load_params(tmp_path / "run", step=3, components=("vit",))
+    older, _, _ = load_params(tmp_path / "run", step=3, towers=("vit",))
     assert set(older) == {"vit"}
     np.testing.assert_array_equal(older["vit"]["proj"], params["vit"]["proj"] + 3)
     with pytest.raises(UserError, match=r"no checkpoint of step 4; its newest is 6 \(there are 3, 6\)"):
@@ -62,21 +63,21 @@ def test_a_run_starts_from_several_checkpoints(tmp_path: Path, params: dict[str,
     old = tiny_run.make_config(train__trainable=("decoder",), train__stage="text", train__steps=5)
     write_run(tmp_path / "text", old, params, steps=(3, 5))
     config = tiny_run.make_config(train__trainable=STAGE_1, init__decoder=str(tmp_path / "text"))
-    sources = check_init(config)
-    assert sources["vit"] is None and sources["decoder"] is not None and sources["decoder"].step == 5
+    points = check_init(config)
+    assert points["vit"] is None and points["decoder"] is not None and points["decoder"].step == 5
     abstract = abstract_state(config, make_mesh(config.mesh))
-    start = initial_params(config, sources, merge(abstract.trainable, abstract.frozen))
+    start = initial_params(config, points, merge(abstract.trainable, abstract.frozen))
     np.testing.assert_array_equal(start["decoder"]["lm_head"], params["decoder"]["lm_head"] + 5)
     fresh = qwen_vl.init_params(config.model, jax.random.key(config.train.seed))
     np.testing.assert_array_equal(
         start["vit"]["blocks"]["mlp"]["up"]["kernel"], fresh["vit"]["blocks"]["mlp"]["up"]["kernel"]
     )
 
-    notes = {
-        name: None if source is None else lineage.source_of(source.workdir, source.step, name)
-        for name, source in sources.items()
+    origins = {
+        tower: None if point is None else lineage.origin_of(point.workdir, point.step, tower)
+        for tower, point in points.items()
     }
-    lineage.write(tmp_path / "next", config, notes)
+    lineage.write(tmp_path / "next", config, origins)
     history = lineage.read_lineage(tmp_path / "next")["components"]
     assert history["vit"]["from"] == {"stage": "fresh", "seed": 0} and history["vit"]["trained"]
     assert history["decoder"]["from"]["stage"] == "text" and history["decoder"]["from"]["step"] == 5

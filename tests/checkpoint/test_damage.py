@@ -79,7 +79,9 @@ def test_if_none_is_whole_nothing_is_touched(tmp_path: Path) -> None:
     for step in (3, 6):
         (tmp_path / f"run/checkpoints/{step}/progress/metadata").write_text("{}")
         (tmp_path / f"run/checkpoints/{step}/params/manifest.ocdbt").unlink()
-    with pytest.raises(UserError, match=r"none of the 2 checkpoints of .*run is whole, that of step 6: NOT_FOUND"):
+    with pytest.raises(
+        UserError, match=r"all 2 checkpoints of .*run are damaged; the newest one, of step 6: NOT_FOUND"
+    ):
         newest_state(tmp_path / "run", TREE, MOMENTS)
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["3", "6"]
 

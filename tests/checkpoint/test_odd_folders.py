@@ -112,7 +112,7 @@ def test_numbers_that_no_step_has(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "checkpoints/3", tmp_path / "checkpoints" / name)
     assert steps.finished_steps(tmp_path) == [3]
     (tmp_path / "checkpoints/3").rename(tmp_path / f"checkpoints/{config.train.steps + 1}")
-    with pytest.raises(UserError, match=f"checkpoints/25 is none of this run's {config.train.steps} steps"):
+    with pytest.raises(UserError, match=f"checkpoints/25 does not belong to this run of {config.train.steps} steps"):
         find_start(config, storage.path(tmp_path))
 
 

@@ -12,8 +12,9 @@ import pytest
 from etils import epath
 
 from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint.imported import save_params
 from qwenvl_jax.checkpoint.manager import restore_frozen, save_frozen
-from qwenvl_jax.checkpoint.restore import check_init, load_params, save_params
+from qwenvl_jax.checkpoint.restore import check_init, load_params
 from qwenvl_jax.checkpoint.steps import finished_steps
 from qwenvl_jax.config import TOWERS, Config
 from qwenvl_jax.data.tokenizer import vocabulary_digest
@@ -83,7 +84,7 @@ def test_imports_are_no_fresh_weights_in_any_history(tmp_path: Path, params: dic
     history = lineage.read_lineage(tmp_path / "import")["components"]
     assert set(history) == {"vit", "vit_head", "resampler"}  # no decoder is there, and none is claimed
     assert history["vit"]["from"] == {"stage": "import", **origin}
-    noted = lineage.source_of(tmp_path / "import", 0, "resampler")
+    noted = lineage.origin_of(tmp_path / "import", 0, "resampler")
     assert noted["stage"] == "import" and noted["from"] == {"stage": "import", **origin}
     save_params(tmp_path / "plain", params, config)
     assert lineage.read_lineage(tmp_path / "plain")["components"]["decoder"]["from"] == {"stage": "import"}

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.checkpoint import imported
 from qwenvl_jax.evaluation import answers
 from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.report.page import write_report
@@ -40,7 +40,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fresh = qwen_vl.init_params(config.model, jax.random.key(0))
     folder = tmp_path_factory.mktemp("checkpoint") / "run"
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), fresh)
-    restore.save_params(folder, params, config)
+    imported.save_params(folder, params, config)
     return folder
 
 

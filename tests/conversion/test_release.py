@@ -131,7 +131,7 @@ def test_a_component_can_be_released_compared_and_imported_alone(
     else:
         assert 0 < report["logits_relative_error"] <= 1e-5
     from_torch.import_towers(config, tmp_path / "run", **{scope: folder})
-    loaded, _, _ = restore.load_params(tmp_path / "run", components=towers)
+    loaded, _, _ = restore.load_params(tmp_path / "run", towers=towers)
     jax.tree.map(np.testing.assert_array_equal, loaded, {name: params[name] for name in towers})
     from_torch.import_release(folder, tmp_path / "again")
     assert set(restore.deferred_params(tmp_path / "again")[0]) == set(towers)

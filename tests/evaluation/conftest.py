@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.checkpoint import imported
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qwenvl_jax.models import qwen_vl
@@ -42,5 +42,5 @@ def loaded(params: Params, config: Config) -> LoadedModel:
 @pytest.fixture(scope="session")
 def checkpoint(params: Params, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "run"
-    restore.save_params(folder, params, config)
+    imported.save_params(folder, params, config)
     return folder
