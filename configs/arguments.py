@@ -24,8 +24,15 @@ def named_arguments(build: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
       build: takes keyword arguments only; each has a default, a string or a float.
+
+    Raises:
+      TypeError: if a default is of another type, because the command line could not set it.
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
+
+    for name, default in defaults.items():
+        if type(default) not in (str, float):
+            raise TypeError(f"the default of the argument {name!r} must be a string or a float, not {default!r}")
 
     @functools.wraps(build)
     def get_config(text: str | None = None, **arguments: Any) -> Any:
@@ -33,7 +40,11 @@ def named_arguments(build: Callable[..., Any]) -> Callable[..., Any]:
         if unknown:
             raise TypeError(_unknown(unknown[0], defaults))
         if text:
-            arguments |= _parse(text, defaults, os.path.relpath(inspect.getfile(build)))
+            values = _parse(text, defaults, os.path.relpath(inspect.getfile(build)))
+            twice = [name for name in values if name in arguments]
+            if twice:
+                raise TypeError(f"the argument {twice[0]!r} is given twice; give it once")
+            arguments |= values
         return build(**arguments)
 
     vars(get_config)["argument_names"] = tuple(defaults)
@@ -48,6 +59,9 @@ def _parse(text: str, defaults: dict[str, Any], file: str) -> dict[str, Any]:
         default is one, and for values without names, which earlier versions took in this order.
     """
     parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if part in defaults:
+            raise ValueError(f"the argument {part!r} has no value; write {part}=VALUE, or leave it out")
     if not any("=" in part for part in parts) and len(parts) <= len(defaults):
         named = ",".join(f"{name}={part}" for name, part in zip(defaults, parts, strict=False) if part)
         raise ValueError(f"its arguments have names; write --config={file}{':' if named else ''}{named}")

@@ -40,7 +40,7 @@ def main() -> None:
         read_config()  # a mistake in the config is reported first
         raise UserError("--workdir is missing; name the folder where checkpoints and metrics go")
     distributed.initialize()
-    with distributed.together():  # if the config is wrong on one host alone, all hosts end
+    with distributed.together():  # if a value of the config is wrong on one host alone, all hosts end
         config = read_config()
         steps = loop.train(config, _WORKDIR.value)
     if steps < config.train.steps:

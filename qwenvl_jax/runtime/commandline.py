@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from qwenvl_jax.runtime import retries
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
-_OVERRIDE = re.compile(r"--?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 
 
 _former_keys: dict[str, str] = {}  # today's names of config keys by their former ones

@@ -26,7 +26,9 @@ def test_arguments_have_defaults_and_types() -> None:
 MISTAKES = {
     "dta=d": "there is no argument 'dta', only mesh, data, scale; did you mean 'data'?",
     "runs=r": "there is no argument 'runs', only mesh, data, scale$",
-    "mesh=cpu,data": "the argument 'data' has no name; write name=value, with a name of mesh, data, scale",
+    "mesh=cpu,data": "the argument 'data' has no value; write data=VALUE, or leave it out",
+    "mesh": "the argument 'mesh' has no value; write mesh=VALUE, or leave it out",
+    "mesh=cpu,d": "the argument 'd' has no name; write name=value, with a name of mesh, data, scale",
     "mesh=cpu,": "the argument '' has no name",
     "mesh=cpu,mesh=gpu": "the argument 'mesh' is given twice",
     "data=": "the argument 'data' has no value; leave it out for 'data'",
@@ -44,6 +46,20 @@ def test_other_arguments_are_refused(text: str) -> None:
 def test_an_unknown_keyword_is_refused() -> None:
     with pytest.raises(TypeError, match=r"there is no argument 'meshes'.*did you mean 'mesh'"):
         arguments(meshes="cpu")
+
+
+def test_an_argument_in_text_and_by_keyword_is_refused() -> None:
+    with pytest.raises(TypeError, match="'mesh' is given twice"):
+        arguments("mesh=cpu", mesh="gpu")
+
+
+@pytest.mark.parametrize("default", [True, 5, None])
+def test_a_default_that_the_command_line_cannot_set_is_refused(default: object) -> None:
+    def get_config(flag: object = default) -> object:
+        return flag
+
+    with pytest.raises(TypeError, match="'flag' must be a string or a float"):
+        named_arguments(get_config)
 
 
 FORMER = {

@@ -22,6 +22,7 @@ MISTAKES = {
         "config.data.global_batch_size is now named config.data.rows_per_step; write that",
     ),
     "unknown group": ([TINY, "--config.optimzer.b1=1"], "config has no key 'optimzer'; did you mean 'optimizer'"),
+    "unknown key, negated": ([TINY, "--noconfig.train.stepz"], "config.train has no key 'stepz'"),
     "key below a value": ([TINY, "--config.train.steps.x=1"], "config.train.steps has no key 'x'"),
     "not a number": ([TINY, "--config.train.steps=many"], "many"),
     "unknown flag": ([TINY, "--workdi=x"], "unknown flag --workdi; did you mean 'workdir'"),

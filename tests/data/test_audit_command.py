@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.support.commands import run_commands
@@ -15,6 +17,13 @@ from jax._src import xla_bridge
 heavy = {"torch", "tensorflow", "flax", "qwenvl_jax.models"} & set(sys.modules)
 print("backends", len(xla_bridge._backends), "heavy", len(heavy), flush=True)
 """
+
+
+def test_the_former_name_of_the_command_says_the_new_one() -> None:
+    command = [sys.executable, "-m", "qwenvl_jax.data.audit", "--output=x"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "error: the audit is now a command of its own; write python -m qwenvl_jax.audit\n"
 
 
 def test_the_command(tiny_data: Path, tmp_path: Path) -> None:
