@@ -12,6 +12,7 @@ from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from tests.data.record_samples import SENTENCES, make_record
+from tests.data.source_files import tar_sample, write_tar
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +66,20 @@ def run_config(record_folders: Path, vocabulary: Path) -> schema.Config:
             compute=schema.ComputeConfig("float32", "float32", "xla", "none", "none", False, 1024),
         )
     )
+
+
+@pytest.fixture
+def index_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for indexes of shards that cannot be kept beside them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "qwenvl_jax"
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A folder of WebDataset shards: two of 5 samples and one of 3."""
+    folder = tmp_path / "laion"
+    folder.mkdir()
+    for number, keys in enumerate((range(5), range(5, 10), range(10, 13))):
+        write_tar(folder / f"{number:05d}.tar", [member for k in keys for member in tar_sample(k)])
+    return folder

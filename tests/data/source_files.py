@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from tests.data.record_samples import encoded_image
@@ -38,6 +39,17 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
             info.size = len(payload)
             archive.addfile(info, io.BytesIO(payload))
     return path
+
+
+def tar_sample(k: int) -> list[tuple[str, bytes]]:
+    """The members of sample `k` of a shard; every second one has JSON."""
+    members = [(f"{k:05d}.png", encoded_image(k)), (f"{k:05d}.txt", f" caption {k}\n".encode())]
+    return [*members, (f"{k:05d}.json", json.dumps({"key": k}).encode())] if k % 2 else members
+
+
+def records_of(reader: Source) -> list[Record]:
+    """All records, by their index."""
+    return [reader[index] for index in range(len(reader))]
 
 
 def write_jsonl(path: Path, values: Iterable[Any]) -> Path:
