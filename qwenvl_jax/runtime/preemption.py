@@ -43,12 +43,16 @@ class PreemptionGuard:
         self._received = True
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, self._give_up)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         self.signal = "SIGINT"
         self._note(number, frame)
+
+    def _give_up(self, number: int, frame: FrameType | None) -> None:
+        # Not Python's own handler: asyncio, which writes checkpoints, replaces that one and may lose the signal.
+        raise KeyboardInterrupt
 
     def stop(self, step: int) -> bool:
         """Whether to save and end after `step`."""
