@@ -7,7 +7,7 @@ is also drawn first, so that neither is the better guess.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -68,15 +68,21 @@ def _is_there(
     return [Question("is_there", f"Is there {absent[rng.integers(len(absent))].name_en}?", "no")]
 
 
+def _single_neighbours(objects: Sequence[SceneObject], gap: float) -> Iterator[tuple[SceneObject, str, SceneObject]]:
+    """(object, side, neighbour) for every side of every object on which there is exactly one other object."""
+    for item in objects:
+        for side, others in sides_of(item, objects, gap).items():
+            if len(others) == 1:
+                yield item, side, others[0]
+
+
 def _what_beside(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:
     questions = []
-    for item in objects:
-        for side, others in sides_of(item, objects, gap).items():
-            if len(others) == 1:
-                question = f"What is {_relation(side)} the {item.stamp.noun_en}?"
-                questions.append(Question("what_beside", question, others[0].stamp.noun_en))
+    for item, side, neighbour in _single_neighbours(objects, gap):
+        question = f"What is {_relation(side)} the {item.stamp.noun_en}?"
+        questions.append(Question("what_beside", question, neighbour.stamp.noun_en))
     return questions
 
 
@@ -85,11 +91,9 @@ def _what_of(
 ) -> list[Question]:
     """The relation of `_what_beside`, asked from its other end."""
     questions = []
-    for item in objects:
-        for side, others in sides_of(item, objects, gap).items():
-            if len(others) == 1:
-                question = f"What is the {item.stamp.noun_en} {_relation(_OPPOSITE[side])}?"
-                questions.append(Question("what_of", question, others[0].stamp.noun_en))
+    for item, side, neighbour in _single_neighbours(objects, gap):
+        question = f"What is the {item.stamp.noun_en} {_relation(_OPPOSITE[side])}?"
+        questions.append(Question("what_of", question, neighbour.stamp.noun_en))
     return questions
 
 

@@ -25,12 +25,12 @@ from qwenvl_jax.runtime import disk
 from qwenvl_jax.runtime.disk import Entry
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from qwenvl_jax.runtime.range_reader import RangeReader
-from qwenvl_jax.runtime.retries import NotWhole, patience, retried
+from qwenvl_jax.runtime.retries import NotWhole, retried
 
 if TYPE_CHECKING:
     from qwenvl_jax.runtime.gcs_store import Store
 
-__all__ = ["Entry", "NotWhole", "StorageError", "patience", "retried"]
+__all__ = ["Entry", "StorageError"]
 
 _REMOTE = "gs://"
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]*)://")

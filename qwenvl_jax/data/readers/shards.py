@@ -59,7 +59,7 @@ class Shards:
             raise IndexError(f"record {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         position = index - (int(self._ends[shard - 1]) if shard else 0)
-        return storage.retried(lambda: self._read(shard, position), self._paths[shard])
+        return retries.retried(lambda: self._read(shard, position), self._paths[shard])
 
     def _read(self, shard: int, position: int) -> bytes:
         def read() -> bytes:
@@ -93,7 +93,7 @@ class Shards:
                 f"{path} was there when it was opened and is gone; put it back and start again"
             ) from None
         except _Unreadable as error:  # of a file that could be read a moment ago
-            raise storage.NotWhole(str(error)) from None
+            raise retries.NotWhole(str(error)) from None
 
     def _error(self, shard: int, position: int) -> UserError:
         why = self._damaged[shard][position]
@@ -155,7 +155,7 @@ def _in_time(read: Callable[[], bytes]) -> bytes:
     """Runs `read` on a thread that is left alone when patience ends: the library itself tries for a quarter of an hour.
 
     Raises:
-      TimeoutError: if it takes longer than `storage.patience()`.
+      TimeoutError: if it takes longer than `retries.patience()`.
     """
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -167,7 +167,7 @@ def _in_time(read: Callable[[], bytes]) -> bytes:
 
     threading.Thread(target=run, daemon=True, name="read").start()
     try:
-        result = answer.get(timeout=storage.patience())
+        result = answer.get(timeout=retries.patience())
     except queue.Empty:
         raise TimeoutError("no answer") from None
     if isinstance(result, BaseException):
