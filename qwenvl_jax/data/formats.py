@@ -14,12 +14,12 @@ from qwenvl_jax.data import tags
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import TASKS, Record
-from qwenvl_jax.data.tasks import PROMPT_STYLES, RECORD_TASKS, RecordTask
+from qwenvl_jax.data.tasks import ANNOTATIONS, PROMPT_STYLES, RECORD_TASKS, RecordTask
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 
 def training_pieces(record: Record) -> list[Piece]:
-    """The whole sample of a record, supervised where the loss counts.
+    """The whole sample of a record with one sample (`schema.samples_of`), supervised where the loss counts.
 
     caption           <img/>Generate the caption in English:| the caption<|endoftext|>
     vqa               <img/>question Answer:| answer<|endoftext|>
@@ -85,6 +85,8 @@ def _naming(record: Record) -> Iterator[None]:
 
 
 def _task_of(record: Record) -> RecordTask[Any]:
+    if ANNOTATIONS in record.content:
+        raise UserError(f"it has several samples under {ANNOTATIONS!r}; write one record per sample for an evaluation")
     if record.task not in RECORD_TASKS:
         raise UserError(f"unknown task {record.task!r}{nearest(str(record.task), TASKS)}")
     return RECORD_TASKS[record.task]

@@ -1,7 +1,8 @@
 """The first and the last typed value of the input pipeline: Record -> Example -> Batch.
 
-A `Record` is one sample as a file stores it, an `Example` (`data.examples`) is one tokenised sample, and a `Batch` is
-the input of the training step. Numpy only: nothing here knows JAX, a tokenizer or a file format.
+A `Record` is one sample, or several of one image, as a file stores it; an `Example` (`data.examples`) is one tokenised
+sample; and a `Batch` is the input of the training step. Numpy only: nothing here knows JAX, a tokenizer or
+a file format.
 
 Shape suffixes: A microbatches (gradient accumulation), B rows, L tokens, I images, H/W pixels, Q queries per image.
 """
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from qwenvl_jax.data.dialogues import THOUSANDTHS
-from qwenvl_jax.data.tasks import RECORD_TASKS, Content, check_content
+from qwenvl_jax.data.tasks import ANNOTATIONS, RECORD_TASKS, Content, check_content, contents_of
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 TASKS = tuple(RECORD_TASKS)
@@ -25,7 +26,7 @@ C = TypeVar("C")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One sample as stored in a record file, before any tokenisation.
+    """One entry of a record file, before any tokenisation: one sample, or several of one image (`samples_of`).
 
     Attributes:
       id: unique within its source.
@@ -34,7 +35,7 @@ class Record:
       language: "en" or "zh".
       license: of text and images.
       images: encoded.
-      content: the TypedDict of the task (`data.tasks`).
+      content: the TypedDict of the task, or several that share keys (`data.tasks`).
     """
 
     id: str
@@ -49,6 +50,22 @@ class Record:
 def content_of(record: Record, kind: type[C]) -> C:
     """The content of a record whose task has contents of this kind, such as `tasks.VqaContent`."""
     return cast(C, record.content)
+
+
+def samples_of(record: Record) -> tuple[Record, ...]:
+    """The samples of a checked record, each as a record with the same image: itself, or one per annotation."""
+    if ANNOTATIONS not in record.content:
+        return (record,)
+    return tuple(
+        dataclasses.replace(record, id=f"{record.id}[{number}]", content=cast(Content, content))
+        for number, content in enumerate(contents_of(cast(Mapping[str, Any], record.content)))
+    )
+
+
+def sample_count(record: Record) -> int:
+    """How many samples a checked record has."""
+    content: Mapping[str, Any] = record.content
+    return len(content.get(ANNOTATIONS, (None,)))
 
 
 def check_record(record: Record) -> Record:

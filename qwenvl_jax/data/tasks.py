@@ -4,6 +4,9 @@ Pre-training tasks follow Box B.1 of the paper: a prompt without loss, then the 
 Evaluation prompts are the strings of the released evaluation scripts. A new task is a TypedDict and an entry of
 `RECORD_TASKS`; a new key is a line of the TypedDict, `NotRequired` if it is optional.
 
+A record of a task with one image may hold several samples of that image: its content then has the key `annotations`, a
+list of objects. Each of them, joined with the other keys of the content, is the content of one sample.
+
 Boxes are `[x1, y1, x2, y2]` and quadrilaterals `[[x, y] * 4]` (clockwise from the top left), both in pixels of the
 image as stored, whose size is `width` x `height`.
 """
@@ -24,6 +27,7 @@ from qwenvl_jax.data.tags import BOX
 from qwenvl_jax.runtime.errors import UserError
 
 PROMPT_STYLES = ("released", "training")
+ANNOTATIONS = "annotations"  # the key of a content that has several samples of one image
 
 Box = Sequence[float]
 Quad = Sequence[Sequence[float]]
@@ -188,6 +192,14 @@ class RecordTask(Generic[C]):
         return typing.get_type_hints(self.content, include_extras=True)
 
 
+def contents_of(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The content of every sample of a checked record: one, or one per annotation."""
+    if ANNOTATIONS not in content:
+        return [content]
+    shared = {key: value for key, value in content.items() if key != ANNOTATIONS}
+    return [{**shared, **annotation} for annotation in content[ANNOTATIONS]]
+
+
 def check_content(task: str, content: Any) -> None:
     """Raises UserError if a content lacks something that its task needs, or has nothing from which to learn.
 
@@ -195,6 +207,9 @@ def check_content(task: str, content: Any) -> None:
     """
     if not isinstance(content, dict):
         raise UserError(f"its content is {kind_of(content)} instead of an object; write the record again")
+    if ANNOTATIONS in content:
+        _check_annotations(task, content)
+        return
     if task == "text" and ("words" in content or "text" not in content):
         _check_word_picture(content)
         return
@@ -208,6 +223,18 @@ def check_content(task: str, content: Any) -> None:
         elif content.get(key) is not None:
             text_at(content, key, blank=True)
     record_task.check(content)
+
+
+def _check_annotations(task: str, content: Mapping[str, Any]) -> None:
+    if not RECORD_TASKS[task].one_image:
+        raise UserError(f"only records with one image can have {ANNOTATIONS!r}, not those of the task {task!r}")
+    if any(ANNOTATIONS in annotation for annotation in objects_at(content, ANNOTATIONS)):
+        raise UserError(f"an annotation has {ANNOTATIONS!r} of its own; list them all in one list")
+    for number, single in enumerate(contents_of(content), start=1):
+        try:
+            check_content(task, single)
+        except UserError as error:
+            raise UserError(f"annotation {number}: {error}") from None
 
 
 def _check_word_picture(content: Mapping[str, Any]) -> None:

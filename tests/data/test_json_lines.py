@@ -160,7 +160,7 @@ def test_the_examples_in_the_docs_are_read(tmp_path: Path) -> None:
     blocks = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)
     (tmp_path / "conversation.json").write_text(blocks[0])
     assert len(JsonReader(tmp_path / "conversation.json", "dialogue")) == 1
-    tasks = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr", "text", "dialogue")
+    tasks = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr", "vqa", "text", "dialogue")
     for task, line in zip(tasks, blocks[1].splitlines(), strict=True):
         (tmp_path / "one.jsonl").write_text(line)
         assert JsonReader(tmp_path / "one.jsonl", task)[0].task == task

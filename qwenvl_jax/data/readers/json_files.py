@@ -22,8 +22,8 @@ from qwenvl_jax.data.images.exact import MAX_BYTES
 from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.data.readers.conversations import parse_conversation
 from qwenvl_jax.data.readers.json_entries import parse_entry, split_entries
-from qwenvl_jax.data.schema import TASKS, Record, check_record
-from qwenvl_jax.data.tasks import RECORD_TASKS, Content
+from qwenvl_jax.data.schema import TASKS, Record, check_record, samples_of
+from qwenvl_jax.data.tasks import ANNOTATIONS, RECORD_TASKS, Content
 from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, nearest
 
@@ -103,7 +103,8 @@ class JsonReader:
     def _check_entry(self, index: int, exists: dict[str, bool]) -> None:
         """Raises UserError if an entry cannot be used. `exists` remembers which image files exist."""
         record, paths, ignored = self._parse(index)
-        training_pieces(check_record(record))
+        for sample in samples_of(check_record(record)):
+            training_pieces(sample)
         for path in paths:
             # Asking an object store about every file would take hours.
             if not storage.is_remote(path) and path not in exists:
@@ -195,6 +196,9 @@ class JsonReader:
             raise UserError(f"the task {task!r} is unknown{nearest(str(task), TASKS)}")
         required = RECORD_TASKS[task].required
         known = ("width", "height", *required, *RECORD_TASKS[task].optional)
+        if ANNOTATIONS in value:
+            known = (*known, ANNOTATIONS)
+            required = ()  # an annotation may have them; `check_record` looks
         ignored = self._check_keys(value, task, (*_COMMON, *known))
         missing = [key for key in required if key not in value]
         if missing:
