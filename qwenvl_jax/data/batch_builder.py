@@ -70,6 +70,7 @@ class BatchBuilder:
             segment_ids=np.zeros(shape_ABL, np.int32),
             positions=np.zeros(shape_ABL, np.int32),
             image_slot=np.full(shape_ABL, -1, np.int32),
+            sources=np.zeros(shape_ABL, np.int32),
             images=images_AIHWC,
         )
         self.packed: list[PackedExample] = []
@@ -100,6 +101,7 @@ class BatchBuilder:
         batch.loss_mask[microbatch, row, start : stop - 1] = is_target_L[1:]
         batch.segment_ids[microbatch, row, start:stop] = self._examples_in_row[microbatch, row]
         batch.positions[microbatch, row, start:stop] = np.arange(len(tokens_L))
+        batch.sources[microbatch, row, start:stop] = example.source
         return slice(start, stop)
 
     def _set_slots(self, example: Example, microbatch: int, row: int, tokens: slice, first_slot: int) -> None:

@@ -23,7 +23,7 @@ from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.batch_builder import BatchBuilder, PackedExample
 from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.images.pool import DecodePool
-from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.data.schema import TOKEN_ARRAYS, Batch
 from qwenvl_jax.data.stream import ExampleReader, Stream, open_examples
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime import log
@@ -120,8 +120,8 @@ class Loader(Iterator[Batch]):
         name = self._data.mixture[example.source].name
         message = example.error or f"record {example.record_id!r} of source {name!r}: {error}"
         self._errors[example.source] = self._errors[example.source] or message
-        for array_ABL in batch[:6]:
-            array_ABL[packed.microbatch, packed.row, packed.tokens] = 0
+        for name in TOKEN_ARRAYS:
+            getattr(batch, name)[packed.microbatch, packed.row, packed.tokens] = 0
         batch.image_slot[packed.microbatch, packed.row, packed.tokens] = -1
         batch.images[packed.microbatch, packed.images] = 0
 

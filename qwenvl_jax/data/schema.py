@@ -106,8 +106,8 @@ def stated_sizes(record: Record) -> list[tuple[float, float] | None]:
 class Batch(NamedTuple):
     """One batch, static in shape: A microbatches of B rows of L tokens, with I images of H x W pixels each.
 
-    The first six arrays are [A, B, L], `images` is [A, I, H, W, 3]. Within the step, a microbatch is a `Batch` without
-    axis A.
+    `images` is [A, I, H, W, 3], all other arrays (`TOKEN_ARRAYS`) are [A, B, L]. Within the step, a microbatch is a
+    `Batch` without axis A.
 
     Attributes:
       tokens: int32 ids; 0 in padding.
@@ -117,6 +117,7 @@ class Batch(NamedTuple):
       positions: int32; each sample starts at 0.
       image_slot: int32 into the features of the row's image group, -1 for text. Rows and images are cut into
         image groups (`config.data.image_groups`); feature q of the group's image i has the slot i * Q + q.
+      sources: int32, the number of the sample's source in `config.data.mixture`; 0 in padding, whose `loss_mask` is 0.
       images: uint8 pixels; zeros in the unused part of the budget.
     """
 
@@ -126,4 +127,8 @@ class Batch(NamedTuple):
     segment_ids: np.ndarray
     positions: np.ndarray
     image_slot: np.ndarray
+    sources: np.ndarray
     images: np.ndarray
+
+
+TOKEN_ARRAYS = tuple(name for name in Batch._fields if name != "images")  # the arrays of a `Batch` that are [A, B, L]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+
+from qwenvl_jax.html.style import PALETTE
 
 WIDTH = 480
 LINE_HEIGHT = 200
@@ -14,6 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26  # margins of a line chart
 _SIDE, _ROOF, _FLOOR = 4, 18, 24  # margins of a histogram
 _MIN_BARS = 6  # a histogram leaves room for this many, so that few bars do not become walls
 _MAX_LABELS = 8  # under the bars
+_TOO_FEW = '<p class="soft small">too few steps to draw</p>'
 
 
 def _svg(height: int, label: str, parts: Sequence[str]) -> str:
@@ -36,46 +39,112 @@ def line_chart(
     Returns:
       An `<svg>` element, or a note if fewer than two values are finite.
     """
-    points = [(float(x), float(y)) for x, y in zip(steps, values, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    points = _finite_points(steps, values)
     if len(points) < 2:
-        return '<p class="soft small">too few steps to draw</p>'
-    low = min(y for _, y in points)
-    high = max(y for _, y in points)
-    ticks = nice_ticks(low, high, 4)
-    low = min(low, ticks[0])
-    high = max(high, ticks[-1])
-    first = points[0][0]
-    last = points[-1][0]
-
-    def to_pixels(x: float, y: float) -> tuple[float, float]:
-        across = (x - first) / (last - first or 1)
-        up = (y - low) / (high - low or 1)
-        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), LINE_HEIGHT - _BOTTOM - up * (LINE_HEIGHT - _TOP - _BOTTOM)
-
-    parts = []
-    for tick in ticks:
-        _, y = to_pixels(first, tick)
-        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
-    for tick, anchor in ((first, "start"), ((first + last) / 2, "middle"), (last, "end")):
-        x, _ = to_pixels(tick, low)
-        parts.append(f'<text x="{x:.1f}" y="{LINE_HEIGHT - 8}" text-anchor="{anchor}">{short(tick)}</text>')
-    curve = [to_pixels(x, y) for x, y in points]
+        return _TOO_FEW
+    axes = _Axes.around(points)
+    curve = axes.to_pixels(points)
     if not smooth:
-        parts.append(_path(curve, color, opacity=1.0, width=2))
-    else:
-        means = running_mean([y for _, y in points], max(1, len(points) // 12))
-        smoothed = [to_pixels(x, mean) for (x, _), mean in zip(points, means, strict=True)]
-        parts.append(_path(curve, color, opacity=0.35, width=1.2))
-        parts.append(_path(smoothed, color, opacity=1.0, width=2.2))
-    return _svg(LINE_HEIGHT, label, parts)
+        return _svg(LINE_HEIGHT, label, [*axes.drawn(), _path(curve, color, opacity=1.0, width=2)])
+    faint = _path(curve, color, opacity=0.35, width=1.2)
+    mean = _path(axes.to_pixels(_smoothed(points)), color, opacity=1.0, width=2.2)
+    return _svg(LINE_HEIGHT, label, [*axes.drawn(), faint, mean])
 
 
-def _path(points: Sequence[tuple[float, float]], color: str, opacity: float, width: float) -> str:
+def lines_chart(steps: Sequence[float], curves: Mapping[str, Sequence[float]], *, label: str) -> str:
+    """The running means of several curves over training steps on the same axes, with a legend below.
+
+    Args:
+      steps: the horizontal axis.
+      curves: the values of each curve by its name, one per step; values that are not finite are left out, and so is a
+        curve with fewer than two others.
+      label: describes the chart to screen readers.
+
+    Returns:
+      An `<svg>` element and a paragraph, or a note if there is no curve to draw.
+    """
+    named = {name: _finite_points(steps, values) for name, values in curves.items()}
+    drawn = {name: _smoothed(points) for name, points in named.items() if len(points) >= 2}
+    if not drawn:
+        return _TOO_FEW
+    axes = _Axes.around([point for points in drawn.values() for point in points])
+    parts = axes.drawn()
+    legend = []
+    for number, (name, points) in enumerate(drawn.items()):
+        color = PALETTE[number % len(PALETTE)]
+        dashes = "6 4" if number >= len(PALETTE) else ""
+        parts.append(_path(axes.to_pixels(points), color, opacity=1.0, width=2, dashes=dashes))
+        legend.append(f'<span style="color:{color}">{"┅" if dashes else "━"}</span>&nbsp;{escape(name)}')
+    return _svg(LINE_HEIGHT, label, parts) + f'<p class="soft small">{" &ensp; ".join(legend)}</p>'
+
+
+Points = list[tuple[float, float]]
+
+
+def _finite_points(steps: Sequence[float], values: Sequence[float]) -> Points:
+    return [(float(x), float(y)) for x, y in zip(steps, values, strict=True) if math.isfinite(x) and math.isfinite(y)]
+
+
+def _smoothed(points: Points) -> Points:
+    """The points with the running mean of their values."""
+    means = running_mean([y for _, y in points], max(1, len(points) // 12))
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axes:
+    """The axes of a line chart.
+
+    Attributes:
+      first, last: the steps at the left and at the right edge.
+      low, high: the values at the bottom and at the top.
+      ticks: the values that are labelled.
+    """
+
+    first: float
+    last: float
+    low: float
+    high: float
+    ticks: list[float]
+
+    @staticmethod
+    def around(points: Points) -> _Axes:
+        """Axes that contain all points."""
+        steps = [x for x, _ in points]
+        values = [y for _, y in points]
+        ticks = nice_ticks(min(values), max(values), 4)
+        return _Axes(min(steps), max(steps), min(*values, ticks[0]), max(*values, ticks[-1]), ticks)
+
+    def to_pixels(self, points: Points) -> Points:
+        """The points in the coordinates of the `<svg>` element."""
+        width = WIDTH - _LEFT - _RIGHT
+        height = LINE_HEIGHT - _TOP - _BOTTOM
+        pixels = []
+        for x, y in points:
+            across = (x - self.first) / (self.last - self.first or 1)
+            up = (y - self.low) / (self.high - self.low or 1)
+            pixels.append((_LEFT + across * width, LINE_HEIGHT - _BOTTOM - up * height))
+        return pixels
+
+    def drawn(self) -> list[str]:
+        """The lines and labels of the axes."""
+        parts = []
+        for tick, (_, y) in zip(self.ticks, self.to_pixels([(self.first, tick) for tick in self.ticks]), strict=True):
+            parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        steps = [self.first, (self.first + self.last) / 2, self.last]
+        pixels = self.to_pixels([(step, self.low) for step in steps])
+        for step, (x, _), anchor in zip(steps, pixels, ("start", "middle", "end"), strict=True):
+            parts.append(f'<text x="{x:.1f}" y="{LINE_HEIGHT - 8}" text-anchor="{anchor}">{short(step)}</text>')
+        return parts
+
+
+def _path(points: Points, color: str, opacity: float, width: float, dashes: str = "") -> str:
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return (
         f'<polyline points="{joined}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
-        f'stroke-width="{width}" stroke-linejoin="round" stroke-linecap="round"/>'
+        f'stroke-width="{width}" stroke-linejoin="round" stroke-linecap="round"{dashed}/>'
     )
 
 

@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qwenvl_jax.runtime import log
 
+DATA_WAIT = 0.03  # share of the wall time from which the wait for data is shown
+
 
 class Display:
     """Shows how far a stage is.
@@ -42,8 +44,10 @@ class Display:
     def show(self, step: int, line: dict[str, float], timing: dict[str, float]) -> None:
         """Shows the line of a log step, in short beside the bar."""
         note = f"loss {line['loss']:.4f}  grad norm {line['grad_norm']:.3f}"
+        share = timing["data_wait_share"]
+        data_wait = f"  data wait {share:.0%}" if share >= DATA_WAIT else ""
         if self._bar:
-            self._bar.update(self._task, completed=step, note=note)
+            self._bar.update(self._task, completed=step, note=note + data_wait)
             return
         seconds_left = (self._steps - step) * timing["seconds_per_step"]
         mfu = f"  MFU {timing['mfu']:.1%}" if "mfu" in timing else ""
@@ -51,7 +55,7 @@ class Display:
         log.line(
             f"step {step:>6}/{self._steps}  {note}  rate {line['learning_rate']:.2e}  "
             f"{timing['seconds_per_step']:.3f} s/step  {timing['images_per_second']:.1f} images/s  "
-            f"{timing['tokens_per_second']:.0f} tokens/s{mfu}{skipped}  {_clock(seconds_left)} left"
+            f"{timing['tokens_per_second']:.0f} tokens/s{mfu}{data_wait}{skipped}  {_clock(seconds_left)} left"
         )
         sys.stdout.flush()
 

@@ -73,14 +73,16 @@ def train(config: Config, workdir: epath.PathLike) -> int:
             Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
             MetricsLog(workdir, config, steps_taken, mesh) as metrics_log,
         ):
-            batch = put_batch(next(loader), config.data, mesh)
+            with metrics_log.waiting_for_data():
+                batch = put_batch(next(loader), config.data, mesh)
             for step in range(steps_taken + 1, config.train.steps + 1):
                 state, metrics = train_step(state, batch)
                 window.add(metrics)
                 position = loader.state()
                 last = step == config.train.steps
                 if not last:  # fetch and copy the next batch while the devices work on this one
-                    batch = put_batch(next(loader), config.data, mesh)
+                    with metrics_log.waiting_for_data():
+                        batch = put_batch(next(loader), config.data, mesh)
                 window.wait_for_previous()
                 metrics_log.advance(step)
                 if step % config.train.log_every == 0 or last:

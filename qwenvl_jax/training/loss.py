@@ -7,7 +7,10 @@ gradients together, so that logits exist for one chunk only and no product is co
 Under a mesh every device sorts and cuts the tokens of its rows, so that no token leaves its device. The output
 embedding ("head") is gathered and its gradient reduce-scattered.
 
-Shape suffixes: B rows, L tokens of a row, D width, V vocabulary, T tokens of one device, C tokens of one chunk.
+The token losses of a chunk are also summed by source, for the log alone: these sums have no gradient and change none.
+
+Shape suffixes: B rows, L tokens of a row, D width, V vocabulary, T tokens of one device, C tokens of one chunk,
+S sources.
 """
 
 from __future__ import annotations
@@ -24,49 +27,94 @@ from qwenvl_jax.models.parallel import gather, rows_split, scatter_sum
 from qwenvl_jax.sharding.mesh import BATCH_AXES as ROWS
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+class LossSums(NamedTuple):
+    """Sums of -log p(target) over supervised tokens, in nats.
+
+    Attributes:
+      total: float32 scalar.
+      by_source_S: float32, the sum of each source.
+    """
+
+    total: jax.Array
+    by_source_S: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def token_loss_sum(
     hidden_BLD: jax.Array,
     targets_BL: jax.Array,
     mask_BL: jax.Array,
+    sources_BL: jax.Array,
     lm_head_DV: jax.Array,
+    source_count: int,
     chunk: int,
     train_head: bool,
-) -> jax.Array:
-    """Sum over supervised tokens of -log p(target), float32 scalar; differentiable in `hidden` and `lm_head`.
+) -> LossSums:
+    """Sums of the token losses; `total` is differentiable in `hidden` and `lm_head`, `by_source_S` counts as constant.
 
     Args:
       hidden_BLD: final hidden states in the compute dtype.
       targets_BL: int32 ids; ignored if the mask is 0.
       mask_BL: float32, weight of each token; 0 if it is not supervised.
+      sources_BL: int32, the number of each token's source, below `source_count`; ignored if the mask is 0.
       lm_head_DV: output embedding. Its product runs in the dtype of `hidden`, logits and sums in float32.
+      source_count: S.
       chunk: tokens of one device whose logits exist at once.
       train_head: whether to compute the gradient of `lm_head`; False saves its matrix product and memory.
     """
-    return _loss(hidden_BLD, targets_BL, mask_BL, lm_head_DV, chunk, train_head, gradients=False)[0]
+    tokens = _Tokens(targets_BL, mask_BL, sources_BL)
+    return _loss(hidden_BLD, tokens, lm_head_DV, source_count, chunk, train_head, gradients=False)[0]
 
 
 def _forward(
     hidden_BLD: jax.Array,
     targets_BL: jax.Array,
     mask_BL: jax.Array,
+    sources_BL: jax.Array,
     lm_head_DV: jax.Array,
+    source_count: int,
     chunk: int,
     train_head: bool,
-) -> tuple[jax.Array, Any]:
-    loss, dhidden_BLD, dhead_DV = _loss(hidden_BLD, targets_BL, mask_BL, lm_head_DV, chunk, train_head, gradients=True)
+) -> tuple[LossSums, Any]:
+    tokens = _Tokens(targets_BL, mask_BL, sources_BL)
+    sums, dhidden_BLD, dhead_DV = _loss(hidden_BLD, tokens, lm_head_DV, source_count, chunk, train_head, gradients=True)
     like_head = jnp.zeros((), lm_head_DV.dtype)  # only its dtype is needed
-    return loss, (dhidden_BLD, dhead_DV, like_head)
+    return sums, (dhidden_BLD, dhead_DV, like_head)
 
 
-def _backward(chunk: int, train_head: bool, residual: Any, cotangent: jax.Array) -> tuple[Any, Any, Any, Any]:
-    del chunk
+def _backward(
+    source_count: int, chunk: int, train_head: bool, residual: Any, cotangents: LossSums
+) -> tuple[Any, Any, Any, Any, Any]:
+    del source_count, chunk
     dhidden_BLD, dhead_DV, like_head = residual
+    cotangent = cotangents.total
     dhead = (cotangent * dhead_DV).astype(like_head.dtype) if train_head else None
-    return (cotangent * dhidden_BLD).astype(dhidden_BLD.dtype), None, None, dhead
+    return (cotangent * dhidden_BLD).astype(dhidden_BLD.dtype), None, None, None, dhead
 
 
 token_loss_sum.defvjp(_forward, _backward)
+
+
+class _Tokens(NamedTuple):
+    """What the loss needs of each token besides its hidden state: targets, mask and sources of `token_loss_sum`."""
+
+    targets: jax.Array
+    mask: jax.Array
+    sources: jax.Array
+
+
+def sum_by_source(values: jax.Array, sources: jax.Array, source_count: int) -> jax.Array:
+    """The sums of `values` by source, float32 [S].
+
+    Comparisons and one reduction instead of a scatter, which TPUs compute one element after the other.
+
+    Args:
+      values: float32 of any shape.
+      sources: int32 of the same shape, the number of each value's source.
+      source_count: S.
+    """
+    number_S = jnp.arange(source_count).reshape(-1, *[1] * values.ndim)
+    return jnp.sum(jnp.where(sources == number_S, values, 0.0), axis=range(1, values.ndim + 1))
 
 
 class Collectives(NamedTuple):
@@ -94,21 +142,27 @@ class Collectives(NamedTuple):
 
 def _loss(
     hidden_BLD: jax.Array,
-    targets_BL: jax.Array,
-    mask_BL: jax.Array,
+    tokens_BL: _Tokens,
     lm_head_DV: jax.Array,
+    source_count: int,
     chunk: int,
     train_head: bool,
     *,
     gradients: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """The loss, and with `gradients` its derivatives (d hidden [B, L, D], d lm_head float32 [D, V] or None)."""
+) -> tuple[LossSums, Any, Any]:
+    """The sums, and with `gradients` the derivatives of the total.
+
+    Returns:
+      The sums, d hidden [B, L, D] or None, and d lm_head float32 [D, V] or None.
+    """
     lm_head_DV = lm_head_DV.astype(hidden_BLD.dtype)
     train_head = train_head and gradients
-    run = functools.partial(_of_device, chunk=chunk, train_head=train_head, gradients=gradients)
+    run = functools.partial(
+        _of_device, source_count=source_count, chunk=chunk, train_head=train_head, gradients=gradients
+    )
     split = rows_split(hidden_BLD.shape[0])
     if split is None or lm_head_DV.shape[0] % split.fsdp:
-        return run(hidden_BLD, targets_BL, mask_BL, lm_head_DV, Collectives())
+        return run(hidden_BLD, tokens_BL, lm_head_DV, Collectives())
 
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     vocabulary_axis = "tensor" if tensor > 1 and lm_head_DV.shape[1] % tensor == 0 else None
@@ -118,59 +172,57 @@ def _loss(
         vocabulary_axis=vocabulary_axis,
     )
 
-    def on_device(hidden_BLD: jax.Array, targets_BL: jax.Array, mask_BL: jax.Array, head_part: jax.Array) -> Any:
-        loss, dhidden_BLD, dhead = run(hidden_BLD, targets_BL, mask_BL, gather(head_part, 0), collectives)
-        return jax.lax.psum(loss, ROWS), dhidden_BLD, None if dhead is None else jax.lax.psum(dhead, "data")
+    def on_device(hidden_BLD: jax.Array, tokens_BL: _Tokens, head_part: jax.Array) -> Any:
+        sums, dhidden_BLD, dhead = run(hidden_BLD, tokens_BL, gather(head_part, 0), collectives)
+        return jax.lax.psum(sums, ROWS), dhidden_BLD, None if dhead is None else jax.lax.psum(dhead, "data")
 
     rows = P(ROWS)
     head = P("fsdp", vocabulary_axis)
     return jax.shard_map(
         on_device,
-        in_specs=(rows, rows, rows, head),
+        in_specs=(rows, rows, head),
         out_specs=(P(), rows if gradients else None, head if train_head else None),
         axis_names={*ROWS, vocabulary_axis} - {None},
         check_vma=False,
-    )(hidden_BLD, targets_BL, mask_BL, lm_head_DV)
+    )(hidden_BLD, tokens_BL, lm_head_DV)
 
 
 def _of_device(
     hidden_BLD: jax.Array,
-    targets_BL: jax.Array,
-    mask_BL: jax.Array,
+    tokens_BL: _Tokens,
     head_DV: jax.Array,
     collectives: Collectives,
     *,
+    source_count: int,
     chunk: int,
     train_head: bool,
     gradients: bool,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[LossSums, Any, Any]:
     """`_loss` for the rows of one device and the gathered head; d head is the part that `scatter_head` leaves here."""
     dtype = hidden_BLD.dtype
-    tokens = targets_BL.size
-    chunk = min(chunk, tokens)
-    chunks = -(-tokens // chunk)
-    hidden_TD = hidden_BLD.reshape(tokens, -1)
-    targets_T = targets_BL.reshape(tokens)
-    mask_T = mask_BL.reshape(tokens)
+    count = tokens_BL.mask.size
+    chunk = min(chunk, count)
+    chunks = -(-count // chunk)
+    hidden_TD = hidden_BLD.reshape(count, -1)
+    mask_T = tokens_BL.mask.reshape(count)
 
     # A stable sort keeps the order of the tokens, so that the result does not depend on the sorting algorithm.
     order_T = jnp.argsort(mask_T == 0, stable=True)
-    padding = (0, chunks * chunk - tokens)
+    padding = (0, chunks * chunk - count)
     hidden_TD = jnp.pad(hidden_TD[order_T], (padding, (0, 0)))
-    targets_T = jnp.pad(targets_T[order_T], padding)
-    sorted_mask_T = jnp.pad(mask_T[order_T], padding)
+    tokens_T = jax.tree.map(lambda field: jnp.pad(jnp.asarray(field).reshape(count)[order_T], padding), tokens_BL)
     first_id = collectives.first_id(head_DV)
     needed = collectives.max_over_devices((jnp.sum(mask_T != 0) + chunk - 1) // chunk)
 
-    def one_chunk(index: jax.Array | int, sums: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, Any, Any]:
-        loss, dhidden_TD, dhead = sums
+    def one_chunk(index: jax.Array | int, carry: tuple[LossSums, Any, Any]) -> tuple[LossSums, Any, Any]:
+        sums, dhidden_TD, dhead = carry
         start = index * chunk
         hidden_CD = jax.lax.dynamic_slice_in_dim(hidden_TD, start, chunk)
-        targets_C = jax.lax.dynamic_slice_in_dim(targets_T, start, chunk)
-        mask_C = jax.lax.dynamic_slice_in_dim(sorted_mask_T, start, chunk)
+        targets_C, mask_C, sources_C = (jax.lax.dynamic_slice_in_dim(field, start, chunk) for field in tokens_T)
         logits_CV = jnp.matmul(hidden_CD, head_DV, preferred_element_type=jnp.float32)
         loss_C, lse_C, hit_CV = _cross_entropy(logits_CV, targets_C, first_id, collectives)
-        loss += jnp.sum(loss_C * mask_C)
+        loss_C *= mask_C
+        sums = LossSums(sums.total + jnp.sum(loss_C), sums.by_source_S + sum_by_source(loss_C, sources_C, source_count))
         if gradients:
             probability_CV = jnp.exp(logits_CV - lse_C[:, None])
             dlogits_CV = ((probability_CV - hit_CV) * mask_C[:, None]).astype(dtype)
@@ -180,18 +232,19 @@ def _of_device(
             if train_head:
                 dhead_DV = jnp.einsum("CD,CV->DV", hidden_CD, dlogits_CV)
                 dhead += collectives.scatter_head(dhead_DV).astype(jnp.float32)
-        return loss, dhidden_TD, dhead
+        return sums, dhidden_TD, dhead
 
     dhidden_TD = jnp.zeros(hidden_TD.shape, dtype) if gradients else None
     dhead = None
     if train_head:
         dhead = jnp.zeros(jax.eval_shape(collectives.scatter_head, head_DV).shape, jnp.float32)
-    sums = (jnp.zeros((), jnp.float32), dhidden_TD, dhead)
-    sums = one_chunk(0, sums) if chunks == 1 else jax.lax.fori_loop(0, needed, one_chunk, sums)
-    loss, dhidden_TD, dhead = sums
+    zeros = LossSums(jnp.zeros((), jnp.float32), jnp.zeros(source_count, jnp.float32))
+    carry = (zeros, dhidden_TD, dhead)
+    carry = one_chunk(0, carry) if chunks == 1 else jax.lax.fori_loop(0, needed, one_chunk, carry)
+    sums, dhidden_TD, dhead = carry
     if dhidden_TD is None:
-        return loss, None, None
-    return loss, dhidden_TD[jnp.argsort(order_T)].reshape(hidden_BLD.shape), dhead
+        return sums, None, None
+    return sums, dhidden_TD[jnp.argsort(order_T)].reshape(hidden_BLD.shape), dhead
 
 
 def _cross_entropy(

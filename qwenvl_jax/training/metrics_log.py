@@ -7,8 +7,10 @@ on gs:// after a minute or with the next checkpoint (`runtime.growing_file`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -24,7 +26,7 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.runtime.growing_file import GrowingFile
 from qwenvl_jax.training.display import Display
-from qwenvl_jax.training.metrics import StepValues, summarize
+from qwenvl_jax.training.metrics import StepValues, losses_by_part, summarize
 
 # A run is given up after this many steps in a row without a finite loss and gradient.
 MAX_SKIPPED = 20
@@ -47,6 +49,7 @@ class MetricsLog:
         self._divergence = Divergence()
         self._clock = time.monotonic()
         self._logged = start
+        self._data_wait = 0.0
         self._files: list[GrowingFile | EventWriter] = []
         self._display: Display | None = None
         if not is_primary():
@@ -62,6 +65,15 @@ class MetricsLog:
         if self._display:
             self._display.advance(step)
 
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time that passes inside as a wait for the next batch."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._data_wait += time.monotonic() - start
+
     def write(self, step: int, values: list[StepValues], counters: dict[str, Any]) -> None:
         """Writes the line of `step`.
 
@@ -74,11 +86,14 @@ class MetricsLog:
           UserError: if loss or gradients were not finite for too many steps in a row.
         """
         line = {"step": step, **summarize(values)}
+        parts = losses_by_part(values, self._config.data.mixture)
         timing = self._timing(step, values)
         if self._display:
-            self._lines.add((json.dumps({**line, "data": counters, "timing": timing}) + "\n").encode())
+            self._lines.add((json.dumps({**line, **parts, "data": counters, "timing": timing}) + "\n").encode())
             scalars = {f"train/{key}": value for key, value in line.items() if key != "step"}
-            scalars |= {f"timing/{key}": value for key, value in timing.items()}
+            groups: dict[str, Mapping[str, float | None]] = {**parts, "timing": timing}
+            for group, numbers in groups.items():
+                scalars |= {f"{group}/{key}": value for key, value in numbers.items() if value is not None}
             self._events.add(step, scalars)
             self._display.show(step, line, timing)
         self._divergence.check(step, values)
@@ -89,7 +104,11 @@ class MetricsLog:
             file.flush()
 
     def _timing(self, step: int, values: list[StepValues]) -> dict[str, float]:
-        """Speeds since the last line, or since the start: the window may have begun in an earlier attempt."""
+        """Speeds since the last line, or since the start: the window may have begun in an earlier attempt.
+
+        The wait for data is that of this process. Its devices work on the step before meanwhile, so they idle for no
+        more than this.
+        """
         now = time.monotonic()
         steps = step - self._logged
         seconds = max(now - self._clock, 1e-9)
@@ -100,7 +119,10 @@ class MetricsLog:
             "seconds_per_step": seconds / steps,
             "images_per_second": recent["images"] / seconds,
             "tokens_per_second": recent["tokens"] / seconds,
+            "data_wait_seconds": self._data_wait,
+            "data_wait_share": self._data_wait / seconds,
         }
+        self._data_wait = 0.0
         if self._peak:
             context = self._config.data.sequence_length
             work = Work(recent["tokens"], context, recent["supervised_tokens"], recent["images"])

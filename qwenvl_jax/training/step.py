@@ -3,7 +3,7 @@
 The loss is the sum of token losses over the batch, divided by its supervised tokens. Every microbatch is divided by
 the tokens of the whole batch, so that accumulation and sharding change nothing but rounding.
 
-Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels, D width.
+Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels, D width, S sources.
 """
 
 from __future__ import annotations
@@ -27,17 +27,22 @@ from qwenvl_jax.sharding.batch import batch_shardings
 from qwenvl_jax.sharding.compiler import compiler_options
 from qwenvl_jax.sharding.mesh import BATCH_AXES
 from qwenvl_jax.sharding.rules import replicated
-from qwenvl_jax.training.loss import token_loss_sum
+from qwenvl_jax.training.loss import sum_by_source, token_loss_sum
 from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
 from qwenvl_jax.training.state import State, shardings_of
 
 Metrics = dict[str, jax.Array]
+_Sums = tuple[tuple[jax.Array, jax.Array], Params]  # of losses (whole, by source) and gradients over microbatches
 
 
 def microbatch_loss(
     trainable: Params, frozen: Params, micro: Any, total_tokens: jax.Array, config: Config, mesh: Mesh
-) -> jax.Array:
-    """Share of one microbatch (a `Batch` without its axis A) in the loss of the batch, float32 scalar."""
+) -> tuple[jax.Array, jax.Array]:
+    """The share of one microbatch (a `Batch` without its axis A) in the loss of the batch.
+
+    Returns:
+      The share, a float32 scalar, and the sums of the token losses by source, float32 [S], which have no gradient.
+    """
     rows = NamedSharding(mesh, P(BATCH_AXES))
     params = merge(trainable, frozen)
     hidden_BLD = qwen_vl.forward(
@@ -53,15 +58,17 @@ def microbatch_loss(
     )
     hidden_BLD = jax.lax.with_sharding_constraint(hidden_BLD, rows)
     with jax.named_scope("loss"):
-        loss = token_loss_sum(
+        sums = token_loss_sum(
             hidden_BLD,
             micro.targets,
             micro.loss_mask,
+            micro.sources,
             params["decoder"]["lm_head"],
+            len(config.data.mixture),
             config.compute.loss_chunk,
             "decoder" in config.train.trainable,
         )
-    return loss / total_tokens
+    return sums.total / total_tokens, sums.by_source_S
 
 
 class TrainStep(NamedTuple):
@@ -94,7 +101,8 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
 
     Metrics are scalars on the devices: `loss` (nats per supervised token), `grad_norm` (over trainable gradients,
     before clipping), `learning_rate`, `tokens` (not padding), `supervised_tokens`, `images`, and `skipped`, which is 1
-    if loss or gradients were not finite and the update was left out.
+    if loss or gradients were not finite and the update was left out. Two are float32 [S], an entry per source of
+    `config.data.mixture`: `loss_sum_by_source` (nats) and `supervised_by_source` (tokens).
 
     Args:
       config: the run's.
@@ -104,6 +112,7 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     schedule = make_schedule(config.optimizer, config.train.steps)
     shardings = shardings_of(abstract)
+    loss_and_gradients = jax.value_and_grad(microbatch_loss, has_aux=True)
 
     def step_fn(
         step: jax.Array, trainable: Params, opt_state: PyTree, frozen: Params, batch: Batch
@@ -111,13 +120,14 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
         supervised = jnp.sum(batch.loss_mask)
         total = jnp.maximum(supervised, 1.0)
 
-        def accumulate(sums: tuple[Params, jax.Array], micro: Batch) -> tuple[tuple[Params, jax.Array], None]:
-            loss, gradients = jax.value_and_grad(microbatch_loss)(trainable, frozen, micro, total, config, mesh)
+        def accumulate(sums: _Sums, micro: Batch) -> tuple[_Sums, None]:
+            losses, gradients = loss_and_gradients(trainable, frozen, micro, total, config, mesh)
             gradients = jax.lax.with_sharding_constraint(gradients, shardings.trainable)
-            return (jax.tree.map(jnp.add, sums[0], gradients), sums[1] + loss), None
+            return jax.tree.map(jnp.add, sums, (losses, gradients)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, trainable)
-        (gradients, loss), _ = jax.lax.scan(accumulate, (zeros, jnp.zeros((), jnp.float32)), batch)
+        no_losses = (jnp.zeros((), jnp.float32), jnp.zeros(len(config.data.mixture), jnp.float32))
+        zeros = (no_losses, jax.tree.map(jnp.zeros_like, trainable))
+        ((loss, by_source_S), gradients), _ = jax.lax.scan(accumulate, zeros, batch)
         grad_norm = optax.global_norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -130,12 +140,11 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": schedule(step),
-            "tokens": jnp.sum(batch.segment_ids > 0),
             "supervised_tokens": supervised,
-            "images": jnp.sum(batch.image_slot >= 0) // config.model.resampler.queries,
             "skipped": 1 - finite.astype(jnp.int32),
+            "loss_sum_by_source": by_source_S,
         }
-        return (step + 1, new_trainable, new_opt_state), metrics
+        return (step + 1, new_trainable, new_opt_state), metrics | _counts(batch, config)
 
     # The frozen tree is a separate argument that is neither donated nor returned: its buffers are never rewritten.
     changing = (shardings.step, shardings.trainable, shardings.opt_state)
@@ -147,6 +156,15 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
         compiler_options=compiler_options(mesh, config.compute.xla_options) or None,
     )
     return TrainStep(jitted, mesh)
+
+
+def _counts(batch: Any, config: Config) -> Metrics:
+    """The metrics of `make_train_step` that count parts of a `Batch` on the devices."""
+    return {
+        "tokens": jnp.sum(batch.segment_ids > 0),
+        "images": jnp.sum(batch.image_slot >= 0) // config.model.resampler.queries,
+        "supervised_by_source": sum_by_source(batch.loss_mask, batch.sources, len(config.data.mixture)),
+    }
 
 
 def _update_if(

@@ -43,6 +43,7 @@ class PackedSample(NamedTuple):
     loss_mask_L: np.ndarray
     positions_L: np.ndarray
     image_slot_L: np.ndarray
+    sources_L: np.ndarray
 
     @property
     def slots(self) -> list[int]:
@@ -58,8 +59,8 @@ def packed_samples(batch: Batch) -> list[PackedSample]:
         for segment in np.unique(segments_L[segments_L > 0]).tolist():
             indices = np.flatnonzero(segments_L == segment)
             assert (np.diff(indices) == 1).all(), "a sample is one unbroken run"
-            arrays = (batch.tokens, batch.targets, batch.loss_mask, batch.positions, batch.image_slot)
-            cut = (array[microbatch, row, indices] for array in arrays)
+            names = ("tokens", "targets", "loss_mask", "positions", "image_slot", "sources")
+            cut = (getattr(batch, name)[microbatch, row, indices] for name in names)
             samples.append(PackedSample(microbatch, row, segment, *cut))
     return samples
 
@@ -97,12 +98,13 @@ class KnownExamples:
 
 
 def assert_is_example(sample: PackedSample, example: Example) -> None:
-    """Targets, loss mask, positions and image slots of a packed sample follow from the example's tokens."""
+    """Targets, loss mask, positions, image slots and source of a packed sample follow from the example."""
     tokens_L, is_target_L, image_query_L, _ = example.tokens
     np.testing.assert_array_equal(sample.tokens_L, tokens_L)
     assert sample.targets_L.tolist() == [*tokens_L[1:], 0]
     assert sample.loss_mask_L.tolist() == [*is_target_L[1:].astype(float), 0.0]
     assert sample.positions_L.tolist() == list(range(len(tokens_L)))
+    assert sample.sources_L.tolist() == [example.source] * len(tokens_L)
     first_slot = min(sample.slots, default=0)
     expected_slots_L = np.where(image_query_L >= 0, image_query_L + first_slot, -1)
     np.testing.assert_array_equal(sample.image_slot_L, expected_slots_L)

@@ -20,7 +20,7 @@ import pytest
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.loader import counts_of, join_states, make_loader
 from qwenvl_jax.data.record_writer import write_records
-from qwenvl_jax.data.schema import Batch, Record
+from qwenvl_jax.data.schema import TOKEN_ARRAYS, Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.batches import KnownExamples, assert_equal, assert_is_example, packed_samples, take
@@ -80,9 +80,8 @@ def test_every_image_feature_is_read_once_and_without_gaps(grouped_config: Confi
 def test_padding_is_empty(batches: list[Batch]) -> None:
     for batch in batches:
         padding = batch.segment_ids == 0
-        assert not batch.tokens[padding].any()
-        assert not batch.loss_mask[padding].any()
-        assert (batch.image_slot[padding] == -1).all()
+        for name in TOKEN_ARRAYS:
+            assert (getattr(batch, name)[padding] == (-1 if name == "image_slot" else 0)).all(), name
 
 
 def test_same_config_same_batches(run_config: Config, tokenizer: Tokenizer) -> None:

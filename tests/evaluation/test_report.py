@@ -167,3 +167,23 @@ def report_of(runs: tuple[Config, Path], text: str) -> Page:
 def test_no_text_from_outside_becomes_part_of_the_page(runs: tuple[Config, Path], text: str) -> None:
     """Texts, ids, names and reasons full of markup give the very elements of a page without any."""
     assert report_of(runs, text).elements == report_of(runs, "plain").elements
+
+
+def test_a_stage_of_several_tasks_has_a_curve_for_each(runs: tuple[Config, Path], tmp_path: Path) -> None:
+    """A task without supervised tokens in a window has a gap there; rows of earlier versions have no losses by task."""
+    by_task = [{"vqa": 2.0, "ocr": None}, {"vqa": 1.5, "ocr": 3.0}, {"vqa": 1.0, "ocr": 2.5}]
+    rows: list[dict[str, Any]] = [{"step": 0, "loss": 4.0, "learning_rate": 0.1}]
+    rows += [{"step": 5 + k, "loss": 2.0, "learning_rate": 0.1, "loss_by_task": row} for k, row in enumerate(by_task)]
+    checkpoints = []
+    for name, count in (("old", 1), ("new", 4)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count] * 2))
+        checkpoints.append(CheckpointConfig(name, str(tmp_path / name), 28))
+    evaluation = EvalConfig(tuple(checkpoints), runs[0].tokenizer, (), 2, "training", str(tmp_path))
+    (tmp_path / "evaluation.json").write_text(json.dumps(to_dict(evaluation)))
+    (tmp_path / "scores.json").write_text(json.dumps({"old": {}, "new": {}}))
+    page = write_report(tmp_path).read_text()
+    assert page.count("loss by task, running mean") == 1
+    (chart,) = re.findall(r'aria-label="new: loss by task".*?</svg>.*?</p>', page, re.DOTALL)
+    assert [len(points.split()) for points in re.findall(r'points="([^"]*)"', chart)] == [3, 2]
+    assert "vqa" in chart and "ocr" in chart

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from qwenvl_jax.html.charts import Bar, histogram, line_chart, nice_ticks, running_mean, short
+from qwenvl_jax.html.charts import Bar, histogram, line_chart, lines_chart, nice_ticks, running_mean, short
 
 
 def test_ticks_are_round_numbers_that_cover_the_range() -> None:
@@ -25,6 +25,22 @@ def test_numbers_of_an_axis_are_short() -> None:
 def test_values_that_are_not_finite_are_left_out() -> None:
     assert "nan" not in line_chart([0, 1, 2], [1.0, float("nan"), 2.0], color="red")
     assert "too few" in line_chart([0], [1.0], color="red")
+
+
+def test_several_curves_share_axes_and_have_a_legend() -> None:
+    nan = float("nan")
+    curves = {"a <task>": [1.0, 2.0, 3.0], "other": [nan, 8.0, 8.0], "empty": [nan, nan, 1.0]}
+    chart = lines_chart([10, 20, 30], curves, label="loss by task")
+    polylines = re.findall(r'points="([^"]*)"', chart)
+    assert [len(points.split()) for points in polylines] == [3, 2]
+    ends = [points.split()[-1].split(",")[0] for points in polylines]
+    assert ends[0] == ends[1]  # both end at the last step
+    assert "a &lt;task&gt;" in chart and "empty" not in chart and "nan" not in chart
+    assert re.findall(r">([0-9.]+)</text>", chart)[-3:] == ["10", "20", "30"]
+    many = lines_chart([0, 1], {str(number): [1.0, 2.0] for number in range(8)}, label="many")
+    assert many.count("<polyline") == 8 and many.count("dasharray") == 2
+    assert len(set(re.findall(r"stroke=.*?/>", many))) == 8
+    assert "too few" in lines_chart([0, 1], {"a": [nan, 1.0]}, label="one")
 
 
 def test_a_histogram_shows_counts_and_what_is_over_the_limit() -> None:

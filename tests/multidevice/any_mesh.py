@@ -49,6 +49,7 @@ MODEL = schema.ModelConfig(
     resampler=schema.ResamplerConfig(query_grid=2, heads=6, layer_norm_eps=1e-6),
     decoder=schema.DecoderConfig(96, 24, 2, 6, 48, 10000.0, 1e-6, 4, logn_attention=True, dynamic_ntk=True),
 )
+SOURCES = tuple(schema.SourceConfig(name, "caption", "unused", 1.0) for name in ("first", "second", "third"))
 COMPUTE = schema.ComputeConfig("float32", "float32", "xla", "none", "none", unroll_layers=False, loss_chunk=20)
 
 
@@ -103,7 +104,7 @@ def config_of(case: Case) -> schema.Config:
             model=MODEL,
             tokenizer=schema.TokenizerConfig("sentencepiece", "unused"),
             data=schema.DataConfig(
-                mixture=(schema.SourceConfig("caption", "caption", "unused", 1.0),),
+                mixture=SOURCES,
                 image_size=8,
                 sequence_length=LENGTH,
                 rows_per_step=case.rows * case.accumulation,
@@ -142,7 +143,9 @@ def batch_of(case: Case, data: schema.DataConfig) -> Batch:
     mask[:, : case.rows // 3] &= rng.random(case.rows // 3)[:, None] < 0.5  # some devices have less to do
     pixels = (case.accumulation, data.image_budget, data.image_size, data.image_size, 3)
     images = rng.integers(0, 256, pixels).astype(np.uint8)
-    return Batch(tokens, targets, mask.astype(np.float32), segments, positions, slots, images)
+    sources = rng.integers(0, len(data.mixture), (*shape[:2], 2)).repeat(8, axis=-1)
+    sources = np.where(segments > 0, sources, 0).astype(np.int32)
+    return Batch(tokens, targets, mask.astype(np.float32), segments, positions, slots, sources, images)
 
 
 def as_one_group(batch: Batch, data: schema.DataConfig) -> Batch:

@@ -67,13 +67,14 @@ for groups in (size for size in (1, 2, 4, 8, 16, 24) if count % size == 0):
     assert exchanged == (groups % (data * fsdp) > 0), (groups, text)
     # On a power of two of devices by collectives alone, as the recipes' predicted figures assume.
     assert "collective-permute" not in text or count & (count - 1), groups
-targets = jnp.asarray(rng.integers(0, 12, (count, 5)))
+targets, sources = (jnp.asarray(rng.integers(0, limit, (count, 5))) for limit in (12, 4))
 some = rng.random((count, 5)) < 0.5
 uneven = np.repeat(np.arange(count)[:, None] > 6, 5, axis=1)  # some devices need no chunk, others all
 for mask, chunk in ((some, 3), (some, 100), (uneven, 2)):
     mask = jnp.asarray(mask, jnp.float32)
-    loss = lambda hidden, head: token_loss_sum(hidden, targets, mask, head, chunk, True) / 100
-    check(loss, (rows, P("fsdp", "tensor")), normal(count, 5, 24), normal(24, 12))
+    # The sum of all tokens and those by source.
+    losses = lambda hidden, head: jnp.hstack(token_loss_sum(hidden, targets, mask, sources, head, 4, chunk, True)) / 100
+    check(losses, (rows, P("fsdp", "tensor")), normal(count, 5, 24), normal(24, 12))
 
 # Without remat a scan saves what its backward pass needs, but never the gathered kernels of all layers.
 from configs import model as models

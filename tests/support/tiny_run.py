@@ -93,7 +93,9 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
                 slots[:, row, start : start + queries] = in_group * queries + np.arange(queries)
     mask = (rng.random(shape) < 0.6) & (segments > 0) & (slots < 0)
     targets = np.roll(tokens, -1, axis=-1)
-    return Batch(tokens, targets, mask.astype(np.float32), segments, positions, slots, images)
+    of_samples = rng.integers(0, len(data.mixture), (*shape[:2], 2))
+    sources = np.where(segments > 0, np.repeat(of_samples, [half, shape[2] - half], axis=-1), 0).astype(np.int32)
+    return Batch(tokens, targets, mask.astype(np.float32), segments, positions, slots, sources, images)
 
 
 def regroup(batch: Batch, queries: int) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,11 @@ def problem(seed: int = 0, share: float = 0.5) -> tuple[np.ndarray, np.ndarray, 
 
 
 def loss(chunk: int, train_head: bool = True) -> Callable[..., jax.Array]:
-    return lambda *arrays: token_loss_sum(*arrays, chunk, train_head)
+    """The sum over all sources, of (hidden, targets, mask, head)."""
+    sources = np.zeros((ROWS, LENGTH), np.int32)
+    return lambda hidden, targets, mask, head: (
+        token_loss_sum(hidden, targets, mask, sources, head, 1, chunk, train_head).total
+    )
 
 
 def torch_answer(
@@ -80,6 +85,50 @@ def test_nothing_and_everything_supervised(share: float) -> None:
     expected = torch_answer(hidden, targets, mask, head)
     assert float(value) == pytest.approx(expected[0], rel=1e-5)
     np.testing.assert_allclose(dhidden, expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 36, 1000])
+def test_sums_by_source_are_those_of_torch(chunk: int) -> None:
+    """Also of a source without tokens; the numbers of tokens that are not supervised do not count."""
+    hidden, targets, mask, head = problem()
+    sources = np.random.default_rng(1).integers(0, 3, (ROWS, LENGTH)).astype(np.int32)
+    sums = jax.jit(token_loss_sum, static_argnums=(5, 6, 7))(hidden, targets, mask, sources, head, 4, chunk, True)
+    assert sums.by_source_S.shape == (4,) and sums.by_source_S.dtype == jnp.float32
+    for number in range(4):
+        expected, _, _ = torch_answer(hidden, targets, mask * (sources == number), head)
+        assert float(sums.by_source_S[number]) == pytest.approx(expected, rel=1e-5)
+    assert float(jnp.sum(sums.by_source_S)) == pytest.approx(float(sums.total), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sums_by_source_change_neither_loss_nor_gradients_by_a_bit(chunk: int, dtype: str) -> None:
+    hidden, targets, mask, head = problem()
+    rng = np.random.default_rng(1)
+
+    def answers(source_count: int) -> Any:
+        sources = rng.integers(0, source_count, (ROWS, LENGTH)).astype(np.int32)
+
+        def losses(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return token_loss_sum(hidden, targets, mask, sources, head, source_count, chunk, True)
+
+        arrays = jnp.asarray(hidden, dtype), jnp.asarray(head, dtype)
+        (total, _), gradients = jax.jit(jax.value_and_grad(losses, argnums=(0, 1), has_aux=True))(*arrays)
+        return total, gradients
+
+    for one, other in zip(jax.tree.leaves(answers(1)), jax.tree.leaves(answers(5)), strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
+
+
+def test_sums_by_source_have_no_gradient() -> None:
+    hidden, targets, mask, head = problem()
+    sources = np.zeros((ROWS, LENGTH), np.int32)
+
+    def sum_of_sums(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        return jnp.sum(token_loss_sum(hidden, targets, mask, sources, head, 2, 4, True).by_source_S)
+
+    gradients = jax.grad(sum_of_sums, argnums=(0, 1))(hidden, head)
+    assert not any(np.any(gradient) for gradient in gradients)
 
 
 def test_bfloat16_states_keep_a_float32_loss() -> None:

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
+from qwenvl_jax.config import SourceConfig
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.metrics import MetricsWindow, summarize
+from qwenvl_jax.training.metrics import MetricsWindow, StepValues, losses_by_part, summarize
 from qwenvl_jax.training.metrics_log import MAX_SKIPPED, MetricsLog
 from tests.support import tiny_run
 
 
-def step_values(loss: float, supervised: float = 10, skipped: int = 0) -> dict[str, float]:
+def step_values(loss: float, supervised: float = 10, skipped: int = 0) -> StepValues:
     return {
         "loss": loss,
         "grad_norm": 1.0,
@@ -28,6 +29,8 @@ def step_values(loss: float, supervised: float = 10, skipped: int = 0) -> dict[s
         "supervised_tokens": supervised,
         "images": 2,
         "skipped": skipped,
+        "loss_sum_by_source": [loss * supervised, 0.0, 0.0],  # of the sources of the tiny config
+        "supervised_by_source": [supervised, 0.0, 0.0],
     }
 
 
@@ -35,6 +38,40 @@ def test_a_window_weighs_losses_by_tokens_and_leaves_skipped_steps_out() -> None
     line = summarize([step_values(1.0, 10), step_values(4.0, 30), step_values(float("nan"), 100, skipped=1)])
     assert line["loss"] == pytest.approx((10 + 120) / 40)
     assert (line["images"], line["supervised_tokens"], line["skipped"]) == (6, 140, 1)
+    assert all(isinstance(value, int | float) for value in line.values())
+
+
+def sources(*tasks: str) -> list[SourceConfig]:
+    return [SourceConfig(f"source {number}", task, "unused", 1.0) for number, task in enumerate(tasks)]
+
+
+def by_source(losses: list[float], supervised: list[float], skipped: int = 0) -> StepValues:
+    step = step_values(1.0, sum(supervised), skipped)
+    return step | {"loss_sum_by_source": losses, "supervised_by_source": supervised}
+
+
+def test_losses_by_source_and_task_are_per_token_and_leave_skipped_steps_out() -> None:
+    steps = [
+        by_source([10.0, 2.0, 0.0, 3.0], [10, 1, 0, 1]),
+        by_source([50.0, 0.0, 0.0, 5.0], [30, 0, 0, 3]),
+        by_source([float("nan"), 1.0, float("nan"), 9.0], [5, 1, 7, 9], skipped=1),
+    ]
+    parts = losses_by_part(steps, sources("caption", "vqa", "text", "caption"))
+    source_losses = {"source 0": 1.5, "source 1": 2.0, "source 2": None, "source 3": 2.0}
+    assert parts["loss_by_source"] == source_losses
+    assert parts["supervised_by_source"] == {"source 0": 45, "source 1": 2, "source 2": 7, "source 3": 13}
+    assert parts["loss_by_task"] == {"caption": pytest.approx(68 / 44), "vqa": 2.0, "text": None}
+    assert parts["supervised_by_task"] == {"caption": 58, "vqa": 2, "text": 7}
+
+
+def test_a_window_saved_before_there_were_losses_by_source_is_continued() -> None:
+    old = {key: value for key, value in step_values(9.0).items() if not key.endswith("by_source")}
+    window = MetricsWindow([old])
+    window.add({key: jnp.asarray(value) for key, value in by_source([6.0], [3.0]).items()})
+    assert summarize(window.values())["supervised_tokens"] == 13
+    parts = losses_by_part(window.values(), sources("text"))
+    assert parts["loss_by_task"] == {"text": 2.0} and parts["supervised_by_source"] == {"source 0": 3}
+    assert losses_by_part([old], sources("text"))["loss_by_task"] == {"text": None}
 
 
 def test_window_fetches_late_and_continues_what_was_saved() -> None:
@@ -62,7 +99,33 @@ def test_resuming_cuts_the_file_back_to_the_restored_step(tmp_path: Path) -> Non
         writer.write(15, [step_values(99.0)], {})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(5, 5), (10, 10), (15, 99.0)]
-    assert set(lines[0]["timing"]) == {"seconds_per_step", "images_per_second", "tokens_per_second"}
+    speeds = {"seconds_per_step", "images_per_second", "tokens_per_second"}
+    assert set(lines[0]["timing"]) == speeds | {"data_wait_seconds", "data_wait_share"}
+    assert lines[0]["loss_by_source"] == {"caption": 5.0, "vqa": None, "text": None} == lines[0]["loss_by_task"]
+    assert lines[0]["supervised_by_task"] == {"caption": 10, "vqa": 0, "text": 0}
+
+
+def test_the_wait_for_data_counts_from_line_to_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 1.0, 2.0, 7.0])  # since the log was opened, at each look at the clock
+    with open_log(tmp_path, 0) as writer:
+        monkeypatch.setattr("qwenvl_jax.training.metrics_log.time.monotonic", lambda: writer._clock + next(seconds))
+        with writer.waiting_for_data():
+            pass
+        with pytest.raises(StopIteration), writer.waiting_for_data():
+            next(iter(()))
+        monkeypatch.undo()
+        writer._clock -= 40.0
+        writer.write(5, [step_values(1.0)], {})
+        writer.write(10, [step_values(1.0)], {})
+    first, second = (json.loads(line)["timing"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first["data_wait_seconds"] == 6.0
+    assert first["data_wait_share"] == pytest.approx(6 / (5 * first["seconds_per_step"]))
+    assert (second["data_wait_seconds"], second["data_wait_share"]) == (0.0, 0.0)
+    shown = capfd.readouterr()
+    lines = [line for line in (shown.out + shown.err).splitlines() if line.startswith("step")]
+    assert "  data wait 1" in lines[0] and "data wait" not in lines[1]
 
 
 def test_a_new_run_in_an_old_folder_starts_with_an_empty_file(tmp_path: Path) -> None:
@@ -153,3 +216,5 @@ def test_event_files_are_what_tensorboard_reads(tmp_path: Path) -> None:
     assert events[1].step == 5 and events[1].session_log.status == event_pb2.SessionLog.START  # later ones disowned
     values = {value.tag: value.simple_value for value in events[2].summary.value}
     assert events[2].step == 5 and values["train/loss"] == 2.5 and "timing/seconds_per_step" in values
+    assert values["loss_by_source/caption"] == values["loss_by_task/caption"] == 2.5
+    assert values["supervised_by_task/vqa"] == 0 and "loss_by_task/vqa" not in values  # it has no loss

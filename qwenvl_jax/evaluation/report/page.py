@@ -14,7 +14,7 @@ from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report import sections
 from qwenvl_jax.evaluation.sweep import EVALUATION, SCORES
-from qwenvl_jax.html.charts import line_chart, short
+from qwenvl_jax.html.charts import line_chart, lines_chart, short
 from qwenvl_jax.html.page import bullets, card, grid, header, page, section
 from qwenvl_jax.html.tables import Cell, table
 from qwenvl_jax.runtime import artifacts, storage
@@ -155,12 +155,12 @@ def _training(config: EvalConfig) -> str:
             cards += _curves(_readable(item.name), rows, color=f"var(--s{number % 4})")
     if not cards:
         return ""
-    intro = "Loss per supervised token and learning rate over the steps of every stage."
+    intro = "Loss per supervised token and learning rate over the steps of every stage, and the loss of every task."
     return section("training", "Training", intro, grid(cards, wide=True))
 
 
 def _curves(name: str, rows: list[dict[str, Any]], color: str) -> list[str]:
-    """The loss and the learning rate of one run, a card each."""
+    """The loss, the learning rate and, if there are several tasks, their losses in one run, a card each."""
     steps = [row["step"] for row in rows]
     losses = [row.get("loss", math.nan) for row in rows]
     rates = [row.get("learning_rate", math.nan) for row in rows]
@@ -171,8 +171,27 @@ def _curves(name: str, rows: list[dict[str, Any]], color: str) -> list[str]:
         ("learning rate", f"peak {short(peak)}", rates),
     ):
         chart = line_chart(steps, values, color=color, smooth=values is losses, label=f"{name}: {title}")
-        cards.append(card(f'{html.escape(name)} <span class="soft">{title}, {note}</span>', chart, "chart"))
+        cards.append(_chart_card(name, f"{title}, {note}", chart))
+    by_task = _losses_by_task(rows)
+    if len(by_task) > 1:
+        chart = lines_chart(steps, by_task, label=f"{name}: loss by task")
+        cards.append(_chart_card(name, "loss by task, running mean", chart))
     return cards
+
+
+def _chart_card(name: str, title: str, chart: str) -> str:
+    return card(f'{html.escape(name)} <span class="soft">{title}</span>', chart, "chart")
+
+
+def _losses_by_task(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """The loss of each task at every row; NaN if it has none there, as in rows of earlier versions."""
+    losses = [row.get("loss_by_task", {}) for row in rows]
+    tasks = dict.fromkeys(task for by_task in losses for task in by_task)
+    return {task: [_number(by_task.get(task)) for by_task in losses] for task in tasks}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _metrics(item: CheckpointConfig) -> list[dict[str, Any]]:
