@@ -78,4 +78,5 @@ def shard_name(name: str, split: str, index: int, count: int) -> str:
     for field, value in (("name", name), ("split", split)):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
             raise UserError(f"the {field} {value!r} of a record folder must be lower-case letters, digits and _")
-    return f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+    digits = max(5, len(str(count)))  # as TFDS has it, so that names sort by their numbers
+    return f"{name}-{split}.array_record-{index:0{digits}d}-of-{count:0{digits}d}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
+import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,12 +21,16 @@ from qwenvl_jax.data.record_format import (
     shard_name,
     tfds_features,
 )
-from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.schema import Record, sample_count
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 # One record per chunk, so that reading one decodes one. The images inside are already compressed.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
+
+# 1.4 billion records with pictures of 45 kB are 120,000 shards of this size, with 12,000 records each. Smaller shards
+# take longer to list and to open, larger ones longer to write again if a worker fails.
+BYTES_PER_SHARD = 512 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Shard:
     split: str
     file: str
     records: int
+    samples: int
     images: int
     bytes: int
     sha256: str
@@ -55,27 +62,45 @@ def write_shard(
         longer be true.
     """
     folder = storage.path(folder)
-    file = shard_name(name, split, index, count)
     if storage.exists(folder / MANIFEST):
         raise UserError(f"{folder} is a finished record folder already; remove it or choose another one")
+    return _write_shard(folder, shard_name(name, split, index, count), split, records)
+
+
+def _write_shard(
+    folder: epath.Path,
+    file: str,
+    split: str,
+    records: Iterable[Record],
+    most_bytes: float = math.inf,
+    most_records: float = math.inf,
+) -> Shard:
+    """Writes one file with records until they are used up or a limit is reached, and takes no more of them then."""
     tallies: dict[str, collections.Counter[str]] = {key: collections.Counter() for key in TALLIES}
     written = 0
+    written_bytes = 0
+    samples = 0
     images = 0
     with storage.local_output(folder / file) as temporary:  # the writer can only write local files
         writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
         try:
             for record in records:
-                writer.write(encode_record(record))
+                payload = encode_record(record)
+                writer.write(payload)
                 written += 1
+                written_bytes += len(payload)
+                samples += sample_count(record)
                 images += len(record.images)
                 for key, field in TALLIES.items():
                     tallies[key][getattr(record, field)] += 1
+                if written_bytes >= most_bytes or written >= most_records:
+                    break
         finally:
             writer.close()
         digest = artifacts.sha256_of(temporary)
         size = storage.size(temporary)
     counts = {key: dict(sorted(tally.items())) for key, tally in tallies.items()}
-    return Shard(split=split, file=file, records=written, images=images, bytes=size, sha256=digest, **counts)
+    return Shard(split, file, written, samples, images, size, digest, **counts)
 
 
 def write_manifest(
@@ -130,6 +155,7 @@ def write_manifest(
 def _split_summary(shards: Sequence[Shard]) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "records": sum(shard.records for shard in shards),
+        "samples": sum(shard.samples for shard in shards),
         "images": sum(shard.images for shard in shards),
         "bytes": sum(shard.bytes for shard in shards),
     }
@@ -138,7 +164,7 @@ def _split_summary(shards: Sequence[Shard]) -> dict[str, Any]:
         for shard in shards:
             total.update(getattr(shard, key))
         summary[key] = dict(sorted(total.items()))
-    fields = ("file", "records", "images", "bytes", "sha256")
+    fields = ("file", "records", "samples", "images", "bytes", "sha256")
     summary["shards"] = [{field: getattr(shard, field) for field in fields} for shard in shards]
     return summary
 
@@ -148,7 +174,8 @@ def write_records(
     splits: Mapping[str, Iterable[Record]],
     *,
     name: str,
-    records_per_shard: int = 4096,
+    bytes_per_shard: int = BYTES_PER_SHARD,
+    records_per_shard: int | None = None,
     description: str = "",
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -161,6 +188,8 @@ def write_records(
     Args:
       splits: e.g. {"train": records, "test": records}; any iterables.
       name: of the data set, lower-case.
+      bytes_per_shard: a shard ends with the record that brings its serialised records to this size, before compression.
+      records_per_shard: a shard ends after this many records as well, if given.
 
     Raises:
       UserError: for a record that is not well formed, or a split without records.
@@ -172,10 +201,7 @@ def write_records(
     try:
         built: list[tuple[epath.Path, Shard]] = []
         for split, records in splits.items():
-            members = [
-                write_shard(building, name, split, index, 99999, group)
-                for index, group in enumerate(_groups(records, records_per_shard))
-            ]
+            members = list(_written(building, name, split, records, bytes_per_shard, records_per_shard or math.inf))
             if not members:
                 raise UserError(f"split {split!r} of {folder} has no records; leave it out")
             for index, shard in enumerate(members):  # the number of shards is known only now
@@ -195,12 +221,11 @@ def write_records(
     return artifacts.read_json(folder / MANIFEST)
 
 
-def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    group: list[Record] = []
-    for record in records:
-        group.append(record)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+def _written(
+    folder: epath.Path, name: str, split: str, records: Iterable[Record], most_bytes: int, most_records: float
+) -> Iterator[Shard]:
+    """Writes the shards of a split under names that do not tell their number yet; records are not held in memory."""
+    following = iter(records)
+    for index, first in enumerate(following):
+        file = shard_name(name, split, index, 99999)
+        yield _write_shard(folder, file, split, itertools.chain([first], following), most_bytes, most_records)

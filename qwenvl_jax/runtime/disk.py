@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -60,6 +62,24 @@ def entries(folder: epath.PathLike) -> dict[str, Entry]:
             return {file.name: _entry(file.stat(follow_symlinks=_leads_somewhere(file))) for file in files}
 
     return retried(scan, folder)
+
+
+def sizes_of(folder: epath.PathLike, names: Sequence[str]) -> dict[str, int]:
+    """The sizes in bytes of those of the named files of a folder that exist; other files cost nothing."""
+    sizes = {}
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            facts = retried(functools.partial(os.stat, path), path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # or a name that cannot be encoded
+            continue
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                continue
+            raise
+        if not stat.S_ISDIR(facts.st_mode):
+            sizes[name] = facts.st_size
+    return sizes
 
 
 def files_below(folder: epath.PathLike) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import bisect
 import datetime
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -167,6 +168,47 @@ class Store:
             if not token or (at_most and len(entries) >= at_most):
                 return entries
 
+    def sizes_of(self, folder: str, names: Sequence[str]) -> dict[str, int]:
+        """The sizes in bytes of those of the named objects of a folder that exist; other objects cost nothing.
+
+        The listing starts at the first name, and after every page at the next name that has not been reached.
+
+        Args:
+          folder: `gs://bucket/key`.
+          names: sorted, without `/`.
+        """
+        bucket, key = split(folder)
+        prefix = f"{key.rstrip('/')}/" if key else ""
+        wanted = [name for name in names if _can_be_object(name)]
+        sizes: dict[str, int] = {}
+        position = 0
+        token = None
+        while position < len(wanted):
+            page = _json(
+                self._call(
+                    "GET",
+                    "b/{}/o",
+                    bucket,
+                    prefix=prefix or None,
+                    delimiter="/",
+                    startOffset=prefix + wanted[position],
+                    maxResults=_LISTED_AT_ONCE,
+                    pageToken=token,
+                    fields="items(name,size),prefixes,nextPageToken",  # a fifth of the bytes
+                )[2]
+            )
+            listed = {item["name"][len(prefix) :]: int(item["size"]) for item in page.get("items", ())}
+            sizes |= listed
+            token = page.get("nextPageToken")
+            if not token:
+                break
+            # A page may be empty although others follow; only then the token is needed.
+            reached = max([*listed, *(folder[len(prefix) :] for folder in page.get("prefixes", ()))], default="")
+            if reached:
+                position = bisect.bisect_right(wanted, reached)
+                token = None
+        return {name: sizes[name] for name in wanted if name in sizes}
+
     def rename(self, path: str, target: str) -> None:
         """Copies an object on the server, compares the copy and removes the first."""
         bucket, key = split(path)
@@ -207,6 +249,14 @@ def split(path: str) -> tuple[str, str]:
     """Bucket and key of `gs://bucket/key`."""
     bucket, _, key = path.removeprefix("gs://").partition("/")
     return bucket, key
+
+
+def _can_be_object(name: str) -> bool:
+    """Whether a name is valid UTF-8 of at most 1024 bytes, as the names of objects are."""
+    try:
+        return 0 < len(name.encode()) <= 1024
+    except UnicodeEncodeError:
+        return False
 
 
 def crc32c(parts: Iterable[bytes]) -> str:

@@ -62,6 +62,7 @@ class JsonReader:
     Attributes:
       corrupt: how many entries cannot be used.
       ignored: how often each key that means nothing here was met.
+      samples: of all entries; one that cannot be used counts as one.
 
     Raises:
       UserError: if the file is not of this form, no entry can be used, or more than the share cannot be; it names the
@@ -84,15 +85,17 @@ class JsonReader:
         self._digest = hashlib.sha256(payload).hexdigest()
         self._entries = split_entries(self.path, payload)
         self.corrupt = 0
+        self.samples = 0
         self.ignored: collections.Counter[str] = collections.Counter()
         wrong: list[str] = []
         self._absent = None if findings is None else frozenset(findings)  # image files
         exists: dict[str, bool] = {}  # by path of an image file
         for index in range(len(self)):
             try:
-                self._check_entry(index, exists)
+                self.samples += self._check_entry(index, exists)
             except UserError as error:
                 self.corrupt += 1
+                self.samples += 1
                 if len(wrong) < NAMED:
                     same = wrong and wrong[0].endswith(f": {error}")
                     wrong.append(f"line {self._entries[index][0]}: {'the same' if same else error}")
@@ -100,10 +103,15 @@ class JsonReader:
             self._absent = frozenset(image for image, there in exists.items() if not there)
         self._judge(wrong, max_corrupt_share)
 
-    def _check_entry(self, index: int, exists: dict[str, bool]) -> None:
-        """Raises UserError if an entry cannot be used. `exists` remembers which image files exist."""
+    def _check_entry(self, index: int, exists: dict[str, bool]) -> int:
+        """How many samples an entry has. `exists` remembers which image files exist.
+
+        Raises:
+          UserError: if the entry cannot be used.
+        """
         record, paths, ignored = self._parse(index)
-        for sample in samples_of(check_record(record)):
+        samples = samples_of(check_record(record))
+        for sample in samples:
             training_pieces(sample)
         for path in paths:
             # Asking an object store about every file would take hours.
@@ -113,6 +121,7 @@ class JsonReader:
             if not exists.get(path, True):
                 raise UserError(f"the image {path} does not exist")
         self.ignored.update(ignored)
+        return len(samples)
 
     def _judge(self, wrong: Sequence[str], share: float) -> None:
         """Refuses the file if too much of it cannot be used, and says what is left out or ignored."""

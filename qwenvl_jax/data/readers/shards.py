@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,34 +19,39 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
+from qwenvl_jax.data.readers import reader_cache
+from qwenvl_jax.data.readers.shard_table import Names
 from qwenvl_jax.runtime import retries, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
-# One record is read at a time, so reading ahead would be wasted.
-_OPTIONS = "readahead_buffer_size:0"
+# One record is read at a time, so reading ahead would be wasted. The end of a shard holds the positions of its records:
+# 256 KiB are enough for 28,000, so that one request opens it. The default would read four times as much.
+_OPTIONS = "readahead_buffer_size:0,footer_prefetch_bytes:262144"
 _BUFFER = 32768
 
 
 class Shards:
     """Random access to the records of all shards, in their order: `len(shards)`, `shards[i]` in bytes.
 
-    Nothing is opened before it is read. Threads may read at the same time.
+    Nothing is opened before it is read, and `reader_cache` limits how many shards are open. Threads may read at the
+    same time.
 
     Args:
-      paths: of the shards.
-      counts: records in each.
+      folder: that holds the files.
+      files: names of the shards.
+      records_S: records in each of the S shards.
     """
 
-    def __init__(self, paths: Sequence[epath.PathLike], counts: Sequence[int]):
-        self._paths = [os.fspath(path) for path in paths]
-        self._counts = list(counts)
-        self._ends = np.cumsum([0, *counts])[1:]
-        self._readers: dict[int, Any] = {}
+    def __init__(self, folder: epath.PathLike, files: Names | Sequence[str], records_S: Sequence[int] | np.ndarray):
+        self._folder = os.fspath(folder).rstrip("/")
+        self._files = files
+        self._ends_S = np.cumsum(records_S, dtype=np.int64)
         self._damaged: dict[int, dict[int, str]] = {}  # by shard, once it has been read through
-        self._lock = threading.Lock()
+        self._owner = object()  # of the readers in the cache
+        weakref.finalize(self, reader_cache.shared().retire, self._owner)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends_S[-1]) if len(self._ends_S) else 0
 
     def __getitem__(self, index: int) -> bytes:
         """The bytes of a record.
@@ -57,34 +63,47 @@ class Shards:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        position = index - (int(self._ends[shard - 1]) if shard else 0)
-        return retries.retried(lambda: self._read(shard, position), self._paths[shard])
+        shard = int(np.searchsorted(self._ends_S, index, side="right"))
+        position = index - self._start(shard)
+        return retries.retried(lambda: self._read(shard, position), self._path(shard))
+
+    def _path(self, shard: int) -> str:
+        return f"{self._folder}/{self._files[shard]}"
+
+    def _start(self, shard: int) -> int:
+        """The index of the first record of a shard."""
+        return int(self._ends_S[shard - 1]) if shard else 0
+
+    def _count(self, shard: int) -> int:
+        return int(self._ends_S[shard]) - self._start(shard)
 
     def _read(self, shard: int, position: int) -> bytes:
-        def read() -> bytes:
-            return self._reader(shard).read([position])[0]
+        cache = reader_cache.shared()
+        key = (self._owner, shard)
 
-        reader = self._readers.get(shard)
+        def read() -> bytes:
+            # The thread that reads holds the reader, so that it stays open even if nobody waits for the answer.
+            with cache.borrowed(key, self._count(shard), lambda: self._opened(shard)) as reader:
+                return reader.read([position])[0]
+
         try:
-            return _in_time(read) if storage.is_remote(self._paths[shard]) else read()
+            return _in_time(read) if storage.is_remote(self._folder) else read()
         except (MemoryError, UserError):
             raise
         except Exception:
-            self._drop(shard, reader)
+            cache.drop(key)
             if position not in self._damaged.get(shard, ()):
                 return self._read_copy(shard, position)
         raise self._error(shard, position)
 
     def _read_copy(self, shard: int, position: int) -> bytes:
         """A record by another way, whose bytes are beyond doubt; the first time all records of the shard are tried."""
-        path = self._paths[shard]
-        before = int(self._ends[shard - 1]) if shard else 0
+        path = self._path(shard)
         try:
             with storage.local_copy(path) as copy:
                 reader = _open(copy)
                 if shard not in self._damaged:
-                    self._damaged[shard] = _read_through(reader, copy, int(self._ends[shard]) - before)
+                    self._damaged[shard] = _read_through(reader, copy, self._count(shard))
                 if position in self._damaged[shard]:
                     raise self._error(shard, position)
                 return _read_one(reader, copy, position)
@@ -97,27 +116,18 @@ class Shards:
 
     def _error(self, shard: int, position: int) -> UserError:
         why = self._damaged[shard][position]
-        return UserError(f"{self._paths[shard]}, record {position}: damaged ({why}); copy it or write it again")
+        return UserError(f"{self._path(shard)}, record {position}: damaged ({why}); copy it or write it again")
 
-    def _reader(self, shard: int) -> Any:
-        reader = self._readers.get(shard)
-        if reader is None:
-            reader = _open(self._paths[shard])  # a failure shows when it is read from
-            # Sizes tell little: ArrayRecord fills shards up to whole blocks.
-            if reader.ok() and reader.num_records() != self._counts[shard]:
-                raise UserError(
-                    f"{self._paths[shard]} holds {reader.num_records()} records instead of {self._counts[shard]}, so "
-                    "it is another shard; copy the right one or write the folder again"
-                )
-            with self._lock:
-                reader = self._readers.setdefault(shard, reader)
+    def _opened(self, shard: int) -> Any:
+        path = self._path(shard)
+        reader = _open(path)  # a failure shows when it is read from
+        # Sizes tell little: ArrayRecord fills shards up to whole blocks.
+        if reader.ok() and reader.num_records() != self._count(shard):
+            raise UserError(
+                f"{path} holds {reader.num_records()} records instead of {self._count(shard)}, so "
+                "it is another shard; copy the right one or write the folder again"
+            )
         return reader
-
-    def _drop(self, shard: int, reader: Any) -> None:
-        """Forgets the reader of a shard, if it is still the one that was there before the read, or a new one."""
-        with self._lock:
-            if reader is None or self._readers.get(shard) is reader:
-                self._readers.pop(shard, None)
 
 
 class _Unreadable(Exception):

@@ -27,6 +27,14 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    @property
+    def samples(self) -> int:
+        """How many samples all records have together (`schema.sample_count`).
+
+        One per record if that was not counted: in old manifests, and in data sets of TFDS without a manifest of ours.
+        """
+        ...
+
     def findings(self) -> Any:
         """A JSON value with which another process opens the same source without looking for files."""
         ...
@@ -104,12 +112,11 @@ def _open(
         return JsonReader(path, source.task, max_corrupt_share, findings)
     if kind == "tar":
         return TarReader(path, findings)
-    reader = RecordReader(path, split, verify=verify, check=findings is None)
-    tasks = sorted(reader.summary["tasks"])
-    if tasks != [source.task]:
+    reader = RecordReader(path, split, verify=verify, findings=findings)
+    if reader.tasks != (source.task,):
         raise UserError(
             f"source {source.name!r} is for task {source.task!r}, but {path} holds "
-            f"{', '.join(tasks) or 'nothing'}; correct the task or the folder"
+            f"{', '.join(reader.tasks) or 'nothing'}; correct the task or the folder"
         )
     return reader
 

@@ -149,6 +149,11 @@ class TarReader:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def samples(self) -> int:
+        """How many samples there are: one per record."""
+        return len(self)
+
     def findings(self) -> str:
         """What another process needs to open the same shards: names, sizes and times, packed."""
         return base64.b85encode(zlib.compress(json.dumps(self._entries).encode())).decode()

@@ -6,9 +6,13 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from qwenvl_jax.data.readers.record_folder import read_manifest, split_digest
+import numpy as np
+
+from qwenvl_jax.data.readers.record_folder import read_manifest, split_digest, split_samples
+from qwenvl_jax.data.readers.shard_table import Names, ShardTable, and_more
 from qwenvl_jax.data.readers.shards import Shards
 from qwenvl_jax.data.record_format import FEATURES, MANIFEST, decode_record, tfds_features
 from qwenvl_jax.data.schema import Record
@@ -31,18 +35,24 @@ class TfdsReader:
       task: of all records; one of another task is refused when it is read.
       findings: by the reader of another process (`TfdsReader.findings`), instead of looking for the data set.
 
+    Attributes:
+      samples: of all records; as many as records if there is no manifest of ours in the folder.
+
     Raises:
       UserError: for a name of another form, a data set that is not there, or of another format or other features.
     """
 
-    def __init__(self, name: str, task: str, split: str = "train", findings: str | None = None):
+    def __init__(self, name: str, task: str, split: str = "train", findings: Mapping[str, Any] | None = None):
         self._name = name
         self._task = task
         match = _FORM.fullmatch(name)
         if match is None:
             raise UserError(f"{name!r} is not of the form tfds:NAME[/CONFIG][:VERSION][@FOLDER]; correct it")
         try:
-            self._source, self._digest = self._open(match, split, findings)
+            if findings and "files" in findings:
+                self._table = ShardTable.unpacked(findings)
+            else:
+                self._table = self._listed(match, split, findings["folder"] if findings else None)
         except (UserError, StorageError, MemoryError):
             raise
         except Exception as error:  # TFDS parses its files with several libraries, which raise what they like
@@ -50,12 +60,21 @@ class TfdsReader:
                 raise unread from error
             why = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"what TFDS keeps of {name} cannot be understood ({why}); prepare it again") from None
+        self.samples = self._table.samples
+        self._shards = Shards(self._table.folder, self._table.files, self._table.records_S)
         if not len(self):
             raise UserError(f"{name} holds no records in {split!r}; prepare it again, or leave the source out")
-        self._look()
+        if findings is None:
+            self._look()
 
-    def _open(self, match: re.Match[str], split: str, findings: str | None) -> tuple[Shards, str]:
-        """The shards of a split, and the digest of what they hold."""
+    def _listed(self, match: re.Match[str], split: str, folder: str | None) -> ShardTable:
+        """The shards of a split, as TFDS has them.
+
+        Args:
+          match: the parts of the name.
+          split: of the data set.
+          folder: of config and version, if another process has looked for it and for the shards.
+        """
         from tensorflow_datasets.core import read_only_builder, registered
 
         name = self._name
@@ -64,10 +83,10 @@ class TfdsReader:
             given["data_dir"] = os.fspath(storage.path(match["folder"]))
         arguments: dict[str, Any] = {key: value for key, value in given.items() if value}
         try:
-            if findings is None:
+            if folder is None:
                 builder = read_only_builder.builder_from_files(match["name"], **arguments)
             else:
-                builder = read_only_builder.builder_from_directory(findings)
+                builder = read_only_builder.builder_from_directory(folder)
         except registered.DatasetNotFoundError as error:
             raise UserError(f"{name} is not there ({one_line(error)}); prepare it first, or correct the name") from None
         info = builder.info
@@ -82,18 +101,33 @@ class TfdsReader:
             raise UserError(
                 f"{name} has no split {split!r}, only {', '.join(info.splits)}{nearest(split, info.splits)}"
             )
-        self._folder = os.fspath(builder.data_dir)
-        split_info = info.splits[split]
-        paths = split_info.filepaths
-        counts = [int(count) for count in split_info.shard_lengths]
-        present = storage.sizes(self._folder) if findings is None else {path.name: 0 for path in paths}
-        for path in paths:
-            if path.name not in present:
-                raise UserError(f"{path} is missing although {name} lists it; prepare it again")
-        if len(paths) != len(counts) or min(counts, default=0) < 0:
-            raise UserError(f"{name} lists {len(paths)} shards and counts {counts[:9]} of records; prepare it again")
-        # The bytes themselves, because images stay encoded until their row is known.
-        return Shards(paths, counts), _digest(self._folder, split_info)
+        return self._split_table(os.fspath(builder.data_dir), info.splits[split], check=folder is None)
+
+    def _split_table(self, folder: str, split: Any, *, check: bool) -> ShardTable:
+        """The shards that TFDS lists for a split; if `check` is set, they are looked for."""
+        files = split.filenames
+        counts = [int(count) for count in split.shard_lengths]
+        if check:
+            sizes = storage.sizes_of(folder, files)
+            missing = [file for file in files if file not in sizes]
+            if missing:
+                more = and_more(len(missing) - 1)
+                raise UserError(
+                    f"{folder}/{missing[0]} is missing although {self._name} lists it{more}; prepare it again"
+                )
+        if len(files) != len(counts) or min(counts, default=0) < 0:
+            raise UserError(
+                f"{self._name} lists {len(files)} shards and counts {counts[:9]} of records; prepare it again"
+            )
+        path = storage.path(folder)
+        if storage.exists(path / MANIFEST) and split.name in (splits := read_manifest(path)["splits"]):
+            summary = splits[split.name]
+            samples = split_samples(summary)
+            digest = split_digest(summary)
+        else:
+            samples = sum(counts)
+            digest = hashlib.sha256(json.dumps([split.shard_lengths, split.num_bytes]).encode()).hexdigest()
+        return ShardTable(folder, Names.of(files), np.array(counts, np.int64), samples, digest)
 
     def _look(self) -> None:
         """Says at once what is wrong with all records. One that is damaged is counted when it is drawn."""
@@ -107,21 +141,25 @@ class TfdsReader:
         raise errors[0]
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._shards)
 
-    def findings(self) -> str:
-        """What another process needs to open the same: the folder of config and version."""
-        return self._folder
+    def findings(self) -> dict[str, Any]:
+        """The shards, from which another process opens the same data set without a request to the store.
+
+        For a data set on a disk it is the folder of config and version alone: each process reads the metadata that its
+        host has there.
+        """
+        return self._table.packed() if storage.is_remote(self._table.folder) else {"folder": self._table.folder}
 
     def digest(self) -> str:
-        """Of the checksums of the shards if our manifest is beside them, else of TFDS's counts."""
-        return self._digest
+        """Of the checksums of the shards if our manifest is in their folder, else of TFDS's counts."""
+        return self._table.digest
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            record = decode_record(self._source[int(index)])
+            record = decode_record(self._shards[int(index)])
         except UserError as error:
             raise UserError(f"{self._name}, record {index}: {error}") from None
         if record.task != self._task:
@@ -141,10 +179,3 @@ def _unread(error: BaseException) -> StorageError | None:
     while behind is not None and not isinstance(behind, StorageError):
         behind = behind.__context__
     return None if behind is None else StorageError(str(behind))
-
-
-def _digest(folder: str, split: Any) -> str:
-    path = storage.path(folder)
-    if storage.exists(path / MANIFEST) and split.name in (splits := read_manifest(path)["splits"]):
-        return split_digest(splits[split.name])
-    return hashlib.sha256(json.dumps([split.shard_lengths, split.num_bytes]).encode()).hexdigest()
