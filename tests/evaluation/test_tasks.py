@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -205,6 +207,52 @@ def test_an_accent_may_be_written_in_two_ways(said: str) -> None:
     assert row("dialogue", said, turns=turns)["right"] == 1.0
     captioned = row("caption", f"a red {said} here", caption=f"a red {APART} here")
     assert captioned["prediction"] == captioned["references"][0]
+
+
+# Letters of which NFD makes several characters, as a model or the records of a corpus may write them.
+WORDS = {"red": "c\u00e9dille", "car": "\ud55c\uad6d", "ab": "\u30ac\u30e9\u30b9", "Where": "Vi\u1ec7t"}
+
+
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+
+
+def in_form(form: Literal["NFC", "NFD"], value: Any) -> Any:
+    """The texts of a content or an answer with WORDS, in a normal form."""
+    if isinstance(value, str):
+        for plain, accented in WORDS.items():
+            value = value.replace(plain, accented)
+        return unicodedata.normalize(form, value)
+    if isinstance(value, dict):
+        return {key: in_form(form, entry) for key, entry in value.items()}
+    return [in_form(form, entry) for entry in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("caption", ["a red car", "a car"]),
+        ("vqa", ["red", "car"]),
+        ("ref_grounding", ["(100,200),(600,800)</box>", "red (1,1),(3,3)</box>"]),
+        ("ocr", ["<ref>ab</ref><ref>cd</ref>", "<ref>ab</ref>", "ab"]),
+        ("dialogue", ["A car.", "<ref>The car</ref><box>(100,200),(600,800)</box>"]),
+    ],
+)
+def test_rows_and_scores_do_not_depend_on_the_form_of_truth_and_answer(name: str, answers: list[str]) -> None:
+    """Whichever of the two is composed; the answers are right ones and others."""
+    task = BENCHMARKS[name]
+    more = {"answers": ["red", "red", "car"]} if name == "vqa" else {}
+    outcomes = []
+    for truth_form, answer_form in itertools.product(FORMS, repeat=2):
+        sample = record_of(name, in_form(truth_form, CONTENTS[name] | more), image=grey(100, 50))
+        rows = []
+        for question in task.questions(sample, "training"):
+            rows += [task.read(in_form(answer_form, answer), question.about) for answer in answers]
+        if name == "caption":  # CIDEr needs more than one image to know what is rare
+            rows.append({"prediction": "x y z", "references": ["x y z"]})
+        outcomes.append((rows, task.score(rows)))
+    assert outcomes[1:] == outcomes[:1] * 3
+    assert any(not unicodedata.is_normalized("NFD", str(row)) for row in outcomes[0][0])
+    assert outcomes[0][1][SCORE_KEYS[name]] > 0
 
 
 def test_the_vqa_score_stays_when_one_question_has_one_annotator() -> None:

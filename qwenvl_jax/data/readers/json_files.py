@@ -11,7 +11,7 @@ import collections
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from etils import epath
@@ -19,7 +19,7 @@ from etils import epath
 from qwenvl_jax.data.corruption import allowed
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.images.exact import MAX_BYTES
-from qwenvl_jax.data.languages import guess_language
+from qwenvl_jax.data.languages import language_of
 from qwenvl_jax.data.readers.conversations import parse_conversation
 from qwenvl_jax.data.readers.json_entries import parse_entry, split_entries
 from qwenvl_jax.data.schema import TASKS, Record, check_record, samples_of
@@ -34,8 +34,6 @@ _COMMON = ("id", "task", "source", "language", "license", "image", "images")
 _CONVERSATION = ("id", "task", "source", "language", "license", "system", "conversations")
 _COMMON_TEXTS = ("id", "source", "language", "license")
 _MAY_BE_NULL = {*_COMMON_TEXTS, "task", *(key for task in RECORD_TASKS.values() for key in task.optional)}
-# Keys of texts that tell the language of a sample; the system's text is often English in every language.
-_LANGUAGE_TEXTS = {"text", "ref", *(key for task in RECORD_TASKS.values() for key in task.texts)} - {"system"}
 # Keys that other corpora have and nothing here needs, although they look like keys that are known.
 _HARMLESS = ("dataset", "weight", "imgid", "sources", "tasks")
 _OTHER_FORMS = {
@@ -185,7 +183,7 @@ class JsonReader:
             id=str(value.get("id", f"{self.path.stem}:{line}")),
             task=self.task,
             source=value.get("source", self.path.stem),
-            language=value.get("language") or guess_language(" ".join(_spoken(content))),
+            language=value.get("language") or language_of(content),
             license=value.get("license", "unknown"),
             images=(b"",) * len(paths),
             content=content,
@@ -260,19 +258,6 @@ def _is_harmless(key: str, known: Sequence[str]) -> bool:
     if key == "system_prompt":
         return False
     return key in _HARMLESS or any(key.startswith(f"{name}_") or key.endswith(f"_{name}") for name in known)
-
-
-def _spoken(content: Any) -> Iterator[str]:
-    """The texts of a sample that a person reads."""
-    if isinstance(content, list):
-        for item in content:
-            yield from _spoken(item)
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            if isinstance(value, str) and key in _LANGUAGE_TEXTS:
-                yield value
-            elif isinstance(value, list | dict):
-                yield from _spoken(value)
 
 
 def _spellings(path: str) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qwenvl_jax.data import tags
 from qwenvl_jax.data.formats import prompt_pieces
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.cider import cider
@@ -29,7 +28,7 @@ def questions(record: Record, style: str) -> list[Question]:
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     """The caption without tags and surrounding space."""
-    return {"prediction": tags.normal_form(without_tags(text)).strip(), "references": about["references"]}
+    return {"prediction": without_tags(text).strip(), "references": about["references"]}
 
 
 def score(rows: Sequence[dict[str, Any]], tokenisation: str = "simple") -> dict[str, float]:

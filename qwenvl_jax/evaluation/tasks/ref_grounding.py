@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwenvl_jax.data import tags
 from qwenvl_jax.data.formats import prompt_pieces
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.grounding import intersection_over_union, parse_first_box, referring_accuracy
@@ -25,7 +24,7 @@ def questions(record: Record, style: str) -> list[Question]:
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     """The first box, in pixels, and its IoU with the true one."""
-    text = tags.normal_form(without_tags(text))
+    text = without_tags(text)
     box = parse_first_box(text, about["width"], about["height"])
     iou = intersection_over_union(box, about["box"])
     return {"prediction": text, "predicted_box": [round(value, 2) for value in box], **about, "iou": iou}

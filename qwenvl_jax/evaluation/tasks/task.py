@@ -50,10 +50,10 @@ class Task:
 
 
 def without_tags(text: str) -> str:
-    """The text without special tokens (the released scripts' skip_special_tokens)."""
+    """The text without special tokens (the released scripts' skip_special_tokens), in its normal form."""
     for tag in (*tags.CONTROL_TAGS, *tags.IMAGE_TAGS):
         text = text.replace(tag, "")
-    return text
+    return tags.normal_form(text)  # after the tags are gone: an accent may have followed one
 
 
 def mean(values: Sequence[float]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwenvl_jax.data import tags
 from qwenvl_jax.data.formats import prompt_pieces
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.vqa import exact_accuracy, vqa_score
@@ -30,7 +29,7 @@ def questions(record: Record, style: str) -> list[Question]:
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     """The answer, whether it equals an annotated one, and the VQA score if there are several annotators."""
-    prediction = tags.normal_form(without_tags(text)).strip()
+    prediction = without_tags(text).strip()
     row = {"prediction": prediction, **about, "exact": exact_accuracy(prediction, about["answers"])}
     if len(about["answers"]) > 1:
         row["vqa_score"] = vqa_score(prediction, about["answers"])
