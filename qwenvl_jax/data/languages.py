@@ -40,7 +40,7 @@ def guess_language(text: str) -> str:
     if text.isascii():
         return "en"
     text = normal_form(text)  # the letters of Korean words would be counted one by one otherwise
-    letters = sum(character.isalpha() for character in text)
+    letters = sum(map(str.isalpha, text))
     return "zh" if letters and 2 * len(_HAN.findall(text)) >= letters else "en"
 
 

@@ -25,10 +25,12 @@ class Entry(NamedTuple):
     Attributes:
       size: in bytes, None for a folder.
       changed: when it was last written, in nanoseconds since 1970.
+      checksum: of the contents, as the object store states it, e.g. `crc32c:yZRlqg==`; "" for a folder and on a disk.
     """
 
     size: int | None
     changed: int
+    checksum: str = ""
 
 
 def exists(path: epath.PathLike) -> bool:

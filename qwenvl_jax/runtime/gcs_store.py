@@ -128,15 +128,16 @@ class Store:
             ) from None
 
     @staticmethod
-    def described(facts: Mapping[str, Any]) -> tuple[int, int]:
-        """Size and time of the last change in nanoseconds, from what the server says of an object."""
+    def described(facts: Mapping[str, Any]) -> tuple[int, int, str]:
+        """Size, time of the last change in nanoseconds, and checksum, from what the server says of an object."""
         changed = datetime.datetime.fromisoformat(facts["updated"]) - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-        return int(facts["size"]), changed // datetime.timedelta(microseconds=1) * 1000
+        checksum = f"crc32c:{facts['crc32c']}" if facts.get("crc32c") else ""
+        return int(facts["size"]), changed // datetime.timedelta(microseconds=1) * 1000, checksum
 
     def listed(
         self, folder: str, *, deep: bool = False, at_most: int | None = None
-    ) -> dict[str, tuple[int | None, int]]:
-        """The entries of a folder, by name relative to it: size and time of the last change; (None, 0) for a folder.
+    ) -> dict[str, tuple[int | None, int, str]]:
+        """The entries of a folder, by name relative to it, as `described`; (None, 0, "") for a folder.
 
         Args:
           deep: all objects below it instead, and no folders.
@@ -144,7 +145,7 @@ class Store:
         """
         bucket, key = split(folder)
         prefix = f"{key.rstrip('/')}/" if key else ""
-        entries: dict[str, tuple[int | None, int]] = {}
+        entries: dict[str, tuple[int | None, int, str]] = {}
         token = None
         while True:
             few = min(_LISTED_AT_ONCE, at_most) if at_most else _LISTED_AT_ONCE
@@ -163,7 +164,7 @@ class Store:
                 if name := item["name"][len(prefix) :]:  # an empty one marks the folder itself
                     entries[name] = self.described(item)
             for item in page.get("prefixes", ()):
-                entries.setdefault(item[len(prefix) :].rstrip("/"), (None, 0))
+                entries.setdefault(item[len(prefix) :].rstrip("/"), (None, 0, ""))
             token = page.get("nextPageToken")
             if not token or (at_most and len(entries) >= at_most):
                 return entries

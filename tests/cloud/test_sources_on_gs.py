@@ -120,7 +120,7 @@ def test_what_another_process_is_told_is_enough(root: str) -> None:
 def test_an_index_is_kept_beside_the_shard(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = everything(TarReader(f"{root}/laion"))
     assert storage.exists(f"{root}/laion/.00000.tar.index.npz")
-    monkeypatch.setattr(tar_index, "_scan", None)
+    monkeypatch.setattr(tar_index, "scan_shard", None)
     assert everything(TarReader(f"{root}/laion")) == expected
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from qwenvl_jax.config import SourceConfig
 from qwenvl_jax.data.images.exact import decode_image
-from qwenvl_jax.data.readers import tar_files, tar_index
+from qwenvl_jax.data.readers import tar_index
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.readers.tar_files import TarReader
+from qwenvl_jax.data.readers.tar_samples import MAX_TEXT_BYTES, ShardIndex
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import content, encoded_image
 from tests.data.source_files import bad_images, tar_sample, write_tar
@@ -43,13 +44,13 @@ def test_the_index_is_kept_and_made_again_when_the_shard_changes(
     shards: Path, index_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scanned: list[str] = []
-    scan = tar_index._scan
+    scan = tar_index.scan_shard
 
-    def noted_scan(path: epath.Path, size: int) -> tar_index.ShardIndex:
+    def noted_scan(path: epath.Path, size: int) -> ShardIndex:
         scanned.append(path.name)
         return scan(path, size)
 
-    monkeypatch.setattr(tar_index, "_scan", noted_scan)
+    monkeypatch.setattr(tar_index, "scan_shard", noted_scan)
     assert len(TarReader(shards)) == 13 and sorted(scanned) == ["00000.tar", "00001.tar", "00002.tar"]
     first = [TarReader(shards)[k] for k in range(13)]
     assert len(scanned) == 3 and not index_cache.exists()
@@ -81,7 +82,7 @@ def test_the_index_goes_to_the_cache_when_the_folder_cannot_be_written(
     monkeypatch.setattr(tar_index.storage, "write_bytes", refuse)
     assert len(TarReader(shards)) == 13 and len(list(index_cache.iterdir())) == 3
     assert not [path for path in shards.iterdir() if path.suffix != ".tar"]
-    monkeypatch.setattr(tar_index, "_scan", None)  # not needed again
+    monkeypatch.setattr(tar_index, "scan_shard", None)  # not needed again
     assert TarReader(shards)[12].content == {"caption": "caption 12"}
 
 
@@ -143,7 +144,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path: Path, capsys: pytest.Cap
             ("broken.txt", b"fine"),
             ("broken.json", b"{"),
             ("long.png", image),
-            ("long.txt", b"a" * (tar_index.MAX_TEXT_BYTES + 1)),
+            ("long.txt", b"a" * (MAX_TEXT_BYTES + 1)),
             ("french.png", image),
             ("french.txt", b"un chat"),
             ("french.json", b'{"language": "fr"}'),
@@ -316,6 +317,6 @@ def test_bad_images_are_left_to_the_decoder(tmp_path: Path, monkeypatch: pytest.
 def test_reading_is_a_seek(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample costs its own bytes, wherever in the shard it lies."""
     reader = TarReader(shards)
-    monkeypatch.setattr(tar_files, "index_shard", None)
+    monkeypatch.setattr(tar_index, "scan_shard", None)
     monkeypatch.setattr(tarfile, "open", None)
     assert reader[12].content == {"caption": "caption 12"}

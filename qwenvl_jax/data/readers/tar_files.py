@@ -5,149 +5,80 @@ from __future__ import annotations
 import base64
 import collections
 import concurrent.futures
-import contextlib
-import fnmatch
-import functools
-import hashlib
 import json
 import os
-import re
+import tarfile
 import zlib
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from qwenvl_jax.data.images.exact import MAX_BYTES
-from qwenvl_jax.data.readers.paths import expand_braces
-from qwenvl_jax.data.readers.tar_index import LEFT_OUT, index_shard, read_caption
+from qwenvl_jax.data.readers import tar_index
+from qwenvl_jax.data.readers.tar_copies import open_joined
+from qwenvl_jax.data.readers.tar_index import FOLDER_VARIABLE, index_folder
+from qwenvl_jax.data.readers.tar_joined import Digest, JoinedIndex, LeftOut, Row, Shard
+from qwenvl_jax.data.readers.tar_paths import base_and_pattern, find_shards
+from qwenvl_jax.data.readers.tar_samples import LEFT_OUT, ShardIndex, read_caption
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from qwenvl_jax.runtime.storage import Entry
 
-_INDEX_THREADS = 8
+_THREADS = 8  # each holds a block of 16 MiB while it reads a shard
 _NEAR = 256 << 10  # bytes between image and text that cost less than a second request
-
-
-def find_shards(path: epath.PathLike) -> dict[str, Entry]:
-    """The tar files of a folder, a pattern such as `/data/laion/*.tar` or `{000..127}.tar`, or one file, by name.
-
-    Every folder is listed once, however many of its files are meant.
-
-    Raises:
-      UserError: if braces name shards of which some are missing.
-    """
-    path = os.fspath(storage.path(path))
-
-    @functools.cache
-    def listing(folder: str) -> dict[str, Entry]:
-        try:
-            return storage.entries(folder or ".")
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-
-    # A file of a disk may have braces in its name; on an object store they are a pattern.
-    if "{" not in path or (not storage.is_remote(path) and storage.exists(path)):
-        return dict(sorted(_matching(path, listing, alone=True).items()))
-    all_shards = {}
-    missing = []
-    names = expand_braces(path)
-    for name in names:
-        shards = _matching(name, listing, alone=False)
-        all_shards.update(shards)
-        missing += [] if shards else [name]
-    if missing:
-        raise UserError(f"{path}: {len(missing):,} of {len(names):,} are missing, the first {missing[0]}; correct one")
-    return dict(sorted(all_shards.items()))
-
-
-def _matching(name: str, listing: Callable[[str], dict[str, Entry]], *, alone: bool) -> dict[str, Entry]:
-    """The shards that one name without braces stands for.
-
-    If `alone` is set, it is the only name, so its folder need not be listed.
-    """
-    sign = re.search(r"[*?\[]", name)
-    folder, _, last = name.rstrip("/").rpartition("/")
-    if alone:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return _tars(name, storage.entry(name), listing)
-    elif sign is None:
-        known = listing(folder).get(last)
-        return {} if known is None else _tars(name, known, listing)
-    if sign is None:
-        return {}
-    base, _, _ = name[: sign.start()].rpartition("/")
-    folders = [base]
-    parts = name[len(base) :].strip("/").split("/")
-    for part in parts[:-1]:
-        folders = [f"{folder}/{child}" for folder in folders for child in _fitting(listing(folder), part)]
-    return {
-        (f"{folder}/{file}" if folder else file): entry
-        for folder in folders
-        for file, entry in _fitting(listing(folder), parts[-1]).items()
-        if entry.size is not None
-    }
-
-
-def _tars(name: str, entry: Entry, listing: Callable[[str], dict[str, Entry]]) -> dict[str, Entry]:
-    if entry.size is not None:
-        return {name: entry}
-    tars = _fitting(listing(name), "*.tar").items()
-    return {f"{name.rstrip('/')}/{tar}": tar_entry for tar, tar_entry in tars if tar_entry.size is not None}
-
-
-def _fitting(entries: dict[str, Entry], pattern: str) -> dict[str, Entry]:
-    """Entries whose names fit a shell pattern; hidden ones only if it says so."""
-    return {
-        name: entry
-        for name, entry in entries.items()
-        if fnmatch.fnmatchcase(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
-    }
+_HEADER = tarfile.BLOCKSIZE
+_MANY = 1000  # shards whose index a run should not have to make
 
 
 class TarReader:
     """Random access to the samples of all shards, in the order of names and members: `len(reader)`, `reader[i]`.
 
-    The first opening reads the headers and texts of every shard (`tar_index`); reading a sample is a seek. What was
-    left out is printed.
+    If `python -m qwenvl_jax.index` has joined the indexes of all shards, opening reads the tables of that file alone.
+    Otherwise the first opening reads every shard once (`tar_index`), and the index is held in memory. Reading a sample
+    is a seek. The number of members and samples that were left out is printed.
 
     Args:
       path: a folder of `.tar` files, a pattern, or one file.
       findings: by the reader of another process (`TarReader.findings`), instead of looking for the files.
 
     Attributes:
-      left_out: how many members, samples or shards, by the keys of `tar_index.LEFT_OUT`.
+      samples: how many there are.
+      left_out: how many members, samples or shards, by the keys of `tar_samples.LEFT_OUT`.
 
     Raises:
-      UserError: if there is no shard, one is no uncompressed tar file, or no sample can be used.
+      UserError: if there is no shard, one is no uncompressed tar file, no sample can be used, or the joined index is
+        damaged or made of other shards.
     """
 
     def __init__(self, path: epath.PathLike, findings: str | None = None):
-        shards = find_shards(path) if findings is None else _unpacked(findings)
-        self._entries = shards
-        if not shards:
-            raise UserError(f"{path} names no .tar file; give a folder of them, a pattern such as DIR/*.tar, or one")
-        with concurrent.futures.ThreadPoolExecutor(_INDEX_THREADS, "index") as threads:
-            self._shards = list(threads.map(index_shard, map(epath.Path, shards), shards.values()))
-        self._ends = np.cumsum([len(shard.samples_S) for shard in self._shards])
-        self.left_out: collections.Counter[str] = collections.Counter()
-        said = []
+        facts = _look(path) if findings is None else _unpacked(findings)
+        self._facts = facts
+        self._index: JoinedIndex | _SeparateIndexes
+        if facts["joined"]:
+            self._index = _open_joined(facts["joined"])
+            if findings is None:
+                _compare(self._index, facts["base"], _entries(facts), path)
+                facts["entries"] = {}  # the joined index lists the shards
+        else:
+            self._index = _SeparateIndexes(path, facts["base"], _entries(facts), first=findings is None)
+        self.samples = len(self._index)
+        self.left_out = collections.Counter(self._index.left_out)
+        descriptions = []
         for why, meaning in LEFT_OUT.items():
-            having = [shard for shard in self._shards if shard.left_out[why]]
-            self.left_out[why] = sum(shard.left_out[why] for shard in having)
-            if having:
-                where = having[0].path.name
-                name = having[0].first[why]
-                example = where if why == "truncated" else f"{name!r} in {where}"
-                said.append(f"{self.left_out[why]:,} {meaning}, the first {example}")
-        if not len(self):
-            raise UserError(f"{path} has no sample with an image and a caption ({'; '.join(said) or 'it is empty'})")
-        if said:
-            log.line(f"{path}: {len(self):,} samples; left out: {'; '.join(said)}")
+            if self.left_out[why]:
+                shard, name = self._index.first[why]
+                example = shard if why == "truncated" else f"{name!r} in {shard}"
+                descriptions.append(f"{self.left_out[why]:,} {meaning}, the first {example}")
+        summary = "; ".join(descriptions)
+        if not self.samples:
+            raise UserError(f"{path} has no sample with an image and a caption ({summary or 'it is empty'})")
+        if summary:
+            log.line(f"{path}: {self.samples:,} samples; left out: {summary}")
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self.samples
 
     @property
     def samples(self) -> int:
@@ -155,57 +86,231 @@ class TarReader:
         return len(self)
 
     def findings(self) -> str:
-        """What another process needs to open the same shards: names, sizes and times, packed."""
-        return base64.b85encode(zlib.compress(json.dumps(self._entries).encode())).decode()
+        """What another process needs to open the same shards: the joined index, or all names and sizes, packed."""
+        return base64.b85encode(zlib.compress(json.dumps(self._facts).encode())).decode()
 
     def digest(self) -> str:
         """Hex digits of the names of all shards, and of the offsets, lengths, languages and names of their samples."""
-        digest = hashlib.sha256()
-        for shard in self._shards:
-            digest.update(f"{shard.path.name}:{len(shard.samples_S)};".encode())
-            for field in shard.samples_S.dtype.names or ():
-                digest.update(shard.samples_S[field].tobytes())
-        return digest.hexdigest()
+        return self._index.digest()
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        shard = self._shards[number]
-        row = shard.samples_S[index - int(self._ends[number])]  # from the end: what precedes cancels out
-        key = row["key"].decode("utf-8", "replace")
+        row = self._index.row(index)
+        path = epath.Path(os.path.join(self._facts["base"], self._index.shards[row.shard].name))
         try:
-            image, text = _read(shard.path, row)
-            caption = read_caption(text, bool(row["json"]))
+            image, text = _read(path, row)
+            caption = read_caption(text, row.is_json)
         except FileNotFoundError:
-            raise StorageError(f"{shard.path} was there when it was opened and is gone; put it back") from None
+            raise StorageError(f"{path} was there when it was opened and is gone; put it back") from None
         except ValueError:
             caption = ""
         if not caption:
-            raise UserError(f"{shard.path}, member {key!r}: the shard has changed since it was indexed; start again")
+            raise UserError(f"{path}, member {row.key!r}: the shard has changed since it was indexed; start again")
         return Record(
-            id=f"{shard.path.name}:{key}",
+            id=f"{path.name}:{row.key}",
             task="caption",
-            source=shard.path.parent.name or "webdataset",
-            language=row["language"].decode(),
+            source=path.parent.name or "webdataset",
+            language=row.language,
             license="unknown",
             images=(image,),
             content={"caption": caption},
         )
 
 
-def _read(path: epath.Path, row: np.void) -> tuple[bytes, bytes]:
-    """Image and text of a sample: one request if they lie near one another."""
-    image = int(row["image"])
-    text = int(row["text"])
-    image_end = image + min(int(row["image_size"]), MAX_BYTES)
-    text_end = text + int(row["text_size"])
-    if max(image_end, text_end) - min(image, text) > image_end - image + text_end - text + _NEAR:
-        return storage.read_bytes(path, image, image_end - image), storage.read_bytes(path, text, text_end - text)
-    start = min(image, text)
-    payload = storage.read_bytes(path, start, max(image_end, text_end) - start)
-    return payload[image - start : image_end - start], payload[text - start : text_end - start]
+class _SeparateIndexes:
+    """The indexes of all shards in memory, with the interface of `JoinedIndex`.
+
+    Args:
+      path: of the source, for messages.
+      base: the folder above all shards.
+      entries: of all shards, by their names below `base`.
+      first: whether this process may make many indexes; the others expect to find those that it has made.
+
+    Raises:
+      UserError: if more than a thousand shards have no index that this process can see, and it is not the first.
+    """
+
+    def __init__(self, path: epath.PathLike, base: str, entries: dict[str, Entry], *, first: bool):
+        paths = [epath.Path(os.path.join(base, name)) for name in entries]
+        folder = index_folder()
+
+        def load(shard: epath.Path, entry: Entry) -> ShardIndex | None:
+            return tar_index.load_index(shard, entry, tar_index.index_paths(shard, folder))
+
+        def make(shard: epath.Path, entry: Entry, index: ShardIndex | None) -> ShardIndex:
+            return index or tar_index.index_shard(shard, entry, folder)
+
+        with concurrent.futures.ThreadPoolExecutor(_THREADS, "index") as threads:
+            kept = list(threads.map(load, paths, entries.values()))
+            missing = kept.count(None)
+            if missing > _MANY:
+                command = f"`python -m qwenvl_jax.index --path={path}`"
+                if not first:
+                    raise UserError(
+                        f"{path}: this process sees no index for {missing:,} of {len(paths):,} shards, although the "
+                        f"first process has made them; run {command} with --index=FOLDER, a folder that all hosts "
+                        f"share, and set {FOLDER_VARIABLE} to it"
+                    )
+                log.line(
+                    f"{path}: {missing:,} of {len(paths):,} shards have no index, which is made now; {command} makes "
+                    "it on many machines at once"
+                )
+            indexes = list(threads.map(make, paths, entries.values(), kept))
+        left_out = LeftOut()
+        for index in indexes:
+            left_out.add(index)
+        self.left_out = left_out.counts
+        self.first = left_out.first
+        self.shards = [
+            Shard(name, entry.size or 0, entry.checksum, len(index.samples_S))
+            for (name, entry), index in zip(entries.items(), indexes, strict=True)
+        ]
+        self._tables = [index.samples_S for index in indexes]
+        self._ends = np.cumsum([shard.samples for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def digest(self) -> str:
+        """As `Digest`."""
+        digest = Digest()
+        for shard, samples_S in zip(self.shards, self._tables, strict=True):
+            digest.add(os.path.basename(shard.name), samples_S)
+        return digest.hexdigest()
+
+    def row(self, index: int) -> Row:
+        """Where sample `index` is."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        row = self._tables[number][index - int(self._ends[number])]  # from the end: what precedes cancels out
+        return Row(
+            shard=number,
+            image=int(row["image"]),
+            image_size=int(row["image_size"]),
+            text=int(row["text"]),
+            text_size=int(row["text_size"]),
+            is_json=bool(row["json"]),
+            language=row["language"].decode(),
+            key=row["key"].decode("utf-8", "replace"),
+        )
 
 
-def _unpacked(findings: str) -> dict[str, Entry]:
-    return {name: Entry(*facts) for name, facts in json.loads(zlib.decompress(base64.b85decode(findings))).items()}
+def joined_path(base: str, pattern: str, folder: str) -> epath.Path:
+    """The path of the joined index of a source.
+
+    Args:
+      base: the folder above all shards (`base_and_pattern`).
+      pattern: the rest of the path of the source.
+      folder: for all indexes; "" if they are kept with the shards.
+    """
+    if folder:
+        return storage.path(folder) / f"{tar_index.hashed_name(os.path.join(base, pattern))}.joined"
+    name = tar_index.hashed_name(f"/{pattern}")[:16]  # of the pattern alone, so that the whole folder may be moved
+    return epath.Path(base or ".") / f".shards-{name}.joined"
+
+
+def checked_entries(shards: dict[str, Entry]) -> dict[str, Entry]:
+    """The entries of shards with checksums of their contents.
+
+    Raises:
+      UserError: if a shard cannot be read.
+    """
+
+    def checked(path: str, entry: Entry) -> Entry:
+        try:
+            return tar_index.with_checksum(path, entry)
+        except OSError as error:
+            raise tar_index.unreadable(path, error) from None
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS, "checksum") as threads:
+        return dict(zip(shards, threads.map(checked, shards, shards.values()), strict=True))
+
+
+def no_shards(path: epath.PathLike) -> UserError:
+    """The error for a path at which there is no shard."""
+    return UserError(f"{path} names no .tar file; give a folder of them, a pattern such as DIR/*.tar, or one")
+
+
+def _look(path: epath.PathLike) -> dict[str, Any]:
+    """The facts with which a source is opened: its folder, its joined index if there is one, and its shards."""
+    shards = find_shards(path)
+    if not shards:
+        raise no_shards(path)
+    base, pattern = base_and_pattern(path, shards)
+    joined = joined_path(base, pattern, index_folder())
+    return {
+        "base": base,
+        "joined": str(joined) if storage.exists(joined) else "",
+        "entries": {name[len(base) :].lstrip("/"): entry for name, entry in checked_entries(shards).items()},
+    }
+
+
+def _open_joined(path: str) -> JoinedIndex:
+    try:
+        return open_joined(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"the joined index {path}, which the first process has opened, is not there for this one; keep it in a "
+            f"folder that all hosts share, and set {FOLDER_VARIABLE} to it"
+        ) from None
+
+
+def _compare(index: JoinedIndex, base: str, entries: dict[str, Entry], path: epath.PathLike) -> None:
+    """Raises UserError, with the first difference, if a joined index is of other shards than there are."""
+    again = f"run `python -m qwenvl_jax.index --path={path}` again"
+    indexed = {shard.name: (shard.size, shard.checksum) for shard in index.shards}
+    for name in indexed:
+        if name not in entries:
+            raise UserError(
+                f"{os.path.join(base, name)} is missing, but in the joined index {index.path}; put it back, or {again}"
+            )
+    for name, entry in entries.items():
+        if indexed.get(name) != (entry.size or 0, entry.checksum):
+            difference = "has changed since" if name in indexed else "is not in"
+            raise UserError(f"{os.path.join(base, name)} {difference} the joined index {index.path}; {again}")
+
+
+def _entries(facts: dict[str, Any]) -> dict[str, Entry]:
+    return {name: Entry(*values) for name, values in facts["entries"].items()}
+
+
+def _unpacked(findings: str) -> dict[str, Any]:
+    return json.loads(zlib.decompress(base64.b85decode(findings)))
+
+
+def _read(path: epath.Path, row: Row) -> tuple[bytes, bytes]:
+    """Image and text of a sample: one request if they are near one another.
+
+    Raises:
+      ValueError: if the header of one of them states another size than the index.
+    """
+    image_start = max(0, row.image - _HEADER)
+    text_start = max(0, row.text - _HEADER)
+    image_end = row.image + min(row.image_size, MAX_BYTES)
+    text_end = row.text + row.text_size
+    start = min(image_start, text_start)
+    end = max(image_end, text_end)
+    if end - start > image_end - image_start + text_end - text_start + _NEAR:
+        image = storage.read_bytes(path, image_start, image_end - image_start)
+        text = storage.read_bytes(path, text_start, text_end - text_start)
+    else:
+        payload = storage.read_bytes(path, start, end - start)
+        image = payload[image_start - start : image_end - start]
+        text = payload[text_start - start : text_end - start]
+    return _contents(image, row.image_size), _contents(text, row.text_size)
+
+
+def _contents(member: bytes, size: int) -> bytes:
+    """The contents of a member without its header.
+
+    Raises:
+      ValueError: if there is no header, or if it states another size. A pax header may state the size instead.
+    """
+    header = member[:_HEADER]
+    try:
+        stated = tarfile.nti(header[124:136])  # type: ignore[attr-defined]
+    except (tarfile.TarError, IndexError):
+        raise ValueError("no header") from None
+    if stated and stated != size and size < (1 << 32) - 1:
+        raise ValueError("another size")
+    return member[_HEADER:]
