@@ -44,7 +44,7 @@ class TarReader:
       findings: by the reader of another process (`TarReader.findings`), instead of looking for the files.
 
     Attributes:
-      samples: how many there are.
+      samples: how many there are, one per record.
       left_out: how many members, samples or shards, by the keys of `tar_samples.LEFT_OUT`.
 
     Raises:
@@ -79,11 +79,6 @@ class TarReader:
 
     def __len__(self) -> int:
         return self.samples
-
-    @property
-    def samples(self) -> int:
-        """How many samples there are: one per record."""
-        return len(self)
 
     def findings(self) -> str:
         """What another process needs to open the same shards: the joined index, or all names and sizes, packed."""
