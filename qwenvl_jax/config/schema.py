@@ -216,8 +216,9 @@ class DataConfig:
     def check(self, path: str) -> None:
         """Raises UserError if sources exclude one another, or rows do not divide into microbatches and groups."""
         require(len(self.mixture) > 0, f"{path}.mixture is empty; name at least one source")
-        names = {source.name for source in self.mixture}
-        require(len(names) == len(self.mixture), f"two sources of {path}.mixture share one name; rename one")
+        names = [source.name for source in self.mixture]
+        twice = [name for name in names if names.count(name) > 1]
+        require(not twice, f"two sources of {path}.mixture share one name ({', '.join(twice[:1])}); rename one")
         for source in self.mixture:
             require(
                 self.images_per_row > 0 or source.task == "text",

@@ -195,7 +195,7 @@ class Store:
                     startOffset=prefix + wanted[position],
                     maxResults=_LISTED_AT_ONCE,
                     pageToken=token,
-                    fields="items(name,size),prefixes,nextPageToken",  # a fifth of the bytes
+                    fields="items(name,size),nextPageToken",  # a fifth of the bytes
                 )[2]
             )
             listed = {item["name"][len(prefix) :]: int(item["size"]) for item in page.get("items", ())}
@@ -203,10 +203,9 @@ class Store:
             token = page.get("nextPageToken")
             if not token:
                 break
-            # A page may be empty although others follow; only then the token is needed.
-            reached = max([*listed, *(folder[len(prefix) :] for folder in page.get("prefixes", ()))], default="")
-            if reached:
-                position = bisect.bisect_right(wanted, reached)
+            # A page without objects may be followed by others; only then the token is needed.
+            if listed:
+                position = bisect.bisect_right(wanted, max(listed))
                 token = None
         return {name: sizes[name] for name in wanted if name in sizes}
 
