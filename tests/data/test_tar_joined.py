@@ -15,7 +15,7 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenvl_jax.data.readers import tar_index, tar_joined
+from qwenvl_jax.data.readers import tar_files, tar_index, tar_joined
 from qwenvl_jax.data.readers.tar_files import TarReader, checked_entries, joined_path
 from qwenvl_jax.data.readers.tar_joined import JoinedIndex, JoinedWriter, join_indexes
 from qwenvl_jax.data.readers.tar_paths import base_and_pattern, find_shards
@@ -27,7 +27,7 @@ from tests.data.source_files import records_of, tar_sample, write_tar
 pytestmark = pytest.mark.usefixtures("index_cache")
 
 
-def join(path: Path, folder: str = "") -> Path:
+def join(path: epath.PathLike, folder: str = "") -> Path:
     """Joins the indexes of the shards that a path names; returns the file."""
     shards = checked_entries(find_shards(path))
     base, pattern = base_and_pattern(path, shards)
@@ -91,6 +91,31 @@ def test_an_index_folder(shards: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert join(shards, str(folder)).parent == folder
     monkeypatch.setattr(tar_index, "load_index", None)
     assert records_of(TarReader(shards)) == expected
+
+
+def test_a_process_that_does_not_see_what_the_first_has_made(
+    shards: Path, index_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reads some shards itself, but not all of a large source, as every other process would."""
+    monkeypatch.setattr(tar_files, "_MANY", 2)
+    first = TarReader(shards)
+    assert (
+        "3 of 3 shards have no index, which is made now; `python -m qwenvl_jax.index --path=" in capsys.readouterr().out
+    )
+    for kept in shards.glob(".00000*"):
+        kept.unlink()
+    assert records_of(TarReader(shards, first.findings())) == records_of(first)
+    for kept in shards.glob(".*"):
+        kept.unlink()
+    with pytest.raises(
+        UserError, match=r"no index for 3 of 3 shards, .* --index=FOLDER, a folder that all hosts share"
+    ):
+        TarReader(shards, first.findings())
+    path = join(shards)
+    joined = TarReader(shards)
+    path.unlink()
+    with pytest.raises(UserError, match="which the first process has opened, is not there for this one"):
+        TarReader(shards, joined.findings())
 
 
 def change(path: Path, start: int, length: int = 1) -> None:

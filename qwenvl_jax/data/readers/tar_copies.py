@@ -49,7 +49,7 @@ def open_joined(path: epath.PathLike) -> JoinedIndex:
     except PermissionError:
         log.line(f"{path}: no copy can be written to {copy.parent}, so every sample costs one more request")
         return index
-    return JoinedIndex(copy)
+    return JoinedIndex(copy, is_copy=True)
 
 
 def _copy(path: epath.PathLike, size: int, copy: epath.Path) -> None:

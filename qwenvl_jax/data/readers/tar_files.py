@@ -59,7 +59,7 @@ class TarReader:
         if facts["joined"]:
             self._index = _open_joined(facts["joined"])
             if findings is None:
-                _compare(self._index, facts["base"], _entries(facts), path)
+                _compare(self._index, facts, path)
                 facts["entries"] = {}  # the joined index lists the shards
         else:
             self._index = _SeparateIndexes(path, facts["base"], _entries(facts), first=findings is None)
@@ -250,19 +250,22 @@ def _open_joined(path: str) -> JoinedIndex:
         ) from None
 
 
-def _compare(index: JoinedIndex, base: str, entries: dict[str, Entry], path: epath.PathLike) -> None:
+def _compare(index: JoinedIndex, facts: dict[str, Any], path: epath.PathLike) -> None:
     """Raises UserError, with the first difference, if a joined index is of other shards than there are."""
+    base = facts["base"]
+    joined = facts["joined"]
+    entries = _entries(facts)
     again = f"run `python -m qwenvl_jax.index --path={path}` again"
     indexed = {shard.name: (shard.size, shard.checksum) for shard in index.shards}
     for name in indexed:
         if name not in entries:
             raise UserError(
-                f"{os.path.join(base, name)} is missing, but in the joined index {index.path}; put it back, or {again}"
+                f"{os.path.join(base, name)} is missing, but in the joined index {joined}; put it back, or {again}"
             )
     for name, entry in entries.items():
         if indexed.get(name) != (entry.size or 0, entry.checksum):
             difference = "has changed since" if name in indexed else "is not in"
-            raise UserError(f"{os.path.join(base, name)} {difference} the joined index {index.path}; {again}")
+            raise UserError(f"{os.path.join(base, name)} {difference} the joined index {joined}; {again}")
 
 
 def _entries(facts: dict[str, Any]) -> dict[str, Entry]:

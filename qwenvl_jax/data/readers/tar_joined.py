@@ -267,6 +267,7 @@ class JoinedIndex:
 
     Args:
       path: of the file, on a disk or an object store.
+      is_copy: whether it is a copy in the cache of this host, which is simply made again.
 
     Attributes:
       shards: all shards, in order.
@@ -278,7 +279,8 @@ class JoinedIndex:
       FileNotFoundError: if there is none.
     """
 
-    def __init__(self, path: epath.PathLike):
+    def __init__(self, path: epath.PathLike, *, is_copy: bool = False):
+        self._is_copy = is_copy
         self.path = storage.path(path)
         size = storage.size(self.path)
         footer = storage.read_bytes(self.path, max(0, size - _FOOTER.size), _FOOTER.size)
@@ -342,10 +344,8 @@ class JoinedIndex:
             raise StorageError(str(self._damaged())) from None
 
     def _damaged(self) -> UserError:
-        return UserError(
-            f"the joined index {self.path} is cut off or damaged; remove it and run the same `python -m "
-            "qwenvl_jax.index` again"
-        )
+        step = "start again" if self._is_copy else "run the same `python -m qwenvl_jax.index` again"
+        return UserError(f"the joined index {self.path} is cut off or damaged; remove it and {step}")
 
 
 @functools.lru_cache(_CACHED_BLOCKS)
