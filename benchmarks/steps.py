@@ -78,8 +78,16 @@ def full_batch(config: Config, supervised: int | None = None) -> Batch:
     segments = np.broadcast_to(np.arange(1, samples + 1, dtype=np.int32)[:, None], shape)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
     pixels = (data.accumulation, data.image_budget, data.image_size, data.image_size, 3)
-    rows = (field.reshape(*shape[:2], -1) for field in (tokens, targets, mask, segments, positions, slots))
-    return Batch._make([*rows, rng.integers(0, 256, pixels, dtype=np.uint8)])
+    return Batch(
+        tokens=tokens.reshape(*shape[:2], -1),
+        targets=targets.reshape(*shape[:2], -1),
+        loss_mask=mask.reshape(*shape[:2], -1),
+        segment_ids=segments.reshape(*shape[:2], -1),
+        positions=positions.reshape(*shape[:2], -1),
+        image_slot=slots.reshape(*shape[:2], -1),
+        sources=np.zeros((*shape[:2], data.sequence_length), np.int32),
+        images=rng.integers(0, 256, pixels, dtype=np.uint8),
+    )
 
 
 def jax_side(config: Config, batch: Batch) -> Side:

@@ -333,7 +333,8 @@ def _inputs(config: Config, batch: Batch, micro: int, rank: int, world: int, dev
     """One microbatch of `rank`'s rows."""
     rows = config.data.rows_per_microbatch // world
     part = slice(rank * rows, (rank + 1) * rows)
-    ids, targets, mask, segments, positions, slots = (field[micro, part] for field in batch[:6])
+    names = ("tokens", "targets", "loss_mask", "segment_ids", "positions", "image_slot")
+    ids, targets, mask, segments, positions, slots = (getattr(batch, name)[micro, part] for name in names)
     images = int(config.data.images_per_row)
     supervised = np.nonzero(mask)
     image_slots = np.nonzero(slots >= 0)

@@ -106,8 +106,8 @@ class MetricsLog:
     def _timing(self, step: int, values: list[StepValues]) -> dict[str, float]:
         """Speeds since the last line, or since the start: the window may have begun in an earlier attempt.
 
-        The wait for data is that of this process. Its devices work on the step before meanwhile, so they idle for no
-        more than this.
+        The wait for data is that of this process. Its devices work on the previous step meanwhile, so they are idle for
+        at most this long.
         """
         now = time.monotonic()
         steps = step - self._logged

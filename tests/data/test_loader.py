@@ -42,7 +42,7 @@ def test_batches_have_the_shapes_of_the_config(grouped_config: Config, batches: 
     data = grouped_config.data
     shape_ABL = (data.accumulation, data.rows_per_microbatch, data.sequence_length)
     for batch in batches:
-        assert all(array.shape == shape_ABL for array in batch[:6])
+        assert all(getattr(batch, name).shape == shape_ABL for name in TOKEN_ARRAYS)
         assert batch.images.shape == (2, 16, 28, 28, 3)
         assert batch.images.dtype == np.uint8
 
