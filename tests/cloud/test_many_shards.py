@@ -92,6 +92,15 @@ def test_objects_that_no_manifest_lists_cost_nothing(gcs: str, gcs_server: str) 
         RecordReader(f"{gcs}/demo")
 
 
+@pytest.mark.usefixtures("small_pages")
+def test_a_folder_is_listed_under_faults(gcs: str, gcs_server: str) -> None:
+    write(gcs)
+    expected = RecordReader(f"{gcs}/demo").digest()
+    with between(gcs_server, rate=0.2, seed=1, kinds="429,503,reset,lost,short") as url:
+        assert RecordReader(f"{gcs}/demo").digest() == expected
+        assert sum(told(url)["faults"].values()) > 1
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     present=st.sets(st.text("ab/-.ü", min_size=1, max_size=3), max_size=12),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -304,6 +306,13 @@ def test_sizes_of_files_on_a_disk(tmp_path_factory: pytest.TempPathFactory, aske
     for name, size in sizes.items():
         (folder / name).write_bytes(bytes(size))
     assert storage.sizes_of(folder, asked) == {name: sizes[name] for name in asked if name in sizes}
+
+
+def test_a_reader_may_be_sent_to_a_worker_process(folder: Path) -> None:
+    reader = RecordReader(folder)
+    assert reader[10] == make_record("caption", 10)
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as workers:
+        assert workers.submit(records_of, reader).result(60) == captions(11)
 
 
 def test_records_of_a_reader_and_a_source_are_equal(folder: Path) -> None:
