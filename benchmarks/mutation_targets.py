@@ -37,10 +37,9 @@ from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.record_format import FEATURES, encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import ExampleReader
+from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
-from qwenvl_jax.runtime.errors import UserError
 
 QUERIES, SIDE = 4, 28
 _WRITTEN = re.compile(rb"[^\0](?:.{0,4000}?[^\0])*", re.DOTALL)  # shards are filled up with zeros to 64 KiB
@@ -150,16 +149,14 @@ class Targets:
 
     def _through(self, reader: Any, task: str) -> str:
         data = dataclasses.replace(self._config.data, mixture=(SourceConfig("mutated", task, "", 1.0),))
-        examples_reader = ExampleReader(data, [reader], self._tokenizer, QUERIES)
+        mixture = MixtureReader(data, [reader], self._tokenizer, QUERIES)
         counted = 0
         for index in range(len(reader)):
-            try:
-                example = examples_reader.read(0, index)
-            except UserError:
-                counted += 1
-                continue
-            pixels = np.zeros((len(example.images), SIDE, SIDE, 3), np.uint8)
-            counted += bool(decode_all(example.images, example.stated_sizes, pixels, False))
+            drawn = mixture.tokenize(mixture.read(0, index))
+            counted += drawn.unreadable
+            for example in drawn.examples:
+                pixels = np.zeros((len(example.images), SIDE, SIDE, 3), np.uint8)
+                counted += bool(decode_all(example.images, example.stated_sizes, pixels, False))
         return "counted" if counted else "read"
 
     def _fresh(self, rng: Rng) -> tuple[Path, str]:

@@ -11,37 +11,36 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from qwenvl_jax.auditing.packing_preview import PackingPreview
 from qwenvl_jax.auditing.spans import regions_of, spans_of
 from qwenvl_jax.config import Config, DataConfig, config_hash
-from qwenvl_jax.data.examples import Example
+from qwenvl_jax.data.examples import Drawn, Example
 from qwenvl_jax.data.images.pool import decode_all
-from qwenvl_jax.data.mixture import Sampler
-from qwenvl_jax.data.packing import Item, Packer
-from qwenvl_jax.data.stream import READ_AHEAD, ExampleReader, item_of, open_examples
+from qwenvl_jax.data.stream import MixtureReader, open_mixture
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
-from qwenvl_jax.runtime.errors import UserError
 
 NAMED = 5  # how many samples left out are named, per source and reason
 BINS = 24  # the most bars of a histogram
 QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
-State = Literal["used", "dropped", "corrupt"]
+State = Literal["used", "cut", "dropped", "filtered", "corrupt"]
 
 
 class Finding(NamedTuple):
-    """One drawn sample.
+    """One drawn sample, or a part of a text that is longer than a row.
 
     Attributes:
       source: index of its source in the mixture.
       record: index of its record in that source.
-      state: "used", "dropped" (does not fit a row) or "corrupt" (the record or an image cannot be read).
+      state: "used", "cut" (used, but not as a whole), "dropped" (it does not fit a row), "filtered" (a transformation
+        removes it) or "corrupt" (the record or an image cannot be read).
       message: why it is not used.
-      example: None if the record cannot be read.
+      example: None if the record cannot be read or is filtered.
     """
 
     source: int
@@ -70,6 +69,7 @@ class _Count(NamedTuple):
     """The numbers of one sample."""
 
     state: State
+    begins: bool = True
     length: int = 0
     targets: int = 0
     images: int = 0
@@ -90,30 +90,32 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
       UserError: if the records or the vocabulary cannot be opened, or do not fit the config.
     """
     tokenizer = load_tokenizer(config.tokenizer)
-    examples_reader = open_examples(config, tokenizer, verify=verify)
+    reader = open_mixture(config, tokenizer, verify=verify)
     mixture = config.data.mixture
     counts: list[list[_Count]] = [[] for _ in mixture]
     examples: list[list[Example]] = [[] for _ in mixture]
     left_out: list[list[dict[str, Any]]] = [[] for _ in mixture]
-    with contextlib.closing(draw(examples_reader)) as drawn:
-        for finding in itertools.islice(drawn, samples):
-            counts[finding.source].append(_count(finding, tokenizer, examples_reader.queries))
-            if finding.state != "used":
+    preview = PackingPreview(config.data, reader.queries)
+    with contextlib.closing(draw(reader, preview)) as drawn:
+        for finding in itertools.islice(itertools.chain.from_iterable(drawn), samples):
+            counts[finding.source].append(_count(finding, tokenizer, reader.queries))
+            if finding.state not in ("used", "cut"):
                 _name(finding, left_out[finding.source])
             elif finding.example is not None and len(examples[finding.source]) < shown:
                 examples[finding.source].append(finding.example)
     total = _numbers(list(itertools.chain(*counts)), config.data)
     sources = []
-    for index, (source, length) in enumerate(zip(mixture, examples_reader.lengths, strict=True)):
+    for index, source in enumerate(mixture):
         numbers_of_source = _numbers(counts[index], config.data)
         sources.append(
             {
                 "name": source.name,
                 "task": source.task,
                 "path": source.records,
-                "records": length,
+                "records": reader.records[index],
+                "samples_in_all": reader.samples[index],
                 **numbers_of_source,
-                "share": len(counts[index]) / samples,
+                "share": numbers_of_source["samples"] / max(1, total["samples"]),
                 "loss_share": numbers_of_source["supervised"] / max(1, total["supervised"]),
                 "left_out": sorted(left_out[index], key=lambda entry: entry["state"]),
             }
@@ -126,7 +128,8 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
         "image_size": config.data.image_size,
         "sequence_length": config.data.sequence_length,
         "images_of_a_group": config.data.group_images,
-        "queries": examples_reader.queries,
+        "queries": reader.queries,
+        "packing": preview.numbers(),
         "total": total,
         "sources": sources,
         "notes": _notes(total, sources, config.data),
@@ -142,58 +145,55 @@ def _name(finding: Finding, left_out: list[dict[str, Any]]) -> None:
         left_out.append(entry)
 
 
-def draw(examples_reader: ExampleReader) -> Generator[Finding, None, None]:
-    """The samples of all logical streams, one of each stream in turn, without end."""
+def draw(reader: MixtureReader, preview: PackingPreview) -> Generator[list[Finding], None, None]:
+    """The samples of every record that all logical streams draw, one record of each stream in turn, without end.
+
+    Args:
+      reader: of the mixture.
+      preview: packs the samples.
+    """
+    streams = [reader.stream(number) for number in range(reader.data.streams)]
+
+    def look(number: int) -> tuple[Drawn, list[Finding]]:
+        position, stream = divmod(number, len(streams))
+        drawn = streams[stream][position]
+        return drawn, findings_of(drawn, reader.data)
+
     threads = min(16, 4 * (os.cpu_count() or 1))
     with concurrent.futures.ThreadPoolExecutor(threads, "read") as readers:
-        streams = [_draw_stream(examples_reader, number, readers) for number in range(examples_reader.data.streams)]
+        numbers = itertools.count()
+        ahead = collections.deque(readers.submit(look, number) for number in itertools.islice(numbers, 2 * threads))
         try:
             while True:
-                yield from map(next, streams)
+                ahead.append(readers.submit(look, next(numbers)))
+                drawn, findings = ahead.popleft().result()
+                preview.add(drawn)
+                yield findings
         finally:
             readers.shutdown(cancel_futures=True)
 
 
-def _draw_stream(
-    examples_reader: ExampleReader, number: int, readers: concurrent.futures.Executor
-) -> Iterator[Finding]:
-    """The samples of one logical stream in the order in which `stream.Stream` reads them.
+def findings_of(drawn: Drawn, data: DataConfig) -> list[Finding]:
+    """The samples of a record as training sees them; their images are decoded to see whether that is possible."""
 
-    They are packed and the rows discarded, because weights that change depend on the step at which a sample is drawn.
-    """
-    data = examples_reader.data
-    sampler = Sampler(data.mixture, examples_reader.lengths, data.seed, number, data.streams)
-    packer = Packer(data.group_rows, data.sequence_length, data.group_images, data.packing_window)
-    groups_per_step = data.accumulation * data.groups // data.streams
-    ahead: collections.deque[concurrent.futures.Future[Finding]] = collections.deque()
-    groups = 0
-    for position in itertools.count():
-        while len(ahead) <= READ_AHEAD:
-            source, index = sampler.draw(groups // groups_per_step)
-            ahead.append(readers.submit(_look, examples_reader, packer.fits, source, index))
-        finding = ahead.popleft().result()
-        if finding.example is not None and finding.state != "dropped":  # a sample with a broken image is packed too
-            groups += packer.add(item_of(finding.example, data, position)) is not None
-        yield finding
+    def finding(state: State, message: str = "", example: Example | None = None) -> Finding:
+        return Finding(drawn.source, drawn.number, state, message, example)
 
-
-def _look(examples_reader: ExampleReader, fits: Callable[[Item], bool], source: int, index: int) -> Finding:
-    """Reads a sample as training does, and decodes its images to see whether that is possible."""
-    data = examples_reader.data
-    try:
-        example = examples_reader.read(source, index)
-    except UserError as error:
-        return Finding(source, index, "corrupt", str(error), None)
-    item = item_of(example, data)
-    if not fits(item):
-        excess = f"it has {item.length} tokens, a row {data.sequence_length}"
-        if item.length <= data.sequence_length:
-            excess = f"it has {item.images} images, a group of rows {data.group_images}"
-        return Finding(source, index, "dropped", f"record {example.record_id!r}: {excess}", example)
-    image_error = decode_all(example.images, example.stated_sizes, pixels_of(example, data), data.jpeg_draft)
-    if image_error:
-        return Finding(source, index, "corrupt", f"record {example.record_id!r}: {image_error}", example)
-    return Finding(source, index, "used", "", example)
+    if drawn.unreadable:
+        return [finding("corrupt", drawn.message)]
+    if drawn.filtered:
+        return [finding("filtered", "a transformation removes it")]
+    findings = [finding("dropped", drawn.message, example) for example in drawn.dropped]
+    image_error = ""
+    if drawn.examples:
+        first = drawn.examples[0]  # all show the same images
+        image_error = decode_all(first.images, first.stated_sizes, pixels_of(first, data), data.jpeg_draft)
+    for example in drawn.examples:
+        if image_error:
+            findings.append(finding("corrupt", f"record {example.record_id!r}: {image_error}", example))
+        else:
+            findings.append(finding("used" if example.part < 0 else "cut", "", example))
+    return findings
 
 
 def pixels_of(example: Example, data: DataConfig) -> np.ndarray:
@@ -208,6 +208,7 @@ def _count(finding: Finding, tokenizer: Tokenizer, queries: int) -> _Count:
     regions = regions_of(spans_of(example.tokens, tokenizer, queries))
     return _Count(
         state=finding.state,
+        begins=example.begins,
         length=len(example.tokens.tokens_L),
         targets=int(example.tokens.is_target_L[1:].sum()),
         images=len(example.images),
@@ -217,17 +218,17 @@ def _count(finding: Finding, tokenizer: Tokenizer, queries: int) -> _Count:
 
 
 def _numbers(counts: Sequence[_Count], data: DataConfig) -> dict[str, Any]:
-    """Sums over the used samples. Lengths and images per sample include the dropped ones."""
-    used = [count for count in counts if count.state == "used"]
+    """Sums over the used samples. Lengths and images are those of rows: a text that is cut has several parts."""
+    used = [count for count in counts if count.state in ("used", "cut")]
     dropped = [count for count in counts if count.state == "dropped"]
     lengths = sorted(count.length for count in (*used, *dropped))
     tokens = sum(count.length for count in used)
     supervised = sum(count.targets for count in used)
+    samples = collections.Counter(count.state for count in counts if count.begins)
     return {
-        "samples": len(counts),
-        "used": len(used),
-        "dropped": len(dropped),
-        "corrupt": len(counts) - len(used) - len(dropped),
+        "samples": samples.total(),
+        "used": samples["used"] + samples["cut"],
+        **{state: samples[state] for state in ("cut", "dropped", "filtered", "corrupt")},
         "tokens": tokens,
         "supervised": supervised,
         "supervised_share": supervised / max(1, tokens),
@@ -301,7 +302,7 @@ def _notes(total: dict[str, Any], sources: Sequence[dict[str, Any]], data: DataC
             of_all = f"{numbers['empty_regions']} of {numbers['regions']} regions"
             notes.append(f"{of_all} of source {name!r} surround nothing")
         if source.schedule:
-            notes.append(f"the weight of source {name!r} changes with the step; these samples show the beginning")
+            notes.append(f"the weight of source {name!r} changes with time; these samples show the beginning")
     return notes
 
 

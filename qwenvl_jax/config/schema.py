@@ -142,8 +142,8 @@ class TokenizerConfig:
 class SourceConfig:
     """One entry of a mixture. `weight` is relative, in samples (Tables 2 and 3: millions of samples).
 
-    `schedule` holds (step, weight) pairs for later steps. Between two of them the weight changes linearly; after the
-    last it stays. `data.mixture` checks their order.
+    `schedule` holds (samples, weight) pairs: the weight after so many samples of the run. Between two points the shares
+    of all sources change linearly; after the last they stay. `data.mixture` checks their order.
     """
 
     name: str
@@ -159,7 +159,7 @@ class SourceConfig:
         allowed = 0 < self.weight <= LARGE or (self.weight == 0 and len(self.schedule) > 0)
         require(allowed, f"the weight of source {self.name!r} must be positive")
         pairs = all(len(point) == 2 for point in self.schedule)
-        require(pairs, f"the schedule of source {self.name!r} must be pairs (step, weight)")
+        require(pairs, f"the schedule of source {self.name!r} must be pairs (samples, weight)")
         in_range = all(0 <= number <= LARGE for point in self.schedule for number in point)
         require(in_range, f"the schedule of source {self.name!r} has negative numbers")
 
@@ -169,24 +169,31 @@ class DataConfig:
     """The input stream.
 
     Its batches depend on these values, the records, the vocabulary and the number of queries per image. They do not
-    depend on the keys that are marked as free on resume, which say how a host reads the records.
+    depend on the keys that are marked as free on resume, which say how a host reads the records, and how the image
+    groups of a step are shared out among its microbatches.
     """
 
     mixture: tuple[SourceConfig, ...]
     image_size: Size
     sequence_length: Size
     rows_per_step: Annotated[Size, FormerName("global_batch_size")]  # packed rows per optimiser step
-    accumulation: Size  # microbatches per optimiser step
+    accumulation: Annotated[Size, Mark.FREE_ON_RESUME]  # microbatches per step; free if image groups stay the same
     images_per_row: Annotated[float, Range(0, LARGEST_SIZE)]  # image budget of a microbatch, per row
     packing_window: Size  # samples of a task among which those of a row are chosen
     seed: Seed
-    image_groups: SizeOrZero = 1  # parts of a microbatch; its rows use only images of their part; 0: one row per part
+    # Parts of a microbatch, whose rows use only images of their part; 0: one row per part. Free if parts stay the same.
+    image_groups: Annotated[SizeOrZero, Mark.FREE_ON_RESUME] = 1
     streams: Size = 1  # logical streams with an equal part of every microbatch; a process builds those it needs
     # The share of samples that may be unreadable before the run is refused.
     max_corrupt_share: Annotated[float, Range(0, 1), Mark.FREE_ON_RESUME] = 0.01
     # Processes per host that decode images, at most one per core; 0: threads.
     decode_workers: Annotated[SizeOrZero, Mark.FREE_ON_RESUME] = 0
     jpeg_draft: bool = False  # large JPEGs are scaled down while they are decoded: faster, not exact
+    # Samples that are longer than a row: texts go on in further rows, pages end at a line and dialogues at a turn, or
+    # all are left out.
+    long_samples: Annotated[str, OneOf(("cut", "drop"))] = "cut"
+    # Dotted names of transformations of records, in order: classes or objects of grain.transforms (docs/input.md).
+    transformations: tuple[str, ...] = ()
 
     @property
     def rows_per_microbatch(self) -> int:

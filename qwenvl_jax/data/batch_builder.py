@@ -26,6 +26,7 @@ class PackedExample(NamedTuple):
       microbatch, row: indices in the batch.
       tokens: its slice of the row.
       images: its slice of the microbatch's images.
+      shared: whether an earlier example of the image group brought these images.
       error: what is wrong with its images, "" if nothing is; known once they are decoded.
     """
 
@@ -35,6 +36,7 @@ class PackedExample(NamedTuple):
     row: int
     tokens: slice
     images: slice
+    shared: bool
     error: concurrent.futures.Future[str]
 
 
@@ -77,17 +79,29 @@ class BatchBuilder:
         self._examples_in_row: collections.Counter[tuple[int, int]] = collections.Counter()
         self._tokens_in_row: collections.Counter[tuple[int, int]] = collections.Counter()
         self._images_in_group: collections.Counter[tuple[int, int]] = collections.Counter()
+        self._brought: dict[tuple[int, int, int], PackedExample] = {}  # by microbatch, group and position
 
     def add(self, example: Example, stream: int, microbatch: int, group: int, row: int) -> None:
-        """Appends an example to a row, its images to the image group of the row, and starts to decode them."""
+        """Appends an example to a row, its images to the image group of the row, and starts to decode them.
+
+        Images that the group has already, because another example is of the same record, are shared.
+        """
         tokens = self._add_tokens(example, microbatch, row)
-        images_before = self._images_in_group[microbatch, group]
-        self._images_in_group[microbatch, group] += len(example.images)
-        self._set_slots(example, microbatch, row, tokens, first_slot=images_before * self._queries)
-        first_image = group * self._group_images + images_before
-        images = slice(first_image, first_image + len(example.images))
-        error = self._decode(example, microbatch * self._images_per_microbatch + first_image)
-        self.packed.append(PackedExample(stream, example, microbatch, row, tokens, images, error))
+        key = (microbatch, group, example.position)
+        brought = self._brought.get(key) if example.images else None
+        if brought is not None:
+            images = brought.images
+            error = brought.error
+        else:
+            before = self._images_in_group[microbatch, group]
+            self._images_in_group[microbatch, group] += len(example.images)
+            first = group * self._group_images + before
+            images = slice(first, first + len(example.images))
+            error = self._decode(example, microbatch * self._images_per_microbatch + first)
+        self._set_slots(example, microbatch, row, tokens, (images.start - group * self._group_images) * self._queries)
+        packed = PackedExample(stream, example, microbatch, row, tokens, images, brought is not None, error)
+        self.packed.append(packed)
+        self._brought.setdefault(key, packed)
 
     def _add_tokens(self, example: Example, microbatch: int, row: int) -> slice:
         tokens_L, is_target_L, _, _ = example.tokens

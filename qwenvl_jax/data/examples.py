@@ -45,6 +45,8 @@ class Example(NamedTuple):
       tokens: of the whole sample.
       images: encoded, in the order in which `tokens.image_query_L` counts them.
       stated_sizes: the size of each image if the record states it, else None.
+      position: of its record in the stream; examples of one position show the same images. -1 outside a stream.
+      part: of a sample that was cut, the number of this part; -1 for a whole sample.
       error: why the example cannot be used although a row has room reserved for it; "" if it can be used.
     """
 
@@ -53,7 +55,43 @@ class Example(NamedTuple):
     tokens: Tokens
     images: tuple[bytes, ...]
     stated_sizes: tuple[Size | None, ...]
+    position: int = -1
+    part: int = -1
     error: str = ""
+
+    @property
+    def begins(self) -> bool:
+        """Whether it is a sample or the first part of one, not a later part of a text."""
+        return self.part <= 0
+
+
+class Drawn(NamedTuple):
+    """A record that a stream has drawn, on its way through the pipeline.
+
+    Attributes:
+      source: index of its source in the mixture.
+      number: of the record in its source.
+      record: until it is tokenised; None if it could not be read.
+      examples: of its samples; all fit a row.
+      cut: how many samples were cut to fit.
+      dropped: the samples that are left out because they do not fit.
+      filtered: whether a transformation removed the record.
+      message: why the record could not be read, or why a sample was left out; else "".
+    """
+
+    source: int
+    number: int
+    record: Record | None = None
+    examples: tuple[Example, ...] = ()
+    cut: int = 0
+    dropped: tuple[Example, ...] = ()
+    filtered: bool = False
+    message: str = ""
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the record could not be read, transformed or tokenised."""
+        return bool(self.message) and not self.dropped
 
 
 class Prompt(NamedTuple):
@@ -97,11 +135,11 @@ def tokenize_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, queries: int)
     return Tokens(tokens_L, is_target_L, image_query_L, tuple(image_numbers))
 
 
-def make_example(record: Record, source: int, tokenizer: Tokenizer, queries: int) -> Example:
-    """One training example. No pixel is decoded.
+def make_example(sample: Record, source: int, tokenizer: Tokenizer, queries: int) -> Example:
+    """The example of a whole sample. No pixel is decoded.
 
     Args:
-      record: a checked record.
+      sample: a checked record with one sample (`schema.samples_of`).
       source: index of its source in the mixture.
       tokenizer: of the run.
       queries: feature slots per image.
@@ -109,14 +147,19 @@ def make_example(record: Record, source: int, tokenizer: Tokenizer, queries: int
     Raises:
       UserError: naming the record, if its content does not fit its task or a box leaves its image.
     """
-    tokens = tokenize_pieces(training_pieces(record), tokenizer, queries)
-    sizes = stated_sizes(record)
+    return example_of(sample, source, tokenize_pieces(training_pieces(sample), tokenizer, queries))
+
+
+def example_of(sample: Record, source: int, tokens: Tokens, *, part: int = -1) -> Example:
+    """The example of a sample from the tokens of the whole sample or of a part."""
+    sizes = stated_sizes(sample)
     return Example(
         source=source,
-        record_id=record.id,
+        record_id=sample.id,
         tokens=tokens,
-        images=tuple(record.images[k] for k in tokens.image_indices),
+        images=tuple(sample.images[k] for k in tokens.image_indices),
         stated_sizes=tuple(sizes[k] for k in tokens.image_indices),
+        part=part,
     )
 
 

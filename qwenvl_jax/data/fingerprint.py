@@ -12,11 +12,12 @@ from typing import Any
 
 import grain
 
-from qwenvl_jax.config import DataConfig, Mark, former_names, marks, to_dict
+from qwenvl_jax.config import DataConfig, Mark, marks, to_dict
 from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.tokenizer import Tokenizer
 
-VERSION = 1  # of the code that mixes, reads, tokenises and packs; raise it when the same records give other batches
+VERSION = 2  # of the code that mixes, reads, tokenises and packs; raise it when the same records give other batches
+_CODE = "the code that builds the stream"
 _DIGITS = 12
 
 
@@ -35,7 +36,7 @@ def facts(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer, que
         "the vocabulary": tokenizer.digest[:_DIGITS],
         **records,
         "the order in which the installed grain shuffles": _digest([int(index) for index in order]),
-        "the code that builds the stream": str(VERSION),
+        _CODE: str(VERSION),
     }
 
 
@@ -45,28 +46,17 @@ def combined(facts: Mapping[str, str]) -> str:
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The names of the facts that have changed."""
+    """The names of the facts that have changed. If the code that builds the stream has, no other fact says anything."""
+    if then.get(_CODE) != now.get(_CODE):
+        return [_CODE]
     return [name for name in dict.fromkeys((*then, *now)) if then.get(name) != now.get(name)]
 
 
-def digest_before_facts(data: DataConfig, lengths: Sequence[int], tokenizer: Tokenizer, queries: int) -> str:
-    """The digest in checkpoints from before facts were stored. It covers the lengths of sources, not their contents."""
-    values = _settings(data)
-    for source, length in zip(values["mixture"], lengths, strict=True):
-        del source["records"]
-        source["length"] = length
-    probe = tokenizer.encode("A dog, 12 birds\n一只猫 été")
-    return _digest([values, queries, tokenizer.vocab_size, probe])
-
-
 def _settings(data: DataConfig) -> dict[str, Any]:
-    """The values that the batches depend on, by their oldest names: digests of earlier checkpoints stay equal."""
-    oldest = {now: then for then, now in former_names(DataConfig).items()}
-    return {
-        oldest.get(key, key): value
-        for key, value in to_dict(data).items()
-        if Mark.FREE_ON_RESUME not in marks(DataConfig, key)
-    }
+    """The values that the batches depend on, with the shape of an image group for the keys that determine it."""
+    values = {key: value for key, value in to_dict(data).items() if Mark.FREE_ON_RESUME not in marks(DataConfig, key)}
+    del values["images_per_row"]
+    return values | {"group_rows": data.group_rows, "group_images": data.group_images}
 
 
 def _digest(value: Any) -> str:

@@ -7,49 +7,64 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+Sums = tuple[int, int]  # a count and a size
 
 
 class Item(NamedTuple):
-    """A sample as the packer sees it.
+    """Successive samples of one record, as the packer sees them. They show the same images.
 
     Attributes:
-      position: in the stream.
+      position: of the record in the stream.
       task: of its record.
-      length: tokens.
-      images: number of its images.
+      lengths: tokens of each sample.
+      images: number of the images that they show.
+      first: number of the first of these samples in the record.
     """
 
     position: int
     task: str
-    length: int
+    lengths: tuple[int, ...]
     images: int
+    first: int = 0
+
+    def split(self, count: int) -> tuple[Item, Item | None]:
+        """The first `count` samples, and the others if there are any."""
+        head = self._replace(lengths=self.lengths[:count])
+        if count == len(self.lengths):
+            return head, None
+        return head, self._replace(lengths=self.lengths[count:], first=self.first + count)
 
 
 class Row(NamedTuple):
-    """Samples of one task that share a row, in order of arrival."""
+    """Items of one task that share a row, in order of arrival; no two of one record."""
 
     items: tuple[Item, ...]
 
     @property
     def length(self) -> int:
-        """Tokens of all examples in the row."""
-        return sum(item.length for item in self.items)
+        """Tokens of all samples in the row."""
+        return sum(sum(item.lengths) for item in self.items)
 
-    @property
-    def images(self) -> int:
-        """Images of all examples in the row."""
-        return sum(item.images for item in self.items)
+
+def images_of(rows: Sequence[Row]) -> int:
+    """Images that rows of one group show; samples of one record share them."""
+    return sum({item.position: item.images for row in rows for item in row.items}.values())
 
 
 class Packer:
     """Packs rows as full of tokens, and groups as full of images, as a bounded choice of samples allows.
 
-    Samples wait until there are more than `window` of their task. Then the oldest sample starts a row, together with
-    the other samples that leave the fewest tokens unused: the exact optimum over all subsets. Rows wait until there are
-    twice as many as a group has. Then the oldest row starts a group, together with the other rows that leave the
-    fewest images of the budget unused, again over all subsets. The oldest is always taken, so nothing waits for ever.
+    Records wait until there are more than `window` of their task. Then the oldest one starts a row, together with
+    others that leave the fewest tokens unused (an image more counts like `image_cost` unused tokens): the exact optimum
+    over all choices of the first k samples of every record, with k of at least one for the oldest.
+
+    Rows wait until there are three times as many as a group has. Then the oldest row starts a group, together with the
+    other rows that leave the fewest images of the budget unused. Of rows that share images with one another, the first
+    k are chosen; within these choices it is the exact optimum too. The oldest is always taken, so nothing waits for
+    ever.
 
     If the waiting rows have too many images for one group, the group has fewer rows.
 
@@ -57,41 +72,52 @@ class Packer:
       rows: per group.
       length: tokens per row.
       images: image budget of a group, and the limit of a row.
-      window: number of waiting samples of a task above which a row is chosen.
+      window: number of waiting records of a task above which a row is chosen.
+      image_cost: the tokens that a row may have less if it shows one image less. Every sample must have more tokens.
     """
 
-    def __init__(self, rows: int, length: int, images: int, window: int):
+    def __init__(self, rows: int, length: int, images: int, window: int, image_cost: int = 0):
         self._rows = rows
         self._length = length
         self._images = images
         self._window = window
+        self._image_cost = image_cost
         self._waiting: dict[str, list[Item]] = {}
         self._ready: list[Row] = []
 
-    def fits(self, item: Item) -> bool:
-        """Whether an empty row could hold the sample. A sample that does not fit must be dropped."""
-        return 0 < item.length <= self._length and item.images <= self._images
+    def add(self, item: Item) -> None:
+        """Takes the samples of a record, each of which must fit an empty row."""
+        self._waiting.setdefault(item.task, []).append(item)
+        while len(self._waiting[item.task]) > self._window:
+            self._ready.append(self._next_row(item.task))
 
-    def add(self, item: Item) -> list[Row] | None:
-        """Takes one sample that `fits`; returns a finished group of at most `rows` rows, or None."""
-        waiting = self._waiting.setdefault(item.task, [])
-        waiting.append(item)
-        if len(waiting) <= self._window:
+    def next_group(self) -> list[Row] | None:
+        """A finished group of at most `rows` rows, or None if more samples must be added first."""
+        if len(self._ready) < 3 * self._rows:
             return None
-        sizes = [(other.images, other.length) for other in waiting]
-        chosen = _best_subset(sizes, self._images, self._length, prefer_size=True)
-        self._ready.append(Row(tuple(waiting[k] for k in chosen)))
-        self._waiting[item.task] = [other for k, other in enumerate(waiting) if k not in chosen]
-        return self._next_group()
-
-    def _next_group(self) -> list[Row] | None:
-        if len(self._ready) < 2 * self._rows:
-            return None
-        sizes = [(1, row.images) for row in self._ready]
-        chosen = _best_subset(sizes, self._rows, self._images, prefer_size=False)
-        group = [self._ready[k] for k in chosen]
-        self._ready = [row for k, row in enumerate(self._ready) if k not in chosen]
+        clusters = _clusters(self._ready)
+        options = [[(k, images_of(cluster[:k])) for k in range(1, len(cluster) + 1)] for cluster in clusters]
+        chosen = _best_choice(options, self._rows, self._images)
+        group = [row for cluster, k in zip(clusters, chosen, strict=True) for row in cluster[:k]]
+        taken = {id(row) for row in group}
+        self._ready = [row for row in self._ready if id(row) not in taken]
         return group
+
+    def _next_row(self, task: str) -> Row:
+        waiting = self._waiting[task]
+        options = [_growing(item) for item in waiting]
+        chosen = _best_choice(options, self._images, self._length, cost=self._image_cost)
+        taken = []
+        left = []
+        for item, count in zip(waiting, chosen, strict=True):
+            rest: Item | None = item
+            if count:
+                head, rest = item.split(count)
+                taken.append(head)
+            if rest:
+                left.append(rest)
+        self._waiting[task] = left
+        return Row(tuple(taken))
 
     def held(self) -> list[Item]:
         """All samples that were added and not yet returned."""
@@ -100,77 +126,125 @@ class Packer:
         return [*in_rows, *waiting]
 
     def state(self) -> dict[str, Any]:
-        """The held samples as JSON values: their positions in the stream."""
-        return {
-            "waiting": {task: [item.position for item in items] for task, items in self._waiting.items()},
-            "ready": [[item.position for item in row.items] for row in self._ready],
-        }
+        """The held samples as JSON values: position, first, images and lengths of every item."""
 
-    def restore(self, state: dict[str, Any], item: Callable[[int], Item]) -> None:
-        """Continues after a `state`; `item` looks up the sample at a position in the stream."""
-        self._waiting = {
-            task: [item(position) for position in positions] for task, positions in state["waiting"].items()
-        }
-        self._ready = [Row(tuple(item(position) for position in positions)) for positions in state["ready"]]
+        def values(items: Sequence[Item]) -> list[list[int]]:
+            return [[item.position, item.first, item.images, *item.lengths] for item in items]
+
+        waiting = {task: values(items) for task, items in self._waiting.items()}
+        return {"waiting": waiting, "ready": [[row.items[0].task, values(row.items)] for row in self._ready]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues after a `state`."""
+
+        def items(task: str, values: Sequence[Sequence[int]]) -> list[Item]:
+            return [Item(position, task, tuple(lengths), images, first) for position, first, images, *lengths in values]
+
+        self._waiting = {task: items(task, values) for task, values in state["waiting"].items()}
+        self._ready = [Row(tuple(items(task, values))) for task, values in state["ready"]]
 
 
-def _best_subset(sizes: Sequence[tuple[int, int]], max_count: int, max_size: int, prefer_size: bool) -> list[int]:
-    """The best subset that contains the first item and keeps both sums within their limits.
+def _growing(item: Item) -> list[Sums]:
+    """The images and tokens of the first 1, 2, ... samples of an item."""
+    options = []
+    tokens = 0
+    for length in item.lengths:
+        tokens += length
+        options.append((item.images, tokens))
+    return options
 
-    Ties go to earlier items. Example: the items (1 image, 5 tokens), (1, 3), (2, 4) with at most 3 images and 9 tokens,
-    `prefer_size` set. The subsets with the first item and sums within the limits are [0] with the sums (1, 5), [0, 1]
-    with (2, 8) and [0, 2] with (3, 9). [0, 2] has most tokens.
+
+def _clusters(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows, together with those that share images with them, directly or over others; by their oldest row."""
+    clusters: list[list[tuple[int, Row]]] = []
+    cluster_of: dict[int, list[tuple[int, Row]]] = {}  # by the position of a record with images
+    for number, row in enumerate(rows):
+        positions = [item.position for item in row.items if item.images]
+        joined = [(number, row)]
+        for cluster in {id(cluster_of[p]): cluster_of[p] for p in positions if p in cluster_of}.values():
+            clusters = [other for other in clusters if other is not cluster]
+            joined += cluster
+        joined.sort(key=lambda pair: pair[0])
+        clusters.append(joined)
+        for _, member in joined:
+            cluster_of.update((item.position, joined) for item in member.items if item.images)
+    clusters.sort(key=lambda cluster: cluster[0][0])
+    return [[row for _, row in cluster] for cluster in clusters]
+
+
+def _best_choice(
+    options: Sequence[Sequence[Sums]], max_count: int, max_size: int, *, cost: int | None = None
+) -> list[int]:
+    """The best choice of at most one option per entry, with one of the first entry, and both sums within limits.
+
+    Ties go to earlier entries and to later options. Example: the entries [(1 image, 5 tokens)], [(1, 3)], [(2, 4)]
+    with at most 3 images and 9 tokens. The choices with the first entry are [1, 0, 0] with the sums (1, 5), [1, 1, 0]
+    with (2, 8) and [1, 0, 1] with (3, 9). The last has most tokens, but the second is better if an image costs two.
 
     Args:
-      sizes: (count, size) of each item.
+      options: (count, size) of every option of every entry.
       max_count: limit of the sum of counts.
       max_size: limit of the sum of sizes.
-      prefer_size: whether the largest sum of sizes is best, and then the largest sum of counts; else the other way.
+      cost: if it is given, the largest size less `cost` per count is best; else the largest count is, and then the
+        largest size.
 
     Returns:
-      The indices of the subset, ascending.
+      The number of the option chosen from every entry, from 1; 0 if none is.
     """
-    reachable = _reachable_sums(sizes, max_count, max_size)
+    reachable = _reachable_sums(options, max_count, max_size)
     sums = [(count, bits.bit_length() - 1) for count, bits in reachable[-1].items()]  # the largest size of every count
-    best = max(sums, key=lambda pair: (pair[1], pair[0])) if prefer_size else max(sums)
-    return _trace_back(sizes, reachable, best)
+
+    def rank(pair: Sums) -> Sums:
+        count, size = pair
+        return pair if cost is None else (size - cost * count, -count)
+
+    return _trace_back(options, reachable, max(sums, key=rank))
 
 
-def _reachable_sums(sizes: Sequence[tuple[int, int]], max_count: int, max_size: int) -> list[dict[int, int]]:
-    """The sums that subsets with the first item can have.
+def _reachable_sums(options: Sequence[Sequence[Sums]], max_count: int, max_size: int) -> list[dict[int, int]]:
+    """The sums that choices with the first entry can have.
 
     Returns:
-      For every k, the sums of subsets of the first k + 1 items: a map from count to a bitset of sizes, in which bit s
-      is set if a subset has this count and the size s. Adding an item to all subsets at once is a shift of the bitset.
-      In the example of `_best_subset` the last map is {1: 1 << 5, 2: 1 << 8, 3: 1 << 9}.
+      For every k, the sums of choices from the first k + 1 entries: a map from count to a bitset of sizes, in which bit
+      s is set if a choice has this count and the size s. Adding an option to all choices at once is a shift of the
+      bitset. In the example of `_best_choice` the last map is {1: 1 << 5, 2: 1 << 8, 3: 1 << 9}.
     """
     mask = (1 << max_size + 1) - 1  # drops sizes above the limit
-    first_count, first_size = sizes[0]
-    reachable = [{first_count: 1 << first_size}]
-    for item_count, item_size in sizes[1:]:
-        without_item = reachable[-1]
-        sums = dict(without_item)
-        for count, bits in without_item.items():
-            if count + item_count > max_count:
+    start: dict[int, int] = {}
+    for count, size in options[0]:
+        if count <= max_count and size <= max_size:
+            start[count] = start.get(count, 0) | 1 << size
+    reachable = [start]
+    for entry in options[1:]:
+        without_entry = reachable[-1]
+        sums = dict(without_entry)
+        for entry_count, entry_size in entry:
+            if entry_size > max_size:
                 continue
-            shifted = bits << item_size & mask
-            if shifted:
-                sums[count + item_count] = sums.get(count + item_count, 0) | shifted
+            for count, bits in without_entry.items():
+                if count + entry_count > max_count:
+                    continue
+                shifted = bits << entry_size & mask
+                if shifted:
+                    sums[count + entry_count] = sums.get(count + entry_count, 0) | shifted
         reachable.append(sums)
     return reachable
 
 
-def _trace_back(
-    sizes: Sequence[tuple[int, int]], reachable: Sequence[dict[int, int]], best: tuple[int, int]
-) -> list[int]:
-    """The items whose sums are `best`. An item is taken only if the items before it cannot reach the sums alone."""
+def _trace_back(options: Sequence[Sequence[Sums]], reachable: Sequence[dict[int, int]], best: Sums) -> list[int]:
+    """The choice whose sums are `best`. An entry is used only if the entries before it cannot reach the sums alone."""
     count, size = best
-    indices = []
-    for index in range(len(sizes) - 1, 0, -1):
-        bits_without_item = reachable[index - 1].get(count, 0)
-        if not bits_without_item >> size & 1:
-            indices.append(index)
-            item_count, item_size = sizes[index]
-            count -= item_count
-            size -= item_size
-    return [0, *reversed(indices)]
+    chosen = [0] * len(options)
+    for index in range(len(options) - 1, 0, -1):
+        before = reachable[index - 1]
+        if before.get(count, 0) >> size & 1:
+            continue
+        for number in range(len(options[index]), 0, -1):
+            option_count, option_size = options[index][number - 1]
+            if option_size <= size and before.get(count - option_count, 0) >> (size - option_size) & 1:
+                chosen[index] = number
+                count -= option_count
+                size -= option_size
+                break
+    chosen[0] = max(number for number, option in enumerate(options[0], start=1) if option == (count, size))
+    return chosen

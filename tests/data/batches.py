@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import threading
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,14 @@ def assert_equal(a: list[Batch], b: list[Batch]) -> None:
         for name, x, y in zip(Batch._fields, left, right, strict=True):
             np.testing.assert_array_equal(x, y, err_msg=name)
             assert x.dtype == y.dtype
+
+
+def wait_for_threads(count: int) -> None:
+    """Fails if more than `count` threads are left after a minute; Grain's readers end by themselves."""
+    deadline = time.monotonic() + 60
+    while threading.active_count() > count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= count
 
 
 class PackedSample(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import concurrent.futures
 import contextlib
 import dataclasses
 import html
@@ -14,21 +13,24 @@ import re
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
 import pytest
 from PIL import Image
 
+from qwenvl_jax.auditing.packing_preview import PackingPreview
 from qwenvl_jax.auditing.page import page
 from qwenvl_jax.auditing.samples import Audit, audit, draw
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.examples import Example, decode_images, make_example
+from qwenvl_jax.data.examples import Drawn, decode_images, make_example
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture import open_sources
+from qwenvl_jax.data.packed_groups import PackIterDataset
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import ExampleReader, Stream
+from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.html.style import PALETTE
 from qwenvl_jax.runtime.errors import UserError
@@ -39,36 +41,35 @@ from tests.data.source_files import write_jsonl
 QUERIES = 4
 
 
-class Recorder(ExampleReader):
-    """Notes what is read, in order, if read from one thread."""
+class Recorder(MixtureReader):
+    """Notes what is read, in order, if it is read from one thread."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.seen: list[tuple[int, int]] = []
 
-    def read(self, number: int, index: int) -> Example:
-        self.seen.append((number, index))
-        return super().read(number, index)
+    def read(self, source: int, number: int) -> Drawn:
+        self.seen.append((source, int(number)))
+        return super().read(source, number)
 
 
-def recorder_of(config: Config, tokenizer: Tokenizer) -> Recorder:
+def reader_of(config: Config, tokenizer: Tokenizer) -> Recorder:
     return Recorder(config.data, open_sources(config.data), tokenizer, QUERIES)
 
 
-def drawn_by_training(config: Config, tokenizer: Tokenizer, stream: int, steps: int) -> list[tuple[int, int]]:
-    """The samples that a stream takes in its first steps, by the code that training uses."""
-    examples_reader = recorder_of(config, tokenizer)
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        trained = Stream(examples_reader, stream, reader)
-        for _ in range(steps):
-            trained.next_part()
-        taken = sum(trained.counts()["read"])
-    return examples_reader.seen[:taken]
+def drawn_by_training(config: Config, tokenizer: Tokenizer, stream: int, groups: int) -> list[tuple[int, int]]:
+    """The records that a stream takes for its first groups of rows, by the code that training uses."""
+    reader = reader_of(config, tokenizer)
+    trained = PackIterDataset(reader, stream, grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).__iter__()
+    for _ in range(groups):
+        next(trained)
+    return reader.seen
 
 
 def first_drawn(config: Config, tokenizer: Tokenizer, count: int) -> list[tuple[int, int]]:
-    with contextlib.closing(draw(recorder_of(config, tokenizer))) as found:
-        return [(finding.source, finding.record) for finding in itertools.islice(found, count)]
+    with contextlib.closing(draw(reader_of(config, tokenizer), PackingPreview(config.data, QUERIES))) as drawn:
+        findings = itertools.chain.from_iterable(drawn)
+        return [(finding.source, finding.record) for finding in itertools.islice(findings, count)]
 
 
 def one_source(config: Config, folder: Path, records: list[Record], **changes: Any) -> Config:
@@ -90,10 +91,7 @@ def shape_of(points: str, style: str = "region", color: str = PALETTE[0]) -> str
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_draws_what_training_draws(run_config: Config, tokenizer: Tokenizer, tmp_path: Path, streams: int) -> None:
-    """Of every stream, in its order, over steps at which weights change, and the streams in turn.
-
-    Broken images keep their samples' positions in the rows; samples that do not fit, or are no records, have none.
-    """
+    """Of every stream, in its order, over times at which weights change, and the streams in turn."""
     records = [make_record("ref_grounding", k) for k in range(12)]
     for k in range(3):
         long, outside = ({**records[k].content, **new} for new in ({"phrase": "dog " * 300}, {"box": [0, 0, 99, 9]}))
@@ -103,13 +101,13 @@ def test_draws_what_training_draws(run_config: Config, tokenizer: Tokenizer, tmp
     broken = one_source(run_config, tmp_path, records, max_corrupt_share=1.0)
     first, second, *rest = run_config.data.mixture
     mixture = (
-        dataclasses.replace(first, schedule=((1.0, 0.0), (3.0, 40.0))),
-        dataclasses.replace(second, schedule=((2.0, 0.0),)),
+        dataclasses.replace(first, schedule=((30.0, 0.0), (90.0, 40.0))),
+        dataclasses.replace(second, schedule=((60.0, 0.0),)),
         *rest,
         dataclasses.replace(broken.data.mixture[0], weight=5.0),
     )
     config = with_data(broken, mixture=mixture, image_groups=2, streams=streams)
-    trained = [drawn_by_training(config, tokenizer, stream, 5) for stream in range(streams)]
+    trained = [drawn_by_training(config, tokenizer, stream, 40 // streams) for stream in range(streams)]
     together = [sample for turn in zip(*trained, strict=False) for sample in turn]
     assert len(together) > 100
     assert first_drawn(config, tokenizer, len(together)) == together
@@ -197,7 +195,12 @@ def test_dropped_and_corrupt_are_counted_and_named(run_config: Config, tokenizer
 
 def test_too_many_images_are_dropped(run_config: Config, tmp_path: Path) -> None:
     config = one_source(
-        run_config, tmp_path, [make_record("dialogue", k) for k in range(5)], images_per_row=0.25, image_groups=4
+        run_config,
+        tmp_path,
+        [make_record("dialogue", k) for k in range(5)],
+        images_per_row=0.25,
+        image_groups=4,
+        long_samples="drop",
     )
     assert config.data.group_images == 1
     numbers = audit(config, 10, 1).numbers

@@ -22,7 +22,7 @@ from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import TOKEN_ARRAYS, Record
-from qwenvl_jax.data.stream import ExampleReader
+from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.data import damage
@@ -92,10 +92,11 @@ def test_hosts_that_build_the_same_stream_agree_on_damaged_records(
 @pytest.mark.parametrize("bad", sorted(BAD - {20, 22}))
 def test_the_error_names_source_and_record(run_config: Config, tokenizer: Tokenizer, damaged: Path, bad: int) -> None:
     data = mixture_of(run_config, {"bad": damaged}, "caption").data
-    examples_reader = ExampleReader(data, [RecordReader(damaged)], tokenizer, QUERIES)
-    with pytest.raises(UserError, match=f"record {bad} of source 'bad'"):
-        examples_reader.read(0, bad)
-    assert examples_reader.read(0, 0).record_id == "caption0"
+    reader = MixtureReader(data, [RecordReader(damaged)], tokenizer, QUERIES)
+    drawn = reader.tokenize(reader.read(0, bad))
+    assert drawn.unreadable
+    assert drawn.message.startswith(f"record {bad} of source 'bad'")
+    assert reader.tokenize(reader.read(0, 0)).examples[0].record_id == "caption0"
 
 
 class Failing:
@@ -133,10 +134,8 @@ def test_what_could_not_be_read_ends_the_run_and_is_never_counted(
 ) -> None:
     write_records(tmp_path / "records", {"train": [make_record("caption", k) for k in range(60)]}, name="only")
     config = mixture_of(run_config, {"only": tmp_path / "records"}, "caption", max_corrupt_share=1.0)
-    examples_reader = ExampleReader(
-        config.data, [cast(Source, Failing(tmp_path / "records", error))], tokenizer, QUERIES
-    )
-    with Loader(examples_reader, range(config.data.streams), 2) as loader:
+    reader = MixtureReader(config.data, [cast(Source, Failing(tmp_path / "records", error))], tokenizer, QUERIES)
+    with Loader(reader, range(config.data.streams), 2) as loader:
         with pytest.raises((StorageError, MemoryError), match=expected):
             for _ in range(30):
                 next(loader)
@@ -158,8 +157,10 @@ def test_a_held_sample_that_is_damaged_while_the_run_stands_still_leaves_its_pla
         state = json.loads(json.dumps(loader.state()))
         expected = [next(loader) for _ in range(3)]
         before = loader.counters()
-    held = [index for own in state["streams"].values() for _, _, index, _, _ in own["held"]]
-    broken, longer = held[:2]
+    reader = MixtureReader(config.data, [RecordReader(folder)], tokenizer, QUERIES)
+    ready = state["streams"]["0"]["packer"]["ready"]
+    held = [position for _, row in ready for position, *_ in row]
+    broken, longer = (reader.stream(0)[position].number for position in held[:2])
     payloads = [*map(encode_record, records)]
     payloads[broken] = payloads[broken][:30]
     payloads[longer] = encode_record(dataclasses.replace(records[longer], content={"caption": "a dog " * 9}))
@@ -257,7 +258,7 @@ def test_a_source_that_loses_more_than_a_twentieth_gets_a_line(
     long = dataclasses.replace(make_record("text", 0), content={"text": "dog " * 300})
     folder = tmp_path / "records"
     write_records(folder, {"train": [long, *(make_record("text", k) for k in range(3))]}, name="records")
-    with make_loader(mixture_of(run_config, {"long": folder}, "text"), tokenizer) as loader:
+    with make_loader(mixture_of(run_config, {"long": folder}, "text", long_samples="drop"), tokenizer) as loader:
         for _ in range(8):
             next(loader)
     [line] = [line for line in capsys.readouterr().out.splitlines() if "do not fit" in line]

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.loader import join_states, make_loader
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.record_writer import write_records
@@ -85,17 +84,36 @@ def test_hosts_can_compare_what_their_streams_depend_on(run_config: Config, toke
     assert all(isinstance(value, str) for value in a.facts().values())
 
 
-def test_a_place_written_before_records_were_compared_is_still_taken(run_config: Config, tokenizer: Tokenizer) -> None:
-    """Its twelve digits stand for config, lengths and a probe of the vocabulary."""
-    state = state_of(run_config, tokenizer)
+@pytest.mark.parametrize("facts", [{}, {"the code that builds the stream": "1", "config.data": "0"}])
+def test_a_position_of_an_earlier_version_is_refused_in_one_sentence(
+    run_config: Config, tokenizer: Tokenizer, facts: dict[str, str]
+) -> None:
+    """Those of before there were facts, too."""
     with make_loader(run_config, tokenizer) as loader:
-        del state["facts"]
-        data, lengths = run_config.data, [23] * len(run_config.data.mixture)
-        state["stream"] = fingerprint.digest_before_facts(data, lengths, tokenizer, QUERIES)
-        loader.restore(state)
+        state = {**loader.state(), "facts": facts}
+        if not facts:
+            del state["facts"]
+        with pytest.raises(UserError, match="another stream: since then the code that builds the stream changed"):
+            loader.restore(state)
+
+
+def test_image_groups_may_be_shared_out_among_other_microbatches(run_config: Config, tokenizer: Tokenizer) -> None:
+    """A run continues with another accumulation if its image groups keep their rows and images."""
+    first = with_data(run_config, rows_per_step=16, accumulation=2, image_groups=4, streams=2)
+    second = with_data(first, accumulation=4, image_groups=2)
+    assert (first.data.group_rows, first.data.group_images) == (second.data.group_rows, second.data.group_images)
+    with make_loader(first, tokenizer) as loader:
         next(loader)
-    other = with_data(run_config, seed=9)
-    with make_loader(other, tokenizer) as loader, pytest.raises(UserError, match="another stream"):
+        state = loader.state()
+        expected = next(loader)
+    with make_loader(second, tokenizer) as loader:
+        loader.restore(state)
+        batch = next(loader)
+    assert batch.tokens.shape == (4, 4, 160)
+    rows = [batch.tokens.reshape(-1, 160), expected.tokens.reshape(-1, 160)]
+    assert {row.tobytes() for row in rows[0]} == {row.tobytes() for row in rows[1]}
+    other = with_data(first, image_groups=2)
+    with make_loader(other, tokenizer) as loader, pytest.raises(UserError, match=r"since then config\.data changed"):
         loader.restore(state)
 
 

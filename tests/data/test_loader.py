@@ -23,7 +23,7 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import TOKEN_ARRAYS, Batch, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
-from tests.data.batches import KnownExamples, assert_equal, assert_is_example, packed_samples, take
+from tests.data.batches import KnownExamples, assert_equal, assert_is_example, packed_samples, take, wait_for_threads
 from tests.data.record_samples import make_record, with_content, with_data
 
 
@@ -163,10 +163,18 @@ def test_the_state_is_small_and_late_positions_are_as_near(run_config: Config, t
         state = loader.state()
         stream_state = state["streams"]["0"]
         assert len(json.dumps(stream_state)) < 4096
-        stream_state["sampler"]["drawn"] = [10**9] * 8
+        stream_state["next"] = 10**12
         loader.restore(state)
         next(loader)
         assert min(loader.counters()["epochs"].values()) >= 0
+
+
+def held_samples(stream_state: dict[str, Any]) -> int:
+    """The samples of a stream that wait for a row or in a row."""
+    packer = stream_state["packer"]
+    items = [item for items in packer["waiting"].values() for item in items]
+    items += [item for _, row in packer["ready"] for item in row]
+    return sum(len(lengths) for _, _, _, *lengths in items)
 
 
 def test_every_record_once_per_epoch(run_config: Config, tokenizer: Tokenizer) -> None:
@@ -179,7 +187,7 @@ def test_every_record_once_per_epoch(run_config: Config, tokenizer: Tokenizer) -
             seen.update(sample.tokens_L.tobytes() for sample in packed_samples(next(loader)))
         assert stream_state["next"] < 46
         assert max(seen.values()) <= 2  # at most two epochs begun
-        assert sum(seen.values()) + len(stream_state["held"]) == stream_state["next"]
+        assert sum(seen.values()) + held_samples(stream_state) == stream_state["next"]
         counters = loader.counters()
         assert counters["seen"] == {"vqa": sum(seen.values())}
         assert counters["epochs"] == {"vqa": round(stream_state["next"] / 23, 4)}
@@ -194,7 +202,7 @@ def test_counters(run_config: Config, tokenizer: Tokenizer) -> None:
     assert counters["tokens"] == sum(int((batch.segment_ids > 0).sum()) for batch in batches)
     assert counters["targets"] == sum(int(batch.loss_mask.sum()) for batch in batches)
     assert counters["token_fill"] == counters["tokens"] / sum(batch.tokens.size for batch in batches)
-    assert 0.3 < counters["image_fill"] <= 1 and 0.6 < counters["token_fill"] <= 1
+    assert 0.2 < counters["image_fill"] <= 1 and 0.6 < counters["token_fill"] <= 1
     assert sum(counters["seen"].values()) == sum(len(packed_samples(batch)) for batch in batches)
     assert set(counters["seen"]) == {source.name for source in run_config.data.mixture}
 
@@ -207,7 +215,8 @@ def one_source(config: Config, tmp_path: Path, records: list[Record], **changes:
 
 def test_long_samples_are_dropped_and_counted(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
     long = dataclasses.replace(make_record("text", 0), content={"text": "dog " * 300})
-    config = one_source(run_config, tmp_path, [*(make_record("text", k) for k in range(5)), long])
+    records = [*(make_record("text", k) for k in range(5)), long]
+    config = one_source(run_config, tmp_path, records, long_samples="drop")
     with make_loader(config, tokenizer) as loader:
         next(loader)
         counters = loader.counters()
@@ -216,7 +225,7 @@ def test_long_samples_are_dropped_and_counted(run_config: Config, tokenizer: Tok
 
 
 def test_a_source_that_never_fits_is_refused(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    config = one_source(run_config, tmp_path, [make_record("dialogue", 0)], sequence_length=60)
+    config = one_source(run_config, tmp_path, [make_record("dialogue", 0)], sequence_length=20)
     with make_loader(config, tokenizer) as loader, pytest.raises(UserError, match="no sample of source 'only' fits"):
         next(loader)
 
@@ -331,7 +340,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(
 def test_closing_ends_the_threads(run_config: Config, tokenizer: Tokenizer) -> None:
     before = threading.active_count()
     take(run_config, tokenizer, 2)
-    assert threading.active_count() == before
+    wait_for_threads(before)
 
 
 def test_a_loader_left_open_does_not_disturb_the_exit(run_config: Config) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import collections
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwenvl_jax import config as schema
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.mixture import Sampler, check_schedules, open_sources, weights_at
+from qwenvl_jax.data.mixture import Mixture, check_schedules, open_sources
+from qwenvl_jax.data.readers.source import Source
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.data.stream import MixtureReader
+from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
-from tests.data.record_samples import with_data
+from tests.data.record_samples import make_record, with_data
 
 SOURCES = [
     SourceConfig("a", "caption", "", 19.7),
@@ -24,10 +30,36 @@ SOURCES = [
 LENGTHS = [1000, 700, 5000]
 
 
-def draws(count: int, sources: list[SourceConfig] = SOURCES, **changes: Any) -> list[tuple[int, int]]:
-    arguments = {"lengths": LENGTHS, "seed": 3, "stream": 0, "streams": 1, **changes}
-    sampler = Sampler(sources, **arguments)
-    return [sampler.draw(0) for _ in range(count)]
+class Numbered:
+    """Records of which only the number matters."""
+
+    def __init__(self, length: int, samples: int = 0):
+        self._length = length
+        self.samples = samples or length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        return make_record("text", index % 7)
+
+
+def draws(
+    count: int,
+    sources: Sequence[SourceConfig] = SOURCES,
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    first: int = 0,
+    stream: int = 0,
+    streams: int = 1,
+    seed: int = 3,
+) -> list[tuple[int, int]]:
+    """The source and the record of positions of a stream, from `first` on."""
+    data = schema.DataConfig(tuple(sources), 28, 160, 8, 1, 4.0, 3, seed, streams, streams)
+    readers = [cast(Source, Numbered(length)) for length in lengths]
+    dataset = MixtureReader(data, readers, cast(Tokenizer, None), 4).stream(stream)
+    drawn = (dataset[position] for position in range(first, first + count))
+    return [(each.source, each.number) for each in drawn]
 
 
 def test_weights_and_epochs() -> None:
@@ -53,41 +85,83 @@ def test_streams_share_an_epoch(streams: int, seed: int) -> None:
     assert len({tuple(source for source, _ in part) for part in parts}) == streams
 
 
-def test_same_seed_same_draws_and_state() -> None:
+def test_same_seed_same_draws_at_any_position() -> None:
     drawn = draws(300)
     assert draws(300) == drawn and draws(300, seed=4) != drawn
-    sampler = Sampler(SOURCES, LENGTHS, 3, 0, 1)
-    for _ in range(100):
-        sampler.draw(0)
-    state = json.loads(json.dumps(sampler.state()))
-    other = Sampler(SOURCES, LENGTHS, 3, 0, 1)
-    other.restore(state)
-    assert [other.draw(0) for _ in range(200)] == drawn[100:]
-    state["drawn"] = [10**11] * 3
-    other.restore(state)
-    assert other.draw(0)[1] < 5000  # a late place costs no more than an early one
+    assert draws(200, first=100) == drawn[100:]
+    late = draws(5, first=10**12)  # costs no more than an early one
+    assert late == draws(6, first=10**12 - 1)[1:]
 
 
 def test_adding_a_source_keeps_the_order_of_the_others() -> None:
     more, lengths = [SourceConfig("z", "ocr", "", 5.0), *SOURCES], [50, *LENGTHS]
     before = [index for source, index in draws(400) if source == 1][:30]
-    assert [index for source, index in draws(400, more, lengths=lengths) if source == 2][:30] == before
+    assert [index for source, index in draws(400, more, lengths) if source == 2][:30] == before
 
 
-def test_weights_follow_their_schedule() -> None:
+SHARES = st.lists(st.floats(0.01, 100), min_size=1, max_size=6)
+
+
+@given(SHARES, st.integers(0, 3), st.integers(1, 5), st.integers(0, 10**10))
+@settings(deadline=None, max_examples=30)
+def test_shares_hold_at_any_time_and_no_draw_is_left_out(
+    weights: list[float], stream: int, streams: int, first: int
+) -> None:
+    sources = [SourceConfig(str(number), "text", "", weight) for number, weight in enumerate(weights)]
+    mixture = Mixture(sources, [1.0] * len(sources), 5, stream, streams)
+    shares = np.array(weights) / sum(weights)
+    start = np.zeros(len(sources), int)
+    if first:
+        for position in range(first - 4000, first):  # long enough for most of the sources
+            source, count = mixture[max(0, position)]
+            start[source] = count + 1
+    counted = start.copy()
+    for position in range(first, first + 2500):
+        source, count = mixture[position]
+        assert count == counted[source] or (first and counted[source] == 0)
+        counted[source] = count + 1
+    if not first or start.all():
+        assert np.abs(counted - shares * (first + 2500)).max() < 2 + 1e-9 * first
+
+
+def test_records_of_several_samples_are_drawn_less_often() -> None:
+    sources = [SourceConfig("pages", "ocr", "", 1.0), SourceConfig("regions", "vqa", "", 1.0)]
+    mixture = Mixture(sources, [1.0, 4.0], 3, 0, 1)
+    drawn = collections.Counter(mixture[position][0] for position in range(1000))
+    assert abs(drawn[0] - 800) < 2  # 800 samples of the first and 4 * 200 of the second
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_weights_follow_their_schedule(streams: int) -> None:
     sources = [
         SourceConfig("a", "caption", "", 3.0),
-        SourceConfig("b", "vqa", "", 0.0, ((10, 0.0), (20, 3.0))),
-        SourceConfig("c", "text", "", 6.0, ((20, 0.0),)),
+        SourceConfig("b", "vqa", "", 0.0, ((1000, 0.0), (2000, 3.0))),
+        SourceConfig("c", "text", "", 6.0, ((2000, 0.0),)),
     ]
-    check_schedules(sources)
-    assert weights_at(sources, 0) == [1 / 3, 0, 2 / 3]
-    assert weights_at(sources, 15) == [3 / 6, 1.5 / 6, 1.5 / 6]
-    assert weights_at(sources, 20) == weights_at(sources, 999) == [1 / 2, 1 / 2, 0]
-    sampler = Sampler(sources, LENGTHS, 3, 0, 1)
-    for step, wanted in ((0, [100, 0, 200]), (20, [150, 150, 0])):
-        counts = collections.Counter(sampler.draw(step)[0] for _ in range(300))
-        assert all(abs(counts[number] - count) <= 1 for number, count in enumerate(wanted))
+    mixture = Mixture(sources, [1.0, 1.0, 1.0], 3, 0, streams)
+    drawn = [mixture[position][0] for position in range(3000 // streams)]
+
+    def counts(start: int, stop: int) -> list[int]:
+        part = drawn[start // streams : stop // streams]
+        return [part.count(number) * streams for number in range(3)]
+
+    # At 0, 1000 and 2000 samples the shares are (1/3, 0, 2/3), (1/2, 0, 1/2) and (1/2, 1/2, 0), linear between these.
+    for start, stop, wanted in (
+        (0, 1000, (416.7, 0, 583.3)),
+        (1000, 2000, (500, 250, 250)),
+        (2000, 3000, (500, 500, 0)),
+        (1400, 1600, (100, 50, 50)),
+    ):
+        assert counts(start, stop) == pytest.approx(wanted, abs=2.1 * streams)
+
+
+def test_the_time_of_a_schedule_is_in_samples() -> None:
+    sources = [SourceConfig("a", "vqa", "", 1.0, ((1000, 0.0),)), SourceConfig("b", "text", "", 1.0)]
+    mixture = Mixture(sources, [5.0, 1.0], 3, 0, 1)
+    drawn = [mixture[position][0] for position in range(2000)]
+    last = max(position for position, source in enumerate(drawn) if source == 0)
+    samples = sum((5, 1)[source] for source in drawn[: last + 1])
+    assert 900 < samples < 1010
 
 
 @pytest.mark.parametrize(
@@ -97,7 +171,7 @@ def test_weights_follow_their_schedule() -> None:
         (((0, 1.0),), "must be pairs"),
         (((5, -1.0),), "must be pairs"),
         (((5,),), "must be pairs"),
-        (((5, 0.0),), "no source of config.data.mixture has any weight at step 5"),
+        (((5, 0.0),), "no source of config.data.mixture has any weight after 5 samples"),
     ],
 )
 def test_schedules_that_are_none(schedule: tuple[tuple[float, ...], ...], message: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import io
 import os
@@ -23,7 +21,7 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 from tests.data import damage
-from tests.data.batches import assert_equal, take
+from tests.data.batches import assert_equal, take, wait_for_threads
 from tests.data.record_samples import encoded_image, make_record, mixture_of, with_content, with_data
 from tests.data.source_files import write_jsonl
 
@@ -100,7 +98,7 @@ def test_a_picture_that_keeps_its_decoder_busy_costs_workers_and_not_the_run(
             workers.update(loader.workers())
         assert counts["corrupt"]["only"] == 1
         assert len(workers) >= 2
-        assert loader._errors[0].endswith("it is not decoded after 5 seconds of processor time")
+        assert loader.errors()[0].endswith("it is not decoded after 5 seconds of processor time")
         count = counts["batches"]
     records[5] = dataclasses.replace(records[5], images=(b"no picture",))
     write_records(folder, {"train": records}, name="records")
@@ -139,18 +137,21 @@ def test_closing_does_not_wait_for_a_picture_that_hangs(
     threads = threading.active_count()
     with make_loader(config, tokenizer) as loader:
 
-        def run() -> None:
-            with contextlib.suppress(concurrent.futures.CancelledError):
-                next(loader)
+        def interrupt() -> None:
+            deadline = time.monotonic() + 60
+            while not loader.workers() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(1)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-        thread = threading.Thread(target=run, daemon=True)
+        thread = threading.Thread(target=interrupt)
         thread.start()
-        deadline = time.monotonic() + 60
-        while not (workers := loader.workers()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(1)
-    thread.join(30)
-    assert workers and not thread.is_alive() and threading.active_count() == threads
+        with pytest.raises(KeyboardInterrupt):
+            next(loader)
+        started = time.monotonic()
+    thread.join()
+    assert time.monotonic() - started < 30  # the picture would take 60 seconds of processor time, twice
+    wait_for_threads(threads)
 
 
 def test_a_process_without_memory_is_not_the_fault_of_a_picture(

@@ -184,6 +184,8 @@ class DecodePool:
         """
         if not images:
             return finished("")
+        if self._ending.is_set():
+            return finished("the decoder was closed")
         if buffer is None:
             return self._threads.submit(decode_all, images, stated, pixels_IHWC[first:], self._draft)
         return self._threads.submit(self._remotely, images, stated, buffer, first)

@@ -1,0 +1,292 @@
+"""The pipeline as a composition of Grain datasets: Grain's tools, errors, transformations, and shared pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import pytest
+
+from qwenvl_jax.config import Config, SourceConfig
+from qwenvl_jax.data.examples import decode_images
+from qwenvl_jax.data.loader import Loader, make_loader
+from qwenvl_jax.data.pipeline import pipeline
+from qwenvl_jax.data.readers.record_folder import RecordReader
+from qwenvl_jax.data.record_writer import write_records
+from qwenvl_jax.data.schema import Record, samples_of
+from qwenvl_jax.data.stream import MixtureReader
+from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.runtime.errors import StorageError, UserError
+from tests.data.batches import QUERIES, assert_equal, packed_samples, take
+from tests.data.record_samples import content, make_record, mixture_of, with_content, with_data
+
+
+def test_it_is_iterated_without_a_loader(run_config: Config, tokenizer: Tokenizer) -> None:
+    batches = []
+    for batch in pipeline(run_config):
+        batches.append(batch)
+        if len(batches) == 3:
+            break
+    assert_equal(batches, take(run_config, tokenizer, 3))
+
+
+def test_grain_finds_it_restorable(run_config: Config) -> None:
+    """Grain's own check restores the pipeline at every state."""
+    dataset = pipeline(with_data(run_config, rows_per_step=8, image_groups=2, streams=2))
+    grain.experimental.assert_equal_output_after_checkpoint(grain.experimental.LimitIterDataset(dataset, 4))
+
+
+def test_grain_can_debug_it(run_config: Config, tokenizer: Tokenizer) -> None:
+    options = grain.experimental.DatasetOptions(
+        execution_tracking_mode=grain.experimental.ExecutionTrackingMode.STAGE_TIMING
+    )
+    dataset = grain.experimental.WithOptionsIterDataset(pipeline(run_config), options)
+    iterator = dataset.__iter__()
+    assert_equal([next(iterator) for _ in range(2)], take(run_config, tokenizer, 2))
+    iterator.close()
+
+
+class Interrupted:
+    """Records of which one cannot be read once."""
+
+    def __init__(self, folder: Path):
+        self._reader = RecordReader(folder)
+        self.samples = len(self._reader)
+        self.fails = True
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def digest(self) -> str:
+        return self._reader.digest()
+
+    def findings(self) -> Any:
+        return self._reader.findings()
+
+    def __getitem__(self, index: int) -> Record:
+        if index == 11 and self.fails:
+            self.fails = False
+            raise OSError(5, "Input/output error")
+        return self._reader[index]
+
+
+def test_after_a_failed_read_there_is_no_other_data(
+    run_config: Config, tokenizer: Tokenizer, record_folders: Path
+) -> None:
+    """Grain would go on with the next record, silently. The same command continues with the right one."""
+    config = mixture_of(run_config, {"only": record_folders / "caption"}, "caption")
+    expected = take(config, tokenizer, 12)
+    source = Interrupted(record_folders / "caption")
+    mixture = MixtureReader(config.data, [source], tokenizer, QUERIES)
+    with Loader(mixture, [0], 1) as loader:
+        states = [loader.state()]
+        batches = []
+        with pytest.raises(StorageError, match="record 11 of source 'only' could not be read"):
+            for _ in range(12):
+                batches.append(next(loader))
+                states.append(loader.state())
+        for _ in range(2):
+            with pytest.raises(StorageError, match="record 11"):
+                next(loader)
+        loader.restore(states[-1])
+        batches += [next(loader) for _ in range(12 - len(batches))]
+    assert_equal(batches, expected)
+
+
+def pages(count: int, regions: int) -> list[Record]:
+    """Pictures with several regions each; a region's name says which picture it belongs to."""
+    records = []
+    for k in range(count):
+        record = make_record("ref_grounding", k)
+        phrases = [{"phrase": f"region {k} {n}", "box": [n, 1, 20, 20]} for n in range(1 + (k + regions) % regions)]
+        records.append(with_content(record, {"annotations": phrases, "width": 28, "height": 28}))
+    return records
+
+
+def test_samples_of_one_record_show_one_picture(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Within an image group a picture has one slot, whatever rows its samples are in; every sample is taught once."""
+    records = pages(40, 9)
+    write_records(tmp_path / "pages", {"train": records}, name="pages")
+    config = mixture_of(
+        run_config, {"pages": tmp_path / "pages"}, "ref_grounding", rows_per_step=8, image_groups=2, images_per_row=1.5
+    )
+    by_tokens = {}
+    mixture = MixtureReader(config.data, [RecordReader(tmp_path / "pages")], tokenizer, QUERIES)
+    for index in range(len(records)):
+        for example in mixture.tokenize(mixture.read(0, index)).examples:
+            by_tokens[example.tokens.tokens_L.tobytes()] = (index, example)
+    taught: dict[bytes, int] = {}
+    with make_loader(config, tokenizer) as loader:
+        while loader.counters()["epochs"]["pages"] < 1:
+            batch = next(loader)
+            shown: dict[tuple[int, int, int], set[int]] = {}
+            for sample in packed_samples(batch):
+                index, example = by_tokens[sample.tokens_L.tobytes()]
+                taught[sample.tokens_L.tobytes()] = taught.get(sample.tokens_L.tobytes(), 0) + 1
+                group = sample.row // config.data.group_rows
+                image = sample.slots[0] // QUERIES
+                shown.setdefault((sample.microbatch, group, index), set()).add(image)
+                pixels = batch.images[sample.microbatch, group * config.data.group_images + image]
+                [expected] = decode_images(example.images, 28)
+                np.testing.assert_array_equal(pixels, expected)
+            assert all(len(images) == 1 for images in shown.values())
+        counters = loader.counters()
+    samples = sum(taught.values())
+    assert counters["images"] + counters["shared"] == counters["seen"]["pages"] == samples
+    assert counters["images"] < 0.6 * samples
+    assert counters["image_fill"] <= 1
+
+
+def test_shares_count_samples(run_config: Config, tokenizer: Tokenizer, tmp_path: Path, record_folders: Path) -> None:
+    """Also if one source has many samples per record and the other has one."""
+    records = pages(30, 12)
+    per_record = sum(len(samples_of(record)) for record in records) / 30
+    assert per_record > 5
+    write_records(tmp_path / "pages", {"train": records}, name="pages")
+    sources = (
+        SourceConfig("pages", "ref_grounding", str(tmp_path / "pages"), 1.0),
+        SourceConfig("captions", "caption", str(record_folders / "caption"), 1.0),
+    )
+    with make_loader(with_data(run_config, mixture=sources), tokenizer) as loader:
+        while loader.counters()["epochs"]["pages"] < 8:
+            next(loader)
+        seen = loader.counters()["seen"]
+    assert seen["pages"] / seen["captions"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_broken_picture_costs_all_its_samples(run_config: Config, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    records = pages(20, 6)
+    records[3] = dataclasses.replace(records[3], images=(b"no picture",))
+    write_records(tmp_path / "pages", {"train": records}, name="pages")
+    config = mixture_of(run_config, {"pages": tmp_path / "pages"}, "ref_grounding", max_corrupt_share=0.9)
+    with make_loader(config, tokenizer) as loader:
+        batches = []
+        while loader.counters()["epochs"]["pages"] < 3:
+            batches.append(next(loader))
+        counters = loader.counters()
+    broken = len(samples_of(records[3]))
+    assert counters["corrupt"]["pages"] % broken == 0 and counters["corrupt"]["pages"] > 0
+    assert counters["seen"]["pages"] == sum(len(packed_samples(batch)) for batch in batches)
+
+
+def test_a_run_stopped_between_samples_of_one_record_continues_alike(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    write_records(tmp_path / "pages", {"train": pages(15, 20)}, name="pages")
+    config = mixture_of(run_config, {"pages": tmp_path / "pages"}, "ref_grounding", packing_window=1)
+    with make_loader(config, tokenizer) as loader:
+        states, batches = [loader.state()], []
+        for _ in range(8):
+            batches.append(next(loader))
+            states.append(json.loads(json.dumps(loader.state())))
+    rows = [row for state in states for _, row in state["streams"]["0"]["packer"]["ready"]]
+    assert any(first for row in rows for _, first, *_ in row), "some record is held in part"
+    for number, state in enumerate(states):
+        with make_loader(config, tokenizer) as loader:
+            loader.restore(state)
+            assert_equal([next(loader) for _ in batches[number:]], batches[number:])
+            assert loader.state() == states[-1]
+
+
+class Flip(grain.transforms.RandomMap):
+    """Changes captions by chance."""
+
+    def random_map(self, record: Record, rng: np.random.Generator) -> Record:
+        return with_content(record, {"caption": f"{rng.integers(1000)} dogs"})
+
+
+class OnlyEven(grain.transforms.Filter):
+    """Keeps every second record."""
+
+    def filter(self, record: Record) -> bool:
+        return int(record.id.removeprefix("caption")) % 2 == 0
+
+
+class Shout(grain.transforms.Map):
+    """Fails on one record."""
+
+    def map(self, record: Record) -> Record:
+        if record.id == "caption4":
+            raise KeyError("volume")
+        return with_content(record, {"caption": content(record)["caption"].upper()})
+
+
+class Numbers(grain.transforms.Map):
+    """No records."""
+
+    def map(self, record: Record) -> int:
+        return 7
+
+
+NOT_A_TRANSFORMATION = 3
+
+
+def transformed(config: Config, folders: Path, *names: str, **changes: Any) -> Config:
+    names = tuple(f"{__name__}.{name}" for name in names)
+    return mixture_of(config, {"only": folders / "caption"}, "caption", transformations=names, **changes)
+
+
+def test_transformations_are_part_of_the_stream(run_config: Config, tokenizer: Tokenizer, record_folders: Path) -> None:
+    """In order, the same after a restart and on any number of hosts."""
+    config = transformed(run_config, record_folders, "OnlyEven", "Flip", streams=2, image_groups=2)
+    with make_loader(config, tokenizer) as loader:
+        batches = [next(loader) for _ in range(2)]
+        state = loader.state()
+        batches += [next(loader) for _ in range(3)]
+        counters = loader.counters()
+    texts = [tokenizer.decode(sample.tokens_L) for batch in batches for sample in packed_samples(batch)]
+    assert all(" dogs" in text for text in texts)
+    assert len(set(texts)) > 0.5 * len(texts)
+    assert counters["filtered"]["only"] == pytest.approx(11 / 23 * counters["epochs"]["only"] * 23, abs=12)
+    parts = []
+    for stream in (0, 1):
+        with make_loader(config, tokenizer, streams=[stream]) as loader:
+            loader.restore(state)
+            parts.append([next(loader).tokens for _ in range(3)])
+    for number, batch in enumerate(batches[2:]):
+        joined = np.concatenate([part[number] for part in parts], 1)
+        np.testing.assert_array_equal(joined, batch.tokens)
+    with (
+        make_loader(
+            transformed(run_config, record_folders, "OnlyEven", streams=2, image_groups=2), tokenizer
+        ) as loader,
+        pytest.raises(UserError, match=r"since then config\.data changed"),
+    ):
+        loader.restore(state)
+
+
+def test_a_transformation_that_fails_costs_its_record(
+    run_config: Config, tokenizer: Tokenizer, record_folders: Path
+) -> None:
+    with make_loader(transformed(run_config, record_folders, "Shout"), tokenizer) as loader:
+        while loader.counters()["epochs"]["only"] < 3:
+            next(loader)
+        assert loader.counters()["corrupt"]["only"] == pytest.approx(3, abs=1)
+        [error] = loader.errors()
+    assert f"the transformation {__name__}.Shout fails on record 'caption4' (KeyError: 'volume')" in error
+
+
+def test_a_transformation_that_gives_something_else_ends_the_run(
+    run_config: Config, tokenizer: Tokenizer, record_folders: Path
+) -> None:
+    config = transformed(run_config, record_folders, "Numbers", max_corrupt_share=0.01)
+    with make_loader(config, tokenizer) as loader, pytest.raises(UserError, match="it gives int instead of a Record"):
+        next(loader)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Missing", "cannot be loaded .AttributeError"),
+        ("NOT_A_TRANSFORMATION", "is no Map, RandomMap or Filter"),
+    ],
+)
+def test_a_transformation_must_be_one_of_grain(
+    run_config: Config, tokenizer: Tokenizer, record_folders: Path, name: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_loader(transformed(run_config, record_folders, name), tokenizer)
