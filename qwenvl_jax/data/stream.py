@@ -43,7 +43,7 @@ class MixtureReader:
         self.data = data
         self.queries = queries
         self.records = [len(source) for source in sources]
-        self.samples = [getattr(source, "samples", len(source)) for source in sources]
+        self.samples = [source.samples for source in sources]
         self._sources = sources
         self._tokenizer = tokenizer
 

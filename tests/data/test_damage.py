@@ -104,6 +104,7 @@ class Failing:
 
     def __init__(self, folder: Path, error: Callable[[], BaseException]):
         self._reader, self._error = RecordReader(folder), error
+        self.samples = self._reader.samples
 
     def __len__(self) -> int:
         return len(self._reader)
