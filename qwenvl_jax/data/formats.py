@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.annotations import ANNOTATIONS
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import TASKS, Record
-from qwenvl_jax.data.tasks import ANNOTATIONS, PROMPT_STYLES, RECORD_TASKS, RecordTask
+from qwenvl_jax.data.tasks import PROMPT_STYLES, RECORD_TASKS, RecordTask
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
+from qwenvl_jax.data.annotations import ANNOTATIONS, contents_of
 from qwenvl_jax.data.dialogues import THOUSANDTHS
-from qwenvl_jax.data.tasks import ANNOTATIONS, RECORD_TASKS, Content, check_content, contents_of
+from qwenvl_jax.data.tasks import RECORD_TASKS, Content, check_content
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 TASKS = tuple(RECORD_TASKS)

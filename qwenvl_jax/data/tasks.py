@@ -4,8 +4,7 @@ Pre-training tasks follow Box B.1 of the paper: a prompt without loss, then the 
 Evaluation prompts are the strings of the released evaluation scripts. A new task is a TypedDict and an entry of
 `RECORD_TASKS`; a new key is a line of the TypedDict, `NotRequired` if it is optional.
 
-A record of a task with one image may hold several samples of that image: its content then has the key `annotations`, a
-list of objects. Each of them, joined with the other keys of the content, is the content of one sample.
+The content of a record with several samples of one image lists them under `annotations` (`data.annotations`).
 
 Boxes are `[x1, y1, x2, y2]` and quadrilaterals `[[x, y] * 4]` (clockwise from the top left), both in pixels of the
 image as stored, whose size is `width` x `height`.
@@ -19,6 +18,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 
+from qwenvl_jax.data.annotations import ANNOTATIONS, contents_of
 from qwenvl_jax.data.content_checks import kind_of, list_at, objects_at, text_at
 from qwenvl_jax.data.dialogues import DialogueContent, check_dialogue
 from qwenvl_jax.data.languages import language_name
@@ -27,7 +27,6 @@ from qwenvl_jax.data.tags import BOX
 from qwenvl_jax.runtime.errors import UserError
 
 PROMPT_STYLES = ("released", "training")
-ANNOTATIONS = "annotations"  # the key of a content that has several samples of one image
 
 Box = Sequence[float]
 Quad = Sequence[Sequence[float]]
@@ -190,14 +189,6 @@ class RecordTask(Generic[C]):
     @functools.cached_property
     def _hints(self) -> dict[str, Any]:
         return typing.get_type_hints(self.content, include_extras=True)
-
-
-def contents_of(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The content of every sample of a checked record: one, or one per annotation."""
-    if ANNOTATIONS not in content:
-        return [content]
-    shared = {key: value for key, value in content.items() if key != ANNOTATIONS}
-    return [{**shared, **annotation} for annotation in content[ANNOTATIONS]]
 
 
 def check_content(task: str, content: Any) -> None:

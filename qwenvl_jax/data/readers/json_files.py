@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from etils import epath
 
+from qwenvl_jax.data.annotations import ANNOTATIONS
 from qwenvl_jax.data.corruption import allowed
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.images.exact import MAX_BYTES
@@ -23,7 +24,7 @@ from qwenvl_jax.data.languages import language_of
 from qwenvl_jax.data.readers.conversations import parse_conversation
 from qwenvl_jax.data.readers.json_entries import parse_entry, split_entries
 from qwenvl_jax.data.schema import TASKS, Record, check_record, samples_of
-from qwenvl_jax.data.tasks import ANNOTATIONS, RECORD_TASKS, Content
+from qwenvl_jax.data.tasks import RECORD_TASKS, Content
 from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, nearest
 
