@@ -34,12 +34,16 @@ from qwenvl_jax.conversion.released_config import released_config
 from qwenvl_jax.data.images.pool import decode_all
 from qwenvl_jax.data.readers.record_folder import read_manifest
 from qwenvl_jax.data.readers.source import open_source
+from qwenvl_jax.data.readers.tar_files import checked_entries, joined_path
+from qwenvl_jax.data.readers.tar_joined import join_indexes
+from qwenvl_jax.data.readers.tar_paths import find_shards
 from qwenvl_jax.data.record_format import FEATURES, encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
+from qwenvl_jax.index import index_all
 
 QUERIES, SIDE = 4, 28
 _WRITTEN = re.compile(rb"[^\0](?:.{0,4000}?[^\0])*", re.DOTALL)  # shards are filled up with zeros to 64 KiB
@@ -128,6 +132,7 @@ class Targets:
             "conversation": self.conversation,
             "tar": self.tar,
             "tar index": self.tar_index,
+            "joined index": self.joined_index,
             "tfds": self.tfds,
             "safetensors": self.safetensors,
             "bin": self.bin,
@@ -280,6 +285,19 @@ class Targets:
         [index] = self._folder.glob(".now.tar*")
         index.write_bytes(mutations.damaged_bytes(index.read_bytes(), rng))
         return self._read(path, "caption")
+
+    def joined_index(self, rng: Rng) -> str:
+        """The joined index of a folder with one shard."""
+        folder = self._folder / "joined"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self._tar(rng).rename(folder / "a.tar")
+        index_all(find_shards(folder), "", 1)
+        shards = checked_entries(find_shards(folder))
+        joined = joined_path(str(folder), "*.tar", "")
+        join_indexes(joined, str(folder), shards, "")
+        joined.write_bytes(mutations.damaged_bytes(joined.read_bytes(), rng))
+        return self._read(folder, "caption")
 
     # Pictures.
 

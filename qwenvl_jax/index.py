@@ -2,7 +2,7 @@
 
 python -m qwenvl_jax.index --path=gs://bucket/laion/*.tar [--index=FOLDER] [--process=0 --processes=8] [--workers=8]
 
-Every shard is read once. Its index is kept beside it, or in FOLDER. With --processes, process I of N takes every N-th
+Every shard is read once. Its index is kept next to it, or in FOLDER. With --processes, process I of N takes every N-th
 shard, on a machine of its own; the process that ends last joins all indexes into one file, which runs open in seconds.
 A shard whose index is there is skipped, so the same command continues after it was killed. docs/data.md says more.
 """
@@ -30,7 +30,7 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.storage import Entry
 
 _PATH = flags.DEFINE_string("path", None, "Shards as in config.data.mixture: a folder, a pattern or one file.")
-_INDEX = flags.DEFINE_string("index", None, "Folder for the indexes; by default they are kept beside the shards.")
+_INDEX = flags.DEFINE_string("index", None, "Folder for the indexes; by default they are kept next to the shards.")
 _PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.", lower_bound=0)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes share the shards.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Shards indexed at once here.", lower_bound=1)
@@ -68,7 +68,7 @@ def index_all(shards: dict[str, Entry], folder: str, workers: int) -> None:
 
     Args:
       shards: entries of the shards, by path.
-      folder: for the indexes; "" if they are kept beside the shards.
+      folder: for the indexes; "" if they are kept next to the shards.
       workers: processes of this machine.
 
     Raises:

@@ -193,6 +193,9 @@ def test_pax_headers_are_read_as_tarfile_reads_them(folder: Path, data: st.DataO
             [
                 b"19 mtime=1700000.5\n",
                 b"19 mtime=1700000.5\n19 atime=1700000.5\n",
+                b"20 mtime=17000000.5\n20 atime=17000000.5\n20 ctime=17000000.5\n",
+                b"38 mtime=1700000.5\n19 atime=1700000.5\n",
+                b"19 mtime=1700000.5\n20 atime=1700000.5\n",
                 b"18 mtime=1700000.5\n",
                 b"20 mtime=1700000.5\n",
                 b"99 mtime=1700000.5\n",

@@ -23,7 +23,7 @@ from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import content, encoded_image
 from tests.data.source_files import bad_images, tar_sample, write_tar
 
-# An index that cannot be kept beside its shard goes to a folder of the test.
+# An index that cannot be kept next to its shard goes to a folder of the test.
 pytestmark = pytest.mark.usefixtures("index_cache")
 
 

@@ -31,7 +31,7 @@ class Unwritable(UserError):
 
 
 def index_folder() -> str:
-    """The folder that `QWENVL_INDEX_FOLDER` names for all indexes; "" if they are kept beside the shards."""
+    """The folder that `QWENVL_INDEX_FOLDER` names for all indexes; "" if they are kept next to the shards."""
     return os.environ.get(FOLDER_VARIABLE, "")
 
 
@@ -50,7 +50,7 @@ def index_paths(path: epath.Path, folder: str) -> list[epath.Path]:
 
     Args:
       path: of the shard.
-      folder: for all indexes; if it is "", they are kept beside the shards or, if nothing can be written there, in the
+      folder: for all indexes; if it is "", they are kept next to the shards or, if nothing can be written there, in the
         user's cache.
     """
     name = f"{hashed_name(path)}.index.npz"

@@ -27,7 +27,7 @@ _REMOTE_BLOCK = 16 << 20
 _LOCAL_BLOCK = 4 << 20
 # Size and type of a header that may be plain: a regular file, or a pax header.
 _PLAIN_HEADER = re.compile(rb"(?s).{124}([0-7]{11})[\0 ].{20}([0x]).{100}ustar.{250}")
-_TIME_RECORD = re.compile(rb"([1-9]\d?) [acm]time=[0-9.]+\n")
+_TIME_RECORDS = re.compile(rb"([1-9]\d?) [acm]time=[0-9.]+\n(?:[1-9]\d? [acm]time=[0-9.]+\n)*")
 _TIMES = -1
 _NUMBER_FIELDS = (  # mode, uid, gid, time, checksum, device numbers
     *((100, 108), (108, 116), (116, 124), (136, 148), (148, 156)),
@@ -239,13 +239,20 @@ def _chain(data: bytes, start: int) -> tuple[list[int], list[int]]:
             sizes.append(size)
             start += _HEADER + _padded(size)
             continue
-        records = _TIME_RECORD.fullmatch(data, start + _HEADER, start + _HEADER + size)
-        if not records or int(records[1]) != size or size > _HEADER:
+        records = _TIME_RECORDS.fullmatch(data, start + _HEADER, start + _HEADER + size)
+        if not records or size > _HEADER or not _has_stated_lengths(records):
             starts.pop()
             break
         sizes.append(_TIMES)
         start += 2 * _HEADER
     return starts, sizes
+
+
+def _has_stated_lengths(records: re.Match[bytes]) -> bool:
+    """Whether each record of a pax header is as long as it states."""
+    if int(records[1]) == records.end() - records.start():
+        return True  # the only one
+    return all(int(record.partition(b" ")[0]) == len(record) for record in records[0].splitlines(keepends=True))
 
 
 def _plain(data: bytes, starts: list[int], sizes: list[int]) -> tuple[int, list[bytes]]:
