@@ -116,9 +116,15 @@ def _indexed(shards: dict[str, Entry], folder: str, workers: int) -> Iterator[tu
         return
     # Not by fork: the client of the object store has threads.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare_worker) as pool:
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _end_with_parent) as pool:
         try:
-            for future in concurrent.futures.as_completed([pool.submit(_index, job) for job in jobs]):
+            # Workers inherit that Ctrl-C is ignored, which is the parent's to handle.
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                futures = [pool.submit(_index, job) for job in jobs]
+            finally:
+                signal.signal(signal.SIGINT, handler)
+            for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -142,9 +148,8 @@ def _index(job: tuple[str, Entry, str]) -> tuple[str, int, str]:
     return path, len(index.samples_S), ""
 
 
-def _prepare_worker() -> None:
-    """Ends a worker whose parent was killed: it would wait for work for ever. Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed: it would wait for work for ever."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -75,7 +75,8 @@ def test_the_command(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "qwenvl_jax.index", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +84,7 @@ def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shards = tmp_path / "many"
     shards.mkdir()
     payload = write_tar(tmp_path / "x.tar", [member for k in range(1000) for member in tar_sample(k % 10)]).read_bytes()
-    for number in range(200):
+    for number in range(80):
         (shards / f"{number:03d}.tar").write_bytes(payload)
     process = start(f"--path={shards}", "--workers=2")
     deadline = time.monotonic() + 60
@@ -92,14 +93,30 @@ def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()  # returns when the workers, which write to the same pipes, have ended
     kept = {path: path.stat().st_mtime_ns for path in shards.glob(".*.npz")}
-    assert 0 < len(kept) < 200 and not list(shards.glob(".*.joined"))
+    assert 0 < len(kept) < 80 and not list(shards.glob(".*.joined"))
     continued = start(f"--path={shards}", "--workers=2")
     output, errors = continued.communicate()
     assert continued.returncode == 0, errors
-    assert "samples of 200 shards" in output
+    assert "samples of 80 shards" in output
     assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())
     monkeypatch.setattr(tar_index, "scan_shard", None)
-    assert len(TarReader(shards)) == 200 * len(TarReader(shards / "000.tar"))
+    assert len(TarReader(shards)) == 80 * len(TarReader(shards / "000.tar"))
+
+
+def test_ctrl_c_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    shards = tmp_path / "many"
+    shards.mkdir()
+    payload = write_tar(tmp_path / "x.tar", [member for k in range(1000) for member in tar_sample(k % 10)]).read_bytes()
+    for number in range(100):
+        (shards / f"{number:03d}.tar").write_bytes(payload)
+    process = start(f"--path={shards}", "--workers=2")
+    deadline = time.monotonic() + 60
+    while not list(shards.glob(".*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers as well
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT and errors == "interrupted\n"
+    assert all(name.endswith((".tar", ".npz")) for name in os.listdir(shards))
 
 
 def test_a_worker_that_cannot_write_ends_the_command(shards: Path, tmp_path: Path) -> None:

@@ -221,6 +221,28 @@ def test_rows_are_those_that_were_written(counts: tuple[int, ...], tmp_path: Pat
             number += 1
 
 
+def test_opening_reads_the_tables_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a sample reads its block: what is read does not grow with the number of samples."""
+    path = tmp_path / "x.joined"
+    with path.open("wb") as file:
+        writer = JoinedWriter(file)
+        for number in range(4):
+            writer.add(f"{number}.tar", Entry(1 << 40, 0, "x"), synthetic(f"{number}.tar", 5000, number))
+        writer.finish()
+    sizes: list[int] = []
+    read = tar_joined.storage.read_bytes
+
+    def noted(where: epath.PathLike, start: int, size: int) -> bytes:
+        sizes.append(size)
+        return read(where, start, size)
+
+    monkeypatch.setattr(tar_joined.storage, "read_bytes", noted)
+    joined = JoinedIndex(path)
+    assert len(joined) == 20_000 and sum(sizes) < 2000
+    assert joined.row(12_345).shard == 2 and len(sizes) == 3
+    assert sizes[2] < path.stat().st_size / 50
+
+
 def test_what_a_row_cannot_hold_is_refused() -> None:
     writer = JoinedWriter(io.BytesIO())
     with pytest.raises(UserError, match=r"a\.tar is larger than 2 TiB"):
