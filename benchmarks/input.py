@@ -27,9 +27,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from configs import stage2_multitask
@@ -63,23 +64,36 @@ def paths_in(folder: str) -> list[str]:
     return sorted(str(path) for path in pathlib.Path(folder).iterdir() if path.suffix in (".jpg", ".jpeg"))
 
 
-def rate(images: Iterator[int], seconds: float) -> float:
-    """Images per second, once the first have come."""
+class Rate(NamedTuple):
+    """Images per second, and seconds of processor time per image."""
+
+    images: float
+    processor: float
+
+
+def rate(images: Iterator[int], seconds: float) -> Rate:
+    """The rate of this process and its children, once the first images have come."""
     next(images)
     next(images)
-    start, seen = time.perf_counter(), 0
+    start, before, seen = time.perf_counter(), processor_seconds(), 0
     for count in images:
         seen += count
         if (now := time.perf_counter()) - start > seconds:
-            return seen / (now - start)
+            return Rate(seen / (now - start), (processor_seconds() - before) / seen)
     raise AssertionError("the side ended")
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of its children that run."""
+    process = psutil.Process()
+    return sum(sum(each.cpu_times()[:2]) for each in (process, *process.children(recursive=True)))
 
 
 def pillow_pixels(payload: bytes, size: int) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(payload)).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _bare_process(paths: list[str], size: int, seconds: float) -> float:
+def _bare_process(paths: list[str], size: int, seconds: float) -> Rate:
     def images() -> Iterator[int]:
         while True:
             for path in paths:
@@ -89,13 +103,14 @@ def _bare_process(paths: list[str], size: int, seconds: float) -> float:
     return rate(images(), seconds)
 
 
-def bare(folder: str, size: int, seconds: float) -> float:
+def bare(folder: str, size: int, seconds: float) -> Rate:
     """Reading, decoding and resizing on every core, the limit of what Pillow allows."""
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
-        return sum(pool.starmap(_bare_process, [(paths_in(folder), size, seconds)] * CORES))
+        rates = pool.starmap(_bare_process, [(paths_in(folder), size, seconds)] * CORES)
+    return Rate(sum(each.images for each in rates), statistics.mean(each.processor for each in rates))
 
 
-def loader(folder: str, size: int, seconds: float) -> float:
+def loader(folder: str, size: int, seconds: float) -> Rate:
     """Ready batches of this code."""
     source = SourceConfig("photos", "caption", f"{folder}/captions.jsonl", 1.0)
     config = load_config(stage2_multitask.get_config())
@@ -123,7 +138,7 @@ def loader(folder: str, size: int, seconds: float) -> float:
         return rate(images(), seconds)
 
 
-def _torch(folder: str, size: int, seconds: float, pixels: Callable[[bytes, int], Any]) -> float:
+def _torch(folder: str, size: int, seconds: float, pixels: Callable[[bytes, int], Any]) -> Rate:
     import torch
 
     tokenizer = load_tokenizer(TokenizerConfig("qwen", ""))
@@ -141,11 +156,11 @@ def _torch(folder: str, size: int, seconds: float, pixels: Callable[[bytes, int]
     return rate((len(ids) for _, ids in batches), seconds)
 
 
-def torch_exact(folder: str, size: int, seconds: float) -> float:
+def torch_exact(folder: str, size: int, seconds: float) -> Rate:
     return _torch(folder, size, seconds, lambda payload, size: pillow_pixels(payload, size).copy())
 
 
-def torch_own(folder: str, size: int, seconds: float) -> float:
+def torch_own(folder: str, size: int, seconds: float) -> Rate:
     """simplejpeg and PyTorch's antialiased bicubic for bytes."""
     import simplejpeg
     import torch
@@ -160,7 +175,7 @@ def torch_own(folder: str, size: int, seconds: float) -> float:
     return _torch(folder, size, seconds, pixels)
 
 
-def torch_aliased(folder: str, size: int, seconds: float) -> float:
+def torch_aliased(folder: str, size: int, seconds: float) -> Rate:
     """simplejpeg and OpenCV's bicubic, which is not antialiased."""
     import cv2
     import simplejpeg
@@ -173,7 +188,7 @@ def torch_aliased(folder: str, size: int, seconds: float) -> float:
     return _torch(folder, size, seconds, pixels)
 
 
-def _tf(folder: str, size: int, seconds: float, exact: bool, antialias: bool = True) -> float:
+def _tf(folder: str, size: int, seconds: float, exact: bool, antialias: bool = True) -> Rate:
     import tensorflow as tf
 
     tokenizer = load_tokenizer(TokenizerConfig("qwen", ""))
@@ -202,19 +217,19 @@ def _tf(folder: str, size: int, seconds: float, exact: bool, antialias: bool = T
     return rate((len(ids) for _, ids in batches.as_numpy_iterator()), seconds)
 
 
-def tf_exact(folder: str, size: int, seconds: float) -> float:
+def tf_exact(folder: str, size: int, seconds: float) -> Rate:
     return _tf(folder, size, seconds, True)
 
 
-def tf_own(folder: str, size: int, seconds: float) -> float:
+def tf_own(folder: str, size: int, seconds: float) -> Rate:
     return _tf(folder, size, seconds, False)
 
 
-def tf_aliased(folder: str, size: int, seconds: float) -> float:
+def tf_aliased(folder: str, size: int, seconds: float) -> Rate:
     return _tf(folder, size, seconds, False, antialias=False)
 
 
-SIDES: dict[str, tuple[Callable[[str, int, float], float], tuple[str, ...]]] = {
+SIDES: dict[str, tuple[Callable[[str, int, float], Rate], tuple[str, ...]]] = {
     "bare": (bare, ()),
     "loader": (loader, ()),
     "DataLoader": (torch_exact, ("torch",)),
@@ -235,7 +250,7 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(SIDES[arguments.side][0](arguments.images, arguments.size, arguments.seconds))
+        print(*SIDES[arguments.side][0](arguments.images, arguments.size, arguments.seconds))
         return
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
@@ -246,7 +261,7 @@ def main() -> None:
             write_photos(folder, 600)
         lines = [json.dumps({"image": path, "caption": CAPTION}) for path in paths_in(made)]
         (folder / "captions.jsonl").write_text("\n".join(lines))
-        rates: dict[str, list[float]] = {}
+        rates: dict[str, list[Rate]] = {}
         for _ in range(arguments.rounds):
             for side, (_, modules) in SIDES.items():
                 if any(importlib.util.find_spec(module) is None for module in modules):
@@ -254,13 +269,18 @@ def main() -> None:
                 command = [sys.executable, __file__, f"--side={side}", f"--images={folder}"]
                 command += [f"--seconds={arguments.seconds}", f"--size={arguments.size}"]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                rates.setdefault(side, []).append(float(done.stdout.split()[-1]))
-                print(f"{side:20} {rates[side][-1]:7.1f} images/s", flush=True)
-    print(f"\n{'':20} images/s/core, best and median of {arguments.rounds}, and median / bare")
-    limit = statistics.median(rates["bare"])
+                last = Rate(*map(float, done.stdout.split()[-2:]))
+                rates.setdefault(side, []).append(last)
+                print(f"{side:20} {last.images:7.1f} images/s {1000 * last.processor:6.2f} ms", flush=True)
+    print(
+        f"\n{'':20} images/s/core, best and median of {arguments.rounds}, median / bare; processor ms per image, median"
+    )
+    limit = statistics.median(each.images for each in rates["bare"])
     for side, values in rates.items():
-        middle = statistics.median(values)
-        print(f"{side:20} {max(values) / CORES:7.1f} {middle / CORES:7.1f} {middle / limit:7.2f}")
+        images = [each.images for each in values]
+        middle = statistics.median(images)
+        processor = 1000 * statistics.median(each.processor for each in values)
+        print(f"{side:20} {max(images) / CORES:7.1f} {middle / CORES:7.1f} {middle / limit:7.2f} {processor:7.2f}")
 
 
 if __name__ == "__main__":
