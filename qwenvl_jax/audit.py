@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qwenvl_jax.auditing.packing_preview import PACKING_COLUMNS, packing_row
 from qwenvl_jax.auditing.page import page
 from qwenvl_jax.auditing.samples import audit
 from qwenvl_jax.config import FORMER_KEYS, load_config
@@ -56,7 +57,7 @@ def show(numbers: dict[str, Any]) -> None:
         f"{numbers['sequence_length']:,} tokens  images of {numbers['image_size']} px"
     )
     rows = [*sources, {**total, "name": "total", "share": 1.0, "loss_share": float(total["supervised"] > 0)}]
-    counts = ("dropped", "corrupt", "tokens", "supervised")
+    counts = ("cut", "dropped", "filtered", "corrupt", "tokens", "supervised")
     head = ("source", "samples", "share", *counts, "of its tokens", "of the loss", "images", "regions")
     _table(
         f"supervision in the first {total['samples']:,} samples",
@@ -85,6 +86,12 @@ def show(numbers: dict[str, Any]) -> None:
         ("source", "images: samples"),
         ((row["name"], ", ".join(_bar(bar) for bar in row["image_histogram"] if bar["samples"])) for row in rows),
     )
+    if numbers["packing"]:
+        _table(
+            "packing, as if all samples were of one stream",
+            PACKING_COLUMNS,
+            [packing_row(numbers["packing"])],
+        )
     for source in sources:
         for entry in source["left_out"]:
             print(log.printable(f"{entry['state']}: source {source['name']!r}, {entry['message']}"))

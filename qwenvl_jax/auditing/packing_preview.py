@@ -10,6 +10,10 @@ from qwenvl_jax.data.examples import Drawn
 from qwenvl_jax.data.packed_groups import items_of, make_packer
 from qwenvl_jax.data.packing import Row, images_of
 
+PACKING_COLUMNS = ("rows", "samples per row", "images per row", "shared images", "token fill", "image fill")
+EMPTY_ROWS = 0.02  # share above which a note says so
+IMAGE_FILL = 0.9  # share below which a note says so
+
 
 class PackingPreview:
     """Packs the samples of all streams as if they were one.
@@ -37,15 +41,46 @@ class PackingPreview:
         if not self._groups:
             return None
         data = self._data
-        rows = len(self._groups) * data.group_rows
+        rows = sum(map(len, self._groups))
+        all_rows = len(self._groups) * data.group_rows
         items = [item for group in self._groups for row in group for item in row.items]
         shown = sum(item.images * len(item.lengths) for item in items)
         images = sum(map(images_of, self._groups))
         return {
             "rows": rows,
+            "empty_rows": all_rows - rows,
             "samples_per_row": sum(len(item.lengths) for item in items) / rows,
             "images_per_row": images / rows,
-            "shared_images": 1 - images / max(1, shown),
-            "token_fill": sum(sum(item.lengths) for item in items) / (rows * data.sequence_length),
+            "shared_images": shown - images,
+            "token_fill": sum(sum(item.lengths) for item in items) / (all_rows * data.sequence_length),
             "image_fill": images / (len(self._groups) * data.group_images),
         }
+
+    def notes(self) -> list[str]:
+        """What to change if a budget does not suit the mixture."""
+        numbers = self.numbers()
+        if numbers is None:
+            return ["too few samples were drawn to fill an image group; audit more of them to see how rows are packed"]
+        notes = []
+        budget = f"config.data.images_per_row is {self._data.images_per_row:g}"
+        needed = f"full rows show {numbers['images_per_row']:.2f} images"
+        if numbers["empty_rows"] > EMPTY_ROWS * numbers["rows"]:
+            share = numbers["empty_rows"] / (numbers["rows"] + numbers["empty_rows"])
+            notes.append(
+                f"{share:.0%} of the rows stay empty because their groups have no images left: {budget}; raise it"
+            )
+        elif numbers["image_fill"] < IMAGE_FILL and numbers["images_per_row"]:
+            notes.append(f"{1 - numbers['image_fill']:.0%} of the images stay empty: {budget}, but {needed}; lower it")
+        return notes
+
+
+def packing_row(packing: dict[str, Any]) -> list[str]:
+    """The numbers of `PackingPreview` as they are shown."""
+    return [
+        f"{packing['rows']:,}",
+        f"{packing['samples_per_row']:.2f}",
+        f"{packing['images_per_row']:.2f}",
+        f"{packing['shared_images']:,}",
+        f"{packing['token_fill']:.1%}",
+        f"{packing['image_fill']:.1%}",
+    ]

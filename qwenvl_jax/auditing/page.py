@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from qwenvl_jax.auditing.packing_preview import PACKING_COLUMNS, packing_row
 from qwenvl_jax.auditing.samples import Audit, pixels_of
 from qwenvl_jax.auditing.spans import Span, SpelledRegion, regions_of, spans_of
 from qwenvl_jax.config import Config
@@ -79,7 +80,7 @@ def _tables(numbers: dict[str, Any]) -> str:
     total = numbers["total"]
     summary = {**total, "name": "total", "task": "", "share": 1.0, "loss_share": float(total["supervised"] > 0)}
     sources = [*numbers["sources"], summary]
-    counts = ("dropped", "corrupt", "tokens", "supervised")
+    counts = ("cut", "dropped", "filtered", "corrupt", "tokens", "supervised")
     supervision_header = ["source", "task", "samples", "share", *counts, "of its tokens", "of the loss", "images"]
     supervision_header += ["regions", "empty regions"]
     supervision = [
@@ -95,9 +96,14 @@ def _tables(numbers: dict[str, Any]) -> str:
         [source["name"], *("" if value is None else f"{value:,}" for value in source["length"].values())]
         for source in sources
     ]
-    return table(supervision_header, supervision, caption="Supervision", text_columns=2, total=True) + table(
-        ["source", *total["length"]], lengths, caption="Tokens per sample, dropped ones too", total=True
-    )
+    tables = [
+        table(supervision_header, supervision, caption="Supervision", text_columns=2, total=True),
+        table(["source", *total["length"]], lengths, caption="Tokens per sample, dropped ones too", total=True),
+    ]
+    if numbers["packing"]:
+        caption = "Packing, as if all samples were of one stream"
+        tables.append(table(PACKING_COLUMNS, [packing_row(numbers["packing"])], caption=caption))
+    return "".join(tables)
 
 
 def _section(anchor: str, source: dict[str, Any], numbers: dict[str, Any], samples: Sequence[str]) -> str:

@@ -132,7 +132,7 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
         "packing": preview.numbers(),
         "total": total,
         "sources": sources,
-        "notes": _notes(total, sources, config.data),
+        "notes": [*_notes(total, sources, config.data), *preview.notes()],
     }
     return Audit(numbers, examples, tokenizer)
 

@@ -186,7 +186,8 @@ def test_dropped_and_corrupt_are_counted_and_named(run_config: Config, tokenizer
     assert "'ref_grounding0': 13 bytes" in named["corrupt", 0]
     assert "'ref_grounding1'" in named["corrupt", 1] and "outside its image" in named["corrupt", 1]
     assert "'ref_grounding2'" in named["dropped", 2] and "a row 160" in named["dropped", 2]
-    [note] = numbers["notes"]
+    note, *others = numbers["notes"]
+    assert others == [note for note in others if note.startswith("too few samples were drawn to fill an image group")]
     assert note.startswith("4 of 40 samples are corrupt, above config.data.max_corrupt_share 0.01")
     shown = page(audit(config, 40, 3), config)
     assert html.escape(note) in shown and html.escape(named["corrupt", 1]) in shown
@@ -366,3 +367,20 @@ def test_lines_that_cannot_be_used_are_shown(run_config: Config, tmp_path: Path)
     [entry] = source["left_out"]
     assert "line 4: " in entry["message"] and "no turn is the assistant's" in entry["message"]
     assert "line 4: " in html.unescape(page(found, config))
+
+
+def test_the_audit_packs_what_training_packs(run_config: Config, tokenizer: Tokenizer) -> None:
+    """Of one stream the same groups, so the same fill; and it says which budget does not suit the samples."""
+    packing = audit(run_config, 400, 0).numbers["packing"]
+    with make_loader(run_config, tokenizer) as loader:
+        groups = 0
+        while groups < packing["rows"] / run_config.data.group_rows:
+            next(loader)
+            groups += run_config.data.accumulation
+        counters = loader.counters()
+    assert packing["token_fill"] == pytest.approx(counters["token_fill"], abs=0.03)
+    assert packing["image_fill"] == pytest.approx(counters["image_fill"], abs=0.05)
+    few = audit(with_data(run_config, images_per_row=1.0), 400, 0).numbers["notes"]
+    assert any("of the rows stay empty because their groups have no images left" in note for note in few)
+    many = audit(with_data(run_config, images_per_row=30.0), 400, 0).numbers["notes"]
+    assert any("of the images stay empty: config.data.images_per_row is 30" in note for note in many)
