@@ -87,7 +87,7 @@ class MetricsLog:
         """
         line = {"step": step, **summarize(values)}
         parts = losses_by_part(values, self._config.data.mixture)
-        timing = self._timing(step, values)
+        timing = self._timing(step, values, counters)
         if self._display:
             self._lines.add((json.dumps({**line, **parts, "data": counters, "timing": timing}) + "\n").encode())
             scalars = {f"train/{key}": value for key, value in line.items() if key != "step"}
@@ -103,11 +103,11 @@ class MetricsLog:
         for file in self._files:
             file.flush()
 
-    def _timing(self, step: int, values: list[StepValues]) -> dict[str, float]:
+    def _timing(self, step: int, values: list[StepValues], counters: dict[str, Any]) -> dict[str, float]:
         """Speeds since the last line, or since the start: the window may have begun in an earlier attempt.
 
         The wait for data is that of this process. Its devices work on the previous step meanwhile, so they are idle for
-        at most this long.
+        at most this long. Images that samples share are encoded once, so they count once.
         """
         now = time.monotonic()
         steps = step - self._logged
@@ -115,9 +115,11 @@ class MetricsLog:
         self._clock = now
         self._logged = step
         recent = summarize(values[-steps:])
+        encoded_share = counters["images"] / max(1, counters["images"] + counters["shared"])
+        images = recent["images"] * encoded_share
         timing = {
             "seconds_per_step": seconds / steps,
-            "images_per_second": recent["images"] / seconds,
+            "images_per_second": images / seconds,
             "tokens_per_second": recent["tokens"] / seconds,
             "data_wait_seconds": self._data_wait,
             "data_wait_share": self._data_wait / seconds,
@@ -125,7 +127,7 @@ class MetricsLog:
         self._data_wait = 0.0
         if self._peak:
             context = self._config.data.sequence_length
-            work = Work(recent["tokens"], context, recent["supervised_tokens"], recent["images"])
+            work = Work(recent["tokens"], context, recent["supervised_tokens"], images)
             timing["mfu"] = sum(training_flops(self._config, work).values()) / seconds / self._peak
         return timing
 
