@@ -32,6 +32,7 @@ from qwenvl_jax.config import Config, SourceConfig, TokenizerConfig, from_config
 from qwenvl_jax.conversion import bin_files, from_torch, tensor_files
 from qwenvl_jax.conversion.released_config import released_config
 from qwenvl_jax.data.images.pool import decode_all
+from qwenvl_jax.data.mixture_reader import MixtureReader
 from qwenvl_jax.data.readers.record_folder import read_manifest
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.readers.tar_files import checked_entries, joined_path
@@ -40,7 +41,6 @@ from qwenvl_jax.data.readers.tar_paths import find_shards
 from qwenvl_jax.data.record_format import FEATURES, encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.index import index_all

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from qwenvl_jax.config import DataConfig
-from qwenvl_jax.data.examples import Drawn
+from qwenvl_jax.data.examples import DrawnRecord
 from qwenvl_jax.data.packed_groups import items_of, make_packer
 from qwenvl_jax.data.packing import Row, images_of
 
@@ -29,7 +29,7 @@ class PackingPreview:
         self._groups: list[list[Row]] = []
         self._positions = itertools.count()
 
-    def add(self, drawn: Drawn) -> None:
+    def add(self, drawn: DrawnRecord) -> None:
         """Packs the samples of the next record."""
         for item in items_of(drawn, self._data.mixture[drawn.source].task, next(self._positions)):
             self._packer.add(item)

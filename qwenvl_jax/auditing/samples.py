@@ -19,9 +19,10 @@ import numpy as np
 from qwenvl_jax.auditing.packing_preview import PackingPreview
 from qwenvl_jax.auditing.spans import regions_of, spans_of
 from qwenvl_jax.config import Config, DataConfig, config_hash
-from qwenvl_jax.data.examples import Drawn, Example
+from qwenvl_jax.data.examples import DrawnRecord, Example
 from qwenvl_jax.data.images.pool import decode_all
-from qwenvl_jax.data.stream import MixtureReader, open_mixture
+from qwenvl_jax.data.mixture_reader import MixtureReader, open_mixture
+from qwenvl_jax.data.pipeline import drawn_records
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 NAMED = 5  # how many samples left out are named, per source and reason
@@ -152,9 +153,9 @@ def draw(reader: MixtureReader, preview: PackingPreview) -> Generator[list[Findi
       reader: of the mixture.
       preview: packs the samples.
     """
-    streams = [reader.stream(number) for number in range(reader.data.streams)]
+    streams = [drawn_records(reader, stream) for stream in range(reader.data.streams)]
 
-    def look(number: int) -> tuple[Drawn, list[Finding]]:
+    def look(number: int) -> tuple[DrawnRecord, list[Finding]]:
         position, stream = divmod(number, len(streams))
         drawn = streams[stream][position]
         return drawn, findings_of(drawn, reader.data)
@@ -173,11 +174,11 @@ def draw(reader: MixtureReader, preview: PackingPreview) -> Generator[list[Findi
             readers.shutdown(cancel_futures=True)
 
 
-def findings_of(drawn: Drawn, data: DataConfig) -> list[Finding]:
+def findings_of(drawn: DrawnRecord, data: DataConfig) -> list[Finding]:
     """The samples of a record as training sees them; their images are decoded to see whether that is possible."""
 
     def finding(state: State, message: str = "", example: Example | None = None) -> Finding:
-        return Finding(drawn.source, drawn.number, state, message, example)
+        return Finding(drawn.source, drawn.record_index, state, message, example)
 
     if drawn.unreadable:
         return [finding("corrupt", drawn.message)]

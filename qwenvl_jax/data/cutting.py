@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qwenvl_jax.config import DataConfig
-from qwenvl_jax.data.examples import Drawn, Example, Tokens, example_of, tokenize_pieces
+from qwenvl_jax.data.examples import DrawnRecord, Example, Tokens, example_of, tokenize_pieces
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record, samples_of
@@ -18,7 +18,7 @@ from qwenvl_jax.data.tags import IM_END, IM_START, QUAD_END
 from qwenvl_jax.data.tokenizer import Tokenizer
 
 
-def fit(drawn: Drawn, record: Record, tokenizer: Tokenizer, queries: int, data: DataConfig) -> Drawn:
+def fit(drawn: DrawnRecord, record: Record, tokenizer: Tokenizer, queries: int, data: DataConfig) -> DrawnRecord:
     """Tokenises all samples of a record, each within a row of the config and the images of a group.
 
     Args:

@@ -65,12 +65,12 @@ class Example(NamedTuple):
         return self.part <= 0
 
 
-class Drawn(NamedTuple):
+class DrawnRecord(NamedTuple):
     """A record that a stream has drawn, on its way through the pipeline.
 
     Attributes:
       source: index of its source in the mixture.
-      number: of the record in its source.
+      record_index: of the record in its source.
       record: until it is tokenised; None if it could not be read.
       examples: of its samples; all fit a row.
       cut: how many samples were cut to fit.
@@ -80,7 +80,7 @@ class Drawn(NamedTuple):
     """
 
     source: int
-    number: int
+    record_index: int
     record: Record | None = None
     examples: tuple[Example, ...] = ()
     cut: int = 0

@@ -13,10 +13,10 @@ from typing import Any
 from qwenvl_jax.config import Config
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.corruption import Tally, check_corruption
+from qwenvl_jax.data.mixture_reader import MixtureReader, open_mixture
 from qwenvl_jax.data.packed_groups import COUNTS
 from qwenvl_jax.data.pipeline import batches
 from qwenvl_jax.data.schema import Batch
-from qwenvl_jax.data.stream import MixtureReader, open_mixture
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
@@ -31,17 +31,17 @@ class Loader(Iterator[Batch]):
     call `close`, to end the threads.
 
     Args:
-      mixture: what to read.
-      streams: numbers of the streams, ascending.
+      reader: of the mixture.
+      streams: indices of the logical streams, ascending.
       prefetch: batches laid out ahead.
     """
 
-    def __init__(self, mixture: MixtureReader, streams: Sequence[int], prefetch: int):
-        self._mixture = mixture
-        self._data = mixture.data
+    def __init__(self, reader: MixtureReader, streams: Sequence[int], prefetch: int):
+        self._reader = reader
+        self._data = reader.data
         self._streams = streams
-        self._facts = mixture.facts()
-        self._dataset = batches(mixture, streams, prefetch)
+        self._facts = reader.facts()
+        self._dataset = batches(reader, streams, prefetch)
         self._iterator = self._dataset.__iter__()
         self._warned: set[int] = set()
         self._error: Exception | None = None
@@ -66,7 +66,7 @@ class Loader(Iterator[Batch]):
         counts = self.counters(state)
         errors = self.errors(state)
         tallies = []
-        for number, (source, samples) in enumerate(zip(self._data.mixture, self._mixture.samples, strict=True)):
+        for number, (source, samples) in enumerate(zip(self._data.mixture, self._reader.samples, strict=True)):
             seen, cut, dropped, corrupt = (counts[key][source.name] for key in ("seen", "cut", "dropped", "corrupt"))
             judged = corrupt + dropped + seen
             tallies.append(Tally(source.name, samples, judged, corrupt, errors[number]))
@@ -105,7 +105,7 @@ class Loader(Iterator[Batch]):
     def lengths(self) -> dict[str, int]:
         """Records by source."""
         names = (source.name for source in self._data.mixture)
-        return dict(zip(names, self._mixture.records, strict=True))
+        return dict(zip(names, self._reader.records, strict=True))
 
     def counters(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
         """Totals over the batches handed out since the stream began.
@@ -130,7 +130,7 @@ class Loader(Iterator[Batch]):
         counts = {name: [stream["counts"][name] for stream in streams] for name in COUNTS}
         epochs = {
             name: round(count / records, 4)
-            for (name, count), records in zip(by_source(counts["read"]).items(), self._mixture.records, strict=True)
+            for (name, count), records in zip(by_source(counts["read"]).items(), self._reader.records, strict=True)
         }
         sums = {name: sum(total[name] for total in totals) for name in ("tokens", "targets", "images", "shared")}
         batches_made = totals[0]["batches"]
@@ -194,5 +194,5 @@ def make_loader(
     config: Config, tokenizer: Tokenizer, *, streams: Sequence[int] | None = None, prefetch: int = 2
 ) -> Loader:
     """The batches of a stage with its position and counters; arguments and errors as for `pipeline.pipeline`."""
-    mixture = open_mixture(config, tokenizer)
-    return Loader(mixture, range(config.data.streams) if streams is None else streams, prefetch)
+    reader = open_mixture(config, tokenizer)
+    return Loader(reader, range(config.data.streams) if streams is None else streams, prefetch)

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from qwenvl_jax.config import DataConfig, SourceConfig
-from qwenvl_jax.data.readers.source import Source, open_source
+from qwenvl_jax.config import SourceConfig
 from qwenvl_jax.runtime.errors import UserError
 
 _BLOCK = 1024  # draws of a stream that are computed at once
@@ -63,7 +62,7 @@ def _weights(sources: Sequence[SourceConfig], time: float) -> np.ndarray:
     return np.array(weights)
 
 
-class Mixture(grain.transforms.DatasetSelectionMap):
+class MixtureSelectionMap(grain.transforms.DatasetSelectionMap):
     """Position in a stream -> (number of the source, how often this stream has drawn from it before).
 
     Draw k of a source is due at the time at which its share of all draws, summed up, passes k + 1 minus a phase in
@@ -152,14 +151,3 @@ class Mixture(grain.transforms.DatasetSelectionMap):
         # The root of shares * x + slopes * x**2 / 2 = rest, in the form that holds for slopes of 0 too.
         root = np.sqrt(np.maximum(shares**2 + 2 * slopes * rest, 0))
         return self._starts_P[points] + 2 * rest / np.maximum(shares + root, 1e-300)
-
-
-def open_sources(data: DataConfig, split: str = "train", *, verify: bool = False) -> list[Source]:
-    """Opens the records of every source (`source.open_source`).
-
-    Raises:
-      UserError: if a source cannot be opened (`source.open_source`), or a schedule is malformed.
-    """
-    check_schedules(data.mixture)
-    share = data.max_corrupt_share
-    return [open_source(source, split, verify=verify, max_corrupt_share=share) for source in data.mixture]

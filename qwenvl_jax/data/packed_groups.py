@@ -14,9 +14,9 @@ import numpy as np
 
 from qwenvl_jax.config import DataConfig
 from qwenvl_jax.data.corruption import Tally, check_corruption
-from qwenvl_jax.data.examples import Drawn, Example, Tokens
+from qwenvl_jax.data.examples import DrawnRecord, Example, Tokens
+from qwenvl_jax.data.mixture_reader import MixtureReader
 from qwenvl_jax.data.packing import Item, Packer, Row
-from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.runtime.errors import UserError
 
 ALL_DROPPED = 1000  # give up after this many dropped samples of a source if none has fitted
@@ -30,19 +30,19 @@ class PackIterDataset(grain.IterDataset[ExamplesOfGroup]):
     """The endless sequence of groups of rows of one logical stream.
 
     Args:
-      reader: what to read.
-      number: of the stream.
+      reader: of the mixture.
+      records: that the stream draws (`pipeline.drawn_records`).
       read_options: the threads that read ahead.
     """
 
-    def __init__(self, reader: MixtureReader, number: int, read_options: grain.ReadOptions):
+    def __init__(self, reader: MixtureReader, records: grain.MapDataset[DrawnRecord], read_options: grain.ReadOptions):
         super().__init__()
         self._reader = reader
-        self._samples = reader.stream(number)
+        self._records = records
         self._read_options = read_options
 
     def __iter__(self) -> PackIterator:
-        return PackIterator(self._reader, self._samples, self._read_options)
+        return PackIterator(self._reader, self._records, self._read_options)
 
     def __str__(self) -> str:
         return "PackIterDataset"
@@ -51,14 +51,14 @@ class PackIterDataset(grain.IterDataset[ExamplesOfGroup]):
 class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
     """See `PackIterDataset`."""
 
-    def __init__(self, reader: MixtureReader, samples: grain.MapDataset[Drawn], read_options: grain.ReadOptions):
-        super().__init__(samples.to_iter_dataset(read_options).__iter__())
+    def __init__(self, reader: MixtureReader, records: grain.MapDataset[DrawnRecord], read_options: grain.ReadOptions):
+        super().__init__(records.to_iter_dataset(read_options).__iter__())
         data = reader.data
         self._reader = reader
-        self._samples = samples
+        self._records = records
         self._threads = read_options.num_threads
         self._packer = make_packer(data, reader.queries)
-        self._held: dict[int, Drawn] = {}  # by position in the stream
+        self._held: dict[int, DrawnRecord] = {}  # by position in the stream
         self._unread: set[int] = set()  # positions of records that were held over a restart
         self._next = 0
         self._counts = {name: [0] * len(data.mixture) for name in COUNTS}
@@ -74,7 +74,7 @@ class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
         self._held = {position: drawn for position, drawn in self._held.items() if position in held}
         return group
 
-    def _add(self, drawn: Drawn) -> None:
+    def _add(self, drawn: DrawnRecord) -> None:
         position = self._next
         self._next += 1
         source = drawn.source
@@ -109,7 +109,7 @@ class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
         """
         with concurrent.futures.ThreadPoolExecutor(max(1, self._threads)) as threads:
             positions = sorted(self._unread)
-            self._held = dict(zip(positions, threads.map(self._samples.__getitem__, positions), strict=True))
+            self._held = dict(zip(positions, threads.map(self._records.__getitem__, positions), strict=True))
         for item in self._packer.held():
             drawn = self._held[item.position]
             examples = drawn.examples[item.first : item.first + len(item.lengths)]
@@ -125,7 +125,7 @@ class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
         read = self._counts["read"]
         return list(map(Tally, names, self._reader.records, read, self._counts["unreadable"], self._errors))
 
-    def _check_fits(self, drawn: Drawn) -> None:
+    def _check_fits(self, drawn: DrawnRecord) -> None:
         """Raises UserError if no sample of a source fits, which is a mistake in the config."""
         data = self._reader.data
         source = drawn.source
@@ -165,7 +165,7 @@ def make_packer(data: DataConfig, queries: int) -> Packer:
     return Packer(data.group_rows, data.sequence_length, data.group_images, data.packing_window, image_cost)
 
 
-def items_of(drawn: Drawn, task: str, position: int = 0) -> list[Item]:
+def items_of(drawn: DrawnRecord, task: str, position: int = 0) -> list[Item]:
     """The examples of a record as the packer sees them, at a position in their stream: one item, or none."""
     if not drawn.examples:
         return []
@@ -173,9 +173,9 @@ def items_of(drawn: Drawn, task: str, position: int = 0) -> list[Item]:
     return [Item(position, task, lengths, len(drawn.examples[0].images))]
 
 
-def _with_placeholders(drawn: Drawn, item: Item) -> Drawn:
+def _with_placeholders(drawn: DrawnRecord, item: Item) -> DrawnRecord:
     """The record with empty examples of the right size for samples that can no longer be read."""
-    message = drawn.message or f"record {drawn.number} has changed since the checkpoint was written"
+    message = drawn.message or f"record {drawn.record_index} has changed since the checkpoint was written"
     examples = list(drawn.examples)
     for number, length in enumerate(item.lengths, start=item.first):
         tokens = Tokens(

@@ -9,7 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from qwenvl_jax.data.examples import Drawn
+from qwenvl_jax.data.examples import DrawnRecord
 from qwenvl_jax.data.schema import Record, check_record
 from qwenvl_jax.runtime.errors import UserError, one_line
 
@@ -43,7 +43,7 @@ def load_transformation(name: str) -> Any:
     return loaded
 
 
-def apply(samples: grain.MapDataset[Drawn], name: str, seed: int) -> grain.MapDataset[Drawn]:
+def apply(samples: grain.MapDataset[DrawnRecord], name: str, seed: int) -> grain.MapDataset[DrawnRecord]:
     """Applies a transformation to the records of a dataset.
 
     A record on which it fails is counted like one that cannot be read.
@@ -63,7 +63,7 @@ def apply(samples: grain.MapDataset[Drawn], name: str, seed: int) -> grain.MapDa
     return samples.map(lambda drawn: _mapped(drawn, transformation.map, name))
 
 
-def _mapped(drawn: Drawn, function: Callable[[Record], Any], name: str) -> Drawn:
+def _mapped(drawn: DrawnRecord, function: Callable[[Record], Any], name: str) -> DrawnRecord:
     if drawn.record is None:
         return drawn
     try:
@@ -79,7 +79,7 @@ def _mapped(drawn: Drawn, function: Callable[[Record], Any], name: str) -> Drawn
         return _failed(drawn, name, error)
 
 
-def _kept(drawn: Drawn, function: Callable[[Record], Any], name: str) -> Drawn:
+def _kept(drawn: DrawnRecord, function: Callable[[Record], Any], name: str) -> DrawnRecord:
     if drawn.record is None:
         return drawn
     try:
@@ -93,7 +93,7 @@ def _kept(drawn: Drawn, function: Callable[[Record], Any], name: str) -> Drawn:
     return drawn if kept else drawn._replace(record=None, filtered=True)
 
 
-def _failed(drawn: Drawn, name: str, error: Exception) -> Drawn:
+def _failed(drawn: DrawnRecord, name: str, error: Exception) -> DrawnRecord:
     record = drawn.record
     assert record is not None
     message = f"the transformation {name} fails on record {record.id!r} ({type(error).__name__}: {one_line(error)})"

@@ -12,7 +12,7 @@ import numpy as np
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.examples import Example, decode_images, make_example
 from qwenvl_jax.data.loader import make_loader
-from qwenvl_jax.data.mixture import open_sources
+from qwenvl_jax.data.mixture_reader import open_sources
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.data.tokenizer import Tokenizer
 

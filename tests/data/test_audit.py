@@ -22,15 +22,15 @@ from qwenvl_jax.auditing.packing_preview import PackingPreview
 from qwenvl_jax.auditing.page import page
 from qwenvl_jax.auditing.samples import Audit, audit, draw
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.examples import Drawn, decode_images, make_example
+from qwenvl_jax.data.examples import DrawnRecord, decode_images, make_example
 from qwenvl_jax.data.loader import make_loader
-from qwenvl_jax.data.mixture import open_sources
+from qwenvl_jax.data.mixture_reader import MixtureReader, open_sources
 from qwenvl_jax.data.packed_groups import PackIterDataset
+from qwenvl_jax.data.pipeline import drawn_records
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.html.style import PALETTE
 from qwenvl_jax.runtime.errors import UserError
@@ -48,9 +48,9 @@ class Recorder(MixtureReader):
         super().__init__(*arguments)
         self.seen: list[tuple[int, int]] = []
 
-    def read(self, source: int, number: int) -> Drawn:
-        self.seen.append((source, int(number)))
-        return super().read(source, number)
+    def read(self, source: int, index: int) -> DrawnRecord:
+        self.seen.append((source, int(index)))
+        return super().read(source, index)
 
 
 def reader_of(config: Config, tokenizer: Tokenizer) -> Recorder:
@@ -60,7 +60,8 @@ def reader_of(config: Config, tokenizer: Tokenizer) -> Recorder:
 def drawn_by_training(config: Config, tokenizer: Tokenizer, stream: int, groups: int) -> list[tuple[int, int]]:
     """The records that a stream takes for its first groups of rows, by the code that training uses."""
     reader = reader_of(config, tokenizer)
-    trained = PackIterDataset(reader, stream, grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).__iter__()
+    read_options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    trained = PackIterDataset(reader, drawn_records(reader, stream), read_options).__iter__()
     for _ in range(groups):
         next(trained)
     return reader.seen

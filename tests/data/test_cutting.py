@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.cutting import fit
-from qwenvl_jax.data.examples import Drawn, make_example
+from qwenvl_jax.data.examples import DrawnRecord, make_example
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
@@ -21,9 +21,9 @@ from tests.data.batches import QUERIES
 from tests.data.record_samples import content, make_record, mixture_of, with_content, with_data
 
 
-def fitted(record: Record, config: Config, tokenizer: Tokenizer, length: int, mode: str = "cut") -> Drawn:
+def fitted(record: Record, config: Config, tokenizer: Tokenizer, length: int, mode: str = "cut") -> DrawnRecord:
     data = with_data(config, sequence_length=length, long_samples=mode).data
-    return fit(Drawn(0, 0), record, tokenizer, QUERIES, data)
+    return fit(DrawnRecord(0, 0), record, tokenizer, QUERIES, data)
 
 
 @given(st.integers(1, 200), st.integers(2, 40))

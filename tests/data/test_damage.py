@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.corruption import Tally, check_corruption
 from qwenvl_jax.data.loader import Loader, make_loader
+from qwenvl_jax.data.mixture_reader import MixtureReader
+from qwenvl_jax.data.pipeline import drawn_records
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import TOKEN_ARRAYS, Record
-from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.data import damage
@@ -161,7 +162,7 @@ def test_a_held_sample_that_is_damaged_while_the_run_stands_still_leaves_its_pla
     reader = MixtureReader(config.data, [RecordReader(folder)], tokenizer, QUERIES)
     ready = state["streams"]["0"]["packer"]["ready"]
     held = [position for _, row in ready for position, *_ in row]
-    broken, longer = (reader.stream(0)[position].number for position in held[:2])
+    broken, longer = (drawn_records(reader, 0)[position].record_index for position in held[:2])
     payloads = [*map(encode_record, records)]
     payloads[broken] = payloads[broken][:30]
     payloads[longer] = encode_record(dataclasses.replace(records[longer], content={"caption": "a dog " * 9}))

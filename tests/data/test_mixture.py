@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from qwenvl_jax import config as schema
 from qwenvl_jax.config import Config, SourceConfig
-from qwenvl_jax.data.mixture import Mixture, check_schedules, open_sources
+from qwenvl_jax.data.mixture import MixtureSelectionMap, check_schedules
+from qwenvl_jax.data.mixture_reader import MixtureReader, open_sources
+from qwenvl_jax.data.pipeline import drawn_records
 from qwenvl_jax.data.readers.source import Source
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import make_record, with_data
@@ -57,9 +58,9 @@ def draws(
     """The source and the record of positions of a stream, from `first` on."""
     data = schema.DataConfig(tuple(sources), 28, 160, 8, 1, 4.0, 3, seed, streams, streams)
     readers = [cast(Source, Numbered(length)) for length in lengths]
-    dataset = MixtureReader(data, readers, cast(Tokenizer, None), 4).stream(stream)
+    dataset = drawn_records(MixtureReader(data, readers, cast(Tokenizer, None), 4), stream)
     drawn = (dataset[position] for position in range(first, first + count))
-    return [(each.source, each.number) for each in drawn]
+    return [(each.source, each.record_index) for each in drawn]
 
 
 def test_weights_and_epochs() -> None:
@@ -108,7 +109,7 @@ def test_shares_hold_at_any_time_and_no_draw_is_left_out(
     weights: list[float], stream: int, streams: int, first: int
 ) -> None:
     sources = [SourceConfig(str(number), "text", "", weight) for number, weight in enumerate(weights)]
-    mixture = Mixture(sources, [1.0] * len(sources), 5, stream, streams)
+    mixture = MixtureSelectionMap(sources, [1.0] * len(sources), 5, stream, streams)
     shares = np.array(weights) / sum(weights)
     start = np.zeros(len(sources), int)
     if first:
@@ -126,7 +127,7 @@ def test_shares_hold_at_any_time_and_no_draw_is_left_out(
 
 def test_records_of_several_samples_are_drawn_less_often() -> None:
     sources = [SourceConfig("pages", "ocr", "", 1.0), SourceConfig("regions", "vqa", "", 1.0)]
-    mixture = Mixture(sources, [1.0, 4.0], 3, 0, 1)
+    mixture = MixtureSelectionMap(sources, [1.0, 4.0], 3, 0, 1)
     drawn = collections.Counter(mixture[position][0] for position in range(1000))
     assert abs(drawn[0] - 800) < 2  # 800 samples of the first and 4 * 200 of the second
 
@@ -138,7 +139,7 @@ def test_weights_follow_their_schedule(streams: int) -> None:
         SourceConfig("b", "vqa", "", 0.0, ((1000, 0.0), (2000, 3.0))),
         SourceConfig("c", "text", "", 6.0, ((2000, 0.0),)),
     ]
-    mixture = Mixture(sources, [1.0, 1.0, 1.0], 3, 0, streams)
+    mixture = MixtureSelectionMap(sources, [1.0, 1.0, 1.0], 3, 0, streams)
     drawn = [mixture[position][0] for position in range(3000 // streams)]
 
     def counts(start: int, stop: int) -> list[int]:
@@ -157,7 +158,7 @@ def test_weights_follow_their_schedule(streams: int) -> None:
 
 def test_the_time_of_a_schedule_is_in_samples() -> None:
     sources = [SourceConfig("a", "vqa", "", 1.0, ((1000, 0.0),)), SourceConfig("b", "text", "", 1.0)]
-    mixture = Mixture(sources, [5.0, 1.0], 3, 0, 1)
+    mixture = MixtureSelectionMap(sources, [5.0, 1.0], 3, 0, 1)
     drawn = [mixture[position][0] for position in range(2000)]
     last = max(position for position, source in enumerate(drawn) if source == 0)
     samples = sum((5, 1)[source] for source in drawn[: last + 1])

@@ -14,11 +14,11 @@ import pytest
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.examples import decode_images
 from qwenvl_jax.data.loader import Loader, make_loader
+from qwenvl_jax.data.mixture_reader import MixtureReader
 from qwenvl_jax.data.pipeline import pipeline
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record, samples_of
-from qwenvl_jax.data.stream import MixtureReader
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.data.batches import QUERIES, assert_equal, packed_samples, take

@@ -12,7 +12,7 @@ import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.loader import make_loader
-from qwenvl_jax.data.mixture import open_sources
+from qwenvl_jax.data.mixture_reader import open_sources
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer

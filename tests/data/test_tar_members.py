@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.data.readers import tar_members
-from qwenvl_jax.data.readers.tar_members import Stream, members
+from qwenvl_jax.data.readers.tar_members import BlockFile, members
 
 Seen = list[tuple[str, bytes] | str]
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -23,13 +23,13 @@ FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
 def by_blocks(path: Path, block: int) -> Seen:
     """Name and contents of every member as `members` gives them; "refused NAME" for links and the like."""
-    stream = Stream(epath.Path(path), path.stat().st_size, block)
+    file = BlockFile(epath.Path(path), path.stat().st_size, block)
     seen: Seen = []
-    for member in members(epath.Path(path), stream):
+    for member in members(epath.Path(path), file):
         if isinstance(member, str):
             seen.append(member)
         elif member.regular:
-            seen.append((member.name, stream.bytes_at(member.start, member.size)))
+            seen.append((member.name, file.bytes_at(member.start, member.size)))
         else:
             seen.append(f"refused {member.name}")
     return seen
@@ -250,7 +250,7 @@ def test_what_is_skipped_is_not_read_and_nothing_twice(tmp_path: Path, monkeypat
         return read(path, start, size)
 
     monkeypatch.setattr(tar_members.storage, "read_bytes", noted)
-    stream = Stream(epath.Path(path), path.stat().st_size, 8192)
-    assert len(list(members(epath.Path(path), stream))) == 51
+    file = BlockFile(epath.Path(path), path.stat().st_size, 8192)
+    assert len(list(members(epath.Path(path), file))) == 51
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(reads))
     assert sum(end - start for start, end in reads) < 50 * 16384 + 20_000

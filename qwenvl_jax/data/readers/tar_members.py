@@ -53,7 +53,7 @@ class Member(NamedTuple):
     regular: bool
 
 
-class Stream:
+class BlockFile:
     """A file that is read forwards in large blocks; it has the methods that `tarfile` calls.
 
     Only one block is in memory. What a caller skips is not read.
@@ -118,33 +118,33 @@ class Stream:
         self._data = kept + read if kept else read
 
 
-def members(path: epath.Path, stream: Stream) -> Iterator[Member | Literal["end", "damaged"]]:
+def members(path: epath.Path, file: BlockFile) -> Iterator[Member | Literal["end", "damaged"]]:
     """All whole members but folders; "end" where an archive ends as it should, "damaged" if nothing more can be read.
 
     Raises:
       UserError: if the file is no uncompressed tar file.
     """
     start = 0
-    size = stream.size
+    size = file.size
     while start < size:
-        stream.seek(start)
+        file.seek(start)
         try:
             archive = None
             if size - start >= _HEADER:
-                archive = tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:")  # noqa: SIM115
+                archive = tarfile.open(fileobj=cast(IO[bytes], file), mode="r:")  # noqa: SIM115
         except tarfile.TarError:
             if not start:
                 raise UserError(f"{path} is not an uncompressed tar file; unpack or remove it") from None
             archive = None
         if archive is None:
             break
-        if not (yield from _members_of(archive, stream)):
+        if not (yield from _members_of(archive, file)):
             yield "damaged"
             return
         # tarfile also stops, without a word, at a header that is cut off or damaged. A whole archive ends in zeros,
         # after which another may follow.
         end = archive.offset
-        start = _after_zeros(stream, end)
+        start = _after_zeros(file, end)
         if start - end < _HEADER:
             break
         yield "end"
@@ -154,25 +154,25 @@ def members(path: epath.Path, stream: Stream) -> Iterator[Member | Literal["end"
     yield "damaged"
 
 
-def _members_of(archive: tarfile.TarFile, stream: Stream) -> Generator[Member, None, bool]:
+def _members_of(archive: tarfile.TarFile, file: BlockFile) -> Generator[Member, None, bool]:
     """The members of one archive of the file; returns whether `tarfile` reached its end without a complaint."""
     before = -1
     while True:
-        stream.seek(archive.offset)  # or `tarfile` would look at the byte before, which may no longer be in memory
+        file.seek(archive.offset)  # or `tarfile` would look at the byte before, which may no longer be in memory
         member = _next(archive)
         if member is None:
             return True
         # Sizes come from the file: a negative one would lead backwards, one too large beyond the end.
         if member == "damaged" or member.offset <= before or member.size < 0:
             return False
-        if member.isreg() and member.offset_data + member.size > stream.size:
+        if member.isreg() and member.offset_data + member.size > file.size:
             return False
         before = member.offset
         archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
         if not member.isdir():
             yield Member(member.name, member.offset_data, member.size, member.isreg() and not member.issparse())
         if not archive.pax_headers:  # of the whole archive: they may change the name and size of every member
-            plain_end = yield from _plain_members(archive, stream)
+            plain_end = yield from _plain_members(archive, file)
             if plain_end is None:
                 return False
             before = max(before, plain_end - 1)
@@ -187,7 +187,7 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | Literal["damaged"] | No
         return "damaged"
 
 
-def _plain_members(archive: tarfile.TarFile, stream: Stream) -> Generator[Member, None, int | None]:
+def _plain_members(archive: tarfile.TarFile, file: BlockFile) -> Generator[Member, None, int | None]:
     """The plain members from `archive.offset` on, up to the first header that is not plain, to which the offset moves.
 
     Returns:
@@ -198,7 +198,7 @@ def _plain_members(archive: tarfile.TarFile, stream: Stream) -> Generator[Member
     errors = archive.errors or "strict"
     whole = True
     while whole:
-        data, begin = stream.window(offset)
+        data, begin = file.window(offset)
         starts, sizes = _chain(data, begin)
         number, names = _plain(data, starts, sizes)
         if not number:
@@ -212,7 +212,7 @@ def _plain_members(archive: tarfile.TarFile, stream: Stream) -> Generator[Member
             if size != _TIMES
         ]
         last = batch[-1]
-        if last.start + last.size > stream.size:
+        if last.start + last.size > file.size:
             yield from batch[:-1]
             return None
         yield from batch
@@ -306,10 +306,10 @@ def _padded(size: int) -> int:
     return -(-size // _HEADER) * _HEADER
 
 
-def _after_zeros(stream: Stream, start: int) -> int:
+def _after_zeros(file: BlockFile, start: int) -> int:
     """The first block from `start` on that is not all zeros, or the end of the file."""
     step = 1 << 20
-    while block := stream.bytes_at(start, min(step, max(0, stream.size - start))):
+    while block := file.bytes_at(start, min(step, max(0, file.size - start))):
         kept = block.lstrip(b"\0")
         if kept:
             return start + (len(block) - len(kept)) // _HEADER * _HEADER

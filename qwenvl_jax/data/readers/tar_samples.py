@@ -18,7 +18,7 @@ from etils import epath
 from qwenvl_jax.data.images.exact import SUFFIXES as IMAGE_SUFFIXES
 from qwenvl_jax.data.languages import guess_language, language_name
 from qwenvl_jax.data.readers.json_entries import json_value
-from qwenvl_jax.data.readers.tar_members import Member, Stream, members
+from qwenvl_jax.data.readers.tar_members import BlockFile, Member, members
 from qwenvl_jax.runtime.errors import UserError
 
 # Suffixes of pictures that are not decoded.
@@ -110,7 +110,7 @@ class _Sample:
             return "" if "/" in suffix else suffix.lower()
         return ""
 
-    def add(self, suffix: str, member: Member, stream: Stream) -> None:
+    def add(self, suffix: str, member: Member, file: BlockFile) -> None:
         self.suffixes.append(suffix)
         if suffix in _IMAGES:
             self.image = self.image or (member.start, member.size)
@@ -119,7 +119,7 @@ class _Sample:
                 self.unreadable = True
                 return
             if suffix not in self.texts:
-                self.texts[suffix] = (member.start, stream.bytes_at(member.start, member.size))
+                self.texts[suffix] = (member.start, file.bytes_at(member.start, member.size))
 
     def lost(self) -> list[str]:
         """Suffixes of members that look like samples of their own, but belong to this one by the rule of the first dot.
@@ -200,8 +200,8 @@ def scan_shard(path: epath.Path, size: int) -> ShardIndex:
     """
     shard = _Shard()
     sample: _Sample | None = None
-    stream = Stream(path, size)
-    for member in members(path, stream):
+    file = BlockFile(path, size)
+    for member in members(path, file):
         if member == "end":  # what follows belongs to another archive
             shard.finish(sample)
             sample = None
@@ -210,7 +210,7 @@ def scan_shard(path: epath.Path, size: int) -> ShardIndex:
         elif not member.regular or _leaves(member.name):
             shard.leave_out("refused", member.name)
         elif sample and (suffix := sample.suffix_of(member.name)):
-            sample.add(suffix, member, stream)
+            sample.add(suffix, member, file)
         else:
             folder, _, base = member.name.rpartition("/")
             stem, _, suffix = base.partition(".")
@@ -220,7 +220,7 @@ def scan_shard(path: epath.Path, size: int) -> ShardIndex:
             if sample is None or sample.key != key:
                 shard.finish(sample)
                 sample = _Sample(key)
-            sample.add(suffix.lower(), member, stream)
+            sample.add(suffix.lower(), member, file)
     shard.finish(sample)
     return ShardIndex(path, _table(shard.rows), shard.left_out, shard.first)
 

@@ -1,23 +1,19 @@
-"""The records of a mixture, and the logical streams that read them.
+"""Reads and tokenises the records of a mixture: steps 2 and 3 of the pipeline.
 
-A stage has `config.data.streams` streams, each with an equal part of the rows of every microbatch. A stream depends on
-config.data, the tokenizer, the records, the queries per image and its number alone, so it does not matter which process
-builds it.
+A damaged record gives a message instead of examples; `packed_groups` counts it. If a record could not be read although
+it may be whole, an error ends the run.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-
-import grain
 
 from qwenvl_jax.config import Config, DataConfig
 from qwenvl_jax.data import fingerprint, transformations
 from qwenvl_jax.data.cutting import fit
-from qwenvl_jax.data.examples import Drawn
-from qwenvl_jax.data.mixture import Mixture, open_sources, source_seed
-from qwenvl_jax.data.readers.source import Source
+from qwenvl_jax.data.examples import DrawnRecord
+from qwenvl_jax.data.mixture import check_schedules
+from qwenvl_jax.data.readers.source import Source, open_source
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 
@@ -47,33 +43,20 @@ class MixtureReader:
         self._sources = sources
         self._tokenizer = tokenizer
 
-    def stream(self, number: int) -> grain.MapDataset[Drawn]:
-        """Everything that a logical stream draws, in order and without end: a pure function of the position."""
-        data = self.data
-        orders = [
-            grain.MapDataset.range(records)
-            .shuffle(seed=source_seed(data.seed, source.name))
-            .repeat()[number :: data.streams]
-            .map(functools.partial(self.read, index))
-            for index, (source, records) in enumerate(zip(data.mixture, self.records, strict=True))
-        ]
-        per_record = [samples / records for samples, records in zip(self.samples, self.records, strict=True)]
-        mixture = Mixture(data.mixture, per_record, data.seed, number, data.streams)
-        drawn = grain.MapDataset.select_from_datasets(orders, mixture)
-        for name in data.transformations:
-            drawn = transformations.apply(drawn, name, source_seed(data.seed, f"{name}/{number}"))
-        return drawn.map(self.tokenize)
+    def read(self, source: int, index: int) -> DrawnRecord:
+        """Reads a record. If it is damaged, the result has a `message` and no `record`.
 
-    def read(self, source: int, number: int) -> Drawn:
-        """Reads record `number` of a source of the mixture. A record that is damaged has no `record`, but a `message`.
+        Args:
+          source: index of the source in the mixture.
+          index: of the record in the source.
 
         Raises:
           StorageError: if it could not be read although it may be whole.
         """
-        where = f"record {number} of source {self.data.mixture[source].name!r}"
-        number = int(number)  # grain shuffles to numpy's integers
+        where = f"record {index} of source {self.data.mixture[source].name!r}"
+        index = int(index)  # the shuffle of Grain gives integers of numpy
         try:
-            return Drawn(source, number, self._sources[source][number])
+            return DrawnRecord(source, index, self._sources[source][index])
         except (MemoryError, StorageError):
             raise
         except (UserError, *_ABSENT) as error:
@@ -82,13 +65,13 @@ class MixtureReader:
             raise StorageError(f"{where} could not be read ({error}); run the same command again to continue") from None
         except Exception as error:
             message = f"{where} is damaged ({type(error).__name__}: {one_line(error)})"
-        return Drawn(source, number, message=message)
+        return DrawnRecord(source, index, message=message)
 
-    def tokenize(self, drawn: Drawn) -> Drawn:
+    def tokenize(self, drawn: DrawnRecord) -> DrawnRecord:
         """Turns the record into examples. One that does not fit its task loses its `record` and gets a `message`."""
         if drawn.record is None:
             return drawn
-        where = f"record {drawn.number} of source {self.data.mixture[drawn.source].name!r}"
+        where = f"record {drawn.record_index} of source {self.data.mixture[drawn.source].name!r}"
         try:
             return fit(drawn._replace(record=None), drawn.record, self._tokenizer, self.queries, self.data)
         except MemoryError:
@@ -121,3 +104,14 @@ def open_mixture(config: Config, tokenizer: Tokenizer, *, verify: bool = False) 
         transformations.load_transformation(name)
     sources = open_sources(config.data, verify=verify)
     return MixtureReader(config.data, sources, tokenizer, config.model.resampler.queries)
+
+
+def open_sources(data: DataConfig, split: str = "train", *, verify: bool = False) -> list[Source]:
+    """Opens the records of every source (`source.open_source`).
+
+    Raises:
+      UserError: if a source cannot be opened (`source.open_source`), or a schedule is malformed.
+    """
+    check_schedules(data.mixture)
+    share = data.max_corrupt_share
+    return [open_source(source, split, verify=verify, max_corrupt_share=share) for source in data.mixture]
