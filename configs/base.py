@@ -17,34 +17,47 @@ DATA = dict(
 )
 
 
-def stage(mesh: str, *, data: dict, optimizer: dict, init: dict, train: dict) -> ml_collections.ConfigDict:
+def stage(
+    mesh: str, *, batch: str, rows_per_step: dict[str, int], data: dict, optimizer: dict, init: dict, train: dict
+) -> ml_collections.ConfigDict:
     """The finished config of a stage.
 
     Args:
       mesh: a recipe in `configs/meshes`; it sets the mesh and the precision, and changes what suits the stage.
-      data: the values of `config.data` that the stages do not share.
+      batch: what the batch size of the paper counts, a key of `rows_per_step`.
+      rows_per_step: packed rows per optimiser step, by what the batch size of the paper counts.
+      data: the values of `config.data` that the stages do not share; `group_rows` (rows per image group) stands for
+        `image_groups`, which then follows from the accumulation.
       optimizer: see `optimizer`.
       init: see `continue_from`.
       train: see `train`.
 
     Raises:
-      ValueError: if there is no such recipe.
+      ValueError: if there is no such recipe, or no such batch.
     """
     if mesh not in MESHES:
         raise ValueError(f"the mesh {mesh!r} is not one of {', '.join(MESHES)}")
+    if batch not in rows_per_step:
+        raise ValueError(f"the batch {batch!r} is not one of {', '.join(rows_per_step)}")
     recipe = importlib.import_module(f"configs.meshes.{mesh}")
+    group_rows = data["group_rows"]
+    values = {name: value for name, value in data.items() if name != "group_rows"}
+    values |= dict(rows_per_step=rows_per_step[batch], image_groups=0)
     config = ml_collections.ConfigDict(
         dict(
             model=model.qwen_vl_9b6(),
             tokenizer=dict(kind="qwen", path=""),
-            data={**DATA, **data},
+            data={**DATA, **values},
             optimizer=optimizer,
             init=init,
             train=train,
         )
     )
     recipe.apply(config)
-    config.update_from_flattened_dict(recipe.STAGES.get(train["stage"], {}))
+    for name in (train["stage"], f"{train['stage']}_{batch}"):
+        config.update_from_flattened_dict(recipe.STAGES.get(name, {}))
+    if group_rows > 1:
+        config.data.image_groups = config.data.rows_per_step // config.data.accumulation // group_rows
     return config
 
 

@@ -30,16 +30,17 @@ PAIRS = {
 def get_config(mesh: str = "v5p", data: str = "data", runs: str = "runs") -> ml_collections.ConfigDict:
     return base.stage(
         mesh,
+        batch="samples",
+        rows_per_step={"samples": 30720},  # a row holds one pair, so samples are rows
         data=dict(
             mixture=tuple(base.source(f"{data}/pretrain", name, "caption", weight) for name, weight in PAIRS.items()),
             image_size=224,
             sequence_length=512,
-            rows_per_step=30720,
             accumulation=6,
             images_per_row=1.0,  # an image takes 258 of the 512 tokens, so no row has two
             seed=1,
-            image_groups=0,  # ours: no row has two images, so each keeps its own and devices exchange none
-            streams=256,  # ours: up to so many hosts build only their own rows
+            group_rows=1,  # ours: no row has two images, so each keeps its own and devices exchange none
+            streams=256,  # ours: up to so many hosts read, decode and pack different pairs
         ),
         optimizer=base.optimizer(peak=2e-4, minimum=1e-6, warmup=500, vit_layer_decay=0.95),
         # OpenCLIP ViT-bigG and Qwen-7B, converted by `python -m qwenvl_jax.convert`; the resampler starts fresh.

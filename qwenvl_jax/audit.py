@@ -92,11 +92,23 @@ def show(numbers: dict[str, Any]) -> None:
             PACKING_COLUMNS,
             [packing_row(numbers["packing"])],
         )
+    if numbers["passes"]:
+        _show_passes(numbers["passes"])
     for source in sources:
         for entry in source["left_out"]:
             print(log.printable(f"{entry['state']}: source {source['name']!r}, {entry['message']}"))
     for note in numbers["notes"]:
         print(log.printable(f"note: {note}"), file=sys.stderr)
+
+
+def _show_passes(passes: dict[str, Any]) -> None:
+    one_pass = passes["rows_per_step_of_one_pass"]
+    _table(
+        f"expected over {passes['steps']:,} steps of {passes['rows_per_step']:,} rows, at "
+        f"{passes['samples_per_row']:.3g} samples per row; one pass needs {one_pass:,} rows per step",
+        ("source", "samples", "passes"),
+        ((name, f"{one['samples']:,}", f"{one['passes']:.2f}") for name, one in passes["sources"].items()),
+    )
 
 
 def _bar(bar: dict[str, int]) -> str:

@@ -35,6 +35,7 @@ def main() -> None:
         if _WORKDIR.value:
             lineage.check_resumable(_WORKDIR.value, config)
         summary.show(config, check_init(config, missing_ok=True), abstract_state(config))
+        summary.show_passes(config)
         return
     if not _WORKDIR.value:
         read_config()  # a mistake in the config is reported first

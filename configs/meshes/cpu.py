@@ -4,7 +4,7 @@ from typing import Any
 
 import ml_collections
 
-STAGES: dict[str, dict[str, Any]] = {}
+STAGES: dict[str, dict[str, Any]] = {"sft_rows": {"data.accumulation": 8}}
 
 
 def apply(config: ml_collections.ConfigDict) -> None:

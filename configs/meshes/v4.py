@@ -1,4 +1,4 @@
-"""TPU v4, 32 GiB of HBM per chip; meant for 512 chips (8 x 64)."""
+"""TPU v4, 32 GiB of HBM per chip; meant for 512 chips (8 x 64), in stage 3 for 16."""
 
 import ml_collections
 
@@ -6,9 +6,11 @@ from configs.meshes import tpu
 
 STAGES = {
     "pretrain": {"data.accumulation": 5, "compute.remat_vit": "matmuls_saved"},
-    "multitask": {"data.accumulation": 4},
+    "multitask": {"data.accumulation": 1, "data.streams": 256},
+    "multitask_rows": {"data.accumulation": 4},
     # The compiler crashes on this stage with BESIDE_KERNELS.
-    "sft": {"data.accumulation": 1, "mesh.tensor": 4, "compute.xla_options": ()},
+    "sft": {"data.accumulation": 1, "data.streams": 16, "mesh.fsdp": 16, "compute.xla_options": ()},
+    "sft_rows": {"data.accumulation": 4},
 }
 
 

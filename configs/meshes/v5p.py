@@ -1,4 +1,4 @@
-"""TPU v5p, 95 GiB of HBM per chip; meant for 512 chips (8 x 64), in stage 3 for 64.
+"""TPU v5p, 95 GiB of HBM per chip; meant for 512 chips (8 x 64), in stage 3 for 16.
 
 The memory holds the results of all matrix products, so nothing is computed twice. fsdp takes two axes of the torus and
 data the third. If fsdp spanned all three, XLA would all-reduce the gradients instead of reduce-scattering them.
@@ -10,8 +10,10 @@ from configs.meshes import tpu
 
 STAGES = {
     "pretrain": {"data.accumulation": 3},
-    "multitask": {"data.accumulation": 2},
-    "sft": {"data.accumulation": 1, "mesh.fsdp": 32},
+    "multitask": {"data.accumulation": 1, "data.streams": 256},
+    "multitask_rows": {"data.accumulation": 2},
+    "sft": {"data.accumulation": 1, "data.streams": 16, "mesh.fsdp": 16},
+    "sft_rows": {"data.accumulation": 4},
 }
 
 

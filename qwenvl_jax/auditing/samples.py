@@ -22,6 +22,7 @@ from qwenvl_jax.config import Config, DataConfig, config_hash
 from qwenvl_jax.data.examples import DrawnRecord, Example
 from qwenvl_jax.data.images.pool import decode_all
 from qwenvl_jax.data.mixture_reader import MixtureReader, open_mixture
+from qwenvl_jax.data.passes import expected_passes, many_passes, rows_of_one_pass
 from qwenvl_jax.data.pipeline import drawn_records
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -121,6 +122,7 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
                 "left_out": sorted(left_out[index], key=lambda entry: entry["state"]),
             }
         )
+    passes = _passes(config, preview.numbers(), reader)
     numbers = {
         "config": config_hash(config),
         "model": config.model.name,
@@ -131,9 +133,10 @@ def audit(config: Config, samples: int, shown: int, *, verify: bool = False) -> 
         "images_of_a_group": config.data.group_images,
         "queries": reader.queries,
         "packing": preview.numbers(),
+        "passes": passes,
         "total": total,
         "sources": sources,
-        "notes": [*_notes(total, sources, config.data), *preview.notes()],
+        "notes": [*_notes(total, sources, config.data), *preview.notes(), *_notes_on_passes(config, passes)],
     }
     return Audit(numbers, examples, tokenizer)
 
@@ -305,6 +308,31 @@ def _notes(total: dict[str, Any], sources: Sequence[dict[str, Any]], data: DataC
         if source.schedule:
             notes.append(f"the weight of source {name!r} changes with time; these samples show the beginning")
     return notes
+
+
+def _passes(config: Config, packing: dict[str, Any] | None, reader: MixtureReader) -> dict[str, Any] | None:
+    """Passes over every source and over all in the steps of the stage, and the rows per step that make one pass."""
+    if packing is None:
+        return None
+    full = packing["rows"] / (packing["rows"] + packing["empty_rows"])
+    samples_per_row = packing["samples_per_row"] * full
+    samples = {source.name: count for source, count in zip(config.data.mixture, reader.samples, strict=True)}
+    expected = expected_passes(config, samples_per_row, samples)
+    return {
+        "steps": config.train.steps,
+        "rows_per_step": config.data.rows_per_step,
+        "samples_per_row": samples_per_row,
+        "rows_per_step_of_one_pass": rows_of_one_pass(config, samples_per_row, samples),
+        "sources": {name: {"samples": round(one.drawn), "passes": one.passes} for name, one in expected.items()},
+        "warning": many_passes(expected),
+    }
+
+
+def _notes_on_passes(config: Config, passes: dict[str, Any] | None) -> list[str]:
+    if passes is None or not passes["warning"]:
+        return []
+    one_pass = passes["rows_per_step_of_one_pass"]
+    return [f"{passes['warning']} (about {one_pass:,} rows per step make one pass in {config.train.steps:,} steps)"]
 
 
 def _too_corrupt(numbers: dict[str, Any], data: DataConfig) -> bool:

@@ -102,10 +102,17 @@ class Loader(Iterator[Batch]):
         self._error = None
 
     @property
-    def lengths(self) -> dict[str, int]:
-        """Records by source."""
+    def samples(self) -> dict[str, int]:
+        """Samples by source: those of all its records."""
         names = (source.name for source in self._data.mixture)
-        return dict(zip(names, self._reader.records, strict=True))
+        return dict(zip(names, self._reader.samples, strict=True))
+
+    @property
+    def samples_per_row(self) -> float:
+        """The mean over the batches handed out; 0 before the first."""
+        counts = self.counters()
+        rows = counts["batches"] * self._data.rows_per_step * len(self._streams) / self._data.streams
+        return sum(counts["seen"].values()) / rows if rows else 0.0
 
     def counters(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
         """Totals over the batches handed out since the stream began.

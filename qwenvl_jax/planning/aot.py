@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from qwenvl_jax.chips import GIB, Topology
-from qwenvl_jax.config import Config
+from qwenvl_jax.config import Config, DataConfig
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import abstract_batch
@@ -182,14 +182,31 @@ def _memory(stats: Any, topology: Topology) -> Memory:
     return Memory(True, total, topology.chip.hbm_bytes / GIB, arguments, temporaries, code, host)
 
 
+def with_accumulation(data: DataConfig, accumulation: int) -> DataConfig | None:
+    """The same batch and image groups in another number of microbatches; None if the rows or groups do not divide."""
+    rows, rest = divmod(data.rows_per_step, accumulation)
+    if rest or not data.group_rows or rows % data.group_rows:
+        return None
+    groups = rows // data.group_rows
+    return dataclasses.replace(
+        data,
+        accumulation=accumulation,
+        image_groups=groups if data.image_groups else 0,
+        streams=math.gcd(data.streams, groups),
+    )
+
+
 def remedies(config: Config, mesh: AnyMesh) -> list[str]:
     """Changes that would make a step smaller, the cheapest first."""
     changes = []
     data = config.data
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    doubled = 2 * data.accumulation
-    if data.rows_per_step % (doubled * shards) == 0:
-        changes.append(f"config.data.accumulation={doubled}")
+    halved = with_accumulation(data, 2 * data.accumulation)
+    if halved is not None and halved.rows_per_microbatch % shards == 0:
+        keys = [
+            key for key in ("accumulation", "image_groups", "streams") if getattr(halved, key) != getattr(data, key)
+        ]
+        changes.append(" with ".join(f"config.data.{key}={getattr(halved, key)}" for key in keys))
     saves_less = {"none": "matmuls_saved", "matmuls_saved": "attention_saved", "attention_saved": "full"}
     for tower in ("decoder", "vit"):
         policy = getattr(config.compute, f"remat_{tower}")

@@ -167,17 +167,19 @@ def meshes(config: Config, topology: Topology) -> list[tuple[int, int]]:
 
 def accumulations(config: Config, topology: Topology, shards: int) -> list[int]:
     """The numbers of microbatches up to 64 that give every device whole rows, in ascending order."""
-    rows = config.data.rows_per_step
     shards *= topology.slices
-    return [count for count in range(1, 65) if rows % count == 0 and (rows // count) % shards == 0]
+    tried = ((count, aot.with_accumulation(config.data, count)) for count in range(1, 65))
+    return [count for count, data in tried if data is not None and data.rows_per_microbatch % shards == 0]
 
 
 def _changed(config: Config, topology: Topology, data: int, fsdp: int, remat: str, accumulation: int) -> Candidate:
+    regrouped = aot.with_accumulation(config.data, accumulation)
+    assert regrouped is not None  # `accumulations` has no other numbers
     changed = dataclasses.replace(
         config,
         mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp),
         compute=dataclasses.replace(config.compute, remat_decoder=remat, remat_vit=remat),
-        data=dataclasses.replace(config.data, accumulation=accumulation),
+        data=regrouped,
     )
     name = f"data {data} x fsdp {fsdp} x tensor {config.mesh.tensor}, accumulation {accumulation}, remat {remat}"
     return Candidate(name, changed, topology)

@@ -1,6 +1,6 @@
 """A batch on the devices: its shapes, how it is split over the mesh, and how a host copies its part of it.
 
-Shape suffixes: A microbatches, B rows, I images, H/W pixels, C channels.
+Shape suffixes: A microbatches, B rows, I images, H/W pixels, C channels, P parts of a batch, D devices of a part.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import Config, DataConfig
 from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import BATCH_AXES, AnyMesh, batch_shards
 
@@ -73,6 +74,56 @@ def local_streams(data: DataConfig, mesh: Mesh) -> list[int]:
     shards = batch_shards(mesh)
     indices = batch_shardings(mesh)[0].addressable_devices_indices_map((1, shards)).values()
     return streams_of([rows.indices(shards)[0] for _, rows in indices], shards, data.streams)
+
+
+def check_streams(data: DataConfig, mesh: Mesh, *, continued: bool = False) -> None:
+    """Refuses a stream that several processes would read, decode and pack, if more streams avoid it.
+
+    Only processes that hold the same rows, because `tensor` spans them, must build the same streams.
+
+    Args:
+      data: the config.
+      mesh: of the devices of all processes.
+      continued: whether the run has begun. Its number of streams cannot change any more, so a line warns instead.
+
+    Raises:
+      UserError: if a stream is shared needlessly and the run has not begun.
+    """
+    shards = batch_shards(mesh)
+    processes = np.array([device.process_index for device in mesh.devices.flat]).reshape(shards, -1)
+    least = _most_processes(processes, shards)  # those that hold the same part
+    most = _most_processes(processes, data.streams)
+    if most == least:
+        return
+    sentence = (
+        f"{len(np.unique(processes))} processes share {data.streams} logical stream{'s' * (data.streams > 1)}, and "
+        f"{most} of them would read, decode and pack the same one"
+    )
+    if continued:
+        log.line(f"warning: {sentence}; a run keeps its streams, so start the next one with more (config.data.streams)")
+        return
+    rows = data.rows_per_microbatch
+    divisors = [count for count in range(1, rows + 1) if rows % count == 0]
+    enough = next(count for count in divisors if _most_processes(processes, count) == least)
+    groups = next(count for count in divisors if count >= data.groups and count % enough == 0)
+    change = f"config.data.streams={enough}"
+    if groups != data.groups:
+        change += f" and config.data.image_groups={groups}"
+    raise UserError(f"{sentence}; set {change}")
+
+
+def _most_processes(processes_PD: np.ndarray, streams: int) -> int:
+    """The largest number of processes that need one stream.
+
+    Args:
+      processes_PD: the processes of the D devices that hold each of the P parts of a batch.
+      streams: number of streams.
+    """
+    users: dict[int, set[int]] = {}
+    for part, processes_D in enumerate(processes_PD):
+        for stream in streams_of([part], len(processes_PD), streams):
+            users.setdefault(stream, set()).update(processes_D.tolist())
+    return max(map(len, users.values()))
 
 
 def streams_of(parts: Iterable[int], shards: int, streams: int) -> list[int]:

@@ -20,7 +20,7 @@ from qwenvl_jax.params import merge, split
 from qwenvl_jax.runtime import distributed, log, storage
 from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.preemption import PreemptionGuard
-from qwenvl_jax.sharding.batch import local_streams, put_batch
+from qwenvl_jax.sharding.batch import check_streams, local_streams, put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training import summary
 from qwenvl_jax.training.metrics import MetricsWindow
@@ -54,10 +54,11 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     mesh = checked_mesh(config)
     abstract = abstract_state(config, mesh)
     streams = local_streams(config.data, mesh)
+    check_streams(config.data, mesh, continued=steps_taken is not None)
     with make_loader(config, load_tokenizer(config.tokenizer), streams=streams) as loader, claimed(workdir):
         distributed.agree(loader.facts())
         if steps_taken is None:
-            summary.show(config, starting_points, abstract, mesh, loader.lengths)
+            summary.show(config, starting_points, abstract, mesh)
             vocabulary = vocabulary_digest(config.tokenizer)
             steps_taken, state, progress = begin(config, workdir, starting_points, abstract, vocabulary)
         else:
@@ -75,6 +76,8 @@ def train(config: Config, workdir: epath.PathLike) -> int:
         ):
             with metrics_log.waiting_for_data():
                 batch = put_batch(next(loader), config.data, mesh)
+            if steps_taken == 0:
+                summary.show_passes(config, loader.samples_per_row, loader.samples)
             for step in range(steps_taken + 1, config.train.steps + 1):
                 state, metrics = train_step(state, batch)
                 window.add(metrics)

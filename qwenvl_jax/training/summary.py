@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint.restore import StartingPoint
 from qwenvl_jax.config import COMPONENTS, Config, config_hash
+from qwenvl_jax.data.passes import expected_passes, many_passes
 from qwenvl_jax.models.flops import full_work, training_flops
 from qwenvl_jax.params import PyTree, component_of, flatten, merge
 from qwenvl_jax.runtime import log
@@ -18,7 +19,6 @@ from qwenvl_jax.sharding.report import ComponentLine, component_lines, memory_us
 from qwenvl_jax.training.optimizer import layer_scales, make_schedule
 from qwenvl_jax.training.state import State
 
-MANY_PASSES = 2  # warn above this number of passes over a source
 BIG = 2**20  # bytes from which a parameter gets a line in the sharding table
 
 
@@ -27,22 +27,19 @@ def show(
     starting_points: dict[str, StartingPoint | None],
     state: State,
     mesh: Mesh | None = None,
-    lengths: dict[str, int] | None = None,
 ) -> None:
-    """Prints all tables.
+    """Prints all tables but that of the passes.
 
     Args:
       config: the run's.
       starting_points: where each tower starts (`check_init`).
       state: from `abstract_state`, with shardings if there is a mesh.
       mesh: the devices, for the sharding table; None leaves it out.
-      lengths: records by source, if they have been opened.
     """
     log.line(f"config {config_hash(config)}  model {config.model.name}  stage {config.train.stage}")
     show_parameters(config, state)
     show_rates(config)
     show_data(config)
-    show_passes(config, lengths)
     show_flops(config)
     show_start(config, starting_points)
     if mesh is not None:
@@ -133,43 +130,27 @@ def show_data(config: Config) -> None:
     )
 
 
-def expected_passes(config: Config, lengths: dict[str, int] | None) -> dict[str, tuple[float, float]]:
-    """By source, the expected number of samples that the stage draws and the passes over the source.
-
-    An estimate. It assumes that a row holds `data.images_per_row` samples of one image each (at least one sample), and
-    that every source keeps the share of its weight at step 0 (of its highest weight, if it begins later).
+def show_passes(config: Config, samples_per_row: float = 0.0, samples: Mapping[str, int] | None = None) -> None:
+    """Expected samples and passes by source and in all, and a warning if a source is read many times.
 
     Args:
       config: the run's.
-      lengths: records by source. Without them a weight counts as millions of samples, as in the full-size stages.
+      samples_per_row: mean of the rows packed so far; 0 before there are any. The table is then an estimate, which
+        assumes that a row holds `data.images_per_row` samples of one image each, and at least one.
+      samples: by source, if they have been opened.
     """
-    data = config.data
-    samples = config.train.steps * data.rows_per_step * max(1.0, data.images_per_row)
-    weights = {s.name: s.weight or max(point[1] for point in s.schedule) for s in data.mixture}
-    total = sum(weights.values()) or 1.0
-    known: Mapping[str, float] = lengths or {name: weight * 1e6 for name, weight in weights.items()}
-    drawn = {name: samples * weight / total for name, weight in weights.items()}
-    return {name: (count, count / max(known[name], 1)) for name, count in drawn.items()}
-
-
-def show_passes(config: Config, lengths: dict[str, int] | None = None) -> None:
-    """Expected samples and passes per source, and a warning above `MANY_PASSES`."""
-    expected = expected_passes(config, lengths)
-    per_row = max(1.0, config.data.images_per_row)
-    counted = "" if lengths else "; records not opened: a weight counts as millions of samples"
+    estimate = "" if samples_per_row else ", an estimate"
+    unopened = "" if samples else "; records are not opened: a weight counts as millions of samples"
+    samples_per_row = samples_per_row or max(1.0, config.data.images_per_row)
+    expected = expected_passes(config, samples_per_row, samples)
     log.table(
-        f"expected over {log.count(config.train.steps)} steps, at {per_row:g} samples per row (an estimate{counted})",
+        f"expected over {log.count(config.train.steps)} steps, at {samples_per_row:.3g} samples per row"
+        f"{estimate}{unopened}",
         ("source", "samples", "passes"),
-        [(name, log.count(round(samples)), f"{passes:.2f}") for name, (samples, passes) in expected.items()],
+        [(name, log.count(round(one.drawn)), f"{one.passes:.2f}") for name, one in expected.items()],
     )
-    many = {name: passes for name, (_, passes) in expected.items() if passes > MANY_PASSES}
-    if many:
-        worst = max(many, key=lambda name: many[name])
-        log.line(
-            f"warning: about {many[worst]:.1f} passes over {worst} are expected"
-            + (f", more than {MANY_PASSES} over {len(many)} sources" if len(many) > 1 else "")
-            + "; fewer rows (config.data.rows_per_step) or steps (config.train.steps) make fewer"
-        )
+    if sentence := many_passes(expected):
+        log.line(f"warning: {sentence}")
 
 
 def show_flops(config: Config) -> None:

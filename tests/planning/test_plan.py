@@ -65,9 +65,9 @@ MISTAKES = {
     "compile or not": ([TINY, "--topology=v5e:2x2", "--json", "--dump_sharding=x"], "exclude one another"),
     "no such folder": ([TINY, "--topology=v5e:1x1", "--dump_sharding=/dev/null/x.json"], "/dev/null"),
     "mesh": ([TINY, "--topology=v5e:2x2", DUMP, "--config.mesh.data=3"], "devices"),
-    "rows": ([STAGE_3, "--topology=v5e:16x16", DUMP, "--config.mesh.tensor=1"], "a microbatch of 128 rows"),
+    "rows": ([STAGE_3, "--topology=v5e:16x16", DUMP, "--config.mesh.fsdp=64"], "a microbatch of 32 rows"),
     "rows of slices": (
-        [STAGE_2, "--topology=v5p:8x8x8@4", DUMP, "--config.data.accumulation=8"],
+        [STAGE_2, "--topology=v5p:8x8x8@4", DUMP],
         "cannot be split over data x fsdp = 2048 devices",
     ),
     "heads": (
@@ -100,7 +100,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "topology", "golden"),
-    [("stage1_pretrain", "v5p:8x8x8", "stage1_v5p_8x8x8"), ("stage3_sft", "v5p:4x4x4", "stage3_v5p_4x4x4")],
+    [("stage1_pretrain", "v5p:8x8x8", "stage1_v5p_8x8x8"), ("stage3_sft", "v5p:2x2x4", "stage3_v5p_2x2x4")],
 )
 def test_shardings_are_written_without_a_compiler(config: str, topology: str, golden: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_LIBTPU, f"--config=configs/{config}.py", f"--topology={topology}"]
@@ -141,10 +141,10 @@ for changes in ("", "v6e:16x16", "compute.remat_vit=full config.data.accumulatio
     run = subprocess.run([sys.executable, "-c", code, STAGE_2], cwd=ROOT, capture_output=True, text=True, check=True)
     path = "configs/stage2_multitask.py"
     assert run.stdout.splitlines() == [
-        f"v5p:8x8x8 64 matmuls_saved 2 {path}:mesh=v5p on v5p:8x8x8",
-        f"v6e:16x16 16 attention_saved 4 {path}:mesh=v6e on v6e:16x16",
+        f"v5p:8x8x8 64 matmuls_saved 1 {path}:mesh=v5p on v5p:8x8x8",
+        f"v6e:16x16 16 attention_saved 1 {path}:mesh=v6e on v6e:16x16",
         f"v5p:8x8x8 64 full 2 {path}:mesh=v5p on v5p:8x8x8, compute.remat_vit=full, config.data.accumulation=2",
-        f"v4:8x8x8 32 attention_saved 4 {path}:mesh=v4 on v4:8x8x8, mesh.fsdp=32",
+        f"v4:8x8x8 32 attention_saved 1 {path}:mesh=v4 on v4:8x8x8, mesh.fsdp=32",
     ]
 
 
@@ -158,7 +158,7 @@ def test_a_quickstart_config_is_planned_for_any_chip(tmp_path: Path) -> None:
 
 
 def full_size(**data: Any) -> Config:
-    config = load_config(stage2_multitask.get_config(mesh="v5p"))
+    config = load_config(stage2_multitask.get_config(mesh="v5p", batch="rows"))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 
@@ -300,6 +300,20 @@ def test_search_grows_accumulation_until_it_fits() -> None:
     assert 16 not in {which.config.data.accumulation for which in tried}  # 8 rows per shard at most are left
 
 
+def test_another_accumulation_keeps_the_image_groups() -> None:
+    data = full_size().data
+    for accumulation in (1, 2, 4, 8, 16, 64):
+        changed = aot.with_accumulation(data, accumulation)
+        assert changed is not None
+        dataclasses.replace(full_size(), data=changed).data.check("config.data")
+        assert (changed.accumulation, changed.rows_per_step) == (accumulation, data.rows_per_step)
+        assert (changed.group_rows, changed.group_images) == (data.group_rows, data.group_images)
+    assert aot.with_accumulation(data, 3) is None  # not whole rows
+    assert aot.with_accumulation(data, 2048) is None  # 2 rows are no group of 4
+    whole = dataclasses.replace(data, image_groups=0, streams=1)
+    assert aot.with_accumulation(whole, 8) == dataclasses.replace(whole, accumulation=8)
+
+
 def test_a_search_needs_whole_rows() -> None:
     config = full_size()
     rows = dataclasses.replace(config, data=dataclasses.replace(config.data, rows_per_step=128))
@@ -313,7 +327,7 @@ def test_remedies_name_what_is_left() -> None:
     mesh = AbstractMesh((8, 64, 1), ("data", "fsdp", "tensor"))
     config = full_size(accumulation=4)
     assert aot.remedies(config, mesh) == [
-        "config.data.accumulation=8",
+        "config.data.accumulation=8 with config.data.image_groups=256",
         "config.compute.remat_decoder=attention_saved",
         "config.compute.remat_vit=attention_saved",
         "config.optimizer.moments_memory=pinned_host",

@@ -67,6 +67,12 @@ def test_a_workdir_that_is_not_shared_is_named(parent: Parent, hosts: tuple[Path
     assert not (hosts[0] / "run").exists() and not (hosts[1] / "run").exists()
 
 
+def test_hosts_that_would_repeat_work_are_refused(parent: Parent, hosts: tuple[Path, Path], tmp_path: Path) -> None:
+    ended = train(parent, hosts, f"--workdir={tmp_path / 'run'}", "--config.data.streams=1")
+    assert_all_end_with(ended, "2 processes share 1 logical stream, and 2 of them would read", "config.data.streams=2")
+    assert not list((tmp_path / "run").glob("*"))
+
+
 def test_records_that_differ_or_are_missing_on_one_host_end_all(
     parent: Parent, hosts: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -94,6 +100,7 @@ def test_a_finished_run_is_finished_for_all(parent: Parent, hosts: tuple[Path, P
     for _ in range(2):
         ended = train(parent, hosts, f"--workdir={tmp_path / 'run'}")
         assert [one.code for one in ended] == [0, 0], ended
+        assert ("all sources" in ended[0].out) == ("is finished" not in ended[0].out)
     assert "is finished: 5 steps" in ended[0].out and "finished" not in ended[1].out
 
 

@@ -22,6 +22,8 @@ from qwenvl_jax.training.state import abstract_state
 FOLDER = Path(__file__).parents[1] / "golden" / "sharding"
 STAGES = {1: "stage1_pretrain", 2: "stage2_multitask", 3: "stage3_sft"}
 
+ROWS = {"data.rows_per_step": 128, "data.image_groups": 64}  # of stage 3, all in one microbatch
+
 # File -> stage, topology, changes to the recipe of the topology's chip.
 CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "stage1_v5p_8x8x8": (1, "v5p:8x8x8", {}),
@@ -30,15 +32,19 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "stage1_v4_8x8x8": (1, "v4:8x8x8", {}),
     "stage2_v5p_8x8x8": (2, "v5p:8x8x8", {}),
     # 2048 chips need as many rows in a microbatch.
-    "stage2_v5p_8x8x8_4_slices": (2, "v5p:8x8x8@4", {"data.accumulation": 2}),
+    "stage2_v5p_8x8x8_4_slices": (2, "v5p:8x8x8@4", {"data.rows_per_step": 2048, "data.image_groups": 512}),
     "stage2_v5e_16x16": (2, "v5e:16x16", {}),
     "stage2_v6e_16x16": (2, "v6e:16x16", {}),
     "stage2_v4_8x8x8": (2, "v4:8x8x8", {}),
-    "stage3_v5p_4x4x4": (3, "v5p:4x4x4", {}),
-    # The 128 rows of stage 3 cannot be split over more chips, so the heads have to be.
-    "stage3_v5e_16x16_tensor_2": (3, "v5e:16x16", {"mesh.tensor": 2}),
-    "stage3_v6e_16x16_tensor_2": (3, "v6e:16x16", {"mesh.tensor": 2}),
-    "stage3_v4_8x8x8_tensor_4": (3, "v4:8x8x8", {"mesh.tensor": 4}),
+    "stage3_v5p_2x2x4": (3, "v5p:2x2x4", {}),
+    "stage3_v4_2x2x4": (3, "v4:2x2x4", {}),
+    "stage3_v5e_4x8": (3, "v5e:4x8", {}),
+    "stage3_v6e_4x4": (3, "v6e:4x4", {}),
+    # 128 rows on more chips: they cannot be split over more than 128, so the heads have to be.
+    "stage3_v5p_4x4x4": (3, "v5p:4x4x4", {**ROWS, "mesh.fsdp": 32}),
+    "stage3_v5e_16x16_tensor_2": (3, "v5e:16x16", {**ROWS, "mesh.fsdp": 128, "mesh.tensor": 2}),
+    "stage3_v6e_16x16_tensor_2": (3, "v6e:16x16", {**ROWS, "mesh.fsdp": 128, "mesh.tensor": 2}),
+    "stage3_v4_8x8x8_tensor_4": (3, "v4:8x8x8", {**ROWS, "mesh.fsdp": 64, "mesh.tensor": 4}),
 }
 
 

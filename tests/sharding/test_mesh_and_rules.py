@@ -22,6 +22,7 @@ from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AXES, abstract_mesh, check_memory, make_mesh, mesh_shape
 from qwenvl_jax.sharding.report import check_replicated, parameter_lines
 from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_heads, kernel_axes, param_spec
+from tests.support.chips import chips, grid_mesh
 
 
 def mesh_of(data: int, fsdp: int, tensor: int) -> AbstractMesh:
@@ -181,28 +182,6 @@ def test_a_config_with_two_open_axes_is_refused() -> None:
         validate(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=-1)))
 
 
-class Chip:
-    """What JAX reads of a TPU to lay a mesh on the torus."""
-
-    platform, device_kind, core_on_chip = "tpu", "TPU v4", 0
-
-    def __init__(self, number: int, coords: tuple[int, int, int], slice_index: int) -> None:
-        self.id, self.process_index, self.coords, self.slice_index = number, number // 4, coords, slice_index
-
-    def __repr__(self) -> str:
-        return f"chip {self.coords} of slice {self.slice_index}"
-
-
-def chips(sides: tuple[int, int, int], slices: int = 1) -> list[Chip]:
-    grid = [(x, y, z) for z in range(sides[2]) for y in range(sides[1]) for x in range(sides[0])]
-    return [Chip(s * len(grid) + k, coordinates, s) for s in range(slices) for k, coordinates in enumerate(grid)]
-
-
-def torus_mesh(sides: tuple[int, int, int], slices: int, config: MeshConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("qwenvl_jax.sharding.mesh.Mesh", lambda grid, axes: grid)  # these chips are no jax.Device
-    return make_mesh(config, chips(sides, slices))
-
-
 @pytest.mark.parametrize(
     ("sides", "slices", "sizes", "shape"),
     [
@@ -216,9 +195,9 @@ def test_odd_pods_get_a_mesh_whose_slices_lie_along_data(
     slices: int,
     sizes: tuple[int, int, int],
     shape: tuple[int, int, int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    grid = torus_mesh(sides, slices, MeshConfig(*sizes, slices=slices, max_replicated_bytes=0), monkeypatch)
+    config = MeshConfig(*sizes, slices=slices, max_replicated_bytes=0)
+    grid = grid_mesh(config, chips(sides, slices)).devices
     assert grid.shape == shape and len({chip.id for chip in grid.flat}) == grid.size
     per_slice = shape[0] // slices
     for index, rows in enumerate(grid):
@@ -236,8 +215,8 @@ def test_odd_pods_get_a_mesh_whose_slices_lie_along_data(
     ],
 )
 def test_what_tpus_cannot_do_is_refused_in_a_sentence(
-    sides: tuple[int, int, int], slices: int, config: MeshConfig, words: str, monkeypatch: pytest.MonkeyPatch
+    sides: tuple[int, int, int], slices: int, config: MeshConfig, words: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        torus_mesh(sides, slices, config, monkeypatch)
+        grid_mesh(config, chips(sides, slices))
     assert words in str(error.value) and "\n" not in str(error.value)
