@@ -26,11 +26,7 @@ BOXES = [(3.5, 2.0), (4.9, 50.0), (0.3, 3.0)]  # millions of samples of GRIT, Vi
 # Task, millions of samples and samples per picture.
 SOURCES = [
     *((task, SAMPLES[task], 5.4 if task == "vqa" else 1.0) for task in ("caption", "vqa", "grounding", "ocr", "text")),
-    *(
-        (task, *part)
-        for task in ("ref_grounding", "grounded_caption")
-        for part in ((3.5, 2.0), (4.9, 50.0), (0.3, 3.0))
-    ),
+    *((task, *part) for task in ("ref_grounding", "grounded_caption") for part in BOXES),
 ]
 
 

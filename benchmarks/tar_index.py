@@ -198,7 +198,7 @@ def opened(folder: Path) -> None:
     numbers = random.Random(0)
     start = time.perf_counter()
     for _ in range(_ROWS):
-        reader._index.row(numbers.randrange(len(reader)))
+        reader._index.location(numbers.randrange(len(reader)))
     seconds = time.perf_counter() - start
     print(f"{_ROWS:,} random rows: {1e6 * seconds / _ROWS:.0f} microseconds each, {memory()}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import importlib.util
 import re
 import string
@@ -101,6 +103,15 @@ def test_configs_of_commands_can_be_built(page: Path) -> None:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             module.get_config(*([arguments] if arguments else []))
+
+
+@pages
+def test_python_that_is_shown_compiles_and_names_what_exists(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        for node in ast.parse(block).body:
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("qwenvl_jax"):
+                module = importlib.import_module(str(node.module))
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == [], node.module
 
 
 def keys() -> set[str]:

@@ -11,8 +11,8 @@ from qwenvl_jax.data.packed_groups import items_of, make_packer
 from qwenvl_jax.data.packing import Row, images_of
 
 PACKING_COLUMNS = ("rows", "samples per row", "images per row", "shared images", "token fill", "image fill")
-EMPTY_ROWS = 0.02  # share above which a note says so
-IMAGE_FILL = 0.9  # share below which a note says so
+EMPTY_ROWS = 0.02  # share of empty rows above which a note says what to change
+IMAGE_FILL = 0.9  # image fill below which a note says what to change
 
 
 class PackingPreview:

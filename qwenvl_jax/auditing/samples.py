@@ -34,7 +34,7 @@ State = Literal["used", "cut", "dropped", "filtered", "corrupt"]
 
 
 class Finding(NamedTuple):
-    """One drawn sample, or a part of a text that is longer than a row.
+    """One drawn sample, or a fragment of a text that is longer than a row.
 
     Attributes:
       source: index of its source in the mixture.
@@ -196,7 +196,7 @@ def findings_of(drawn: DrawnRecord, data: DataConfig) -> list[Finding]:
         if image_error:
             findings.append(finding("corrupt", f"record {example.record_id!r}: {image_error}", example))
         else:
-            findings.append(finding("used" if example.part < 0 else "cut", "", example))
+            findings.append(finding("used" if example.fragment < 0 else "cut", "", example))
     return findings
 
 
@@ -222,7 +222,7 @@ def _count(finding: Finding, tokenizer: Tokenizer, queries: int) -> _Count:
 
 
 def _numbers(counts: Sequence[_Count], data: DataConfig) -> dict[str, Any]:
-    """Sums over the used samples. Lengths and images are those of rows: a text that is cut has several parts."""
+    """Sums over the used samples. Lengths and images are those of rows: a text that is cut has several fragments."""
     used = [count for count in counts if count.state in ("used", "cut")]
     dropped = [count for count in counts if count.state == "dropped"]
     lengths = sorted(count.length for count in (*used, *dropped))

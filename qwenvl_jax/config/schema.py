@@ -166,7 +166,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The input stream.
+    """The input of a stage.
 
     Its batches depend on these values, the records, the vocabulary and the number of queries per image. They do not
     depend on the keys that are marked as free on resume, which say how a host reads the records, and how the image

@@ -21,7 +21,7 @@ class PackedExample(NamedTuple):
     """An example at its position in a batch, while its images are decoded.
 
     Attributes:
-      stream: number of the logical stream it came from.
+      stream: index of the logical stream that it came from.
       example: with encoded images.
       microbatch, row: indices in the batch.
       tokens: its slice of the row.
@@ -45,13 +45,13 @@ class BatchBuilder:
 
     Args:
       data: the config.
-      share: of the rows and images of the whole batch, that are in this one.
+      share: the share of the rows and images of the whole batch that this one has.
       queries: feature slots per image.
       decoders: decode the images.
 
     Attributes:
-      batch: everything not yet filled is padding.
-      packed: the examples so far.
+      batch: its arrays; whatever is not filled yet is padding.
+      packed: the examples that were added.
     """
 
     def __init__(self, data: DataConfig, share: float, queries: int, decoders: DecodePool):
@@ -84,7 +84,7 @@ class BatchBuilder:
     def add(self, example: Example, stream: int, microbatch: int, group: int, row: int) -> None:
         """Appends an example to a row, its images to the image group of the row, and starts to decode them.
 
-        Images that the group has already, because another example is of the same record, are shared.
+        If another example of the same record has brought these images to the group, they are shared.
         """
         tokens = self._add_tokens(example, microbatch, row)
         key = (microbatch, group, example.position)

@@ -1,6 +1,6 @@
-"""Record -> the examples that fit rows: samples that are too long are cut or dropped.
+"""Record -> examples that fit rows: samples that are too long are cut into fragments or dropped.
 
-Texts continue in further rows, pages of OCR end at a line and dialogues at a turn.
+A text continues in further rows, a page of OCR ends at a line and a dialogue at a turn.
 
 Shape suffix: L tokens.
 """
@@ -22,11 +22,14 @@ def fit(drawn: DrawnRecord, record: Record, tokenizer: Tokenizer, queries: int, 
     """Tokenises all samples of a record, each within a row of the config and the images of a group.
 
     Args:
-      drawn: without its record.
+      drawn: the draw; its `record` is not used.
       record: checked.
       tokenizer: of the run.
       queries: feature slots per image.
       data: the config.
+
+    Returns:
+      `drawn` with the examples of all samples that fit or were cut, and with those that were dropped.
 
     Raises:
       UserError: naming the record, if its content does not fit its task or a box leaves its image.
@@ -42,17 +45,20 @@ def fit(drawn: DrawnRecord, record: Record, tokenizer: Tokenizer, queries: int, 
         if not excess:
             examples.append(example_of(sample, drawn.source, tokens))
             continue
-        parts = _parts(sample.task, pieces, tokens, tokenizer, queries, data) if data.long_samples == "cut" else []
-        examples += [example_of(sample, drawn.source, tokens, part=part) for part, tokens in enumerate(parts)]
-        cut += bool(parts)
-        if not parts:
+        fragments: list[Tokens] = []
+        if data.long_samples == "cut":
+            fragments = _fragments(sample.task, pieces, tokens, tokenizer, queries, data)
+        for number, fragment in enumerate(fragments):
+            examples.append(example_of(sample, drawn.source, fragment, fragment=number))
+        cut += bool(fragments)
+        if not fragments:
             dropped.append(example_of(sample, drawn.source, tokens))
             message = f"record {sample.id!r}: {excess}"
     return drawn._replace(examples=tuple(examples), cut=cut, dropped=tuple(dropped), message=message)
 
 
 def _excess(tokens: Tokens, data: DataConfig) -> str:
-    """What is too long about a sample; "" if it fits."""
+    """Says why a sample does not fit; "" if it does."""
     if len(tokens.tokens_L) > data.sequence_length:
         return f"it has {len(tokens.tokens_L)} tokens, a row {data.sequence_length}"
     if len(tokens.image_indices) > data.group_images:
@@ -60,38 +66,39 @@ def _excess(tokens: Tokens, data: DataConfig) -> str:
     return ""
 
 
-def _parts(
+def _fragments(
     task: str, pieces: Sequence[Piece], tokens: Tokens, tokenizer: Tokenizer, queries: int, data: DataConfig
 ) -> list[Tokens]:
-    """The parts of a sample that fit, none if it cannot be cut.
+    """The fragments of a sample, each of which fits; empty if it cannot be cut.
 
-    A text gives as many parts as it needs. Each begins with the last token of the part before, so every token but the
-    first is a target once. A page of OCR and a dialogue give one part, as long as possible: a page that is cut has no
-    `<|endoftext|>`, and a dialogue ends with a turn of the assistant, so nothing false is taught.
+    A text gives as many fragments as it needs. Each begins with the last token of the one before, so every token but
+    the first is a target once. A page of OCR and a dialogue give one fragment, as long as possible: a page that is cut
+    has no `<|endoftext|>`, and a dialogue ends with a turn of the assistant, so nothing false is taught.
     """
     if task == "text" and all(piece.kind == "text" for piece in pieces[:-1]):
         return _split(tokens, data.sequence_length)
     longest: list[Tokens] = []
     for end in _ends(task, pieces):
-        part = tokenize_pieces(pieces[:end], tokenizer, queries)
-        if _excess(part, data):
+        fragment = tokenize_pieces(pieces[:end], tokenizer, queries)
+        if _excess(fragment, data):
             break
-        longest = [part]
+        longest = [fragment]
     return longest
 
 
 def _split(tokens: Tokens, length: int) -> list[Tokens]:
+    """Fragments of at most `length` tokens of a text; none if a row has no room for a target."""
     if length < 2:
         return []
-    parts = []
+    fragments = []
     for start in range(0, len(tokens.tokens_L) - 1, length - 1):
         tokens_L, is_target_L, image_query_L = (array_L[start : start + length] for array_L in tokens[:3])
-        parts.append(Tokens(tokens_L, is_target_L, image_query_L, ()))
-    return parts
+        fragments.append(Tokens(tokens_L, is_target_L, image_query_L, ()))
+    return fragments
 
 
 def _ends(task: str, pieces: Sequence[Piece]) -> list[int]:
-    """The numbers of pieces that a part may have."""
+    """How many of the first pieces a fragment may have: one number per line of a page or answer of a dialogue."""
     ends = []
     role: str | int = ""
     for number, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""The parts of all streams -> batches with decoded images: the last dataset of the pipeline.
+"""The groups of all streams -> batches with decoded images: the last dataset of the pipeline.
 
 Shape suffixes: A microbatches, B rows, L tokens.
 """
@@ -26,7 +26,7 @@ from qwenvl_jax.data.schema import TOKEN_ARRAYS, Batch
 TOTALS = ("tokens", "targets", "images", "shared")  # sums over the samples of a stream
 TOTALS_BY_SOURCE = ("seen", "corrupt")
 
-PartsOfStreams = tuple[list[ExamplesOfGroup], ...]
+GroupsByStream = tuple[list[ExamplesOfGroup], ...]  # of one batch: the groups of each stream
 
 
 class _Pending(NamedTuple):
@@ -44,22 +44,22 @@ class DecodeIterDataset(grain.IterDataset[Batch]):
     batch that was returned last.
 
     Args:
-      parts: of each batch, one per stream.
+      groups: of each batch, by stream.
       data: the config.
-      streams: numbers of the streams.
+      streams: indices of the logical streams, ascending.
       queries: feature slots per image.
       prefetch: batches laid out ahead.
     """
 
     def __init__(
         self,
-        parts: grain.IterDataset[PartsOfStreams],
+        groups: grain.IterDataset[GroupsByStream],
         data: DataConfig,
         streams: Sequence[int],
         queries: int,
         prefetch: int,
     ):
-        super().__init__(parts)
+        super().__init__(groups)
         self._arguments = (data, streams, queries, prefetch)
 
     def __iter__(self) -> DecodeIterator:
@@ -74,13 +74,13 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
 
     def __init__(
         self,
-        parts: grain.DatasetIterator[PartsOfStreams],
+        groups: grain.DatasetIterator[GroupsByStream],
         data: DataConfig,
         streams: Sequence[int],
         queries: int,
         prefetch: int,
     ):
-        super().__init__(parts)
+        super().__init__(groups)
         self._data = data
         self._streams = streams
         self._queries = queries
@@ -91,7 +91,7 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
         atexit.register(self._at_exit)
         self._pending: collections.deque[_Pending] = collections.deque()
         self._states = self._parent.get_state()["parents"]
-        self._totals = {number: self._no_totals() for number in streams}
+        self._totals = {stream: self._no_totals() for stream in streams}
 
     def _no_totals(self) -> dict[str, Any]:
         sums: dict[str, Any] = {"batches": 0, **dict.fromkeys(TOTALS, 0)}
@@ -114,14 +114,14 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
                 self._count(each)
         return batch
 
-    def _lay_out(self, parts: PartsOfStreams) -> _Pending:
+    def _lay_out(self, groups_by_stream: GroupsByStream) -> _Pending:
         """The arrays of a batch, and its images as they are being decoded."""
         data = self._data
         builder = BatchBuilder(data, len(self._streams) / data.streams, self._queries, self._decoders)
         groups_per_stream = data.groups // data.streams
-        for index, (stream, groups) in enumerate(zip(self._streams, parts, strict=True)):
-            for number, rows in enumerate(groups):
-                microbatch, group = divmod(number, groups_per_stream)
+        for index, (stream, groups) in enumerate(zip(self._streams, groups_by_stream, strict=True)):
+            for index_in_stream, rows in enumerate(groups):
+                microbatch, group = divmod(index_in_stream, groups_per_stream)
                 group += index * groups_per_stream
                 for row, examples in enumerate(rows, start=group * data.group_rows):
                     for example in examples:
@@ -181,7 +181,7 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
 
 
 def _close_at_exit(iterator: weakref.ref[DecodeIterator]) -> None:
-    """Closes an iterator before modules are torn down: later the process would abort, or print what Grain misses."""
-    if (left := iterator()) is not None:
-        left.close()
+    """Closes an iterator before modules are torn down; later the process would abort, or Grain would print errors."""
+    if (alive := iterator()) is not None:
+        alive.close()
         gc.collect()  # datasets and iterators refer to one another

@@ -46,7 +46,7 @@ class Example(NamedTuple):
       images: encoded, in the order in which `tokens.image_query_L` counts them.
       stated_sizes: the size of each image if the record states it, else None.
       position: of its record in the stream; examples of one position show the same images. -1 outside a stream.
-      part: of a sample that was cut, the number of this part; -1 for a whole sample.
+      fragment: index of this fragment if the sample was cut, 0 for the first; -1 for a whole sample.
       error: why the example cannot be used although a row has room reserved for it; "" if it can be used.
     """
 
@@ -56,13 +56,13 @@ class Example(NamedTuple):
     images: tuple[bytes, ...]
     stated_sizes: tuple[Size | None, ...]
     position: int = -1
-    part: int = -1
+    fragment: int = -1
     error: str = ""
 
     @property
     def begins(self) -> bool:
-        """Whether it is a sample or the first part of one, not a later part of a text."""
-        return self.part <= 0
+        """Whether a sample begins here; false for the second and later fragments of a text."""
+        return self.fragment <= 0
 
 
 class DrawnRecord(NamedTuple):
@@ -71,9 +71,9 @@ class DrawnRecord(NamedTuple):
     Attributes:
       source: index of its source in the mixture.
       record_index: of the record in its source.
-      record: until it is tokenised; None if it could not be read.
-      examples: of its samples; all fit a row.
-      cut: how many samples were cut to fit.
+      record: the record; None if it could not be read, and after it was tokenised.
+      examples: of its samples or their fragments; each fits a row.
+      cut: number of samples that were cut to fit.
       dropped: the samples that are left out because they do not fit.
       filtered: whether a transformation removed the record.
       message: why the record could not be read, or why a sample was left out; else "".
@@ -150,8 +150,8 @@ def make_example(sample: Record, source: int, tokenizer: Tokenizer, queries: int
     return example_of(sample, source, tokenize_pieces(training_pieces(sample), tokenizer, queries))
 
 
-def example_of(sample: Record, source: int, tokens: Tokens, *, part: int = -1) -> Example:
-    """The example of a sample from the tokens of the whole sample or of a part."""
+def example_of(sample: Record, source: int, tokens: Tokens, *, fragment: int = -1) -> Example:
+    """The example of a sample from the tokens of the whole sample or of one of its fragments."""
     sizes = stated_sizes(sample)
     return Example(
         source=source,
@@ -159,7 +159,7 @@ def example_of(sample: Record, source: int, tokens: Tokens, *, part: int = -1) -
         tokens=tokens,
         images=tuple(sample.images[k] for k in tokens.image_indices),
         stated_sizes=tuple(sizes[k] for k in tokens.image_indices),
-        part=part,
+        fragment=fragment,
     )
 
 

@@ -1,4 +1,4 @@
-"""Digests of everything the batches of a stage depend on: they tell whether a position belongs to this stream.
+"""Digests of everything the batches of a stage depend on: they tell whether a position in the data can be continued.
 
 The paths of files are not included: data, vocabulary and runs may move to another disk or bucket.
 """

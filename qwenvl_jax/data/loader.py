@@ -1,7 +1,7 @@
 """The pipeline as the training loop uses it: batches, the position for a checkpoint, and counters.
 
-The batch is the concatenation of the parts of `config.data.streams` logical streams. A process builds the parts
-whose rows its devices hold; the number of processes changes nothing.
+Every one of the `config.data.streams` logical streams fills an equal share of the rows and images of a batch. A process
+builds the shares whose rows its devices hold; the number of processes changes nothing.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class Loader(Iterator[Batch]):
         counts = self.counters(state)
         errors = self.errors(state)
         tallies = []
-        for number, (source, samples) in enumerate(zip(self._data.mixture, self._reader.samples, strict=True)):
+        for index, (source, samples) in enumerate(zip(self._data.mixture, self._reader.samples, strict=True)):
             seen, cut, dropped, corrupt = (counts[key][source.name] for key in ("seen", "cut", "dropped", "corrupt"))
             judged = corrupt + dropped + seen
-            tallies.append(Tally(source.name, samples, judged, corrupt, errors[number]))
+            tallies.append(Tally(source.name, samples, judged, corrupt, errors[index]))
             lost = dropped if source.task == "text" else dropped + cut  # a text that is cut continues in another row
-            if number not in self._warned and lost > LOST_SHARE * judged + 4 * math.sqrt(LOST_SHARE * judged):
-                self._warned.add(number)
+            if index not in self._warned and lost > LOST_SHARE * judged + 4 * math.sqrt(LOST_SHARE * judged):
+                self._warned.add(index)
                 log.line(
                     f"warning: of {judged} samples of source {source.name!r} read so far, {dropped} do not fit a row "
                     f"and are left out, and {cut} are cut (config.data.sequence_length {self._data.sequence_length}, "
@@ -115,7 +115,7 @@ class Loader(Iterator[Batch]):
         return sum(counts["seen"].values()) / rows if rows else 0.0
 
     def counters(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Totals over the batches handed out since the stream began.
+        """Totals over the batches handed out since the stage began.
 
         Args:
           state: of all streams (`join_states`), or its `counts_of`; by default that of this loader's streams.

@@ -63,22 +63,22 @@ def _weights(sources: Sequence[SourceConfig], time: float) -> np.ndarray:
 
 
 class MixtureSelectionMap(grain.transforms.DatasetSelectionMap):
-    """Position in a stream -> (number of the source, how often this stream has drawn from it before).
+    """Position in a stream -> (index of the source, how often this stream has drawn from it before).
 
     Draw k of a source is due at the time at which its share of all draws, summed up, passes k + 1 minus a phase in
     [0, 1) that depends on the stream, so that the streams do not all read the same source at once. Draws are in the
-    order of these times. The numbers drawn therefore differ from their shares by at most one or two at any time, and
-    any position costs the same.
+    order of these times. At any time the number of draws of a source therefore differs from its share by at most one or
+    two, and any position is computed at the same cost.
 
-    Between two points of the schedules the shares of draws are linear. Everything but the phases is that of all
-    streams together.
+    Between two points of the schedules the shares of draws are linear. All streams follow the same schedules; only
+    their phases differ.
 
     Args:
       sources: the entries of the mixture.
       samples_per_record: of each source, on average.
       seed: of the mixture.
-      stream: number of this stream.
-      streams: how many there are.
+      stream: index of this stream.
+      streams: number of streams.
     """
 
     def __init__(
@@ -124,14 +124,14 @@ class MixtureSelectionMap(grain.transforms.DatasetSelectionMap):
         return np.floor(summed_N + self._phases_N).astype(np.int64)
 
     def _slopes_N(self, point: int) -> np.ndarray:
-        """By how much the shares rise per draw after a point."""
+        """[N] rise of the shares per draw after a point."""
         if point + 1 == len(self._starts_P):
             return np.zeros(len(self._phases_N))
         rise_N = self._shares_PN[point + 1] - self._shares_PN[point]
         return rise_N / (self._starts_P[point + 1] - self._starts_P[point])
 
     def _compute_block(self, number: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """The position of the first draw of a block, and the source and the count of all its draws."""
+        """The position of the first draw of a block; of all its draws, the source and how often it was drawn before."""
         before_N = self._drawn(number * _BLOCK)
         after_N = self._drawn((number + 1) * _BLOCK)
         by_source = [np.arange(before, after) for before, after in zip(before_N, after_N, strict=True)]

@@ -136,10 +136,6 @@ class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
                 f"config.data.sequence_length {data.sequence_length} or the image budget of {data.group_images}"
             )
 
-    def errors(self) -> list[str]:
-        """For every source, the error of the first record that could not be read; "" if all could be read."""
-        return [*self._errors]
-
     def get_state(self) -> dict[str, Any]:
         """The position of the stream, as JSON values."""
         counts = {name: [*values] for name, values in self._counts.items()}
@@ -160,7 +156,7 @@ class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
 
 
 def make_packer(data: DataConfig, queries: int) -> Packer:
-    """The packer of a stream. An image costs a quarter of its tokens, which every sample exceeds."""
+    """The packer of a stream. An image costs a quarter of its tokens; every sample that shows one has more."""
     image_cost = (queries + 2) // 4
     return Packer(data.group_rows, data.sequence_length, data.group_images, data.packing_window, image_cost)
 

@@ -21,7 +21,7 @@ class Item(NamedTuple):
       task: of its record.
       lengths: tokens of each sample.
       images: number of the images that they show.
-      first: number of the first of these samples in the record.
+      first: index of the first of these samples in the record.
     """
 
     position: int
@@ -73,7 +73,8 @@ class Packer:
       length: tokens per row.
       images: image budget of a group, and the limit of a row.
       window: number of waiting records of a task above which a row is chosen.
-      image_cost: the tokens that a row may have less if it shows one image less. Every sample must have more tokens.
+      image_cost: how many tokens fewer a row may have if it shows one image fewer. Every sample must have more tokens
+        than this.
     """
 
     def __init__(self, rows: int, length: int, images: int, window: int, image_cost: int = 0):
@@ -155,7 +156,7 @@ def _growing(item: Item) -> list[Sums]:
 
 
 def _clusters(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows, together with those that share images with them, directly or over others; by their oldest row."""
+    """Clusters of rows that share images, directly or through other rows, in the order of their oldest rows."""
     clusters: list[list[tuple[int, Row]]] = []
     cluster_of: dict[int, list[tuple[int, Row]]] = {}  # by the position of a record with images
     for number, row in enumerate(rows):

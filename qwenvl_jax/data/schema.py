@@ -1,8 +1,8 @@
 """The first and the last typed value of the input pipeline: Record -> Example -> Batch.
 
-A `Record` is one sample, or several of one image, as a file stores it; an `Example` (`data.examples`) is one tokenised
-sample; and a `Batch` is the input of the training step. Numpy only: nothing here knows JAX, a tokenizer or
-a file format.
+A `Record` is one sample, or several of one image, as a file stores it. An `Example` (`data.examples`) is one tokenised
+sample, and a `Batch` is the input of the training step. Numpy only: nothing here knows JAX, a tokenizer or a file
+format.
 
 Shape suffixes: A microbatches (gradient accumulation), B rows, L tokens, I images, H/W pixels, Q queries per image.
 """
@@ -118,7 +118,7 @@ class Batch(NamedTuple):
       positions: int32; each sample starts at 0.
       image_slot: int32 into the features of the row's image group, -1 for text. Rows and images are cut into
         image groups (`config.data.image_groups`); feature q of the group's image i has the slot i * Q + q.
-      sources: int32, the number of the sample's source in `config.data.mixture`; 0 in padding, whose `loss_mask` is 0.
+      sources: int32, the index of the sample's source in `config.data.mixture`; 0 in padding, whose `loss_mask` is 0.
       images: uint8 pixels; zeros in the unused part of the budget.
     """
 

@@ -65,7 +65,9 @@ def summarize(values: list[StepValues]) -> dict[str, float]:
     return line
 
 
-def losses_by_part(values: list[StepValues], mixture: Sequence[SourceConfig]) -> dict[str, dict[str, float | None]]:
+def losses_by_source_and_task(
+    values: list[StepValues], mixture: Sequence[SourceConfig]
+) -> dict[str, dict[str, float | None]]:
     """The losses of a window by source and by task.
 
     Args:
@@ -80,13 +82,13 @@ def losses_by_part(values: list[StepValues], mixture: Sequence[SourceConfig]) ->
     complete = [step for step in values if _SUPERVISED in step]
     finite = [step for step in complete if not step["skipped"]]
     labels = {"source": [source.name for source in mixture], "task": [source.task for source in mixture]}
-    parts: dict[str, dict[str, float | None]] = {}
+    groups: dict[str, dict[str, float | None]] = {}
     for kind, names in labels.items():
         losses = _totals(finite, _LOSSES, names)
         tokens = _totals(finite, _SUPERVISED, names)
-        parts[f"loss_by_{kind}"] = {name: losses[name] / tokens[name] if tokens[name] else None for name in losses}
-        parts[f"supervised_by_{kind}"] = {**_totals(complete, _SUPERVISED, names)}
-    return parts
+        groups[f"loss_by_{kind}"] = {name: losses[name] / tokens[name] if tokens[name] else None for name in losses}
+        groups[f"supervised_by_{kind}"] = {**_totals(complete, _SUPERVISED, names)}
+    return groups
 
 
 def _totals(values: list[StepValues], key: str, names: Sequence[str]) -> dict[str, float]:

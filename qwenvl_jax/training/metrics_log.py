@@ -26,7 +26,7 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.runtime.growing_file import GrowingFile
 from qwenvl_jax.training.display import Display
-from qwenvl_jax.training.metrics import StepValues, losses_by_part, summarize
+from qwenvl_jax.training.metrics import StepValues, losses_by_source_and_task, summarize
 
 # A run is given up after this many steps in a row without a finite loss and gradient.
 MAX_SKIPPED = 20
@@ -86,12 +86,12 @@ class MetricsLog:
           UserError: if loss or gradients were not finite for too many steps in a row.
         """
         line = {"step": step, **summarize(values)}
-        parts = losses_by_part(values, self._config.data.mixture)
+        losses = losses_by_source_and_task(values, self._config.data.mixture)
         timing = self._timing(step, values, counters)
         if self._display:
-            self._lines.add((json.dumps({**line, **parts, "data": counters, "timing": timing}) + "\n").encode())
+            self._lines.add((json.dumps({**line, **losses, "data": counters, "timing": timing}) + "\n").encode())
             scalars = {f"train/{key}": value for key, value in line.items() if key != "step"}
-            groups: dict[str, Mapping[str, float | None]] = {**parts, "timing": timing}
+            groups: dict[str, Mapping[str, float | None]] = {**losses, "timing": timing}
             for group, numbers in groups.items():
                 scalars |= {f"{group}/{key}": value for key, value in numbers.items() if value is not None}
             self._events.add(step, scalars)

@@ -248,7 +248,7 @@ def test_given_regions_are_dashed_and_quadrilaterals_keep_their_corners(run_conf
     assert shape_of("71,35 500,107 464,321 35,250") in page(audit(config, 1, 1), config)
 
 
-def test_a_place_is_drawn_into_the_images_before_it_alone(run_config: Config, tmp_path: Path) -> None:
+def test_a_region_is_drawn_into_the_images_before_it_alone(run_config: Config, tmp_path: Path) -> None:
     """The first answer's box only into the first image, the second's into the second, and faintly into the first."""
     turns = [
         {"role": role, "parts": [part]}

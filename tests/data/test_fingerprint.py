@@ -29,7 +29,7 @@ def state_of(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         return json.loads(json.dumps(join_states([loader.state()])))
 
 
-def test_a_place_in_the_data_follows_its_records_to_another_folder(
+def test_a_position_follows_its_records_to_another_folder(
     run_config: Config, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     records = [make_record("text", k) for k in range(20)]
@@ -45,7 +45,7 @@ CHANGES = ["settings", "records", "order", "vocabulary", "queries"]
 
 
 @pytest.mark.parametrize("changed", CHANGES)
-def test_a_place_in_the_data_names_what_is_not_the_same_any_more(
+def test_a_refused_position_names_what_has_changed(
     run_config: Config, tokenizer: Tokenizer, tmp_path: Path, changed: str
 ) -> None:
     """Also where numbers of records and of ids have stayed as they were."""

@@ -175,7 +175,7 @@ def test_the_time_of_a_schedule_is_in_samples() -> None:
         (((5, 0.0),), "no source of config.data.mixture has any weight after 5 samples"),
     ],
 )
-def test_schedules_that_are_none(schedule: tuple[tuple[float, ...], ...], message: str) -> None:
+def test_malformed_schedules_are_refused(schedule: tuple[tuple[float, ...], ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_schedules([SourceConfig("a", "caption", "", 3.0, schedule)])
 

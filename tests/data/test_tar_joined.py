@@ -212,7 +212,7 @@ def test_rows_are_those_that_were_written(counts: tuple[int, ...], tmp_path: Pat
     number = 0
     for shard, index in enumerate(indexes):
         for row in index.samples_S:
-            read = joined.row(number)
+            read = joined.location(number)
             assert read.shard == shard and read.key == row["key"].decode("utf-8", "replace")
             assert [read.image, read.image_size, read.text, read.text_size, read.is_json, read.language] == [
                 *row.tolist()[:5],
@@ -239,7 +239,7 @@ def test_opening_reads_the_tables_alone(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(tar_joined.storage, "read_bytes", noted)
     joined = JoinedIndex(path)
     assert len(joined) == 20_000 and sum(sizes) < 2000
-    assert joined.row(12_345).shard == 2 and len(sizes) == 3
+    assert joined.location(12_345).shard == 2 and len(sizes) == 3
     assert sizes[2] < path.stat().st_size / 50
 
 

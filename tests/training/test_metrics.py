@@ -15,7 +15,7 @@ from qwenvl_jax.config import SourceConfig
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
-from qwenvl_jax.training.metrics import MetricsWindow, StepValues, losses_by_part, summarize
+from qwenvl_jax.training.metrics import MetricsWindow, StepValues, losses_by_source_and_task, summarize
 from qwenvl_jax.training.metrics_log import MAX_SKIPPED, MetricsLog
 from tests.support import tiny_run
 
@@ -56,12 +56,12 @@ def test_losses_by_source_and_task_are_per_token_and_leave_skipped_steps_out() -
         by_source([50.0, 0.0, 0.0, 5.0], [30, 0, 0, 3]),
         by_source([float("nan"), 1.0, float("nan"), 9.0], [5, 1, 7, 9], skipped=1),
     ]
-    parts = losses_by_part(steps, sources("caption", "vqa", "text", "caption"))
+    losses = losses_by_source_and_task(steps, sources("caption", "vqa", "text", "caption"))
     source_losses = {"source 0": 1.5, "source 1": 2.0, "source 2": None, "source 3": 2.0}
-    assert parts["loss_by_source"] == source_losses
-    assert parts["supervised_by_source"] == {"source 0": 45, "source 1": 2, "source 2": 7, "source 3": 13}
-    assert parts["loss_by_task"] == {"caption": pytest.approx(68 / 44), "vqa": 2.0, "text": None}
-    assert parts["supervised_by_task"] == {"caption": 58, "vqa": 2, "text": 7}
+    assert losses["loss_by_source"] == source_losses
+    assert losses["supervised_by_source"] == {"source 0": 45, "source 1": 2, "source 2": 7, "source 3": 13}
+    assert losses["loss_by_task"] == {"caption": pytest.approx(68 / 44), "vqa": 2.0, "text": None}
+    assert losses["supervised_by_task"] == {"caption": 58, "vqa": 2, "text": 7}
 
 
 def test_a_window_saved_before_there_were_losses_by_source_is_continued() -> None:
@@ -69,9 +69,9 @@ def test_a_window_saved_before_there_were_losses_by_source_is_continued() -> Non
     window = MetricsWindow([old])
     window.add({key: jnp.asarray(value) for key, value in by_source([6.0], [3.0]).items()})
     assert summarize(window.values())["supervised_tokens"] == 13
-    parts = losses_by_part(window.values(), sources("text"))
-    assert parts["loss_by_task"] == {"text": 2.0} and parts["supervised_by_source"] == {"source 0": 3}
-    assert losses_by_part([old], sources("text"))["loss_by_task"] == {"text": None}
+    losses = losses_by_source_and_task(window.values(), sources("text"))
+    assert losses["loss_by_task"] == {"text": 2.0} and losses["supervised_by_source"] == {"source 0": 3}
+    assert losses_by_source_and_task([old], sources("text"))["loss_by_task"] == {"text": None}
 
 
 def test_window_fetches_late_and_continues_what_was_saved() -> None:

@@ -36,8 +36,8 @@ class Reader(Protocol):
         ...
 
 
-class _Slot:
-    """A shard in the cache. `users` counts the threads that hold its reader; `opening` lets one of them open it."""
+class _CachedReader:
+    """The reader of a shard. `users` counts the threads that use it; `opening` lets one thread at a time open it."""
 
     __slots__ = ("bytes", "opening", "reader", "users")
 
@@ -51,7 +51,7 @@ class _Slot:
         reader = self.reader
         self.reader = None
         if reader is not None:
-            with contextlib.suppress(Exception):  # one that has failed says so again
+            with contextlib.suppress(Exception):  # a reader that has failed raises the same error again
                 reader.close()
 
 
@@ -69,12 +69,14 @@ class ReaderCache:
         self._most_readers = most_readers
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._slots: collections.OrderedDict[Key, _Slot] = collections.OrderedDict()  # least recently used first
+        self._readers: collections.OrderedDict[Key, _CachedReader] = (
+            collections.OrderedDict()
+        )  # least recently used first
         self._retired: collections.deque[object] = collections.deque()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._readers)
 
     @contextlib.contextmanager
     def borrowed(self, key: Key, record_count: int, open_reader: Callable[[], Reader]) -> Iterator[Reader]:
@@ -85,15 +87,15 @@ class ReaderCache:
           record_count: of the shard.
           open_reader: opens it if it is not open; called by one thread at a time.
         """
-        slot = self._take(key, READER_BYTES + INDEX_BYTES * record_count)
+        cached = self._take(key, READER_BYTES + INDEX_BYTES * record_count)
         try:
-            with slot.opening:
-                if slot.reader is None:
-                    slot.reader = open_reader()
-                reader = slot.reader
+            with cached.opening:
+                if cached.reader is None:
+                    cached.reader = open_reader()
+                reader = cached.reader
             yield reader
         finally:
-            self._give_back(key, slot)
+            self._give_back(key, cached)
 
     def drop(self, key: Key) -> None:
         """Closes the reader of a shard as soon as no thread uses it; the next one who needs it opens another."""
@@ -108,53 +110,53 @@ class ReaderCache:
         """
         self._retired.append(owner)
 
-    def _take(self, key: Key, size: int) -> _Slot:
+    def _take(self, key: Key, size: int) -> _CachedReader:
         with self._lock:
             idle = self._pop_retired()
-            slot = self._slots.get(key)
-            if slot is None:
-                slot = self._slots[key] = _Slot(size)
+            cached = self._readers.get(key)
+            if cached is None:
+                cached = self._readers[key] = _CachedReader(size)
                 self._bytes += size
-            slot.users += 1
-            self._slots.move_to_end(key)
+            cached.users += 1
+            self._readers.move_to_end(key)
             idle += self._pop_surplus()
         _close(idle)
-        return slot
+        return cached
 
-    def _give_back(self, key: Key, slot: _Slot) -> None:
+    def _give_back(self, key: Key, cached: _CachedReader) -> None:
         with self._lock:
-            slot.users -= 1
+            cached.users -= 1
             idle = self._pop_surplus()
-            if not slot.users and self._slots.get(key) is not slot and slot not in idle:
-                idle.append(slot)  # it was dropped while this thread used it
+            if not cached.users and self._readers.get(key) is not cached and cached not in idle:
+                idle.append(cached)  # it was dropped while this thread used it
         _close(idle)
 
-    def _pop_surplus(self) -> list[_Slot]:
-        idle: list[_Slot] = []
-        while len(self._slots) > self._most_readers or self._bytes > self._most_bytes:
-            oldest = next((key for key, slot in self._slots.items() if not slot.users), None)
+    def _pop_surplus(self) -> list[_CachedReader]:
+        idle: list[_CachedReader] = []
+        while len(self._readers) > self._most_readers or self._bytes > self._most_bytes:
+            oldest = next((key for key, cached in self._readers.items() if not cached.users), None)
             if oldest is None:
                 break
             idle += self._pop([oldest])
         return idle
 
-    def _pop_retired(self) -> list[_Slot]:
-        idle: list[_Slot] = []
+    def _pop_retired(self) -> list[_CachedReader]:
+        idle: list[_CachedReader] = []
         while self._retired:
             owner = self._retired.popleft()
-            idle += self._pop([key for key in self._slots if key[0] is owner])
+            idle += self._pop([key for key in self._readers if key[0] is owner])
         return idle
 
-    def _pop(self, keys: list[Key]) -> list[_Slot]:
+    def _pop(self, keys: list[Key]) -> list[_CachedReader]:
         """Forgets shards; returns those that no thread uses, to be closed. The last user closes the others."""
-        popped = [self._slots.pop(key) for key in keys if key in self._slots]
-        self._bytes -= sum(slot.bytes for slot in popped)
-        return [slot for slot in popped if not slot.users]
+        popped = [self._readers.pop(key) for key in keys if key in self._readers]
+        self._bytes -= sum(cached.bytes for cached in popped)
+        return [cached for cached in popped if not cached.users]
 
 
-def _close(slots: list[_Slot]) -> None:
-    for slot in slots:
-        slot.close()
+def _close(readers: list[_CachedReader]) -> None:
+    for cached in readers:
+        cached.close()
 
 
 @functools.cache

@@ -14,7 +14,7 @@ _CODEC = ("utf-8", "surrogatepass")  # JSON may hold half a pair of surrogates
 
 
 class Names:
-    """The names of files, by index, in one piece of memory: as objects of their own they would take six times as much.
+    """The names of files, by index, in one piece of memory; separate strings would take six times as much.
 
     Args:
       payload: the names in UTF-8, with NUL between them.
@@ -89,7 +89,7 @@ class ShardTable:
 
 
 def and_more(count: int) -> str:
-    """Says in a sentence about the first shard how many others it is true of."""
+    """The end of a sentence about one shard; it says how many other shards the sentence applies to."""
     return f" (and {count:,} more {'shard' if count == 1 else 'shards'})" if count else ""
 
 

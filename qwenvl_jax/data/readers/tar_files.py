@@ -18,7 +18,7 @@ from qwenvl_jax.data.images.exact import MAX_BYTES
 from qwenvl_jax.data.readers import tar_index
 from qwenvl_jax.data.readers.tar_copies import open_joined
 from qwenvl_jax.data.readers.tar_index import FOLDER_VARIABLE, index_folder
-from qwenvl_jax.data.readers.tar_joined import Digest, JoinedIndex, LeftOut, Row, Shard
+from qwenvl_jax.data.readers.tar_joined import Digest, JoinedIndex, LeftOut, SampleLocation, Shard
 from qwenvl_jax.data.readers.tar_paths import base_and_pattern, find_shards
 from qwenvl_jax.data.readers.tar_samples import LEFT_OUT, ShardIndex, read_caption
 from qwenvl_jax.data.schema import Record
@@ -91,22 +91,22 @@ class TarReader:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        row = self._index.row(index)
-        path = epath.Path(os.path.join(self._facts["base"], self._index.shards[row.shard].name))
+        location = self._index.location(index)
+        path = epath.Path(os.path.join(self._facts["base"], self._index.shards[location.shard].name))
         try:
-            image, text = _read(path, row)
-            caption = read_caption(text, row.is_json)
+            image, text = _read(path, location)
+            caption = read_caption(text, location.is_json)
         except FileNotFoundError:
             raise StorageError(f"{path} was there when it was opened and is gone; put it back") from None
         except ValueError:
             caption = ""
         if not caption:
-            raise UserError(f"{path}, member {row.key!r}: the shard has changed since it was indexed; start again")
+            raise UserError(f"{path}, member {location.key!r}: the shard has changed since it was indexed; start again")
         return Record(
-            id=f"{path.name}:{row.key}",
+            id=f"{path.name}:{location.key}",
             task="caption",
             source=path.parent.name or "webdataset",
-            language=row.language,
+            language=location.language,
             license="unknown",
             images=(image,),
             content={"caption": caption},
@@ -174,11 +174,11 @@ class _SeparateIndexes:
             digest.add(os.path.basename(shard.name), samples_S)
         return digest.hexdigest()
 
-    def row(self, index: int) -> Row:
-        """Where sample `index` is."""
+    def location(self, index: int) -> SampleLocation:
+        """The location of a sample."""
         number = int(np.searchsorted(self._ends, index, side="right"))
-        row = self._tables[number][index - int(self._ends[number])]  # from the end: what precedes cancels out
-        return Row(
+        row = self._tables[number][index - int(self._ends[number])]  # a negative index counts from the end of the shard
+        return SampleLocation(
             shard=number,
             image=int(row["image"]),
             image_size=int(row["image_size"]),
@@ -276,16 +276,16 @@ def _unpacked(findings: str) -> dict[str, Any]:
     return json.loads(zlib.decompress(base64.b85decode(findings)))
 
 
-def _read(path: epath.Path, row: Row) -> tuple[bytes, bytes]:
+def _read(path: epath.Path, location: SampleLocation) -> tuple[bytes, bytes]:
     """Image and text of a sample: one request if they are near one another.
 
     Raises:
       ValueError: if the header of one of them states another size than the index.
     """
-    image_start = max(0, row.image - _HEADER)
-    text_start = max(0, row.text - _HEADER)
-    image_end = row.image + min(row.image_size, MAX_BYTES)
-    text_end = row.text + row.text_size
+    image_start = max(0, location.image - _HEADER)
+    text_start = max(0, location.text - _HEADER)
+    image_end = location.image + min(location.image_size, MAX_BYTES)
+    text_end = location.text + location.text_size
     start = min(image_start, text_start)
     end = max(image_end, text_end)
     if end - start > image_end - image_start + text_end - text_start + _NEAR:
@@ -295,7 +295,7 @@ def _read(path: epath.Path, row: Row) -> tuple[bytes, bytes]:
         payload = storage.read_bytes(path, start, end - start)
         image = payload[image_start - start : image_end - start]
         text = payload[text_start - start : text_end - start]
-    return _contents(image, row.image_size), _contents(text, row.text_size)
+    return _contents(image, location.image_size), _contents(text, location.text_size)
 
 
 def _contents(member: bytes, size: int) -> bytes:

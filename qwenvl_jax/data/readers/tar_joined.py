@@ -45,13 +45,13 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-class Row(NamedTuple):
-    """Where a sample is: offsets and lengths in bytes of a shard.
+class SampleLocation(NamedTuple):
+    """Where a sample is in its shard: offsets and lengths in bytes.
 
     Attributes:
-      shard: number of the shard.
+      shard: index of the shard.
       is_json: whether the text is a `.json` member.
-      key: the end of its name; only messages and ids use it.
+      key: the end of the sample's name; only messages and ids use it.
     """
 
     shard: int
@@ -182,7 +182,7 @@ class JoinedWriter:
         self._file.write(tail + footer + struct.pack("<I", zlib.crc32(footer)))
 
     def _write_blocks(self, least: int) -> None:
-        """Writes all waiting samples that fill blocks; of the rest, those that are at least `least`."""
+        """Writes the waiting samples in blocks; a block of fewer than `least` samples waits for more."""
         rows_S = np.concatenate([rows for rows, _, _ in self._waiting])
         ends_S = np.cumsum(np.concatenate([lengths for _, lengths, _ in self._waiting]))
         keys = b"".join([keys for _, _, keys in self._waiting])
@@ -309,8 +309,8 @@ class JoinedIndex:
         """As `Digest`, from the file."""
         return self._digest
 
-    def row(self, index: int) -> Row:
-        """Where sample `index` is.
+    def location(self, index: int) -> SampleLocation:
+        """The location of a sample.
 
         Raises:
           StorageError: if the file is gone or damaged.
@@ -324,7 +324,7 @@ class JoinedIndex:
         keys_start = (_ROW.itemsize + ends.itemsize) * samples
         key_start = int(ends[position - 1]) if position else 0
         key = block[keys_start + key_start : keys_start + int(ends[position])]
-        return Row(
+        return SampleLocation(
             shard=int(np.searchsorted(self._ends, index, side="right")),
             image=image * _UNIT,
             image_size=image_size,
