@@ -24,25 +24,20 @@ from qwenvl_jax.planning.assumptions import read_prices
 from qwenvl_jax.runtime import artifacts, log
 
 STAGES = {1: stage1_pretrain, 2: stage2_multitask, 3: stage3_sft}
-# The shipped recipes have 4.25 images per row in stage 2 and 4.0 in stage 3, the average of their data. Rows of image
-# tasks that are full of images have 7, the most work that the vision side can have.
-SEVEN = {"data.images_per_row": 7.0}
-
 # Row -> stage, topology, changes to the config, which takes the recipe of its chip.
 ROWS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "1 v5p": (1, "v5p:8x8x8", {}),
-    "2 v5p": (2, "v5p:8x8x8", SEVEN),
-    "3 v5p": (3, "v5p:4x4x4", SEVEN),
+    "2 v5p": (2, "v5p:8x8x8", {}),
+    "3 v5p": (3, "v5p:2x2x4", {}),
     "1 v5e": (1, "v5e:16x16", {}),
-    "2 v5e": (2, "v5e:16x16", SEVEN),
-    "3 v5e": (3, "v5e:16x16", SEVEN),
+    "2 v5e": (2, "v5e:16x16", {}),
+    "3 v5e": (3, "v5e:4x8", {}),
     "1 v6e": (1, "v6e:16x16", {}),
-    "2 v6e": (2, "v6e:16x16", SEVEN),
-    "3 v6e": (3, "v6e:16x16", SEVEN),
+    "2 v6e": (2, "v6e:16x16", {}),
+    "3 v6e": (3, "v6e:4x4", {}),
     "1 v4": (1, "v4:8x8x8", {}),
-    "2 v4": (2, "v4:8x8x8", SEVEN),
-    "3 v4": (3, "v4:8x8x8", SEVEN),
-    "2 four slices": (2, "v5p:8x8x8@4", {**SEVEN, "data.accumulation": 1}),
+    "2 v4": (2, "v4:8x8x8", {}),
+    "3 v4": (3, "v4:2x2x4", {}),
 }
 
 

@@ -7,12 +7,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from qwenvl_jax.chips import Topology
 from qwenvl_jax.config import Config
 from qwenvl_jax.models.flops import Work, full_work, training_flops
 from qwenvl_jax.planning import aot, roofline
 from qwenvl_jax.planning.hlo import program
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.batch import check_streams
 from qwenvl_jax.sharding.mesh import batch_shards
 
 SECONDS_PER_HOUR = 3600.0
@@ -55,6 +59,7 @@ class Prediction:
       parts: seconds of the roofline by cause.
       waits: exposed seconds of the roofline by collective, keyed `kind source`, the longest first.
       remedies: changes that would make the step smaller, if it does not fit.
+      refusal: why a run would be refused at its start, because hosts would repeat one another's work; "" if it is not.
       compile_seconds: time that the compilation took on this machine.
     """
 
@@ -85,6 +90,7 @@ class Prediction:
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     waits: Mapping[str, float] = dataclasses.field(default_factory=dict)
     remedies: tuple[str, ...] = ()
+    refusal: str = ""
 
     def json(self) -> dict[str, Any]:
         """The values of `JSON_KEYS`, in their order."""
@@ -157,7 +163,16 @@ def _without_times(config: Config, topology: Topology, step: aot.CompiledStep) -
         compile_seconds=step.seconds,
         host_gib=memory.host,
         remedies=() if memory.fits else tuple(aot.remedies(config, mesh)),
+        refusal=_refusal(config, mesh),
     )
+
+
+def _refusal(config: Config, mesh: Mesh) -> str:
+    try:
+        check_streams(config.data, mesh)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _with_times(prediction: Prediction, config: Config, topology: Topology, step: aot.CompiledStep) -> Prediction:

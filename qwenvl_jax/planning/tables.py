@@ -49,6 +49,8 @@ def show(prediction: Prediction, price: float) -> None:
     rows.append(("compiled here in, s", f"{p.compile_seconds:.0f}"))
     log.line(f"{p.topology}: {settings}")
     log.table(f"predicted, not measured: {p.topology}", ("", "value"), rows)
+    if p.refusal:
+        log.line(f"warning: a run would be refused: {p.refusal}")
     if p.waits and p.step_seconds_roofline:
         waits: list[Cells] = []
         for wait, seconds in list(p.waits.items())[:LONGEST_WAITS]:

@@ -254,6 +254,14 @@ def test_other_errors_of_the_compiler_are_no_misfit() -> None:
     assert aot.misfit("INTERNAL: Used 120.50G of 95.74G hbm") is None
 
 
+def test_a_run_that_would_be_refused_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for refusal in ("", "128 processes share 64 logical streams"):
+        log.console.cache_clear()
+        tables.show(dataclasses.replace(FITTING, refusal=refusal), 4.2)
+        text = capsys.readouterr().out
+        assert ("warning: a run would be refused: 128 processes share" in text) == bool(refusal)
+
+
 def test_host_memory_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     tables.show(dataclasses.replace(FITTING, host_gib=3.625), 4.2)
     assert re.search(r"host memory of one chip, GiB.*3\.6", capsys.readouterr().out)

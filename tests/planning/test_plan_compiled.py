@@ -95,6 +95,16 @@ def test_moments_in_host_memory_are_fetched_after_the_gradients(tmp_path: Path) 
     assert max(moved.values()) >= 2 * 2 * 44 and moved[module.entry.name] == 0
 
 
+@pytest.mark.parametrize(("streams", "refusal"), [(1, "4 processes share 1 logical stream, .*streams=4"), (8, "")])
+def test_hosts_that_would_repeat_work_are_seen_before_there_are_any(streams: int, refusal: str, tmp_path: Path) -> None:
+    """libtpu knows which chips of a topology share a host."""
+    rows = {"data__rows_per_step": 16, "data__accumulation": 1, "data__image_groups": 8, "data__streams": streams}
+    config = tiny_run.make_config(tmp_path, mesh__data=8, mesh__tensor=2, compute__unroll_layers=False, **rows)
+    outcome = candidates.run(Candidate("16 chips", config, parse_topology("v5e:4x4")))
+    assert isinstance(outcome, Prediction), outcome
+    assert re.match(refusal, outcome.refusal) if refusal else not outcome.refusal
+
+
 def test_a_mesh_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
     config = tiny_run.make_config(tmp_path, mesh__data=3)
     outcome = candidates.run(Candidate("bad", config, parse_topology("v5e:2x2")))
