@@ -1,4 +1,4 @@
-"""Packed, ready batches per second, beside the bare decoding and resizing of the same files, PyTorch and tf.data.
+"""Packed, ready batches per second, compared with bare decoding and resizing of the same files, PyTorch and tf.data.
 
 Usage: python benchmarks/input.py [--images=FOLDER] [--seconds=20] [--rounds=3] [--size=448]   (no accelerator)
        The loader uses numba and simplejpeg if they are installed (requirements-test.txt); tensorflow-cpu adds the

@@ -179,18 +179,18 @@ class DataConfig:
     rows_per_step: Annotated[Size, FormerName("global_batch_size")]  # packed rows per optimiser step
     accumulation: Annotated[Size, Mark.FREE_ON_RESUME]  # microbatches per step; free if image groups stay the same
     images_per_row: Annotated[float, Range(0, LARGEST_SIZE)]  # image budget of a microbatch, per row
-    packing_window: Size  # samples of a task among which those of a row are chosen
+    packing_window: Size  # records of a task that wait, among which the samples of a row are chosen
     seed: Seed
-    # Parts of a microbatch, whose rows use only images of their part; 0: one row per part. Free if parts stay the same.
+    # Image groups of a microbatch; 0: one row per group. Free if the rows and images of a group stay the same.
     image_groups: Annotated[SizeOrZero, Mark.FREE_ON_RESUME] = 1
     streams: Size = 1  # logical streams with an equal part of every microbatch; a process builds those it needs
-    # The share of samples that may be unreadable before the run is refused.
+    # The share of samples that may be corrupt before the run ends.
     max_corrupt_share: Annotated[float, Range(0, 1), Mark.FREE_ON_RESUME] = 0.01
     # Processes per host that decode images, at most one per core; 0: threads.
     decode_workers: Annotated[SizeOrZero, Mark.FREE_ON_RESUME] = 0
     jpeg_draft: bool = False  # large JPEGs are scaled down while they are decoded: faster, not exact
-    # Samples that are longer than a row: texts go on in further rows, pages end at a line and dialogues at a turn, or
-    # all are left out.
+    # Samples that are longer than a row. cut: texts continue in further rows, pages end at a line, dialogues after an
+    # answer; drop: they are left out.
     long_samples: Annotated[str, OneOf(("cut", "drop"))] = "cut"
     # Dotted names of transformations of records, in order: classes or objects of grain.transforms (docs/input.md).
     transformations: tuple[str, ...] = ()

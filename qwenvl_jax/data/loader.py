@@ -121,10 +121,10 @@ class Loader(Iterator[Batch]):
           state: of all streams (`join_states`), or its `counts_of`; by default that of this loader's streams.
 
         Returns:
-          `batches`; by source `seen` samples, `epochs` of its records that were read, `cut` samples, `dropped` samples
-          (too long or too many images for a row), `filtered` records and `corrupt` samples (with a record or an image
-          that cannot be read); `tokens`, `targets` (supervised), `images` and `shared` (images that samples show and
-          another one of their group has brought); `token_fill` and `image_fill`, the used shares of the budgets.
+          `batches`, `tokens`, `targets` (supervised), `images` (decoded), and `shared`, which counts how often a
+          further sample of an image group showed one of them; by source `seen`, `cut` and `dropped` samples (which do
+          not fit a row), `epochs` of the records that were read, `filtered` records, and `corrupt` ones (samples with
+          an image, and records, that cannot be read); `token_fill` and `image_fill`, the used shares of the budgets.
         """
         data = self._data
         streams = list((state or self.state())["streams"].values())

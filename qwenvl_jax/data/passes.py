@@ -29,7 +29,7 @@ def expected_passes(
 ) -> dict[str, Expected]:
     """The expected samples and passes by source, and under `ALL` in all.
 
-    Every source is assumed to keep the share of its weight at step 0 (of its highest weight, if it begins later).
+    Every source is assumed to keep the share of its first weight (of its highest weight, if the first is 0).
 
     Args:
       config: the run's.

@@ -49,12 +49,14 @@ def pipeline(config: Config, *, streams: Sequence[int] | None = None, prefetch: 
 def batches(reader: MixtureReader, streams: Sequence[int], prefetch: int) -> grain.IterDataset[Batch]:
     """The batches of some streams of an open mixture; see `pipeline`."""
     data = reader.data
+    # Every stream has threads of its own.
     read_options = grain.ReadOptions(num_threads=max(1, READERS // len(streams)), prefetch_buffer_size=READ_AHEAD)
     groups_per_batch = data.accumulation * data.groups // data.streams  # of one stream
     groups_by_stream = []
     for stream in streams:
         records = drawn_records(reader, stream)  # steps 1 to 3, with random access
         groups = PackIterDataset(reader, records, read_options).batch(groups_per_batch, batch_fn=list)  # step 4
+        # Zip asks one stream after the other, so each works ahead on a thread.
         groups_by_stream.append(grain.experimental.ThreadPrefetchIterDataset(groups, prefetch_buffer_size=1))
     together = grain.experimental.ZipIterDataset(groups_by_stream)
     return DecodeIterDataset(together, data, streams, reader.queries, prefetch)  # step 5
@@ -68,6 +70,7 @@ def drawn_records(reader: MixtureReader, stream: int) -> grain.MapDataset[DrawnR
       stream: index of the stream.
     """
     data = reader.data
+    # The sources are sliced, not the mixture: a slice of the mixture would not have the shares of its sources.
     by_source = [
         grain.MapDataset.range(records)
         .shuffle(seed=source_seed(data.seed, source.name))

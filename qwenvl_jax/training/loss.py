@@ -56,7 +56,7 @@ def token_loss_sum(
       hidden_BLD: final hidden states in the compute dtype.
       targets_BL: int32 ids; ignored if the mask is 0.
       mask_BL: float32, weight of each token; 0 if it is not supervised.
-      sources_BL: int32, the number of each token's source, below `source_count`; ignored if the mask is 0.
+      sources_BL: int32, the index of each token's source, below `source_count`; ignored if the mask is 0.
       lm_head_DV: output embedding. Its product runs in the dtype of `hidden`, logits and sums in float32.
       source_count: S.
       chunk: tokens of one device whose logits exist at once.
@@ -96,7 +96,7 @@ token_loss_sum.defvjp(_forward, _backward)
 
 
 class _Tokens(NamedTuple):
-    """What the loss needs of each token besides its hidden state: targets, mask and sources of `token_loss_sum`."""
+    """What the loss needs of each token in addition to its hidden state; see `token_loss_sum`."""
 
     targets: jax.Array
     mask: jax.Array

@@ -14,7 +14,7 @@ from tests.data.record_samples import make_record
 QUERIES = 4
 
 
-def test_a_place_belongs_to_the_images_before_it(tokenizer: Tokenizer) -> None:
+def test_a_region_belongs_to_the_images_before_it(tokenizer: Tokenizer) -> None:
     def box(text: str, supervised: bool = False) -> list[Piece]:
         return [Piece("special", "<box>", supervised), Piece("text", text), Piece("special", "</box>", supervised)]
 

@@ -282,7 +282,7 @@ def test_long_names_folders_and_links(tmp_path: Path) -> None:
         assert left_out(reader) == {"refused": 1}
 
 
-def test_paths_and_files_that_are_none(shards: Path, tmp_path: Path) -> None:
+def test_paths_without_shards_and_files_that_are_no_shards(shards: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "none.tar", tmp_path / "*.tar", tmp_path / "no*" / "*.tar"):
         with pytest.raises(UserError, match=r"names no \.tar file"):
             TarReader(path)

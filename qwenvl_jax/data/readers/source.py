@@ -21,7 +21,11 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 class Source(Protocol):
-    """Random access to records whose number and order never change, so that all hosts see the same ones."""
+    """Random access to records whose number and order never change, so that all hosts see the same ones.
+
+    Several threads may read at the same time. A damaged record raises UserError whenever it is read. OSError and
+    StorageError mean that the record could not be read although it may be whole.
+    """
 
     def __len__(self) -> int: ...
 
