@@ -154,10 +154,10 @@ class Targets:
 
     def _through(self, reader: Any, task: str) -> str:
         data = dataclasses.replace(self._config.data, mixture=(SourceConfig("mutated", task, "", 1.0),))
-        mixture = MixtureReader(data, [reader], self._tokenizer, QUERIES)
+        mixture_reader = MixtureReader(data, [reader], self._tokenizer, QUERIES)
         counted = 0
         for index in range(len(reader)):
-            drawn = mixture.tokenize(mixture.read(0, index))
+            drawn = mixture_reader.tokenize(mixture_reader.read(0, index))
             counted += drawn.unreadable
             for example in drawn.examples:
                 pixels = np.zeros((len(example.images), SIDE, SIDE, 3), np.uint8)

@@ -75,7 +75,7 @@ def _write_shard(
     most_bytes: float = math.inf,
     most_records: float = math.inf,
 ) -> Shard:
-    """Writes one file with records until they are used up or a limit is reached, and takes no more of them then."""
+    """Writes records into one file until none is left or a limit is reached; then it takes no further record."""
     tallies: dict[str, collections.Counter[str]] = {key: collections.Counter() for key in TALLIES}
     written = 0
     written_bytes = 0

@@ -228,7 +228,10 @@ class JsonReader:
         """
         if value.get("task", task) != self.task or task != self.task:
             other = value.get("task", task)
-            raise UserError(f"the sample is of task {other!r}, but the source is for {self.task!r}; correct one")
+            raise UserError(
+                f"the sample is of task {other!r}, but the source is for {self.task!r}; correct the sample or "
+                "the source"
+            )
         unknown = [key for key in value if key not in known]
         names = (*known, "conversations") if task == "dialogue" else known
         for key in unknown:

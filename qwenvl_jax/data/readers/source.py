@@ -55,13 +55,13 @@ def open_source(
 
     tfds:NAME..        a TFDS data set
     *.json, *.jsonl    conversations of the released fine-tuning, or one record's fields per line
-    *.tar              a WebDataset shard or a pattern of them (`*`, `{00..99}`), or a folder that holds some and no
+    *.tar              a WebDataset shard, a pattern that names shards (`*`, `{00..99}`), or a folder with shards and no
                        manifest
     any other          a record folder
 
-    JSON files and WebDataset shards have no splits: all of them is training data. `verify` also compares the shards
-    of a record folder with the checksums of its manifest, which reads everything once. `max_corrupt_share` is that of
-    `config.data`; a JSON file, which is checked whole, is held to it at once.
+    JSON files and WebDataset shards have no splits: all their records are training data. `verify` also compares the
+    shards of a record folder with the checksums of its manifest, which reads everything once. `max_corrupt_share` is
+    that of `config.data`; a JSON file, which is checked whole, is held to it at once.
 
     All processes must call it, in the same order: the first process looks for the files and checks them, and sends its
     findings to the others.

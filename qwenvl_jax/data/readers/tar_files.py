@@ -223,7 +223,9 @@ def checked_entries(shards: dict[str, Entry]) -> dict[str, Entry]:
 
 def no_shards(path: epath.PathLike) -> UserError:
     """The error for a path at which there is no shard."""
-    return UserError(f"{path} names no .tar file; give a folder of them, a pattern such as DIR/*.tar, or one")
+    return UserError(
+        f"{path} names no .tar file; give a folder of .tar files, a pattern such as DIR/*.tar, or one file"
+    )
 
 
 def _look(path: epath.PathLike) -> dict[str, Any]:

@@ -45,7 +45,10 @@ def find_shards(path: epath.PathLike) -> dict[str, Entry]:
         all_shards.update(shards)
         missing += [] if shards else [name]
     if missing:
-        raise UserError(f"{path}: {len(missing):,} of {len(names):,} are missing, the first {missing[0]}; correct one")
+        raise UserError(
+            f"{path}: {len(missing):,} of {len(names):,} are missing, the first {missing[0]}; put them back or "
+            "correct the braces"
+        )
     return dict(sorted(all_shards.items()))
 
 

@@ -165,7 +165,7 @@ class TfdsReader:
         if record.task != self._task:
             raise UserError(
                 f"{self._name}, record {index}: it is of task {record.task!r}, but the source is for {self._task!r}; "
-                "correct one"
+                "correct the source or the record"
             )
         return record
 
