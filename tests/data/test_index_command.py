@@ -103,6 +103,25 @@ def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(TarReader(shards)) == 80 * len(TarReader(shards / "000.tar"))
 
 
+def test_two_commands_with_the_same_number_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both index the same shards and join all indexes at the same time."""
+    shards = tmp_path / "many"
+    shards.mkdir()
+    payload = write_tar(tmp_path / "x.tar", [member for k in range(200) for member in tar_sample(k % 10)]).read_bytes()
+    for number in range(30):
+        (shards / f"{number:03d}.tar").write_bytes(payload)
+    for process in [start(f"--path={shards}", "--workers=2") for _ in range(2)]:
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert "samples of 30 shards" in output
+    assert all(name.endswith((".tar", ".npz", ".joined")) for name in os.listdir(shards))
+    monkeypatch.setattr(tar_index, "scan_shard", None)
+    monkeypatch.setattr(tar_index, "load_index", None)
+    samples = len(TarReader(shards))
+    monkeypatch.undo()
+    assert samples == 30 * len(TarReader(shards / "000.tar")) > 0
+
+
 def test_ctrl_c_ends_the_command_with_one_line(tmp_path: Path) -> None:
     shards = tmp_path / "many"
     shards.mkdir()
