@@ -1,4 +1,4 @@
-"""The limit on samples that cannot be read, `config.data.max_corrupt_share`: over all sources, and in each source."""
+"""Samples that cannot be read: which errors count as such, and how many are allowed, over all sources and in each."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import StorageError, UserError
 
-_CERTAIN = 32  # reads per record after which every record has been read: the chance of missing one is about e**-32
+# Errors that no record can cause. All others can, also those that are no `Exception`, such as tiktoken's panics.
+NOT_OF_A_RECORD = (KeyboardInterrupt, MemoryError, StorageError)
+# Errors that mean that a file is missing, not that a disk or a server does not answer.
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+CERTAIN = 32  # reads per record after which every record has been read: the chance of missing one is about e**-32
 
 
 class Tally(NamedTuple):
@@ -58,7 +63,7 @@ def check_corruption(sources: Sequence[Tally], share: float, part: float) -> Non
 
 
 def _too_many(source: Tally, share: float, part: float) -> bool:
-    if source.corrupt == source.judged >= _CERTAIN * source.records and share < 1:
+    if source.corrupt == source.judged >= CERTAIN * source.records and share < 1:
         return True  # a source of three corrupt records would stay within the tolerance for ever
     distinct = min(source.judged, source.records)
     tolerated = allowed(share, distinct)

@@ -41,7 +41,8 @@ class DecodeIterDataset(grain.IterDataset[Batch]):
     """Batches, whose images are decoded on threads or, if `config.data.decode_workers` is not 0, in processes.
 
     Some batches are laid out ahead, so that their images are decoded while the devices work. The state belongs to the
-    batch that was returned last.
+    batch that was returned last. After an error, every later call raises the same one, until a state is set. After
+    Ctrl-C, the next call returns the batch that was interrupted.
 
     Args:
       groups: of each batch, by stream.
@@ -92,6 +93,9 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
         self._pending: collections.deque[_Pending] = collections.deque()
         self._states = self._parent.get_state()["parents"]
         self._totals = {stream: self._no_totals() for stream in streams}
+        self._returned = self._state()
+        self._error: Exception | None = None
+        self._interrupted = False
 
     def _no_totals(self) -> dict[str, Any]:
         sums: dict[str, Any] = {"batches": 0, **dict.fromkeys(TOTALS, 0)}
@@ -100,6 +104,22 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
+        if self._error is not None:
+            raise self._error
+        if self._interrupted:  # some streams may be ahead of others
+            self.set_state(self._returned)
+        try:
+            batch = self._next_batch()
+        except Exception as error:  # the datasets below would go on with other data
+            self._error = error
+            raise
+        except BaseException:
+            self._interrupted = True
+            raise
+        self._returned = self._state()
+        return batch
+
+    def _next_batch(self) -> Batch:
         while len(self._pending) <= self._prefetch:
             self._pending.append(self._lay_out(next(self._parent)))
         batch, packed, self._states = self._pending.popleft()
@@ -151,6 +171,9 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
 
     def get_state(self) -> dict[str, Any]:
         """The states of the streams, in their order, after the batch that was returned last, as JSON values."""
+        return {"streams": [dict(stream) for stream in self._returned["streams"]]}
+
+    def _state(self) -> dict[str, Any]:
         pairs = zip(self._states, self._totals.values(), strict=True)
         return {"streams": [state | {"totals": copy.deepcopy(totals)} for state, totals in pairs]}
 
@@ -161,6 +184,9 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
             self._totals[number] = copy.deepcopy(stream["totals"])
         self._states = [{key: value for key, value in each.items() if key != "totals"} for each in state["streams"]]
         self._parent.set_state({"parents": self._states})
+        self._returned = self._state()
+        self._error = None
+        self._interrupted = False
 
     def workers(self) -> list[int]:
         """Process ids of the running decoders."""

@@ -65,16 +65,19 @@ class Loader(Iterator[Batch]):
         state = self.state()
         counts = self.counters(state)
         errors = self.errors(state)
+        of_streams = [stream["counts"]["fitting"] for stream in state["streams"].values()]
+        fitting = [sum(counts) for counts in zip(*of_streams, strict=True)]
         tallies = []
         for index, (source, samples) in enumerate(zip(self._data.mixture, self._reader.samples, strict=True)):
             seen, cut, dropped, corrupt = (counts[key][source.name] for key in ("seen", "cut", "dropped", "corrupt"))
             judged = corrupt + dropped + seen
             tallies.append(Tally(source.name, samples, judged, corrupt, errors[index]))
             lost = dropped if source.task == "text" else dropped + cut  # a text that is cut continues in another row
-            if index not in self._warned and lost > LOST_SHARE * judged + 4 * math.sqrt(LOST_SHARE * judged):
+            read = fitting[index] + dropped  # `seen` lags behind these, because samples wait for their row
+            if index not in self._warned and lost > LOST_SHARE * read + 4 * math.sqrt(LOST_SHARE * read):
                 self._warned.add(index)
                 log.line(
-                    f"warning: of {judged} samples of source {source.name!r} read so far, {dropped} do not fit a row "
+                    f"warning: of {read} samples of source {source.name!r} read so far, {dropped} do not fit a row "
                     f"and are left out, and {cut} are cut (config.data.sequence_length {self._data.sequence_length}, "
                     f"{self._data.group_images} images per group), so it counts for less than its weight says"
                 )

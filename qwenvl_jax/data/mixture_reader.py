@@ -10,15 +10,13 @@ from collections.abc import Sequence
 
 from qwenvl_jax.config import Config, DataConfig
 from qwenvl_jax.data import fingerprint, transformations
+from qwenvl_jax.data.corruption import ABSENT, NOT_OF_A_RECORD
 from qwenvl_jax.data.cutting import fit
 from qwenvl_jax.data.examples import DrawnRecord
 from qwenvl_jax.data.mixture import check_schedules
 from qwenvl_jax.data.readers.source import Source, open_source
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
-
-# Errors that mean that a file is missing, not that a disk or a server does not answer.
-_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class MixtureReader:
@@ -57,13 +55,13 @@ class MixtureReader:
         index = int(index)  # the shuffle of Grain gives integers of numpy
         try:
             return DrawnRecord(source, index, self._sources[source][index])
-        except (MemoryError, StorageError):
+        except NOT_OF_A_RECORD:
             raise
-        except (UserError, *_ABSENT) as error:
+        except (UserError, *ABSENT) as error:
             message = f"{where}: {error}"
         except OSError as error:
             raise StorageError(f"{where} could not be read ({error}); run the same command again to continue") from None
-        except Exception as error:
+        except BaseException as error:
             message = f"{where} is damaged ({type(error).__name__}: {one_line(error)})"
         return DrawnRecord(source, index, message=message)
 
@@ -74,11 +72,11 @@ class MixtureReader:
         where = f"record {drawn.record_index} of source {self.data.mixture[drawn.source].name!r}"
         try:
             return fit(drawn._replace(record=None), drawn.record, self._tokenizer, self.queries, self.data)
-        except MemoryError:
+        except NOT_OF_A_RECORD:
             raise
         except UserError as error:
             message = f"{where}: {error}"
-        except Exception as error:
+        except BaseException as error:
             message = f"{where} is damaged ({type(error).__name__}: {one_line(error)})"
         return drawn._replace(record=None, message=message)
 

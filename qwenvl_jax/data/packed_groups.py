@@ -13,13 +13,14 @@ import grain
 import numpy as np
 
 from qwenvl_jax.config import DataConfig
-from qwenvl_jax.data.corruption import Tally, check_corruption
+from qwenvl_jax.data.corruption import CERTAIN, Tally, check_corruption
 from qwenvl_jax.data.examples import DrawnRecord, Example, Tokens
 from qwenvl_jax.data.mixture_reader import MixtureReader
 from qwenvl_jax.data.packing import Item, Packer, Row
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import UserError, one_line
 
 ALL_DROPPED = 1000  # give up after this many dropped samples of a source if none has fitted
+ALL_UNUSED = 10_000  # give up after this many records if none has given a sample
 COUNTS = ("read", "fitting", "cut", "dropped", "filtered", "unreadable")
 
 ExamplesOfRow = list[Example]
@@ -65,6 +66,14 @@ class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
         self._errors = [""] * len(data.mixture)
 
     def __next__(self) -> ExamplesOfGroup:
+        try:
+            return self._next_group()
+        except Exception:
+            raise
+        except BaseException as error:  # it would end the thread that reads ahead, and the reader would wait for ever
+            raise RuntimeError(f"reading records ended with {type(error).__name__}: {one_line(error)}") from error
+
+    def _next_group(self) -> ExamplesOfGroup:
         if self._unread:
             self._read_again()
         while (rows := self._packer.next_group()) is None:
@@ -86,6 +95,8 @@ class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
             check_corruption(self._tallies(), self._reader.data.max_corrupt_share, 1 / self._reader.data.streams)
         elif drawn.dropped:
             self._check_fits(drawn)
+        if not drawn.examples:
+            self._check_used(source)
         for item in items_of(drawn, self._reader.data.mixture[source].task, position):
             self._held[position] = drawn
             self._packer.add(item)
@@ -134,6 +145,27 @@ class PackIterator(grain.DatasetIterator[ExamplesOfGroup]):
             raise UserError(
                 f"no sample of source {data.mixture[source].name!r} fits a row: {drawn.message}; raise "
                 f"config.data.sequence_length {data.sequence_length} or the image budget of {data.group_images}"
+            )
+
+    def _check_used(self, source: int) -> None:
+        """Raises UserError if nothing is left of a source that is filtered, or of all sources: it would never end."""
+        data = self._reader.data
+        counts = self._counts
+        if counts["filtered"][source]:
+            sources = [source]
+            name = f"source {data.mixture[source].name!r}"
+        else:
+            sources = list(range(len(data.mixture)))
+            name = "all sources"
+        read, fitting, filtered, unreadable = (
+            sum(counts[key][index] for index in sources) for key in ("read", "fitting", "filtered", "unreadable")
+        )
+        records = sum(self._reader.records[index] for index in sources)
+        if not fitting and read >= min(CERTAIN * records, ALL_UNUSED):
+            error = next((f" ({self._errors[index]})" for index in sources if self._errors[index]), "")
+            raise UserError(
+                f"the first {read} records of {name} leave no sample: config.data.transformations removes {filtered}, "
+                f"and {unreadable} cannot be read{error}; mend the transformations or the records"
             )
 
     def get_state(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Packer:
         if len(self._ready) < 3 * self._rows:
             return None
         clusters = _clusters(self._ready)
-        options = [[(k, images_of(cluster[:k])) for k in range(1, len(cluster) + 1)] for cluster in clusters]
+        options = [_growing_cluster(cluster, self._rows) for cluster in clusters]
         chosen = _best_choice(options, self._rows, self._images)
         group = [row for cluster, k in zip(clusters, chosen, strict=True) for row in cluster[:k]]
         taken = {id(row) for row in group}
@@ -106,7 +106,7 @@ class Packer:
 
     def _next_row(self, task: str) -> Row:
         waiting = self._waiting[task]
-        options = [_growing(item) for item in waiting]
+        options = [_growing(item, self._length) for item in waiting]
         chosen = _best_choice(options, self._images, self._length, cost=self._image_cost)
         taken = []
         left = []
@@ -145,32 +145,43 @@ class Packer:
         self._ready = [Row(tuple(items(task, values))) for task, values in state["ready"]]
 
 
-def _growing(item: Item) -> list[Sums]:
-    """The images and tokens of the first 1, 2, ... samples of an item."""
+def _growing(item: Item, length: int) -> list[Sums]:
+    """The images and tokens of the first 1, 2, ... samples of an item, as many as fit a row of this length."""
     options = []
     tokens = 0
-    for length in item.lengths:
-        tokens += length
+    for sample_length in item.lengths:
+        tokens += sample_length
+        if tokens > length:
+            break
         options.append((item.images, tokens))
     return options
 
 
+def _growing_cluster(rows: Sequence[Row], count: int) -> list[Sums]:
+    """The number of rows and the images of the first 1, 2, ... rows of a cluster, of at most `count` rows."""
+    return [(k, images_of(rows[:k])) for k in range(1, min(count, len(rows)) + 1)]
+
+
 def _clusters(rows: Sequence[Row]) -> list[list[Row]]:
     """Clusters of rows that share images, directly or through other rows, in the order of their oldest rows."""
-    clusters: list[list[tuple[int, Row]]] = []
-    cluster_of: dict[int, list[tuple[int, Row]]] = {}  # by the position of a record with images
+    older = list(range(len(rows)))  # a row of the same cluster that is as old or older; the oldest one names itself
+    first_of: dict[int, int] = {}  # by the position of a record with images, the oldest row that shows it
+
+    def oldest(row: int) -> int:
+        while older[row] != row:
+            older[row] = older[older[row]]
+            row = older[row]
+        return row
+
     for number, row in enumerate(rows):
-        positions = [item.position for item in row.items if item.images]
-        joined = [(number, row)]
-        for cluster in {id(cluster_of[p]): cluster_of[p] for p in positions if p in cluster_of}.values():
-            clusters = [other for other in clusters if other is not cluster]
-            joined += cluster
-        joined.sort(key=lambda pair: pair[0])
-        clusters.append(joined)
-        for _, member in joined:
-            cluster_of.update((item.position, joined) for item in member.items if item.images)
-    clusters.sort(key=lambda cluster: cluster[0][0])
-    return [[row for _, row in cluster] for cluster in clusters]
+        for item in row.items:
+            if item.images:
+                joined = {oldest(number), oldest(first_of.setdefault(item.position, number))}
+                older[max(joined)] = min(joined)
+    clusters: dict[int, list[Row]] = {}
+    for number, row in enumerate(rows):
+        clusters.setdefault(oldest(number), []).append(row)
+    return list(clusters.values())
 
 
 def _best_choice(

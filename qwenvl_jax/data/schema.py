@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from qwenvl_jax.data.annotations import ANNOTATIONS, contents_of
+from qwenvl_jax.data.annotations import ANNOTATIONS, check_one_size, contents_of
 from qwenvl_jax.data.dialogues import THOUSANDTHS
 from qwenvl_jax.data.tasks import RECORD_TASKS, Content, check_content
 from qwenvl_jax.runtime.errors import UserError, nearest
@@ -83,6 +83,8 @@ def check_record(record: Record) -> Record:
             raise UserError(f"{name} has no {field}; every record needs one")
     try:
         check_content(record.task, record.content)
+        if RECORD_TASKS[record.task].states_size:
+            check_one_size(contents_of(cast(Mapping[str, Any], record.content)))
     except UserError as error:
         raise UserError(f"{name}, task {record.task!r}: {error}") from None
     if RECORD_TASKS[record.task].one_image and len(record.images) != 1:

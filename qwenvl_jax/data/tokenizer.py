@@ -149,7 +149,14 @@ class QwenTokenizer(Tokenizer):
         self._encoding = tiktoken.Encoding("qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
     def _encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        try:
+            return self._encoding.encode_ordinary(text)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of pyo3: no subclass of Exception, and nothing to import
+                raise
+            raise UserError(
+                "its text cannot be tokenised; shorten its run of hundreds of thousands of spaces"
+            ) from None
 
     def _bytes(self, ids: Sequence[int]) -> bytes:
         return self._encoding.decode_bytes(ids) if ids else b""

@@ -9,9 +9,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from qwenvl_jax.data.corruption import ABSENT, NOT_OF_A_RECORD
 from qwenvl_jax.data.examples import DrawnRecord
 from qwenvl_jax.data.schema import Record, check_record
-from qwenvl_jax.runtime.errors import UserError, one_line
+from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 
 _KINDS = (grain.transforms.Map, grain.transforms.RandomMap, grain.transforms.Filter)
 
@@ -73,9 +74,9 @@ def _mapped(drawn: DrawnRecord, function: Callable[[Record], Any], name: str) ->
         if record.task != drawn.record.task:
             raise TypeError(f"it changes the task from {drawn.record.task!r} to {record.task!r}")
         return drawn._replace(record=check_record(record))
-    except MemoryError:
+    except NOT_OF_A_RECORD:
         raise
-    except Exception as error:
+    except BaseException as error:
         return _failed(drawn, name, error)
 
 
@@ -86,15 +87,23 @@ def _kept(drawn: DrawnRecord, function: Callable[[Record], Any], name: str) -> D
         kept = function(drawn.record)
         if not isinstance(kept, bool | np.bool_):
             raise TypeError(f"it gives {type(kept).__name__} instead of a truth value")
-    except MemoryError:
+    except NOT_OF_A_RECORD:
         raise
-    except Exception as error:
+    except BaseException as error:
         return _failed(drawn, name, error)
     return drawn if kept else drawn._replace(record=None, filtered=True)
 
 
-def _failed(drawn: DrawnRecord, name: str, error: Exception) -> DrawnRecord:
+def _failed(drawn: DrawnRecord, name: str, error: BaseException) -> DrawnRecord:
+    """The record as one that cannot be read.
+
+    Raises:
+      StorageError: if the transformation could not read a file of its own, although it may be whole.
+    """
     record = drawn.record
     assert record is not None
-    message = f"the transformation {name} fails on record {record.id!r} ({type(error).__name__}: {one_line(error)})"
+    failure = f"the transformation {name} fails on record {record.id!r}"
+    if isinstance(error, OSError) and not isinstance(error, ABSENT):
+        raise StorageError(f"{failure} ({error}); run the same command again to continue") from None
+    message = f"{failure} ({type(error).__name__}: {one_line(error)})"
     return drawn._replace(record=None, message=message)

@@ -36,7 +36,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def one_line(error: object) -> str:
     """What an error says, in one line of at most 300 characters; its type if it says nothing."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    try:
+        says = " ".join(str(error).split())[:300]
+    except Exception:  # of a class that somebody else wrote
+        says = ""
+    return says or type(error).__name__
 
 
 # What a file system refuses for reasons that are the user's to mend.
@@ -50,7 +54,7 @@ _ODD = (  # a file for a folder and the reverse, names and links that lead nowhe
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns `UserError`, `StorageError`, a full disk and a forbidden path into one line on stderr and exit code 2.
+    """Turns `UserError`, `StorageError`, a full disk, a forbidden path and full memory into one line and exit code 2.
 
     Ctrl-C ends a command with one line as well, and with the exit code that a shell reports for it.
     """
@@ -58,6 +62,9 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except (UserError, StorageError) as error:
         message = str(error)
+    except MemoryError as error:
+        says = f" ({error})" if str(error) else ""
+        message = f"this machine has no memory left{says}; free some and run the same command again"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -19,13 +19,14 @@ QUESTIONS = [{"question": "What is this?", "answer": "a dog"}, {"question": "Is 
 
 
 def test_every_annotation_is_a_sample_with_the_shared_keys() -> None:
-    phrases = [{"phrase": "a dog", "box": [1, 2, 9, 9]}, {"phrase": "a cat", "box": [3, 2, 9, 9], "width": 14}]
-    record = with_content(make_record("ref_grounding", 1), {"annotations": phrases, "width": 28, "height": 28})
+    phrases = [{"box": [1, 2, 9, 9]}, {"phrase": "a cat", "box": [3, 2, 9, 9]}]
+    shared = {"phrase": "a dog", "width": 28, "height": 28}
+    record = with_content(make_record("ref_grounding", 1), {"annotations": phrases, **shared})
     samples = samples_of(decode_record(encode_record(record)))
     assert sample_count(record) == 2
     assert [content(sample) for sample in samples] == [
         {"phrase": "a dog", "box": [1, 2, 9, 9], "width": 28, "height": 28},
-        {"phrase": "a cat", "box": [3, 2, 9, 9], "width": 14, "height": 28},
+        {"phrase": "a cat", "box": [3, 2, 9, 9], "width": 28, "height": 28},
     ]
     assert [sample.id for sample in samples] == [f"{record.id}[0]", f"{record.id}[1]"]
     assert all(sample.images == record.images for sample in samples)
@@ -50,6 +51,14 @@ def test_a_record_without_annotations_is_its_only_sample() -> None:
 def test_annotations_are_checked(annotations: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_record(with_content(make_record("vqa", 1), {"annotations": annotations}))
+
+
+def test_annotations_cannot_state_several_sizes_of_their_image() -> None:
+    """Only one can be right, and the picture is compared with its size only once."""
+    phrases = [{"phrase": "a dog", "box": [1, 2, 9, 9]}, {"phrase": "a cat", "box": [3, 2, 9, 9], "width": 14}]
+    record = with_content(make_record("ref_grounding", 1), {"annotations": phrases, "width": 28, "height": 28})
+    with pytest.raises(UserError, match="annotation 2 states the size 14 x 28 of the image, and the first one 28 x 28"):
+        check_record(record)
 
 
 @pytest.mark.parametrize("task", ["text", "dialogue"])

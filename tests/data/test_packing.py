@@ -154,6 +154,17 @@ def test_samples_of_one_record_share_their_image() -> None:
     assert images_of(first) == 2
 
 
+def test_a_record_may_have_thousands_of_samples() -> None:
+    """All its rows wait together and share its image; each group takes the next of them."""
+    packer = Packer(rows=4, length=160, images=16, window=1)
+    groups = feed(packer, [Item(position, "grounding", (37,) * 5000, 1) for position in range(2)])
+    rows = [row for group in groups for row in group]
+    assert len(rows) > 1200 and all(row.length == 148 for row in rows[:1200])
+    firsts = [row.items[0].first for row in rows[:1200]]
+    assert firsts == list(range(0, 4800, 4))
+    assert all(images_of(group) == 1 for group in groups[:300])
+
+
 def test_the_image_budget_by_hand() -> None:
     """Two rows of six that wait, five images: the oldest with the row that uses up what it leaves."""
     packer = Packer(rows=2, length=10, images=5, window=1)

@@ -1,11 +1,10 @@
-"""The pipeline as a composition of Grain datasets: Grain's tools, errors, transformations, and shared pictures."""
+"""The pipeline as a composition of Grain datasets: Grain's tools, and shared pictures."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import grain
 import numpy as np
@@ -13,16 +12,15 @@ import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.examples import decode_images
-from qwenvl_jax.data.loader import Loader, make_loader
+from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.mixture_reader import MixtureReader
 from qwenvl_jax.data.pipeline import pipeline
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record, samples_of
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.data.batches import QUERIES, assert_equal, packed_samples, take
-from tests.data.record_samples import content, make_record, mixture_of, with_content, with_data
+from tests.data.record_samples import make_record, mixture_of, with_content, with_data
 
 
 def test_it_is_iterated_without_a_loader(run_config: Config, tokenizer: Tokenizer) -> None:
@@ -48,53 +46,6 @@ def test_grain_can_debug_it(run_config: Config, tokenizer: Tokenizer) -> None:
     iterator = dataset.__iter__()
     assert_equal([next(iterator) for _ in range(2)], take(run_config, tokenizer, 2))
     iterator.close()
-
-
-class Interrupted:
-    """Records of which one cannot be read once."""
-
-    def __init__(self, folder: Path):
-        self._reader = RecordReader(folder)
-        self.samples = len(self._reader)
-        self.fails = True
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def digest(self) -> str:
-        return self._reader.digest()
-
-    def findings(self) -> Any:
-        return self._reader.findings()
-
-    def __getitem__(self, index: int) -> Record:
-        if index == 11 and self.fails:
-            self.fails = False
-            raise OSError(5, "Input/output error")
-        return self._reader[index]
-
-
-def test_after_a_failed_read_there_is_no_other_data(
-    run_config: Config, tokenizer: Tokenizer, record_folders: Path
-) -> None:
-    """Grain would go on with the next record, silently. The same command continues with the right one."""
-    config = mixture_of(run_config, {"only": record_folders / "caption"}, "caption")
-    expected = take(config, tokenizer, 12)
-    source = Interrupted(record_folders / "caption")
-    mixture = MixtureReader(config.data, [source], tokenizer, QUERIES)
-    with Loader(mixture, [0], 1) as loader:
-        states = [loader.state()]
-        batches = []
-        with pytest.raises(StorageError, match="record 11 of source 'only' could not be read"):
-            for _ in range(12):
-                batches.append(next(loader))
-                states.append(loader.state())
-        for _ in range(2):
-            with pytest.raises(StorageError, match="record 11"):
-                next(loader)
-        loader.restore(states[-1])
-        batches += [next(loader) for _ in range(12 - len(batches))]
-    assert_equal(batches, expected)
 
 
 def pages(count: int, regions: int) -> list[Record]:
@@ -190,103 +141,3 @@ def test_a_run_stopped_between_samples_of_one_record_continues_alike(
             loader.restore(state)
             assert_equal([next(loader) for _ in batches[number:]], batches[number:])
             assert loader.state() == states[-1]
-
-
-class Flip(grain.transforms.RandomMap):
-    """Changes captions by chance."""
-
-    def random_map(self, record: Record, rng: np.random.Generator) -> Record:
-        return with_content(record, {"caption": f"{rng.integers(1000)} dogs"})
-
-
-class OnlyEven(grain.transforms.Filter):
-    """Keeps every second record."""
-
-    def filter(self, record: Record) -> bool:
-        return int(record.id.removeprefix("caption")) % 2 == 0
-
-
-class Shout(grain.transforms.Map):
-    """Fails on one record."""
-
-    def map(self, record: Record) -> Record:
-        if record.id == "caption4":
-            raise KeyError("volume")
-        return with_content(record, {"caption": content(record)["caption"].upper()})
-
-
-class Numbers(grain.transforms.Map):
-    """No records."""
-
-    def map(self, record: Record) -> int:
-        return 7
-
-
-NOT_A_TRANSFORMATION = 3
-
-
-def transformed(config: Config, folders: Path, *names: str, **changes: Any) -> Config:
-    names = tuple(f"{__name__}.{name}" for name in names)
-    return mixture_of(config, {"only": folders / "caption"}, "caption", transformations=names, **changes)
-
-
-def test_transformations_are_part_of_the_stream(run_config: Config, tokenizer: Tokenizer, record_folders: Path) -> None:
-    """In order, the same after a restart and on any number of hosts."""
-    config = transformed(run_config, record_folders, "OnlyEven", "Flip", streams=2, image_groups=2)
-    with make_loader(config, tokenizer) as loader:
-        batches = [next(loader) for _ in range(2)]
-        state = loader.state()
-        batches += [next(loader) for _ in range(3)]
-        counters = loader.counters()
-    texts = [tokenizer.decode(sample.tokens_L) for batch in batches for sample in packed_samples(batch)]
-    assert all(" dogs" in text for text in texts)
-    assert len(set(texts)) > 0.5 * len(texts)
-    assert counters["filtered"]["only"] == pytest.approx(11 / 23 * counters["epochs"]["only"] * 23, abs=12)
-    parts = []
-    for stream in (0, 1):
-        with make_loader(config, tokenizer, streams=[stream]) as loader:
-            loader.restore(state)
-            parts.append([next(loader).tokens for _ in range(3)])
-    for number, batch in enumerate(batches[2:]):
-        joined = np.concatenate([part[number] for part in parts], 1)
-        np.testing.assert_array_equal(joined, batch.tokens)
-    with (
-        make_loader(
-            transformed(run_config, record_folders, "OnlyEven", streams=2, image_groups=2), tokenizer
-        ) as loader,
-        pytest.raises(UserError, match=r"since then config\.data changed"),
-    ):
-        loader.restore(state)
-
-
-def test_a_transformation_that_fails_costs_its_record(
-    run_config: Config, tokenizer: Tokenizer, record_folders: Path
-) -> None:
-    with make_loader(transformed(run_config, record_folders, "Shout"), tokenizer) as loader:
-        while loader.counters()["epochs"]["only"] < 3:
-            next(loader)
-        assert loader.counters()["corrupt"]["only"] == pytest.approx(3, abs=1)
-        [error] = loader.errors()
-    assert f"the transformation {__name__}.Shout fails on record 'caption4' (KeyError: 'volume')" in error
-
-
-def test_a_transformation_that_gives_something_else_ends_the_run(
-    run_config: Config, tokenizer: Tokenizer, record_folders: Path
-) -> None:
-    config = transformed(run_config, record_folders, "Numbers", max_corrupt_share=0.01)
-    with make_loader(config, tokenizer) as loader, pytest.raises(UserError, match="it gives int instead of a Record"):
-        next(loader)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("Missing", "cannot be loaded .AttributeError"),
-        ("NOT_A_TRANSFORMATION", "is no Map, RandomMap or Filter"),
-    ],
-)
-def test_a_transformation_must_be_one_of_grain(
-    run_config: Config, tokenizer: Tokenizer, record_folders: Path, name: str, message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        make_loader(transformed(run_config, record_folders, name), tokenizer)

@@ -131,6 +131,12 @@ def test_lone_surrogates_become_replacement_characters(qwen: Tokenizer, tokenize
         assert each.decode(each.encode("a\ud800b")) == "a\ufffdb"
 
 
+def test_a_text_that_tiktoken_cannot_split_is_a_mistake_of_the_text(qwen: Tokenizer) -> None:
+    """Tiktoken ends with a panic, which is no `Exception`."""
+    with pytest.raises(UserError, match="shorten its run of hundreds of thousands of spaces"):
+        qwen.encode_array(" " * 1_000_000)
+
+
 def test_sentencepiece_keeps_digits_single(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("661")) == 3
     assert tokenizer.encode("\n") == tokenizer.encode("\n\n")[:1]
