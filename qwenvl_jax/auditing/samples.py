@@ -298,6 +298,8 @@ def _notes(total: dict[str, Any], sources: Sequence[dict[str, Any]], data: DataC
         name = source.name
         if not numbers["samples"]:
             notes.append(f"no sample of source {name!r} was drawn; audit more of them")
+        elif numbers["filtered"] == numbers["samples"]:
+            notes.append(f"config.data.transformations removes every record of source {name!r} that was drawn")
         elif numbers["dropped"] and not numbers["used"]:
             notes.append(f"no sample of source {name!r} fits a row: {numbers['left_out'][-1]['message']}")
         elif not numbers["supervised"]:

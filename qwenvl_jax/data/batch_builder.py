@@ -101,7 +101,8 @@ class BatchBuilder:
         self._set_slots(example, microbatch, row, tokens, (images.start - group * self._group_images) * self._queries)
         packed = PackedExample(stream, example, microbatch, row, tokens, images, brought is not None, error)
         self.packed.append(packed)
-        self._brought.setdefault(key, packed)
+        if example.images:
+            self._brought.setdefault(key, packed)
 
     def _add_tokens(self, example: Example, microbatch: int, row: int) -> slice:
         tokens_L, is_target_L, _, _ = example.tokens

@@ -210,11 +210,10 @@ def _with_placeholders(drawn: DrawnRecord, item: Item) -> DrawnRecord:
             tokens_L=np.zeros(length, np.int32),
             is_target_L=np.zeros(length, bool),
             image_query_L=np.full(length, -1, np.int32),
-            image_indices=tuple(range(item.images)),
+            image_indices=(),  # other samples of the record may still show them
         )
-        no_sizes = (None,) * item.images
         name = f"{drawn.source}:{item.position}:{number}"
-        empty = Example(drawn.source, name, tokens, (b"",) * item.images, no_sizes, error=message)
+        empty = Example(drawn.source, name, tokens, (), (), error=message)
         examples += [empty] * (number + 1 - len(examples))
         examples[number] = empty
     return drawn._replace(examples=tuple(examples))

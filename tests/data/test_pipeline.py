@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.examples import decode_images
-from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.loader import Loader, make_loader
 from qwenvl_jax.data.mixture_reader import MixtureReader
 from qwenvl_jax.data.pipeline import pipeline
 from qwenvl_jax.data.readers.record_folder import RecordReader
@@ -20,7 +21,7 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record, samples_of
 from qwenvl_jax.data.tokenizer import Tokenizer
 from tests.data.batches import QUERIES, assert_equal, packed_samples, take
-from tests.data.record_samples import make_record, mixture_of, with_content, with_data
+from tests.data.record_samples import content, make_record, mixture_of, with_content, with_data
 
 
 def test_it_is_iterated_without_a_loader(run_config: Config, tokenizer: Tokenizer) -> None:
@@ -141,3 +142,53 @@ def test_a_run_stopped_between_samples_of_one_record_continues_alike(
             loader.restore(state)
             assert_equal([next(loader) for _ in batches[number:]], batches[number:])
             assert loader.state() == states[-1]
+
+
+class Changed(RecordReader):
+    """Records of which one sample is longer than it was when the run stopped, as often as `reads` records are read."""
+
+    def __init__(self, folder: Path, sample: int, reads: int):
+        super().__init__(folder)
+        self._sample = sample
+        self._reads = iter(range(reads))
+
+    def __getitem__(self, index: int) -> Record:
+        record = super().__getitem__(index)
+        phrases = [dict(phrase) for phrase in content(record)["annotations"]]
+        if next(self._reads, None) is not None and len(phrases) > 1:
+            phrases[self._sample]["phrase"] = "a very much longer region"
+        return with_content(record, {**content(record), "annotations": phrases})
+
+
+@pytest.mark.parametrize("sample", [0, 1, -1])
+def test_a_changed_sample_leaves_the_others_of_its_picture_alone(
+    run_config: Config, tokenizer: Tokenizer, tmp_path: Path, sample: int
+) -> None:
+    """Its tokens, reserved before the run stopped, become padding; the others keep their picture."""
+    write_records(tmp_path / "pages", {"train": pages(40, 9)}, name="pages")
+    config = mixture_of(
+        run_config, {"pages": tmp_path / "pages"}, "ref_grounding", rows_per_step=8, image_groups=2, images_per_row=1.5
+    )
+    with make_loader(config, tokenizer) as loader:
+        next(loader)
+        state = loader.state()
+        whole = next(loader)
+    packer = state["streams"]["0"]["packer"]
+    held = [*itertools.chain(*packer["waiting"].values()), *itertools.chain(*(items for _, items in packer["ready"]))]
+    records = len({position for position, *_ in held})
+    reader = MixtureReader(config.data, [Changed(tmp_path / "pages", sample, records)], tokenizer, QUERIES)
+    with Loader(reader, [0], 1) as loader:
+        loader.restore(state)
+        batch = next(loader)
+        counters = loader.counters()
+    expected = {(each.microbatch, each.row, each.segment): each for each in packed_samples(whole)}
+    kept = packed_samples(batch)
+    assert 0 < len(kept) < len(expected)
+    before = state["streams"]["0"]["totals"]
+    assert counters["seen"]["pages"] - before["seen"][0] == len(kept)
+    assert counters["corrupt"]["pages"] == len(expected) - len(kept)
+    for each in kept:
+        np.testing.assert_array_equal(each.tokens_L, expected[each.microbatch, each.row, each.segment].tokens_L)
+        group = each.row // config.data.group_rows * config.data.group_images
+        [image] = {group + slot // QUERIES for slot in each.slots}
+        assert batch.images[each.microbatch, image].any()

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 import pytest
 
+from qwenvl_jax.auditing.samples import audit
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.schema import Record
@@ -195,3 +196,8 @@ def test_a_transformation_must_be_one_of_grain(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make_loader(transformed(run_config, record_folders, name), tokenizer)
+
+
+def test_the_audit_says_so_if_transformations_remove_everything(run_config: Config, record_folders: Path) -> None:
+    notes = audit(transformed(run_config, record_folders, "Nothing"), 50, 1).numbers["notes"]
+    assert notes[0] == "config.data.transformations removes every record of source 'only' that was drawn"
