@@ -219,7 +219,7 @@ def test_missing_shards_are_counted_and_the_first_is_named(folder: Path) -> None
     with pytest.raises(UserError, match=rf"{TRAIN_1} is missing although the manifest lists it; write"):
         RecordReader(folder)
     shards[2].unlink()
-    with pytest.raises(UserError, match=rf"{TRAIN_1} is missing .* lists it \(and 1 more shard\); write the record fo"):
+    with pytest.raises(UserError, match=rf"{TRAIN_1} is missing .* lists it \(and 1 more shard\); write the record"):
         RecordReader(folder)
     assert len(RecordReader(folder, "test")) == 4
     write_tfds(folder.parent, captions(15))
