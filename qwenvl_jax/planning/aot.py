@@ -183,8 +183,13 @@ def _memory(stats: Any, topology: Topology) -> Memory:
 
 
 def with_accumulation(data: DataConfig, accumulation: int) -> DataConfig | None:
-    """The same batch and image groups in another number of microbatches; None if the rows or groups do not divide."""
+    """The same batch and image groups in another number of microbatches; None if the rows or groups do not divide.
+
+    If a microbatch is one image group, it stays one.
+    """
     rows, rest = divmod(data.rows_per_step, accumulation)
+    if data.image_groups == 1 and not rest:
+        return dataclasses.replace(data, accumulation=accumulation)
     if rest or not data.group_rows or rows % data.group_rows:
         return None
     groups = rows // data.group_rows

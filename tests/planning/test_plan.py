@@ -320,6 +320,8 @@ def test_another_accumulation_keeps_the_image_groups() -> None:
     assert aot.with_accumulation(data, 2048) is None  # 2 rows are no group of 4
     whole = dataclasses.replace(data, image_groups=0, streams=1)
     assert aot.with_accumulation(whole, 8) == dataclasses.replace(whole, accumulation=8)
+    one = dataclasses.replace(data, image_groups=1, streams=1)
+    assert aot.with_accumulation(one, 8) == dataclasses.replace(one, accumulation=8)
 
 
 def test_a_search_needs_whole_rows() -> None:
