@@ -79,17 +79,29 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole indexes stay, nothing half is left, and no worker outlives the command."""
-    shards = tmp_path / "many"
-    shards.mkdir()
-    payload = write_tar(tmp_path / "x.tar", [member for k in range(1000) for member in tar_sample(k % 10)]).read_bytes()
-    for number in range(80):
-        (shards / f"{number:03d}.tar").write_bytes(payload)
-    process = start(f"--path={shards}", "--workers=2")
+def many_shards(folder: Path, *, shards: int, samples: int) -> Path:
+    """A folder of equal shards."""
+    many = folder / "many"
+    many.mkdir()
+    members = [member for k in range(samples) for member in tar_sample(k % 10)]
+    payload = write_tar(folder / "x.tar", members).read_bytes()
+    for number in range(shards):
+        (many / f"{number:03d}.tar").write_bytes(payload)
+    return many
+
+
+def wait_for_an_index(shards: Path) -> None:
+    """Waits until the index of some shard is kept."""
     deadline = time.monotonic() + 60
     while not list(shards.glob(".*.npz")) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole indexes stay, nothing half is left, and no worker outlives the command."""
+    shards = many_shards(tmp_path, shards=80, samples=1000)
+    process = start(f"--path={shards}", "--workers=2")
+    wait_for_an_index(shards)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()  # returns when the workers, which write to the same pipes, have ended
     kept = {path: path.stat().st_mtime_ns for path in shards.glob(".*.npz")}
@@ -105,11 +117,7 @@ def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_two_commands_with_the_same_number_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both index the same shards and join all indexes at the same time."""
-    shards = tmp_path / "many"
-    shards.mkdir()
-    payload = write_tar(tmp_path / "x.tar", [member for k in range(200) for member in tar_sample(k % 10)]).read_bytes()
-    for number in range(30):
-        (shards / f"{number:03d}.tar").write_bytes(payload)
+    shards = many_shards(tmp_path, shards=30, samples=200)
     for process in [start(f"--path={shards}", "--workers=2") for _ in range(2)]:
         output, errors = process.communicate()
         assert process.returncode == 0, errors
@@ -123,15 +131,9 @@ def test_two_commands_with_the_same_number_do_no_harm(tmp_path: Path, monkeypatc
 
 
 def test_ctrl_c_ends_the_command_with_one_line(tmp_path: Path) -> None:
-    shards = tmp_path / "many"
-    shards.mkdir()
-    payload = write_tar(tmp_path / "x.tar", [member for k in range(1000) for member in tar_sample(k % 10)]).read_bytes()
-    for number in range(100):
-        (shards / f"{number:03d}.tar").write_bytes(payload)
+    shards = many_shards(tmp_path, shards=100, samples=1000)
     process = start(f"--path={shards}", "--workers=2")
-    deadline = time.monotonic() + 60
-    while not list(shards.glob(".*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_an_index(shards)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers as well
     _, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGINT and errors == "interrupted\n"

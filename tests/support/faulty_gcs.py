@@ -17,7 +17,6 @@ import random
 import re
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -26,12 +25,12 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.gcs_server import VARIABLES
+from tests.support.server_process import serving
 
 KINDS = (
     *("408", "429", "500", "502", "503", "504"),
@@ -159,18 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
 
-@contextlib.contextmanager
-def faulty(upstream: str, **options: object) -> Iterator[str]:
+def faulty(upstream: str, **options: object) -> contextlib.AbstractContextManager[str]:
     """Runs a proxy as a separate process; gives its URL. The options are those of the command line."""
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "tests.support.faulty_gcs", f"--upstream={upstream}", *flags]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.terminate()
-        process.wait(10)
+    return serving("tests.support.faulty_gcs", upstream=upstream, **options)
 
 
 @contextlib.contextmanager

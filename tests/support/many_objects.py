@@ -15,16 +15,16 @@ import collections
 import contextlib
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.support.server_process import serving
 
 BUCKET = "many"
 _OBJECT = re.compile(r"(/download)?/storage/v1/b/([^/]+)/o(?:/(.+))?")
@@ -140,18 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
 
-@contextlib.contextmanager
-def serve(files: Path, **options: object) -> Iterator[str]:
+def serve(files: Path, **options: object) -> contextlib.AbstractContextManager[str]:
     """Runs a store as a separate process; gives its URL. The options are those of the command line."""
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "tests.support.many_objects", f"--files={files}", *flags]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.terminate()
-        process.wait(10)
+    return serving("tests.support.many_objects", files=files, **options)
 
 
 def requests(url: str) -> dict[str, int]:
