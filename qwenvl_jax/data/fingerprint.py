@@ -28,7 +28,7 @@ def facts(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer, que
         del source["records"]
     order = [grain.MapDataset.range(n).shuffle(seed=7)[k] for n in (5, 1000, 3_000_000_000) for k in range(5)]
     records = {
-        f"the records of source {entry.name!r}": f"{len(source)} {source.digest()[:_DIGITS]}"
+        f"the records of source {entry.name!r}": f"{len(source)} {source.samples} {source.digest()[:_DIGITS]}"
         for entry, source in zip(data.mixture, sources, strict=True)
     }
     return {

@@ -52,7 +52,7 @@ class Loader(Iterator[Batch]):
                 batch = next(self._iterator)
                 self._check()
                 return batch
-            except Exception as error:  # grain would go on with other data
+            except Exception as error:  # of the pipeline, which keeps its own, or of `_check`
                 self._error = error
         raise self._error
 
