@@ -17,7 +17,9 @@ EXIT_CODE = 128 + signal.SIGTERM
 class PreemptionGuard:
     """Notes SIGTERM and SIGINT while it is active; the training loop asks `stop` after every step.
 
-    Schedulers repeat SIGTERM: from the second on it is ignored. A second Ctrl-C is a `KeyboardInterrupt`.
+    Schedulers repeat SIGTERM: from the second on it is ignored. A second Ctrl-C is a `KeyboardInterrupt`. Python drops
+    an exception that a handler raises while it runs a destructor or a callback of the garbage collector; then the
+    `KeyboardInterrupt` is raised again at the end.
 
     One process watches the signals itself. Several must stop after the same step: there JAX's own service receives
     SIGTERM on any of them and agrees on the step; Ctrl-C is passed on to it.
@@ -26,6 +28,7 @@ class PreemptionGuard:
     def __init__(self) -> None:
         self.signal = "SIGTERM"
         self._received = False
+        self._given_up = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> PreemptionGuard:
@@ -34,9 +37,11 @@ class PreemptionGuard:
             self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._given_up and kind is None:
+            raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -52,6 +57,7 @@ class PreemptionGuard:
 
     def _give_up(self, number: int, frame: FrameType | None) -> None:
         # Not Python's own handler: asyncio, which writes checkpoints, replaces that one and may lose the signal.
+        self._given_up = True
         raise KeyboardInterrupt
 
     def stop(self, step: int) -> bool:

@@ -1,0 +1,1 @@
+"""From pairs to records: one module per record task."""

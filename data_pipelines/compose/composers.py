@@ -1,0 +1,15 @@
+"""The composer of every record task: a function from a cleaned pair to the record of that task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from data_pipelines.pair import RawPair
+from qwenvl_jax.data.schema import Record
+
+# (pair) -> its record of one task, which holds the picture once and all its annotations of that task; None if the pair
+# has nothing for the task. The pair's pictures have their bytes and their true sizes. Raises UserError for a pair from
+# which no well-formed record can be made.
+Composer = Callable[[RawPair], Record | None]
+
+COMPOSERS: dict[str, Composer] = {}

@@ -1,0 +1,1 @@
+"""Public corpora: one module per layout, one line of `table` per corpus."""

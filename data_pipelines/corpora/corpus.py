@@ -1,0 +1,64 @@
+"""The interface of a public corpus: its layout (a module that reads its files) and the facts of its table entry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+from etils import epath
+
+from data_pipelines.pair import Row
+from qwenvl_jax.runtime import storage
+
+# (folder, split) -> the files that list the split's rows, in order: one shard, one table, one JSON. Raises UserError
+# if the folder does not have the layout; the message names the file that is missing and where it is from.
+Files = Callable[[epath.Path, str], list[epath.Path]]
+
+# (corpus, folder, split, file) -> the rows of one of these files in their order, which depends on nothing else. Rows
+# are numbered by it. A row that cannot be read is a `FailedRow`, and so is the rest of a file that ends too early.
+# A picture in a file of its own is named by its path and not opened.
+ReadFile = Callable[["Corpus", epath.Path, str, epath.Path], Iterator[Row]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one public layout is read.
+
+    Attributes:
+      files, read_file: see `Files` and `ReadFile`.
+      cut: whether one file may be shared out among workers, because its rows are cheap to pass over: tables and JSON
+        files whose pictures are files of their own. False for tars.
+    """
+
+    files: Files
+    read_file: ReadFile
+    cut: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A public corpus.
+
+    Attributes:
+      name: in lower case, such as "laion_en"; the source of its pairs and records.
+      layout: how its folder is read.
+      tasks: the record tasks that its pairs are composed into (`qwenvl_jax.data.tasks`); one record folder each.
+      license: as its publisher states it.
+      home_page: where it is from.
+      splits: the names that `read` knows, mapped to the layout's names for them.
+      language: "en" or "zh" if all its texts are in one language, else "".
+    """
+
+    name: str
+    layout: Layout
+    tasks: tuple[str, ...]
+    license: str
+    home_page: str
+    splits: Mapping[str, str]
+    language: str = ""
+
+    def read(self, folder: epath.PathLike, split: str = "train") -> Iterator[Row]:
+        """All rows of a split, file after file."""
+        folder = storage.path(folder)
+        for file in self.layout.files(folder, self.splits[split]):
+            yield from self.layout.read_file(self, folder, self.splits[split], file)
