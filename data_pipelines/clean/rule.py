@@ -18,12 +18,28 @@ from data_pipelines.pair import RawPair
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """The verdict of a rule that removes a pair; `reason` is a few words of which there are few."""
+    """The verdict of a rule that removes a pair.
+
+    Attributes:
+      reason: a few words of which there are few, by which dropped pairs are counted.
+      evidence: for the report, if the reason alone does not show that the rule is right, such as the evaluation
+        images that the pair is close to; JSON, pictures in base64.
+    """
 
     reason: str
+    evidence: tuple[Mapping[str, Any], ...] = ()
 
 
-RuleFunction = Callable[..., RawPair | Dropped]
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """The verdict of a rule that rewrites a pair for several causes, each of which is counted by its name."""
+
+    pair: RawPair
+    causes: tuple[str, ...]
+
+
+Verdict = RawPair | Rewritten | Dropped
+RuleFunction = Callable[..., Verdict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Rule:
         """The name of the function, under which the rule is counted."""
         return self.function.__name__
 
-    def __call__(self, pair: RawPair) -> RawPair | Dropped:
+    def __call__(self, pair: RawPair) -> Verdict:
         """The pair itself if the rule has nothing against it."""
         return self.function(pair, **dict(self.settings))
 
@@ -54,15 +70,21 @@ def rule(function: RuleFunction, **settings: Any) -> Rule:
 
 @dataclasses.dataclass
 class RuleCounts:
-    """How often one rule was applied, rewrote a pair, and dropped one for each reason."""
+    """How often one rule was applied, rewrote a pair, for each cause that it names, and dropped one, for each reason."""
 
     seen: int = 0
     rewritten: int = 0
+    causes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"seen": self.seen, "rewritten": self.rewritten, "dropped": dict(sorted(self.dropped.items()))}
+        return {
+            "seen": self.seen,
+            "rewritten": self.rewritten,
+            "causes": dict(sorted(self.causes.items())),
+            "dropped": dict(sorted(self.dropped.items())),
+        }
 
 
 def new_counts(recipe: Sequence[Rule]) -> dict[str, RuleCounts]:
@@ -79,6 +101,9 @@ def apply(recipe: Sequence[Rule], pair: RawPair, counts: Mapping[str, RuleCounts
         if isinstance(verdict, Dropped):
             count.dropped[verdict.reason] += 1
             return None
+        if isinstance(verdict, Rewritten):
+            count.causes.update(verdict.causes)
+            verdict = verdict.pair
         if verdict is not pair:
             count.rewritten += 1
             pair = verdict
