@@ -70,12 +70,19 @@ def rule(function: RuleFunction, **settings: Any) -> Rule:
 
 @dataclasses.dataclass
 class RuleCounts:
-    """How often one rule was applied, rewrote a pair, for each cause that it names, and dropped one, for each reason."""
+    """How often one rule was applied, rewrote a pair (by the causes that it names) and dropped one (by reason)."""
 
     seen: int = 0
     rewritten: int = 0
     causes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, other: RuleCounts) -> None:
+        """Adds the counts of the same rule over other pairs."""
+        self.seen += other.seen
+        self.rewritten += other.rewritten
+        self.causes.update(other.causes)
+        self.dropped.update(other.dropped)
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
@@ -86,25 +93,71 @@ class RuleCounts:
             "dropped": dict(sorted(self.dropped.items())),
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RuleCounts:
+        """The inverse of `as_json`."""
+        counters = (collections.Counter(values["causes"]), collections.Counter(values["dropped"]))
+        return cls(values["seen"], values["rewritten"], *counters)
+
 
 def new_counts(recipe: Sequence[Rule]) -> dict[str, RuleCounts]:
     """Zero counts of every rule, in the recipe's order."""
     return {each.name: RuleCounts() for each in recipe}
 
 
-def apply(recipe: Sequence[Rule], pair: RawPair, counts: Mapping[str, RuleCounts]) -> RawPair | None:
-    """The pair after all rules, or None if one of them dropped it. `counts` is updated."""
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The way of one pair through a recipe.
+
+    Attributes:
+      pair: after the last rule that rewrote it.
+      rewritten: the names of the rules that rewrote it, each with the causes that it names.
+      dropped: the verdict of the rule that dropped it, if one did.
+      rule: the name of that rule, else "".
+    """
+
+    pair: RawPair
+    rewritten: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    dropped: Dropped | None = None
+    rule: str = ""
+
+
+def judge(recipe: Sequence[Rule], pair: RawPair) -> Judged:
+    """Applies the rules in order until one drops the pair. An error of a rule gets the rule's name as a note."""
+    rewritten: list[tuple[str, tuple[str, ...]]] = []
     for each in recipe:
-        count = counts[each.name]
-        count.seen += 1
-        verdict = each(pair)
+        try:
+            verdict = each(pair)
+        except Exception as error:
+            error.add_note(each.name)
+            raise
         if isinstance(verdict, Dropped):
-            count.dropped[verdict.reason] += 1
-            return None
+            return Judged(pair, tuple(rewritten), verdict, each.name)
+        causes: tuple[str, ...] = ()
         if isinstance(verdict, Rewritten):
-            count.causes.update(verdict.causes)
+            causes = verdict.causes
             verdict = verdict.pair
-        if verdict is not pair:
-            count.rewritten += 1
+        if verdict is not pair or causes:
+            rewritten.append((each.name, causes))
             pair = verdict
-    return pair
+    return Judged(pair, tuple(rewritten))
+
+
+def count(recipe: Sequence[Rule], judged: Judged, counts: Mapping[str, RuleCounts]) -> None:
+    """Adds the way of one pair to `counts`."""
+    for each in recipe:
+        counts[each.name].seen += 1
+        if each.name == judged.rule:
+            break
+    for name, causes in judged.rewritten:
+        counts[name].rewritten += 1
+        counts[name].causes.update(causes)
+    if judged.dropped is not None:
+        counts[judged.rule].dropped[judged.dropped.reason] += 1
+
+
+def apply(recipe: Sequence[Rule], pair: RawPair, counts: Mapping[str, RuleCounts]) -> RawPair | None:
+    """The pair after all rules, or None if one of them dropped it. `counts` is updated, unless a rule fails."""
+    judged = judge(recipe, pair)
+    count(recipe, judged, counts)
+    return None if judged.dropped else judged.pair

@@ -26,11 +26,14 @@ class Entry(NamedTuple):
       size: in bytes, None for a folder.
       changed: when it was last written, in nanoseconds since 1970.
       checksum: of the contents, as the object store states it, e.g. `crc32c:yZRlqg==`; "" for a folder and on a disk.
+      touched: when contents, name or rights last changed, in nanoseconds since 1970. Unlike `changed` it cannot be set
+        by a program. 0 on an object store.
     """
 
     size: int | None
     changed: int
     checksum: str = ""
+    touched: int = 0
 
 
 def exists(path: epath.PathLike) -> bool:
@@ -160,4 +163,5 @@ def _leads_somewhere(file: os.DirEntry[str]) -> bool:
 
 
 def _entry(facts: os.stat_result) -> Entry:
-    return Entry(None if stat.S_ISDIR(facts.st_mode) else facts.st_size, facts.st_mtime_ns)
+    size = None if stat.S_ISDIR(facts.st_mode) else facts.st_size
+    return Entry(size, facts.st_mtime_ns, touched=facts.st_ctime_ns)

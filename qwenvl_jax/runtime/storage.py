@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import contextvars
 import functools
 import importlib.util
 import io
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
@@ -39,6 +40,7 @@ _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._\-]{1,220}[a-z0-9](/|$)")
 _BLOCK = 16 << 20  # bytes of one request of a copy
 _BUFFER = 1 << 20
 _LOOKING_AT_ONCE = 16
+_watcher: contextvars.ContextVar[Callable[[str], None] | None] = contextvars.ContextVar("watcher", default=None)
 _NAMES_PER_THREAD = 1000  # of `sizes_of`: what one request to an object store can answer
 
 
@@ -233,10 +235,34 @@ def read_bytes(where: epath.PathLike, start: int = 0, size: int | None = None) -
     Raises:
       FileNotFoundError: if there is no such file.
     """
+    _will_read(where)
     if is_remote(where):
         return _store().read(_plain(where), start, size)
 
     return disk.read(where, start, size)
+
+
+@contextlib.contextmanager
+def watched(saw: Callable[[str], None]) -> Iterator[None]:
+    """Calls `saw` with the path of every file that this thread is about to read in the block.
+
+    What `saw` itself reads is not watched.
+    """
+    token = _watcher.set(saw)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def _will_read(where: epath.PathLike) -> None:
+    saw = _watcher.get()
+    if saw is not None:
+        token = _watcher.set(None)
+        try:
+            saw(os.fspath(where))
+        finally:
+            _watcher.reset(token)
 
 
 def write_bytes(where: epath.PathLike, payload: bytes) -> None:
@@ -259,6 +285,7 @@ def open_read(where: epath.PathLike, buffer: int = _BUFFER) -> Iterator[BinaryIO
     Raises:
       FileNotFoundError: if there is no such file.
     """
+    _will_read(where)
     with io.BufferedReader(_open_ranges(where), buffer) as file:
         yield file
 
@@ -272,6 +299,7 @@ def local_copy(where: epath.PathLike) -> Iterator[epath.Path]:
     Raises:
       FileNotFoundError: if there is no such file.
     """
+    _will_read(where)
     if not is_remote(where):
         retried(lambda: disk.refuse_endless(where), where)
         yield path(where)
