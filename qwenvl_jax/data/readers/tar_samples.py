@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from qwenvl_jax.data.images.exact import MAX_BYTES
 from qwenvl_jax.data.images.exact import SUFFIXES as IMAGE_SUFFIXES
 from qwenvl_jax.data.languages import guess_language, language_name
 from qwenvl_jax.data.readers.json_entries import json_value
@@ -90,14 +91,32 @@ def _has_prompt(language: str) -> bool:
     return True
 
 
-class _Sample:
-    """The members of one sample as they come by."""
+class LeftOut(NamedTuple):
+    """A member that is refused, or the end of a damaged shard; `why` is a key of LEFT_OUT."""
 
-    __slots__ = ("image", "key", "suffixes", "texts", "unreadable")
+    why: str
+    name: str
 
-    def __init__(self, key: str):
+
+class Sample:
+    """The members of one sample as they come by.
+
+    Attributes:
+      key: their common name, up to the first dot.
+      image: offset and length in bytes of the first image; None if there is none.
+      picture: the bytes of that image; empty if they are not asked for, or longer than MAX_BYTES.
+      texts: offset and bytes of the first `txt` and the first `json`.
+      unreadable: whether a text is longer than MAX_TEXT_BYTES.
+      suffixes: of all members.
+    """
+
+    __slots__ = ("image", "key", "picture", "pictures", "suffixes", "texts", "unreadable")
+
+    def __init__(self, key: str, pictures: bool = False):
         self.key = key
+        self.pictures = pictures
         self.image: tuple[int, int] | None = None
+        self.picture = b""
         self.texts: dict[str, tuple[int, bytes]] = {}
         self.unreadable = False
         self.suffixes: list[str] = []
@@ -111,9 +130,13 @@ class _Sample:
         return ""
 
     def add(self, suffix: str, member: Member, file: BlockFile) -> None:
+        """Takes a member with its suffix; `file` is where its bytes are."""
         self.suffixes.append(suffix)
         if suffix in _IMAGES:
-            self.image = self.image or (member.start, member.size)
+            if self.image is None:
+                self.image = (member.start, member.size)
+                if self.pictures and member.size <= MAX_BYTES:
+                    self.picture = file.bytes_at(member.start, member.size)
         elif suffix in _TEXTS:
             if member.size > MAX_TEXT_BYTES:
                 self.unreadable = True
@@ -136,11 +159,15 @@ class _Sample:
             return [f"{start}.{end}" if start else end for start, end in pictures]
         return self.suffixes[:1]
 
+    def repeats(self) -> bool:
+        """Whether two members have one name, so that nobody can tell which text belongs to which picture."""
+        used = [suffix for suffix in self.suffixes if suffix in _IMAGES or suffix in _TEXTS]
+        return len(set(used)) < len(used)
+
     def row(self) -> tuple[Any, ...] | str:
         """A row of the index, or the key of LEFT_OUT that says why there is none."""
-        used = [suffix for suffix in self.suffixes if suffix in _IMAGES or suffix in _TEXTS]
-        if len(set(used)) < len(used):
-            return "repeated"  # nobody can tell which text belongs to which picture
+        if self.repeats():
+            return "repeated"
         if self.image is None:
             return "no_image"
         if self.unreadable:
@@ -173,9 +200,7 @@ class _Shard:
         self.left_out[why] += number
         self.first.setdefault(why, name.encode("utf-8", "replace").decode())
 
-    def finish(self, sample: _Sample | None) -> None:
-        if sample is None:
-            return
+    def finish(self, sample: Sample) -> None:
         row = sample.row()
         if not isinstance(row, str):
             self.rows.append(row)
@@ -199,16 +224,39 @@ def scan_shard(path: epath.Path, size: int) -> ShardIndex:
       UserError: if the file is no uncompressed tar file.
     """
     shard = _Shard()
-    sample: _Sample | None = None
+    for item in samples_of_shard(path, size):
+        if isinstance(item, LeftOut):
+            shard.leave_out(*item)
+        else:
+            shard.finish(item)
+    return ShardIndex(path, _table(shard.rows), shard.left_out, shard.first)
+
+
+def samples_of_shard(path: epath.Path, size: int, *, pictures: bool = False) -> Iterator[Sample | LeftOut]:
+    """The samples of a shard of `size` bytes in their order, from one pass over it, and the members that are refused.
+
+    Args:
+      path: of the shard.
+      size: in bytes.
+      pictures: whether the bytes of the images are kept in the samples.
+
+    Raises:
+      UserError: if the file is no uncompressed tar file.
+    """
+    sample: Sample | None = None
     file = BlockFile(path, size)
     for member in members(path, file):
         if member == "end":  # what follows belongs to another archive
-            shard.finish(sample)
+            if sample:
+                yield sample
             sample = None
-        elif isinstance(member, str):
-            shard.leave_out("truncated", path.name)
+        elif isinstance(member, str):  # the last
+            if sample:
+                yield sample
+            sample = None
+            yield LeftOut("truncated", path.name)
         elif not member.regular or _leaves(member.name):
-            shard.leave_out("refused", member.name)
+            yield LeftOut("refused", member.name)
         elif sample and (suffix := sample.suffix_of(member.name)):
             sample.add(suffix, member, file)
         else:
@@ -218,11 +266,12 @@ def scan_shard(path: epath.Path, size: int) -> ShardIndex:
                 continue
             key = f"{folder}/{stem}" if folder else stem
             if sample is None or sample.key != key:
-                shard.finish(sample)
-                sample = _Sample(key)
+                if sample:
+                    yield sample
+                sample = Sample(key, pictures)
             sample.add(suffix.lower(), member, file)
-    shard.finish(sample)
-    return ShardIndex(path, _table(shard.rows), shard.left_out, shard.first)
+    if sample:
+        yield sample
 
 
 def _table(rows: Sequence[tuple[Any, ...]]) -> np.ndarray:

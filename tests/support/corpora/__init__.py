@@ -1,0 +1,1 @@
+"""Writers of small corpora in the true file formats of their publishers; `table` has one per corpus."""
