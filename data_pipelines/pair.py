@@ -100,6 +100,8 @@ class RawPair:
       pictures: empty for pure text.
       texts: the captions of the picture, or the one text.
       questions, regions, lines, turns: the annotations of the picture, by kind; a corpus has one or two of the kinds.
+      system: the text of the system's turn before `turns`; "" for the default one.
+      in_thousandths: whether the regions in `turns` are in thousandths of their picture, not in pixels.
       scores: numbers that the corpus states of the pair, under the corpus' names, such as "similarity" of LAION.
     """
 
@@ -113,6 +115,8 @@ class RawPair:
     regions: tuple[Region, ...] = ()
     lines: tuple[Line, ...] = ()
     turns: tuple[Turn, ...] = ()
+    system: str = ""
+    in_thousandths: bool = False
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 

@@ -27,12 +27,16 @@ class Layout:
     Attributes:
       files, read_file: see `Files` and `ReadFile`.
       cut: whether one file may be shared out among workers, because its rows are cheap to pass over: tables and JSON
-        files whose pictures are files of their own. False for tars.
+        files whose pictures are files of their own. Tars are never cut; see `may_cut`.
     """
 
     files: Files
     read_file: ReadFile
     cut: bool = False
+
+    def may_cut(self, file: epath.Path) -> bool:
+        """Whether this file may be shared out: a corpus may be published as a table and be downloaded as tars."""
+        return self.cut and file.suffix != ".tar"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,7 @@ def layout(*scores: str) -> Layout:
 
 def shards(folder: epath.Path, split: str) -> list[epath.Path]:
     """The tars of a folder or, if there are none, its Parquet files; else those of the folders below it."""
-    files = _shards(folder, _DEPTH)
+    files = find_shards(folder)
     if not files:
         raise UserError(
             f"{folder} has no .tar and no .parquet file; give the output folder of img2dataset, or correct the folder"
@@ -96,7 +96,8 @@ def shards(folder: epath.Path, split: str) -> list[epath.Path]:
     return files
 
 
-def _shards(folder: epath.Path, depth: int) -> list[epath.Path]:
+def find_shards(folder: epath.Path, depth: int = _DEPTH) -> list[epath.Path]:
+    """As `shards`, but empty if there are none; `depth` is the levels of folders below that are looked into."""
     try:
         sizes = storage.sizes(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -106,7 +107,7 @@ def _shards(folder: epath.Path, depth: int) -> list[epath.Path]:
         if names := sorted(name for name, size in files.items() if name.endswith(suffix) and size is not None):
             return [folder / name for name in names]
     folders = sorted(name for name, size in files.items() if size is None) if depth else []
-    return [file for name in folders for file in _shards(folder / name, depth - 1)]
+    return [file for name in folders for file in find_shards(folder / name, depth - 1)]
 
 
 def read_shard(

@@ -24,7 +24,7 @@ BYTES = "bytes"  # or the struct {bytes, path} of pictures in `datasets`
 TEXTS = "list of texts"
 NUMBERS = "list of numbers"
 
-_ROWS = 4096
+_ROWS = 1024
 _ROWS_WITH_BYTES = 64  # pictures of several MB each must fit into memory
 _BUFFER = 1 << 20  # bytes of one read, instead of a whole column of a row group, which may be gigabytes
 

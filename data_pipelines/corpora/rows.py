@@ -139,8 +139,11 @@ def json_object(payload: bytes) -> Mapping[str, Any]:
     return object_of(value)
 
 
-def lines(path: epath.Path) -> Iterator[tuple[int, bytes | None]]:
-    """The number, from 1, and the bytes of every line that is not blank, without its end; None if it is too long."""
+def lines(path: epath.Path, *, blank: bool = False) -> Iterator[tuple[int, bytes | None]]:
+    """The number, from 1, and the bytes of every line without its end; None instead of bytes if it is too long.
+
+    Blank lines are counted, but left out unless `blank` is set.
+    """
     with storage.open_read(path, _BLOCK) as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES):
@@ -149,7 +152,7 @@ def lines(path: epath.Path) -> Iterator[tuple[int, bytes | None]]:
                 while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                     pass
                 yield number, None
-            elif line.strip():
+            elif blank or line.strip():
                 yield number, line.rstrip(b"\r\n")
 
 
@@ -160,8 +163,13 @@ def whole_line(line: bytes | None) -> bytes:
     return line
 
 
-def json_lists(path: epath.Path, *keys: str) -> list[Sequence[Any]]:
+def json_lists(path: epath.Path, *keys: str, optional: Sequence[str] = ()) -> list[Sequence[Any]]:
     """The lists at some keys of the one object in a JSON file, which is loaded whole.
+
+    Args:
+      path: of the file.
+      keys: of lists that the object must have.
+      optional: keys of further lists; one that the object does not have is empty.
 
     Raises:
       UserError: if the file is missing, not JSON, or has no list at one of the keys; it names the keys that are there.
@@ -173,7 +181,8 @@ def json_lists(path: epath.Path, *keys: str) -> list[Sequence[Any]]:
         if not isinstance(table.get(key), list):
             there = ", ".join(repr(name)[:40] for name in list(table)[:12]) or "nothing"
             raise UserError(f"{path} has no list {key!r}; it has {there}. Is it the file of another corpus?")
-    return [table[key] for key in keys]
+    further = [table.get(key) for key in optional]
+    return [table[key] for key in keys] + [value if isinstance(value, list) else [] for value in further]
 
 
 def require(folder: epath.Path, names: Sequence[str], source: str) -> list[epath.Path]:

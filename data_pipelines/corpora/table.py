@@ -2,43 +2,126 @@
 
 from __future__ import annotations
 
-from data_pipelines.corpora import img2dataset
-from data_pipelines.corpora.corpus import Corpus
+from collections.abc import Mapping
+
+from data_pipelines.corpora import (
+    coco,
+    conceptual,
+    dialogue_json,
+    flickr,
+    img2dataset,
+    nocaps,
+    synthdog,
+    text,
+    textcaps,
+)
+from data_pipelines.corpora.corpus import Corpus, Layout
 
 _ONLY_TRAIN = {"train": ""}
-_LINKS_CC_BY = "CC-BY-4.0 (links and captions); pictures of their owners"
+_CAPTION = ("caption",)
+_OWNERS = "pictures of their owners"
+_LINKS_CC_BY = f"CC-BY-4.0 (links and captions); {_OWNERS}"
+_GOOGLE = f"free for any purpose with credit to Google (links and captions); {_OWNERS}"
 _LAION_SCORES = ("similarity", "pwatermark", "punsafe")
+_COYO_SCORES = (
+    "clip_similarity_vitb32",
+    "clip_similarity_vitl14",
+    "nsfw_score_opennsfw2",
+    "nsfw_score_gantman",
+    "watermark_score",
+    "aesthetic_score_laion_v2",
+)
+_DATACOMP_SCORES = ("clip_b32_similarity_score", "clip_l14_similarity_score")
 
 
-def _web(name: str, license_: str, home_page: str, *scores: str, language: str = "") -> Corpus:
-    layout = img2dataset.layout(*scores)
-    return Corpus(name, layout, ("caption",), license_, home_page, _ONLY_TRAIN, language)
+def _web(name: str, home_page: str, scores: tuple[str, ...], language: str = "") -> Corpus:
+    """A corpus of links that img2dataset has downloaded."""
+    return Corpus(name, img2dataset.layout(*scores), _CAPTION, _LINKS_CC_BY, home_page, _ONLY_TRAIN, language)
+
+
+def _captions(name: str, layout: Layout, license_: str, home_page: str, splits: Mapping[str, str]) -> Corpus:
+    """A corpus of English captions."""
+    return Corpus(name, layout, _CAPTION, license_, home_page, splits, "en")
 
 
 # Sorted by name.
 _ALL = (
-    _web(
-        "coyo_700m",
-        _LINKS_CC_BY,
-        "https://github.com/kakaobrain/coyo-dataset",
-        "clip_similarity_vitb32",
-        "clip_similarity_vitl14",
-        "nsfw_score_opennsfw2",
-        "nsfw_score_gantman",
-        "watermark_score",
-        "aesthetic_score_laion_v2",
-        language="en",
+    _captions(
+        "cc12m", conceptual.CC12M, _GOOGLE, "https://github.com/google-research-datasets/conceptual-12m", _ONLY_TRAIN
     ),
-    _web(
-        "datacomp",
-        _LINKS_CC_BY,
-        "https://www.datacomp.ai",
-        "clip_b32_similarity_score",
-        "clip_l14_similarity_score",
+    _captions(
+        "cc3m",
+        conceptual.CC3M,
+        _GOOGLE,
+        "https://ai.google.com/research/ConceptualCaptions",
+        {"train": "training", "val": "validation"},
     ),
-    _web("laion_coco", _LINKS_CC_BY, "https://laion.ai/blog/laion-coco", *_LAION_SCORES, language="en"),
-    _web("laion_en", _LINKS_CC_BY, "https://laion.ai/blog/laion-5b", *_LAION_SCORES, language="en"),
-    _web("laion_zh", _LINKS_CC_BY, "https://laion.ai/blog/laion-5b", *_LAION_SCORES, language="zh"),
+    _captions(
+        "coco_captions",
+        coco.layout(),
+        "CC-BY-4.0 (captions); pictures under the licences of Flickr",
+        "https://cocodataset.org",
+        {"train": "train2017", "val": "val2017", "train2014": "train2014", "val2014": "val2014"},
+    ),
+    _web("coyo_700m", "https://github.com/kakaobrain/coyo-dataset", _COYO_SCORES, "en"),
+    _web("datacomp", "https://www.datacomp.ai", _DATACOMP_SCORES),
+    _captions(
+        "flickr30k",
+        flickr.LAYOUT,
+        "non-commercial research and education; pictures under the terms of use of Flickr",
+        "https://shannon.cs.illinois.edu/DenotationGraph",
+        {"train": "train", "val": "val", "test": "test", "all": flickr.ALL},
+    ),
+    _web("laion_coco", "https://laion.ai/blog/laion-coco", _LAION_SCORES, "en"),
+    _web("laion_en", "https://laion.ai/blog/laion-5b", _LAION_SCORES, "en"),
+    _web("laion_zh", "https://laion.ai/blog/laion-5b", _LAION_SCORES, "zh"),
+    Corpus(
+        "llava",
+        dialogue_json.LLAVA,
+        ("dialogue",),
+        f"CC-BY-4.0 and the terms of use of OpenAI (dialogues); {_OWNERS}",
+        "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
+        _ONLY_TRAIN,
+        "en",
+    ),
+    _captions("nocaps", nocaps.LAYOUT, "CC-BY-2.0", "https://nocaps.org", {"val": "val"}),
+    Corpus(
+        "qwen_vl_dialogues",
+        dialogue_json.QWEN_VL,
+        ("dialogue",),
+        "unknown (as of who wrote the dialogues)",
+        "https://github.com/QwenLM/Qwen-VL",
+        _ONLY_TRAIN,
+    ),
+    _captions(
+        "sbu",
+        conceptual.SBU,
+        f"research (links and captions); {_OWNERS}",
+        "https://www.cs.rice.edu/~vo9/sbucaptions",
+        _ONLY_TRAIN,
+    ),
+    *(
+        Corpus(
+            f"synthdog_{language}",
+            synthdog.LAYOUT,
+            ("vqa",),
+            "MIT (generator); texts of Wikipedia CC-BY-SA",
+            "https://github.com/clovaai/donut",
+            {"train": "train", "val": "validation", "test": "test"},
+            language,
+        )
+        for language in ("en", "zh")
+    ),
+    Corpus(
+        "text", text.LAYOUT, ("text",), "unknown (unless a row states it)", "https://jsonlines.org", {"train": "train"}
+    ),
+    _captions(
+        "textcaps",
+        textcaps.LAYOUT,
+        "CC-BY-4.0 (captions); pictures CC-BY-2.0",
+        "https://textvqa.org/textcaps",
+        {"train": "train", "val": "val"},
+    ),
 )
 
 CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in _ALL}

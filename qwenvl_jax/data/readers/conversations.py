@@ -8,6 +8,7 @@ table.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -23,6 +24,7 @@ _KEYS = {"from", "value"}
 # The second pair is what LLaVA and ShareGPT write.
 _ROLES = {"user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 _FOREIGN_PICTURE = re.compile(r"<(image|video|audio)>")
+_LLAVA_PICTURE = "<image>"
 _AS_WORDS = 'write the tags in pairs or, where they are meant as words, give the sample as "turns" (docs/data.md)'
 
 # Regions are in thousandths already. As pixels of a picture with sides of 1000 they are written unchanged.
@@ -43,6 +45,54 @@ def parse_conversation(turns: Any, system: str = "") -> tuple[DialogueContent, l
       UserError: for turns of another form, an unknown role, a tag without its partner, a malformed region, or a
         conversation in which the user asks nothing.
     """
+    system, said = _dialogue(turns, system)
+    paths: dict[str, int] = {}
+    parsed: list[Turn] = []
+    for role, text in said:
+        parsed.append({"role": role, "parts": _parse_text(text, paths, role)})
+    return {"system": system, "turns": parsed, "sizes": [[_SIDE, _SIDE]] * max(1, len(paths))}, list(paths)
+
+
+def parse_llava(turns: Any, pictures: int) -> tuple[str, list[Turn]]:
+    """Returns the system's text, "" if it is the default one, and the turns of a conversation in the form of LLaVA.
+
+    In the user's turns `<image>` stands for the next picture; everything else is text. As in LLaVA's training, the one
+    picture of a turn comes before its text, without white space around the text, and a picture that no turn shows comes
+    first. In a conversation without pictures `<image>` is a word.
+
+    Args:
+      turns: the list of turns, each with "from" and "value".
+      pictures: how many there are.
+
+    Raises:
+      UserError: for turns of another form, an unknown role, more or fewer `<image>` than pictures, or a conversation in
+        which the user asks nothing.
+    """
+    system, said = _dialogue(turns, "")
+    shown = sum(text.count(_LLAVA_PICTURE) for role, text in said if role == "user") if pictures else 0
+    if pictures == 1 and not shown:
+        said[0] = ("user", f"{_LLAVA_PICTURE}{said[0][1]}")
+    elif shown != pictures:
+        raise UserError(f"{shown} times {_LLAVA_PICTURE} for {pictures} pictures; correct or remove the sample")
+    numbers = itertools.count()
+    parsed: list[Turn] = []
+    for role, text in said:
+        texts = text.split(_LLAVA_PICTURE) if pictures and role == "user" else [text]
+        if len(texts) == 2:
+            texts = ["", "".join(texts).strip()]
+        parts: list[Part] = []
+        for index, piece in enumerate(texts):
+            if index:
+                parts.append({"image": next(numbers)})
+                piece = piece.removeprefix("\n")  # a numbered picture ends with one
+            if piece:
+                parts.append({"text": piece})
+        parsed.append({"role": role, "parts": parts})
+    return system, parsed
+
+
+def _dialogue(turns: Any, system: str) -> tuple[str, list[tuple[str, str]]]:
+    """The system's text, and role and text of the other turns, of which the user's is the first."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UserError('"conversations" must be a list of {"from": .., "value": ..}')
     said = [_said(turn) for turn in turns]
@@ -54,13 +104,9 @@ def parse_conversation(turns: Any, system: str = "") -> tuple[DialogueContent, l
         del said[0]
     if not said or said[0][0] != "user":
         raise UserError("a conversation needs a turn of the user first")
-    paths: dict[str, int] = {}
-    parsed: list[Turn] = []
-    for role, text in said:
-        if role == "system":
-            raise UserError("only the first turn may be the system's; remove the others")
-        parsed.append({"role": role, "parts": _parse_text(text, paths, role)})
-    return {"system": system, "turns": parsed, "sizes": [[_SIDE, _SIDE]] * max(1, len(paths))}, list(paths)
+    if any(role == "system" for role, _ in said):
+        raise UserError("only the first turn may be the system's; remove the others")
+    return system, said
 
 
 def prompt_parts(text: str) -> list[Part]:
