@@ -1,0 +1,251 @@
+"""The three formats of img2dataset, row by row, and what is wrong in them."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipelines.corpora.table import CORPORA
+from data_pipelines.pair import FailedRow, Picture, RawPair, Row
+from qwenvl_jax.runtime.errors import UserError
+from tests.support.corpora import web
+from tests.support.corpora.pictures import HEIGHT, WIDTH, picture
+from tests.support.corpora.tables import write_parquet, write_tar
+
+LICENSE = CORPORA["laion_en"].license
+
+
+def read(name: str, folder: Path) -> list[Row]:
+    return list(CORPORA[name].read(folder))
+
+
+def reasons(rows: list[Row]) -> list[str]:
+    return [row.reason for row in rows if isinstance(row, FailedRow)]
+
+
+def pairs(rows: list[Row]) -> list[RawPair]:
+    return [row for row in rows if isinstance(row, RawPair)]
+
+
+def laion_rows(picture_of: Any) -> dict[int, RawPair]:
+    """The pairs of LAION's fixture by number, with pictures by `picture_of`."""
+    texts = ("a red fox in the snow", "Blue mug &amp; saucer <b>SALE</b>", "", "An old oak tree")
+    return {
+        number: RawPair(
+            id=f"{number // 4:05d}/{number // 4:05d}{number % 4:04d}",
+            source="laion_en",
+            license="cc-by-nc" if number == 3 else LICENSE,
+            language="en",
+            pictures=(picture_of(number),),
+            texts=(texts[number % 4],),
+            scores={
+                "similarity": 0.25 + number / 100,
+                "punsafe": 0.01 * number,
+                "original_width": 10 * WIDTH,
+                "original_height": 10 * HEIGHT,
+                **({} if number == 1 else {"pwatermark": 0.1}),
+            },
+        )
+        for number in (0, 1, 3, 4, 6)
+    }
+
+
+def failed(number: int) -> FailedRow:
+    detail = f"https://pictures.example/{number}.jpg, failed_to_download, HTTP Error 404: Not Found"
+    return FailedRow("download failed", detail)
+
+
+def inside(number: int) -> Picture:
+    return Picture(picture(number), width=WIDTH, height=HEIGHT)
+
+
+def test_tars_give_their_samples_then_the_failed_downloads_of_their_table(tmp_path: Path) -> None:
+    web.write_laion_en(tmp_path)
+    expected = laion_rows(inside)
+    expected[6] = RawPair(**{**vars(expected[6]), "texts": ("Sunset over the bay 😀",)})
+    assert read("laion_en", tmp_path) == [
+        *(expected[0], expected[1], expected[3], failed(2)),
+        *(expected[4], expected[6], failed(5)),
+    ]
+
+
+@pytest.mark.parametrize("write", [web.write_files, web.write_inside])
+def test_the_other_formats_give_the_same_rows_in_the_order_of_the_table(write: Any, tmp_path: Path) -> None:
+    rows = [web.facts(n, f"caption {n}", web.laion(n)) for n in range(4)]
+    write(tmp_path / "other", rows)
+    web.write_webdataset(tmp_path / "tars", rows)
+    other = read("laion_en", tmp_path / "other")
+    assert other[2] == failed(2)
+    for one, two in zip(pairs(other), pairs(read("laion_en", tmp_path / "tars")), strict=True):
+        [shown] = one.pictures
+        assert shown.read() == two.pictures[0].encoded
+        assert bool(shown.path) == (write == web.write_files)
+        assert (shown.width, shown.height) == (WIDTH, HEIGHT)
+        assert {**vars(one), "pictures": ()} == {**vars(two), "pictures": ()}
+
+
+def test_the_generated_captions_of_laion_coco_come_best_first(tmp_path: Path) -> None:
+    web.write_laion_coco(tmp_path)
+    first = pairs(read("laion_coco", tmp_path))[0]
+    assert first.texts == ("number 0 on a wall", "a photo of number 0")
+    assert first.scores["top_similarity"] == 0.31
+    assert first.scores["similarity"] == 0.25
+
+
+def test_scores_that_only_the_table_has_are_joined_by_key(tmp_path: Path) -> None:
+    web.write_datacomp(tmp_path)
+    rows = pairs(read("datacomp", tmp_path))
+    assert [row.id for row in rows] == [f"shards/small/00000/00000000{n}" for n in (0, 1, 3)]
+    assert [row.scores["clip_l14_similarity_score"] for row in rows] == pytest.approx([0.1, 0.2, 0.4])
+    assert [row.language for row in rows] == [""] * 3
+
+
+def test_the_language_that_a_row_states_wins(tmp_path: Path) -> None:
+    rows = [web.facts(n, "caption", {"LANGUAGE": language}) for n, language in enumerate(["zh", "de", "zh", None])]
+    web.write_webdataset(tmp_path, rows)
+    assert [row.language for row in pairs(read("laion_zh", tmp_path))] == ["zh", "de", "zh"]
+
+
+def test_a_tar_without_a_table_is_read(tmp_path: Path) -> None:
+    web.write_laion_en(tmp_path)
+    whole = read("laion_en", tmp_path)
+    for table in tmp_path.glob("*.parquet"):
+        table.unlink()
+    assert read("laion_en", tmp_path) == pairs(whole)
+
+
+def test_two_joined_tars_are_read_and_a_key_counts_once(tmp_path: Path) -> None:
+    rows = [web.facts(n, f"caption {n}", {}) for n in (0, 1)]
+    first = write_tar(tmp_path / "a", web.tar_members(0, rows[0])).read_bytes()
+    second = write_tar(tmp_path / "b", web.tar_members(1, rows[1])).read_bytes()
+    (tmp_path / "c.tar").write_bytes(first + second + first)
+    found = read("laion_en", tmp_path)
+    assert [row.texts for row in pairs(found)] == [("caption 0",), ("caption 1",)]
+    assert reasons(found) == ["repeated key"]
+
+
+def test_a_cut_tar_keeps_the_rows_before_and_names_the_rows_that_are_lost(tmp_path: Path) -> None:
+    web.write_laion_en(tmp_path)
+    whole = read("laion_en", tmp_path)
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path) as archive:
+        member = archive.getmember("000000001.json")
+    path.write_bytes(path.read_bytes()[: member.offset + 10])
+    rows = read("laion_en", tmp_path)
+    assert rows[0] == whole[0]
+    assert isinstance(rows[1], RawPair) and rows[1].texts == whole[1].texts  # type: ignore[union-attr]
+    assert rows[2:5] == [
+        FailedRow("file damaged", "00000.tar"),
+        failed(2),
+        FailedRow("missing in the tar", "000000003"),
+    ]
+    assert rows[5:] == whole[4:]
+
+
+def test_members_that_could_harm_are_refused(tmp_path: Path) -> None:
+    good = web.tar_members(0, web.facts(0, "caption", {}))
+    path = tmp_path / "00000.tar"
+    write_tar(path, [("/etc/passwd.jpg", b"x"), ("../../up.jpg", b"x"), *good])
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (
+            ("link.jpg", tarfile.SYMTYPE),
+            ("hard.jpg", tarfile.LNKTYPE),
+            ("pipe.jpg", tarfile.FIFOTYPE),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            member.linkname = "/etc/passwd"
+            archive.addfile(member)
+    rows = read("laion_en", tmp_path)
+    assert len(pairs(rows)) == 1
+    assert reasons(rows) == ["refused name"] * 5
+    assert [row.detail for row in rows if isinstance(row, FailedRow)][:2] == ["/etc/passwd.jpg", "../../up.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("0.txt", b"no picture")], "no picture"),
+        ([("0.jpg", b"x")], "no caption"),
+        ([("0.jpg", b"x"), ("0.json", b'{"caption": null}')], "no caption"),
+        ([("0.jpg", b"x"), ("0.json", b'{"caption": 5}')], "wrong type"),
+        ([("0.jpg", b"x"), ("0.json", b'{"caption": "a"')], "not JSON"),
+        ([("0.jpg", b"x"), ("0.json", b'["caption"]')], "wrong form"),
+        ([("0.jpg", b"x"), ("0.json", b"[" * 100_000)], "not JSON"),
+        ([("0.jpg", b"x"), ("0.txt", b"\xff\xfe")], "not UTF-8"),
+        ([("0.jpg", b"x"), ("0.txt", b"a" * (1 << 20) + b"a")], "text too long"),
+        ([("0.jpg", b"x"), ("0.jpg", b"y"), ("0.txt", b"a")], "repeated member"),
+        ([("0.jpg", b"x"), ("0.txt", b"a"), ("0.b.jpg", b"y"), ("0.b.txt", b"b")], "unknown member"),
+    ],
+)
+def test_a_bad_sample_costs_only_itself(members: list[tuple[str, bytes]], reason: str, tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "0.tar", [("00.jpg", b"x"), ("00.txt", b"first"), *members, ("1.jpg", b"x"), ("1.txt", b"last")]
+    )
+    rows = read("laion_en", tmp_path)
+    assert reasons(rows) == [reason]
+    kept = [pair.texts for pair in pairs(rows)]
+    assert kept[0] == ("first",) and kept[-1] == ("last",)
+
+
+def test_texts_are_as_the_corpus_has_them(tmp_path: Path) -> None:
+    texts = ["  padded \n", "", "tab\there\u202e\x07", "\ufeffmark"]
+    for number, text in enumerate(texts):
+        write_tar(tmp_path / f"{number}.tar", [("0.jpg", b"x"), ("0.txt", text.encode())])
+    write_tar(tmp_path / "9.tar", [("0.jpg", b"x"), ("0.json", b'{"caption": "half \\ud83d"}')])
+    read_texts = [pair.texts[0] for pair in pairs(read("laion_en", tmp_path))]
+    assert read_texts == [*texts[:3], "mark", "half \ud83d"]
+
+
+def test_links_alone_are_one_sentence_with_the_columns(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "part-00000.parquet", [{"URL": "https://a", "TEXT": "a", "similarity": 0.3}])
+    with pytest.raises(UserError, match=r"no column jpg or .*URL \(string\), TEXT \(string\), similarity \(double\)"):
+        read("laion_en", tmp_path)
+
+
+def test_a_column_of_another_type_is_one_sentence(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "0.parquet", [{"jpg": b"x", "txt": "a", "similarity": "high"}])
+    with pytest.raises(UserError, match=r"'similarity' .* does not hold a number; its columns are jpg \(binary\)"):
+        read("laion_en", tmp_path)
+
+
+def test_pictures_of_the_datasets_library_are_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "0.parquet", [{"image": {"bytes": picture(1), "path": "a.jpg"}, "caption": "a"}] * 2)
+    rows = pairs(read("laion_en", tmp_path))
+    assert [row.pictures[0].encoded for row in rows] == [picture(1)] * 2
+    assert [row.id for row in rows] == ["0/000000000", "0/000000001"]
+
+
+def test_a_missing_picture_and_a_missing_key_fail_alone(tmp_path: Path) -> None:
+    web.write_files(tmp_path, [web.facts(n, "caption", {}) for n in (0, 1, 3)])
+    (tmp_path / "00000" / "000000000.jpg").unlink()
+    assert reasons(read("laion_en", tmp_path)) == ["picture missing"]
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+    notes = {
+        "caption": "a",
+        "similarity": float("inf"),
+        "punsafe": None,
+        "pwatermark": True,
+        "width": -3,
+        "height": 1.5,
+    }
+    write_tar(tmp_path / "0.tar", [("0.jpg", b"x"), ("0.json", json.dumps(notes).encode())])
+    [row] = pairs(read("laion_en", tmp_path))
+    assert row.scores == {}
+    assert (row.pictures[0].width, row.pictures[0].height) == (0, 0)
+
+
+def test_a_file_that_is_no_tar_fails_as_one_row(tmp_path: Path) -> None:
+    web.write_laion_en(tmp_path)
+    whole = read("laion_en", tmp_path)
+    (tmp_path / "00001.tar").write_bytes(b"<html>404</html>" * 100)
+    (tmp_path / "00001.parquet").write_bytes(b"PAR1 no")
+    rows = read("laion_en", tmp_path)
+    assert rows[:4] == whole[:4]
+    assert reasons(rows[4:]) == ["file damaged", "file damaged"] and len(rows) == 6
