@@ -1,20 +1,25 @@
-"""Fonts to draw text with: installed ones for English, an installed or fetched one for Chinese.
+"""Fonts to draw text with: a few common ones for the quickstart, the families of `font_families` for synthetic pages.
 
 english = english_fonts(Path("data/cache"))
 chinese = chinese_fonts(Path("data/cache"))     # [] if no Chinese font is available
 words = [w for w in words if chinese[0].covers(w)]
+
+fonts = page_fonts("zh", Path("data/cache"))    # one per family of the table, fetched from Debian without root
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from PIL import ImageFont
 
 from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
+from data_pipelines.ocr.font_families import FAMILIES, Family
+from qwenvl_jax.runtime.errors import UserError
 
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "/System/Library/Fonts")
 
@@ -33,27 +38,36 @@ ENGLISH_PACKAGE = "fonts-dejavu-core"
 CHINESE_FILES = ("wqy-microhei.ttc", "wqy-zenhei.ttc", "NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc")
 CHINESE_PACKAGE = "fonts-wqy-microhei"
 MAX_ENGLISH = 4
+# Of the cache. Its packages hold the files of the table alone, others hold every face of a package.
+PAGE_FONTS = "page_fonts"
 
 
 @dataclasses.dataclass(frozen=True)
 class Font:
-    """One font file. An empty `path` means the small font that comes with Pillow."""
+    """One face of a font file. An empty `path` means the small font that comes with Pillow."""
 
     name: str
     path: str
+    index: int = 0  # of the face in a collection (.ttc)
 
     @functools.lru_cache(maxsize=256)  # noqa: B019  a handful of fonts, which live as long as the process
     def at(self, size: int) -> ImageFont.FreeTypeFont:
         """The font at `size` pixels."""
         if self.path:
-            return ImageFont.truetype(self.path, size)
+            return ImageFont.truetype(self.path, size, self.index)
         face = ImageFont.load_default(size)
         assert isinstance(face, ImageFont.FreeTypeFont)
         return face
 
     def covers(self, text: str) -> bool:
         """Whether the font has a glyph for every character. It would draw an empty box for a missing one."""
-        return all(character in " \n" or ord(character) in _code_points(self.path) for character in text)
+        code_points = self.code_points
+        return all(character in " \n" or ord(character) in code_points for character in text)
+
+    @property
+    def code_points(self) -> frozenset[int]:
+        """The characters that the font has glyphs for; empty if fontTools cannot read the file."""
+        return _code_points(self.path, self.index)
 
 
 def english_fonts(cache: Path | None) -> list[Font]:
@@ -68,6 +82,33 @@ def english_fonts(cache: Path | None) -> list[Font]:
 def chinese_fonts(cache: Path | None) -> list[Font]:
     """One font for simplified Chinese; an empty list if none is installed and none can be fetched (`cache` None)."""
     return (_installed(CHINESE_FILES) or _fetched(CHINESE_PACKAGE, CHINESE_FILES, cache))[:1]
+
+
+def page_fonts(language: str, cache: Path) -> list[Font]:
+    """The regular face of every family in the table of a language ("en" or "zh"), in the table's order.
+
+    Each package is downloaded once; the cache keeps the files of the table and the licences.
+
+    Raises:
+      UserError: if a package is not available, because pages depend on which fonts there are.
+    """
+    families = FAMILIES[language]
+    return [Font(family.name, str(_page_font(family, families, cache)), family.index) for family in families]
+
+
+def _page_font(family: Family, families: Sequence[Family], cache: Path) -> Path:
+    patterns = [f"usr/share/fonts/{each.file}" for each in families if each.package == family.package]
+    try:
+        folder = fetch_package(family.package, cache / PAGE_FONTS, (*patterns, "usr/share/doc/*/copyright"))
+    except SourceUnavailable as error:
+        raise UserError(
+            f"the font {family.name} is not available ({error}); run where apt-get reaches a Debian mirror, "
+            f"or copy {cache / PAGE_FONTS} from a machine that has it"
+        ) from None
+    file = folder / "usr/share/fonts" / family.file
+    if not file.exists():
+        raise UserError(f"package {family.package} has no {family.file}; the table is of Debian 12, so fetch it there")
+    return file
 
 
 def _fetched(package: str, names: tuple[str, ...], cache: Path | None) -> list[Font]:
@@ -90,14 +131,14 @@ def _in_folders(names: tuple[str, ...], folders: list[Path]) -> list[Font]:
     return [Font(name, str(files[name])) for name in names if name in files]
 
 
-@functools.lru_cache(maxsize=32)
-def _code_points(path: str) -> frozenset[int]:
+@functools.lru_cache(maxsize=128)
+def _code_points(path: str, index: int) -> frozenset[int]:
     if not path:
         return frozenset(range(0x20, 0x7F))
     try:
         if path.endswith(".ttc"):
             with TTCollection(path, lazy=True) as collection:
-                return frozenset(collection.fonts[0].getBestCmap())
+                return frozenset(collection.fonts[index].getBestCmap())
         with TTFont(path, lazy=True) as font:
             return frozenset(font.getBestCmap())
     except TTLibError:

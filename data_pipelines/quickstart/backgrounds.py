@@ -1,8 +1,4 @@
-"""Photographs to paste on: 7 from the Debian package `lomiri-wallpapers-16.04` (16 MB).
-
-Three kinds of its pictures are not used: those under CC-BY-SA (a scene is also under the stamps' GPL, which is
-compatible with CC-BY and CC0 only), a computer drawing, and two that show animals or a fruit, which no caption would
-name.
+"""Photographs to paste on, from the Debian package of `fetch.wallpapers`.
 
     views = scale_views([b.image_HWC for b in load(Path("data/cache"))], scene_px=100)
 """
@@ -16,22 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
+from data_pipelines.fetch.wallpapers import LICENSES, wallpapers
 from qwenvl_jax.data.images.exact import FORMATS
 
-PACKAGE = "lomiri-wallpapers-16.04"
-PATTERNS = ("usr/share/backgrounds/*.jpg", f"usr/share/doc/{PACKAGE}/copyright")
-
-# File -> licence, as the package's copyright file states it.
-LICENSES = {
-    "Picture_1A_by_freespace.jpg": "CC-BY-4.0",
-    "Wine_by_Jakkub_Mede.jpg": "CC-BY-4.0",
-    "aitzgorri_by_Aitzol_Berasategi.jpg": "CC-BY-4.0",
-    "life_by_Aitzol_Berasategi.jpg": "CC-BY-4.0",
-    "picosdeeuropa_by_Aitzol_Berasategi.jpg": "CC-BY-4.0",
-    "seeding_by_Clements_Engelhardt.jpg": "CC0-1.0",
-    "sunset_by_Aitzol_Berasategi.jpg": "CC-BY-4.0",
-}
 STORED_SHORT_SIDE = 400  # px; a larger picture would only be scaled down again
 SHORT_SIDES = (1.3, 2.0, 3.0)  # relative to a scene's side; they determine how much of a photograph a crop shows
 
@@ -51,11 +34,7 @@ def load(cache: Path) -> list[Background]:
     Raises:
       SourceUnavailable: if the package is not available on this machine.
     """
-    folder = fetch_package(PACKAGE, cache, PATTERNS) / "usr/share/backgrounds"
-    names = [name for name in sorted(LICENSES) if (folder / name).exists()]
-    if not names:
-        raise SourceUnavailable(f"{PACKAGE} contains none of the expected photographs")
-    return [Background(name, LICENSES[name], _read(folder / name)) for name in names]
+    return [Background(file.name, LICENSES[file.name], _read(file)) for file in wallpapers(cache)]
 
 
 def scale_views(images: Sequence[np.ndarray], scene_px: int) -> list[np.ndarray]:
