@@ -12,6 +12,7 @@ from data_pipelines.corpora import (
     img2dataset,
     nocaps,
     synthdog,
+    synthetic_pages,
     text,
     textcaps,
 )
@@ -124,4 +125,18 @@ _ALL = (
     ),
 )
 
-CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in _ALL}
+# Corpora whose pictures the readers render.
+_RENDERED = (
+    Corpus(
+        "synthetic_pages",
+        synthetic_pages.LAYOUT,
+        ("ocr",),
+        "of the texts and photographs",
+        "https://github.com/clovaai/donut",
+        _ONLY_TRAIN,
+    ),
+)
+
+CORPORA: dict[str, Corpus] = {
+    corpus.name: corpus for corpus in sorted((*_ALL, *_RENDERED), key=lambda corpus: corpus.name)
+}

@@ -7,10 +7,11 @@ face has all of printable ASCII, and every Chinese one all 3,755 characters of G
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 
-class Family(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Family:
     """A font family.
 
     Attributes:

@@ -19,7 +19,7 @@ from PIL import ImageFont
 
 from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
 from data_pipelines.ocr.font_families import FAMILIES, Family
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import UserError, one_line
 
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "/System/Library/Fonts")
 
@@ -94,6 +94,22 @@ def page_fonts(language: str, cache: Path) -> list[Font]:
     """
     families = FAMILIES[language]
     return [Font(family.name, str(_page_font(family, families, cache)), family.index) for family in families]
+
+
+def font_file(path: str) -> Font:
+    """The first face of a font file on a disk.
+
+    Raises:
+      UserError: if it is no font, or has no table of characters.
+    """
+    try:
+        font = Font(Path(path).stem, path)
+        font.at(12)
+        if not font.code_points:
+            raise UserError(f"{path} has no characters; name another font")
+        return font
+    except OSError as error:
+        raise UserError(f"{path} is not a readable font ({one_line(error)}); name another font") from None
 
 
 def _page_font(family: Family, families: Sequence[Family], cache: Path) -> Path:

@@ -1,8 +1,8 @@
 """Photographs behind synthetic documents: a folder of files, such as COCO's train2017, or wallpapers of Debian.
 
-    photographs = Photographs.in_folders(["gs://bucket/coco/train2017", "gs://bucket/coco/unlabeled2017"])
-    photographs = Photographs.of_debian(Path("data/cache"))     # 7 photographs, CC-BY-4.0 or CC0-1.0
-    pixels_HWC = photographs.backdrop(rng, width=1024, height=768, blur=2.5)
+photographs = Photographs.in_folders(["gs://bucket/coco/train2017", "gs://bucket/coco/unlabeled2017"])
+photographs = Photographs.of_debian(Path("data/cache"))     # 7 photographs, CC-BY-4.0 or CC0-1.0
+pixels_HWC = photographs.backdrop(rng, width=1024, height=768, blur=2.5)
 """
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ class Photographs:
         """
         paths = []
         for folder in folders:
-            names = sorted(name for name in storage.names(folder) if Path(name).suffix.lower() in EXTENSIONS)
+            listed = storage.names(folder) if storage.is_folder(folder) else []
+            names = sorted(name for name in listed if Path(name).suffix.lower() in EXTENSIONS)
             paths += [storage.path(folder) / name for name in names]
         if not paths:
-            raise UserError(f"{', '.join(map(str, folders))} has no {', '.join(EXTENSIONS)}; name a folder of photographs")
+            raise UserError(
+                f"{', '.join(map(str, folders))} has no {', '.join(EXTENSIONS)}; name a folder of photographs"
+            )
         return cls(paths)
 
     @classmethod
@@ -61,7 +64,9 @@ class Photographs:
         try:
             return cls(wallpapers(cache))
         except SourceUnavailable as error:
-            raise UserError(f"no photographs from Debian ({error}); name a folder of photographs as backgrounds") from None
+            raise UserError(
+                f"no photographs from Debian ({error}); name a folder of photographs as backgrounds"
+            ) from None
 
     def backdrop(self, rng: np.random.Generator, width: int, height: int, blur: float) -> np.ndarray:
         """A random photograph, cut to the shape of the page at a random position.
@@ -93,9 +98,7 @@ def _decode(path: epath.Path) -> np.ndarray | None:
         return None
 
 
-def _fitted(
-    pixels_HWC: np.ndarray, width: int, height: int, across: float, down: float, blur: float
-) -> np.ndarray:
+def _fitted(pixels_HWC: np.ndarray, width: int, height: int, across: float, down: float, blur: float) -> np.ndarray:
     """The largest crop of the page's shape, resized to the page, then blurred.
 
     A strong blur is computed on a smaller picture, because it removes all that is lost there.

@@ -126,7 +126,8 @@ def _document_size(rng: np.random.Generator, width: int, height: int, settings: 
     lies = rng.random() < settings.document_landscape
     short_side = int(rng.integers(int(shorter[0]), int(shorter[1]) + 1))
     room = (width if lies else height) / short_side
-    long_side = int(short_side * rng.uniform(*(min(room, ratio) for ratio in settings.document_aspect_ratio)))
+    ratios = [min(room, ratio) for ratio in settings.document_aspect_ratio]
+    long_side = int(short_side * rng.uniform(ratios[0], ratios[1]))
     return (long_side, short_side) if lies else (short_side, long_side)
 
 
@@ -148,7 +149,7 @@ def _write(
     count = 0
     position = 0
     for block in stack(rng, area, settings):
-        font = ingredients.fonts[rng.integers(len(ingredients.fonts))]
+        font = ingredients.fonts[int(rng.integers(len(ingredients.fonts)))]
         text = drawable(passage, font, ingredients.language)
         size = int(block[0].height / _line_height(font.path, font.index))
         if not text or size < _SMALLEST_PX:

@@ -32,7 +32,7 @@ def noisy(rng: np.random.Generator, gray_HW: np.ndarray, settings: PageSettings)
     scale = rng.uniform(*settings.noise)
     if scale == 0:
         return gray_HW
-    noise = random_field(rng, *gray_HW.shape, normal=True)
+    noise = random_field(rng, gray_HW.shape[0], gray_HW.shape[1], normal=True)
     return cv2.convertScaleAbs(np.maximum(cv2.scaleAdd(noise, scale, gray_HW.astype(np.float32)), 0))
 
 

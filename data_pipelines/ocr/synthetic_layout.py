@@ -1,8 +1,8 @@
 """Where rows of text are on a synthetic document: blocks of columns, one below the other, as SynthDoG arranges them.
 
-    for block in stack(rng, Area(40, 50, 700, 900), PageSettings()):
-        for row in block:
-            row.x, row.y, row.width, row.height, row.align
+for block in stack(rng, Area(40, 50, 700, 900), PageSettings()):
+for row in block:
+row.x, row.y, row.width, row.height, row.align
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def _share(rng: np.random.Generator, fill: tuple[float, float], full: float) -> 
     return 1.0 if takes_all else share
 
 
-def _block(
-    rng: np.random.Generator, area: Area, row_height: float, fill: float, settings: PageSettings
-) -> list[Row]:
+def _block(rng: np.random.Generator, area: Area, row_height: float, fill: float, settings: PageSettings) -> list[Row]:
     """Rows of equal height in one to `max_col` columns; empty if the area has no room for one row.
 
     A column is at least as wide as a row is high, and so is the gap between two columns.
@@ -104,9 +102,7 @@ def _block(
     return placed
 
 
-def _shape(
-    rng: np.random.Generator, area: Area, row_height: float, settings: PageSettings
-) -> tuple[int, int] | None:
+def _shape(rng: np.random.Generator, area: Area, row_height: float, settings: PageSettings) -> tuple[int, int] | None:
     """A random number of rows and columns for which there is room."""
     for cell in rng.permutation(settings.max_row * settings.max_col):
         rows = int(cell) // settings.max_col + 1

@@ -1,7 +1,7 @@
 """Texts for synthetic pages: stretches of a corpus, restricted to the characters that a font can draw, cut into rows.
 
-    texts = TextFile("gs://bucket/wiki-00000.jsonl")        # or Texts(["a text", "another"])
-    passage = drawable(texts.passage(rng), font, "en")
+texts = TextFile("gs://bucket/wiki-00000.jsonl")        # or Texts(["a text", "another"])
+passage = drawable(texts.passage(rng), font, "en")
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class TextFile:
             payload += b"\n" + storage.read_bytes(self._path, 0, _BLOCK - len(payload))
         texts = list(self._texts(payload))
         if not texts:
-            raise UserError(f"{self._path} has no text in the {_BLOCK} bytes from byte {start}; every line needs `text`")
+            raise UserError(
+                f"{self._path} has no text in the {_BLOCK} bytes from byte {start}; every line needs `text`"
+            )
         return " ".join(texts)[:PASSAGE]
 
     def _texts(self, payload: bytes) -> Iterable[str]:

@@ -46,10 +46,8 @@ class Elastic:
     def __init__(self, rng: np.random.Generator, height: int, width: int, settings: PageSettings):
         alpha = rng.uniform(*settings.elastic_alpha)
         sigma = rng.uniform(*settings.elastic_sigma)
-        shifts = [alpha * random_field(rng, height, width, normal=False) for _ in "xy"]
-        if sigma > 0.1:
-            shifts = [cv2.GaussianBlur(shift, (0, 0), sigma) for shift in shifts]
-        self._x_HW, self._y_HW = shifts
+        self._x_HW = _smooth(alpha * random_field(rng, height, width, normal=False), sigma)
+        self._y_HW = _smooth(alpha * random_field(rng, height, width, normal=False), sigma)
         self._nothing = alpha == 0
 
     def picture(self, gray_HW: np.ndarray) -> np.ndarray:
@@ -84,6 +82,10 @@ class Elastic:
         rows = np.clip(y, 0, height - 1).astype(int)
         columns = np.clip(x, 0, width - 1).astype(int)
         return float(shift_HW[rows, columns].mean())
+
+
+def _smooth(field_HW: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(field_HW, (0, 0), sigma) if sigma > 0.1 else field_HW
 
 
 def perspective(rng: np.random.Generator, width: int, height: int, settings: PageSettings) -> np.ndarray:

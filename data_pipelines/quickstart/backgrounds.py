@@ -1,6 +1,6 @@
 """Photographs to paste on, from the Debian package of `fetch.wallpapers`.
 
-    views = scale_views([b.image_HWC for b in load(Path("data/cache"))], scene_px=100)
+views = scale_views([b.image_HWC for b in load(Path("data/cache"))], scene_px=100)
 """
 
 from __future__ import annotations

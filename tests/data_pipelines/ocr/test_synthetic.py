@@ -15,7 +15,7 @@ from data_pipelines.ocr.synthetic import Ingredients, Page, render_page
 from data_pipelines.ocr.synthetic_settings import CLEAN, PageSettings
 from data_pipelines.ocr.synthetic_text import Texts
 from qwenvl_jax.runtime.errors import UserError
-from tests.data_pipelines.ocr.conftest import ENGLISH
+from tests.support.corpora.rendered import ENGLISH
 from tests.support.quads import quad_error
 
 

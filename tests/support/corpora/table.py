@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.corpora import captions, texts, web
+from tests.support.corpora import captions, rendered, texts, web
 
 # (folder) -> writes the corpus into it, the same bytes every time. Sorted by name.
 FIXTURES: dict[str, Callable[[Path], None]] = {
@@ -24,6 +24,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "sbu": captions.write_sbu,
     "synthdog_en": texts.write_synthdog_en,
     "synthdog_zh": texts.write_synthdog_zh,
+    "synthetic_pages": rendered.write_synthetic_pages,
     "text": texts.write_text,
     "textcaps": captions.write_textcaps,
 }
