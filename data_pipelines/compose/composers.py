@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from data_pipelines.compose.caption import caption
+from data_pipelines.compose.dialogue import dialogue
+from data_pipelines.compose.grounding import grounded_caption, grounding, ref_grounding
+from data_pipelines.compose.ocr import ocr
+from data_pipelines.compose.text import text
+from data_pipelines.compose.vqa import vqa
 from data_pipelines.pair import RawPair
 from qwenvl_jax.data.schema import Record
 
@@ -12,4 +18,13 @@ from qwenvl_jax.data.schema import Record
 # which no well-formed record can be made.
 Composer = Callable[[RawPair], Record | None]
 
-COMPOSERS: dict[str, Composer] = {}
+COMPOSERS: dict[str, Composer] = {
+    "caption": caption,
+    "vqa": vqa,
+    "grounding": grounding,
+    "ref_grounding": ref_grounding,
+    "grounded_caption": grounded_caption,
+    "ocr": ocr,
+    "text": text,
+    "dialogue": dialogue,
+}
