@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -81,9 +81,19 @@ _REASONS = {"truncated": "file damaged", "refused": "refused name"}
 _DEPTH = 2
 
 
-def layout(*scores: str) -> Layout:
-    """The layout for a corpus whose publisher gives these columns of numbers."""
-    return Layout(shards, functools.partial(read_shard, (*scores, *_SIZES)))
+# (pair, its row of the table) -> the pair with what only one corpus has. It may raise BadRow.
+Complete = Callable[[RawPair, Mapping[str, Any]], RawPair]
+
+
+def layout(*scores: str, columns: Mapping[str, str] | None = None, complete: Complete | None = None) -> Layout:
+    """The layout for a corpus whose publisher gives these columns of numbers.
+
+    Args:
+      scores: the columns.
+      columns: of other kinds (`parquet`), for `complete`.
+      complete: adds what these columns say to a pair.
+    """
+    return Layout(shards, functools.partial(read_shard, (*scores, *_SIZES), columns or {}, complete))
 
 
 def shards(folder: epath.Path, split: str) -> list[epath.Path]:
@@ -111,11 +121,17 @@ def find_shards(folder: epath.Path, depth: int = _DEPTH) -> list[epath.Path]:
 
 
 def read_shard(
-    scores: Collection[str], corpus: Corpus, folder: epath.Path, split: str, file: epath.Path
+    scores: Collection[str],
+    columns: Mapping[str, str],
+    complete: Complete | None,
+    corpus: Corpus,
+    folder: epath.Path,
+    split: str,
+    file: epath.Path,
 ) -> Iterator[Row]:
-    """The rows of one shard; see `corpus.ReadFile`."""
+    """The rows of one shard; see `layout` and `corpus.ReadFile`."""
     prefix = os.fspath(file)[len(os.fspath(folder)) :].lstrip("/").rpartition(".")[0]
-    shard = _Shard(corpus, prefix, scores)
+    shard = _Shard(corpus, prefix, scores, columns, complete)
     if file.suffix == ".tar":
         yield from _tar_rows(shard, file)
     else:
@@ -129,14 +145,24 @@ class _Shard:
       corpus: of the shard.
       prefix: the path of the shard below the folder without its suffix, which makes keys unique.
       scores: the columns that are scores.
+      columns: the other columns that only this corpus has.
+      complete: see `layout`.
     """
 
-    def __init__(self, corpus: Corpus, prefix: str, scores: Collection[str]):
+    def __init__(
+        self,
+        corpus: Corpus,
+        prefix: str,
+        scores: Collection[str],
+        columns: Mapping[str, str],
+        complete: Complete | None,
+    ):
         self._corpus = corpus
         self._prefix = prefix
         self._scores = scores
         self._keys: set[str] = set()
-        self.columns = {**_FACTS, **dict.fromkeys(scores, parquet.NUMBER)}
+        self._complete = complete
+        self.columns = {**_FACTS, **columns, **dict.fromkeys(scores, parquet.NUMBER)}
 
     def pair(self, key: str, picture: Picture, facts: Mapping[str, Any]) -> RawPair:
         """The pair of a picture and its row of the table. Raises BadRow if the key is met again or a text is wrong."""
@@ -144,7 +170,7 @@ class _Shard:
             raise BadRow("repeated key", key)
         self._keys.add(key)
         license_ = text_at(facts, "LICENSE", default="")
-        return RawPair(
+        pair = RawPair(
             id=f"{self._prefix}/{key}",
             source=self._corpus.name,
             license=self._corpus.license if license_ in _UNKNOWN_LICENSES else license_,
@@ -153,6 +179,7 @@ class _Shard:
             texts=_texts(facts),
             scores=_scores(facts, self._scores),
         )
+        return self._complete(pair, facts) if self._complete else pair
 
 
 def _texts(facts: Mapping[str, Any]) -> tuple[str, ...]:

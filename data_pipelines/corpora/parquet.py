@@ -23,6 +23,7 @@ IDENTIFIER = "text or whole number"
 BYTES = "bytes"  # or the struct {bytes, path} of pictures in `datasets`
 TEXTS = "list of texts"
 NUMBERS = "list of numbers"
+NUMBER_LISTS = "list of lists of numbers"
 
 _ROWS = 1024
 _ROWS_WITH_BYTES = 64  # pictures of several MB each must fit into memory
@@ -135,7 +136,7 @@ def _fits(type_: pa.DataType, kind: str) -> bool:
         return _is_bytes(type_)
     if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
         return False
-    return _fits(type_.value_type, TEXT if kind == TEXTS else NUMBER)
+    return _fits(type_.value_type, {TEXTS: TEXT, NUMBERS: NUMBER, NUMBER_LISTS: NUMBERS}[kind])
 
 
 def _is_text(type_: pa.DataType) -> bool:

@@ -8,13 +8,19 @@ from data_pipelines.corpora import (
     coco,
     conceptual,
     dialogue_json,
+    doc_vqa,
     flickr,
+    gqa,
+    grit,
     img2dataset,
     nocaps,
+    refcoco,
     synthdog,
     synthetic_pages,
     text,
     textcaps,
+    visual_genome,
+    vqa_json,
 )
 from data_pipelines.corpora.corpus import Corpus, Layout
 
@@ -45,8 +51,31 @@ def _captions(name: str, layout: Layout, license_: str, home_page: str, splits: 
     return Corpus(name, layout, _CAPTION, license_, home_page, splits, "en")
 
 
+def _vqa(name: str, layout: Layout, license_: str, home_page: str, splits: Mapping[str, str]) -> Corpus:
+    """A corpus of English questions."""
+    return Corpus(name, layout, ("vqa",), license_, home_page, splits, "en")
+
+
+def _phrases(name: str, layout: Layout, license_: str, home_page: str, splits: Mapping[str, str]) -> Corpus:
+    """A corpus of English phrases with boxes."""
+    return Corpus(name, layout, ("ref_grounding", "grounded_caption"), license_, home_page, splits, "en")
+
+
+_UNSTATED = "not stated by the publisher; research use"
+_REFER = "Apache-2.0 (phrases); pictures of COCO"
+_TRAIN_AND_VAL = {"train": "train", "val": "val"}
+_COCO_2014 = {"train": "train2014", "val": "val2014"}
+_UNC = {"train": "unc/train", "val": "unc/val", "test_a": "unc/testA", "test_b": "unc/testB"}
+
 # Sorted by name.
 _ALL = (
+    _vqa(
+        "ai2d",
+        doc_vqa.AI2D,
+        "AI2D licence (research, no redistribution)",
+        "https://prior.allenai.org/projects/diagram-understanding",
+        {"train": "train", "test": "test"},
+    ),
     _captions(
         "cc12m", conceptual.CC12M, _GOOGLE, "https://github.com/google-research-datasets/conceptual-12m", _ONLY_TRAIN
     ),
@@ -57,6 +86,18 @@ _ALL = (
         "https://ai.google.com/research/ConceptualCaptions",
         {"train": "training", "val": "validation"},
     ),
+    _vqa(
+        "chartqa",
+        doc_vqa.CHARTQA,
+        "GPL-3.0",
+        "https://github.com/vis-nlp/ChartQA",
+        {
+            **_TRAIN_AND_VAL,
+            "test": "test",
+            "test_human": "test/test_human",
+            "test_augmented": "test/test_augmented",
+        },
+    ),
     _captions(
         "coco_captions",
         coco.layout(),
@@ -66,6 +107,14 @@ _ALL = (
     ),
     _web("coyo_700m", "https://github.com/kakaobrain/coyo-dataset", _COYO_SCORES, "en"),
     _web("datacomp", "https://www.datacomp.ai", _DATACOMP_SCORES),
+    _vqa("docvqa", doc_vqa.DOCVQA, _UNSTATED, "https://www.docvqa.org", _TRAIN_AND_VAL),
+    _vqa(
+        "dvqa",
+        doc_vqa.DVQA,
+        "CC-BY-NC-4.0",
+        "https://github.com/kushalkafle/DVQA_dataset",
+        {"train": "train", "val_easy": "val_easy", "val_hard": "val_hard"},
+    ),
     _captions(
         "flickr30k",
         flickr.LAYOUT,
@@ -73,6 +122,28 @@ _ALL = (
         "https://shannon.cs.illinois.edu/DenotationGraph",
         {"train": "train", "val": "val", "test": "test", "all": flickr.ALL},
     ),
+    _vqa(
+        "gqa",
+        gqa.LAYOUT,
+        "CC-BY-4.0",
+        "https://cs.stanford.edu/people/dorarad/gqa",
+        {
+            "train": "train_balanced_questions",
+            "train_all": "train_all_questions",
+            "val": "val_balanced_questions",
+            "testdev": "testdev_balanced_questions",
+        },
+    ),
+    Corpus(
+        "grit",
+        grit.LAYOUT,
+        ("grounding", "ref_grounding", "grounded_caption"),
+        f"MS-PL (captions and boxes); {_OWNERS}",
+        "https://huggingface.co/datasets/zzliang/GRIT",
+        _ONLY_TRAIN,
+        "en",
+    ),
+    _vqa("infovqa", doc_vqa.INFOVQA, _UNSTATED, "https://www.docvqa.org", _TRAIN_AND_VAL),
     _web("laion_coco", "https://laion.ai/blog/laion-coco", _LAION_SCORES, "en"),
     _web("laion_en", "https://laion.ai/blog/laion-5b", _LAION_SCORES, "en"),
     _web("laion_zh", "https://laion.ai/blog/laion-5b", _LAION_SCORES, "zh"),
@@ -86,6 +157,8 @@ _ALL = (
         "en",
     ),
     _captions("nocaps", nocaps.LAYOUT, "CC-BY-2.0", "https://nocaps.org", {"val": "val"}),
+    _vqa("ocr_vqa", vqa_json.OCR_VQA, _UNSTATED, "https://ocr-vqa.github.io", {"train": "1", "val": "2", "test": "3"}),
+    _vqa("okvqa", vqa_json.OKVQA, _UNSTATED, "https://okvqa.allenai.org", _COCO_2014),
     Corpus(
         "qwen_vl_dialogues",
         dialogue_json.QWEN_VL,
@@ -94,6 +167,27 @@ _ALL = (
         "https://github.com/QwenLM/Qwen-VL",
         _ONLY_TRAIN,
     ),
+    _phrases(
+        "refcoco",
+        refcoco.REFCOCO,
+        _REFER,
+        refcoco.HOME_PAGE,
+        {**_UNC, "train_google": "google/train", "val_google": "google/val", "test_google": "google/test"},
+    ),
+    _phrases("refcoco_plus", refcoco.REFCOCO_PLUS, _REFER, refcoco.HOME_PAGE, _UNC),
+    _phrases(
+        "refcocog",
+        refcoco.REFCOCOG,
+        _REFER,
+        refcoco.HOME_PAGE,
+        {
+            "train": "umd/train",
+            "val": "umd/val",
+            "test": "umd/test",
+            "train_google": "google/train",
+            "val_google": "google/val",
+        },
+    ),
     _captions(
         "sbu",
         conceptual.SBU,
@@ -101,6 +195,7 @@ _ALL = (
         "https://www.cs.rice.edu/~vo9/sbucaptions",
         _ONLY_TRAIN,
     ),
+    _vqa("st_vqa", vqa_json.ST_VQA, _UNSTATED, "https://rrc.cvc.uab.es/?ch=11", {"train": "train"}),
     *(
         Corpus(
             f"synthdog_{language}",
@@ -123,6 +218,17 @@ _ALL = (
         "https://textvqa.org/textcaps",
         {"train": "train", "val": "val"},
     ),
+    _vqa("textvqa", vqa_json.TEXTVQA, "CC-BY-4.0", "https://textvqa.org", _TRAIN_AND_VAL),
+    _vqa("vgqa", visual_genome.LAYOUT, "CC-BY-4.0", visual_genome.HOME_PAGE, {"train": "question_answers.json"}),
+    _phrases(
+        "visual_genome",
+        visual_genome.LAYOUT,
+        "CC-BY-4.0",
+        visual_genome.HOME_PAGE,
+        {"train": "region_descriptions.json"},
+    ),
+    _vqa("vizwiz", vqa_json.VIZWIZ, "CC-BY-4.0", "https://vizwiz.org", _TRAIN_AND_VAL),
+    _vqa("vqav2", vqa_json.VQAV2, "CC-BY-4.0", "https://visualqa.org", _COCO_2014),
 )
 
 # Corpora whose pictures the readers render.
