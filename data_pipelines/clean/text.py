@@ -1,202 +1,207 @@
-"""Cleaning of captions (paper, Appendix A): one function per rule, every rule counted.
+"""Rules on the texts of a pair (paper, A.1, steps 4 to 8, and the special tags of academic sets).
 
-    kept, counts = clean_captions(captions)
+    recipe = (*REWRITING, rule(emoji), rule(english_or_chinese), rule(text_length, least_en=5))
 
-Rules that need web-scale data (image size, CLIP score) do not apply here. These do: one form of each letter, HTML,
-special tags, emoji, other scripts, length, several captions of one picture (the longest is kept), repeated sentences.
+Rules that rewrite come before rules that drop, in the order of `REWRITING`: an entity may hide a tag, a tag a special
+token, and mojibake a control character. Each of them repeats the ones before it if it changes a text, so the recipe
+applied twice is the recipe applied once. A rule that drops judges every text by itself; a pair without any left goes.
+Questions, answers and dialogues are not touched (A.2: nothing special is done to them).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import html
-import html.entities
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
 
+import emoji as emoji_data
+import ftfy
+import regex
+
+from data_pipelines.clean.language import LETTERS, foreign_character, has_hanzi, may_be_english
+from data_pipelines.clean.markup import without_markup
+from data_pipelines.clean.patterns import irregularity, without_patterns
+from data_pipelines.clean.rewriting import Step, drop_texts, rewrite_texts, settle
+from data_pipelines.clean.rule import Rewritten, Verdict, rule
+from data_pipelines.pair import RawPair
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.languages import LANGUAGES, guess_language
 
-MIN_CHARACTERS = {"en": 3, "zh": 1}  # one hanzi is a word
-MAX_CHARACTERS = 200
-
-
-@dataclasses.dataclass(frozen=True)
-class Caption:
-    """One caption. Captions of equal `picture` (a checksum, or the id) describe the same image."""
-
-    id: str
-    picture: str
-    language: str
-    text: str
-    license: str
-    source: str
-
-
-Rule = Callable[[Sequence[Caption]], list[Caption]]
-
-# The elements of HTML (the living standard, obsolete ones included) and Word's paragraph mark. Other words in angle
-# brackets are not tags: "if a<b and c>d".
-_ELEMENTS = """
-a abbr acronym address applet area article aside audio b base basefont bdi bdo bgsound big blink blockquote body br
-button canvas caption center cite code col colgroup data datalist dd del details dfn dialog dir div dl dt em embed
-fieldset figcaption figure font footer form frame frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html i iframe image
-img input ins isindex kbd keygen label legend li link listing main map mark marquee math menu menuitem meta meter nav
-nobr noembed noframes noscript object ol optgroup option output p param picture plaintext pre progress q rb rbc rp rt
-rtc ruby s samp script search section select slot small source spacer span strike strong style sub summary sup svg
-table tbody td template textarea tfoot th thead time title tr track tt u ul var video wbr xmp o:p
-"""
-# Attributes that have no value.
-_FLAGS = """
-allowfullscreen async autofocus autoplay checked compact controls default defer disabled download hidden ismap itemscope
-loop multiple muted nohref noresize noshade novalidate nowrap open playsinline readonly required reversed selected
-"""
-_TAG = re.compile(
-    rf"</(?:{'|'.join(_ELEMENTS.split())})\s*>"
-    rf"|<(?:{'|'.join(_ELEMENTS.split())})(?:\s[^<>]*=[^<>]*|(?:\s+(?:{'|'.join(_FLAGS.split())}))*\s*/?)>"
-    r"|<!--.*?-->|<!doctype[^<>]*>|<!\[CDATA\[|\]\]>",
-    re.IGNORECASE | re.DOTALL,
+# Format and control characters, and all others that are never drawn: zero widths, marks of direction, soft hyphens,
+# variation selectors, Hangul fillers. White space stays, and the selector that makes a sign an emoji (U+FE0F).
+_INVISIBLE = regex.compile(
+    r"(?V1)[[\p{Cf}\p{Default_Ignorable_Code_Point}]--\ufe0f]|[\p{Cc}--\s]"
+    r"|(?<![\p{Emoji}--[0-9#*]])\ufe0f(?!\u20e3)"
 )
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_SPECIAL = re.compile(r"<\|[^<>|]*\|>|</?(?:ref|box|quad|img|imgpad|person|unk|pad|eos|bos|s)>", re.IGNORECASE)
-_EMOJI = re.compile(
-    "[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff\u2600-\u27bf\u2b50\u2b55\u200d\ufe0f\u20e3\u231a-\u231b\u23e9-\u23fa]"
+# Ligatures of printers and radicals that look like characters; NFC leaves them apart from what they stand for.
+_FORMS = regex.compile(r"[\p{InAlphabeticPresentationForms}\p{InKangxiRadicals}]+")
+
+# Tokens of this model and of others, written out.
+_MODEL_TOKENS = regex.compile(
+    r"<\|[^<>|]*+\|>|"
+    + "|".join(
+        regex.escape(tag) for tag in (*tags.IMAGE_TAGS, "<unk>", "<pad>", "<eos>", "<bos>", "<s>", "</s>", "<mask>")
+    )
+    + r"|<image>|<extra_id_\d++>|<<SYS>>|<</SYS>>|\[/?(?:INST|CLS|SEP|PAD|MASK|UNK)\]",
+    regex.IGNORECASE,
 )
-# Latin and its accents, general punctuation, currency, CJK ideographs and punctuation, full-width forms.
-_FOREIGN = re.compile(r"[^\u0020-\u024f\u2000-\u206f\u20a0-\u20bf\u2122\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
-_HANZI = re.compile(r"[\u4e00-\u9fff]")
+# Words that academic caption sets have in place of names (CC12M: <PERSON>).
+_CORPUS_TAGS = re.compile(
+    r"<(?:person|people|name|number|date|time|location|place|organi[sz]ation|org|url|user|email|phone|emoticon)>",
+    re.IGNORECASE,
+)
+# Signs that emoji lists contain, but texts had before: they are emoji only if U+FE0F follows.
+_SIGNS = frozenset("©®™‼⁉ℹ↔↕↖↗↘↙↩↪Ⓜ▪▫▶◀◻◼⤴⤵〰〽㊗㊙")
 
 
-def one_form(captions: Sequence[Caption]) -> list[Caption]:
-    """Gives every letter one form (`tags.normal_form`) and removes invisible characters, such as U+200B.
-
-    Two captions that look the same are equal afterwards.
-    """
-    return [_with_text(c, _visible(c.text)) for c in captions]
+def _fixed_encoding(text: str) -> str:
+    return text if text.isascii() else ftfy.fix_encoding(text)
 
 
-def _visible(text: str) -> str:
-    if text.isascii():
+def _one_form(text: str) -> str:
+    if text.isascii() and text.isprintable():
         return text
-    # Characters of the category Cf are invisible: zero widths, joiners, marks of direction, soft hyphens.
-    return tags.normal_form("".join(character for character in text if unicodedata.category(character) != "Cf"))
+    text = _FORMS.sub(lambda match: unicodedata.normalize("NFKC", match.group()), tags.normal_form(text))
+    return tags.normal_form(_INVISIBLE.sub("", text))
 
 
-def special_tags(captions: Sequence[Caption]) -> list[Caption]:
-    """Removes strings that look like a model's or a corpus' special tokens, e.g. `<PERSON>`, `<|endoftext|>`.
-
-    If a removal leaves another tag behind, as in `<a<|endoftext|>>`, that one is removed too.
-    """
-    return [_with_text(c, _until_stable(lambda text: _without_html(_SPECIAL.sub(" ", text)), c.text)) for c in captions]
+def _without_tokens(text: str) -> str:
+    return _MODEL_TOKENS.sub(" ", text)
 
 
-def html_tags(captions: Sequence[Caption]) -> list[Caption]:
-    """Removes HTML tags and resolves entities such as `&amp;`; a tag that an entity hid is removed too.
-
-    A tag has the name of an element of HTML and, if anything more, attributes; an entity ends with a semicolon.
-    """
-    return [_with_text(c, _without_html(c.text)) for c in captions]
+def _without_patterns(text: str) -> str:
+    return without_patterns(text)[0]
 
 
-def _without_html(text: str) -> str:
-    return _until_stable(lambda text: _TAG.sub(" ", _visible(_ENTITY.sub(_resolved, text))), text)
+def _single_spaces(text: str) -> str:
+    return " ".join(text.split())
 
 
-def _resolved(entity: re.Match[str]) -> str:
-    """The character of an entity. Unknown entities stay; html.unescape would read "&notes;" as "&not" and "es;"."""
-    text = entity.group()
-    return html.unescape(text) if text[1] == "#" else html.entities.html5.get(text[1:], text)
-
-
-def _until_stable(rewrite: Callable[[str], str], text: str) -> str:
-    """Rewrites a text until it no longer changes.
-
-    `rewrite` must make the text shorter, or change it only once; otherwise this does not end.
-    """
-    while (rewritten := rewrite(text)) != text:
-        text = rewritten
-    return text
-
-
-def white_space(captions: Sequence[Caption]) -> list[Caption]:
-    """Joins runs of white space and trims the ends."""
-    return [_with_text(c, " ".join(c.text.split())) for c in captions]
-
-
-def emoji(captions: Sequence[Caption]) -> list[Caption]:
-    """Drops captions with emoji, which are rarely descriptions."""
-    return [c for c in captions if not _EMOJI.search(c.text)]
-
-
-def other_languages(captions: Sequence[Caption]) -> list[Caption]:
-    """Drops captions with characters of other scripts than English and Chinese, and Chinese ones without a hanzi."""
-    return [
-        c for c in captions if not _FOREIGN.search(c.text) and (c.language == "en" or _HANZI.search(c.text) is not None)
-    ]
-
-
-def text_length(captions: Sequence[Caption]) -> list[Caption]:
-    """Drops captions that are too short (punctuation apart) or longer than 200 characters."""
-    return [
-        c
-        for c in captions
-        if len(c.text) <= MAX_CHARACTERS and sum(x.isalnum() for x in c.text) >= MIN_CHARACTERS.get(c.language, 3)
-    ]
-
-
-def keep_longest(captions: Sequence[Caption]) -> list[Caption]:
-    """Keeps the longest of several captions of one picture in one language; on a tie, the first."""
-    longest: dict[tuple[str, str], Caption] = {}
-    for item in captions:
-        kept = longest.setdefault((item.picture, item.language), item)
-        if len(item.text) > len(kept.text):
-            longest[item.picture, item.language] = item
-    chosen = {id(item) for item in longest.values()}
-    return [c for c in captions if id(c) in chosen]
-
-
-def repeated_sentences(captions: Sequence[Caption]) -> list[Caption]:
-    """Drops a caption whose sentence occurred before in the same language, even for another picture."""
-    first: dict[tuple[str, str], Caption] = {}
-    for item in captions:
-        first.setdefault((item.language, item.text), item)
-    return list(first.values())
-
-
-# Rules that rewrite come before rules that drop, so that text hidden by a tag is judged too. An invisible character may
-# hide a tag, and an entity a special tag.
-RULES: tuple[Rule, ...] = (
-    one_form,
-    html_tags,
-    special_tags,
-    white_space,
-    emoji,
-    other_languages,
-    text_length,
-    keep_longest,
-    repeated_sentences,
+_STEPS: tuple[Step, ...] = (
+    _fixed_encoding,
+    _one_form,
+    without_markup,
+    _without_tokens,
+    _without_patterns,
+    _single_spaces,
 )
 
 
-def clean_captions(
-    captions: Sequence[Caption], rules: Sequence[Rule] = RULES
-) -> tuple[list[Caption], dict[str, dict[str, int]]]:
-    """Applies the rules in order.
+def _rewriting(pair: RawPair, step: Step) -> RawPair:
+    """Applies a step; if it changes a text, it and those before it until nothing changes."""
+    steps = _STEPS[: _STEPS.index(step) + 1]
+    return rewrite_texts(pair, lambda text: text if step(text) == text else settle(text, steps))
 
-    Returns:
-      The remaining captions in the same order, and per rule how many it changed and dropped.
+
+def mojibake(pair: RawPair) -> RawPair:
+    """Repairs text that was decoded by the wrong encoding, such as "cafÃ©" (ftfy)."""
+    return _rewriting(pair, _fixed_encoding)
+
+
+def one_form(pair: RawPair) -> RawPair:
+    """Gives every character one form (`tags.normal_form`) and removes those that are never drawn, such as U+200B.
+
+    Accents are composed, lone surrogates become U+FFFD, CJK compatibility ideographs, Kangxi radicals and ligatures
+    become plain characters. Full-width letters and signs stay full-width. Two texts that look the same are equal
+    afterwards.
     """
-    kept = list(captions)
-    counts = {}
-    for rule in rules:
-        before = {(c.id, c.language, c.text) for c in kept}
-        length = len(kept)
-        kept = rule(kept)
-        dropped = length - len(kept)
-        changed = sum((c.id, c.language, c.text) not in before for c in kept)
-        counts[rule.__name__] = {"changed": changed, "dropped": dropped}
-    return kept, counts
+    return _rewriting(pair, _one_form)
 
 
-def _with_text(caption: Caption, text: str) -> Caption:
-    return caption if text == caption.text else dataclasses.replace(caption, text=text)
+def html(pair: RawPair) -> RawPair:
+    """Removes HTML tags and resolves entities (A.1, step 7; see `markup`)."""
+    return _rewriting(pair, without_markup)
+
+
+def model_tokens(pair: RawPair) -> RawPair:
+    """Removes strings that are special tokens of this model or another one, such as `<|endoftext|>` and `<box>`."""
+    return _rewriting(pair, _without_tokens)
+
+
+def irregular_patterns(pair: RawPair) -> Verdict:
+    """Removes URLs, file names, phone numbers and the other named patterns of `patterns.PATTERNS` (A.1, step 8)."""
+    rewritten = _rewriting(pair, _without_patterns)
+    if rewritten is pair:
+        return pair
+    names = {name for text in pair.texts for name in without_patterns(text)[1]}
+    return Rewritten(rewritten, tuple(sorted(names)))
+
+
+def white_space(pair: RawPair) -> RawPair:
+    """Joins runs of white space into one space and trims the ends."""
+    return _rewriting(pair, _single_spaces)
+
+
+def corpus_tags(pair: RawPair) -> Verdict:
+    """Drops texts with a special tag of an academic set, such as `<PERSON>` (A.1, last paragraph)."""
+    return drop_texts(pair, lambda text: "a special tag" if _CORPUS_TAGS.search(text) else "")
+
+
+def emoji(pair: RawPair) -> Verdict:
+    """Drops texts with an emoji (A.1, step 5), also one that is written without U+FE0F, such as ☀.
+
+    ©, ®, ™, arrows, small squares and a few more signs are emoji only with U+FE0F, because texts had them before.
+    """
+    return drop_texts(pair, lambda text: "an emoji" if _has_emoji(text) else "")
+
+
+def _has_emoji(text: str) -> bool:
+    if text.isascii():
+        return False
+    return any(match["emoji"] not in _SIGNS for match in emoji_data.emoji_list(text))
+
+
+def english_or_chinese(pair: RawPair, letters: int = LETTERS) -> Verdict:
+    """Drops texts with characters that neither English nor Chinese has, or in another language (A.1, step 4).
+
+    A pair that is stated to be Chinese needs a Chinese character. Latin text of at least `letters` letters is tested
+    for English (`language.may_be_english`); 0: no text is. A text with a Chinese character is taken for Chinese.
+    """
+
+    def reason_against(text: str) -> str:
+        if foreign_character(text):
+            return "a character of another script"
+        if has_hanzi(text):
+            return ""
+        if pair.language == "zh":
+            return "no Chinese character"
+        return "" if not letters or may_be_english(text, letters) else "another language"
+
+    return drop_texts(pair, reason_against)
+
+
+def irregular_texts(pair: RawPair) -> Verdict:
+    """Drops texts that are irregular as a whole: placeholders, mostly digits, code (`patterns.IRREGULAR_TEXTS`)."""
+    return drop_texts(pair, irregularity)
+
+
+def text_length(
+    pair: RawPair,
+    least_en: int = 3,
+    least_zh: int = 1,
+    most_en: int = 200,
+    most_zh: int = 200,
+    least_words_en: int = 1,
+) -> Verdict:
+    """Drops texts that are too short or too long (A.1, step 6).
+
+    Args:
+      pair: its stated language counts; else that of each text is guessed.
+      least_en, least_zh: letters and digits; one hanzi is a word.
+      most_en, most_zh: characters.
+      least_words_en: words, separated by white space.
+    """
+    least = {"en": least_en, "zh": least_zh}
+    most = {"en": most_en, "zh": most_zh}
+
+    def reason_against(text: str) -> str:
+        language = pair.language if pair.language in LANGUAGES else guess_language(text)
+        if len(text) > most[language]:
+            return "too long"
+        if sum(map(str.isalnum, text)) < least[language]:
+            return "too short"
+        return "too few words" if language == "en" and len(text.split()) < least_words_en else ""
+
+    return drop_texts(pair, reason_against)
+
+
+REWRITING = tuple(rule(each) for each in (mojibake, one_form, html, model_tokens, irregular_patterns, white_space))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.clean.text import Caption, clean_captions
 from data_pipelines.fetch.apt import SourceUnavailable
 from data_pipelines.ocr import fonts
 from data_pipelines.quickstart import backgrounds, drawn_stamps, tuxpaint
+from data_pipelines.quickstart.captions import Caption, clean_captions
 from data_pipelines.quickstart.lexicon import vocabularies
 from data_pipelines.quickstart.ocr_pictures import Lexicon
 from data_pipelines.quickstart.raw_stamp import RawStamp

@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from data_pipelines.clean.text import Caption
+from data_pipelines.quickstart.captions import Caption
 from data_pipelines.quickstart.questions import ask
 from data_pipelines.quickstart.scenes import Scene
 from data_pipelines.quickstart.sentences import (
