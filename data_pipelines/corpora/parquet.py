@@ -38,8 +38,8 @@ def table_rows(
 ) -> Iterator[dict[str, Any] | FailedRow]:
     """The rows of a file in order, each with those of the columns that the file has.
 
-    A text that is not UTF-8 is the value `UNREADABLE`. If the file is damaged, or no Parquet file at all, a `FailedRow`
-    stands for all rows from the damage on.
+    A text that is not UTF-8 is the value `UNREADABLE`. If a row group is damaged, a `FailedRow` stands for its rows
+    from the damage on; if the file cannot be opened, one stands for the whole file.
 
     Args:
       path: of the file.
@@ -50,7 +50,6 @@ def table_rows(
       UserError: if a required column is missing, or a column holds something else; the message names the columns
         that are there.
     """
-    read = 0
     with storage.open_read(path, _BUFFER) as file:
         watched = _Watched(file)
         try:
@@ -58,17 +57,27 @@ def table_rows(
                 watched, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
             )
             schema = table.schema_arrow
-            kinds = {name: kind for name, kind in columns.items() if name in schema.names}
-            _check_columns(path, schema, kinds, required)
-            rows = _ROWS_WITH_BYTES if BYTES in kinds.values() else _ROWS
-            for batch in table.iter_batches(rows, columns=list(kinds), use_threads=False):
-                values = [_values(column) for column in batch.columns]
-                for row in zip(*values, strict=True):
-                    yield dict(zip(batch.schema.names, row, strict=True))
-                    read += 1
+            groups = table.num_row_groups
         except _DAMAGE as error:
-            watched.raise_failure()  # a failed read is no damage: the file may be whole
-            yield FailedRow("file damaged", f"{path.name}, after {read} rows: {one_line(error)}")
+            yield _damaged(watched, path.name, error)
+            return
+        kinds = {name: kind for name, kind in columns.items() if name in schema.names}
+        _check_columns(path, schema, kinds, required)
+        rows = _ROWS_WITH_BYTES if BYTES in kinds.values() else _ROWS
+        for group in range(groups):  # one after the other: a batch of several would be lost to damage in one
+            try:
+                for batch in table.iter_batches(rows, row_groups=[group], columns=list(kinds), use_threads=False):
+                    values = [_values(column) for column in batch.columns]
+                    for row in zip(*values, strict=True):
+                        yield dict(zip(batch.schema.names, row, strict=True))
+            except _DAMAGE as error:
+                yield _damaged(watched, f"{path.name}, row group {group}", error)
+
+
+def _damaged(file: _Watched, where: str, error: BaseException) -> FailedRow:
+    """The row for a file or row group that cannot be read further."""
+    file.raise_failure()  # a failed read is no damage: the file may be whole
+    return FailedRow("file damaged", f"{where}: {one_line(error)}")
 
 
 class _Watched(io.RawIOBase):
