@@ -29,10 +29,19 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.corpora.corpus import Corpus, Layout
-from data_pipelines.corpora.rows import BadRow, json_object, lines, picture_path, read_each, text_at, whole_line
+from data_pipelines.corpora.json_stream import entries
+from data_pipelines.corpora.rows import (
+    BadRow,
+    json_object,
+    lines,
+    object_of,
+    picture_path,
+    read_each,
+    text_at,
+    whole_line,
+)
 from data_pipelines.pair import Picture, RawPair, Row
 from qwenvl_jax.data.readers.conversations import parse_conversation, parse_llava
-from qwenvl_jax.data.readers.json_entries import split_entries
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
@@ -54,9 +63,10 @@ def _files(folder: epath.Path, split: str) -> list[epath.Path]:
 
 
 def _read_file(parse: Parse, corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> Iterator[Row]:
-    def read(numbered: tuple[int, bytes | None]) -> RawPair:
-        number, payload = numbered
-        row = json_object(whole_line(payload))
+    def read(numbered: tuple[int, Mapping[str, Any] | BadRow]) -> RawPair:
+        number, row = numbered
+        if isinstance(row, BadRow):
+            raise row
         try:
             fields = parse(folder, row)
         except UserError as error:
@@ -69,15 +79,30 @@ def _read_file(parse: Parse, corpus: Corpus, folder: epath.Path, split: str, fil
             **fields,
         )
 
-    yield from read_each(_entries(file), read)
+    yield from read_each(_lines(file) if file.suffix == ".jsonl" else _items(file), read)
 
 
-def _entries(file: epath.Path) -> Iterator[tuple[int, bytes | None]]:
-    """Number and bytes of every entry; the number is that of the line in a file of lines."""
-    if file.suffix == ".jsonl":
-        return lines(file)
-    entries = split_entries(file, storage.read_bytes(file))
-    return ((number, payload) for number, (_, payload) in enumerate(entries))
+def _lines(file: epath.Path) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
+    """The number and object of every line."""
+    for number, line in lines(file):
+        try:
+            yield number, json_object(whole_line(line))
+        except BadRow as error:
+            yield number, error
+
+
+def _items(file: epath.Path) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
+    """The number and object of every item of the list in a file."""
+    for number, entry in enumerate(entries(file)):
+        if entry.name:
+            raise UserError(f"{file} is one object, not a list of dialogues; leave it out of the folder, or correct it")
+        if entry.failure is not None:
+            yield number, BadRow(entry.failure.reason, entry.failure.detail)
+            continue
+        try:
+            yield number, object_of(entry.value)
+        except BadRow as error:
+            yield number, error
 
 
 def _llava(folder: epath.Path, row: Mapping[str, Any]) -> dict[str, Any]:

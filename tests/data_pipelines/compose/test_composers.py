@@ -164,6 +164,19 @@ def test_dialogue_shows_its_pictures() -> None:
     assert "sizes" not in unknown.content
 
 
+def test_dialogue_keeps_its_system_and_regions_in_thousandths() -> None:
+    turns = (
+        Turn(role="user", parts=[{"image": 0}, {"text": "Where is the sign?"}]),
+        Turn(role="assistant", parts=[{"ref": "A sign", "boxes": [[1, 2, 30, 40]]}]),
+    )
+    raw = pair(turns=turns, pictures=(Picture(picture(1), "", 24, 16),), system="Be brief.", in_thousandths=True)
+    record = composed("dialogue", raw)
+    assert cast(dict[str, Any], record.content)["sizes"] == [[1000, 1000]]
+    (sample,) = written(record)
+    assert "Be brief." in sample
+    assert "<ref>A sign</ref><box>(1,2),(30,40)</box>" in sample
+
+
 def test_the_language_is_guessed_if_the_corpus_has_none() -> None:
     assert composed("caption", pair(texts=("一只猫。",), language="")).language == "zh"
     assert composed("caption", pair(texts=("a cat",), language="")).language == "en"

@@ -249,3 +249,12 @@ def test_a_file_that_is_no_tar_fails_as_one_row(tmp_path: Path) -> None:
     rows = read("laion_en", tmp_path)
     assert rows[:4] == whole[:4]
     assert reasons(rows[4:]) == ["file damaged", "file damaged"] and len(rows) == 6
+
+
+def test_pairs_of_somebody_s_own_need_no_table(tmp_path: Path) -> None:
+    web.write_image_text(tmp_path)
+    rows = pairs(read("image_text", tmp_path))
+    assert [row.id for row in rows] == [f"pairs-000/{n:04d}" for n in range(3)]
+    assert rows[1].texts == ("蓝色的杯子和碟子",)
+    assert rows[1].pictures == (Picture(picture(1, "PNG")),)
+    assert rows[1].language == "" and rows[1].scores == {}

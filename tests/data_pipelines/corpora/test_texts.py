@@ -204,3 +204,16 @@ def test_the_system_of_a_dialogue_is_kept_apart(tmp_path: Path) -> None:
         assert pair.system == "Be brief."
         assert said(pair) == [("user", [{"text": "Hello"}]), ("assistant", [{"text": "Hi"}])]
         assert reasons(rows) == ["malformed dialogue"]
+
+
+def test_a_list_of_dialogues_that_is_cut_off_keeps_what_came_before(tmp_path: Path) -> None:
+    texts.write_llava(tmp_path)
+    whole = read("llava", tmp_path)
+    path = tmp_path / "llava_instruct_150k.json"
+    path.write_bytes(path.read_bytes()[:-30])
+    rows = read("llava", tmp_path)
+    assert rows[:3] == whole[:3]
+    assert reasons(rows) == ["rest of the file unreadable"]
+    path.write_text('{"id": {}, "other": {}}')
+    with pytest.raises(UserError, match="is one object, not a list of dialogues"):
+        read("llava", tmp_path)

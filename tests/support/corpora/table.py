@@ -21,6 +21,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "flickr30k": captions.write_flickr30k,
     "gqa": annotated.write_gqa,
     "grit": grounded.write_grit,
+    "image_text": web.write_image_text,
     "infovqa": annotated.write_infovqa,
     "laion_coco": web.write_laion_coco,
     "laion_en": web.write_laion_en,

@@ -141,3 +141,16 @@ def write_coyo_700m(folder: Path) -> None:
         "aesthetic_score_laion_v2": 5.25,
     }
     write_inside(folder, [facts(n, _ENGLISH[n % 4], scores) for n in range(4)])
+
+
+def write_image_text(folder: Path) -> None:
+    """Pairs of somebody's own: tars without a table, the picture in another format, and no JSON."""
+    members = [
+        (f"{n:04d}.{suffix}", payload)
+        for n in range(3)
+        for suffix, payload in (
+            ("png", picture(n, "PNG")),
+            ("txt", _CHINESE[n].encode()),
+        )
+    ]
+    write_tar(folder / "pairs-000.tar", members)
