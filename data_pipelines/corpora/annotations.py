@@ -19,12 +19,17 @@ A = TypeVar("A")
 
 
 def read_parts(
-    values: Iterable[T], read: Callable[[T], A], name: Callable[[T], object] = lambda value: ""
+    values: Iterable[T], read: Callable[[T], A], name: Callable[[T], str] | str = ""
 ) -> tuple[tuple[A, ...], list[FailedRow]]:
-    """The annotations of one picture and, of those that cannot be used, the failures; `name` says which one it is.
+    """The annotations of one picture and the failures of those that cannot be used.
 
     A failed annotation becomes a row of its own before the row of the picture, so that it costs only itself and is
     counted by its reason.
+
+    Args:
+      values: the annotations as the corpus has them.
+      read: makes an annotation of one, or raises BadRow.
+      name: says which one it is, in the detail of a failure.
     """
     annotations: list[A] = []
     failures: list[FailedRow] = []
@@ -32,8 +37,8 @@ def read_parts(
         try:
             annotations.append(read(value))
         except BadRow as error:
-            detail = f"{name(value)}: {error.failed.detail}" if name(value) else error.failed.detail
-            failures.append(FailedRow(error.failed.reason, detail))
+            which = name if isinstance(name, str) else name(value)
+            failures.append(FailedRow(error.failed.reason, ": ".join(filter(None, (which, error.failed.detail)))))
     return tuple(annotations), failures
 
 
@@ -87,7 +92,7 @@ def confident_answer(value: object) -> Answer:
     if not isinstance(value, dict):
         raise BadRow("wrong type", "an answer is not an object")
     confidence = value.get("answer_confidence", "yes")
-    if confidence not in CONFIDENCES:
+    if not isinstance(confidence, str) or confidence not in CONFIDENCES:
         raise BadRow("unknown confidence", repr(confidence))
     return Answer(answer_text(value.get("answer")), CONFIDENCES[confidence])
 

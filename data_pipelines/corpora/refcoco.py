@@ -114,9 +114,13 @@ def _of_refs(refs: Iterable[Any], part: str, boxes: Mapping[str, Box | FailedRow
         except BadRow as error:
             yield error.failed
             continue
-        texts, failures = read_parts(sentences, lambda sentence: phrase_at(object_of(sentence), "sent"))
+        texts, failures = read_parts(sentences, _sentence, f"phrase of annotation {row['ann_id']}")
         yield from failures
         yield _Phrases(image, tuple(Region(text, (box,)) for text in texts))
+
+
+def _sentence(value: object) -> str:
+    return phrase_at(object_of(value), "sent")
 
 
 def _instances(file: epath.Path, folder: epath.Path) -> tuple[dict[str, Picture], dict[str, Box | FailedRow]]:
