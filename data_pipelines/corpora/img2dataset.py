@@ -15,10 +15,11 @@ The table has every row of the shard, those whose download failed too, with the 
 `status`, `error_message`, `width`, `height`, `original_width`, `original_height`, and those of the publisher that were
 named with `save_additional_columns`. The `.json` of a picture has the same. In the format parquet the columns `jpg` and
 `txt` hold picture and caption. In the format webdataset the table may be missing: then failed downloads are not
-counted. The shards may also be in folders below FOLDER, one or two levels deep.
+counted. The shards may also be in folders below FOLDER, one or two levels deep, as `shards/small/00000.tar` of DataComp.
 
 A row whose download failed is the FailedRow "download failed". A column that the `.json` does not have is taken from
-the table, so that scores may be computed later and added to the tables alone.
+the table, so that scores may be computed later and added to the tables alone. DataComp's downloader saves `uid` only:
+its scores are in `metadata/`, from where they can be added to the tables by `uid`.
 
 Licences: those of links and captions are in the table of corpora. The pictures belong to their owners; LAION's column
 LICENSE, if it is known, is the licence of the pair.
@@ -106,8 +107,15 @@ def shards(folder: epath.Path, split: str) -> list[epath.Path]:
     return files
 
 
-def find_shards(folder: epath.Path, depth: int = _DEPTH) -> list[epath.Path]:
-    """As `shards`, but empty if there are none; `depth` is the levels of folders below that are looked into."""
+def find_shards(folder: epath.Path) -> list[epath.Path]:
+    """As `shards`, but empty if there are none."""
+    files = _shards(folder, _DEPTH)
+    tars = [file for file in files if file.suffix == ".tar"]
+    return tars or files  # tables in a folder without tars are the publisher's, as the metadata of DataComp
+
+
+def _shards(folder: epath.Path, depth: int) -> list[epath.Path]:
+    """The tars of a folder, else its Parquet files, else those of the folders below, down to `depth` levels."""
     try:
         sizes = storage.sizes(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -117,7 +125,7 @@ def find_shards(folder: epath.Path, depth: int = _DEPTH) -> list[epath.Path]:
         if names := sorted(name for name, size in files.items() if name.endswith(suffix) and size is not None):
             return [folder / name for name in names]
     folders = sorted(name for name, size in files.items() if size is None) if depth else []
-    return [file for name in folders for file in find_shards(folder / name, depth - 1)]
+    return [file for name in folders for file in _shards(folder / name, depth - 1)]
 
 
 def read_shard(

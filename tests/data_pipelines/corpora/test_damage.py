@@ -63,7 +63,7 @@ def rows_of(name: str, folder: Path) -> list[Row]:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_only_known_errors(corpus: tuple[str, Path], data: st.DataObject) -> None:
     name, folder = corpus
     files = sorted(path for path in folder.rglob("*") if path.suffix in LISTS)
@@ -78,7 +78,7 @@ def test_only_known_errors(corpus: tuple[str, Path], data: st.DataObject) -> Non
 
 
 @given(damage=damages())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_samples_before_the_damage_of_a_tar_are_unchanged(
     tmp_path_factory: pytest.TempPathFactory, damage: Callable[[bytes], tuple[bytes, int]]
 ) -> None:
@@ -99,7 +99,7 @@ def test_samples_before_the_damage_of_a_tar_are_unchanged(
 
 @pytest.mark.parametrize("name", ["cc12m", "synthdog_en", "text"])
 @given(damage=damages())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_lines_before_the_damage_are_unchanged(
     name: str, tmp_path_factory: pytest.TempPathFactory, damage: Callable[[bytes], tuple[bytes, int]]
 ) -> None:
@@ -119,7 +119,7 @@ def test_lines_before_the_damage_are_unchanged(
 
 
 @given(damage=damages())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_row_groups_before_the_damage_of_a_table_are_unchanged(
     tmp_path_factory: pytest.TempPathFactory, damage: Callable[[bytes], tuple[bytes, int]]
 ) -> None:

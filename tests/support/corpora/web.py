@@ -119,7 +119,12 @@ def write_laion_coco(folder: Path) -> None:
 
 
 def write_datacomp(folder: Path) -> None:
-    """Shards two folders deep, as the downloader of DataComp writes them, with scores in the tables alone."""
+    """Shards two folders deep, as the downloader of DataComp writes them, with scores in the tables alone.
+
+    The tables of links, which the downloader fetches first, are there too.
+    """
+    links = [{"uid": f"{n:032x}", "url": f"https://pictures.example/{n}.jpg", "text": _ENGLISH[n]} for n in range(4)]
+    write_parquet(folder / "metadata" / "small" / f"{0:032x}.parquet", links)
     rows = [facts(n, _ENGLISH[n % 4], {"uid": f"{n:032x}"}) for n in range(4)]
     target = folder / "shards" / "small"
     write_webdataset(target, rows)
