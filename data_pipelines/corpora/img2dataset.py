@@ -15,7 +15,7 @@ The table has every row of the shard, those whose download failed too, with the 
 `status`, `error_message`, `width`, `height`, `original_width`, `original_height`, and those of the publisher that were
 named with `save_additional_columns`. The `.json` of a picture has the same. In the format parquet the columns `jpg` and
 `txt` hold picture and caption. In the format webdataset the table may be missing: then failed downloads are not
-counted. The shards may also be in folders below FOLDER, one or two levels deep, as `shards/small/00000.tar` of DataComp.
+counted. The shards may also be one or two folders below FOLDER, as `shards/small/00000.tar` of DataComp.
 
 A row whose download failed is the FailedRow "download failed". A column that the `.json` does not have is taken from
 the table, so that scores may be computed later and added to the tables alone. DataComp's downloader saves `uid` only:
