@@ -39,6 +39,7 @@ LEVELS = (
     ("qwenvl_jax.", 4),  # the mains
     ("launch", 1),
     ("data_pipelines.quickstart", 2),
+    ("data_pipelines.build", 2),
     ("data_pipelines", 1),
     ("configs", 1),
 )

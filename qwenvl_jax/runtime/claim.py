@@ -1,48 +1,33 @@
-"""A folder into which only one command may write."""
+"""A folder into which only one training run may write."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 
 from etils import epath
 
-from qwenvl_jax.runtime import distributed, storage
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime import distributed
+from qwenvl_jax.runtime.folder_lock import lock
 
 
 @contextlib.contextmanager
 def claimed(folder: epath.PathLike) -> Iterator[None]:
-    """Keeps other commands out of a folder while the block runs: process 0 locks the folder itself.
-
-    The lock ends with the process, however that ends. Object stores and some network disks have no locks; on those
-    the block runs without one.
+    """Keeps other runs out of a folder while the block runs: process 0 locks the folder itself (`folder_lock`).
 
     Raises:
-      UserError: if another command has the folder.
+      UserError: if another run has the folder.
     """
-    held: list[int] = []
-
-    def claim() -> None:
-        if storage.is_remote(folder):
-            return
-        storage.make_folder(folder)
-        held.append(os.open(folder, os.O_RDONLY))
-        try:
-            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process trains in {folder}, and two would spoil each other's checkpoints; wait for its end, "
-                "end it, or name another --workdir"
-            ) from None
-        except OSError:
-            return  # a disk without locks
-
+    held: list[int | None] = []
+    refusal = (
+        f"another process trains in {folder}, and two would spoil each other's checkpoints; wait for its end, "
+        "end it, or name another --workdir"
+    )
     try:
-        distributed.from_primary(claim)
+        distributed.from_primary(lambda: held.append(lock(folder, refusal)))
         yield
     finally:
         for file in held:
-            os.close(file)
+            if file is not None:
+                os.close(file)

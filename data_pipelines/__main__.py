@@ -1,0 +1,96 @@
+"""Builds record folders from a public corpus: reads, cleans, compares, composes and writes, exactly once.
+
+    python -m data_pipelines CORPUS --input=FOLDER --output=FOLDER [--split=train] [--workers=2] [--retry] [--help]
+
+A run that was ended, however it was, continues when the same command is started again, and gives the same bytes. Flags
+of Apache Beam, such as --runner=DataflowRunner, are passed on. See docs/pipelines.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from data_pipelines.clean.recipes import ACROSS, RECIPES
+from data_pipelines.compose.composers import COMPOSERS
+from data_pipelines.corpora.table import CORPORA
+from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m data_pipelines",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"one of {', '.join(sorted(CORPORA))}")
+    parser.add_argument("--input", help="folder of the corpus as its publisher lays it out, on a disk or gs://")
+    parser.add_argument("--output", help="folder to write, on a disk or gs://")
+    parser.add_argument("--split", default="train", help="of the corpus; default train")
+    parser.add_argument("--workers", type=int, default=0, help="processes on this machine; 0: one per core, at most 4")
+    parser.add_argument("--retry", action="store_true", help="read the rows again that failed in the finished output")
+    parser.add_argument("--keep_work", action="store_true", help="keep the work folder next to the output")
+    parser.add_argument("--bytes_per_shard", type=int, default=BYTES_PER_SHARD, help=f"default {BYTES_PER_SHARD}")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.corpus is None:
+        raise UserError("name a corpus, such as python -m data_pipelines cc12m --input=.. --output=..; see --help")
+    if arguments.corpus not in CORPORA:
+        raise UserError(f"there is no corpus {arguments.corpus!r}{nearest(arguments.corpus, CORPORA)}; see --help")
+    for name in ("input", "output"):
+        if not getattr(arguments, name):
+            raise UserError(f"--{name} is missing; name a folder on a disk or gs://")
+    splits = CORPORA[arguments.corpus].splits
+    if arguments.split not in splits:
+        known = f"; it has {', '.join(splits)}"
+        raise UserError(
+            f"{arguments.corpus} has no split {arguments.split!r}{nearest(arguments.split, splits) or known}"
+        )
+    if arguments.workers < 0 or arguments.bytes_per_shard < 1:
+        raise UserError("--workers must be 0 or more, and --bytes_per_shard 1 or more")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; exit code 2 with one sentence on a user's mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    with exit_on_user_error():
+        arguments, beam_flags = _parser().parse_known_args(argv)
+        _check(arguments)
+        logging.disable(logging.WARNING)  # Beam's import warns about cloud clients that nothing here needs
+        from data_pipelines import beam
+        from data_pipelines.build.job import Job, code_digest
+        from data_pipelines.build.run import build
+
+        logging.disable(logging.NOTSET)
+        corpus = CORPORA[arguments.corpus]
+        workers = arguments.workers or min(4, os.cpu_count() or 1)
+        job = Job(
+            corpus=corpus,
+            split=arguments.split,
+            input=os.fspath(storage.absolute(arguments.input)),
+            output=os.fspath(storage.absolute(arguments.output)),
+            recipe=RECIPES[corpus.name],
+            across=ACROSS.get(corpus.name, ()),
+            composers={task: COMPOSERS[task] for task in corpus.tasks},
+            code=code_digest(),
+            bytes_per_shard=arguments.bytes_per_shard,
+            retry=arguments.retry,
+        )
+        build(job, beam.options(beam_flags, workers), workers, arguments.keep_work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Runs steps on Apache Beam: its options, its chatter, and errors that pass through it.
+
+    run_steps([Step("clean", partial(parts_of, job), partial(clean, job)), ..], options(flags, workers))
+
+A step is a list of elements, each of which is worked on once, by any worker, in any order; the next step begins when
+all are done. Elements and results go through files, so nothing here depends on the runner: one process, several, or
+Dataflow, Flink and Spark, all run the same pipeline.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import errno
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, nearest, one_line
+
+LOCAL_RUNNER = "DirectRunner"
+_LOOKS_FOR_THE_DRIVER = 0.2  # seconds between two looks
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a pipeline.
+
+    Attributes:
+      name: in Beam's graph.
+      plan: () -> the elements; called on a worker when the step before has ended.
+      work: (element) -> None; what it makes is in files.
+    """
+
+    name: str
+    plan: Callable[[], Iterable[Any]]
+    work: Callable[[Any], None]
+
+
+def options(flags: Sequence[str], workers: int) -> PipelineOptions:
+    """Beam's options from its flags; the direct runner gets its number of processes.
+
+    Raises:
+      UserError: for a flag that Beam does not have.
+    """
+    runner = next((flag.split("=", 1)[1] for flag in flags if flag.startswith("--runner=")), LOCAL_RUNNER)
+    _check_flags(flags)
+    chosen = [] if any(flag.startswith("--runner=") for flag in flags) else [f"--runner={LOCAL_RUNNER}"]
+    if runner == LOCAL_RUNNER:
+        mode = "multi_processing" if workers > 1 else "in_memory"
+        chosen += [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
+        chosen += ["--default_sdk_harness_log_level=ERROR"]
+    return PipelineOptions([*chosen, *flags])
+
+
+def _check_flags(flags: Sequence[str]) -> None:
+    known: set[str] = set()
+    kinds = [PipelineOptions]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if "_add_argparse_args" in vars(kind):
+            parser = _BeamArgumentParser()
+            kind._add_argparse_args(parser)
+            known.update(parser._option_string_actions)
+    for flag in flags:
+        name = flag.split("=", 1)[0]
+        if not name.startswith("--"):
+            raise UserError(f"unexpected argument {flag!r}; flags are written as --name=value")
+        if name not in known:
+            raise UserError(f"unknown flag {name}{nearest(name, known)}")
+
+
+def is_local(pipeline_options: PipelineOptions) -> bool:
+    """Whether the pipeline runs on this machine, in processes that this one starts."""
+    return pipeline_options.get_all_options().get("runner") == LOCAL_RUNNER
+
+
+def run_steps(steps: Sequence[Step], pipeline_options: PipelineOptions) -> None:
+    """Runs steps one after the other.
+
+    Raises:
+      UserError, StorageError, OSError, MemoryError: as a step raised it; other errors as Beam reports them.
+    """
+    driver = _process(os.getpid()) if is_local(pipeline_options) else ""
+    with quiet():
+        try:
+            with beam.Pipeline(options=pipeline_options) as pipeline:
+                done: Any = pipeline | "start" >> beam.Create([0])
+                for step in steps:
+                    done = (
+                        done
+                        | f"{step.name}: plan" >> beam.FlatMap(_planned, step=step)
+                        | f"{step.name}: spread" >> beam.Reshuffle()
+                        | f"{step.name}: work" >> beam.Map(_worked, step=step, driver=driver)
+                        | f"{step.name}: end" >> beam.combiners.Count.Globally()
+                    )
+        except Exception as error:
+            carried = _carried(error)
+            if carried is None:
+                raise
+            raise carried from None
+
+
+def _planned(_: int, step: Step) -> list[Any]:
+    with _carrying(step.name):
+        return list(step.plan())
+
+
+def _worked(element: Any, step: Step, driver: str) -> int:
+    _end_with(driver)
+    with _carrying(step.name):
+        step.work(element)
+    return 0
+
+
+# Beam wraps an error of a worker into texts with tracebacks, each runner in its own way. The mark survives them all.
+_MARK = re.compile(r"<<carried ([A-Za-z0-9+/=]+)>>")
+
+
+@contextlib.contextmanager
+def _carrying(step: str) -> Iterator[None]:
+    try:
+        with file_errors_of(f"the step {step}"):
+            yield
+    except (UserError, StorageError, OSError, MemoryError) as error:
+        values: dict[str, Any] = {"kind": type(error).__name__, "text": one_line(error)}
+        if isinstance(error, OSError):
+            values |= {"kind": "OSError", "errno": error.errno, "file": str(error.filename or "")}
+        packed = base64.b64encode(json.dumps(values).encode()).decode()
+        raise RuntimeError(f"{one_line(error)} <<carried {packed}>>") from None
+
+
+def _carried(error: BaseException) -> BaseException | None:
+    """The error that a step raised, from the text of the one that Beam raised; None if it was another kind."""
+    match = _MARK.search(str(error))
+    if match is None:
+        return None
+    values = json.loads(base64.b64decode(match[1]))
+    if values["kind"] == "OSError" and values["errno"] is not None:
+        return OSError(values["errno"], os.strerror(values["errno"]), values["file"] or None)
+    kinds = {"UserError": UserError, "StorageError": StorageError, "MemoryError": MemoryError}
+    return kinds.get(values["kind"], UserError)(values["text"])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Holds back what Beam logs and its processes write to stderr, and prints it if the block fails by itself.
+
+    An error that a step raised on purpose says everything in its own sentence.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    log = logging.getLogger("apache_beam")
+    before = (log.level, log.propagate)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        handler = logging.StreamHandler(os.fdopen(os.dup(chatter.fileno()), "w"))
+        log.addHandler(handler)
+        log.setLevel(logging.ERROR)
+        log.propagate = False
+        try:
+            yield
+        except (UserError, StorageError, OSError, MemoryError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            os.dup2(stderr, 2)
+            chatter.seek(0)
+            sys.stderr.write(chatter.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            log.removeHandler(handler)
+            handler.stream.close()
+            log.level, log.propagate = before
+
+
+_watching = threading.Lock()
+
+
+def _end_with(driver: str) -> None:
+    """Ends this process when the one that started the pipeline on this machine has ended, however that ended.
+
+    Beam's processes would finish what they are at, next to a run that is started again.
+    """
+    if not driver or driver == _process(os.getpid()) or not _watching.acquire(blocking=False):
+        return
+
+    def watch() -> None:
+        while _process(int(driver.split()[0])) == driver:
+            time.sleep(_LOOKS_FOR_THE_DRIVER)
+        os._exit(errno.EPIPE)
+
+    threading.Thread(target=watch, name="driver", daemon=True).start()
+
+
+def _process(number: int) -> str:
+    """A process and when it was started; the number alone may be given to another one later."""
+    try:
+        with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return f"{number} {fields[19]}" if fields[0] != "Z" else ""

@@ -1,0 +1,273 @@
+"""The step `clean`: the rows of one part through the rules and composers of a corpus, into the file of the part.
+
+A row ends as a survivor, as dropped by a rule, or as failed. Nothing is kept in memory but tables with a few numbers
+per survivor. Counts hold only rows that did not fail, so a row that fails first and is kept by a retry counts once.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.build import parts as parts_lib
+from data_pipelines.build.job import Job
+from data_pipelines.build.part_files import Frames, PartDamaged, PartReader, PartWriter, encode_frame
+from data_pipelines.build.parts import Part
+from data_pipelines.build.read_files import ReadFiles, are_unchanged
+from data_pipelines.build.samples import Examples, describe, shortened
+from data_pipelines.clean.across import Candidate
+from data_pipelines.clean.rule import Judged, RuleCounts, count, judge, new_counts
+from data_pipelines.pair import FailedRow, RawPair, Row
+from qwenvl_jax.data.record_format import encode_record
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, one_line
+
+COMPOSE = "compose"  # under which pairs are counted from which no composer makes a record
+NOTHING = "nothing to learn from"
+_OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NEVER_A_ROW = (StorageError, KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Survivor:
+    """A pair that all rules for pairs have kept, as records."""
+
+    records: dict[str, Record]
+    sizes: tuple[int, ...]
+    candidates: tuple[Candidate | None, ...]
+    texts: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a row: its way through the rules if it has not failed, and the survivor if it was kept."""
+
+    judged: Judged | None = None
+    survivor: Survivor | None = None
+    failed: FailedRow | None = None
+    id: str = ""
+
+
+def clean_part(job: Job, part: Part) -> None:
+    """Writes the file of a part, unless the work folder has it and nothing that it depends on has changed.
+
+    Raises:
+      UserError: if the part's file changes while it is read.
+      StorageError: if storage does not answer.
+      OSError: if the disk is full.
+    """
+    attempt = parts_lib.newest_attempt(job, part)
+    previous = _usable(job, part, attempt)
+    if previous is not None and (not job.retry or attempt == job.attempt or not previous.footer["failed"]):
+        return
+    if not job.retry:
+        previous = None
+    target = parts_lib.part_file(job, part, job.attempt if attempt is None or job.retry else attempt)
+    source = job.folder / part.file
+    with storage.local_output(target) as temporary, file_errors_of(target), temporary.open("wb") as file:
+        signatures = [rule.signature_bytes for rule in job.across]
+        writer = PartWriter(file, job.corpus.tasks, signatures)
+        with contextlib.ExitStack() as stack:
+            old = stack.enter_context(_Previous.of(job, previous)) if previous is not None else None
+            _write_part(job, part, writer, old)
+        if parts_lib.facts_of(source) != list(part.facts):
+            raise UserError(f"{source} changed while it was read; run the same command again")
+
+
+def _usable(job: Job, part: Part, attempt: int | None) -> PartReader | None:
+    """The part's file if it is whole and the files that its rows have read are unchanged.
+
+    A retry looks past files that only rows that failed have read: that they have changed is its purpose.
+    """
+    if attempt is None:
+        return None
+    try:
+        reader = PartReader(parts_lib.part_file(job, part, attempt))
+        again = job.retry and attempt < job.attempt
+        unchanged = are_unchanged(reader.lines("read"), but_of_failed_rows=again)
+    except (PartDamaged, FileNotFoundError, ValueError):
+        return None
+    return reader if unchanged else None
+
+
+def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None) -> None:
+    counts = {name: RuleCounts() for name in (*new_counts(job.recipe), COMPOSE)}
+    examples = Examples(old.reader.lines("samples") if old else ())
+    files = ReadFiles(os.fspath(job.folder / part.file))
+    failed: list[dict[str, Any]] = []
+    total = 0
+    with storage.watched(files.saw):
+        for number, row in _rows(job, part):
+            total += 1
+            files.are_of(failed_row=False)  # the reader's
+            if old is not None and number not in old.failed:
+                continue
+            outcome = _outcome(job, row)
+            files.are_of(failed_row=outcome.failed is not None)
+            if outcome.failed is not None:
+                reason = outcome.failed.reason
+                detail = parts_lib.without_folder(job, outcome.failed.detail or reason)
+                cause = {"reason": reason, "detail": one_line(detail)}
+                failed.append({"file": part.file, "row": number, "id": outcome.id, **cause})
+                continue
+            assert outcome.judged is not None
+            _count(job, outcome, counts)
+            if outcome.survivor is None:
+                _keep_example(outcome.judged, outcome.id, part, number, examples)
+                continue
+            if old is not None:
+                old.copy_until(number, writer)
+            _add(writer, part, number, outcome.survivor)
+    if old is not None:
+        old.copy_until(None, writer)
+        old.add_counts(counts)
+    facts: dict[str, Any] = {
+        "file": part.file,
+        "rows": total,
+        "failed": len(failed),
+        "reasons": collections.Counter(row["reason"] for row in failed),
+        "counts": {name: each.as_json() for name, each in counts.items()},
+    }
+    read = [*(old.served_files() if old else ()), *files.entries()]
+    sections = {"failed": failed, "samples": examples.entries(), "read": read}
+    writer.finish(facts, {name: _as_lines(values) for name, values in sections.items()})
+
+
+def _as_lines(values: Iterable[Any]) -> bytes:
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+def _rows(job: Job, part: Part) -> Iterator[tuple[int, Row]]:
+    """The rows of a part with their numbers in the file. A reader that stops leaves a failed row where it stopped."""
+    split = job.corpus.splits[job.split]
+    number = -1
+    try:
+        for number, row in enumerate(
+            job.corpus.layout.read_file(job.corpus, job.folder, split, job.folder / part.file)
+        ):
+            if part.has(number):
+                yield number, row
+    except _NEVER_A_ROW:
+        raise
+    except Exception as error:
+        _raise_if_of_machine(error)
+        number += 1
+        if part.has(number):
+            yield number, FailedRow("the reader stopped", f"{type(error).__name__}: {one_line(error)}")
+
+
+def _outcome(job: Job, row: Row) -> Outcome:
+    if isinstance(row, FailedRow):
+        return Outcome(failed=row)
+    try:
+        judged = judge(job.recipe, row)
+        if judged.dropped is not None:
+            return Outcome(judged, id=row.id)
+        return Outcome(judged, _survivor(job, judged.pair), id=row.id)
+    except _NEVER_A_ROW:
+        raise
+    except FileNotFoundError as error:
+        return Outcome(failed=FailedRow("picture missing", f"{error.filename} is not there"), id=row.id)
+    except OSError as error:
+        _raise_if_of_machine(error)
+        return Outcome(failed=FailedRow("picture unreadable", one_line(error)), id=row.id)
+    except UserError as error:
+        return Outcome(failed=FailedRow("not well formed", one_line(error)), id=row.id)
+    except UnicodeError as error:
+        return Outcome(failed=FailedRow("text is not Unicode", one_line(error)), id=row.id)
+    except Exception as error:
+        step = (getattr(error, "__notes__", None) or [COMPOSE])[0]
+        return Outcome(failed=FailedRow(f"{step} failed", f"{type(error).__name__}: {one_line(error)}"), id=row.id)
+
+
+def _raise_if_of_machine(error: Exception) -> None:
+    """A full disk or too many open files are not a row's fault."""
+    if isinstance(error, OSError) and error.errno in _OF_MACHINE:
+        raise error
+
+
+def _survivor(job: Job, pair: RawPair) -> Survivor | None:
+    """The records of a pair; None if no task has anything to learn from it."""
+    records = {}
+    sizes = []
+    for task in job.corpus.tasks:
+        record = job.composers[task](pair)
+        sizes.append(0 if record is None else len(encode_record(record)))
+        if record is not None:
+            records[task] = record
+    if not records:
+        return None
+    candidates = tuple(rule.candidate(pair) for rule in job.across)
+    return Survivor(records, tuple(sizes), candidates, shortened(pair.texts))
+
+
+def _count(job: Job, outcome: Outcome, counts: dict[str, RuleCounts]) -> None:
+    assert outcome.judged is not None
+    count(job.recipe, outcome.judged, counts)
+    if outcome.judged.dropped is None:
+        counts[COMPOSE].seen += 1
+        counts[COMPOSE].dropped.update([NOTHING] if outcome.survivor is None else [])
+
+
+def _keep_example(judged: Judged, id: str, part: Part, row: int, examples: Examples) -> None:
+    rule = judged.rule or COMPOSE
+    reason = judged.dropped.reason if judged.dropped else NOTHING
+    evidence = list(judged.dropped.evidence) if judged.dropped else []
+    if examples.wants(rule, reason, row):
+        head = {"rule": rule, "reason": reason, "file": part.file, "row": row}
+        examples.add({**head, **describe(judged.pair), "evidence": evidence})
+
+
+def _add(writer: PartWriter, part: Part, row: int, survivor: Survivor) -> None:
+    facts = {"file": part.file, "row": row, "texts": survivor.texts}
+    writer.add(row, encode_frame(survivor.records, facts), survivor.sizes, survivor.candidates)
+
+
+@dataclasses.dataclass
+class _Previous:
+    """The part's file of the attempt before, from which everything is taken over but the rows that failed."""
+
+    reader: PartReader
+    frames: Frames
+    index: np.ndarray
+    keys: Sequence[np.ndarray]
+    failed: frozenset[int]
+    copied: int = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, job: Job, reader: PartReader) -> Iterator[_Previous]:
+        keys = [reader.keys(number, rule.signature_bytes) for number, rule in enumerate(job.across)]
+        failed = frozenset(row["row"] for row in reader.lines("failed"))
+        with reader.frames() as frames:
+            yield cls(reader, frames, reader.index(), keys, failed)
+
+    def copy_until(self, row: int | None, writer: PartWriter) -> None:
+        """Copies the survivors before a row that are not yet copied; None: all that are left."""
+        while self.copied < len(self.index) and (row is None or self.index[self.copied]["row"] < row):
+            entry = self.index[self.copied]
+            keys = []
+            for rows in self.keys:
+                first, last = np.searchsorted(rows["index"], [self.copied, self.copied + 1])
+                keys.append(rows[first:last])
+            sizes = [int(size) for size in entry["sizes"]]
+            writer.copy(int(entry["row"]), self.frames.encoded(entry), sizes, keys)
+            self.copied += 1
+
+    def add_counts(self, counts: dict[str, RuleCounts]) -> None:
+        """Adds the counts of the rows that did not fail."""
+        for name, values in self.reader.footer["counts"].items():
+            counts[name].add(RuleCounts.from_json(values))
+
+    def served_files(self) -> list[list[Any]]:
+        """The files that rows which did not fail have read."""
+        return [entry for entry in self.reader.lines("read") if not entry[1]]

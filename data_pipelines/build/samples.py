@@ -1,0 +1,81 @@
+"""Examples for the report: pairs as a rule dropped them, and survivors; one JSON object each, with a thumbnail.
+
+    {"rule": "emoji", "reason": "emoji", "file": "0001.tar", "row": 3, "id": "..", "texts": [..], "evidence": [..],
+     "size": [640, 480], "thumbnail": "<base64 of a JPEG>"}
+
+`size` and `thumbnail` are of the first picture, and null if the rule saw a pair without a picture or before its picture
+was opened, or the picture cannot be decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from PIL import Image
+
+from data_pipelines.pair import RawPair
+from qwenvl_jax.data.images.exact import FORMATS, decode_image
+
+PER_REASON = 12  # examples of what a rule dropped for one reason
+SURVIVORS = 36
+DROPPED_SIDE = 160  # px, the longer side of a thumbnail
+SURVIVOR_SIDE = 448
+_CHARACTERS = 500  # of a text that is shown
+_TEXTS = 5
+
+
+class Examples:
+    """The first pairs that each rule dropped for each reason."""
+
+    def __init__(self, earlier: Iterable[Mapping[str, Any]] = ()):
+        self._by_reason: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for example in earlier:
+            self.add(example)
+
+    def wants(self, rule: str, reason: str, row: int) -> bool:
+        """Whether a row would be kept."""
+        examples = self._by_reason.get((rule, reason), [])
+        return len(examples) < PER_REASON or row < examples[-1]["row"]
+
+    def add(self, example: Mapping[str, Any]) -> None:
+        """Adds an example, in any order of rows; those with the lowest rows are kept."""
+        examples = self._by_reason.setdefault((example["rule"], example["reason"]), [])
+        examples.append(dict(example))
+        examples.sort(key=lambda each: each["row"])
+        del examples[PER_REASON:]
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All examples, by rule and reason, in the order of their rows."""
+        return [each for key in sorted(self._by_reason) for each in self._by_reason[key]]
+
+
+def describe(pair: RawPair) -> dict[str, Any]:
+    """A pair in a few words, with the thumbnail of its first picture if it has the bytes."""
+    texts = [*pair.texts, *(question.text for question in pair.questions), *(region.phrase for region in pair.regions)]
+    texts += [line.text for line in pair.lines]
+    encoded = pair.pictures[0].encoded if pair.pictures else b""
+    return {"id": pair.id, "texts": shortened(texts), **thumbnail(encoded, DROPPED_SIDE)}
+
+
+def shortened(texts: Iterable[str]) -> list[str]:
+    """The beginnings of the first texts."""
+    return [text[:_CHARACTERS] for text in list(texts)[:_TEXTS]]
+
+
+def thumbnail(encoded: bytes, side: int) -> dict[str, Any]:
+    """`size` and `thumbnail` of an encoded picture; its longer side is at most `side` px."""
+    if not encoded:
+        return {"size": None, "thumbnail": None}
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as header:
+            size = header.size
+        picture = decode_image(encoded, draft=side)
+    except Exception:  # Pillow's plugins raise nearly anything on damaged files
+        return {"size": None, "thumbnail": None}
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return {"size": list(size), "thumbnail": base64.b64encode(buffer.getvalue()).decode()}

@@ -1,0 +1,161 @@
+"""The last step: the survivors' records into shards of known content.
+
+The sizes of all records are known before one is written, so a shard is a range of survivors that is a function of these
+sizes alone, and any worker can write any shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.build.across_pairs import alive_pairs, survey
+from data_pipelines.build.job import Job, digest_of
+from data_pipelines.build.part_files import PartReader, damage_named
+from qwenvl_jax.data.record_writer import Shard, write_shard
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.errors import UserError, file_errors_of
+
+Position = tuple[int, int]  # a part and a survivor of it
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRange:
+    """One shard: number `index` of the `count` shards of a task, from the survivor `first` up to `stop`."""
+
+    task: str
+    index: int
+    count: int
+    first: Position
+    stop: Position
+
+
+def shards_folder(job: Job) -> epath.Path:
+    """Where the shards of this job and these parts are written."""
+    digest = digest_of([survey(job).rule_digest(job, len(job.across)), job.bytes_per_shard, job.digest()])
+    return job.work / f"shards-{digest}"
+
+
+def building_folder(job: Job) -> epath.Path:
+    """The folder that becomes the output."""
+    return shards_folder(job) / "output"
+
+
+def plan_shards(job: Job) -> list[ShardRange]:
+    """The shards of all tasks: each ends with the record that brings it to `bytes_per_shard`, or with the last one."""
+    tasks = job.corpus.tasks
+    first: list[Position | None] = [None] * len(tasks)
+    filled = [0] * len(tasks)
+    ranges: list[list[tuple[Position, Position]]] = [[] for _ in tasks]
+    last: list[Position] = [(0, 0)] * len(tasks)
+    for part, kept, index in _kept(job):
+        for task in range(len(tasks)):
+            sizes = np.where(kept, index["sizes"][:, task], 0).astype(np.int64)
+            numbers = np.flatnonzero(sizes)
+            ends = np.cumsum(sizes[numbers])
+            at = 0
+            while at < len(numbers):
+                if first[task] is None:
+                    first[task] = (part, int(numbers[at]))
+                before = int(ends[at - 1]) if at else 0
+                end = int(np.searchsorted(ends, before + job.bytes_per_shard - filled[task]))
+                last[task] = (part, int(numbers[min(end, len(numbers) - 1)]) + 1)
+                if end >= len(numbers):
+                    filled[task] += int(ends[-1]) - before
+                    break
+                ranges[task].append((_set(first[task]), last[task]))
+                first[task] = None
+                filled[task] = 0
+                at = end + 1
+    for task in range(len(tasks)):
+        if first[task] is not None:
+            ranges[task].append((_set(first[task]), last[task]))
+    return [
+        ShardRange(name, number, len(ranges[task]), *limits)
+        for task, name in enumerate(tasks)
+        for number, limits in enumerate(ranges[task])
+    ]
+
+
+def _set(position: Position | None) -> Position:
+    assert position is not None
+    return position
+
+
+def _kept(job: Job, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(part, bool [survivors] whether the pair is left, index of the part) of consecutive parts."""
+    parts = survey(job)
+    stop = len(parts.files) if stop is None else stop
+    for group, (start, end) in enumerate(parts.groups):
+        if end <= first or start >= stop:
+            continue
+        alive = alive_pairs(job, len(job.across), group)
+        for part in range(max(first, start), min(stop, end)):
+            with damage_named(parts.files[part]):
+                index = PartReader(parts.files[part]).index()
+            yield part, alive[part - start], index
+
+
+def kept_entries(job: Job, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """(part, entries of the index that are left) of consecutive parts."""
+    for part, kept, index in _kept(job, first, stop):
+        yield part, index[kept]
+
+
+def write_range(job: Job, shard: ShardRange) -> None:
+    """Writes one shard and then the note with its entry of the manifest, unless both are there."""
+    note = _note(job, shard)
+    folder = building_folder(job) / shard.task
+    if storage.exists(note) and _is_there(folder, Shard(**artifacts.read_json(note))):
+        return
+    with file_errors_of(folder):
+        entry = write_shard(folder, job.corpus.name, record_split(job), shard.index, shard.count, _records(job, shard))
+    artifacts.write_json(note, dataclasses.asdict(entry))
+
+
+def record_split(job: Job) -> str:
+    """The split's name in record folders: lower-case letters, digits and _."""
+    return job.split.lower().replace("-", "_")
+
+
+def _records(job: Job, shard: ShardRange) -> Iterator[Record]:
+    task = job.corpus.tasks.index(shard.task)
+    files = survey(job).files
+    for part, kept, index in _kept(job, shard.first[0], shard.stop[0] + 1):
+        begin = shard.first[1] if part == shard.first[0] else 0
+        end = shard.stop[1] if part == shard.stop[0] else len(index)
+        wanted = np.flatnonzero(kept[begin:end] & (index["sizes"][begin:end, task] > 0)) + begin
+        with damage_named(files[part]), PartReader(files[part]).frames() as frames:
+            for number in wanted:
+                records, _ = frames[index[number]]
+                yield records[shard.task]
+
+
+def _note(job: Job, shard: ShardRange) -> epath.Path:
+    return shards_folder(job) / "notes" / f"{shard.task}-{shard.index:06d}-of-{shard.count:06d}.json"
+
+
+def written_shards(job: Job, ranges: list[ShardRange]) -> dict[str, list[Shard]]:
+    """The manifest entries of all shards, by task.
+
+    Raises:
+      UserError: if a shard is missing, which somebody must have removed.
+    """
+    shards: dict[str, list[Shard]] = {task: [] for task in job.corpus.tasks}
+    for shard in ranges:
+        values: dict[str, Any] = artifacts.read_json(_note(job, shard))
+        entry = Shard(**values)
+        folder = building_folder(job) / shard.task
+        if not _is_there(folder, entry):
+            raise UserError(f"{folder / entry.file} was removed by somebody; run the same command again")
+        shards[shard.task].append(entry)
+    return shards
+
+
+def _is_there(folder: epath.Path, entry: Shard) -> bool:
+    return storage.sizes_of(folder, [entry.file]) == {entry.file: entry.bytes}

@@ -1,0 +1,51 @@
+"""A table in slices, each of which is read by itself: how rows get from the parts to the buckets and back.
+
+Written whole; a slice costs two reads, wherever it is. Every slice has a checksum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zlib
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.build.part_files import PartDamaged
+from qwenvl_jax.runtime import storage
+
+_HEAD = struct.Struct("<8sQ")
+_MAGIC = b"QVLSLIC1"
+_ENTRY = np.dtype([("first", "<u8"), ("checksum", "<u4")])
+
+
+def write_slices(path: epath.PathLike, rows: np.ndarray, first: np.ndarray) -> None:
+    """Writes a table; slice i has the rows from `first[i]` to `first[i + 1]`.
+
+    Args:
+      path: of the file.
+      rows: [N] of a structured type.
+      first: int [slices + 1], from 0 to N.
+    """
+    entries = np.zeros(len(first), _ENTRY)
+    entries["first"] = first
+    payloads = [rows[start:stop].tobytes() for start, stop in itertools.pairwise(first)]
+    entries["checksum"][:-1] = [zlib.crc32(payload) for payload in payloads]
+    storage.write_bytes(path, b"".join([_HEAD.pack(_MAGIC, len(payloads)), entries.tobytes(), *payloads]))
+
+
+def read_slice(path: epath.PathLike, number: int, dtype: np.dtype) -> np.ndarray:
+    """One slice of a table, [rows] of `dtype`."""
+    magic, slices = _HEAD.unpack(storage.read_bytes(path, 0, _HEAD.size))
+    if magic != _MAGIC:
+        raise PartDamaged(f"{path} is not a table")
+    start = _HEAD.size + number * _ENTRY.itemsize
+    entries = np.frombuffer(storage.read_bytes(path, start, 2 * _ENTRY.itemsize), _ENTRY)
+    first, stop = (int(value) for value in entries["first"])
+    rows_start = _HEAD.size + (slices + 1) * _ENTRY.itemsize + first * dtype.itemsize
+    size = (stop - first) * dtype.itemsize
+    payload = storage.read_bytes(path, rows_start, size) if size else b""
+    if len(payload) != size or zlib.crc32(payload) != entries["checksum"][0]:
+        raise PartDamaged(f"{path}: the checksum of slice {number} is wrong")
+    return np.frombuffer(payload, dtype)

@@ -1,0 +1,57 @@
+"""A lock on a folder of a disk; it ends with the process that has it, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError
+
+
+@contextlib.contextmanager
+def locked(folder: epath.PathLike, refusal: str) -> Iterator[None]:
+    """Locks a folder, which is made if it is missing, while the block runs.
+
+    Object stores and some network disks have no locks; on those the block runs without one.
+
+    Raises:
+      UserError: with the text `refusal`, if another process has the lock.
+    """
+    held = lock(folder, refusal)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def lock(folder: epath.PathLike, refusal: str) -> int | None:
+    """The descriptor whose end is the end of the lock; None if there are no locks. See `locked`."""
+    if storage.is_remote(folder):
+        return None
+    while True:
+        storage.make_folder(folder)
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            raise UserError(refusal) from None
+        except OSError:
+            os.close(held)
+            return None
+        if _is_named(held, folder):
+            return held
+        os.close(held)  # the process that had the lock has removed the folder
+
+
+def _is_named(held: int, folder: epath.PathLike) -> bool:
+    try:
+        return os.path.samestat(os.fstat(held), os.stat(folder))
+    except FileNotFoundError:
+        return False
