@@ -50,6 +50,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("name a corpus, such as python -m data_pipelines cc12m --input=.. --output=..; see --help")
     if arguments.corpus not in CORPORA:
         raise UserError(f"there is no corpus {arguments.corpus!r}{nearest(arguments.corpus, CORPORA)}; see --help")
+    if arguments.corpus not in RECIPES:
+        raise UserError(f"there is no recipe for {arguments.corpus}; add one to data_pipelines/clean/recipes.py")
     for name in ("input", "output"):
         if not getattr(arguments, name):
             raise UserError(f"--{name} is missing; name a folder on a disk or gs://")

@@ -110,7 +110,9 @@ def list_parts(job: Job, inputs: dict[str, InputFile]) -> list[Part]:
     clean = job.clean_digest()
     parts: list[Part] = []
     for file, entry in inputs.items():
-        strides = min(MOST_STRIDES, max(1, -(-entry.size // BYTES_PER_STRIDE))) if job.corpus.layout.cut else 1
+        strides = 1
+        if job.corpus.layout.may_cut(job.folder / file):
+            strides = min(MOST_STRIDES, max(1, -(-entry.size // BYTES_PER_STRIDE)))
         for stride in range(strides):
             digest = digest_of([clean, file, stride, strides, entry.content])
             parts.append(Part(len(parts), file, stride, strides, entry.content, entry.facts, digest))

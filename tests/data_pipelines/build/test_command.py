@@ -33,7 +33,7 @@ def test_mistakes_end_with_one_sentence(small_folder: Path, tmp_path: Path, caps
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     for arguments, words in [
         ((), "name a corpus"),
-        (("smal", *flags), "did you mean 'small'"),
+        (("smalx", *flags), "did you mean 'small'"),
         (("small",), "--input is missing"),
         (("small", flags[0]), "--output is missing"),
         (("small", *flags, "--split=trian"), "did you mean 'train'"),
