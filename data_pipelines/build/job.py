@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -140,7 +141,9 @@ def versions() -> dict[str, str]:
 
 
 def _name(function: Any) -> str:
-    """The name of a function or of the class of a callable object."""
+    """The name of a function, which may have some of its arguments, or of the class of a callable object."""
+    while isinstance(function, functools.partial):
+        function = function.func
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', '')}.{name}"
 
