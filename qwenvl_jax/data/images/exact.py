@@ -49,7 +49,7 @@ def decode_image(payload: bytes, draft: int = 0, stated: Size | None = None) -> 
             image = Image.open(io.BytesIO(payload), formats=FORMATS)
             if not bearable(*image.size):
                 raise UserError(f"an image of {image.width} x {image.height} pixels is too large; scale it down")
-            _check_work(image, payload)
+            check_work(image, payload)
             check_stated(*image.size, stated)
             if draft:
                 image.draft("RGB", (draft, draft))
@@ -75,8 +75,8 @@ def scans(payload: bytes) -> int:
     return payload.count(b"\xff\xda")
 
 
-def _check_work(image: Image.Image, payload: bytes) -> None:
-    """Raises UserError for images made to keep a decoder busy for hours."""
+def check_work(image: Image.Image, payload: bytes) -> None:
+    """Raises UserError for images made to keep a decoder busy for hours; `image` need not be decoded."""
     if image.format in ("JPEG", "MPO") and scans(payload) > MAX_SCANS:
         raise UserError(f"a JPEG of {scans(payload)} scans takes too long to decode; save it again")
     if image.format == "BMP" and image.info.get("compression") in (1, 2) and len(payload) > MAX_RUNS:
