@@ -13,9 +13,9 @@ https://github.com/rom1504/img2dataset) downloads the pictures and writes one of
 
 The table has every row of the shard, those whose download failed too, with the columns `url`, `caption`, `key`,
 `status`, `error_message`, `width`, `height`, `original_width`, `original_height`, and those of the publisher that were
-named with `save_additional_columns`. The `.json` of a picture has the same. In the format parquet the columns `jpg` and
-`txt` hold picture and caption. In the format webdataset the table may be missing: then failed downloads are not
-counted. The shards may also be one or two folders below FOLDER, as `shards/small/00000.tar` of DataComp.
+named with `save_additional_columns`. The `.json` of a picture has the same. In the format parquet the column `jpg`
+holds the picture. In the format webdataset the table may be missing: then failed downloads are not counted. The shards
+may also be one or two folders below FOLDER, as `shards/small/00000.tar` of DataComp.
 
 A row whose download failed is the FailedRow "download failed". A column that the `.json` does not have is taken from
 the table, so that scores may be computed later and added to the tables alone. DataComp's downloader saves `uid` only:
@@ -196,10 +196,11 @@ def _texts(facts: Mapping[str, Any]) -> tuple[str, ...]:
     generated += [text for text in list_at(facts, ALL_CAPTIONS) if isinstance(text, str)]
     if any(generated):
         return tuple(dict.fromkeys(filter(None, generated)))
-    for column in _CAPTIONS:
-        if facts.get(column) is not None:
-            return (text_at(facts, column),)
-    raise BadRow("no caption")
+    columns = [column for column in _CAPTIONS if column in facts]
+    if not columns:
+        raise BadRow("no caption")
+    stated = [text_at(facts, column) for column in columns if facts[column] is not None]
+    return (stated[0] if stated else "",)  # img2dataset writes null as an empty text into tars, but not into tables
 
 
 def _scores(facts: Mapping[str, Any], names: Collection[str]) -> dict[str, float]:
@@ -269,9 +270,10 @@ def _sample(sample: Sample, facts: Mapping[str, Any]) -> tuple[Picture, Mapping[
     if sample.unreadable:
         raise BadRow("text too long", f"{sample.key}: more than {MAX_TEXT_BYTES >> 20} MiB")
     _check_size(sample.key, sample.image[1])
-    stated = {name: value for name, value in facts.items() if value is not None}
+    stated = dict(facts)
     if "json" in sample.texts:
-        stated |= {name: value for name, value in json_object(sample.texts["json"][1]).items() if value is not None}
+        notes = json_object(sample.texts["json"][1])
+        stated |= {name: value for name, value in notes.items() if value is not None or name not in stated}
     if "txt" in sample.texts:
         stated["txt"] = decoded(sample.texts["txt"][1])
     return _picture(stated, encoded=sample.picture), stated

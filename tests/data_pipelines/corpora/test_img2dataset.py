@@ -171,7 +171,7 @@ def test_members_that_could_harm_are_refused(tmp_path: Path) -> None:
     [
         ([("0.txt", b"no picture")], "no picture"),
         ([("0.jpg", b"x")], "no caption"),
-        ([("0.jpg", b"x"), ("0.json", b'{"caption": null}')], "no caption"),
+        ([("0.jpg", b"x"), ("0.json", b'{"width": 5}')], "no caption"),
         ([("0.jpg", b"x"), ("0.json", b'{"caption": 5}')], "wrong type"),
         ([("0.jpg", b"x"), ("0.json", b'{"caption": "a"')], "not JSON"),
         ([("0.jpg", b"x"), ("0.json", b'["caption"]')], "wrong form"),
@@ -199,6 +199,12 @@ def test_texts_are_as_the_corpus_has_them(tmp_path: Path) -> None:
     write_tar(tmp_path / "9.tar", [("0.jpg", b"x"), ("0.json", b'{"caption": "half \\ud83d"}')])
     read_texts = [pair.texts[0] for pair in pairs(read("laion_en", tmp_path))]
     assert read_texts == [*texts[:3], "mark", "half \ud83d"]
+
+
+@pytest.mark.parametrize("write", [web.write_webdataset, web.write_files, web.write_inside])
+def test_a_caption_that_is_null_is_an_empty_text(write: Any, tmp_path: Path) -> None:
+    write(tmp_path, [{**web.facts(n, "", {}), "caption": None if n else "caption"} for n in range(2)])
+    assert [pair.texts for pair in pairs(read("laion_en", tmp_path))] == [("caption",), ("",)]
 
 
 def test_links_alone_are_one_sentence_with_the_columns(tmp_path: Path) -> None:

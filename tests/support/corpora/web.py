@@ -48,7 +48,7 @@ def tar_members(number: int, row: Facts) -> list[tuple[str, bytes]]:
     return [
         (f"{row['key']}.jpg", picture(number)),
         (f"{row['key']}.json", json.dumps(row, indent=4).encode()),
-        (f"{row['key']}.txt", row["caption"].encode()),
+        (f"{row['key']}.txt", (row["caption"] or "").encode()),
     ]
 
 
@@ -77,12 +77,7 @@ def write_files(folder: Path, rows: Sequence[Facts]) -> None:
 def write_inside(folder: Path, rows: Sequence[Facts]) -> None:
     """Tables with the pictures inside."""
     for name, numbered in shards(rows):
-        inside = [
-            {**row, "jpg": None, "txt": None}
-            if row["status"] != "success"
-            else {**row, "jpg": picture(number), "txt": row["caption"]}
-            for number, row in numbered
-        ]
+        inside = [{**row, "jpg": picture(number) if row["status"] == "success" else None} for number, row in numbered]
         write_parquet(folder / f"{name}.parquet", inside)
 
 
