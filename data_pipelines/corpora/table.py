@@ -9,6 +9,7 @@ from data_pipelines.corpora import (
     conceptual,
     dialogue_json,
     doc_vqa,
+    documents,
     flickr,
     gqa,
     grit,
@@ -241,6 +242,22 @@ _ALL = (
 
 # Corpora whose pictures the readers render.
 _RENDERED = (
+    Corpus(
+        "html_pages",
+        documents.html_layout(),
+        ("ocr",),
+        f"unknown; {_OWNERS}",
+        "https://commoncrawl.org",
+        _ONLY_TRAIN,
+    ),
+    Corpus(
+        "pdf_pages",
+        documents.pdf_layout(),
+        ("ocr",),
+        f"unknown; {_OWNERS}",
+        "https://commoncrawl.org",
+        _ONLY_TRAIN,
+    ),
     Corpus(
         "synthetic_pages",
         synthetic_pages.LAYOUT,

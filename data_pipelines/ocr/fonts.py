@@ -112,6 +112,19 @@ def font_file(path: str) -> Font:
         raise UserError(f"{path} is not a readable font ({one_line(error)}); name another font") from None
 
 
+def code_points_below(folders: Sequence[str]) -> frozenset[int]:
+    """All characters that some font file in the folders, at any depth, has a glyph for."""
+    code_points: set[int] = set()
+    for folder in folders:
+        for file in sorted(Path(folder).rglob("*")) if Path(folder).is_dir() else []:
+            if file.suffix.lower() in (".ttf", ".otf", ".ttc"):
+                try:
+                    code_points |= _code_points(str(file), 0)
+                except (OSError, AssertionError, AttributeError):  # not a font, or one without a table of characters
+                    continue
+    return frozenset(code_points)
+
+
 def _page_font(family: Family, families: Sequence[Family], cache: Path) -> Path:
     patterns = [f"usr/share/fonts/{each.file}" for each in families if each.package == family.package]
     try:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 
 from data_pipelines.corpora.table import CORPORA
+from data_pipelines.ocr.html import BROWSERS
 from data_pipelines.pair import FailedRow, RawPair, Row
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.runtime.errors import UserError
 from tests.support.corpora.table import FIXTURES
 
-each_corpus = pytest.mark.parametrize("name", sorted(CORPORA))
+needs_chromium = pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="Chromium is not installed")
+each_corpus = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[needs_chromium] if name == "html_pages" else []) for name in sorted(CORPORA)],
+)
 
 
 def written(name: str, folder: Path) -> Path:
@@ -74,6 +80,8 @@ def test_a_folder_of_something_else_is_one_sentence(name: str, tmp_path: Path) -
 def test_failed_rows_have_few_reasons(tmp_path: Path) -> None:
     reasons = set()
     for name, corpus in CORPORA.items():
+        if name == "html_pages" and not any(map(shutil.which, BROWSERS)):
+            continue
         folder = written(name, tmp_path / name)
         for split in corpus.splits:
             reasons |= {row.reason for row in corpus.read(folder, split) if isinstance(row, FailedRow)}
