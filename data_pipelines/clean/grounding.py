@@ -129,8 +129,8 @@ def most_boxes(spans: Sequence[Span]) -> list[int]:
 def greedy(spans: Sequence[Span]) -> list[int]:
     """As `most_boxes`, but takes the span with the most boxes, then the shorter one, then the earlier one, first.
 
-    Not always a maximum: a span with two boxes may cover three spans with one box each
-    (`benchmarks/grounding_spans.py`).
+    Not always a maximum: a span with two boxes may cover three spans with one box each. Of random captions with eight
+    spans 4 % lose boxes, 0.8 % of all; with sixteen, 11 % and 1.6 % (`benchmarks/grounding_spans.py`).
     """
 
     def rank(index: int) -> tuple[int, int, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from data_pipelines.clean import pages
+from data_pipelines.clean import annotated, pages
 from data_pipelines.clean.across import AcrossRule
 from data_pipelines.clean.rule import Rule
 
 RECIPES: dict[str, tuple[Rule, ...]] = {}
+RECIPES |= annotated.RECIPES
 RECIPES |= pages.RECIPES
 
 # The rules across pairs, in order; they see the pairs that the recipe leaves. A later one sees those that the earlier

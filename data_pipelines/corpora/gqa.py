@@ -7,9 +7,9 @@ Source: Hudson and Manning 2019. Licence CC-BY-4.0. Home page: https://cs.stanfo
     train_all_questions/train_all_questions_0.json .. _9.json
     images/2354786.jpg
 
-A file is an object with one member per question, in no order of pictures; it is indexed (`json_index`), which takes 30
-bytes per question: 40 MB for the 943,000 questions of the balanced training set and for each of the ten files of 1.4
-million that make up `train_all`. A picture whose questions are in several of these ten is a row of each.
+A file is an object with one member per question, in no order of pictures; it is indexed (`json_index`), which takes
+65 MB for the 943,000 questions of the balanced training set, and as much for each of the ten files of 1.4 million that
+make up `train_all`. A picture whose questions are in several of these ten is a row of each.
 """
 
 from __future__ import annotations

@@ -104,5 +104,5 @@ def _with_fast_seeks(file: epath.PathLike) -> Iterator[BinaryIO]:
         with storage.open_read(file, _BUFFER) as stream:
             yield stream
         return
-    with storage.local_copy(file) as copy, copy.open("rb", buffering=_BUFFER) as stream:
+    with storage.local_copy(file) as copy, open(copy, "rb") as stream:
         yield stream

@@ -1,6 +1,6 @@
 """Files that list questions with one picture each, in any order: the family of VizWiz, TextVQA, DocVQA, ChartQA, DVQA.
 
-The questions of one picture are brought together by an index (`json_index`) of some 30 bytes per question and 300 per
+The questions of one picture are brought together by an index (`json_index`) of some 40 bytes per question and 300 per
 picture. The rows of a file are the questions that are not JSON or name no picture, and then the pictures in the order
 of their first question.
 """

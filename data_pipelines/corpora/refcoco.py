@@ -16,7 +16,7 @@ The JSON edition of MDETR, in the same splits, is read if there are neither:
     mdetr_annotations/finetune_refcoco_train.json    {"images": [{"id", "file_name", "caption", "width", "height"}, ..],
                                                       "annotations": [{"image_id", "bbox"}, ..]}, one box per phrase
 
-Memory: 200 MB for the lists of one pickle, and 300 bytes per box of `instances.json`, which is read as a stream. The
+Memory: 300 MB for a pickle with 150,000 phrases and the 200,000 boxes of an `instances.json`. The
 rows are the failed phrases, then the pictures in the order in which they are first mentioned.
 """
 

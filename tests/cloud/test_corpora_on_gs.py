@@ -13,7 +13,10 @@ from tests.support.corpora.table import FIXTURES
 from tests.support.faulty_gcs import between, told
 
 # One corpus per way of reading files.
-NAMES = ("cc12m", "coco_captions", "coyo_700m", "laion_en", "laion_zh", "llava", "synthdog_en", "text")
+NAMES = (
+    *("cc12m", "coco_captions", "coyo_700m", "laion_en", "laion_zh", "llava", "synthdog_en", "text"),
+    *("ai2d", "grit", "refcoco", "visual_genome", "vqav2"),
+)
 
 
 @pytest.fixture(scope="module", params=NAMES)

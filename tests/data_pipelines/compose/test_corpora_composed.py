@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.clean.grounding import boxes_in_picture, flat_spans, spans_in_text
-from data_pipelines.clean.rule import judge, rule
+from data_pipelines.clean.recipes import RECIPES
+from data_pipelines.clean.rule import judge
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import RawPair
@@ -16,9 +16,10 @@ from qwenvl_jax.data.schema import Record, check_record, sample_count, samples_o
 from qwenvl_jax.data.tasks import RECORD_TASKS
 from tests.support.corpora.table import FIXTURES
 
-RECIPE = (rule(spans_in_text), rule(boxes_in_picture, overhang=0.1), rule(flat_spans))
 ANNOTATED = sorted(
-    name for name, corpus in CORPORA.items() if set(corpus.tasks) & {"vqa", "grounding", "ref_grounding"}
+    name
+    for name, corpus in CORPORA.items()
+    if set(corpus.tasks) & {"vqa", "grounding", "ref_grounding"} and not name.startswith("synthdog")
 )
 
 
@@ -30,7 +31,7 @@ def records(name: str, folder: Path) -> list[Record]:
         for row in CORPORA[name].read(folder, split):
             if not isinstance(row, RawPair):
                 continue
-            judged = judge(RECIPE, row)
+            judged = judge(RECIPES[name], row)
             assert judged.dropped is None
             composed += [COMPOSERS[task](judged.pair) for task in CORPORA[name].tasks]
     return [record for record in composed if record is not None]
