@@ -36,6 +36,7 @@ LEVELS = (
     ("qwenvl_jax.evaluation", 3),
     ("qwenvl_jax.conversion", 3),
     ("qwenvl_jax.planning", 3),
+    ("qwenvl_jax.scoring", 3),
     ("qwenvl_jax.", 4),  # the mains
     ("launch", 1),
     ("data_pipelines.quickstart", 2),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,10 +20,15 @@ from qwenvl_jax import config as config_lib
 from qwenvl_jax.checkpoint import imported
 from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.config import Config, TokenizerConfig
-from qwenvl_jax.conversion import mapping, released_config, streaming, tensor_files
+from qwenvl_jax.conversion import mapping, released_config
 from qwenvl_jax.conversion.manifest import MANIFEST, TRAINING_CONFIG, read_manifest, release_scope
-from qwenvl_jax.conversion.stored_tensors import check_tensors, identity, open_checkpoint, refuse_other_kinds
-from qwenvl_jax.conversion.tensor_files import Stored
+from qwenvl_jax.conversion.stored_tensors import (
+    check_tensors,
+    deferred_leaves,
+    identity,
+    open_checkpoint,
+    refuse_other_kinds,
+)
 from qwenvl_jax.conversion.to_torch import VOCABULARY_FILES
 from qwenvl_jax.data.tokenizer import load_tokenizer, packaged_qwen_vocabulary
 from qwenvl_jax.models import qwen_vl
@@ -53,7 +58,7 @@ def open_release(folder: epath.PathLike) -> tuple[dict[str, Any], Config]:
     stored = open_checkpoint(folder)
     rules = mapping.RELEASE_SCOPES[release_scope(folder)].rules
     check_tensors(folder, stored, mapping.released_tensors(config.model, rules))
-    return unflatten_paths(_leaves(config, stored, rules)), config
+    return unflatten_paths(deferred_leaves(mapping.shapes_of(config.model), stored, rules)), config
 
 
 def import_release(folder: epath.PathLike, workdir: epath.PathLike) -> None:
@@ -110,7 +115,7 @@ def import_towers(
         rules = mapping.VISION_RULES if ours else mapping.OPENCLIP_RULES
         left_out = None if ours else mapping.OPENCLIP_LEFT_OUT
         check_tensors(vision, stored, mapping.released_tensors(config.model, rules), left_out)
-        leaves |= _leaves(config, stored, rules)
+        leaves |= deferred_leaves(mapping.shapes_of(config.model), stored, rules)
         vision_source = _identity(vision)
         source["vit"] = vision_source
         source["resampler"] = vision_source
@@ -121,7 +126,7 @@ def import_towers(
     if decoder:
         stored = open_checkpoint(decoder)
         check_tensors(decoder, stored, mapping.released_tensors(config.model, mapping.DECODER_RULES))
-        leaves |= _leaves(config, stored, mapping.DECODER_RULES)
+        leaves |= deferred_leaves(mapping.shapes_of(config.model), stored, mapping.DECODER_RULES)
         source["decoder"] = _identity(decoder)
     imported.save_params(workdir, unflatten_paths(leaves), config, source=source)
     return sorted({path.split("/")[0] for path in leaves})
@@ -141,37 +146,6 @@ def _is_our_release(path: epath.PathLike) -> bool:
 def _identity(path: epath.PathLike) -> dict[str, Any]:
     """The entry of lineage.json for a checkpoint."""
     return identity(path, MANIFEST if _is_our_release(path) else "")
-
-
-def _leaves(config: Config, stored: Mapping[str, Stored], rules: Sequence[mapping.Rule]) -> dict[str, Deferred]:
-    """Our leaves by path; each reads its stored tensors when it is loaded."""
-    shapes = mapping.shapes_of(config.model)
-    leaves = {}
-    for rule in rules:
-        layers = shapes[rule.ours[0]][0] if rule.stacked else 1
-        tensors = [stored[rule.released.replace(mapping.LAYER, str(layer))] for layer in range(layers)]
-        dtypes = {tensor.dtype for tensor in tensors}
-        # float32 represents the values of all dtypes that are read.
-        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-        for part, path in enumerate(rule.ours):
-            load = functools.partial(_load_leaf, rule, part, tensors, mapping.shapes_of_ours(rule, shapes), dtype)
-            leaves[path] = Deferred(shapes[path], dtype, load)
-    return leaves
-
-
-def _load_leaf(
-    rule: mapping.Rule, part: int, tensors: Sequence[Stored], shapes: Sequence[tuple[int, ...]], dtype: np.dtype
-) -> np.ndarray:
-    """Reads the `part`-th leaf of a rule from the tensors of its layers, in our layout."""
-    leaf = np.empty((len(tensors), *shapes[part]), dtype)
-
-    def load_layer(layer: int) -> None:
-        tensor = tensor_files.read_tensor(tensors[layer]).astype(dtype, copy=False)
-        streaming.copy_into(streaming.bits(leaf[layer]), rule.restore(streaming.bits(tensor), shapes)[part])
-
-    for _ in streaming.in_order(load_layer, range(len(tensors))):
-        pass
-    return leaf if rule.stacked else leaf[0]
 
 
 def _fresh(config: Config, loaded: Mapping[str, Deferred]) -> dict[str, Deferred]:

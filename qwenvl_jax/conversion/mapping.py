@@ -204,20 +204,27 @@ RELEASE_SCOPES = {
     "vision": ReleaseScope(VISION_RULES, ("vit", "resampler")),
 }
 
-_C = "visual.transformer.resblocks.{layer}"
 
-# The part of an OpenCLIP vision tower that Qwen-VL keeps. Its projections are not interleaved.
+def _openclip_blocks(ours: str, released: str) -> list[Rule]:
+    """The blocks of a tower of OpenCLIP. Their projections are not interleaved."""
+    block = f"{released}.resblocks.{LAYER}"
+    return [
+        *_norm(f"{ours}/ln_1", f"{block}.ln_1"),
+        *_norm(f"{ours}/ln_2", f"{block}.ln_2"),
+        _transposed(f"{ours}/attn/qkv/kernel", f"{block}.attn.in_proj_weight"),
+        _flat(f"{ours}/attn/qkv/bias", f"{block}.attn.in_proj_bias"),
+        *_dense(f"{ours}/attn/out", f"{block}.attn.out_proj", inputs=2),
+        *_dense(f"{ours}/mlp/up", f"{block}.mlp.c_fc"),
+        *_dense(f"{ours}/mlp/down", f"{block}.mlp.c_proj"),
+    ]
+
+
+# The part of an OpenCLIP vision tower that Qwen-VL keeps.
 OPENCLIP_RULES: tuple[Rule, ...] = (
     _without_class_row("vit/position_embedding", "visual.positional_embedding"),
     _convolution("vit/patch_embed/kernel", "visual.conv1.weight"),
     *_norm("vit/ln_pre", "visual.ln_pre"),
-    *_norm("vit/blocks/ln_1", f"{_C}.ln_1"),
-    *_norm("vit/blocks/ln_2", f"{_C}.ln_2"),
-    _transposed("vit/blocks/attn/qkv/kernel", f"{_C}.attn.in_proj_weight"),
-    _flat("vit/blocks/attn/qkv/bias", f"{_C}.attn.in_proj_bias"),
-    *_dense("vit/blocks/attn/out", f"{_C}.attn.out_proj", inputs=2),
-    *_dense("vit/blocks/mlp/up", f"{_C}.mlp.c_fc"),
-    *_dense("vit/blocks/mlp/down", f"{_C}.mlp.c_proj"),
+    *_openclip_blocks("vit/blocks", "visual.transformer"),
 )
 
 # The rest of an OpenCLIP checkpoint: class token, output norm and projection of the vision tower, and the text tower.
@@ -225,6 +232,25 @@ OPENCLIP_LEFT_OUT = re.compile(
     r"visual\.(class_embedding|proj|ln_post\.(weight|bias))|positional_embedding|text_projection|logit_(scale|bias)"
     r"|attn_mask|token_embedding\.weight|ln_final\.(weight|bias)|transformer\.resblocks\.\d+\..+"
 )
+
+# Both towers of an OpenCLIP checkpoint, whole (`models.clip`).
+CLIP_RULES: tuple[Rule, ...] = (
+    _same("vision/class_embedding", "visual.class_embedding"),
+    _same("vision/position_embedding", "visual.positional_embedding"),
+    _convolution("vision/patch_embed/kernel", "visual.conv1.weight"),
+    *_norm("vision/ln_pre", "visual.ln_pre"),
+    *_openclip_blocks("vision/blocks", "visual.transformer"),
+    *_norm("vision/ln_post", "visual.ln_post"),
+    _same("vision/proj", "visual.proj"),  # used as x @ proj, as the next one
+    _same("text/proj", "text_projection"),
+    _same("text/embedding", "token_embedding.weight"),
+    _same("text/position_embedding", "positional_embedding"),
+    *_openclip_blocks("text/blocks", "transformer"),
+    *_norm("text/ln_final", "ln_final"),
+)
+
+# A cosine needs neither; the mask is the causal one.
+CLIP_LEFT_OUT = re.compile(r"logit_(scale|bias)|attn_mask|input_resolution|context_length|vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,12 +284,16 @@ def _shape_of(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, .
 
 
 def released_tensors(model: ModelConfig, rules: Sequence[Rule] = RULES) -> Iterator[Tensor]:
-    """The released tensors of `model`, ordered by rule and then by layer.
+    """The released tensors of `model`, as `tensors_of` yields them."""
+    return tensors_of(shapes_of(model), rules)
+
+
+def tensors_of(shapes: Mapping[str, tuple[int, ...]], rules: Sequence[Rule]) -> Iterator[Tensor]:
+    """The released tensors of leaves with these shapes, ordered by rule and then by layer.
 
     Our leaves are large because they contain all layers; in this order only those of one rule are needed at a time.
     Nothing is allocated.
     """
-    shapes = shapes_of(model)
     for rule in rules:
         shape = _shape_of(rule, shapes)
         if not rule.stacked:

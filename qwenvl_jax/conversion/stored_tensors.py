@@ -1,4 +1,4 @@
-"""Finds the tensors of a checkpoint and checks their names and shapes before any is read.
+"""Finds the tensors of a checkpoint and checks their names and shapes before any is read; makes them our leaves.
 
 stored = open_checkpoint("Qwen-VL")                       # a folder with an index, or one file
 check_tensors("Qwen-VL", stored, released_tensors(model))
@@ -6,14 +6,17 @@ check_tensors("Qwen-VL", stored, released_tensors(model))
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from qwenvl_jax.conversion import bin_files, streaming, tensor_files
-from qwenvl_jax.conversion.mapping import Tensor
+from qwenvl_jax.checkpoint.deferred import Deferred
+from qwenvl_jax.conversion import bin_files, mapping, streaming, tensor_files
+from qwenvl_jax.conversion.mapping import Rule, Tensor
 from qwenvl_jax.conversion.tensor_files import Stored
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, nearest
@@ -193,3 +196,41 @@ def check_tensors(
             raise UserError(
                 f"{where} has the tensor {name}, which the model's config does not have{nearest(name, needed)}"
             )
+
+
+def deferred_leaves(
+    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored], rules: Sequence[Rule]
+) -> dict[str, Deferred]:
+    """Our leaves by path; each reads its stored tensors when it is loaded.
+
+    Args:
+      shapes: of all leaves of the model by path, with the layer axis.
+      stored: the result of `open_checkpoint`, checked with `check_tensors`.
+      rules: of the leaves that are wanted.
+    """
+    leaves = {}
+    for rule in rules:
+        layers = shapes[rule.ours[0]][0] if rule.stacked else 1
+        tensors = [stored[rule.released.replace(mapping.LAYER, str(layer))] for layer in range(layers)]
+        dtypes = {tensor.dtype for tensor in tensors}
+        # float32 represents the values of all dtypes that are read.
+        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        for part, path in enumerate(rule.ours):
+            load = functools.partial(_load_leaf, rule, part, tensors, mapping.shapes_of_ours(rule, shapes), dtype)
+            leaves[path] = Deferred(shapes[path], dtype, load)
+    return leaves
+
+
+def _load_leaf(
+    rule: Rule, part: int, tensors: Sequence[Stored], shapes: Sequence[tuple[int, ...]], dtype: np.dtype
+) -> np.ndarray:
+    """Reads the `part`-th leaf of a rule from the tensors of its layers, in our layout."""
+    leaf = np.empty((len(tensors), *shapes[part]), dtype)
+
+    def load_layer(layer: int) -> None:
+        tensor = tensor_files.read_tensor(tensors[layer]).astype(dtype, copy=False)
+        streaming.copy_into(streaming.bits(leaf[layer]), rule.restore(streaming.bits(tensor), shapes)[part])
+
+    for _ in streaming.in_order(load_layer, range(len(tensors))):
+        pass
+    return leaf if rule.stacked else leaf[0]

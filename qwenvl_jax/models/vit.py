@@ -7,6 +7,7 @@ N heads, K head size, F hidden width, D width of the decoder.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,34 @@ from qwenvl_jax.sharding.rules import kernel_axes
 # Mean and standard deviation of the RGB channels in [0, 1] that CLIP was trained with.
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+class BlockConfig(Protocol):
+    """The sizes of the blocks of a transformer; see `VitConfig` for `window`."""
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream."""
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width."""
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Of the norms."""
+
+    @property
+    def window(self) -> int:
+        """Patches per side of a window; 0: no windows."""
 
 
 def patches(images_IHWC: jax.Array, size: int) -> jax.Array:
@@ -57,6 +86,12 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), an approximation of the GELU that OpenAI's CLIP was trained with; rounded as `gelu`."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
+
+
 class PatchEmbed(nn.Module):
     """The convolution with stride = kernel = patch, as one matrix product; no bias."""
 
@@ -75,10 +110,11 @@ class PatchEmbed(nn.Module):
 
 
 class VitAttention(nn.Module):
-    """Self-attention of the patches of an image, over the whole image or within windows."""
+    """Self-attention of the patches of an image, over the whole image or within windows; or of the tokens of a text."""
 
-    config: VitConfig
+    config: BlockConfig
     compute: ComputeConfig
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> jax.Array:
@@ -99,7 +135,7 @@ class VitAttention(nn.Module):
         return named(out(out_IPNK), "attention_out")
 
     def _attend(self, q_IPNK: jax.Array, k_IPNK: jax.Array, v_IPNK: jax.Array) -> jax.Array:
-        return attention(q_IPNK, k_IPNK, v_IPNK, implementation=self.compute.attention)
+        return attention(q_IPNK, k_IPNK, v_IPNK, causal=self.causal, implementation=self.compute.attention)
 
     def _attend_in_windows(self, *qkv_IPNK: jax.Array) -> jax.Array:
         window = self.config.window
@@ -118,8 +154,9 @@ class VitAttention(nn.Module):
 class VitMlp(nn.Module):
     """down(gelu(up(x))), with biases."""
 
-    config: VitConfig
+    config: BlockConfig
     compute: ComputeConfig
+    quick_gelu: bool = False
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array) -> jax.Array:
@@ -128,23 +165,26 @@ class VitMlp(nn.Module):
         width, hidden = (config.width,), (config.mlp_dim,)
         up_init = nn.initializers.normal((2 * config.width) ** -0.5)
         down_init = nn.initializers.normal((config.width * 2 * config.layers) ** -0.5)
+        activation = quick_gelu if self.quick_gelu else gelu
         up_IPF = named(Projection(width, hidden, dtype, up_init, name="up")(x_IPW), "mlp_up")
-        return Projection(hidden, width, dtype, down_init, name="down")(gelu(up_IPF))
+        return Projection(hidden, width, dtype, down_init, name="down")(activation(up_IPF))
 
 
 class VitBlock(nn.Module):
-    """Pre-norm block, in the form that `nn.scan` wants."""
+    """Pre-norm block, in the form that `nn.scan` wants; the towers of CLIP have the same one."""
 
-    config: VitConfig
+    config: BlockConfig
     compute: ComputeConfig
+    causal: bool = False
+    quick_gelu: bool = False
 
     @nn.compact
     def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> tuple[jax.Array, None]:
         """[I, P, W] to [I, P, W], and no output per layer; see `VitAttention` for `windowed`."""
         eps = self.config.layer_norm_eps
         x_IPW = over_rows(x_IPW)
-        attn = VitAttention(self.config, self.compute, name="attn")
-        mlp = VitMlp(self.config, self.compute, name="mlp")
+        attn = VitAttention(self.config, self.compute, self.causal, name="attn")
+        mlp = VitMlp(self.config, self.compute, self.quick_gelu, name="mlp")
         x_IPW += attn(LayerNorm(eps, name="ln_1")(x_IPW), windowed)
         x_IPW += mlp(LayerNorm(eps, name="ln_2")(x_IPW))
         return x_IPW, None
