@@ -49,6 +49,10 @@ LEVELS = (
 CYCLES_ALLOWED = {
     ("qwenvl_jax.config", "qwenvl_jax.data"): "a config names record tasks; the list of them is data.schema's",
 }
+# Imports that a module makes in the middle of a function although its package may not import them at all.
+LAZY_IMPORTS = {
+    ("data_pipelines.clean.clip_score", "qwenvl_jax.scoring.clip"): "the model is loaded by workers that score pairs",
+}
 HEAVY = {"torch", "tensorflow", "apache_beam", "transformers"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -91,6 +95,11 @@ def imports(path: Path) -> set[str]:
     return names
 
 
+def imports_at_import(path: Path) -> set[str]:
+    """`imports` without those of LAZY_IMPORTS."""
+    return imports(path) - {name for module, name in LAZY_IMPORTS if path == ROOT / f"{module.replace('.', '/')}.py"}
+
+
 def level(name: str) -> int | None:
     for prefix, number in LEVELS:
         if (name == prefix.rstrip(".") and not prefix.endswith(".")) or name.startswith(prefix.rstrip(".") + "."):
@@ -103,7 +112,7 @@ def test_imports_point_one_way() -> None:
     modules = all_modules()
     for module, path in modules.items():
         here = level(module)
-        for name in imports(path) & set(modules):
+        for name in imports_at_import(path) & set(modules):
             there = level(name)
             if here is not None and there is not None and there > here:
                 upward.append(f"{module} (level {here}) imports {name} (level {there})")
@@ -181,7 +190,7 @@ def reachable(start: Path) -> set[str]:
     reached: set[str] = set()
     waiting = [start]
     while waiting:
-        for name in imports(waiting.pop()) - reached:
+        for name in imports_at_import(waiting.pop()) - reached:
             reached.add(name)
             if name in modules:
                 waiting.append(modules[name])
@@ -193,6 +202,26 @@ def test_pipelines_know_no_jax() -> None:
         for path in sources(package):
             names = {name.split(".")[0] for name in reachable(path)} & {"jax", "jaxlib", "flax", "optax", "orbax"}
             assert not names, f"{path} imports {names}"
+
+
+def test_lazy_imports_are_within_functions() -> None:
+    for module, name in LAZY_IMPORTS:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        assert name in imports(path)
+        lines = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        parent = name.rpartition(".")[0]
+        at_top = {line.module for line in lines if isinstance(line, ast.ImportFrom)}
+        assert not {name, parent} & at_top, f"{path} imports {name} at its top"
+
+
+def test_importing_every_pipeline_imports_no_jax() -> None:
+    modules = [name for name in all_modules() if name.split(".")[0] == "data_pipelines" and "__main__" not in name]
+    code = (
+        "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules} & {'jax', 'jaxlib', 'flax', 'optax'}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not run.stdout.split()
 
 
 def test_training_imports_no_other_framework(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -109,6 +110,7 @@ class ClipScorer:
         self._encode_images = _compiled(clip.encode_images, config, compute)
         self._encode_texts = _compiled(clip.encode_texts, config, compute)
         self._in_flight: collections.deque[jax.Array] = collections.deque()
+        self._one_caller = threading.Lock()  # `score` may run on several threads
 
     @classmethod
     def load(
@@ -189,11 +191,11 @@ class ClipScorer:
         """Starts the computation of at most `batch` rows, padded with zeros to as many."""
         padded = np.zeros((batch, *rows[0].shape), rows[0].dtype)
         padded[: len(rows)] = rows
-        while len(self._in_flight) >= BATCHES_IN_FLIGHT:
-            self._in_flight.popleft().block_until_ready()
-        with jax.set_mesh(self._mesh):
+        with self._one_caller, jax.set_mesh(self._mesh):
+            while len(self._in_flight) >= BATCHES_IN_FLIGHT:
+                self._in_flight.popleft().block_until_ready()
             embeddings = encode(self._params, jax.device_put(padded, self._rows))
-        self._in_flight.append(embeddings)
+            self._in_flight.append(embeddings)
         return _Embeddings(embeddings, len(rows))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,14 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import Image
+from safetensors.numpy import save_file
 
+from qwenvl_jax.conversion import mapping
 from qwenvl_jax.conversion.tensor_files import Entry, write_shard
+from qwenvl_jax.models import clip
 from qwenvl_jax.models.clip import CLIP_MODELS, ClipConfig
+from qwenvl_jax.params import flatten_paths
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "clip"
 VOCABULARY = GOLDEN / "vocabulary.txt"
@@ -45,6 +51,38 @@ def with_layers(config: ClipConfig, layers: int) -> ClipConfig:
         vision=dataclasses.replace(config.vision, layers=layers),
         text=dataclasses.replace(config.text, layers=layers),
     )
+
+
+def tiny_config(vocab_size: int) -> ClipConfig:
+    """Two small blocks per tower, pictures of 24 pixels."""
+    base = CLIP_MODELS["ViT-B-32"]
+    vision = dataclasses.replace(base.vision, width=16, heads=2, mlp_dim=24, patch_size=8, layers=2, position_grid=3)
+    text = dataclasses.replace(base.text, width=12, heads=3, mlp_dim=20, layers=2, vocab_size=vocab_size)
+    return ClipConfig(vision, text, embed_dim=10)
+
+
+def tiny_state(config: ClipConfig) -> dict[str, np.ndarray]:
+    """The tensors of a config under OpenCLIP's names, with random weights."""
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_paths(clip.abstract_params(config)).items()}
+    tensors = mapping.tensors_of(shapes, mapping.CLIP_RULES)
+    state = {tensor.name: random_weights.random_tensor(tensor.name, tensor.shape) for tensor in tensors}
+    return state | {"logit_scale": np.array([4.6], np.float32)}
+
+
+def write_tiny(folder: Path, config: ClipConfig) -> Path:
+    """Writes a checkpoint of `tiny_state`."""
+    path = folder / "tiny.safetensors"
+    save_file(tiny_state(config), path)
+    return path
+
+
+def picture(number: int) -> bytes:
+    """A small PNG of its own size."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 256, (*rng.integers(5, 60, 2), 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def tensors_of(name: str, layers: int | None) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -20,7 +20,17 @@ from qwenvl_jax.models.clip import CLIP_MODELS, ClipConfig
 from qwenvl_jax.models.qwen_vl import INITIALISATION
 from qwenvl_jax.params import flatten_paths
 from qwenvl_jax.runtime.errors import UserError
-from tests.scoring.clip_files import GOLDEN, openclip_tensors, random_weights, tensors_of, with_layers, write_model
+from tests.scoring.clip_files import (
+    GOLDEN,
+    openclip_tensors,
+    random_weights,
+    tensors_of,
+    tiny_config,
+    tiny_state,
+    with_layers,
+    write_model,
+    write_tiny,
+)
 
 MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-bigG-14", "ViT-B-32-quickgelu")
 # The largest difference of one number of an embedding of length 1; float32 alone gives about 1e-6.
@@ -84,26 +94,20 @@ def test_the_table_has_every_tensor_of_the_full_models(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def tiny() -> ClipConfig:
-    vision = dataclasses.replace(CLIP_MODELS["ViT-B-32"].vision, width=16, heads=2, mlp_dim=24, patch_size=8)
-    vision = dataclasses.replace(vision, layers=2, position_grid=3)
-    text = dataclasses.replace(CLIP_MODELS["ViT-B-32"].text, width=12, heads=3, mlp_dim=20, layers=2, vocab_size=100)
-    return ClipConfig(vision, text, embed_dim=10)
+    return tiny_config(vocab_size=100)
 
 
 @pytest.fixture(scope="module")
-def tiny_state(tiny: ClipConfig) -> dict[str, np.ndarray]:
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_paths(clip.abstract_params(tiny)).items()}
-    tensors = mapping.tensors_of(shapes, mapping.CLIP_RULES)
-    state = {tensor.name: random_weights.random_tensor(tensor.name, tensor.shape) for tensor in tensors}
-    return state | {"logit_scale": np.array([4.6], np.float32)}
+def state(tiny: ClipConfig) -> dict[str, np.ndarray]:
+    return tiny_state(tiny)
 
 
 def test_a_file_of_pytorch_gives_the_same_parameters_as_safetensors(
-    tiny: ClipConfig, tiny_state: dict[str, np.ndarray], tmp_path: Path
+    tiny: ClipConfig, state: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    save_file(tiny_state, tmp_path / "open_clip_model.safetensors")
-    torch.save({name: torch.from_numpy(array) for name, array in tiny_state.items()}, tmp_path / "weights.bin")
-    half = {f"module.{name}": torch.from_numpy(array).half() for name, array in tiny_state.items()}
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    torch.save({name: torch.from_numpy(array) for name, array in state.items()}, tmp_path / "weights.bin")
+    half = {f"module.{name}": torch.from_numpy(array).half() for name, array in state.items()}
     torch.save({"epoch": 1, "state_dict": half}, tmp_path / "epoch_1.pt")
     expected = load_clip(tmp_path, tiny)
     jax.tree.map(np.testing.assert_array_equal, load_clip(tmp_path / "weights.bin", tiny), expected)
@@ -113,16 +117,16 @@ def test_a_file_of_pytorch_gives_the_same_parameters_as_safetensors(
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(
-    tiny: ClipConfig, tiny_state: dict[str, np.ndarray], tmp_path: Path
+    tiny: ClipConfig, state: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
-    save_file({name: array for name, array in tiny_state.items() if name != "text_projection"}, path)
+    save_file({name: array for name, array in state.items() if name != "text_projection"}, path)
     with pytest.raises(UserError, match="lacks the tensor text_projection"):
         load_clip(path, tiny)
-    save_file(tiny_state | {"visual.head.weight": np.zeros(3, np.float32)}, path)
+    save_file(state | {"visual.head.weight": np.zeros(3, np.float32)}, path)
     with pytest.raises(UserError, match=r"has the tensor visual.head.weight, which the model's config does not have"):
         load_clip(path, tiny)
-    save_file(tiny_state, path)
+    save_file(state, path)
     with pytest.raises(
         UserError, match=r"ln_final.bias .* has shape \(12,\), but the model's config needs \(11,\)|has"
     ):
@@ -131,8 +135,8 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(
         load_clip(epath.Path(tmp_path) / "nowhere", tiny)
 
 
-def test_ids_after_the_end_of_a_text_have_no_effect(tiny: ClipConfig) -> None:
-    params = clip.init_params(tiny, jax.random.key(0))
+def test_ids_after_the_end_of_a_text_have_no_effect(tiny: ClipConfig, tmp_path: Path) -> None:
+    params = load_clip(write_tiny(tmp_path, tiny), tiny)
     tokens = np.zeros((1, 77), np.int32)
     tokens[0, :5] = [98, 3, 4, 5, 99]
 
