@@ -24,6 +24,7 @@ from data_pipelines.corpora.rows import (
     BadRow,
     identifier_at,
     json_lists,
+    label_at,
     object_of,
     picture_path,
     read_each,
@@ -100,7 +101,7 @@ def _license_names(licenses: Sequence[Any]) -> dict[str, str]:
     names = {}
     for entry in licenses:
         if isinstance(entry, dict) and isinstance(entry.get("name"), str):
-            names[str(entry.get("id"))] = entry["name"]
+            names[str(entry.get("id"))] = label_at(entry, "name")
     return names
 
 

@@ -9,6 +9,7 @@ from etils import epath
 
 from data_pipelines.pair import Row
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError, nearest
 
 # (folder, split) -> the files that list the split's rows, in order: one shard, one table, one JSON. Raises UserError
 # if the folder does not have the layout; the message names the file that is missing and where it is from.
@@ -62,7 +63,14 @@ class Corpus:
     language: str = ""
 
     def read(self, folder: epath.PathLike, split: str = "train") -> Iterator[Row]:
-        """All rows of a split, file after file."""
+        """All rows of a split, file after file.
+
+        Raises:
+          UserError: if the corpus has no such split, or the folder is not laid out as the corpus.
+        """
+        if split not in self.splits:
+            names = ", ".join(self.splits)
+            raise UserError(f"{self.name} has no split {split!r}{nearest(split, self.splits)}; it has {names}")
         folder = storage.path(folder)
         for file in self.layout.files(folder, self.splits[split]):
             yield from self.layout.read_file(self, folder, self.splits[split], file)

@@ -32,7 +32,9 @@ from data_pipelines.corpora.corpus import Corpus, Layout
 from data_pipelines.corpora.json_stream import entries
 from data_pipelines.corpora.rows import (
     BadRow,
+    encodable,
     json_object,
+    label_at,
     lines,
     object_of,
     picture_path,
@@ -72,10 +74,11 @@ def _read_file(parse: Parse, corpus: Corpus, folder: epath.Path, split: str, fil
         except UserError as error:
             raise BadRow("malformed dialogue", f"entry {number}: {error}") from None
         return RawPair(
-            id=f"{file.stem}/{number}",  # the ids of LLaVA are those of pictures, which have several dialogues
+            # The ids of LLaVA are those of pictures, which have several dialogues.
+            id=f"{encodable(file.stem)}/{number}",
             source=corpus.name,
-            license=text_at(row, "license", default="") or corpus.license,
-            language=text_at(row, "language", default="") or corpus.language,
+            license=label_at(row, "license") or corpus.license,
+            language=label_at(row, "language") or corpus.language,
             **fields,
         )
 

@@ -39,8 +39,10 @@ from data_pipelines.corpora.corpus import Corpus, Layout
 from data_pipelines.corpora.rows import (
     BadRow,
     decoded,
+    encodable,
     identifier_at,
     json_object,
+    label_at,
     list_at,
     number_at,
     scores_at,
@@ -177,12 +179,12 @@ class _Shard:
         if key in self._keys:
             raise BadRow("repeated key", key)
         self._keys.add(key)
-        license_ = text_at(facts, "LICENSE", default="")
+        license_ = label_at(facts, "LICENSE")
         pair = RawPair(
-            id=f"{self._prefix}/{key}",
+            id=encodable(f"{self._prefix}/{key}"),
             source=self._corpus.name,
             license=self._corpus.license if license_ in _UNKNOWN_LICENSES else license_,
-            language=text_at(facts, "LANGUAGE", default="") or self._corpus.language,
+            language=label_at(facts, "LANGUAGE") or self._corpus.language,
             pictures=(picture,),
             texts=_texts(facts),
             scores=_scores(facts, self._scores),
@@ -235,11 +237,11 @@ def _tar_rows(shard: _Shard, file: epath.Path) -> Iterator[Row]:
                 yield error.failed
             if item.image is not None:
                 for name in item.lost():
-                    yield FailedRow("unknown member", f"{item.key}.{name}")
+                    yield BadRow("unknown member", f"{item.key}.{name}").failed
     except UserError as error:  # no tar file
         yield BadRow("file damaged", error).failed
     for key, facts in table.items():
-        yield _failed_download(facts) or FailedRow("missing in the tar", key)
+        yield _failed_download(facts) or BadRow("missing in the tar", key).failed
     yield from failed
 
 

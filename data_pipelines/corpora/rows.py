@@ -34,7 +34,7 @@ class BadRow(Exception):
 
     def __init__(self, reason: str, detail: object = ""):
         super().__init__(reason, detail)
-        self.failed = FailedRow(reason, one_line(detail) if detail else "")
+        self.failed = FailedRow(reason, encodable(one_line(detail)) if detail else "")
 
 
 def read_each(values: Iterable[T], read: Callable[[T], RawPair]) -> Iterator[Row]:
@@ -67,12 +67,25 @@ def text_at(row: Mapping[str, Any], key: str, *, default: str | None = None) -> 
     return value
 
 
+def encodable(text: str) -> str:
+    """The text as UTF-8 can hold it, for ids and licences: half surrogate pairs are written as escapes.
+
+    Names of files and of members of tars have one for every byte that is not UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def label_at(row: Mapping[str, Any], key: str) -> str:
+    """The short text at a key, such as a language or a licence; "" if the key is missing or null."""
+    return encodable(text_at(row, key, default=""))
+
+
 def identifier_at(row: Mapping[str, Any], key: str) -> str:
     """The text or whole number at a key, as a text. Raises BadRow if there is none or it is empty."""
     value = row.get(key)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 128:
         return str(value)
-    text = text_at(row, key)
+    text = encodable(text_at(row, key))
     if not text:
         raise BadRow("missing value", key)
     return text
@@ -129,9 +142,9 @@ def decoded(payload: bytes) -> str:
         raise BadRow("not UTF-8", error) from None
 
 
-def json_object(payload: bytes) -> Mapping[str, Any]:
-    """The JSON object in UTF-8. Half a surrogate pair that an escape stands for is kept. Raises BadRow."""
-    text = decoded(payload)
+def json_object(payload: bytes | str) -> Mapping[str, Any]:
+    """The JSON object in UTF-8 or a text. Half a surrogate pair that an escape stands for is kept. Raises BadRow."""
+    text = payload if isinstance(payload, str) else decoded(payload)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -41,7 +41,7 @@ def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path)
     def read(numbered: tuple[int, bytes | None]) -> RawPair:
         number, line = numbered
         row = json_object(whole_line(line))
-        truth = json_object(text_at(row, "ground_truth").encode("utf-8", "surrogatepass"))
+        truth = json_object(text_at(row, "ground_truth"))
         text = text_at(object_of(truth.get("gt_parse")), "text_sequence")
         return RawPair(
             id=f"{split}/{number}",

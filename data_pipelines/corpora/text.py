@@ -18,7 +18,16 @@ from etils import epath
 
 from data_pipelines.corpora import parquet
 from data_pipelines.corpora.corpus import Corpus, Layout
-from data_pipelines.corpora.rows import BadRow, identifier_at, json_object, lines, text_at, whole_line
+from data_pipelines.corpora.rows import (
+    BadRow,
+    encodable,
+    identifier_at,
+    json_object,
+    label_at,
+    lines,
+    text_at,
+    whole_line,
+)
 from data_pipelines.pair import FailedRow, RawPair, Row
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
@@ -47,7 +56,7 @@ def _files(folder: epath.Path, split: str) -> list[epath.Path]:
 
 
 def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> Iterator[Row]:
-    prefix = os.fspath(file)[len(os.fspath(folder)) :].lstrip("/")
+    prefix = encodable(os.fspath(file)[len(os.fspath(folder)) :].lstrip("/"))
     table = file.suffix == ".parquet"
     rows = _numbered(parquet.table_rows(file, _COLUMNS, [("text",)])) if table else _json_rows(file)
     for number, row in rows:
@@ -58,8 +67,8 @@ def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path)
             yield RawPair(
                 id=f"{prefix}:{number}" if row.get("id") is None else f"{prefix}/{identifier_at(row, 'id')}",
                 source=corpus.name,
-                license=text_at(row, "license", default="") or corpus.license,
-                language=text_at(row, "language", default="") or corpus.language,
+                license=label_at(row, "license") or corpus.license,
+                language=label_at(row, "language") or corpus.language,
                 texts=(text_at(row, "text"),),
             )
         except BadRow as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -74,7 +75,9 @@ def test_only_known_errors(corpus: tuple[str, Path], data: st.DataObject) -> Non
         rows = rows_of(name, folder)
     finally:
         path.write_bytes(whole)
-    assert all(isinstance(row, RawPair | FailedRow) for row in rows)
+    for row in rows:
+        labels = (row.id, row.license, row.language) if isinstance(row, RawPair) else (row.reason, row.detail)
+        assert all(label.encode() for label in labels if label)  # records and reports are UTF-8
 
 
 @given(damage=damages())
@@ -184,6 +187,22 @@ def test_a_read_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
     for Failing.left in range(6):
         with pytest.raises(StorageError, match="does not answer"):
             list(CORPORA["coyo_700m"].read(tmp_path))
+
+
+def test_names_that_are_not_utf8_make_ids_that_are(tmp_path: Path) -> None:
+    name = b"caf\xe9"
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for suffix, payload in ((b".jpg", b"x"), (b".json", b'{"caption": "a", "LICENSE": "\\ud83d"}')):
+            member = tarfile.TarInfo(os.fsdecode(name + suffix))
+            member.size = len(payload)
+            archive.addfile(member, io.BytesIO(payload))
+    [row] = CORPORA["laion_en"].read(tmp_path)
+    assert isinstance(row, RawPair)
+    assert (row.id, row.license) == ("a/caf\\udce9", "\\ud83d")
+    (tmp_path / "b").mkdir()
+    os.rename(tmp_path / "a.tar", os.fsencode(tmp_path / "b") + b"/\xff.tar")
+    [row] = CORPORA["laion_en"].read(tmp_path / "b")
+    assert isinstance(row, RawPair) and row.id.encode()
 
 
 def test_a_lone_surrogate_reaches_the_rules(tmp_path: Path) -> None:

@@ -77,6 +77,11 @@ def test_a_folder_of_something_else_is_one_sentence(name: str, tmp_path: Path) -
         assert "\n" not in str(error.value)
 
 
+def test_an_unknown_split_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cc3m has no split 'trian'; did you mean 'train'\?; it has train, val"):
+        list(CORPORA["cc3m"].read(tmp_path, "trian"))
+
+
 def test_failed_rows_have_few_reasons(tmp_path: Path) -> None:
     reasons = set()
     for name, corpus in CORPORA.items():
