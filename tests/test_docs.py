@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.corpora import page as corpora_page
 from qwenvl_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not heading or heading in anchors(target), link
+
+
+def test_the_page_of_corpora_is_up_to_date() -> None:
+    text = (ROOT / corpora_page.PAGE).read_text()
+    assert corpora_page.MARK in text
+    assert corpora_page.updated(text) == text, "run `python -m data_pipelines.corpora.page`"
 
 
 def test_every_page_is_linked_from_the_index() -> None:

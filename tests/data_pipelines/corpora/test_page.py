@@ -10,12 +10,6 @@ from data_pipelines.corpora.table import CORPORA
 PAGE = Path(__file__).parents[3] / page.PAGE
 
 
-def test_the_page_is_up_to_date() -> None:
-    text = PAGE.read_text()
-    assert page.MARK in text
-    assert page.updated(text) == text, "run `python -m data_pipelines.corpora.page`"
-
-
 def test_every_corpus_has_its_line_and_its_folder() -> None:
     lines = PAGE.read_text().splitlines()
     for name, corpus in CORPORA.items():
