@@ -126,6 +126,7 @@ def _worked(element: Any, step: Step, driver: str) -> int:
 
 
 # Beam wraps an error of a worker into texts with tracebacks, each runner in its own way. The mark survives them all.
+_WORKER_GONE = "Channel closed prematurely"  # as the direct runner says it
 _MARK = re.compile(r"<<carried ([A-Za-z0-9+/=]+)>>")
 
 
@@ -146,7 +147,12 @@ def _carried(error: BaseException) -> BaseException | None:
     """The error that a step raised, from the text of the one that Beam raised; None if it was another kind."""
     match = _MARK.search(str(error))
     if match is None:
-        return None
+        if _WORKER_GONE not in str(error):
+            return None
+        return UserError(
+            "a worker process was ended, by somebody or because memory ran out; run the same command again, "
+            "with fewer --workers if that happens again"
+        )
     values = json.loads(base64.b64decode(match[1]))
     if values["kind"] == "OSError" and values["errno"] is not None:
         return OSError(values["errno"], os.strerror(values["errno"]), values["file"] or None)
