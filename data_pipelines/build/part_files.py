@@ -28,7 +28,7 @@ from qwenvl_jax.runtime.errors import StorageError
 
 _MAGIC = b"QVLPART1"
 _END = struct.Struct("<QI8s")  # length and checksum of the footer
-_FRAME = struct.Struct("<II")  # checksum of the frame, length of its head
+_LENGTH = struct.Struct("<I")  # a frame begins with its checksum and the length of its head
 _KEY = struct.Struct("<QQqI")
 _READ_AHEAD = 4 << 20
 
@@ -58,17 +58,17 @@ def encode_frame(records: Mapping[str, Record], facts: Mapping[str, Any]) -> byt
         fields = {key: getattr(record, key) for key in ("id", "source", "language", "license", "content")}
         described[task] = {**fields, "images": numbers}
     head = json.dumps({"records": described, "facts": facts, "pictures": [len(each) for each in pictures]}).encode()
-    body = b"".join([head, *pictures])
-    return _FRAME.pack(zlib.crc32(body), len(head)) + body
+    body = b"".join([_LENGTH.pack(len(head)), head, *pictures])
+    return _LENGTH.pack(zlib.crc32(body)) + body
 
 
 def decode_frame(frame: bytes, where: object) -> tuple[dict[str, Record], dict[str, Any]]:
     """The inverse of `encode_frame`."""
-    checksum, length = _FRAME.unpack_from(frame)
-    if zlib.crc32(memoryview(frame)[_FRAME.size :]) != checksum:
+    if len(frame) < 2 * _LENGTH.size or zlib.crc32(memoryview(frame)[_LENGTH.size :]) != _LENGTH.unpack_from(frame)[0]:
         raise PartDamaged(f"{where}: the checksum of a survivor is wrong")
-    start = _FRAME.size + length
-    head = json.loads(frame[_FRAME.size : start])
+    first = 2 * _LENGTH.size
+    start = first + _LENGTH.unpack_from(frame, _LENGTH.size)[0]
+    head = json.loads(frame[first:start])
     pictures = []
     for size in head["pictures"]:
         pictures.append(frame[start : start + size])
