@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +22,8 @@ from qwenvl_jax.data.schema import Record
 from tests.support import small_corpus
 
 
-class Pair(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Pair:
     """A pair as brute force sees it."""
 
     part: int
@@ -60,12 +61,12 @@ def brute_force(pairs: list[Pair], similar: bool) -> set[tuple[int, int]]:
 
 @st.composite
 def pairs_of(draw: st.DrawFn) -> list[Pair]:
-    places = draw(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=25))
+    positions = draw(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=25))
     extremes = st.sampled_from([-(2**63), -1, 0, 1, 5, 2**63 - 1])
     keys = st.lists(st.integers(0, 6), max_size=3).map(tuple)
     return [
         Pair(part, index, draw(extremes), draw(keys), draw(st.integers(0, 8)))
-        for part, index in draw(st.permutations(sorted(places)))
+        for part, index in draw(st.permutations(sorted(positions)))
     ]
 
 
@@ -74,10 +75,10 @@ def test_dropped_pairs_are_those_of_brute_force(pairs: list[Pair], similar: bool
     dropped = dropped_of(table(pairs, 2 if similar else 0), near)
     assert {(int(each["part"]), int(each["index"])) for each in dropped} == brute_force(pairs, similar)
     assert len(dropped) == len(brute_force(pairs, similar))
-    by_place = {(pair.part, pair.index): pair for pair in pairs}
+    by_position = {(pair.part, pair.index): pair for pair in pairs}
     for each in dropped:
-        pair = by_place[int(each["part"]), int(each["index"])]
-        better = by_place[int(each["by_part"]), int(each["by_index"])]
+        pair = by_position[int(each["part"]), int(each["index"])]
+        better = by_position[int(each["by_part"]), int(each["by_index"])]
         assert set(pair.keys) & set(better.keys) and better.rank >= pair.rank and better != pair
 
 
