@@ -51,7 +51,7 @@ def drop_texts(pair: RawPair, reason_against: Callable[[str], str]) -> Verdict:
     if not kept:
         return Dropped(reasons[0])
     if reasons[0]:  # the text that regions refer to
-        pair = dataclasses.replace(pair, regions=tuple(_detached(region) for region in pair.regions))
+        pair = dataclasses.replace(pair, regions=tuple(detached(region) for region in pair.regions))
     causes = tuple(sorted({reason for reason in reasons if reason}))
     return Rewritten(dataclasses.replace(pair, texts=kept), causes)
 
@@ -69,7 +69,8 @@ def with_texts(pair: RawPair, texts: tuple[str, ...]) -> RawPair:
     return dataclasses.replace(pair, texts=texts, regions=regions)
 
 
-def _detached(region: Region) -> Region:
+def detached(region: Region) -> Region:
+    """The region without its offsets, because the text that they count is gone."""
     return dataclasses.replace(region, start=-1, end=-1)
 
 

@@ -10,6 +10,7 @@ Questions, answers and dialogues are not touched (A.2: nothing special is done t
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import unicodedata
 
@@ -20,7 +21,7 @@ import regex
 from data_pipelines.clean.language import LETTERS, foreign_character, has_hanzi, may_be_english
 from data_pipelines.clean.markup import without_markup
 from data_pipelines.clean.patterns import irregularity, without_patterns
-from data_pipelines.clean.rewriting import Step, drop_texts, rewrite_texts, settle
+from data_pipelines.clean.rewriting import Step, detached, drop_texts, rewrite_texts, settle
 from data_pipelines.clean.rule import Rewritten, Verdict, rule
 from data_pipelines.pair import RawPair
 from qwenvl_jax.data import tags
@@ -202,6 +203,18 @@ def text_length(
         return "too few words" if language == "en" and len(text.split()) < least_words_en else ""
 
     return drop_texts(pair, reason_against)
+
+
+def longest_text(pair: RawPair) -> RawPair:
+    """Keeps the longest of several texts of a pair, the first on a tie (A.1, last paragraph).
+
+    `dedup.LongestText` does the same across pairs.
+    """
+    if len(pair.texts) < 2:
+        return pair
+    first = max(range(len(pair.texts)), key=lambda index: len(pair.texts[index]))
+    regions = pair.regions if first == 0 else tuple(detached(region) for region in pair.regions)
+    return dataclasses.replace(pair, texts=(pair.texts[first],), regions=regions)
 
 
 REWRITING = tuple(rule(each) for each in (mojibake, one_form, html, model_tokens, irregular_patterns, white_space))
