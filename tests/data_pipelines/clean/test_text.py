@@ -73,7 +73,7 @@ def test_rules_that_rewrite(function: RuleFunction, before: str, after: str) -> 
     ("before", "after", "causes"),
     [
         ("Sunset at the beach IMG_1234.JPG", "Sunset at the beach", {"file name"}),
-        ("DSC00123 a fox", "a fox", {"file name"}),
+        ("DSC00123 a fox été.jpg", "a fox", {"file name"}),
         ("A fox | Shutterstock", "A fox", {"boilerplate", "dangling sign"}),
         ("A fox - stock photo", "A fox", {"boilerplate", "dangling sign"}),
         ("Click here to enlarge image a red fox", "a red fox", {"boilerplate"}),
@@ -247,7 +247,9 @@ def test_nothing_forbidden_is_left(text: str) -> None:
         after = text_after(each, after)
         if after.startswith("["):
             return
-    assert not re.search(r"<b>|<\|im_end\|>|</ref>|<PERSON>|&lt;|https?:|@x|\w\.jpg|\U0001f98a|Ж|\n|  |Alamy", after)
+    assert not re.search(
+        r"<b>|<\|im_end\|>|</ref>|<PERSON>|&lt;|https?://|me@x\.org|\U0001f98a|Ж|\n|  |(?<![A-Za-z\d])Alamy\b", after
+    )
     assert after == after.strip() == unicodedata.normalize("NFC", after) and 1 <= len(after) <= 200
     assert not any(unicodedata.category(character) in ("Cf", "Cc", "Cs", "Co") for character in after)
     assert without_patterns(after) == (after, ())
