@@ -10,7 +10,7 @@ https://okvqa.allenai.org, whose files lack `v2_`) have questions and answers ap
 
 VizWiz (Gurari et al. 2018, CC-BY-4.0, https://vizwiz.org): answers as in VQAv2, in one list.
 
-    train.json            [{"image": "VizWiz_train_00000000.jpg", "question", "answers": [..]}, ..]
+    Annotations/train.json     or train.json: [{"image": "VizWiz_train_00000000.jpg", "question", "answers": [..]}, ..]
     train/VizWiz_train_00000000.jpg
 
 TextVQA (Singh et al. 2019, CC-BY-4.0, https://textvqa.org) and ST-VQA (Biten et al. 2019, research use,
@@ -51,7 +51,7 @@ from data_pipelines.corpora.annotations import (
 from data_pipelines.corpora.corpus import Corpus, Layout, ReadFile
 from data_pipelines.corpora.json_index import JsonIndex, indexed
 from data_pipelines.corpora.json_stream import entries
-from data_pipelines.corpora.question_list import QuestionList
+from data_pipelines.corpora.question_list import QuestionList, first_there
 from data_pipelines.corpora.rows import BadRow, identifier_at, list_at, object_of, picture_path, require
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Row
 
@@ -119,6 +119,11 @@ def _one_file(pattern: str, source: str, folder: epath.Path, split: str) -> list
     return require(folder, (pattern.format(split),), source)
 
 
+def _vizwiz_files(folder: epath.Path, split: str) -> list[epath.Path]:
+    names = (f"Annotations/{split}.json", f"{split}.json")
+    return [first_there(folder, names, "https://vizwiz.org/tasks-and-datasets/vqa/")]
+
+
 def _vizwiz_picture(row: Mapping[str, Any], split: str) -> str:
     return f"{split}/{phrase_at(row, 'image')}"
 
@@ -173,11 +178,7 @@ _VQAV2 = _TwoFiles("v2_", "https://visualqa.org/download.html")
 _OKVQA = _TwoFiles("", "https://okvqa.allenai.org/download.html")
 VQAV2 = Layout(_VQAV2.files, _VQAV2.read, cut=True)
 OKVQA = Layout(_OKVQA.files, _OKVQA.read, cut=True)
-VIZWIZ = _one(
-    "{}.json",
-    "https://vizwiz.org/tasks-and-datasets/vqa/",
-    QuestionList(_vizwiz_picture, key="", answers=_vizwiz_answers),
-)
+VIZWIZ = Layout(_vizwiz_files, QuestionList(_vizwiz_picture, key="", answers=_vizwiz_answers), cut=True)
 TEXTVQA = _one("TextVQA_0.5.1_{}.json", "https://textvqa.org/dataset/", QuestionList(_textvqa_picture))
 ST_VQA = _one("{}_task_3.json", "https://rrc.cvc.uab.es/?ch=11&com=downloads", QuestionList(_st_vqa_picture))
 OCR_VQA = _one("dataset.json", "https://ocr-vqa.github.io", _read_covers)

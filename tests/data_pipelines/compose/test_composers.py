@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.clean.grounding import boxes_in_picture, flat_spans, spans_in_text
+from data_pipelines.clean.rule import judge, rule
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.compose.vqa import most_confident, question_with_choices
 from data_pipelines.pair import Answer, Line, Picture, Question, RawPair, Region
@@ -239,3 +241,33 @@ def test_no_other_answer_is_surer(answers: list[Answer]) -> None:
     for order in itertools.islice(itertools.permutations(answers), 24):  # only a full tie depends on the order
         again = most_confident(order)
         assert rank(again)[:2] == rank(chosen)[:2]
+
+
+coordinates = st.floats(-60, 1100, allow_nan=False)
+drawn_regions = st.lists(
+    st.builds(
+        lambda start, length, boxes, spanned_: Region(
+            BEES[start : start + length].strip() or "bees",
+            tuple(boxes),
+            *((start, start + length) if spanned_ else (-1, -1)),
+        ),
+        st.integers(0, len(BEES)),
+        st.integers(0, 20),
+        st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates), min_size=1, max_size=3),
+        st.booleans(),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn_regions)
+def test_whatever_the_rules_leave_can_be_taught(regions: list[Region]) -> None:
+    recipe = (rule(spans_in_text), rule(boxes_in_picture, overhang=0.05), rule(flat_spans))
+    judged = judge(recipe, pair(texts=(BEES,), regions=tuple(regions)))
+    if judged.dropped is not None:
+        return
+    for task in ("grounding", "ref_grounding", "grounded_caption"):
+        record = COMPOSERS[task](judged.pair)
+        if record is not None:
+            assert all(sample.endswith("<|endoftext|>") for sample in written(check_record(record)))

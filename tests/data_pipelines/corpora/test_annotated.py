@@ -226,7 +226,7 @@ ANNOTATIONS = {
     "gqa": "train_balanced_questions.json",
     "vqav2": "v2_mscoco_train2014_annotations.json",
     "okvqa": "OpenEnded_mscoco_train2014_questions.json",
-    "vizwiz": "train.json",
+    "vizwiz": "Annotations/train.json",
     "textvqa": "TextVQA_0.5.1_train.json",
     "st_vqa": "train_task_3.json",
     "ocr_vqa": "dataset.json",

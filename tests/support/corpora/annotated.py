@@ -155,7 +155,7 @@ def write_okvqa(folder: Path) -> None:
 
 
 def write_vizwiz(folder: Path) -> None:
-    """Two pictures per split; one is not named."""
+    """Two pictures per split; one is not named. The training set is as the archive has it."""
     for split in ("train", "val"):
         names = [f"VizWiz_{split}_{number:08d}.jpg" for number in range(2)]
         write_pictures(folder / split, names)
@@ -164,7 +164,8 @@ def write_vizwiz(folder: Path) -> None:
             {"image": name, "question": "What is this?", "answers": answers, "answer_type": "other", "answerable": 1}
             for name in names
         ]
-        write_json(folder / f"{split}.json", [*rows, {**rows[0], "image": None}])
+        annotations = folder / "Annotations" if split == "train" else folder
+        write_json(annotations / f"{split}.json", [*rows, {**rows[0], "image": None}])
 
 
 def write_textvqa(folder: Path) -> None:
