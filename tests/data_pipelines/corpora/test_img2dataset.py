@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import FailedRow, Picture, RawPair, Row
@@ -16,6 +18,7 @@ from tests.support.corpora import web
 from tests.support.corpora.pictures import HEIGHT, WIDTH, picture
 from tests.support.corpora.tables import write_parquet, write_tar
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "img2dataset"
 LICENSE = CORPORA["laion_en"].license
 
 
@@ -264,3 +267,20 @@ def test_pairs_of_somebody_s_own_need_no_table(tmp_path: Path) -> None:
     assert rows[1].texts == ("蓝色的杯子和碟子",)
     assert rows[1].pictures == (Picture(picture(1, "PNG")),)
     assert rows[1].language == "" and rows[1].scores == {}
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "files", "parquet"])
+def test_shards_that_img2dataset_wrote(kind: str) -> None:
+    """One shard with columns of LAION, by img2dataset 1.47.0: a null, a dead link, a score that is NaN."""
+    rows = read("laion_en", GOLDEN / kind)
+    assert reasons(rows) == ["download failed"]
+    scores = {"similarity": 0.3, "pwatermark": 0.1, "punsafe": 0.01, "original_width": 40, "original_height": 30}
+    kept = {pair.id: pair for pair in pairs(rows)}  # the downloader's threads decide on the order in a tar
+    assert sorted(kept) == [f"00000/00000{n}" for n in (0, 1, 3)]
+    first, second, last = (kept[key] for key in sorted(kept))
+    assert (first.texts, second.texts, last.texts) == (("",), ("caption 1 é",), ("caption 3 é",))
+    assert dict(first.scores) == scores
+    assert "pwatermark" not in second.scores and last.scores["similarity"] == pytest.approx(0.33)
+    for pair in kept.values():
+        [shown] = pair.pictures
+        assert Image.open(io.BytesIO(shown.read())).size == (shown.width, shown.height)
