@@ -5,24 +5,20 @@ This is separate from the main module so that Beam's workers can import these fu
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import os
 import re
 import shutil
-import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
 
+from data_pipelines import beam
 from data_pipelines.quickstart import report
 from data_pipelines.quickstart.ingredients import Ingredients, load_ingredients
 from data_pipelines.quickstart.scenes import SPLITS
@@ -34,7 +30,7 @@ from qwenvl_jax.data.record_writer import Shard, write_manifest
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import artifacts, storage
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.errors import UserError
 
 VOCABULARY = "vocabulary/quickstart.model"
 _OUTPUT_NAMES = {*TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
@@ -91,76 +87,26 @@ def _run_pipeline(
 ) -> dict[str, list[Shard]]:
     """Writes all shards. One Beam element is a whole shard, so that the overhead per element does not count."""
     work = [(split, shard) for split in SPLITS for shard in range(shard_count(settings, split))]
-    options = PipelineOptions(
-        ["--runner=DirectRunner", f"--direct_num_workers={workers}", "--default_sdk_harness_log_level=ERROR"]
-        + (["--direct_running_mode=multi_processing"] if workers > 1 else ["--direct_running_mode=in_memory"])
-    )
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    with _errors_only(), beam.Pipeline(options=options) as pipeline:
-        _ = (
-            pipeline
-            | "shards" >> beam.Create(work)
-            | "spread" >> beam.Reshuffle()
-            | "write" >> beam.Map(_write_one, settings=settings, cache=str(cache), building=str(building))
-        )
+    write = functools.partial(_write_one, settings=settings, cache=str(cache), building=str(building))
+    try:
+        beam.run_steps([beam.Step("shards", work.copy, write)], beam.options([], workers))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"writing the records failed ({reason}); free space or choose another --output") from None
     shards: dict[str, list[Shard]] = {task: [] for task in TASKS}
     for split, shard in work:
-        path = _note_path(building, split, shard)
-        if not storage.exists(path):
-            if storage.is_remote(building):
-                raise StorageError(f"{building.parent} could not be written; run the same command again")
-            raise UserError(f"the disk of {building.parent} is full; free space or choose another --output")
-        note = artifacts.read_json(path)
-        if "error" in note:
-            raise UserError(note["error"])
-        if "storage" in note:
-            raise StorageError(note["storage"])
-        for task, values in note.items():
+        for task, values in artifacts.read_json(_note_path(building, split, shard)).items():
             shards[task].append(Shard(**values))
     storage.remove(building / "notes")
     return shards
 
 
-@contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
-    """Holds back what Beam's worker processes write to stderr, and prints it if the pipeline fails."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as chatter:
-        os.dup2(chatter.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(stderr, 2)
-            chatter.seek(0)
-            sys.stderr.write(chatter.read().decode(errors="replace"))
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
 def _write_one(work: tuple[str, int], settings: QuickstartSettings, cache: str, building: str) -> None:
-    """Writes one shard of every task, and a note that lists what was written or says why it could not be.
-
-    The note carries user errors past Beam, which would wrap them in a traceback.
-    """
+    """Writes one shard of every task, and a note with their entries of the manifest."""
     split, shard = work
-    try:
-        written = write_shards(epath.Path(building), settings, _ingredients_once(settings, cache), split, shard)
-        note: dict[str, Any] = {task: dataclasses.asdict(line) for task, line in written.items()}
-    except UserError as error:
-        note = {"error": str(error)}
-    except StorageError as error:
-        note = {"storage": str(error)}
-    except (OSError, RuntimeError) as error:
-        # ArrayRecord's writer, which is C++, reports a full disk as a RuntimeError.
-        if isinstance(error, RuntimeError) and "No space left" not in str(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else "no space left on the disk"
-        note = {"error": f"writing the records failed ({reason}); free space or choose another --output"}
-    with contextlib.suppress(OSError, StorageError):  # if the disk is too full for the note, its absence says so
-        artifacts.write_json(_note_path(epath.Path(building), split, shard), note)
+    written = write_shards(epath.Path(building), settings, _ingredients_once(settings, cache), split, shard)
+    note = {task: dataclasses.asdict(line) for task, line in written.items()}
+    artifacts.write_json(_note_path(epath.Path(building), split, shard), note)
 
 
 @functools.lru_cache(maxsize=1)

@@ -271,6 +271,42 @@ def test_killed_processes_leave_nothing_behind(workers: int, contents: Any, tmp_
     ]
 
 
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_with_a_sentence(contents: Any, tmp_path: Path) -> None:
+    """As when memory runs out: the run says so, its other processes end, and it can be continued."""
+    small_corpus.write(tmp_path / "corpus", 6000)
+    line = command(tmp_path / "corpus", tmp_path / "output", "--workers=2")
+    with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        workers: list[int] = []
+        while not workers and process.poll() is None:
+            time.sleep(0.05)
+            if list(tmp_path.glob(".output.work/clean/*.part")):
+                workers = [number for number in session(process.pid) if number != process.pid]
+        os.kill(workers[-1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "a worker process was ended" in errors and errors.count("\n") == 1
+    waited = time.monotonic()
+    while session(process.pid) and time.monotonic() - waited < 20:
+        time.sleep(0.1)
+    assert not session(process.pid)
+    subprocess.run(line, cwd=ROOT, check=True, timeout=200)
+    subprocess.run(command(tmp_path / "corpus", tmp_path / "whole", "--workers=1"), cwd=ROOT, check=True)
+    assert contents(tmp_path / "output") == contents(tmp_path / "whole")
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session, zombies left out."""
+    members = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            members.append(int(path.parent.name))
+    return sorted(members)
+
+
 def test_two_runs_on_one_output_are_refused(run_small: Any, small_folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom qwenvl_jax.runtime.folder_lock import locked\n"
