@@ -90,6 +90,7 @@ class SameText(AcrossRule):
         return Candidate((hashlib.sha256(pair.texts[0].encode()).digest()[:16],))
 
 
+OPENED = rule(open_pictures)
 RECIPE = (
     rule(score_at_least, column="similarity", least=0.22),
     *REWRITING,
