@@ -15,6 +15,7 @@ from data_pipelines.ocr.pdf import Character, lines_of
 from data_pipelines.pair import Line
 
 LEAST = 24  # difference of a pixel, of 255, that counts as ink
+_TALLEST = 1.5  # height of a shape of ink, of the line's box
 _BESIDE_PX = 3  # how far ink may reach out of the box of its line to the left and right
 
 
@@ -70,6 +71,7 @@ def _tightened(lines: Sequence[Line], ink_HW: np.ndarray) -> Iterator[Line]:
     x1, y1, x2, y2 = boxes.T
     x, y = centers[:, :1], centers[:, 1:]
     inside = (x >= x1 - _BESIDE_PX) & (x <= x2 + _BESIDE_PX) & (y >= y1) & (y <= y2)
+    inside &= shapes[:, 3:4] <= _TALLEST * (y2 - y1)  # else it is no letter, but a frame that goes with the text
     away = np.where(inside, np.abs(y - (y1 + y2) / 2), np.inf)
     nearest = np.where(inside.any(axis=1), away.argmin(axis=1), -1)
     for number, line in enumerate(lines):

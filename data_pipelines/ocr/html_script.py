@@ -70,7 +70,7 @@ PIECES = r"""
 }
 """
 
-# Hides all text while nothing moves (argument true), or shows it again (false).
+# Hides all text while nothing moves (argument true), or shows it again (false). `color` stays, because borders have it.
 HIDE_TEXT = r"""
 (hide) => {
   if (!hide) {
@@ -79,7 +79,7 @@ HIDE_TEXT = r"""
   }
   const sheet = new CSSStyleSheet();
   sheet.replaceSync(`*, *::before, *::after, *::marker, *::placeholder {
-    color: transparent !important; -webkit-text-fill-color: transparent !important;
+    -webkit-text-fill-color: transparent !important;
     -webkit-text-stroke-color: transparent !important; text-shadow: none !important;
     text-decoration-color: transparent !important; text-emphasis-color: transparent !important;
     caret-color: transparent !important; transition: none !important;

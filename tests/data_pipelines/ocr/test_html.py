@@ -67,7 +67,9 @@ def test_a_paragraph_is_cut_at_its_line_ends(tmp_path: Path) -> None:
     lines = texts(tmp_path, f"<p style='width:200px; font: 20px sans-serif'>{text}")
     assert len(lines) > 2 and " ".join(lines) == "one two threefour five six seven eight nine ten eleven twelve"
     assert texts(tmp_path, "<pre>a   b\nc</pre><div>x<div>y</div>z</div>") == ["a b", "c", "x", "y", "z"]
-    assert texts(tmp_path, "<table><tr><td>left<td>right</table>") == ["left", "right"]
+    (page,) = screens(tmp_path, "<table border=1 style='color:red'><tr><td>left<td>right<tr><td>a<td>b</table>")
+    assert [line.text for line in page.lines] == ["left", "right", "a", "b"]
+    assert all(line.quad[2][1] - line.quad[0][1] < 18 for line in page.lines)
     assert texts(tmp_path, "<p style='text-transform:uppercase'>shout<p style='text-transform:capitalize'>it's me") == [
         "SHOUT",
         "It's Me",
