@@ -6,8 +6,8 @@ Usage: python benchmarks/ocr_readback.py [--makers=clean,full,pdf,html] [--langu
 `clean` are synthetic pages without noise, blur and shadow, `full` those of the default settings. Each quadrilateral is
 warped to a rectangle and read by RapidOCR (PP-OCR, without detection) and tesseract (one line). A word is right if the
 reading has its characters one after another; spaces and the style of quotation marks do not count. `either` counts what
-at least one engine has read. A quadrilateral is off if one of its sides is more than 2 pixels from the ink: on synthetic
-pages the pixels that change if the line is left out, on others the shapes of ink whose centre is inside.
+at least one engine has read. A quadrilateral is off if one of its sides is more than 2 pixels from the ink: on
+synthetic pages the pixels that change if the line is left out, on others the shapes of ink whose centre is inside.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Reader = Callable[[np.ndarray], str]
 
 
 class Measured(NamedTuple):
-    """A line that is read: its text, its crop (BGR), its font, how far its quadrilateral is off (None: not measured)."""
+    """A line to be read: text, crop (BGR), font, and how far its quadrilateral is off (None: not measured)."""
 
     text: str
     crop_HWC: np.ndarray
@@ -152,7 +152,9 @@ def off_ink(image_HWC: np.ndarray, line: Line) -> float | None:
     background = np.median(part.reshape(-1, 3), axis=0)
     ink_HW = (np.abs(part - background).max(axis=2) > CHANGED).astype(np.uint8)
     _, _, shapes, centers = cv2.connectedComponentsWithStats(ink_HW, connectivity=8)
-    shapes, centers = shapes[1:], centers[1:] + (left, top)
+    shapes = shapes[1:]
+    corner = np.asarray((left, top))
+    centers = centers[1:] + corner
     inside = ((centers >= (x1 - 1, y1 - 1)) & (centers <= (x2 + 1, y2 + 1))).all(axis=1)
     shapes = shapes[inside]
     if not len(shapes):
@@ -162,8 +164,8 @@ def off_ink(image_HWC: np.ndarray, line: Line) -> float | None:
     # A rule or a border that crosses the crop is no text.
     if (shapes[:, 0] == 0).any() or (shapes[:, 1] == 0).any() or (ends >= (width, height)).any():
         return None
-    low = shapes[:, :2].min(axis=0) + (left, top)
-    high = ends.max(axis=0) + (left, top)
+    low = shapes[:, :2].min(axis=0) + corner
+    high = ends.max(axis=0) + corner
     return float(max(np.abs(low - (x1, y1)).max(), np.abs(high - (x2, y2)).max()))
 
 
