@@ -224,7 +224,7 @@ def _failed_download(facts: Mapping[str, Any]) -> FailedRow | None:
 
 def _tar_rows(shard: _Shard, file: epath.Path) -> Iterator[Row]:
     """The samples of a tar in its order, then the rows of its table that it does not have."""
-    table, failed = _table_beside(shard, file)
+    table, failed = _table_of(shard, file)
     try:
         for item in samples_of_shard(file, storage.size(file), pictures=True):
             if isinstance(item, LeftOut):
@@ -245,7 +245,7 @@ def _tar_rows(shard: _Shard, file: epath.Path) -> Iterator[Row]:
     yield from failed
 
 
-def _table_beside(shard: _Shard, file: epath.Path) -> tuple[dict[str, Mapping[str, Any]], list[FailedRow]]:
+def _table_of(shard: _Shard, file: epath.Path) -> tuple[dict[str, Mapping[str, Any]], list[FailedRow]]:
     """The rows of the table of a tar by their keys, and those that cannot be read; empty if there is no table."""
     path = file.with_suffix(".parquet")
     if not storage.exists(path):

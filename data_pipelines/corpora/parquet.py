@@ -38,8 +38,8 @@ def table_rows(
 ) -> Iterator[dict[str, Any] | FailedRow]:
     """The rows of a file in order, each with those of the columns that the file has.
 
-    A text that is not UTF-8 is the value `UNREADABLE`. If a row group is damaged, a `FailedRow` stands for its rows
-    from the damage on; if the file cannot be opened, one stands for the whole file.
+    A text that is not UTF-8 is the value `UNREADABLE`. If a row group is damaged, its rows from the damage on are one
+    `FailedRow`; if the file cannot be opened, the whole file is one.
 
     Args:
       path: of the file.

@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 16 << 20  # of a line of a JSONL or TSV file; a longer one fail
 _MAX_NAME = 1024
 _BLOCK = 4 << 20
 
-# Stands for a text whose bytes are not UTF-8, in the rows of formats that state the type of their columns.
+# The value of a text whose bytes are not UTF-8, in the rows of formats that state the type of their columns.
 UNREADABLE = object()
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def decoded(payload: bytes) -> str:
 
 
 def json_object(payload: bytes | str) -> Mapping[str, Any]:
-    """The JSON object in UTF-8 or a text. Half a surrogate pair that an escape stands for is kept. Raises BadRow."""
+    """The JSON object in UTF-8 or a text. Half a surrogate pair, written as an escape, is kept. Raises BadRow."""
     text = payload if isinstance(payload, str) else decoded(payload)
     try:
         value = json.loads(text)
@@ -170,7 +170,7 @@ def lines(path: epath.Path, *, blank: bool = False) -> Iterator[tuple[int, bytes
 
 
 def whole_line(line: bytes | None) -> bytes:
-    """The line itself. Raises BadRow for the None that stands for one that is too long."""
+    """The line itself. Raises BadRow for None, which means that the line is too long."""
     if line is None:
         raise BadRow("line too long", f"more than {MAX_LINE_BYTES >> 20} MiB")
     return line

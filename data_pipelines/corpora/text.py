@@ -1,10 +1,10 @@
 """Plain text as JSONL or Parquet: the form in which most corpora of text are published or can be exported.
 
     FOLDER/part-00000.jsonl       {"text": "..", "id": "..", "language": "en", "license": "CC-BY-SA-4.0"} per line
- or FOLDER/part-00000.parquet     with the same columns
- or FOLDER/train/..               if there is a folder for the split
+    FOLDER/part-00001.parquet     with the same columns
+    FOLDER/train/..               instead, if there is a folder for the split
 
-Only `text` is required. `language` and `license` are those of the row; without them the row has none and "unknown".
+Only `text` is required. A row without `language` is judged by the rules, one without `license` has the corpus' licence.
 """
 
 from __future__ import annotations

@@ -126,9 +126,9 @@ def test_two_joined_tars_are_read_and_a_key_counts_once(tmp_path: Path) -> None:
     first = write_tar(tmp_path / "a", web.tar_members(0, rows[0])).read_bytes()
     second = write_tar(tmp_path / "b", web.tar_members(1, rows[1])).read_bytes()
     (tmp_path / "c.tar").write_bytes(first + second + first)
-    found = read("laion_en", tmp_path)
-    assert [row.texts for row in pairs(found)] == [("caption 0",), ("caption 1",)]
-    assert reasons(found) == ["repeated key"]
+    rows_read = read("laion_en", tmp_path)
+    assert [row.texts for row in pairs(rows_read)] == [("caption 0",), ("caption 1",)]
+    assert reasons(rows_read) == ["repeated key"]
 
 
 def test_a_cut_tar_keeps_the_rows_before_and_names_the_rows_that_are_lost(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def downloaded(rows: Sequence[tuple[int, Facts]]) -> list[tuple[int, Facts]]:
 
 
 def write_webdataset(folder: Path, rows: Sequence[Facts]) -> None:
-    """Tars with a table beside each."""
+    """Tars, each with its table."""
     for name, numbered in shards(rows):
         members = [member for number, row in downloaded(numbered) for member in tar_members(number, row)]
         write_tar(folder / f"{name}.tar", members)
@@ -66,7 +66,7 @@ def write_webdataset(folder: Path, rows: Sequence[Facts]) -> None:
 
 
 def write_files(folder: Path, rows: Sequence[Facts]) -> None:
-    """A folder of pictures with a table beside it, per shard."""
+    """A folder of pictures and a table per shard."""
     for name, numbered in shards(rows):
         for number, row in downloaded(numbered):
             for member, payload in tar_members(number, row):
