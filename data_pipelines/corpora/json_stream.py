@@ -12,11 +12,10 @@ The memory is that of the longest entry. An entry that is not JSON costs only it
 from __future__ import annotations
 
 import codecs
-import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 
@@ -27,15 +26,16 @@ from qwenvl_jax.runtime.errors import UserError
 BLOCK = 4 << 20  # bytes read at a time
 MOST_BYTES = 64 << 20  # of one entry; a longer one is a quotation mark that nobody closed
 
+_DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
+_FOLLOWING = re.compile(r"[ \t\r\n]*[,\]}]")  # what may come after a value; a number may go on in the next block
 _CLOSING = {"[": "]", "{": "}"}
 # A string, or the beginning of one that the text cuts off, or a bracket.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*(?P<open>"|\\?\Z)|(?P<bracket>[\[\]{}])', re.DOTALL)
 _SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"|[^,\]}"]+', re.DOTALL)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a list or one member of an object.
 
     Attributes:
@@ -109,6 +109,7 @@ class _Text:
         artifacts.refuse_pointer(file, first)
         self.at = len(codecs.BOM_UTF8) if first.startswith(codecs.BOM_UTF8) else 0
         self.characters = first.decode("latin-1")
+        self.ascii = first.isascii()
         self.before = 0  # bytes of the file before `characters`
 
     @property
@@ -145,6 +146,7 @@ class _Text:
         block = self.stream.read(max(self.block, len(self.characters) - self.at))
         self.before += self.at
         self.characters = self.characters[self.at :] + block.decode("latin-1")
+        self.ascii = self.characters.isascii()
         self.at = 0
         return bool(block)
 
@@ -215,8 +217,8 @@ def _value(text: _Text, name: str) -> Entry:
     start = text.offset
     while True:
         try:
-            value, end = json.JSONDecoder().raw_decode(text.characters, text.at)
-            whole = bool(_following(text.characters, end))
+            value, end = _DECODER.raw_decode(text.characters, text.at)
+            whole = _FOLLOWING.match(text.characters, end) is not None
         except (ValueError, RecursionError):
             whole = False
         if not whole:
@@ -225,21 +227,15 @@ def _value(text: _Text, name: str) -> Entry:
                 if len(text.characters) - text.at <= MOST_BYTES and text.more():
                     continue
                 return _rest_lost(text)
+        if whole and (text.ascii or text.characters[text.at : end].isascii()):
+            text.at = end
+            return Entry(name, start, text.offset, value)
         payload = text.payload(end)
         text.at = end
-        if whole and payload.isascii():
-            return Entry(name, start, text.offset, value)
         try:
             return Entry(name, start, text.offset, parse(payload))
         except ValueError as error:
             return Entry(name, start, text.offset, None, FailedRow("not JSON", str(error)))
-
-
-def _following(characters: str, end: int) -> str:
-    """The character after a value, if it may follow one: a number may go on in the next block."""
-    match = _SPACE.match(characters, end)
-    character = characters[match.end() : match.end() + 1] if match else ""
-    return character if character and character in ",]}" else ""
 
 
 def _balanced_end(characters: str, start: int) -> int:
