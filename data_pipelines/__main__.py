@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from data_pipelines.clean.decontaminate import decontamination
 from data_pipelines.clean.recipes import ACROSS, RECIPES
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="train", help="of the corpus; default train")
     parser.add_argument("--workers", type=int, default=0, help="processes on this machine; 0: one per core, at most 4")
     parser.add_argument("--retry", action="store_true", help="read the rows again that failed in the finished output")
+    parser.add_argument("--evaluation_index", help="of data_pipelines.clean.decontaminate: what must not be trained on")
     parser.add_argument("--keep_work", action="store_true", help="keep the work folder next to the output")
     parser.add_argument("--bytes_per_shard", type=int, default=BYTES_PER_SHARD, help=f"default {BYTES_PER_SHARD}")
     return parser
@@ -79,12 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.disable(logging.NOTSET)
         corpus = CORPORA[arguments.corpus]
         workers = arguments.workers or min(4, os.cpu_count() or 1)
+        recipe = RECIPES[corpus.name]
+        if arguments.evaluation_index:
+            recipe = (*recipe, decontamination(arguments.evaluation_index))
         job = Job(
             corpus=corpus,
             split=arguments.split,
             input=os.fspath(storage.absolute(arguments.input)),
             output=os.fspath(storage.absolute(arguments.output)),
-            recipe=RECIPES[corpus.name],
+            recipe=recipe,
             across=ACROSS.get(corpus.name, ()),
             composers={task: COMPOSERS[task] for task in corpus.tasks},
             code=code_digest(),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+
+import numpy as np
 
 from data_pipelines.clean.rewriting import drop_texts
 from data_pipelines.clean.rule import Dropped, Verdict
@@ -24,6 +27,18 @@ def score_at_least(pair: RawPair, column: str, least: float) -> Verdict:
     if math.isnan(score):
         return Dropped(f"{column} is not a number")
     return pair if score >= least else Dropped(f"{column} too low")
+
+
+def least_for_share(scores: Iterable[float], share: float) -> float:
+    """The threshold that `share` of the scores reach, to calibrate `score_at_least`; NaNs are left out.
+
+    Raises:
+      ValueError: if there is no score, or the share is not within (0, 1].
+    """
+    known = np.array([score for score in scores if not math.isnan(score)])
+    if not known.size or not 0 < share <= 1:
+        raise ValueError(f"{known.size} scores and a share of {share} define no threshold")
+    return float(np.sort(known)[::-1][max(math.ceil(share * known.size), 1) - 1])
 
 
 def watermark_at_most(pair: RawPair, column: str, most: float) -> Verdict:

@@ -205,7 +205,7 @@ def text_length(
     return drop_texts(pair, reason_against)
 
 
-def longest_text(pair: RawPair) -> RawPair:
+def longest_caption(pair: RawPair) -> RawPair:
     """Keeps the longest of several texts of a pair, the first on a tie (A.1, last paragraph).
 
     `dedup.LongestText` does the same across pairs.

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from data_pipelines.clean.across import AcrossRule, Candidate
 from data_pipelines.clean.dedup import ExactDuplicates, LongestText, NearPictures, NearTexts
 from data_pipelines.clean.fingerprints import hash_of, minhash, plain_text, shingles
-from data_pipelines.clean.text import longest_text
+from data_pipelines.clean.text import longest_caption
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Region
 from tests.support.cleaning import pair_of, verdict
 
@@ -73,9 +73,9 @@ def test_the_longest_text_of_a_picture_stays() -> None:
 
 def test_the_longest_of_the_texts_of_a_pair_stays() -> None:
     one = RawPair("a", "t", "x", texts=("a fox", "a red fox", "the old ox"), regions=(Region("fox", (), 2, 5),))
-    after = verdict(longest_text, one)
+    after = verdict(longest_caption, one)
     assert isinstance(after, RawPair) and after.texts == ("the old ox",) and after.regions[0].start == -1
-    assert verdict(longest_text, after) is after
+    assert verdict(longest_caption, after) is after
 
 
 def test_exact_duplicates_are_equal_in_everything() -> None:
