@@ -20,8 +20,6 @@ from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 BYTES_PER_STRIDE = 32 << 20
-# Every stride passes over all rows of its file, which takes less than a thousandth of the time of working on them.
-MOST_STRIDES = 64
 _AT_ONCE = 16
 
 T = TypeVar("T")
@@ -112,7 +110,7 @@ def list_parts(job: Job, inputs: dict[str, InputFile]) -> list[Part]:
     for file, entry in inputs.items():
         strides = 1
         if job.corpus.layout.may_cut(job.folder / file):
-            strides = min(MOST_STRIDES, max(1, -(-entry.size // BYTES_PER_STRIDE)))
+            strides = min(job.corpus.layout.most_strides, max(1, -(-entry.size // BYTES_PER_STRIDE)))
         for stride in range(strides):
             digest = digest_of([clean, file, stride, strides, entry.content])
             parts.append(Part(len(parts), file, stride, strides, entry.content, entry.facts, digest))

@@ -21,6 +21,10 @@ Files = Callable[[epath.Path, str], list[epath.Path]]
 ReadFile = Callable[["Corpus", epath.Path, str, epath.Path], Iterator[Row]]
 
 
+# The most strides of a file of annotations, from which every stride makes an index and all pairs.
+ANNOTATIONS = 4
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How one public layout is read.
@@ -29,11 +33,14 @@ class Layout:
       files, read_file: see `Files` and `ReadFile`.
       cut: whether one file may be shared out among workers, because its rows are cheap to pass over: tables and JSON
         files whose pictures are files of their own. Tars are never cut; see `may_cut`.
+      most_strides: into how many strides a file is cut at most. Every stride passes over all rows of its file, which
+        takes less than a thousandth of the time of working on them, or a tenth if it has to parse them (`ANNOTATIONS`).
     """
 
     files: Files
     read_file: ReadFile
     cut: bool = False
+    most_strides: int = 64
 
     def may_cut(self, file: epath.Path) -> bool:
         """Whether this file may be shared out: a corpus may be published as a table and be downloaded as tars."""

@@ -41,7 +41,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.corpora.annotations import answer_text, phrase_at, read_parts, rows_of
-from data_pipelines.corpora.corpus import Corpus, Layout
+from data_pipelines.corpora.corpus import ANNOTATIONS, Corpus, Layout
 from data_pipelines.corpora.question_list import QuestionList, first_there
 from data_pipelines.corpora.rows import BadRow, json_object, list_at, object_of, picture_path, require
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Row
@@ -143,12 +143,15 @@ def _diagram_question(member: tuple[str, object]) -> Question:
     return Question(phrase_at({"question": text}, "question"), (Answer(choices[correct]),), tuple(choices))
 
 
-DOCVQA = Layout(_docvqa_files, _read_docvqa, cut=True)
-INFOVQA = Layout(_infovqa_files, QuestionList(_infovqa_picture), cut=True)
+DOCVQA = Layout(_docvqa_files, _read_docvqa, cut=True, most_strides=ANNOTATIONS)
+INFOVQA = Layout(_infovqa_files, QuestionList(_infovqa_picture), cut=True, most_strides=ANNOTATIONS)
 CHARTQA = Layout(
     _chartqa_files,
     QuestionList(_chartqa_picture, key="", question="query", answers=_chartqa_answers, several_files=True),
     cut=True,
+    most_strides=ANNOTATIONS,
 )
-DVQA = Layout(_dvqa_files, QuestionList(_dvqa_picture, key="", answers=_dvqa_answers), cut=True)
+DVQA = Layout(
+    _dvqa_files, QuestionList(_dvqa_picture, key="", answers=_dvqa_answers), cut=True, most_strides=ANNOTATIONS
+)
 AI2D = Layout(_ai2d_files, _read_diagram)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from data_pipelines.corpora.annotations import answer_text, phrase_at, question, read_parts, rows_of
-from data_pipelines.corpora.corpus import Corpus, Layout
+from data_pipelines.corpora.corpus import ANNOTATIONS, Corpus, Layout
 from data_pipelines.corpora.json_index import indexed
 from data_pipelines.corpora.rows import BadRow, identifier_at, object_of, picture_path, require
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Row
@@ -59,4 +59,4 @@ def _question(value: object) -> Question:
     return question(phrase_at(row, "question"), [Answer(answer_text(row.get("answer")))])
 
 
-LAYOUT = Layout(_files, _read, cut=True)
+LAYOUT = Layout(_files, _read, cut=True, most_strides=ANNOTATIONS)

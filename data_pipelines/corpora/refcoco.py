@@ -30,7 +30,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.corpora.annotations import corner_and_size, numbers_of, phrase_at, read_parts
-from data_pipelines.corpora.corpus import Corpus, Layout
+from data_pipelines.corpora.corpus import ANNOTATIONS, Corpus, Layout
 from data_pipelines.corpora.json_stream import entries
 from data_pipelines.corpora.plain_pickle import plain_pickle
 from data_pipelines.corpora.question_list import first_there
@@ -184,5 +184,6 @@ def _box(row: Mapping[str, Any]) -> Box:
 
 
 REFCOCO, REFCOCO_PLUS, REFCOCOG = (
-    Layout(functools.partial(_files, name), _read, cut=True) for name in ("refcoco", "refcoco+", "refcocog")
+    Layout(functools.partial(_files, name), _read, cut=True, most_strides=ANNOTATIONS)
+    for name in ("refcoco", "refcoco+", "refcocog")
 )

@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.corpora.annotations import answer_text, corner_and_size, phrase_at, question, read_parts, rows_of
-from data_pipelines.corpora.corpus import Corpus, Layout
+from data_pipelines.corpora.corpus import ANNOTATIONS, Corpus, Layout
 from data_pipelines.corpora.json_stream import entries
 from data_pipelines.corpora.rows import BadRow, list_at, object_of, picture_path, require, side_at
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Region, Row
@@ -105,4 +105,4 @@ def _pictures(folder: epath.Path) -> dict[int, Picture]:
     return pictures
 
 
-LAYOUT = Layout(_files, _read, cut=True)
+LAYOUT = Layout(_files, _read, cut=True, most_strides=ANNOTATIONS)

@@ -48,7 +48,7 @@ from data_pipelines.corpora.annotations import (
     read_parts,
     rows_of,
 )
-from data_pipelines.corpora.corpus import Corpus, Layout, ReadFile
+from data_pipelines.corpora.corpus import ANNOTATIONS, Corpus, Layout, ReadFile
 from data_pipelines.corpora.json_index import JsonIndex, indexed
 from data_pipelines.corpora.json_stream import entries
 from data_pipelines.corpora.question_list import QuestionList, first_there
@@ -171,14 +171,16 @@ def _cover_question(value: tuple[object, object]) -> Question:
 
 def _one(pattern: str, home_page: str, read: ReadFile) -> Layout:
     """The layout of a corpus whose split is one file; the pattern has {} for the split."""
-    return Layout(functools.partial(_one_file, pattern, home_page), read, cut=True)
+    return Layout(functools.partial(_one_file, pattern, home_page), read, cut=True, most_strides=ANNOTATIONS)
 
 
 _VQAV2 = _TwoFiles("v2_", "https://visualqa.org/download.html")
 _OKVQA = _TwoFiles("", "https://okvqa.allenai.org/download.html")
-VQAV2 = Layout(_VQAV2.files, _VQAV2.read, cut=True)
-OKVQA = Layout(_OKVQA.files, _OKVQA.read, cut=True)
-VIZWIZ = Layout(_vizwiz_files, QuestionList(_vizwiz_picture, key="", answers=_vizwiz_answers), cut=True)
+VQAV2 = Layout(_VQAV2.files, _VQAV2.read, cut=True, most_strides=ANNOTATIONS)
+OKVQA = Layout(_OKVQA.files, _OKVQA.read, cut=True, most_strides=ANNOTATIONS)
+VIZWIZ = Layout(
+    _vizwiz_files, QuestionList(_vizwiz_picture, key="", answers=_vizwiz_answers), cut=True, most_strides=ANNOTATIONS
+)
 TEXTVQA = _one("TextVQA_0.5.1_{}.json", "https://textvqa.org/dataset/", QuestionList(_textvqa_picture))
 ST_VQA = _one("{}_task_3.json", "https://rrc.cvc.uab.es/?ch=11&com=downloads", QuestionList(_st_vqa_picture))
 OCR_VQA = _one("dataset.json", "https://ocr-vqa.github.io", _read_covers)
