@@ -64,11 +64,20 @@ def processes_of(session: int) -> list[int]:
     return sorted(members, key=lambda process: (process != session, process))
 
 
+def is_worker(process: int) -> bool:
+    """Whether it is one of Beam's Python processes, not the shell that started it."""
+    with contextlib.suppress(OSError):
+        command = pathlib.Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        return not command[0].endswith(b"/sh") and any(b"sdk_worker" in word for word in command)
+    return False
+
+
 def kill(process: subprocess.Popen[bytes], draw: random.Random) -> str:
     """Kills the leader, one worker, or all processes of a build; says which."""
     members = processes_of(process.pid)
-    kind = draw.choice(["driver", "worker", "all"]) if len(members) > 1 else "driver"
-    chosen = {"driver": [process.pid], "worker": [draw.choice(members[1:] or members)], "all": members}[kind]
+    workers = [number for number in members if is_worker(number)]
+    kind = draw.choice(["driver", "worker", "all"]) if workers else "driver"
+    chosen = {"driver": [process.pid], "worker": [draw.choice(workers or members)], "all": members}[kind]
     for number in chosen:
         with contextlib.suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
@@ -114,7 +123,7 @@ def main() -> None:
         while kills < arguments.kills:
             output = folder / f"killed-{finished}"
             process = start(folder / "corpus", output, arguments.workers)
-            delay = draw.uniform(0.5, max(15.0, whole * 0.25))
+            delay = draw.uniform(0.5, max(15.0, whole * 0.15))
             try:
                 code = process.wait(delay)
                 assert code == 0, f"a build ended with {code}"

@@ -27,8 +27,9 @@ from qwenvl_jax.runtime import storage
 FORMAT = 1  # of the files in a work folder
 # Packages on which readers, rules and records depend; one that is not installed counts as such.
 PACKAGES = (
-    *("array_record", "datasketch", "emoji", "ftfy", "ImageHash", "lingua-language-detector", "numpy", "pdqhash"),
-    *("pillow", "protobuf", "pyarrow", "rensa", "selectolax", "tensorflow-datasets"),
+    *("array_record", "emoji", "fonttools", "ftfy", "ImageHash", "lingua-language-detector", "numpy"),
+    *("opencv-python-headless", "pillow", "playwright", "protobuf", "pyarrow", "pypdfium2", "regex", "rensa"),
+    *("selectolax", "tensorflow-datasets", "tokenizers"),
 )
 _NOT_PART = ("quickstart", "__main__.py")  # of data_pipelines: code on which no corpus depends
 

@@ -17,10 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import beam
 from data_pipelines.build import clean_part, run
 from data_pipelines.build.part_files import PartReader
-from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from tests.support import small_corpus
 
@@ -335,10 +333,3 @@ def test_damage_in_the_work_folder_is_mended(run_small: Any, small_folder: Path,
     shutil.rmtree(output)
     run_small(small_folder, output)
     assert contents(output) == before
-
-
-def test_options_are_those_of_beam() -> None:
-    assert beam.is_local(beam.options([], 2))
-    with pytest.raises(UserError, match="unknown flag --runer; did you mean '--runner'"):
-        beam.options(["--runer=DirectRunner"], 1)
-    assert storage.exists(ROOT)

@@ -1,0 +1,28 @@
+"""The progress of a run, from its work folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.build import parts
+from data_pipelines.build.progress import Progress
+from tests.support import small_corpus
+
+
+def test_the_line_counts_parts_rows_and_failures(run_small: Any, small_folder: Path, tmp_path: Path) -> None:
+    run_small(small_folder, tmp_path / "output", keep_work=True)
+    job = small_corpus.job(small_folder, tmp_path / "output")
+    every = parts.list_parts(job, parts.list_inputs(job, 1))
+    files = sorted((tmp_path / ".output.work" / "clean").iterdir())
+    for file in files[3:]:
+        file.rename(tmp_path / file.name)
+    progress = Progress(job, every)
+    assert progress.line().startswith("3 of 10 parts: 300 rows, 0 rows/s, ")
+    for file in files[3:5]:
+        (tmp_path / file.name).rename(file)
+    assert progress.line().startswith("5 of 10 parts: 500 rows, ")
+    assert "% left" in progress.line() and "0 failed" not in progress.line()
+    for file in files[5:]:
+        (tmp_path / file.name).rename(file)
+    assert "1,000 rows" in progress.line() and "parts" not in progress.line()
