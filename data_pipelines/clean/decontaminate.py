@@ -12,7 +12,7 @@ import base64
 import hashlib
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def not_in_evaluation(pair: RawPair, index: str, digest: str, distance: int, sim
 
     Returns:
       Dropped with evidence: the id of the pair and of each evaluation sample, the distance, and both pictures as JPEG
-      in base64 or both texts.
+      in base64 or both texts. The ids of the evaluation samples are its causes, so the manifest counts them all.
     """
     evaluation = load_index(index, digest)
     evidence = [
@@ -74,17 +74,12 @@ def not_in_evaluation(pair: RawPair, index: str, digest: str, distance: int, sim
     ]
     if not evidence:
         return pair
-    return Dropped(PICTURE if "distance" in evidence[0] else TEXT, tuple(evidence))
+    touched = tuple(sorted({item["evaluation"] for item in evidence}))
+    return Dropped(PICTURE if "distance" in evidence[0] else TEXT, tuple(evidence), touched)
 
 
-def touched_ids(evidence: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The evaluation samples that the evidence of dropped pairs names."""
-    return {item["evaluation"] for item in evidence}
-
-
-def clean_ids(index: EvaluationIndex, evidence: Iterable[Mapping[str, Any]]) -> list[str]:
+def clean_ids(index: EvaluationIndex, touched: Container[str]) -> list[str]:
     """The evaluation samples that no dropped pair was close to, in the order of the index."""
-    touched = touched_ids(evidence)
     return [name for name in index.ids if name not in touched]
 
 

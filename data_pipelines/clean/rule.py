@@ -23,11 +23,13 @@ class Dropped:
     Attributes:
       reason: a few words of which there are few, by which dropped pairs are counted.
       evidence: for the report, if the reason alone does not show that the rule is right, such as the evaluation
-        images that the pair is close to; JSON, pictures in base64.
+        images that the pair is close to; JSON, pictures in base64. The report shows some of it.
+      causes: names that are all counted, such as the ids of these images.
     """
 
     reason: str
     evidence: tuple[Mapping[str, Any], ...] = ()
+    causes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ def rule(function: RuleFunction, **settings: Any) -> Rule:
 
 @dataclasses.dataclass
 class RuleCounts:
-    """How often one rule was applied, rewrote a pair (by the causes that it names) and dropped one (by reason)."""
+    """How often one rule was applied, rewrote a pair and dropped one (by reason), and the causes that it named."""
 
     seen: int = 0
     rewritten: int = 0
@@ -154,6 +156,7 @@ def count(recipe: Sequence[Rule], judged: Judged, counts: Mapping[str, RuleCount
         counts[name].causes.update(causes)
     if judged.dropped is not None:
         counts[judged.rule].dropped[judged.dropped.reason] += 1
+        counts[judged.rule].causes.update(judged.dropped.causes)
 
 
 def apply(recipe: Sequence[Rule], pair: RawPair, counts: Mapping[str, RuleCounts]) -> RawPair | None:

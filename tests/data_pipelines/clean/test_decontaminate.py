@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import cast
 
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_pipelines.clean import hash_index
-from data_pipelines.clean.decontaminate import PICTURE, TEXT, clean_ids, decontamination, main
+from data_pipelines.clean import hash_index, untouched
+from data_pipelines.clean.decontaminate import PICTURE, TEXT, decontamination, main
 from data_pipelines.clean.evaluation_index import build_index, load_index, save_index
 from data_pipelines.clean.fingerprints import distances
 from data_pipelines.clean.hash_index import HashIndex
-from data_pipelines.clean.rule import Dropped, Rule
+from data_pipelines.clean.rule import Dropped, Rule, apply, new_counts
 from data_pipelines.pair import Picture, Question, RawPair
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
@@ -93,12 +94,29 @@ def test_texts_are_found_if_they_are_long(rule: Rule) -> None:
     assert rule(common) is common
 
 
-def test_untouched_samples_are_listed(folder: Path, rule: Rule) -> None:
-    settings = dict(rule.settings)
-    index = load_index(settings["index"], settings["digest"])
-    verdicts = [rule(pair_with(scene(seed))) for seed in (1, 4)]
-    evidence = [item for verdict in verdicts if isinstance(verdict, Dropped) for item in verdict.evidence]
-    assert clean_ids(index, evidence) == ["shown/0", "shown/2", "shown/3", "shown/5", "asked/q"]
+def test_untouched_samples_are_listed(folder: Path, rule: Rule, tmp_path: Path) -> None:
+    counts = new_counts((rule,))
+    for seed in (1, 4, 4, 100):
+        apply((rule,), pair_with(scene(seed)), counts)
+    assert counts[rule.name].causes == {"shown/1": 1, "shown/4": 2}
+    rows = [{"rule": rule.name, **counts[rule.name].as_json()}]
+    manifest = {"job": {"recipe": [rule.as_json()]}, "rules": rows}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    untouched.main([str(tmp_path), f"--index={folder}/index", f"--output={tmp_path}/clean.json"])
+    lists = json.loads((tmp_path / "clean.json").read_text())
+    assert lists == {
+        "clean": ["shown/0", "shown/2", "shown/3", "shown/5", "asked/q"],
+        "touched": ["shown/1", "shown/4"],
+    }
+
+
+def test_a_corpus_without_the_index_has_no_untouched_samples(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"job": {"recipe": []}, "rules": []}')
+    with pytest.raises(SystemExit) as ended:
+        untouched.main([str(tmp_path), f"--index={folder}/index", f"--output={tmp_path}/clean.json"])
+    assert ended.value.code == 2 and "was not built with this index" in capsys.readouterr().err
 
 
 def test_equal_records_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
