@@ -14,8 +14,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from data_pipelines.clean.clip_model import CLIP, ClipModel, reads_clip
 from data_pipelines.clean.decontaminate import decontamination
+from data_pipelines.clean.pair import score_at_least
 from data_pipelines.clean.recipes import ACROSS, RECIPES
+from data_pipelines.clean.rule import Rule, rule
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
@@ -40,6 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", help="folder to write, on a disk or gs://")
     parser.add_argument("--split", default="train", help="of the corpus; default train")
     parser.add_argument("--workers", type=int, default=0, help="processes on this machine; 0: one per core, at most 4")
+    parser.add_argument("--clip", help="score pairs by this CLIP model, such as ViT-B-32; see docs/clip.md")
+    parser.add_argument("--clip_checkpoint", default="", help="file or folder of the model, as OpenCLIP publishes it")
+    parser.add_argument("--clip_vocabulary", default="", help="OpenCLIP's bpe_simple_vocab_16e6.txt.gz")
+    parser.add_argument("--clip_least", type=float, help="the lowest score that is kept; default: the recipe's")
     parser.add_argument("--retry", action="store_true", help="read the rows again that failed in the finished output")
     parser.add_argument("--evaluation_index", help="of data_pipelines.clean.decontaminate: what must not be trained on")
     parser.add_argument("--keep_work", action="store_true", help="keep the work folder next to the output")
@@ -67,6 +74,38 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--workers must be 0 or more, and --bytes_per_shard 1 or more")
 
 
+def _clip(arguments: argparse.Namespace) -> ClipModel | None:
+    if arguments.clip is None:
+        return None
+    return ClipModel(
+        arguments.clip,
+        os.fspath(storage.absolute(arguments.clip_checkpoint)) if arguments.clip_checkpoint else "",
+        os.fspath(storage.absolute(arguments.clip_vocabulary)) if arguments.clip_vocabulary else "",
+    )
+
+
+def _recipe(arguments: argparse.Namespace) -> tuple[Rule, ...]:
+    """The recipe of the corpus; if pairs are scored, with a rule on the score."""
+    recipe = RECIPES[arguments.corpus]
+    on_score = [each for each in recipe if reads_clip(each)]
+    least = arguments.clip_least
+    if arguments.clip is None:
+        given = [name for name in ("clip_checkpoint", "clip_vocabulary") if getattr(arguments, name)]
+        given += ["clip_least"] if least is not None else []
+        if given or on_score:
+            cause = f"--{given[0]}" if given else f"the recipe of {arguments.corpus}"
+            raise UserError(f"{cause} needs a CLIP model; name it by --clip, such as --clip=ViT-B-32")
+        return recipe
+    if least is None and not on_score:
+        raise UserError(
+            f"the recipe of {arguments.corpus} has no rule on CLIP scores; name the least, such as --clip_least=0.28"
+        )
+    if least is None:
+        return recipe
+    chosen = rule(score_at_least, column=CLIP, least=least)
+    return tuple(chosen if reads_clip(each) else each for each in recipe) + (() if on_score else (chosen,))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; exit code 2 with one sentence on a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
@@ -81,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.disable(logging.NOTSET)
         corpus = CORPORA[arguments.corpus]
         workers = arguments.workers or min(4, os.cpu_count() or 1)
-        recipe = RECIPES[corpus.name]
+        recipe = _recipe(arguments)
         if arguments.evaluation_index:
             recipe = (*recipe, decontamination(arguments.evaluation_index))
         job = Job(
@@ -90,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             input=os.fspath(storage.absolute(arguments.input)),
             output=os.fspath(storage.absolute(arguments.output)),
             recipe=recipe,
+            clip=_clip(arguments),
             across=ACROSS.get(corpus.name, ()),
             composers={task: COMPOSERS[task] for task in corpus.tasks},
             code=code_digest(),

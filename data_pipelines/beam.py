@@ -13,6 +13,7 @@ import base64
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
@@ -33,6 +34,17 @@ LOCAL_RUNNER = "DirectRunner"
 _LOOKS_FOR_THE_DRIVER = 0.2  # seconds between two looks
 
 
+class StepModel(Protocol):
+    """A model that the processes of a machine share. Its methods take and return values that can be pickled."""
+
+    @property
+    def identifier(self) -> str:
+        """Another one for every model: pipelines on the same machine share models by it."""
+
+    def load(self) -> Any:
+        """The loaded model."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One step of a pipeline.
@@ -40,12 +52,14 @@ class Step:
     Attributes:
       name: in Beam's graph.
       plan: () -> the elements; called on a worker when the step before has ended.
-      work: (element) -> None; what it makes is in files.
+      work: (element) -> None; what it makes is in files. If the step has a model, (element, model) -> None.
+      model: loaded once per machine, when there is an element; `work` runs in RunInference.
     """
 
     name: str
     plan: Callable[[], Iterable[Any]]
-    work: Callable[[Any], None]
+    work: Callable[..., None]
+    model: StepModel | None = None
 
 
 def options(flags: Sequence[str], workers: int) -> PipelineOptions:
@@ -103,7 +117,7 @@ def run_steps(steps: Sequence[Step], pipeline_options: PipelineOptions) -> None:
                         done
                         | f"{step.name}: plan" >> beam.FlatMap(_planned, step=step)
                         | f"{step.name}: spread" >> beam.Reshuffle()
-                        | f"{step.name}: work" >> beam.Map(_worked, step=step, driver=driver)
+                        | f"{step.name}: work" >> _work(step, driver)
                         | f"{step.name}: end" >> beam.combiners.Count.Globally()
                     )
         except Exception as error:
@@ -118,10 +132,31 @@ def _planned(_: int, step: Step) -> list[Any]:
         return list(step.plan())
 
 
+def _work(step: Step, driver: str) -> beam.PTransform:
+    if step.model is None:
+        return beam.Map(_worked, step=step, driver=driver)
+    from data_pipelines.inference import with_model  # Beam's RunInference takes seconds to import
+
+    load = functools.partial(_loaded, step.model)
+    return with_model(step.model.identifier, load, functools.partial(_worked_with_model, step, driver))
+
+
+def _loaded(model: StepModel) -> Any:
+    with _carrying("load the model"):
+        return model.load()
+
+
 def _worked(element: Any, step: Step, driver: str) -> int:
     _end_with(driver)
     with _carrying(step.name):
         step.work(element)
+    return 0
+
+
+def _worked_with_model(step: Step, driver: str, element: Any, model: Any) -> int:
+    _end_with(driver)
+    with _carrying(step.name):
+        step.work(element, model)
     return 0
 
 

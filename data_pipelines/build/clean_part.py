@@ -23,6 +23,7 @@ from data_pipelines.build.part_files import Frames, PartDamaged, PartReader, Par
 from data_pipelines.build.parts import Part
 from data_pipelines.build.read_files import ReadFiles, are_unchanged
 from data_pipelines.build.samples import Examples, describe, shortened
+from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.across import Candidate
 from data_pipelines.clean.rule import Judged, RuleCounts, count, judge, new_counts
 from data_pipelines.pair import FailedRow, RawPair, Row
@@ -34,7 +35,7 @@ from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, o
 COMPOSE = "compose"  # under which pairs are counted from which no composer makes a record
 NOTHING = "nothing to learn from"
 _OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_NEVER_A_ROW = (StorageError, KeyboardInterrupt, SystemExit, GeneratorExit)
+NEVER_A_ROW = (StorageError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def clean_part(job: Job, part: Part) -> None:
     """
     attempt = parts_lib.newest_attempt(job, part)
     previous = _usable(job, part, attempt)
-    if previous is not None and (not job.retry or attempt == job.attempt or not previous.footer["failed"]):
+    if _is_finished(job, previous, attempt):
         return
     if not job.retry:
         previous = None
@@ -81,6 +82,16 @@ def clean_part(job: Job, part: Part) -> None:
             _write_part(job, part, writer, old)
         if parts_lib.facts_of(source) != list(part.facts):
             raise UserError(f"{source} changed while it was read; run the same command again")
+
+
+def is_cleaned(job: Job, part: Part) -> bool:
+    """Whether `clean_part` has nothing to do for a part."""
+    attempt = parts_lib.newest_attempt(job, part)
+    return _is_finished(job, _usable(job, part, attempt), attempt)
+
+
+def _is_finished(job: Job, previous: PartReader | None, attempt: int | None) -> bool:
+    return previous is not None and (not job.retry or attempt == job.attempt or not previous.footer["failed"])
 
 
 def _usable(job: Job, part: Part, attempt: int | None) -> PartReader | None:
@@ -104,14 +115,15 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
     examples = Examples(old.reader.lines("samples") if old else ())
     files = ReadFiles(os.fspath(job.folder / part.file))
     failed: list[dict[str, Any]] = []
+    scores = _scores(job, part)
     total = 0
     with storage.watched(files.saw):
-        for number, row in _rows(job, part):
+        for number, row in rows_of(job, part):
             total += 1
             files.are_of(failed_row=False)  # the reader's
             if old is not None and number not in old.failed:
                 continue
-            outcome = _outcome(job, row)
+            outcome = _outcome(job, scores.given_to(number, row))
             files.are_of(failed_row=outcome.failed is not None)
             if outcome.failed is not None:
                 reason = outcome.failed.reason
@@ -142,11 +154,19 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
     writer.finish(facts, {name: _as_lines(values) for name, values in sections.items()})
 
 
+def _scores(job: Job, part: Part) -> PartScores:
+    """The CLIP scores of a part; none if the run computes none."""
+    scores = read_scores(job, part) if job.clip is not None else PartScores()
+    if scores is None:
+        raise UserError(f"{scores_file(job, part)} is gone or out of date; run the same command again")
+    return scores
+
+
 def _as_lines(values: Iterable[Any]) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-def _rows(job: Job, part: Part) -> Iterator[tuple[int, Row]]:
+def rows_of(job: Job, part: Part) -> Iterator[tuple[int, Row]]:
     """The rows of a part with their numbers in the file. A reader that stops leaves a failed row where it stopped."""
     split = job.corpus.splits[job.split]
     number = -1
@@ -156,10 +176,10 @@ def _rows(job: Job, part: Part) -> Iterator[tuple[int, Row]]:
         ):
             if part.has(number):
                 yield number, row
-    except _NEVER_A_ROW:
+    except NEVER_A_ROW:
         raise
     except Exception as error:
-        _raise_if_of_machine(error)
+        raise_if_of_machine(error)
         number += 1
         if part.has(number):
             yield number, FailedRow("the reader stopped", f"{type(error).__name__}: {one_line(error)}")
@@ -173,12 +193,12 @@ def _outcome(job: Job, row: Row) -> Outcome:
         if judged.dropped is not None:
             return Outcome(judged, id=row.id)
         return Outcome(judged, _survivor(job, judged.pair), id=row.id)
-    except _NEVER_A_ROW:
+    except NEVER_A_ROW:
         raise
     except FileNotFoundError as error:
         return Outcome(failed=FailedRow("picture missing", f"{error.filename} is not there"), id=row.id)
     except OSError as error:
-        _raise_if_of_machine(error)
+        raise_if_of_machine(error)
         return Outcome(failed=FailedRow("picture unreadable", one_line(error)), id=row.id)
     except UserError as error:
         return Outcome(failed=FailedRow("not well formed", one_line(error)), id=row.id)
@@ -189,7 +209,7 @@ def _outcome(job: Job, row: Row) -> Outcome:
         return Outcome(failed=FailedRow(f"{step} failed", f"{type(error).__name__}: {one_line(error)}"), id=row.id)
 
 
-def _raise_if_of_machine(error: Exception) -> None:
+def raise_if_of_machine(error: Exception) -> None:
     """A full disk or too many open files are not a row's fault."""
     if isinstance(error, OSError) and error.errno in _OF_MACHINE:
         raise error

@@ -17,6 +17,7 @@ from etils import epath
 
 import data_pipelines
 from data_pipelines.clean.across import AcrossRule
+from data_pipelines.clean.clip_model import ClipModel
 from data_pipelines.clean.rule import Rule
 from data_pipelines.compose.composers import Composer
 from data_pipelines.corpora.corpus import Corpus
@@ -47,6 +48,7 @@ class Job:
       across: rules across pairs, in order.
       composers: of the corpus' tasks.
       code: digest of the code and of the packages' versions (`code_digest`).
+      clip: the model of the score "clip" that pairs get before they are cleaned; None: they get none.
       bytes_per_shard: a shard ends with the record that brings its serialised records to this size.
       retry: whether rows that failed are read again; see `attempts`.
       attempt: how many times failed rows were read again in the finished output, this time included.
@@ -61,6 +63,7 @@ class Job:
     across: tuple[AcrossRule, ...]
     composers: Mapping[str, Composer]
     code: str
+    clip: ClipModel | None = None
     bytes_per_shard: int = BYTES_PER_SHARD
     retry: bool = False
     attempt: int = 0
@@ -99,6 +102,7 @@ class Job:
             "across": [rule.as_json() for rule in self.across],
             "composers": {task: _name(self.composers[task]) for task in corpus.tasks},
             "bytes_per_shard": self.bytes_per_shard,
+            "clip": self.clip.identity if self.clip else None,
             "code": self.code,
             "format": FORMAT,
         }

@@ -21,6 +21,7 @@ from data_pipelines.build.clean_part import clean_part
 from data_pipelines.build.finish import FAILED, MANIFEST, finish
 from data_pipelines.build.job import Job
 from data_pipelines.build.parts import InputFile, Part
+from data_pipelines.build.score_part import score_part, unscored_parts
 from data_pipelines.build.shards import building_folder, plan_shards, write_range
 from data_pipelines.build.table import table
 from qwenvl_jax.data.schema import TASKS
@@ -83,7 +84,11 @@ def build(job: Job, options: PipelineOptions, workers: int = 1, keep_work: bool 
 
 
 def _steps(job: Job) -> list[beam.Step]:
-    steps = [beam.Step("clean", functools.partial(parts_lib.load_parts, job), functools.partial(clean_part, job))]
+    steps = []
+    if job.clip is not None:
+        score = functools.partial(score_part, job)
+        steps.append(beam.Step("score", functools.partial(unscored_parts, job), score, job.clip))
+    steps.append(beam.Step("clean", functools.partial(parts_lib.load_parts, job), functools.partial(clean_part, job)))
     for number, rule in enumerate(job.across):
         shuffle = Shuffle(job, number)
         groups = functools.partial(_group_numbers, job)
@@ -159,10 +164,10 @@ def _attempt(job: Job) -> int:
 def _remove_other_parts(job: Job, parts: Sequence[Part]) -> None:
     """Removes files of parts that are not of this input, recipe and code, and what killed runs were writing."""
     digests = {part.digest for part in parts}
-    if storage.is_folder(job.work / "clean"):
-        for name in storage.names(job.work / "clean"):
+    for folder in (job.work / "clean", job.work / "scores"):
+        for name in storage.names(folder) if storage.is_folder(folder) else ():
             if name.partition(".")[0] not in digests:
-                storage.remove(job.work / "clean" / name)
+                storage.remove(folder / name)
 
 
 def _publish(job: Job) -> None:

@@ -12,7 +12,8 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
 
-from data_pipelines.clean.clip_score import NO_PICTURE, ClipModel, ClipModelHandler
+from data_pipelines.clean.clip_model import NO_PICTURE, ClipModel
+from data_pipelines.clean.clip_score import ClipModelHandler
 from data_pipelines.pair import FailedRow
 from qwenvl_jax.models.clip import CLIP_MODELS
 from qwenvl_jax.runtime.errors import UserError
@@ -45,7 +46,7 @@ def test_every_pair_of_a_pipeline_gets_its_similarities(model: ClipModel) -> Non
     handler = ClipModelHandler(model, pairs_at_once=4)
     options = PipelineOptions(["--runner=DirectRunner", "--direct_running_mode=in_memory"])
     with beam.Pipeline(options=options) as pipeline:
-        scored = pipeline | beam.Create([*PAIRS, BAD]) | RunInference(handler, model_identifier=handler.identifier)
+        scored = pipeline | beam.Create([*PAIRS, BAD]) | RunInference(handler, model_identifier=model.identifier)
         assert_that(scored, check)
 
 
@@ -56,7 +57,7 @@ def test_the_identity_of_a_model_is_that_of_its_files(model: ClipModel, tmp_path
     assert same.identity == model.identity
     copy.write_bytes(b"other")
     other = ClipModel("tiny", str(copy), model.vocabulary, batch_size=4)
-    assert ClipModelHandler(other).identifier != ClipModelHandler(model).identifier
+    assert other.identifier != model.identifier
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.safetensors").write_bytes(b"x")

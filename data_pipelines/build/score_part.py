@@ -1,0 +1,116 @@
+"""The step `score`: CLIP scores of the pairs of one part, before the step `clean` that needs them.
+
+The rules before the first one on `scores["clip"]` decide which pairs are scored. They run again in `clean`, in far less
+time than the model takes. A score is that of the first picture and the text that fits it best. The step leaves one file
+per part, so a run that was ended and started again scores no part twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from data_pipelines.build import parts as parts_lib
+from data_pipelines.build.clean_part import NEVER_A_ROW, is_cleaned, raise_if_of_machine, rows_of
+from data_pipelines.build.job import Job
+from data_pipelines.build.parts import Part
+from data_pipelines.build.read_files import ReadFiles
+from data_pipelines.build.scores import PartScores, read_scores, scores_file
+from data_pipelines.clean.clip_model import LoadedClip, Pair, reads_clip
+from data_pipelines.clean.rule import Rule, judge
+from data_pipelines.pair import FailedRow, Row
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError
+
+# In one call of the model, whichever is reached first.
+_PAIRS = 1024
+_BYTES = 128 << 20
+
+Waiting = list[tuple[int, Pair]]
+
+
+def rules_before_score(recipe: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules before the first one that reads the CLIP score; all if none does."""
+    for position, rule in enumerate(recipe):
+        if reads_clip(rule):
+            return tuple(recipe[:position])
+    return tuple(recipe)
+
+
+def unscored_parts(job: Job) -> list[Part]:
+    """The parts that `clean` has not finished and that have no scores, or failed rows that a retry reads again."""
+    parts = parts_lib.load_parts(job)
+    wanted = parts_lib.each(lambda part: _is_unscored(job, part), parts)
+    return [part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted]
+
+
+def _is_unscored(job: Job, part: Part) -> bool:
+    return not is_cleaned(job, part) and (job.retry or read_scores(job, part) is None)
+
+
+def score_part(job: Job, part: Part, model: LoadedClip) -> None:
+    """Writes the file of the scores of a part; a retry keeps the scores that are there.
+
+    Raises:
+      UserError: if the part's file changes while it is read.
+      StorageError: if storage does not answer.
+      OSError: if the disk is full.
+    """
+    before = read_scores(job, part) or PartScores()
+    scores = PartScores(scores=dict(before.scores))
+    files = ReadFiles(os.fspath(job.folder / part.file))
+    with storage.watched(files.saw):
+        for waiting in _chunks(_pairs(job, part, before, files)):
+            similarities = model.similarities([pair for _, pair in waiting])
+            for (number, _), each in zip(waiting, similarities, strict=True):
+                if isinstance(each, FailedRow):
+                    scores.failed[number] = [each.reason, each.detail]
+                else:
+                    scores.scores[number] = max(each)
+    if parts_lib.facts_of(job.folder / part.file) != list(part.facts):
+        raise UserError(f"{job.folder / part.file} changed while it was read; run the same command again")
+    scores.read = [*(entry for entry in before.read if not entry[1]), *files.entries()]
+    scores.write(scores_file(job, part))
+
+
+def _pairs(job: Job, part: Part, before: PartScores, files: ReadFiles) -> Iterator[tuple[int, Pair]]:
+    """The pairs that the rules before the score leave, with the numbers of their rows."""
+    rules = rules_before_score(job.recipe)
+    for number, row in rows_of(job, part):
+        files.are_of(failed_row=False)  # the reader's
+        if number in before.scores:
+            continue
+        pair = _pair(rules, row)
+        files.are_of(failed_row=pair is None)
+        if pair is not None:
+            yield number, pair
+
+
+def _pair(rules: Sequence[Rule], row: Row) -> Pair | None:
+    """The first picture of a pair and its texts; None if a rule drops it, it fails, or it has not both."""
+    if isinstance(row, FailedRow):
+        return None
+    try:
+        judged = judge(rules, row)
+        if judged.dropped is not None or not judged.pair.pictures or not judged.pair.texts:
+            return None
+        return judged.pair.pictures[0].read(), judged.pair.texts
+    except NEVER_A_ROW:
+        raise
+    except Exception as error:  # the step `clean` meets it again and notes the reason
+        raise_if_of_machine(error)
+        return None
+
+
+def _chunks(pairs: Iterator[tuple[int, Pair]]) -> Iterator[Waiting]:
+    waiting: Waiting = []
+    size = 0
+    for number, pair in pairs:
+        waiting.append((number, pair))
+        size += len(pair[0])
+        if len(waiting) >= _PAIRS or size >= _BYTES:
+            yield waiting
+            waiting = []
+            size = 0
+    if waiting:
+        yield waiting
