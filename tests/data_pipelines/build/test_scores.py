@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from data_pipelines.__main__ import main
+from data_pipelines.clean import recipes
 from data_pipelines.clean.clip_model import NO_PICTURE, ClipModel
 from data_pipelines.clean.pair import score_at_least
 from data_pipelines.clean.rule import rule
+from data_pipelines.compose import composers
+from data_pipelines.corpora import table
 from qwenvl_jax.models.clip import CLIP_MODELS
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.scoring.clip import ClipScorer
@@ -85,7 +89,7 @@ def test_pairs_are_kept_by_their_scores(
     counts = counts_of(manifest)
     assert counts["dropped"]["clip too low"] == len(low)
     assert counts["seen"] - sum(counts["dropped"].values()) == len(kept)
-    assert manifest["clip"] == model.identity
+    assert manifest["job"]["clip"] == model.identity
     failed = [json.loads(line) for line in (tmp_path / "output" / "failed.jsonl").read_text().splitlines()]
     broken = [row for row in failed if row["reason"] == NO_PICTURE]
     assert len(broken) == sum(score is None for score in scores.values()) > 0
@@ -136,3 +140,24 @@ def test_a_damaged_checkpoint_ends_a_run_in_one_sentence(
     other = dataclasses.replace(model, checkpoint=str(damaged))
     with pytest.raises(UserError, match=r"damaged.safetensors is truncated|ends in the middle of"):
         run_small(corpus, tmp_path / "output", workers=1, **changes(other, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--clip_least=0.3"], "--clip_least needs a CLIP model; name it by --clip"),
+        (["--clip=ViT-B-32"], "the recipe of small has no rule on CLIP scores; name the least, such as --clip_least"),
+        (["--clip=ViT-B-32", "--clip_least=0.3"], "--clip_checkpoint= does not exist; name a file that is there"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(
+    flags: list[str], message: str, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(table.CORPORA, "small", small_corpus.CORPUS)
+        patch.setitem(recipes.RECIPES, "small", small_corpus.RECIPE)
+        for task, composer in small_corpus.COMPOSERS.items():
+            patch.setitem(composers.COMPOSERS, task, composer)
+        with pytest.raises(SystemExit, match="2"):
+            main(["small", f"--input={corpus}", f"--output={tmp_path / 'output'}", *flags])
+    assert f"error: {message}" in capfd.readouterr().err
