@@ -30,7 +30,7 @@ listed in a file of its own, which must be there, so that no training set can ha
 Questions with `abcLabel` ask about letters that are not in the picture: their pictures have the labels replaced by
 letters. They fail with that reason.
 
-Memory: see `question_list`; 160 MB for the 2.3 million questions of DVQA.
+Memory: see `question_list`; 130 MB for the 2.3 million questions of DVQA.
 """
 
 from __future__ import annotations

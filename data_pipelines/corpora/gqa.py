@@ -8,7 +8,7 @@ Source: Hudson and Manning 2019. Licence CC-BY-4.0. Home page: https://cs.stanfo
     images/2354786.jpg
 
 A file is an object with one member per question, in no order of pictures; it is indexed (`json_index`), which takes
-65 MB for the 943,000 questions of the balanced training set, and as much for each of the ten files of 1.4 million that
+50 MB for the 943,000 questions of the balanced training set, and as much for each of the ten files of 1.4 million that
 make up `train_all`. A picture whose questions are in several of these ten is a row of each.
 """
 

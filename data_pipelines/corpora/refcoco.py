@@ -16,7 +16,7 @@ The JSON edition of MDETR, in the same splits, is read if there are neither:
     mdetr_annotations/finetune_refcoco_train.json    {"images": [{"id", "file_name", "caption", "width", "height"}, ..],
                                                       "annotations": [{"image_id", "bbox"}, ..]}, one box per phrase
 
-Memory: 300 MB for a pickle with 150,000 phrases and the 200,000 boxes of an `instances.json`. The
+Memory: up to 300 MB for a pickle with 150,000 phrases and the 200,000 boxes of an `instances.json`. The
 rows are the failed phrases, then the pictures in the order in which they are first mentioned.
 """
 

@@ -9,7 +9,7 @@ Home page: https://homes.cs.washington.edu/~ranjay/visualgenome/
     VG_100K/*.jpg, VG_100K_2/*.jpg
 
 Both annotation files are grouped by picture already, so they are read one picture at a time; `image_data.json` is held
-in memory. Together that is 65 MB for 108,077 pictures with 50 regions each. Everything is the split `train`.
+in memory. Together that is 50 MB for 108,077 pictures with 50 regions each. Everything is the split `train`.
 """
 
 from __future__ import annotations
