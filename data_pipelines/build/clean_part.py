@@ -205,6 +205,8 @@ def _outcome(job: Job, row: Row) -> Outcome:
     except UnicodeError as error:
         return Outcome(failed=FailedRow("text is not Unicode", one_line(error)), id=row.id)
     except Exception as error:
+        if "embedded null" in str(error):
+            return Outcome(failed=FailedRow("picture missing", "its path has a null character"), id=row.id)
         step = (getattr(error, "__notes__", None) or [COMPOSE])[0]
         return Outcome(failed=FailedRow(f"{step} failed", f"{type(error).__name__}: {one_line(error)}"), id=row.id)
 

@@ -28,6 +28,7 @@ from data_pipelines.build.part_files import PartReader, damage_named
 from data_pipelines.build.parts import InputFile
 from data_pipelines.build.shards import (
     building_folder,
+    kept_count,
     kept_entries,
     plan_shards,
     record_split,
@@ -79,7 +80,7 @@ def _manifest(
         "rows": rows,
         "failed": {"rows": failed.total(), "reasons": dict(sorted(failed.items()))},
         "rules": [{"rule": name, **each.as_json()} for name, each in counts.items()],
-        "kept": sum(len(entries) for _, entries in kept_entries(job)),
+        "kept": kept_count(job),
         "tasks": {task: read_manifest(folder / task)["splits"][split] for task, members in shards.items() if members},
         "inputs": {file: each.content for file, each in inputs.items()},
         "job": job.as_json(),
@@ -130,13 +131,17 @@ def _dropped_examples(job: Job) -> Iterator[dict[str, Any]]:
     """The first pairs, in the order of the corpus, that each rule dropped for each reason; rules in their order."""
     examples: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in (*new_counts(job.recipe), COMPOSE)}
     for reader in _readers(job):
+        drops = {name: counts["dropped"] for name, counts in reader.footer["counts"].items()}
+        reasons = [examples[name].setdefault(reason, []) for name, dropped in drops.items() for reason in dropped]
+        if all(len(kept) == samples.PER_REASON for kept in reasons):
+            continue  # nothing of this part would be shown
         for example in reader.lines("samples"):
-            kept = examples[example["rule"]].setdefault(example["reason"], [])
+            kept = examples[example["rule"]][example["reason"]]
             if len(kept) < samples.PER_REASON:
                 kept.append(example)
-    for reasons in examples.values():
-        for reason in sorted(reasons):
-            yield from reasons[reason]
+    for by_reason in examples.values():
+        for reason in sorted(by_reason):
+            yield from by_reason[reason]
     for number in range(len(job.across)):
         yield from itertools.islice(_across_examples(job, number), samples.PER_REASON)
 
@@ -166,7 +171,7 @@ def _survivor(job: Job, part: int, index: int) -> tuple[dict[str, Record], dict[
 
 def _kept_examples(job: Job) -> Iterator[dict[str, Any]]:
     """Survivors, evenly spread over the corpus, with the contents of their records."""
-    total = sum(len(entries) for _, entries in kept_entries(job))
+    total = kept_count(job)
     wanted = (
         set(np.linspace(0, total - 1, min(total, samples.SURVIVORS)).round().astype(int).tolist()) if total else set()
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -57,7 +58,7 @@ def build(job: Job, options: PipelineOptions, workers: int = 1, keep_work: bool 
     """
     _check_output(job)
     refusal = f"another run works on {job.output}; wait for its end, end it, or choose another --output"
-    with locked(job.work, refusal):
+    with locked(job.work, refusal), _removed_if_empty(job.work):
         finished = _finished(job)
         if job.retry:
             _check_retry(job, finished)
@@ -81,6 +82,16 @@ def build(job: Job, options: PipelineOptions, workers: int = 1, keep_work: bool 
         _log.info("%s\n%s is ready after %.1f s", table(manifest), job.output, time.monotonic() - started)
         _end(job, manifest, keep_work)
     return manifest
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: epath.Path) -> Iterator[None]:
+    """A run that is refused leaves no work folder."""
+    try:
+        yield
+    finally:
+        if storage.is_folder(folder) and not storage.names(folder):
+            storage.remove(folder)
 
 
 def _steps(job: Job) -> list[beam.Step]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from data_pipelines.build import parts as parts_lib
 from data_pipelines.build.across_pairs import alive_pairs, survey
 from data_pipelines.build.job import Job, digest_of
 from data_pipelines.build.part_files import PartReader, damage_named
@@ -21,6 +22,7 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, file_errors_of
 
+_READ_AHEAD = 32  # parts whose indexes are read at once
 Position = tuple[int, int]  # a part and a survivor of it
 
 
@@ -95,10 +97,22 @@ def _kept(job: Job, first: int = 0, stop: int | None = None) -> Iterator[tuple[i
         if end <= first or start >= stop:
             continue
         alive = alive_pairs(job, len(job.across), group)
-        for part in range(max(first, start), min(stop, end)):
-            with damage_named(parts.files[part]):
-                index = PartReader(parts.files[part]).index()
-            yield part, alive[part - start], index
+        wanted = range(max(first, start), min(stop, end))
+        for chunk in (wanted[at : at + _READ_AHEAD] for at in range(0, len(wanted), _READ_AHEAD)):
+            indexes = parts_lib.each(_index, [parts.files[part] for part in chunk])
+            for part, index in zip(chunk, indexes, strict=True):
+                yield part, alive[part - start], index
+
+
+def _index(file: epath.Path) -> np.ndarray:
+    with damage_named(file):
+        return PartReader(file).index()
+
+
+def kept_count(job: Job) -> int:
+    """How many pairs are left after all rules."""
+    groups = range(len(survey(job).groups))
+    return sum(int(alive.sum()) for group in groups for alive in alive_pairs(job, len(job.across), group))
 
 
 def kept_entries(job: Job, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:

@@ -54,6 +54,7 @@ def test_mistakes_end_with_one_sentence(small_folder: Path, tmp_path: Path, caps
         line = refusal(capsys, *arguments)
         assert line.startswith("error: ") and words in line, (arguments, line)
     assert (tmp_path / "mine" / "thesis.txt").exists() and not (tmp_path / "output").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "empty", "mine"]
 
 
 @pytest.mark.parametrize("name", ["text/thesis.txt", "samples/mine.jsonl", "notes.md"])

@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines.build import parts
+from data_pipelines.build.part_files import PartReader
 from data_pipelines.build.table import table
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_format import encode_record
@@ -136,6 +137,22 @@ def test_examples_show_what_each_rule_dropped(built: Path) -> None:
     assert rows == sorted(rows)
     kept = lines(built / "samples" / "kept.jsonl")
     assert len(kept) == 36 and all(set(example["records"]) <= {"caption", "text"} for example in kept)
+
+
+def test_examples_are_the_first_of_the_corpus_whatever_the_parts(
+    run_small: Any, small_folder: Path, tmp_path: Path
+) -> None:
+    """Against all examples of all parts: the first twelve by file and row."""
+    run_small(small_folder, tmp_path / "output", keep_work=True)
+    every = [
+        example
+        for file in (tmp_path / ".output.work" / "clean").iterdir()
+        for example in PartReader(file).lines("samples")
+        if example["rule"] == "not_short"
+    ]
+    rows = sorted((example["file"], example["row"]) for example in every)
+    shown = lines(tmp_path / "output" / "samples" / "dropped.jsonl")
+    assert [(each["file"], each["row"]) for each in shown if each["rule"] == "not_short"] == rows[:12]
 
 
 def test_the_end_report_adds_up(built: Path) -> None:
