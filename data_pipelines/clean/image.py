@@ -40,6 +40,21 @@ class _Opened(NamedTuple):
     scale: tuple[float, float] = (1.0, 1.0)
 
 
+class _Settings(NamedTuple):
+    """How the pictures of a pair are opened.
+
+    Attributes:
+      boxed: whether boxes refer to them, so that they must not be turned.
+      in_pixels: whether these boxes are in pixels of the stated size.
+      decode, frames: as in `open_pictures`.
+    """
+
+    boxed: bool
+    in_pixels: bool
+    decode: bool
+    frames: str
+
+
 def open_pictures(pair: RawPair, decode: bool = False, frames: str = "one") -> Verdict:
     """Reads all pictures: their bytes, their true sizes, and what training would misread.
 
@@ -57,8 +72,9 @@ def open_pictures(pair: RawPair, decode: bool = False, frames: str = "one") -> V
       OSError, StorageError: if a file cannot be read.
     """
     boxed = _has_boxes(pair)
+    settings = _Settings(boxed, boxed and not pair.in_thousandths, decode, frames)
     try:
-        opened = [_open(picture, boxed, decode, frames) for picture in pair.pictures]
+        opened = [_open(picture, settings) for picture in pair.pictures]
     except _Bad as error:
         return Dropped(str(error))
     pictures = tuple(each.picture for each in opened)
@@ -98,7 +114,7 @@ def _has_boxes(pair: RawPair) -> bool:
     return any(part.get("boxes") or part.get("quads") for turn in pair.turns for part in turn["parts"])
 
 
-def _open(picture: Picture, boxed: bool, decode: bool, frames: str) -> _Opened:
+def _open(picture: Picture, settings: _Settings) -> _Opened:
     payload = picture.read() if picture.encoded or picture.path else b""
     if not payload:
         raise _Bad("an empty file")
@@ -113,25 +129,19 @@ def _open(picture: Picture, boxed: bool, decode: bool, frames: str) -> _Opened:
         except Exception:  # Pillow's plugins raise nearly anything on damaged files
             raise _Bad("not a JPEG, PNG, WebP, GIF or BMP") from None
         stated = (picture.width, picture.height) if picture.width and picture.height else None
-        return _prepared(picture, payload, image, stated, boxed, decode, frames)
+        return _prepared(picture, payload, image, stated, settings)
 
 
 def _prepared(
-    picture: Picture,
-    payload: bytes,
-    image: Image.Image,
-    stated: tuple[int, int] | None,
-    boxed: bool,
-    decode: bool,
-    frames: str,
+    picture: Picture, payload: bytes, image: Image.Image, stated: tuple[int, int] | None, settings: _Settings
 ) -> _Opened:
     """The picture as training shall read it."""
     _check_size(image, payload)
-    if frames == "one" and _is_animated(image):
+    if settings.frames == "one" and _is_animated(image):
         raise _Bad("animated")
     orientation = _orientation(image)
     turned_size = image.size[::-1] if orientation in _SIDEWAYS else image.size
-    turns = orientation in _TURNS and (not boxed or (stated == turned_size != image.size))
+    turns = orientation in _TURNS and (not settings.boxed or (stated == turned_size != image.size))
     causes: list[str] = []
     size = image.size
     try:
@@ -142,7 +152,7 @@ def _prepared(
         if rewritten is not None:
             size = rewritten.size
             payload = _encoded(rewritten, image)
-        elif decode:
+        elif settings.decode:
             exact.decode_image(payload)
     except (MemoryError, _Bad):
         raise
@@ -151,7 +161,7 @@ def _prepared(
     scale = (1.0, 1.0)
     if stated is not None and stated != size:
         causes.append("stated size corrected")
-        if boxed:
+        if settings.in_pixels:
             scale = (size[0] / stated[0], size[1] / stated[1])
             if abs(scale[0] - scale[1]) * max(stated) > 1.5:  # more than the rounding of both sides
                 raise _Bad("the stated size is of another picture")

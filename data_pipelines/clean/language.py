@@ -2,11 +2,11 @@
 
 Figures on Tux Paint's stamps, whose sentences are translated into some 60 languages: of texts that pass the characters
 and have at least 20 letters, the rule keeps all 176 English ones, and drops 98 % of those in the 19 other languages of
-`_LANGUAGES` and 89 % of those in languages that it does not know. It also keeps 99.5 % of the one-line descriptions of
+`LANGUAGES` and 89 % of those in languages that it does not know. It also keeps 99.5 % of the one-line descriptions of
 Debian packages, which are full of names. Shorter texts are left to the characters: at 10 to 14 letters it would take
-8 % of the English texts for another language.
+8 % of the English texts for another language (`benchmarks/language_rule.py`).
 
-The models take 0.5 GB of memory and some seconds to load in every process; then a core judges about 5,000 texts a
+The models take 0.5 GB of memory and some seconds to load in every process; then a core judges some thousand texts a
 second. lingua's mode of low accuracy needs a tenth of both, but to drop as much it loses 5 % of the English texts.
 """
 
@@ -22,7 +22,7 @@ PROBABILITY = 0.1
 
 # The frequent languages of the web that are written in Latin letters. Every further one costs memory (30 MB) and takes
 # probability from English.
-_LANGUAGES = (
+LANGUAGES = (
     Language.ENGLISH,
     Language.BOKMAL,
     Language.CATALAN,
@@ -86,4 +86,4 @@ def may_be_english(text: str, letters: int = LETTERS, probability: float = PROBA
 
 @functools.cache
 def _detector() -> LanguageDetector:
-    return LanguageDetectorBuilder.from_languages(*_LANGUAGES).with_preloaded_language_models().build()
+    return LanguageDetectorBuilder.from_languages(*LANGUAGES).with_preloaded_language_models().build()

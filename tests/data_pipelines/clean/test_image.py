@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -210,6 +211,15 @@ def test_a_wrong_size_is_corrected_and_boxes_follow() -> None:
     assert causes(pair) == ("stated size corrected",)
     assert opened(pair_with(payload, width=7, height=60)).width == 40
     assert verdict(open_pictures, pair_with(payload, width=7, height=60, regions=BOX)) == (
+        "the stated size is of another picture"
+    )
+
+
+def test_boxes_in_thousandths_need_no_size() -> None:
+    turns = ({"role": "user", "parts": ({"ref": "fox", "boxes": ((1, 2, 3, 4),)},)},)
+    pair = pair_with(encoded(RGB), width=7, height=60, turns=turns, in_thousandths=True)
+    assert (opened(pair).width, opened(pair).height) == (40, 30)
+    assert verdict(open_pictures, dataclasses.replace(pair, in_thousandths=False)) == (
         "the stated size is of another picture"
     )
 
