@@ -1,17 +1,16 @@
 """Fingerprints of pictures and texts that stay close if the picture or the text is changed a little.
 
 A picture's is the perceptual hash of ImageHash with 16 x 16 bits (`phash`): the signs of the low frequencies of its
-grey values at 64 x 64 pixels. Measured on 200 composed photographs: bits that differ from the original's, 99th
-percentile, after JPEG quality 30 / half size / squeezed to 224 x 224 / grey; the closest of 19,900 pairs of different
-pictures; time per picture:
+grey values at 64 x 64 pixels. `benchmarks/near_duplicates.py` gives, on 200 composed photographs, the bits by which a
+change moves the hash (99th percentile), and those between the two most similar of all 200:
 
-    phash, 256 bits     6     2     2    0    closest others 94    2.3 ms
-    phash,  64 bits     2     2     2    0    closest others 10    2.3 ms
-    PDQ,   256 bits     8    28    28    2    closest others 92    7.1 ms
+                      JPEG quality 30   half size   224 x 224   grey     most similar others
+    phash, 256 bits          6              4           2         0              90
+    phash, 64 bits           2              2           2         0              12
+    PDQ, 256 bits            6             28          24         2              94
 
-So phash with 256 bits was chosen: a duplicate is an order of magnitude closer than another picture. A flip changes half
-of the bits of each, and so do crops of 10 % (79 to 136 bits): both are covered by hashing the flipped and the cropped
-picture too.
+So phash with 256 bits was chosen: a duplicate is 15 times closer than another picture. A crop of 10 % (138 bits) and a
+flip (136) move every hash as far as another picture is; both are covered by hashing cropped and flipped pictures too.
 
 A text's is its MinHash over groups of characters, five for English and two for Chinese.
 """
