@@ -1,4 +1,4 @@
-"""What a corpus must not contain: the pictures and texts of evaluation sets, as fingerprints in one file.
+"""What a corpus must not contain: the pictures and texts of evaluation sets, as signatures in one file.
 
     index = build_index([("data/flickr30k/caption", "test"), ("data/vqav2/vqa", "val")])
     save_index(index, "evaluation.index")
@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from data_pipelines.clean.fingerprints import PERMUTATIONS, flipped, hash_of, minhash, picture_of, plain_text
+from data_pipelines.clean.signatures import PERMUTATIONS, flipped, hash_of, minhash, picture_of, plain_text
 from data_pipelines.clean.hash_index import HashIndex
 from qwenvl_jax.data.annotations import contents_of
 from qwenvl_jax.data.languages import guess_language
@@ -42,7 +42,7 @@ _TEXT_KEYS = ("question", "caption", "text")
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationIndex:
-    """Fingerprints of evaluation sets.
+    """Signatures of evaluation sets.
 
     Attributes:
       ids: of the samples, "source/record id"; pictures and texts refer to them by index.

@@ -69,7 +69,7 @@ _REWRITES: tuple[tuple[str, regex.Pattern[str], str], ...] = tuple(
         ("repeated character", r"(\p{L})\1{4,}+", r"\1"),
         ("repeated word", r"(?<!\w)(\p{L}[\w'-]*+)(?:[\s,，、]+\1(?!\w)){2,}+", r"\1"),
         ("repeated word", r"(\p{Han}{2,8}?)\1{2,}+", r"\1"),
-        ("empty brackets", r"\(\s*+\)|\[\s*+\]|\{\s*+\}|（\s*+）|【\s*+】|《\s*+》|“\s*+”", " "),
+        ("empty brackets", r"(?<![a-z0-9_])(?:\(\s*+\)|\[\s*+\])|\{\s*+\}|（\s*+）|【\s*+】|《\s*+》|“\s*+”", " "),
     )
 )
 PATTERNS = (*dict.fromkeys(name for name, _, _ in _REWRITES), "dangling sign")

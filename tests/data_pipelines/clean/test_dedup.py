@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from data_pipelines.clean.across import AcrossRule, Candidate
 from data_pipelines.clean.dedup import ExactDuplicates, LongestText, NearPictures, NearTexts
-from data_pipelines.clean.fingerprints import hash_of, minhash, plain_text, shingles
+from data_pipelines.clean.signatures import hash_of, minhash, plain_text, shingles
 from data_pipelines.clean.text import longest_caption
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Region
 from tests.support.cleaning import pair_of, verdict

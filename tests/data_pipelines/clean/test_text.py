@@ -100,6 +100,7 @@ def test_rules_that_rewrite(function: RuleFunction, before: str, after: str) -> 
         ("好看好看好看的狐狸", "好看的狐狸", {"repeated word"}),
         ("a fox (http://x.org)", "a fox", {"URL", "empty brackets"}),
         ("– spoken –", "– spoken", {"dangling sign"}),
+        ("a call of chown() [1]", "a call of chown() [1]", set()),
     ],
 )
 def test_irregular_patterns_are_removed_and_named(before: str, after: str, causes: set[str]) -> None:

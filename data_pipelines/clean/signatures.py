@@ -1,4 +1,4 @@
-"""Fingerprints of pictures and texts that stay close if the picture or the text is changed a little.
+"""Signatures of pictures and texts that stay close if the picture or the text is changed a little.
 
 A picture's is the perceptual hash of ImageHash with 16 x 16 bits (`phash`): the signs of the low frequencies of its
 grey values at 64 x 64 pixels. `benchmarks/near_duplicates.py` gives, on 200 composed photographs, the bits by which a
