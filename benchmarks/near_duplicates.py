@@ -24,8 +24,8 @@ from PIL import Image, ImageOps
 
 from data_pipelines.clean.decontaminate import DISTANCE, decontamination
 from data_pipelines.clean.evaluation_index import build_index, save_index
-from data_pipelines.clean.signatures import distances
 from data_pipelines.clean.rule import Dropped
+from data_pipelines.clean.signatures import distances
 from data_pipelines.fetch.apt import fetch_package
 from data_pipelines.fetch.wallpapers import wallpapers
 from data_pipelines.pair import Picture, RawPair

@@ -27,8 +27,8 @@ from data_pipelines.clean.evaluation_index import (
     save_index,
     thumbnail,
 )
-from data_pipelines.clean.signatures import hash_of, minhash, picture_of
 from data_pipelines.clean.rule import Dropped, Rule, Verdict, rule
+from data_pipelines.clean.signatures import hash_of, minhash, picture_of
 from data_pipelines.pair import RawPair
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
