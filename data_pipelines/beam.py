@@ -9,6 +9,7 @@ Dataflow, Flink and Spark, all run the same pipeline.
 
 from __future__ import annotations
 
+import _thread
 import base64
 import contextlib
 import dataclasses
@@ -108,7 +109,7 @@ def run_steps(steps: Sequence[Step], pipeline_options: PipelineOptions) -> None:
       UserError, StorageError, OSError, MemoryError: as a step raised it; other errors as Beam reports them.
     """
     driver = _process(os.getpid()) if is_local(pipeline_options) else ""
-    with quiet():
+    with quiet(), _lost_worker_ends(bool(driver)):
         try:
             with beam.Pipeline(options=pipeline_options) as pipeline:
                 done: Any = pipeline | "start" >> beam.Create([0])
@@ -125,6 +126,36 @@ def run_steps(steps: Sequence[Step], pipeline_options: PipelineOptions) -> None:
             if carried is None:
                 raise
             raise carried from None
+
+
+@contextlib.contextmanager
+def _lost_worker_ends(local: bool) -> Iterator[None]:
+    """Ends the block when a process of the direct runner ends by itself.
+
+    The runner would wait for the work of all other processes before it says so, which may take hours.
+    """
+    if not local or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    lost = threading.Event()
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if _WORKER_ENDED in str(arguments.exc_value):
+            lost.set()
+            _thread.interrupt_main()
+        else:
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not lost.is_set():
+            raise
+        raise UserError(_LOST) from None
+    finally:
+        threading.excepthook = before
 
 
 def _planned(_: int, step: Step) -> list[Any]:
@@ -161,7 +192,12 @@ def _worked_with_model(step: Step, driver: str, element: Any, model: Any) -> int
 
 
 # Beam wraps an error of a worker into texts with tracebacks, each runner in its own way. The mark survives them all.
-_WORKER_GONE = "Channel closed prematurely"  # as the direct runner says it
+_WORKER_ENDED = "Worker subprocess exited"  # as the direct runner says it when a process of it ends by itself
+_WORKER_GONE = "Channel closed prematurely"  # and when it asks that process for its results
+_LOST = (
+    "a worker process was ended, by somebody or because memory ran out; run the same command again, "
+    "with fewer --workers if that happens again"
+)
 _MARK = re.compile(r"<<carried ([A-Za-z0-9+/=]+)>>")
 
 
@@ -184,10 +220,7 @@ def _carried(error: BaseException) -> BaseException | None:
     if match is None:
         if _WORKER_GONE not in str(error):
             return None
-        return UserError(
-            "a worker process was ended, by somebody or because memory ran out; run the same command again, "
-            "with fewer --workers if that happens again"
-        )
+        return UserError(_LOST)
     values = json.loads(base64.b64decode(match[1]))
     if values["kind"] == "OSError" and values["errno"] is not None:
         return OSError(values["errno"], os.strerror(values["errno"]), values["file"] or None)

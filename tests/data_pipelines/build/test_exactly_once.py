@@ -272,7 +272,7 @@ def test_killed_processes_leave_nothing_behind(workers: int, contents: Any, tmp_
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_run_with_a_sentence(contents: Any, tmp_path: Path) -> None:
     """As when memory runs out: the run says so, its other processes end, and it can be continued."""
-    small_corpus.write(tmp_path / "corpus", 6000)
+    small_corpus.write(tmp_path / "corpus", 30_000)
     line = command(tmp_path / "corpus", tmp_path / "output", "--workers=2")
     with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         workers: list[int] = []
@@ -282,7 +282,9 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(contents: Any, tmp_path: P
                 workers = [number for number in session(process.pid) if number != process.pid]
         os.kill(workers[-1], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
+        done = len(list(tmp_path.glob(".output.work/clean/*.part")))
     assert process.returncode == 2 and "a worker process was ended" in errors and errors.count("\n") == 1
+    assert done < 200  # of 300: it does not wait for the other worker
     waited = time.monotonic()
     while session(process.pid) and time.monotonic() - waited < 20:
         time.sleep(0.1)
