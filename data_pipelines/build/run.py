@@ -56,6 +56,7 @@ def build(job: Job, options: PipelineOptions, workers: int = 1, keep_work: bool 
         it.
       StorageError, OSError: if storage does not answer, the disk is full, or a folder cannot be written.
     """
+    _check_names(job)
     _check_output(job)
     refusal = f"another run works on {job.output}; wait for its end, end it, or choose another --output"
     with locked(job.work, refusal), _removed_if_empty(job.work):
@@ -118,6 +119,14 @@ def _group_numbers(job: Job) -> Sequence[int]:
 
 def _bucket_numbers(job: Job, rule: int) -> Sequence[int]:
     return range(survey(job).buckets[rule])
+
+
+def _check_names(job: Job) -> None:
+    """Rules are counted by their names."""
+    names = [rule.name for rule in job.recipe] + [rule.name for rule in job.across]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"the recipe of {job.corpus.name} has {twice[0]} twice; give one of them a name of its own")
 
 
 def _check_output(job: Job) -> None:
@@ -207,7 +216,8 @@ def _end(job: Job, manifest: Mapping[str, Any], keep_work: bool) -> None:
     if failed:
         size = _bytes_below(job.work)
         _log.info(
-            "%d rows failed, see %s; the same command with --retry reads them again, and %s (%.1f MB) is kept for that",
+            "%d rows failed, see %s; the same command with --retry reads them again. %s (%.1f MB) is kept for that: "
+            "remove it if you will not retry",
             failed,
             storage.path(job.output) / FAILED,
             job.work,

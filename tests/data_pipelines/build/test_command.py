@@ -6,10 +6,12 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipelines.__main__ import main
+from qwenvl_jax.runtime.errors import UserError
 from tests.support import small_corpus
 
 
@@ -66,6 +68,11 @@ def test_folders_with_our_names_and_foreign_files_are_never_removed(
     kept.write_text("mine")
     line = refusal(capsys, "small", f"--input={small_folder}", f"--output={tmp_path}/output")
     assert "did not write" in line and kept.read_text() == "mine"
+
+
+def test_a_rule_that_is_there_twice_is_refused(run_small: Any, small_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has lower_case twice"):
+        run_small(small_folder, tmp_path / "output", recipe=(*small_corpus.RECIPE, small_corpus.RECIPE[1]))
 
 
 def test_a_run_says_what_it_did(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
