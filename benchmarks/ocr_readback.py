@@ -1,7 +1,7 @@
 """Are the labels of OCR pages right? Engines of others read every line back, and its ink is measured.
 
 Usage: python benchmarks/ocr_readback.py [--makers=clean,full,pdf,html] [--languages=en,zh] [--pages=20] [--fonts]
-       [--engines=rapidocr,tesseract] [--cache=data/cache]
+       [--engines=rapidocr,tesseract] [--stride=1] [--cache=data/cache]
 
 `clean` are synthetic pages without noise, blur and shadow, `full` those of the default settings. Each quadrilateral is
 warped to a rectangle and read by RapidOCR (PP-OCR, without detection) and tesseract (one line). A word is right if the
@@ -117,28 +117,29 @@ def tesseract(language: str) -> Reader:
     return read
 
 
-def synthetic(language: str, cache: Path, count: int, settings: PageSettings) -> Iterator[Measured]:
-    """Lines of synthetic pages; every third one is measured by leaving it out."""
+def synthetic(language: str, cache: Path, count: int, stride: int, settings: PageSettings) -> Iterator[Measured]:
+    """Every `stride`-th line of synthetic pages; on clean ones it is also measured by leaving it out."""
     made_of = ingredients(language, cache)
     for number in range(count):
         page = render_page(7, number, made_of, settings)
         image_HWC = np.asarray(Image.open(io.BytesIO(page.jpeg)).convert("RGB"))[..., ::-1]
-        for index, (line, font) in enumerate(zip(page.lines, page.fonts, strict=True)):
+        for index in range(number % stride, len(page.lines), stride):
+            line = page.lines[index]
             off = None
-            if settings is CLEAN and index % 3 == 0:
+            if settings is CLEAN:
                 without = render_page(7, number, made_of, settings, without=index)
                 other_HWC = np.asarray(Image.open(io.BytesIO(without.jpeg)).convert("RGB"))[..., ::-1]
                 off = quad_error(line.quad, cv2.absdiff(image_HWC, other_HWC).max(axis=2) > CHANGED)
-            yield Measured(line.text, rectified(image_HWC, line.quad), font, off)
+            yield Measured(line.text, rectified(image_HWC, line.quad), page.fonts[index], off)
 
 
-def rendered(pages: Iterator[Any]) -> Iterator[Measured]:
-    """Lines of PDF pages or HTML screens."""
-    for page in pages:
+def rendered(pages: Iterator[Any], stride: int) -> Iterator[Measured]:
+    """Every `stride`-th line of PDF pages or HTML screens."""
+    for number, page in enumerate(pages):
         if not isinstance(page, RenderedPage):
             continue
         image_HWC = np.asarray(Image.open(io.BytesIO(page.picture.encoded)).convert("RGB"))[..., ::-1]
-        for line in page.lines:
+        for line in page.lines[number % stride :: stride]:
             yield Measured(line.text, rectified(image_HWC, line.quad), "", off_ink(image_HWC, line))
 
 
@@ -186,10 +187,10 @@ class Tally:
         return "  ".join(f"{engine} {100 * right / max(self.all, 1):5.1f} %" for engine, right in self.right.items())
 
 
-def lines_of(maker: str, language: str, cache: Path, count: int) -> Iterator[Measured]:
+def lines_of(maker: str, language: str, cache: Path, count: int, stride: int) -> Iterator[Measured]:
     if maker in ("clean", "full"):
-        return synthetic(language, cache, count, CLEAN if maker == "clean" else PageSettings())
-    return rendered({"pdf": pdf_pages, "html": html_screens}[maker](language, cache, count))
+        return synthetic(language, cache, count, stride, CLEAN if maker == "clean" else PageSettings())
+    return rendered({"pdf": pdf_pages, "html": html_screens}[maker](language, cache, count), stride)
 
 
 def main() -> None:
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--makers", default="clean,full,pdf,html")
     parser.add_argument("--languages", default="en,zh")
     parser.add_argument("--pages", type=int, default=20)
+    parser.add_argument("--stride", type=int, default=1, help="read every so many lines")
     parser.add_argument("--engines", default="rapidocr,tesseract")
     parser.add_argument("--fonts", action="store_true", help="a line per font")
     parser.add_argument("--cache", default="data/cache", type=Path)
@@ -212,7 +214,7 @@ def main() -> None:
             fonts: dict[str, Tally] = collections.defaultdict(Tally)
             offs = []
             shown = 0
-            for line in lines_of(maker, language, options.cache, options.pages):
+            for line in lines_of(maker, language, options.cache, options.pages, options.stride):
                 readings = {name: read(line.crop_HWC) for name, read in readers.items()}
                 verdicts = {
                     name: units(line.text, right_characters(line.text, reading), language)
