@@ -155,6 +155,18 @@ class ClipScorer:
         if before:
             yield from before.similarities()
 
+    def put(self, rows: np.ndarray) -> jax.Array:
+        """Copies a batch to the devices, split by rows."""
+        return jax.device_put(rows, self._rows)
+
+    def encode_images(self, images_IHWC: jax.Array) -> jax.Array:
+        """`models.clip.encode_images` of `batch_size` images that `put` has copied; returns before it is computed."""
+        return self._call(self._encode_images, images_IHWC)
+
+    def _call(self, encode: Encode, rows: jax.Array) -> jax.Array:
+        with jax.set_mesh(self._mesh):
+            return encode(self._params, rows)
+
     def _prepare(self, pair: Pair) -> _Prepared:
         """Decodes the picture and tokenises the texts of a pair."""
         payload, texts = pair
@@ -191,10 +203,10 @@ class ClipScorer:
         """Starts the computation of at most `batch` rows, padded with zeros to as many."""
         padded = np.zeros((batch, *rows[0].shape), rows[0].dtype)
         padded[: len(rows)] = rows
-        with self._one_caller, jax.set_mesh(self._mesh):
+        with self._one_caller:
             while len(self._in_flight) >= BATCHES_IN_FLIGHT:
                 self._in_flight.popleft().block_until_ready()
-            embeddings = encode(self._params, jax.device_put(padded, self._rows))
+            embeddings = self._call(encode, self.put(padded))
             self._in_flight.append(embeddings)
         return _Embeddings(embeddings, len(rows))
 
