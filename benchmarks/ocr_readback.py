@@ -157,6 +157,9 @@ def off_ink(image_HWC: np.ndarray, line: Line) -> float | None:
     corner = np.asarray((left, top))
     centers = centers[1:] + corner
     inside = ((centers >= (x1 - 1, y1 - 1)) & (centers <= (x2 + 1, y2 + 1))).all(axis=1)
+    frames = (shapes[:, :2] + corner < (x1, y1)).all(axis=1)  # of cells of tables, which have their centre inside
+    frames &= (shapes[:, :2] + shapes[:, 2:4] + corner > (x2, y2)).all(axis=1)
+    inside &= ~frames
     shapes = shapes[inside]
     if not len(shapes):
         return None
