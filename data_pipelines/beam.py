@@ -9,7 +9,6 @@ Dataflow, Flink and Spark, all run the same pipeline.
 
 from __future__ import annotations
 
-import _thread
 import base64
 import contextlib
 import dataclasses
@@ -19,6 +18,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -33,6 +33,7 @@ from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, n
 
 LOCAL_RUNNER = "DirectRunner"
 _LOOKS_FOR_THE_DRIVER = 0.2  # seconds between two looks
+_ENDS_BY_ITSELF = 3.0  # seconds that the runner gets to notice that its processes are gone
 
 
 class StepModel(Protocol):
@@ -138,14 +139,19 @@ def _lost_worker_ends(local: bool) -> Iterator[None]:
         yield
         return
     lost = threading.Event()
+    ended = threading.Event()
     before = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
-        if _WORKER_ENDED in str(arguments.exc_value):
-            lost.set()
-            _thread.interrupt_main()
-        else:
+        if _WORKER_ENDED not in str(arguments.exc_value):
             before(arguments)
+        elif not lost.is_set():
+            lost.set()
+            for process in _descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            if not ended.wait(_ENDS_BY_ITSELF):  # it may wait for a process that was lost before it had connected
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.excepthook = hook
     try:
@@ -155,7 +161,21 @@ def _lost_worker_ends(local: bool) -> Iterator[None]:
             raise
         raise UserError(_LOST) from None
     finally:
+        ended.set()
         threading.excepthook = before
+
+
+def _descendants(ancestor: int) -> list[int]:
+    """The processes that a process has started, and those that they have started."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", errors="replace") as file:
+                parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+    family = {ancestor}
+    while len(grown := family | {process for process, parent in parents.items() if parent in family}) > len(family):
+        family = grown
+    return sorted(family - {ancestor})
 
 
 def _planned(_: int, step: Step) -> list[Any]:
