@@ -4,6 +4,7 @@
 <output>/manifest.json     counts per rule, rows that failed by reason, licence, inputs, shards; written last
 <output>/failed.jsonl      {"file", "row", "id", "reason", "detail"} of each row that failed
 <output>/samples/          dropped.jsonl and kept.jsonl, see `samples`
+<output>/report.html       all of it for the eye (`data_pipelines.report`)
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from data_pipelines.build.shards import (
     written_shards,
 )
 from data_pipelines.clean.rule import RuleCounts, new_counts
+from data_pipelines.report.page import REPORT, write_report
 from qwenvl_jax.data.readers.record_folder import read_manifest
 from qwenvl_jax.data.record_writer import Shard, write_manifest
 from qwenvl_jax.data.schema import Record
@@ -48,7 +50,7 @@ VERSION = 1
 def finish(job: Job, inputs: Mapping[str, InputFile]) -> dict[str, Any]:
     """Completes the folder of the shards, all of which are written, and returns its manifest."""
     folder = building_folder(job)
-    shards = written_shards(job, plan_shards(job))
+    shards, tallies = written_shards(job, plan_shards(job))
     _write_lines(folder / FAILED, _failed_rows(job))
     _write_lines(folder / "samples" / "dropped.jsonl", _dropped_examples(job))
     _write_lines(folder / "samples" / "kept.jsonl", _kept_examples(job))
@@ -58,7 +60,8 @@ def finish(job: Job, inputs: Mapping[str, InputFile]) -> dict[str, Any]:
             write_manifest(
                 folder / task, job.corpus.name, members, description=description, extra={"job": job.digest()}
             )
-    manifest = _manifest(job, inputs, folder, shards)
+    manifest = {**_manifest(job, inputs, folder, shards), "tallies": tallies}
+    write_report(folder, manifest)
     _remove_leftovers(folder, shards)
     artifacts.write_json(folder / MANIFEST, manifest)
     return artifacts.read_json(folder / MANIFEST)
@@ -207,7 +210,7 @@ def _write_lines(path: epath.Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 def _remove_leftovers(folder: epath.Path, shards: Mapping[str, list[Shard]]) -> None:
     """Removes what killed runs left next to the shards: temporary files."""
-    expected = {FAILED, "samples/dropped.jsonl", "samples/kept.jsonl"}
+    expected = {FAILED, REPORT, "samples/dropped.jsonl", "samples/kept.jsonl"}
     for task, members in shards.items():
         if members:
             expected |= {f"{task}/{name}" for name in (MANIFEST, "dataset_info.json", "features.json")}

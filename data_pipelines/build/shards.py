@@ -17,6 +17,7 @@ from data_pipelines.build import parts as parts_lib
 from data_pipelines.build.across_pairs import alive_pairs, survey
 from data_pipelines.build.job import Job, digest_of
 from data_pipelines.build.part_files import PartReader, damage_named
+from data_pipelines.build.tallies import Tally, merged
 from qwenvl_jax.data.record_writer import Shard, write_shard
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import artifacts, storage
@@ -122,14 +123,16 @@ def kept_entries(job: Job, first: int = 0, stop: int | None = None) -> Iterator[
 
 
 def write_range(job: Job, shard: ShardRange) -> None:
-    """Writes one shard and then the note with its entry of the manifest, unless both are there."""
+    """Writes one shard and then the note with its entry of the manifest and its tally, unless both are there."""
     note = _note(job, shard)
     folder = building_folder(job) / shard.task
-    if storage.exists(note) and _is_there(folder, Shard(**artifacts.read_json(note))):
+    if storage.exists(note) and _is_there(folder, Shard(**artifacts.read_json(note)["shard"])):
         return
+    tally = Tally()
     with file_errors_of(folder):
-        entry = write_shard(folder, job.corpus.name, record_split(job), shard.index, shard.count, _records(job, shard))
-    artifacts.write_json(note, dataclasses.asdict(entry))
+        records = tally.counted(_records(job, shard))
+        entry = write_shard(folder, job.corpus.name, record_split(job), shard.index, shard.count, records)
+    artifacts.write_json(note, {"shard": dataclasses.asdict(entry), "tally": tally.as_json()})
 
 
 def record_split(job: Job) -> str:
@@ -154,21 +157,24 @@ def _note(job: Job, shard: ShardRange) -> epath.Path:
     return shards_folder(job) / "notes" / f"{shard.task}-{shard.index:06d}-of-{shard.count:06d}.json"
 
 
-def written_shards(job: Job, ranges: list[ShardRange]) -> dict[str, list[Shard]]:
-    """The manifest entries of all shards, by task.
+def written_shards(job: Job, ranges: list[ShardRange]) -> tuple[dict[str, list[Shard]], dict[str, Any]]:
+    """The manifest entries of all shards, and the sums of their tallies for tasks with records; both by task.
 
     Raises:
       UserError: if a shard is missing, which somebody must have removed.
     """
     shards: dict[str, list[Shard]] = {task: [] for task in job.corpus.tasks}
+    tallies: dict[str, Any] = {}
     for shard in ranges:
-        values: dict[str, Any] = artifacts.read_json(_note(job, shard))
-        entry = Shard(**values)
+        note: dict[str, Any] = artifacts.read_json(_note(job, shard))
+        entry = Shard(**note["shard"])
         folder = building_folder(job) / shard.task
         if not _is_there(folder, entry):
             raise UserError(f"{folder / entry.file} was removed by somebody; run the same command again")
         shards[shard.task].append(entry)
-    return shards
+        earlier = [tallies[shard.task]] if shard.task in tallies else []
+        tallies[shard.task] = merged([*earlier, note["tally"]])
+    return shards, tallies
 
 
 def _is_there(folder: epath.Path, entry: Shard) -> bool:

@@ -1,4 +1,4 @@
-"""Line charts and histograms as inline SVG, in the colours of the page."""
+"""Line charts, histograms and funnels as inline SVG, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26  # margins of a line chart
 _SIDE, _ROOF, _FLOOR = 4, 18, 24  # margins of a histogram
 _MIN_BARS = 6  # a histogram leaves room for this many, so that few bars do not become walls
 _MAX_LABELS = 8  # under the bars
+FUNNEL_WIDTH = 960
+_FUNNEL_ROW = 22  # height of a bar with its gap
+_NAMES, _COUNTS = 190, 190  # room for the names and for the counts of a funnel
+_NAME_LENGTH = 32  # characters of a step's name that are shown
 _TOO_FEW = '<p class="soft small">too few steps to draw</p>'
 
 
-def _svg(height: int, label: str, parts: Sequence[str]) -> str:
-    start = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+def _svg(height: int, label: str, parts: Sequence[str], width: int = WIDTH) -> str:
+    start = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
     return start + "".join(parts) + "</svg>"
 
 
@@ -156,12 +160,14 @@ class Bar:
       first, last: the values that it counts, both included.
       count: how many items have such a value.
       marked: how many of these are drawn in the colour of a warning, at the top of the bar.
+      label: below the bar instead of `first`.
     """
 
     first: int
     last: int
     count: int
     marked: int = 0
+    label: str = ""
 
 
 def histogram(bars: Sequence[Bar], limit: int, *, label: str) -> str:
@@ -189,15 +195,55 @@ def histogram(bars: Sequence[Bar], limit: int, *, label: str) -> str:
                 parts.append(f'<rect class="{style}" x="{x + 1:.1f}" y="{y:.1f}" {size}/>')
         middle = f'x="{x + step / 2:.1f}" text-anchor="middle"'
         if bar.count:
-            parts.append(f'<text {middle} y="{y - 4:.1f}">{bar.count}</text>')
+            parts.append(f'<text {middle} y="{y - 4:.1f}">{short_count(bar.count)}</text>')
         if bar.first > limit:
             parts.append(f'<text x="{WIDTH - _SIDE}" text-anchor="end" y="{label_y}">over {limit}</text>')
         # Labels at the end are left out if they would run into "over".
         elif index % stride == 0 and (index + stride < len(bars) or bars[-1].first <= limit):
             anchor = middle if bar.first == bar.last else f'x="{x + 1:.1f}"'  # a wide bar begins at its label
-            parts.append(f'<text {anchor} y="{label_y}">{bar.first}</text>')
+            parts.append(f'<text {anchor} y="{label_y}">{escape(bar.label) or bar.first}</text>')
     parts.append(f'<line class="rule" x1="{_SIDE}" x2="{WIDTH - _SIDE}" y1="{baseline}" y2="{baseline}"/>')
     return _svg(HISTOGRAM_HEIGHT, label, parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a funnel.
+
+    Attributes:
+      name: shown to the left of its bar.
+      left: how many items remain after it.
+      removed: how many it takes away.
+    """
+
+    name: str
+    left: int
+    removed: int = 0
+
+
+def funnel(steps: Sequence[Step], *, label: str) -> str:
+    """A bar per step, from top to bottom: what remains, followed by what the step removes in the colour of a warning.
+
+    Args:
+      steps: in order; the longest bar fills the width.
+      label: describes the chart to screen readers.
+    """
+    width = FUNNEL_WIDTH - _NAMES - _COUNTS
+    scale = width / (max((step.left + step.removed for step in steps), default=0) or 1)
+    parts = []
+    for number, step in enumerate(steps):
+        y = number * _FUNNEL_ROW
+        name = step.name if len(step.name) <= _NAME_LENGTH else step.name[: _NAME_LENGTH - 1] + "…"
+        parts.append(f'<text x="{_NAMES - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
+        x = float(_NAMES)
+        for style, count in (("bar-plain", step.left), ("bar-marked", step.removed)):
+            if count:
+                size = f'width="{max(1.0, count * scale):.1f}" height="{_FUNNEL_ROW - 6}"'
+                parts.append(f'<rect class="{style}" x="{x:.1f}" y="{y + 3}" {size}/>')
+                x += max(1.0, count * scale)
+        counts = f"{step.left:,}" + (f" (-{step.removed:,})" if step.removed else "")
+        parts.append(f'<text x="{x + 8:.1f}" y="{y + 15}">{counts}</text>')
+    return _svg(len(steps) * _FUNNEL_ROW + 4, label, parts, FUNNEL_WIDTH)
 
 
 def running_mean(values: Sequence[float], reach: int) -> list[float]:
@@ -229,3 +275,14 @@ def short(value: float) -> str:
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def short_count(count: int) -> str:
+    """A count as it is written above a bar: 9999, 12k, 1.2M, 34B."""
+    if count < 10_000:
+        return str(count)
+    for unit, size in (("k", 10**3), ("M", 10**6), ("B", 10**9)):
+        if count < 1000 * size or unit == "B":
+            break
+    tenths = count * 10 // size
+    return f"{tenths // 10}.{tenths % 10}{unit}" if tenths < 100 else f"{tenths // 10}{unit}"

@@ -6,10 +6,19 @@ text is plain and is escaped here, so that no text from a record or a model can 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 
 from qwenvl_jax.html.style import CSS
+
+# Control and format characters, among them those that turn the direction of text round, halves of surrogate pairs, and
+# line breaks that are none in HTML. Line feeds, tabs and the joiners within emoji and Persian words are left.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f"
+    "\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\ufffe\uffff"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001-\U000e007f]"
+)
 
 
 def page(title: str, content: str, *, style: str = "") -> str:
@@ -67,3 +76,12 @@ def grid(cards: Iterable[str], *, wide: bool = False) -> str:
 def bullets(items_html: Iterable[str]) -> str:
     """A list in small print."""
     return f'<ul class="small">{"".join(f"<li>{item}</li>" for item in items_html)}</ul>'
+
+
+def visible(document: str) -> str:
+    """A page, or a text, in which characters that nobody sees are written as numbers: ⟨U+202E⟩.
+
+    For pages that show texts of strangers. The result can be encoded as UTF-8, and no text in it turns the direction of
+    what follows.
+    """
+    return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", document)

@@ -1,0 +1,79 @@
+"""The files of a finished output, as the report reads them (see docs/pipelines.md, "The output")."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.errors import UserError
+
+MANIFEST = "manifest.json"
+_KEYS = {"corpus", "digest", "failed", "home_page", "job", "kept", "license", "rows", "rules", "split", "tasks"}
+FAILED_SHOWN = 5  # rows for each reason
+
+
+def manifest_of(folder: epath.PathLike) -> dict[str, Any] | None:
+    """The manifest of an output; None if the folder is not one.
+
+    Raises:
+      UserError: if the manifest is not valid JSON.
+    """
+    path = storage.path(folder) / MANIFEST
+    if not storage.exists(path):
+        return None
+    manifest = artifacts.read_json(path)
+    return manifest if isinstance(manifest, dict) and manifest.keys() >= {*_KEYS, "tallies", "versions"} else None
+
+
+def outputs_in(folder: epath.PathLike) -> dict[str, dict[str, Any]]:
+    """The manifests of the outputs that are directly in a folder, by the names of their folders, in order."""
+    folder = storage.path(folder)
+    if not storage.is_folder(folder):
+        return {}
+    names = sorted(name for name, size in storage.sizes(folder).items() if size is None and not name.startswith("."))
+    manifests = {name: manifest_of(folder / name) for name in names}
+    return {name: manifest for name, manifest in manifests.items() if manifest is not None}
+
+
+def lines(path: epath.Path) -> Iterator[dict[str, Any]]:
+    """The values of a file of JSON lines, one at a time.
+
+    Raises:
+      UserError: if the file is missing, or a line is not a JSON object.
+    """
+    if not storage.exists(path):
+        raise UserError(f"{path} is not there; build the output again")
+    with storage.open_read(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            if not isinstance(value, dict):
+                raise UserError(f"line {number} of {path} is not a JSON object; build the output again")
+            yield value
+
+
+def failed_examples(folder: epath.Path, reasons: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+    """The first rows that failed for each reason. The file is read no further than needed.
+
+    Args:
+      folder: of the output.
+      reasons: how many rows failed for each reason.
+    """
+    examples: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    missing = sum(min(FAILED_SHOWN, count) for count in reasons.values())
+    if not missing:
+        return {}
+    for row in lines(folder / "failed.jsonl"):
+        if row["reason"] in reasons and len(examples[row["reason"]]) < FAILED_SHOWN:
+            examples[row["reason"]].append(row)
+            missing -= 1
+            if not missing:
+                break
+    return dict(examples)
