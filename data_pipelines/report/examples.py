@@ -18,6 +18,8 @@ from qwenvl_jax.html.figures import Region, corners_of_box, figure, palette_colo
 from qwenvl_jax.html.page import grid, section
 from qwenvl_jax.runtime.errors import UserError
 
+KEPT_KEYS = ("file", "row", "id", "records", "size", "thumbnail")
+DROPPED_KEYS = ("rule", "reason", "file", "row", "id", "texts", "evidence", "size", "thumbnail")
 _TEXT = 400  # characters of a text that are shown
 _TEXTS = 5
 _SAMPLES = 6  # of a record that are shown in words

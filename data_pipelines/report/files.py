@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from etils import epath
@@ -40,11 +40,15 @@ def outputs_in(folder: epath.PathLike) -> dict[str, dict[str, Any]]:
     return {name: manifest for name, manifest in manifests.items() if manifest is not None}
 
 
-def lines(path: epath.Path) -> Iterator[dict[str, Any]]:
+def lines(path: epath.Path, keys: Collection[str]) -> Iterator[dict[str, Any]]:
     """The values of a file of JSON lines, one at a time.
 
+    Args:
+      path: of the file.
+      keys: that every value has.
+
     Raises:
-      UserError: if the file is missing, or a line is not a JSON object.
+      UserError: if the file is missing, or a line is not a JSON object with these keys.
     """
     if not storage.exists(path):
         raise UserError(f"{path} is not there; build the output again")
@@ -54,8 +58,8 @@ def lines(path: epath.Path) -> Iterator[dict[str, Any]]:
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 value = None
-            if not isinstance(value, dict):
-                raise UserError(f"line {number} of {path} is not a JSON object; build the output again")
+            if not isinstance(value, dict) or not value.keys() >= set(keys):
+                raise UserError(f"line {number} of {path} is not as it was written; build the output again")
             yield value
 
 
@@ -70,7 +74,7 @@ def failed_examples(folder: epath.Path, reasons: dict[str, int]) -> dict[str, li
     missing = sum(min(FAILED_SHOWN, count) for count in reasons.values())
     if not missing:
         return {}
-    for row in lines(folder / "failed.jsonl"):
+    for row in lines(folder / "failed.jsonl", ("file", "row", "id", "reason", "detail")):
         if row["reason"] in reasons and len(examples[row["reason"]]) < FAILED_SHOWN:
             examples[row["reason"]].append(row)
             missing -= 1

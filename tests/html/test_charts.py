@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import re
 
-from qwenvl_jax.html.charts import Bar, histogram, line_chart, lines_chart, nice_ticks, running_mean, short
+from qwenvl_jax.html.charts import (
+    Bar,
+    Step,
+    funnel,
+    histogram,
+    line_chart,
+    lines_chart,
+    nice_ticks,
+    running_mean,
+    short,
+    short_count,
+)
 
 
 def test_ticks_are_round_numbers_that_cover_the_range() -> None:
@@ -56,3 +67,22 @@ def test_an_empty_histogram_is_only_its_axis() -> None:
     svg = histogram([], 10, label="nothing")
     assert "<rect" not in svg
     assert svg.count("<line") == 1
+
+
+def test_a_funnel_shows_what_is_left_and_what_is_removed() -> None:
+    svg = funnel([Step("all <rows>", 1000), Step("a rule", 750, 250), Step("x" * 50, 0, 750)], label="rules")
+    widths = [float(width) for width in re.findall(r'<rect class="bar-\w+" x="[0-9.]+" y="\d+" width="([0-9.]+)"', svg)]
+    assert widths[0] == widths[1] + widths[2] and widths[1] == 3 * widths[2] == widths[3]
+    assert re.findall(r'<rect class="bar-(\w+)"', svg) == ["plain", "plain", "marked", "marked"]
+    assert "all &lt;rows&gt;" in svg and "x" * 33 not in svg
+    assert re.findall(r">([0-9,]+(?: \(-[0-9,]+\))?)</text>", svg) == ["1,000", "750 (-250)", "0 (-750)"]
+    assert "<rect" not in funnel([], label="nothing")
+
+
+def test_large_counts_are_short() -> None:
+    counts = (0, 9999, 10_000, 123_456, 999_999, 1_000_000, 1_250_000, 5_000_000_000, 123_000_000_000)
+    assert list(map(short_count, counts)) == ["0", "9999", "10k", "123k", "999k", "1.0M", "1.2M", "5.0B", "123B"]
+
+
+def test_a_bar_may_have_a_label() -> None:
+    assert "3:4&lt;" in histogram([Bar(0, 1, 2, label="3:4<")], 10, label="ratio")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import html.parser
 import re
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwenvl_jax.html import page as html_page
 from qwenvl_jax.html.tables import Cell, table
@@ -57,3 +61,20 @@ def test_a_table_marks_its_total_and_keeps_cells_of_html() -> None:
     assert '<td class="best"><b>1</b></td>' in content
     assert content.count('<tr class="total">') == 1
     assert content.index('class="total"') > content.index("best")
+
+
+@given(st.text())
+def test_every_character_of_a_page_is_seen_and_can_be_encoded(text: str) -> None:
+    shown = html_page.visible(text)
+    shown.encode("utf-8")
+    kinds = {unicodedata.category(letter) for letter in shown if letter not in "\n\t\u200c\u200d"}
+    assert not kinds & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def test_all_format_characters_are_written_as_numbers() -> None:
+    for code in range(0x110000):
+        letter = chr(code)
+        unseen = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter not in "\n\t\u200c\u200d"
+        if unseen:
+            assert html_page.visible(letter) == f"⟨U+{code:04X}⟩", hex(code)
+    assert html_page.visible("a 狗 👩‍👩 e\u0301\n") == "a 狗 👩‍👩 e\u0301\n"
