@@ -33,6 +33,7 @@ from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, n
 
 LOCAL_RUNNER = "DirectRunner"
 _LOOKS_FOR_THE_DRIVER = 0.2  # seconds between two looks
+_SIGNAL = signal.SIGUSR2  # to the main thread; in the background of a shell, SIGINT is ignored
 _ENDS_BY_ITSELF = 3.0  # seconds that the runner gets to notice that its processes are gone
 
 
@@ -151,9 +152,13 @@ def _lost_worker_ends(local: bool) -> Iterator[None]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             if not ended.wait(_ENDS_BY_ITSELF):  # it may wait for a process that was lost before it had connected
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
 
     threading.excepthook = hook
+    handler = signal.signal(_SIGNAL, interrupted)
     try:
         yield
     except KeyboardInterrupt:
@@ -163,6 +168,7 @@ def _lost_worker_ends(local: bool) -> Iterator[None]:
     finally:
         ended.set()
         threading.excepthook = before
+        signal.signal(_SIGNAL, handler)
 
 
 def _descendants(ancestor: int) -> list[int]:
