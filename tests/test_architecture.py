@@ -41,6 +41,7 @@ LEVELS = (
     ("launch", 1),
     ("data_pipelines.quickstart", 2),
     ("data_pipelines.build", 2),
+    ("data_pipelines.dialogues", 3),
     ("data_pipelines.__main__", 3),
     ("data_pipelines", 1),
     ("configs", 1),
