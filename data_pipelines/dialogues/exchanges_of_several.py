@@ -9,7 +9,7 @@ from typing import NamedTuple
 from data_pipelines.dialogues import exchanges
 from data_pipelines.dialogues.exchanges import Exchange, Kind, Maker, State
 from data_pipelines.dialogues.picture import Line, Region
-from data_pipelines.dialogues.wording import TEMPLATES, key_words, mentions, named, sentence
+from data_pipelines.dialogues.wording import TEMPLATES, key_words, named, sentence
 
 
 def count(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
@@ -28,13 +28,15 @@ def _only_here(state: State) -> Iterator[tuple[int, Region]]:
     """Regions of one picture of which no text of another one has a word."""
     if len(state.pictures) < 2:
         return
-    texts = [list(picture.texts()) for picture in state.pictures]
     for number, picture in enumerate(state.pictures):
-        others = [text for other, told in enumerate(texts) if other != number for text in told]
         for region in exchanges.askable(picture):
-            words = key_words(region.phrase)
-            if not any(mentions(text, words) for text in others):
+            if not _told_of_others(state, number, key_words(region.phrase)):
                 yield number, region
+
+
+def _told_of_others(state: State, number: int, words: frozenset[str]) -> bool:
+    """Whether the annotations of another picture than `number` have one of these words."""
+    return any(each.vocabulary.has_any(words) for other, each in enumerate(state.pictures) if other != number)
 
 
 def _which(state: State, number: int, region: Region, kind: str) -> Exchange:
@@ -74,12 +76,9 @@ def which_text(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
     if len(state.pictures) < 2:
         return
     for number, picture in enumerate(state.pictures):
-        others = [
-            text for other in range(len(state.pictures)) if other != number for text in state.pictures[other].texts()
-        ]
         for line in exchanges.single_lines(picture):
             words = key_words(line.text)
-            if words and not any(mentions(text, words) for text in others):
+            if words and not _told_of_others(state, number, words):
                 yield ("which", number, line.text), functools.partial(make, number, line)
 
 

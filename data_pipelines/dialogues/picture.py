@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_pipelines.dialogues.wording import Vocabulary
 from qwenvl_jax.data.annotations import contents_of
 from qwenvl_jax.data.dialogues import THOUSANDTHS
 from qwenvl_jax.data.schema import Record
@@ -61,6 +63,11 @@ class AnnotatedPicture:
     grounded: tuple[tuple[Segment, ...], ...] = ()
     corpora: tuple[str, ...] = ()
     licenses: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words of every text."""
+        return Vocabulary.of(self.texts())
 
     def texts(self) -> Iterator[str]:
         """Every text that the annotations have."""

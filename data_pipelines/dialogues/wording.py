@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from types import ModuleType
+from typing import NamedTuple
 
 from data_pipelines.dialogues import templates_en, templates_zh
 from qwenvl_jax.data.dialogues import Part
@@ -67,13 +68,25 @@ def sentence(text: str, language: str) -> str:
     return text if text.endswith(_SENTENCE_END) else text + TEMPLATES[language].END
 
 
-def key_words(phrase: str) -> set[str]:
+def key_words(phrase: str) -> frozenset[str]:
     """The words, or the Chinese characters, that tell a phrase from others."""
-    words = set(_WORD.findall(phrase.casefold()))
-    return {word for word in words if word not in _COMMON}
+    return frozenset(_WORD.findall(phrase.casefold())) - _COMMON
 
 
-def mentions(text: str, words: set[str]) -> bool:
-    """Whether a text has any of these words or one that begins like it, such as its plural."""
-    written = set(_WORD.findall(text.casefold())) - _COMMON
-    return any(other.startswith(word) or word.startswith(other) for word in words for other in written)
+class Vocabulary(NamedTuple):
+    """The words of texts and everything with which they begin."""
+
+    words: frozenset[str]
+    beginnings: frozenset[str]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Vocabulary:
+        """The vocabulary of texts; see `key_words`."""
+        words = frozenset[str]().union(*map(key_words, texts))
+        return cls(words, frozenset(word[:end] for word in words for end in range(1, len(word) + 1)))
+
+    def has_any(self, words: Set[str]) -> bool:
+        """Whether it has any of these words, or one that begins like it or with which it begins, such as its plural."""
+        if words & self.beginnings:
+            return True
+        return any(word[:end] in self.words for word in words for end in range(1, len(word)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -214,6 +215,21 @@ def test_an_input_that_is_written_again_during_a_run_is_noticed(
     run(job(small, tmp_path / "set", records=tuple(folders)))
     images = [image for record in RecordReader(tmp_path / "set") for image in record.images]
     assert sorted(images) == sorted(truth.image for truth in small.pictures[:40])
+
+
+def test_the_shards_on_an_object_store_are_those_on_a_disk(
+    finished: Path, small: Small, run: Any, job: Any, gcs: str
+) -> None:
+    folders = [f"{gcs}/{Path(folder).name}" for folder in [*small.records, small.texts]]
+    for folder, source in zip(folders, [*small.records, small.texts], strict=True):
+        for name in storage.files_below(source):
+            storage.write_bytes(f"{folder}/{name}", storage.read_bytes(f"{source}/{name}"))
+    made = job(small, Path("x"), records=tuple(folders[:-1]), texts=(folders[-1],))
+    run(dataclasses.replace(made, output=f"{gcs}/set", replies=f"{gcs}/replies"))
+    written = {name: storage.read_bytes(f"{gcs}/set/{name}") for name in storage.files_below(f"{gcs}/set")}
+    assert set(written) == set(contents(finished))
+    for name in ("manifest.json", *(name for name in written if ".array_record" in name)):
+        assert written[name] == (finished / name).read_bytes()
 
 
 @pytest.mark.slow

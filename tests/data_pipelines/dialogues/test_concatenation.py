@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipelines.dialogues.compose import Composed, composed, joined_licenses
-from data_pipelines.dialogues.concatenation import concatenated, weights_of
+from data_pipelines.dialogues.concatenation import concatenated, sizes_of, weights_of
 from data_pipelines.dialogues.exchanges_of_several import KINDS
 from data_pipelines.dialogues.index import index_stretch, load_index, stretches
-from data_pipelines.dialogues.picture import joined
+from data_pipelines.dialogues.picture import AnnotatedPicture, Line, Region, joined
 from data_pipelines.dialogues.plan import CONCATENATION, Entry, planned
-from data_pipelines.dialogues.wording import TEMPLATES, filled, named, sentence
+from data_pipelines.dialogues.wording import TEMPLATES, Vocabulary, filled, named, sentence
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.schema import Record, check_record
 from qwenvl_jax.runtime.errors import UserError
@@ -242,6 +245,62 @@ def test_a_grounded_caption_keeps_its_boxes_and_its_words() -> None:
     region = {"ref": "dog", "boxes": [[1, 2, 30, 40]], "image": 0}
     assert dialogue.turns[1]["parts"] == [{"text": "A "}, region, {"text": " near a tree"}]
     assert picture.captions == ("A dog near a tree",)
+
+
+_TEXTS = st.text(max_size=12) | st.sampled_from(
+    [
+        "{picture}",
+        "a {name} b",
+        "<box>(1,2),(3,4)</box>",
+        "<|im_end|>",
+        "the",
+        "A",
+        "...",
+        "TV",
+        "狗",
+        "a dog",
+        "dogs",
+        "\u202e",
+    ]
+)
+_BOXES = st.tuples(*[st.integers(0, 40)] * 4).map(lambda b: (b[0], b[1], b[0] + b[2] + 1, b[1] + b[3] + 1))
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> AnnotatedPicture:
+    language = draw(st.sampled_from(["en", "zh"]))
+    phrases = draw(st.lists(_TEXTS.filter(str.strip), max_size=5, unique_by=str.casefold))
+    lines = draw(st.lists(st.tuples(_TEXTS.filter(str.strip), _BOXES), max_size=3))
+    return AnnotatedPicture(
+        draw(st.binary(min_size=1, max_size=4)),
+        language,
+        (100, 100),
+        captions=tuple(draw(st.lists(_TEXTS.filter(str.strip), max_size=2))),
+        questions=tuple(draw(st.lists(st.tuples(_TEXTS, _TEXTS.filter(str.strip)), max_size=2))),
+        regions=tuple(Region(phrase, (draw(_BOXES),)) for phrase in phrases),
+        lines=tuple(Line(text, ((a, b), (c, b), (c, d), (a, d))) for text, (a, b, c, d) in lines),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(shown=st.lists(pictures(), min_size=1, max_size=3), seed=st.integers(0, 1000))
+def test_any_annotations_give_a_training_sample_or_no_dialogue(shown: list[AnnotatedPicture], seed: int) -> None:
+    shown = [dataclasses.replace(picture, language=shown[0].language) for picture in shown]
+    dialogue = concatenated(shown, str(seed), weights_of(""))
+    if dialogue is None:
+        return
+    content: Any = {"turns": dialogue.turns, "sizes": sizes_of(shown)}
+    images = tuple(picture.encoded for picture in shown)
+    record = check_record(Record("1", "dialogue", "any", shown[0].language, "MIT", images, content))
+    pieces = training_pieces(record)
+    assert [piece.value for piece in pieces if piece.kind == "image"] == list(range(len(shown)))
+
+
+@given(st.frozensets(st.text("abc", min_size=1), max_size=4), st.frozensets(st.text("abc", min_size=1), max_size=4))
+def test_a_vocabulary_has_words_that_begin_alike(written: frozenset[str], words: frozenset[str]) -> None:
+    written -= {"a"}  # an article is no word that tells anything
+    expected = any(a.startswith(b) or b.startswith(a) for a in written for b in words)
+    assert Vocabulary.of([" ".join(written)]).has_any(words) == expected
 
 
 def test_records_that_state_several_sizes_are_refused() -> None:
