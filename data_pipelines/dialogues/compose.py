@@ -48,8 +48,7 @@ def _composed(job: DialogueJob, entry: Entry) -> Composed | FailedRow:
         ((folder, number),) = entry.pictures[0]
         source = reader(job.folders[folder], job.split)[number]
         text = text_dialogue(source, entry.number, seed)
-        if text is None:
-            return FailedRow("text of one sentence", f"record {source.id!r} of {source.source!r}")
+        assert text is not None, "the index leaves such texts out"
         return Composed(text, (TEXT,), (source.source,))
     pictures = [picture_at(job, positions) for positions in entry.pictures]
     if entry.way == SELF_INSTRUCTION:

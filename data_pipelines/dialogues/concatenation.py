@@ -86,6 +86,8 @@ def _next(state: State, weights: Mapping[str, float], about: int) -> Exchange | 
     A question is never asked twice in the same words either.
     """
     told = {exchange.target for exchange in state.before}
+    boxes = [exchange for exchange in state.before if exchange.kind != "which"]  # which does not tell where it is
+    told |= {("where", exchange.picture, phrase) for exchange in boxes for phrase in exchange.told}
     asked = [exchange.question for exchange in state.before]
     kinds = [name for name, weight in weights.items() if weight > 0]
     while kinds:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from data_pipelines.dialogues.picture import AnnotatedPicture, Box, Line, Region
-from data_pipelines.dialogues.wording import TEMPLATES, filled, key_words, named, sentence
+from data_pipelines.dialogues.wording import TEMPLATES, definite, filled, key_words, named, sentence
 from qwenvl_jax.data.dialogues import Part
 
 _LONGEST_PHRASE = 60  # characters of a phrase within a question
@@ -86,7 +86,7 @@ def _capital(parts: list[Part], language: str) -> list[Part]:
 
 def region_part(state: State, number: int, region: Region) -> Part:
     """A region of an answer: its phrase with all its boxes."""
-    name = named(region.phrase, state.language)
+    name = definite(region.phrase, state.language)
     return {"ref": name[:1].upper() + name[1:], "boxes": [list(box) for box in region.boxes], "image": number}
 
 
@@ -119,7 +119,7 @@ def describe(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
 
 
 def describe_next(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
-    """ "And Picture 2?", after a description of another picture."""
+    """After a description of a picture, that of another one: "And Picture 2?"."""
     last = state.before[-1] if state.before else None
     if last is None or last.kind not in ("describe", "describe_next"):
         return
@@ -146,7 +146,7 @@ def ask(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
 def _where(state: State, number: int, region: Region, kind: str) -> Exchange:
     values: dict[str, str] = {}
     if kind == "where":
-        values = {"name": named(region.phrase, state.language), "picture": state.called(number)}
+        values = {"name": definite(region.phrase, state.language), "picture": state.called(number)}
     answer = "where_many" if len(region.boxes) > 1 else kind
     return Exchange(
         kind,
@@ -167,7 +167,7 @@ def where(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
 
 
 def where_it(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
-    """ "Where is it?", after an answer about something whose box was not told."""
+    """After an answer about something whose box was not told, its box: "Where is it?"."""
     last = state.before[-1] if state.before else None
     if last is not None and last.region is not None and len(last.region.boxes) == 1:
         target = ("where", last.picture, last.region.phrase.casefold())
@@ -245,7 +245,7 @@ def list_regions(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
 
 
 def what_else(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
-    """ "What else is there?", after an answer that named regions: regions that no answer has named."""
+    """After an answer that named regions, what else there is: regions that no answer has named."""
     last = state.before[-1] if state.before else None
     if last is None or not last.told or last.picture < 0:
         return
@@ -270,11 +270,17 @@ def read(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
         lines = "\n".join(line.text for line in state.pictures[number].lines)
         question = state.question("read", picture=state.called(number))
         answer: list[Part] = [{"text": lines}]
-        return Exchange("read", question, answer, ("read", number), number)
+        return Exchange("read", question, answer, _read_target(state, number), number)
 
     for number, picture in enumerate(state.pictures):
         if picture.lines and sum(len(line.text) for line in picture.lines) <= _LONGEST_TEXT:
-            yield ("read", number), functools.partial(make, number)
+            yield _read_target(state, number), functools.partial(make, number)
+
+
+def _read_target(state: State, number: int) -> tuple[object, ...]:
+    """To read all lines tells the same as to read the only one."""
+    lines = state.pictures[number].lines
+    return ("line", number, lines[0].text) if len(lines) == 1 else ("read", number)
 
 
 def single_lines(picture: AnnotatedPicture) -> Iterator[Line]:

@@ -13,15 +13,16 @@ from data_pipelines.dialogues.wording import TEMPLATES, key_words, named, senten
 
 
 def count(state: State) -> Iterator[tuple[tuple[object, ...], Maker]]:
-    """How many pictures have been shown."""
+    """How many pictures have been shown, if they are several."""
 
     def make() -> Exchange:
         shown = len(state.pictures)
         word = TEMPLATES[state.language].COUNTS[shown]
-        answer = state.answer("count_one" if shown == 1 else "count", count=word, Count=word.capitalize())
+        answer = state.answer("count", count=word, Count=word.capitalize())
         return Exchange("count", state.question("count"), answer, ("count", shown))
 
-    yield ("count", len(state.pictures)), make
+    if len(state.pictures) > 1:
+        yield ("count", len(state.pictures)), make
 
 
 def _only_here(state: State) -> Iterator[tuple[int, Region]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipelines.dialogues.job import TEXT_TASKS, DialogueJob, reader
 from data_pipelines.dialogues.picture import TASKS, AnnotatedPicture, joined, plain_language
+from data_pipelines.dialogues.texts import text_dialogue
 from data_pipelines.dialogues.wording import TEMPLATES
 from qwenvl_jax.data.schema import Record, sample_count
 from qwenvl_jax.runtime import artifacts, storage
@@ -65,7 +66,9 @@ def _unusable(record: Record, of_text: bool) -> str:
     if of_text:
         if record.task not in TEXT_TASKS or record.images:
             return "not a dialogue or text without a picture"
-        return "a picture in words" if record.task == "text" and "text" not in record.content else ""
+        if record.task == "text" and "text" not in record.content:
+            return "a picture in words"
+        return "" if text_dialogue(record, 0, "") else "text of one sentence"
     if record.task not in TASKS:
         return f"task {record.task}"
     return "" if plain_language(record.language) in TEMPLATES else "language"

@@ -138,7 +138,6 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "read_at": ("{text}", 'It says "{text}".', 'The text is "{text}".'),
     "where_text": ("{line}", "Here: {line}.", "I have marked it: {line}."),
     "count": ("{Count}.", "There are {count} pictures.", "{Count} pictures."),
-    "count_one": ("One.", "There is one picture.", "One picture."),
     "which": ("{picture}.", "It is in {picture}.", "{picture} shows it."),
     "which_find": ("It is in {picture}: {region}.", "{picture}: {region}", "In {picture}: {region}."),
     "which_text": ("{picture}.", "It is in {picture}.", "You can read it in {picture}."),

@@ -79,7 +79,6 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "read_at": ("{text}", "写着“{text}”。", "文字是“{text}”。"),
     "where_text": ("{line}", "在这里：{line}。", "已经标出来了：{line}。"),
     "count": ("{count}张。", "一共有{count}张图。", "有{count}张。"),
-    "count_one": ("一张。", "只有一张图。", "有一张。"),
     "which": ("{picture}。", "在{picture}里。", "是{picture}。"),
     "which_find": ("在{picture}里：{region}。", "{picture}：{region}"),
     "which_text": ("{picture}。", "在{picture}里。", "在{picture}里可以读到。"),

@@ -17,6 +17,7 @@ _DETERMINED = re.compile(
     r"(?:an?|the|this|that|these|those|his|her|its|their|my|your|our|some|several|many|two|three|four|five|six|\d+)\b",
     re.IGNORECASE,
 )
+_INDEFINITE = re.compile(r"^an? ")
 _SENTENCE_END = (".", "!", "?", "。", "！", "？", "…", '"', "”")
 _WORD = re.compile(r"[a-z0-9]+|[\u3400-\u9fff]")
 # Words that a phrase about something else may also have.
@@ -59,6 +60,11 @@ def named(phrase: str, language: str) -> str:
     if phrase.isupper() or (phrase.istitle() and " " in phrase):  # a name
         return phrase
     return f"the {phrase[0].lower()}{phrase[1:]}"
+
+
+def definite(phrase: str, language: str) -> str:
+    """As `named`, but with "the" for "a": for a thing whose position is asked."""
+    return _INDEFINITE.sub("the ", named(phrase, language)) if language == "en" else named(phrase, language)
 
 
 def sentence(text: str, language: str) -> str:

@@ -17,7 +17,7 @@ from data_pipelines.dialogues.exchanges_of_several import KINDS
 from data_pipelines.dialogues.index import index_stretch, load_index, stretches
 from data_pipelines.dialogues.picture import AnnotatedPicture, Line, Region, joined
 from data_pipelines.dialogues.plan import CONCATENATION, Entry, planned
-from data_pipelines.dialogues.wording import TEMPLATES, Vocabulary, filled, named, sentence
+from data_pipelines.dialogues.wording import TEMPLATES, Vocabulary, definite, filled, named, sentence
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.schema import Record, check_record
 from qwenvl_jax.runtime.errors import UserError
@@ -321,6 +321,22 @@ def test_values_are_never_read_as_templates() -> None:
 )
 def test_phrases_fit_into_english_sentences(phrase: str, expected: str) -> None:
     assert named(phrase, "en") == expected
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"), [("A dog", "the dog"), ("an owl", "the owl"), ("his hat", "his hat"), ("man", "the man")]
+)
+def test_a_thing_that_is_looked_for_is_definite(phrase: str, expected: str) -> None:
+    assert definite(phrase, "en") == expected
+
+
+def test_no_box_is_told_twice(dialogues: list[Composed]) -> None:
+    for dialogue in dialogues:
+        turns: Any = dialogue.record.content
+        said_of = [part for turn in turns["turns"] for part in turn["parts"] if "ref" in part and "boxes" in part]
+        shown = [(part["image"], part["ref"].casefold()) for part in said_of]
+        listed = sum(kind == "list" for kind in dialogue.kinds)
+        assert len(set(shown)) == len(shown) or listed  # a list may repeat what was asked before
 
 
 def test_captions_become_sentences() -> None:
