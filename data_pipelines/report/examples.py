@@ -30,6 +30,7 @@ _EVIDENCE = 3
 
 STYLE = """
 section > h3 { margin: 1.6rem 0 .5rem; } section > .grid { margin-top: .8rem; } h3 .soft { font-weight: 400; }
+#rules .chart { margin: .8rem 0 1.2rem; } #rules svg { min-width: 720px; }
 .card { align-self: start; } .card p { unicode-bidi: isolate; white-space: pre-line; font-size: .86rem; }
 .card figure svg, .pictures svg { max-height: 340px; }
 .pictures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1px; align-items: end; }

@@ -16,6 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26  # margins of a line chart
 _SIDE, _ROOF, _FLOOR = 4, 18, 24  # margins of a histogram
 _MIN_BARS = 6  # a histogram leaves room for this many, so that few bars do not become walls
 _MAX_LABELS = 8  # under the bars
+_DIGIT = 7  # width of a character under a bar
 FUNNEL_WIDTH = 960
 _FUNNEL_ROW = 22  # height of a bar with its gap
 _NAMES, _COUNTS = 190, 190  # room for the names and for the counts of a funnel
@@ -200,8 +201,11 @@ def histogram(bars: Sequence[Bar], limit: int, *, label: str) -> str:
             parts.append(f'<text x="{WIDTH - _SIDE}" text-anchor="end" y="{label_y}">over {limit}</text>')
         # Labels at the end are left out if they would run into "over".
         elif index % stride == 0 and (index + stride < len(bars) or bars[-1].first <= limit):
+            name = bar.label or str(bar.first)
             anchor = middle if bar.first == bar.last else f'x="{x + 1:.1f}"'  # a wide bar begins at its label
-            parts.append(f'<text {anchor} y="{label_y}">{escape(bar.label) or bar.first}</text>')
+            if x + len(name) * _DIGIT > WIDTH - _SIDE:
+                anchor = f'x="{WIDTH - _SIDE}" text-anchor="end"'
+            parts.append(f'<text {anchor} y="{label_y}">{escape(name)}</text>')
     parts.append(f'<line class="rule" x1="{_SIDE}" x2="{WIDTH - _SIDE}" y1="{baseline}" y2="{baseline}"/>')
     return _svg(HISTOGRAM_HEIGHT, label, parts)
 

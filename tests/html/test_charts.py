@@ -86,3 +86,9 @@ def test_large_counts_are_short() -> None:
 
 def test_a_bar_may_have_a_label() -> None:
     assert "3:4&lt;" in histogram([Bar(0, 1, 2, label="3:4<")], 10, label="ratio")
+
+
+def test_the_last_label_stays_within_the_chart() -> None:
+    bars = [Bar(number, number + 1, 1, label=f"{number:06d}") for number in range(22)]
+    (last,) = re.findall(r"<text ([^>]*)>000021</text>", histogram(bars, 99, label="many"))
+    assert 'text-anchor="end"' in last

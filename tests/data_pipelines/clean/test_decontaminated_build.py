@@ -24,6 +24,8 @@ def test_a_corpus_loses_what_is_in_the_index(tmp_path: Path) -> None:
     assert counts["seen"] == counts["dropped"][decontaminate.PICTURE] > 0 and manifest["kept"] == 0
     examples = [json.loads(line) for line in (tmp_path / "second/samples/dropped.jsonl").read_text().splitlines()]
     assert {"evaluation_picture", "picture", "distance"} <= examples[0]["evidence"][0].keys()
+    page = (tmp_path / "second/report.html").read_text()
+    assert page.count("<figcaption>evaluation picture") == sum(len(each["evidence"][:3]) for each in examples)
     untouched.main([f"{tmp_path}/second", f"--index={tmp_path}/index", f"--output={tmp_path}/clean.json"])
     lists = json.loads((tmp_path / "clean.json").read_text())
     assert lists["clean"] == [] and set(lists["touched"]) == set(counts["causes"])
