@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from data_pipelines import beam
+from data_pipelines.dialogues.__main__ import main
 from data_pipelines.dialogues.endpoint import checked_url, retry_after
 from data_pipelines.dialogues.job import EndpointSettings
 from data_pipelines.dialogues.limits import Pace, Purse
@@ -22,7 +27,8 @@ from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import check_record
 from qwenvl_jax.runtime.errors import StorageError, UserError
-from tests.data_pipelines.dialogues.conftest import Small
+from tests.data_pipelines.dialogues.conftest import Small, one_by_one
+from tests.support.commands import ROOT
 from tests.support.server_process import serving
 
 _KEY = "sk-secret-0123456789"
@@ -30,7 +36,7 @@ _SERVER = "tests.support.chat_server"
 
 
 def settings(url: str, **changes: Any) -> EndpointSettings:
-    fields: dict[str, Any] = {"timeout": 1.0, "backoff": 0.01, "concurrency": 8, "key_variable": "SMALL_KEY"}
+    fields: dict[str, Any] = {"timeout": 60.0, "backoff": 0.01, "concurrency": 8, "key_variable": "SMALL_KEY"}
     return EndpointSettings(url, "small-model", **{**fields, **changes})
 
 
@@ -45,17 +51,18 @@ def files_with(folder: Path, text: str) -> list[str]:
     return [str(path) for path in files if text.encode() in path.read_bytes()]
 
 
-def test_every_fault_is_survived_and_every_reply_asked_for_once(
+def test_every_fault_is_survived_and_no_stored_reply_asked_for_again(
     small: Small, run: Any, job: Any, log: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     with serving(_SERVER, log=tmp_path / "requests.jsonl", faults="all", replies="mixed") as url:
-        made = job(small, tmp_path / "set", self_instruction=0.7, count=50, endpoint=settings(url))
+        made = job(small, tmp_path / "set", self_instruction=0.7, count=50, endpoint=settings(url, timeout=1.5))
         manifest = run(made)
         requests = log()
         assert {entry["fault"] for entry in requests} == {"429", "503", "hang", "cut", "not JSON", "drop", "none"}
-        asked = Counter(json.dumps(entry["body"]) for entry in requests if entry["fault"] == "none")
-        assert set(asked.values()) == {1}
+        for late in (entry for entry in requests if entry["fault"] == "429"):  # Retry-After is 0.05, the backoff less
+            times = [entry["time"] for entry in requests if entry["body"] == late["body"]]
+            assert times[1] - times[0] >= 0.05
         assert {entry["key"] for entry in requests} == {f"Bearer {_KEY}"}
         run(dataclasses.replace(made, output=str(tmp_path / "again")))  # other output, same replies: nothing is asked
         assert len(log()) == len(requests)
@@ -279,3 +286,55 @@ def test_a_reply_in_the_store_that_is_damaged_is_asked_for_again(
         first.write_text("{")
         run(dataclasses.replace(made, output=str(tmp_path / "again")))
         assert len(log()) == 6
+
+
+def test_the_command_asks_and_mixes_in_texts_of_json_files(
+    small: Small, log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(beam, "run_steps", one_by_one)
+    rows = [
+        {
+            "conversations": [
+                {"from": "user", "value": f"Say {number}"},
+                {"from": "assistant", "value": f"It is {number}"},
+            ]
+        }
+        for number in range(20)
+    ]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "rows.json").write_text(json.dumps(rows))
+    with serving(_SERVER, log=tmp_path / "requests.jsonl") as url:
+        flags = [f"--records={','.join(small.records)}", f"--text={tmp_path / 'texts'}", f"--output={tmp_path / 'set'}"]
+        flags += [f"--endpoint={url}", "--model=m", "--key_variable=SMALL_KEY", "--temperature=0.1", "--max_tokens=99"]
+        main([*flags, "--count=40", "--self_instruction=0.5", "--text_share=0.5"])
+    says = capsys.readouterr().out
+    assert "dialogues by the language model, 0 failed" in says
+    assert _KEY not in says
+    assert {(entry["body"]["model"], entry["body"]["temperature"], entry["body"]["max_tokens"]) for entry in log()} == {
+        ("m", 0.1, 99)
+    }
+    sources = Counter(record.source for record in RecordReader(tmp_path / "set"))
+    assert sources["qwen_vl_dialogues"] == 20
+    assert sources["self_instruction"] == len(log())
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_asks_pays_for_no_stored_reply_again(small: Small, log: Any, tmp_path: Path) -> None:
+    with serving(_SERVER, log=tmp_path / "requests.jsonl") as url:
+        command = [sys.executable, "-m", "data_pipelines.dialogues", f"--records={','.join(small.records)}"]
+        command += [f"--output={tmp_path / 'set'}", f"--endpoint={url}", "--model=m", "--key_variable=SMALL_KEY"]
+        command += ["--self_instruction=1", "--requests_per_minute=1200", "--concurrency=3", "--workers=1"]
+        kills = 3
+        for number in range(1, kills + 1):
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+            deadline = time.monotonic() + 120
+            while len(log()) < 12 * number and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.kill()
+            process.wait()
+        says = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        asked = Counter(json.dumps(entry["body"]) for entry in log())
+    assert len(asked) == len(RecordReader(tmp_path / "set")) == len(small.pictures)
+    assert sum(count - 1 for count in asked.values()) <= 3 * kills  # those that were on their way
+    assert _KEY not in says.stdout + says.stderr
+    assert files_with(tmp_path, _KEY) == []
