@@ -11,13 +11,23 @@ from typing import Any
 import pytest
 
 from data_pipelines.__main__ import main
+from data_pipelines.clean import recipes
+from data_pipelines.compose import composers
+from data_pipelines.corpora import table
 from qwenvl_jax.runtime.errors import UserError
 from tests.support import small_corpus
 
 
 @pytest.fixture(autouse=True, scope="module")
-def known() -> None:
+def known() -> Iterator[None]:
+    """The command knows the small corpus; other tests of the same process do not."""
+    tables: tuple[dict[str, Any], ...] = (table.CORPORA, recipes.RECIPES, recipes.ACROSS, composers.COMPOSERS)
+    before = [dict(each) for each in tables]
     small_corpus.register()
+    yield
+    for each, entries in zip(tables, before, strict=True):
+        each.clear()
+        each.update(entries)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
