@@ -113,7 +113,7 @@ class Asking:
 
     def _count_stored(self) -> None:
         """What earlier runs have paid counts into the budget before a request is sent."""
-        for entry in _entries(self._job):
+        for entry in _entries(self._job) if self._answered else ():
             with contextlib.suppress(UserError):  # malformed annotations are reported when the shard is written
                 next_request(self._conversation(entry), _Counted(self._replies, self._saw))
 

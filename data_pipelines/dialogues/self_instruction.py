@@ -135,7 +135,7 @@ def next_request(conversation: Conversation, replies: Replies) -> tuple[Request 
 
 
 def checked_turns(text: str, finish: str, conversation: Conversation) -> list[Turn]:
-    """The turns of a reply, with parts in the place of its regions.
+    """The turns of a reply, with a part for each region that it names.
 
     Raises:
       BadReply: if it is cut off, is not the demanded JSON, roles do not alternate, a region is not one of those given,
