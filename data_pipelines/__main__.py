@@ -1,6 +1,9 @@
 """Builds record folders from a public corpus: reads, cleans, compares, composes and writes, exactly once.
 
     python -m data_pipelines CORPUS --input=FOLDER --output=FOLDER [--split=train] [--workers=2] [--retry] [--help]
+    python -m data_pipelines MIXTURE --input=FOLDER --output=FOLDER [--workers=2] [--help]
+
+A mixture, such as table2, builds every one of its corpora that has a folder below the input.
 
 A run that was ended, however it was, continues when the same command is started again, and gives the same bytes. Flags
 of Apache Beam, such as --runner=DataflowRunner, are passed on. See docs/pipelines.md.
@@ -12,8 +15,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from data_pipelines.build.mixture import build_mixture
+from data_pipelines.build.mixtures import MIXTURES
 from data_pipelines.clean.clip_model import CLIP, ClipModel, reads_clip
 from data_pipelines.clean.decontaminate import decontamination
 from data_pipelines.clean.pair import score_at_least
@@ -38,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"one of {', '.join(sorted(CORPORA))}")
+    parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"one of {_names()}")
     parser.add_argument("--input", help="folder of the corpus as its publisher lays it out, on a disk or gs://")
     parser.add_argument("--output", help="folder to write, on a disk or gs://")
     parser.add_argument("--split", default="train", help="of the corpus; default train")
@@ -54,22 +60,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _names() -> str:
+    return f"{', '.join(sorted(CORPORA))}, or a mixture of them: {', '.join(MIXTURES)}"
+
+
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.corpus is None:
+    name = arguments.corpus
+    if name is None:
         raise UserError("name a corpus, such as python -m data_pipelines cc12m --input=.. --output=..; see --help")
-    if arguments.corpus not in CORPORA:
-        raise UserError(f"there is no corpus {arguments.corpus!r}{nearest(arguments.corpus, CORPORA)}; see --help")
-    if arguments.corpus not in RECIPES:
-        raise UserError(f"there is no recipe for {arguments.corpus}; add one to data_pipelines/clean/recipes.py")
-    for name in ("input", "output"):
-        if not getattr(arguments, name):
-            raise UserError(f"--{name} is missing; name a folder on a disk or gs://")
-    splits = CORPORA[arguments.corpus].splits
-    if arguments.split not in splits:
-        known = f"; it has {', '.join(splits)}"
-        raise UserError(
-            f"{arguments.corpus} has no split {arguments.split!r}{nearest(arguments.split, splits) or known}"
-        )
+    if name not in CORPORA and name not in MIXTURES:
+        raise UserError(f"there is no corpus {name!r}{nearest(name, (*CORPORA, *MIXTURES))}; see --help")
+    for flag in ("input", "output"):
+        if not getattr(arguments, flag):
+            raise UserError(f"--{flag} is missing; name a folder on a disk or gs://")
+    for corpus in MIXTURES[name].corpora if name in MIXTURES else (name,):
+        if corpus not in RECIPES:
+            raise UserError(f"there is no recipe for {corpus}; add one to data_pipelines/clean/recipes.py")
+        splits = CORPORA[corpus].splits
+        if arguments.split not in splits:
+            known = f"; it has {', '.join(splits)}"
+            raise UserError(f"{corpus} has no split {arguments.split!r}{nearest(arguments.split, splits) or known}")
+    if name in MIXTURES and (arguments.split != "train" or arguments.retry):
+        raise UserError(f"a mixture has neither --split nor --retry; name one corpus of {name} for that")
     if arguments.workers < 0 or arguments.bytes_per_shard < 1:
         raise UserError("--workers must be 0 or more, and --bytes_per_shard 1 or more")
 
@@ -84,22 +96,20 @@ def _clip(arguments: argparse.Namespace) -> ClipModel | None:
     )
 
 
-def _recipe(arguments: argparse.Namespace) -> tuple[Rule, ...]:
-    """The recipe of the corpus; if pairs are scored, with a rule on the score."""
-    recipe = RECIPES[arguments.corpus]
+def _recipe(name: str, arguments: argparse.Namespace) -> tuple[Rule, ...]:
+    """The recipe of a corpus; if pairs are scored, with a rule on the score."""
+    recipe = RECIPES[name]
     on_score = [each for each in recipe if reads_clip(each)]
     least = arguments.clip_least
     if arguments.clip is None:
-        given = [name for name in ("clip_checkpoint", "clip_vocabulary") if getattr(arguments, name)]
+        given = [flag for flag in ("clip_checkpoint", "clip_vocabulary") if getattr(arguments, flag)]
         given += ["clip_least"] if least is not None else []
         if given or on_score:
-            cause = f"--{given[0]}" if given else f"the recipe of {arguments.corpus}"
+            cause = f"--{given[0]}" if given else f"the recipe of {name}"
             raise UserError(f"{cause} needs a CLIP model; name it by --clip, such as --clip=ViT-B-32")
         return recipe
     if least is None and not on_score:
-        raise UserError(
-            f"the recipe of {arguments.corpus} has no rule on CLIP scores; name the least, such as --clip_least=0.28"
-        )
+        raise UserError(f"the recipe of {name} has no rule on CLIP scores; name the least, such as --clip_least=0.28")
     if least is None:
         return recipe
     chosen = rule(score_at_least, column=CLIP, least=least)
@@ -118,25 +128,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         from data_pipelines.build.run import build
 
         logging.disable(logging.NOTSET)
-        corpus = CORPORA[arguments.corpus]
         workers = arguments.workers or min(4, os.cpu_count() or 1)
-        recipe = _recipe(arguments)
-        if arguments.evaluation_index:
-            recipe = (*recipe, decontamination(arguments.evaluation_index))
-        job = Job(
-            corpus=corpus,
-            split=arguments.split,
-            input=os.fspath(storage.absolute(arguments.input)),
-            output=os.fspath(storage.absolute(arguments.output)),
-            recipe=recipe,
-            clip=_clip(arguments),
-            across=ACROSS.get(corpus.name, ()),
-            composers={task: COMPOSERS[task] for task in corpus.tasks},
-            code=code_digest(),
-            bytes_per_shard=arguments.bytes_per_shard,
-            retry=arguments.retry,
-        )
-        build(job, beam.options(beam_flags, workers), workers, arguments.keep_work)
+
+        def build_corpus(name: str, folder: str, output: str) -> Mapping[str, Any]:
+            corpus = CORPORA[name]
+            recipe = _recipe(name, arguments)
+            if arguments.evaluation_index:
+                recipe = (*recipe, decontamination(arguments.evaluation_index))
+            job = Job(
+                corpus=corpus,
+                split=arguments.split,
+                input=os.fspath(storage.absolute(folder)),
+                output=os.fspath(storage.absolute(output)),
+                recipe=recipe,
+                clip=_clip(arguments),
+                across=ACROSS.get(name, ()),
+                composers={task: COMPOSERS[task] for task in corpus.tasks},
+                code=code_digest(),
+                bytes_per_shard=arguments.bytes_per_shard,
+                retry=arguments.retry,
+            )
+            return build(job, beam.options(beam_flags, workers), workers, arguments.keep_work)
+
+        name = arguments.corpus
+        if name in MIXTURES:
+            build_mixture(name, MIXTURES[name], arguments.input, arguments.output, build_corpus)
+        else:
+            build_corpus(name, arguments.input, arguments.output)
 
 
 if __name__ == "__main__":

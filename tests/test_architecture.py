@@ -43,6 +43,7 @@ LEVELS = (
     ("data_pipelines.build", 2),
     ("data_pipelines.dialogues", 3),
     ("data_pipelines.__main__", 3),
+    ("data_pipelines.debian", 3),
     ("data_pipelines", 1),
     ("configs", 1),
 )

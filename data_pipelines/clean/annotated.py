@@ -13,7 +13,7 @@ _QUESTIONS = (
     *("ai2d", "chartqa", "docvqa", "dvqa", "gqa", "infovqa", "ocr_vqa", "okvqa"),
     *("st_vqa", "textvqa", "vgqa", "vizwiz", "vqav2"),
 )
-_PHRASES = ("refcoco", "refcoco_plus", "refcocog", "visual_genome")
+_PHRASES = ("kgeography", "refcoco", "refcoco_plus", "refcocog", "visual_genome")
 
 _OPEN = rule(open_pictures, decode=True, frames="first")
 _BOXES = rule(boxes_in_picture, overhang=0.05)

@@ -85,6 +85,8 @@ RECIPES: dict[str, tuple[Rule, ...]] = {
         language="en",
     ),
     "image_text": _web(),
+    "openclipart": _web(),
+    "tuxpaint_stamps": _COCO,
     "cc3m": _ACADEMIC,
     "cc12m": _ACADEMIC,
     "sbu": _ACADEMIC,
@@ -109,7 +111,9 @@ _SAME_PICTURE: tuple[AcrossRule, ...] = (LongestText(),)
 _SAME_PAIR: tuple[AcrossRule, ...] = (ExactDuplicates(),)
 
 ACROSS: dict[str, tuple[AcrossRule, ...]] = {
-    **dict.fromkeys(("laion_en", "laion_zh", "laion_coco", "datacomp", "coyo_700m", "image_text"), _SAME_PAIR),
+    **dict.fromkeys(
+        ("laion_en", "laion_zh", "laion_coco", "datacomp", "coyo_700m", "image_text", "openclipart"), _SAME_PAIR
+    ),
     **dict.fromkeys(("cc3m", "cc12m", "sbu"), _SAME_PICTURE),
     "text": (NearTexts(),),
 }

@@ -4,7 +4,8 @@
     folder/**/*.html, *.htm    with the pictures, styles and fonts that the pages name, below the same folder
 
 Source: documents of Common Crawl (https://commoncrawl.org), or any others. Licence: of their owners, stated per
-document nowhere. `ocr.pdf` and `ocr.html` say which text is taught.
+document nowhere; a file FOLDER/LICENSE with one line states it for all of them. `ocr.pdf` and `ocr.html` say which
+text is taught.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from data_pipelines.pair import FailedRow, RawPair, Row
 from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError, one_line
+
+LICENSE = "LICENSE"
 
 # (file, folder) -> its pages.
 ReadPages = Callable[[epath.Path, epath.Path], Iterator[RenderedPage | FailedRow]]
@@ -60,6 +63,7 @@ def _files(suffixes: tuple[str, ...], folder: epath.Path, split: str) -> list[ep
 def _rows(read: ReadPages, corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> Iterator[Row]:
     del split
     name = str(file.relative_to(folder))
+    license_ = _license(folder) or corpus.license
     try:
         for page in read(file, folder):
             if isinstance(page, FailedRow):
@@ -68,10 +72,18 @@ def _rows(read: ReadPages, corpus: Corpus, folder: epath.Path, split: str, file:
             yield RawPair(
                 id=f"{name}#{page.number + 1}",
                 source=corpus.name,
-                license=corpus.license,
+                license=license_,
                 language=guess_language(" ".join(line.text for line in page.lines)),
                 pictures=(page.picture,),
                 lines=page.lines,
             )
     except OSError as error:
         yield FailedRow("document unreadable", one_line(error))
+
+
+def _license(folder: epath.Path) -> str:
+    """The first line of the file LICENSE; "" if there is none."""
+    if not storage.exists(folder / LICENSE):
+        return ""
+    text = storage.read_bytes(folder / LICENSE, 0, 1000).decode("utf-8", "replace")
+    return text.strip().partition("\n")[0].strip()

@@ -6,8 +6,8 @@
 `language`, `pages` and `texts` are required. `texts` is a JSONL file with a key `text`, or plain text; `backgrounds`
 are folders of photographs, by default the wallpapers of a Debian package; `cache` keeps what is fetched from Debian;
 `fonts` are font files, by default one per family of `ocr.font_families`; `settings` replaces hyperparameters
-(`ocr.synthetic_settings`). Paths of texts, backgrounds and fonts are relative to the file. The rows of a file are its
-pages, numbered from `first` on.
+(`ocr.synthetic_settings`); `license` is that of the texts and photographs. Paths of texts, backgrounds and fonts are
+relative to the file. The rows of a file are its pages, numbered from `first` on.
 
 A worker makes whole files, so many files with a thousand pages each share out well: `write_orders` writes them.
 Licence: of the texts and photographs. Layout: none of a stranger; SynthDoG's (https://github.com/clovaai/donut)
@@ -51,6 +51,7 @@ class Order:
     backgrounds: tuple[str, ...] = ()
     fonts: tuple[str, ...] = ()
     cache: str = CACHE
+    license: str = ""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -81,8 +82,10 @@ class Order:
         numbers = (order.pages, order.seed, order.first)
         if order.language not in FAMILIES or not all(type(number) is int and number >= 0 for number in numbers):
             raise UserError(f"{name} needs language en or zh, and whole numbers from 0 on as pages, seed and first")
-        if not isinstance(order.texts, str) or not isinstance(order.cache, str) or not isinstance(order.settings, dict):
-            raise UserError(f"{name} needs paths as texts and cache, and an object as settings")
+        if not all(isinstance(text, str) for text in (order.texts, order.cache, order.license)):
+            raise UserError(f"{name} needs paths as texts and cache, and a text as license")
+        if not isinstance(order.settings, dict):
+            raise UserError(f"{name} needs an object as settings")
         return order
 
 
@@ -124,7 +127,7 @@ def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path)
         yield RawPair(
             id=f"{file.stem}/{order.seed}/{number}",
             source=corpus.name,
-            license=corpus.license,
+            license=order.license or corpus.license,
             language=order.language,
             pictures=(Picture(page.jpeg, width=page.width, height=page.height),),
             lines=page.lines,

@@ -211,6 +211,11 @@ class Store:
 
     def rename(self, path: str, target: str) -> None:
         """Copies an object on the server, compares the copy and removes the first."""
+        self.copy(path, target)
+        self._delete([path])
+
+    def copy(self, path: str, target: str) -> None:
+        """Copies an object on the server and compares the copy."""
         bucket, key = split(path)
         facts = self.facts(path)
         if facts is None:
@@ -228,7 +233,6 @@ class Store:
         copied = self.facts(target) or {}
         if any(copied.get(name) != facts.get(name) for name in ("size", "crc32c")):
             raise StorageError(f"{target} is not what {path} is after the server copied it; run the same command again")
-        self._delete([path])
 
     def remove(self, path: str) -> None:
         """Removes an object and everything below a folder of that name; what is missing is no error."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.corpora import annotated, captions, grounded, rendered, texts, web
+from tests.support.corpora import annotated, captions, grounded, maps, rendered, texts, web
 
 # (folder) -> writes the corpus into it, the same bytes every time. Sorted by name.
 FIXTURES: dict[str, Callable[[Path], None]] = {
@@ -24,6 +24,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "html_pages": rendered.write_html_pages,
     "image_text": web.write_image_text,
     "infovqa": annotated.write_infovqa,
+    "kgeography": maps.write_kgeography,
     "laion_coco": web.write_laion_coco,
     "laion_en": web.write_laion_en,
     "laion_zh": web.write_laion_zh,
@@ -31,6 +32,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "nocaps": captions.write_nocaps,
     "ocr_vqa": annotated.write_ocr_vqa,
     "okvqa": annotated.write_okvqa,
+    "openclipart": web.write_image_text,
     "pdf_pages": rendered.write_pdf_pages,
     "qwen_vl_dialogues": texts.write_qwen_vl_dialogues,
     "refcoco": grounded.write_refcoco,
@@ -44,6 +46,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "text": texts.write_text,
     "textcaps": captions.write_textcaps,
     "textvqa": annotated.write_textvqa,
+    "tuxpaint_stamps": web.write_image_text,
     "vgqa": annotated.write_vgqa,
     "visual_genome": annotated.write_visual_genome,
     "vizwiz": annotated.write_vizwiz,

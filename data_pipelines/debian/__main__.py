@@ -1,0 +1,124 @@
+"""Builds a real corpus from Debian packages: captions, maps, manuals, end to end.
+
+    python -m data_pipelines.debian --output=data/corpora [--cache=data/cache] [--pages=16] [--workers=2]
+
+Packages are fetched without root and kept in the cache. What cannot be fetched is left out with one sentence. See
+docs/real_corpus.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from data_pipelines.__main__ import main as build
+from data_pipelines.debian import captions, manuals
+from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
+from data_pipelines.ocr.html import find_chromium
+from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+
+MAPS = "kgeography-data"
+MAP_PATTERNS = (
+    "usr/share/kgeography/*.kgm",
+    "usr/share/kgeography/*.png",
+    "usr/share/locale/zh_CN/LC_MESSAGES/kgeography.mo",
+    f"usr/share/doc/{MAPS}/copyright",
+)
+_VERSION = 1  # of what the writers write; another one makes the raw folders anew
+_log = logging.getLogger(__name__)
+
+# (folder) -> writes a corpus into it as its reader expects it. Raises SourceUnavailable or UserError.
+Writer = Callable[[Path], None]
+
+
+def writers(cache: Path, pages: int) -> Mapping[str, Writer]:
+    """The writer of every corpus."""
+    return {
+        "openclipart": functools.partial(captions.write_openclipart, cache),
+        "tuxpaint_stamps": functools.partial(captions.write_tuxpaint_stamps, cache),
+        "kgeography": functools.partial(_write_maps, cache),
+        "pdf_pages": functools.partial(manuals.write_pdf_pages, cache, pages=pages),
+        "html_pages": functools.partial(_write_html_pages, cache, pages=pages),
+        "synthetic_pages": functools.partial(manuals.write_synthetic_pages, cache, pages=pages),
+        "text": functools.partial(manuals.write_text, cache),
+    }
+
+
+def prepare(folder: Path, writers: Mapping[str, Writer], settings: Mapping[str, object]) -> list[str]:
+    """Writes the folders of raw corpora that are missing or were written with other settings.
+
+    Args:
+      folder: gets one folder per corpus.
+      writers: see `writers`.
+      settings: everything that the folders depend on, as JSON.
+
+    Returns:
+      One sentence for every corpus that is left out; it has no folder afterwards.
+    """
+    left_out = []
+    for corpus, write in writers.items():
+        target = folder / corpus
+        note = folder / ".settings" / f"{corpus}.json"
+        if target.is_dir() and note.is_file() and artifacts.read_json(note) == settings:
+            continue
+        building = folder / f".{corpus}.{uuid.uuid4().hex[:8]}.tmp"
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            building.mkdir(parents=True)
+            write(building)
+            building.rename(target)
+            artifacts.write_json(note, settings)
+        except (SourceUnavailable, UserError) as error:
+            left_out.append(f"{corpus} is left out: {error}")
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return left_out
+
+
+def _write_maps(cache: Path, folder: Path) -> None:
+    shutil.copytree(fetch_package(MAPS, cache, MAP_PATTERNS) / "usr/share", folder, dirs_exist_ok=True)
+
+
+def _write_html_pages(cache: Path, folder: Path, pages: int) -> None:
+    find_chromium()
+    manuals.write_html_pages(cache, folder, pages)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; exit code 2 with one sentence on a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.debian",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", default="data/corpora", help="folder to write; default data/corpora")
+    parser.add_argument("--cache", default="data/cache", help="folder that keeps what was fetched; default data/cache")
+    parser.add_argument("--pages", type=int, default=16, help="pages per language of PDF, HTML and synthetic pages")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, at most 4")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    with exit_on_user_error():
+        arguments = parser.parse_args(argv)
+        if arguments.pages < 1:
+            raise UserError("--pages must be at least 1")
+        started = time.monotonic()
+        cache = Path(arguments.cache).resolve()
+        raw = cache / "debian_corpora"
+        settings = {"pages": arguments.pages, "version": _VERSION}
+        for sentence in prepare(raw, writers(cache, arguments.pages), settings):
+            _log.info("%s", sentence)
+        _log.info("fetched and laid out in %s after %.0f s", raw, time.monotonic() - started)
+        build(["debian", f"--input={raw}", f"--output={os.fspath(arguments.output)}", f"--workers={arguments.workers}"])
+        _log.info("done after %.0f s", time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()
