@@ -39,13 +39,16 @@ $(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
 		"$$($(NEWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/over_venv.pth"
 	touch $@
 
-.PHONY: help quickstart test test-plan test-release lint chat clean
+.PHONY: help quickstart corpora test test-plan test-release lint chat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 quickstart: $(VENV)/.base  ## data, three stages, evaluation, release, report; about 20 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
+
+corpora: $(VENV)/.base  ## a real corpus from Debian packages: captions, maps, manuals; about 5 minutes on 2 cores
+	$(RUN) -m data_pipelines.debian --output=data/corpora
 
 test: $(VENV)/.test lint  ## linters, fast tests, slow tests
 	$(RUN) -m pytest -n 2 -m "not slow"

@@ -102,15 +102,16 @@ def _join(source: Source, mixture: Mixture, output: str, manifests: Mapping[str,
     if building == target:
         storage.remove(target)
     count = sum(len(split["shards"]) for _, split in members)
-    shards = []
+    shards: list[Shard] = []
     try:
         for corpus, split in members:
             tallies = _tallies(split)
             for number, shard in enumerate(split["shards"]):
                 file = shard_name(source.name, _SPLIT, len(shards), count)
                 storage.copy(storage.path(output) / corpus / source.task / shard["file"], building / file)
-                counts: dict[str, dict[str, int]] = tallies if number == 0 else {key: {} for key in TALLIES}
-                shards.append(Shard(_SPLIT, **{**shard, "file": file}, **counts))
+                counts = tallies if number == 0 else {key: {} for key in TALLIES}
+                facts: dict[str, Any] = {**shard, **counts, "split": _SPLIT, "file": file}
+                shards.append(Shard(**facts))
         description = f"{source.task} of {', '.join(corpus for corpus, _ in members)}"
         write_manifest(building, source.name, shards, description=description)
         if building != target:

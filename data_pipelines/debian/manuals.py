@@ -22,6 +22,7 @@ from data_pipelines.corpora.synthetic_pages import Order, write_orders
 from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
 from data_pipelines.fetch.wallpapers import wallpapers
 from data_pipelines.ocr.font_families import FAMILIES
+from data_pipelines.ocr.fonts import PAGE_FONTS
 
 PACKAGE = "installation-guide-amd64"
 GUIDE_LICENSE = "GPL-2.0-only"
@@ -61,9 +62,12 @@ def write_pdf_pages(cache: Path, folder: Path, pages: int) -> None:
 def write_html_pages(cache: Path, folder: Path, pages: int) -> None:
     """Copies some of the guide's HTML files per language, with all files that they show.
 
+    The cache also gets a Chinese font, which Chromium uses if none is installed.
+
     Raises:
-      SourceUnavailable: if the package is not available on this machine.
+      SourceUnavailable: if a package is not available on this machine.
     """
+    _fonts("zh", cache)
     for language, name in LANGUAGES.items():
         source = _guide(cache) / name
         chosen = {file.name for file in spread(sorted(source.glob("*.html")), pages)}
@@ -131,7 +135,7 @@ def _fonts(language: str, cache: Path) -> list[Path]:
     files = []
     for package in FONTS[language]:
         names = [f"usr/share/fonts/{family.file}" for family in FAMILIES[language] if family.package == package]
-        fetched = fetch_package(package, cache / "real", (*names, "usr/share/doc/*/copyright"))
+        fetched = fetch_package(package, cache / PAGE_FONTS, (*names, "usr/share/doc/*/copyright"))
         files += [(fetched / name).resolve() for name in names if (fetched / name).is_file()]
     if not files:
         raise SourceUnavailable(f"the packages {', '.join(FONTS[language])} have none of the expected fonts")
