@@ -58,10 +58,10 @@ class _Division:
 class _Words:
     """The sentences of a language."""
 
-    caption: tuple[str, str, str]  # before the place, before the names, at the end
+    caption: tuple[str, str, str]  # before the map's name, before those of divisions, at the end
     comma: str
-    place: str
-    largest: str
+    title_question: str
+    largest_question: str
 
 
 _WORDS = {
@@ -91,7 +91,7 @@ def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path)
         pixels_HW = _colours(payload)
         divisions, failed = _divisions(root, pixels_HW)
         names = _names(folder, file)
-        place = _text(root, "name")
+        title = _text(root, "name")
         kind = root.findtext("divisionsName") or ""
     except BadRow as error:
         yield error.failed
@@ -103,7 +103,7 @@ def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path)
     height, width = pixels_HW.shape
     picture = Picture(payload, width=width, height=height)
     for language, translate in names.items():
-        shown = translate(place)
+        shown = translate(title)
         if shown:
             pair = RawPair(f"{encodable(file.stem)}/{language}", corpus.name, corpus.license, language, (picture,))
             described = _described(pair, _WORDS[language], shown, translate(kind), divisions, translate)
@@ -215,14 +215,14 @@ def _names(folder: epath.Path, file: epath.Path) -> dict[str, Translate]:
 
 
 def _described(
-    pair: RawPair, words: _Words, place: str, kind: str, divisions: Sequence[_Division], translate: Translate
+    pair: RawPair, words: _Words, title: str, kind: str, divisions: Sequence[_Division], translate: Translate
 ) -> RawPair:
     """The pair with its caption, regions and questions."""
-    place = re.sub(r"\s*[(（].*?[)）]", "", place).strip()
+    title = re.sub(r"\s*[(（].*?[)）]", "", title).strip()
     by_size = sorted(divisions, key=lambda division: -division.pixels)
     in_one_piece = [each for each in by_size if len(each.boxes) == 1 and translate(each.name)]
     start, middle, end = words.caption
-    caption = f"{start}{place}{middle}"
+    caption = f"{start}{title}{middle}"
     regions = []
     for number, division in enumerate(in_one_piece):
         phrase = translate(division.name)
@@ -235,14 +235,14 @@ def _described(
     regions += [
         Region(translate(each.name), each.boxes) for each in by_size if len(each.boxes) > 1 and translate(each.name)
     ]
-    questions = [Question(words.place, (Answer(place),))]
+    questions = [Question(words.title_question, (Answer(title),))]
     if pair.language == "en" and kind and not kind.endswith("s"):
         kind += "s"  # some files have "District"
     largest = translate(by_size[0].name) if by_size else ""
     if largest and kind and len(by_size) > 1 and by_size[0].pixels >= CLEARLY_LARGER * by_size[1].pixels:
-        questions.append(Question(words.largest.format(kind.lower()), (Answer(largest),)))
+        questions.append(Question(words.largest_question.format(kind.lower()), (Answer(largest),)))
     return dataclasses.replace(
-        pair, texts=(caption + end,), regions=tuple(regions), questions=tuple(questions if place else questions[1:])
+        pair, texts=(caption + end,), regions=tuple(regions), questions=tuple(questions if title else questions[1:])
     )
 
 

@@ -152,6 +152,7 @@ def test_the_quickstart_trains_on_the_mixture(tmp_path: Path) -> None:
     train_sentencepiece([*texts, prompts], 420, vocabulary)
     values = corpora.get_config(data=f"{tmp_path}/data", quickstart=f"{tmp_path}/quickstart")
     values.init = dict(stage="", vit="", resampler="", decoder="", step=-1)  # there is no stage 1
+    values.optimizer.warmup_steps = 1
     values.train.steps = 3
     assert train(load_config(values), tmp_path / "run") == 3
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
