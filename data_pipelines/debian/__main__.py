@@ -23,7 +23,7 @@ from data_pipelines.__main__ import main as build
 from data_pipelines.debian import captions, manuals
 from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
 from data_pipelines.ocr.html import find_chromium
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 MAPS = "kgeography-data"
@@ -110,7 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.pages < 1:
             raise UserError("--pages must be at least 1")
         started = time.monotonic()
-        cache = Path(arguments.cache).resolve()
+        if storage.is_remote(arguments.cache):
+            raise UserError(
+                f"--cache={arguments.cache} must be a folder on a disk, because packages are unpacked there"
+            )
+        cache = Path(storage.absolute(arguments.cache))
         raw = cache / "debian_corpora"
         settings = {"pages": arguments.pages, "version": _VERSION}
         for sentence in prepare(raw, writers(cache, arguments.pages), settings):

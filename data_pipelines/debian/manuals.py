@@ -106,6 +106,11 @@ def paragraphs_of(html: str) -> str:
 def write_synthetic_pages(cache: Path, folder: Path, pages: int) -> None:
     """Writes orders of synthetic pages with the guide's text, some fonts, and Debian's photographs.
 
+    Args:
+      cache: an absolute path, because the orders name it.
+      folder: to write into.
+      pages: per language.
+
     Raises:
       SourceUnavailable: if a package is not available on this machine.
     """
@@ -117,7 +122,7 @@ def write_synthetic_pages(cache: Path, folder: Path, pages: int) -> None:
             pages=pages,
             texts=f"texts/{language}.jsonl",
             fonts=tuple(str(path) for path in _fonts(language, cache)),
-            cache=str(cache.resolve()),
+            cache=str(cache),
             license=f"{GUIDE_LICENSE} (text); {PHOTOGRAPHS_LICENSE} or CC0-1.0 (photographs)",
         )
         write_orders(folder, order, PAGES_PER_ORDER)
@@ -136,7 +141,7 @@ def _fonts(language: str, cache: Path) -> list[Path]:
     for package in FONTS[language]:
         names = [f"usr/share/fonts/{family.file}" for family in FAMILIES[language] if family.package == package]
         fetched = fetch_package(package, cache / PAGE_FONTS, (*names, "usr/share/doc/*/copyright"))
-        files += [(fetched / name).resolve() for name in names if (fetched / name).is_file()]
+        files += [fetched / name for name in names if (fetched / name).is_file()]
     if not files:
         raise SourceUnavailable(f"the packages {', '.join(FONTS[language])} have none of the expected fonts")
     return files

@@ -128,10 +128,13 @@ def test_every_corpus_of_the_mixture_has_a_writer() -> None:
     assert sorted(writers(Path("cache"), 1)) == sorted(MIXTURES["debian"].corpora)
 
 
-def test_a_wrong_number_of_pages_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_flag_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         build_real([f"--cache={tmp_path}", "--pages=0"])
     assert ended.value.code == 2 and "--pages must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        build_real(["--cache=gs://bucket/cache"])
+    assert ended.value.code == 2 and "must be a folder on a disk" in capsys.readouterr().err
 
 
 @pytest.mark.slow
