@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         started = time.monotonic()
         if storage.is_remote(arguments.cache):
             raise UserError(
-                f"--cache={arguments.cache} must be a folder on a disk, because packages are unpacked there"
+                f"--cache={arguments.cache} must be a folder on a disk: packages are unpacked there"
             )
         cache = Path(storage.absolute(arguments.cache))
         raw = cache / "debian_corpora"
