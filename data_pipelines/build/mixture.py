@@ -14,9 +14,12 @@ from __future__ import annotations
 import collections
 import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from etils import epath
 
 from data_pipelines.build.mixtures import Mixture, Source
 from qwenvl_jax.data.record_format import TALLIES, shard_name
@@ -60,6 +63,7 @@ def build_mixture(name: str, mixture: Mixture, folder: str, output: str, build_c
         manifests[corpus] = build_corpus(
             corpus, os.fspath(storage.path(folder) / corpus), os.fspath(storage.path(output) / corpus)
         )
+    _remove_leftovers(storage.path(output) / mixture.folder)
     joined = {source.name: _join(source, mixture, output, manifests) for source in mixture.sources}
     summary = {
         "mixture": name,
@@ -79,6 +83,13 @@ def build_mixture(name: str, mixture: Mixture, folder: str, output: str, build_c
     artifacts.write_json(storage.path(output) / mixture.folder / SUMMARY, summary)
     _log.info("%s", "\n".join(table(summary, mixture.sources)))
     return summary
+
+
+def _remove_leftovers(folder: epath.Path) -> None:
+    """Removes folders that a killed run was making."""
+    for name in storage.names(folder) if storage.is_folder(folder) else ():
+        if re.fullmatch(r"\.[a-z0-9_]+\.[0-9a-f]{8}\.(tmp|old)", name):
+            storage.remove(folder / name)
 
 
 def _counts(manifest: Mapping[str, Any]) -> dict[str, Any]:

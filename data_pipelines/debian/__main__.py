@@ -33,7 +33,7 @@ MAP_PATTERNS = (
     "usr/share/locale/zh_CN/LC_MESSAGES/kgeography.mo",
     f"usr/share/doc/{MAPS}/copyright",
 )
-_VERSION = 1  # of what the writers write; another one makes the raw folders anew
+_VERSION = 2  # of what the writers write; another one makes the raw folders anew
 _log = logging.getLogger(__name__)
 
 # (folder) -> writes a corpus into it as its reader expects it. Raises SourceUnavailable or UserError.
@@ -111,9 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError("--pages must be at least 1")
         started = time.monotonic()
         if storage.is_remote(arguments.cache):
-            raise UserError(
-                f"--cache={arguments.cache} must be a folder on a disk: packages are unpacked there"
-            )
+            raise UserError(f"--cache={arguments.cache} must be a folder on a disk: packages are unpacked there")
         cache = Path(storage.absolute(arguments.cache))
         raw = cache / "debian_corpora"
         settings = {"pages": arguments.pages, "version": _VERSION}

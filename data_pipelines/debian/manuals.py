@@ -116,10 +116,11 @@ def write_synthetic_pages(cache: Path, folder: Path, pages: int) -> None:
     """
     wallpapers(cache)
     write_text(cache, folder / "texts")
-    for language in LANGUAGES:
+    for seed, language in enumerate(LANGUAGES):
         order = Order(
             language=language,
             pages=pages,
+            seed=seed,
             texts=f"texts/{language}.jsonl",
             fonts=tuple(str(path) for path in _fonts(language, cache)),
             cache=str(cache),

@@ -26,6 +26,7 @@ from qwenvl_jax.auditing.samples import audit
 from qwenvl_jax.config import load_config
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import sample_count
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from tests.support.corpora.table import FIXTURES
 
@@ -110,6 +111,55 @@ def test_a_corpus_that_is_gone_leaves_the_sources(build_corpus: Callable[..., An
     summary = build_mixture(*arguments)
     assert [entry["name"] for entry in summary["entries"]] == ["caption"]
     assert not (tmp_path / "out/multitask/text").exists()
+
+
+def test_a_run_that_was_ended_continues_to_the_same_bytes(
+    build_corpus: Callable[..., Any], contents: Callable[[Path], dict[str, str]], tmp_path: Path
+) -> None:
+    write(tmp_path / "raw", ["sbu", "text", "visual_genome"])
+    table3 = MIXTURES["table3"]
+    build_mixture("table3", table3, f"{tmp_path}/raw", f"{tmp_path}/whole/out", build_corpus)
+    built = []
+
+    def ended(name: str, folder: str, output: str) -> Any:
+        built.append(name)
+        if len(built) == 2:
+            raise KeyboardInterrupt
+        return build_corpus(name, folder, output)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_mixture("table3", table3, f"{tmp_path}/raw", f"{tmp_path}/out", ended)
+    leftover = tmp_path / "out/multitask/.caption.0123abcd.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "half").write_text("half")
+    build_mixture("table3", table3, f"{tmp_path}/raw", f"{tmp_path}/out", build_corpus)
+    assert built == ["sbu", "visual_genome"]
+    whole, continued = contents(tmp_path / "whole/out/multitask"), contents(tmp_path / "out/multitask")
+    assert whole.pop("mixture.json") and continued.pop("mixture.json")  # it names the output
+    assert whole == continued and any(name.startswith("caption/") for name in whole)
+
+
+def test_on_an_object_store_the_server_copies_the_shards(
+    build_corpus: Callable[..., Any], gcs: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "raw", ["sbu", "text"])
+
+    def build_there(name: str, folder: str, output: str) -> Any:
+        manifest = build_corpus(name, str(tmp_path / "raw" / name), str(tmp_path / "out" / name))
+        for file in storage.files_below(tmp_path / "out" / name):
+            storage.write_bytes(f"{output}/{file}", (tmp_path / "out" / name / file).read_bytes())
+        return manifest
+
+    for name in ("sbu", "text"):
+        storage.write_bytes(f"{gcs}/raw/{name}/raw", b"there")
+    for _ in range(2):
+        summary = build_mixture("table3", MIXTURES["table3"], f"{gcs}/raw", f"{gcs}/out", build_there)
+        folders = [f"{gcs}/out/multitask/{task}" for task in ("caption", "text")]
+        assert [entry["records"] for entry in summary["entries"]] == folders
+        for entry, corpus in zip(summary["entries"], ("sbu", "text"), strict=True):
+            joined = RecordReader(entry["records"], "train", verify=True)
+            alone = RecordReader(f"{gcs}/out/{corpus}/{entry['task']}", "train", verify=True)
+            assert [record.id for record in joined] == [record.id for record in alone]
 
 
 def test_a_mixture_without_corpora_is_one_sentence(
