@@ -1,12 +1,13 @@
-"""Builds record folders from a public corpus: reads, cleans, compares, composes and writes, exactly once.
+"""Builds record folders from a public corpus: reads, cleans, removes duplicates, composes and writes, exactly once.
 
     python -m data_pipelines CORPUS --input=FOLDER --output=FOLDER [--split=train] [--workers=2] [--retry] [--help]
     python -m data_pipelines MIXTURE --input=FOLDER --output=FOLDER [--workers=2] [--help]
 
 A mixture, such as table2, builds every one of its corpora that has a folder below the input.
 
-A run that was ended, however it was, continues when the same command is started again, and gives the same bytes. Flags
-of Apache Beam, such as --runner=DataflowRunner, are passed on. See docs/pipelines.md.
+A run that was ended in any way continues when the same command is started again, and gives the same bytes. Flags of
+Apache Beam, such as --runner=DataflowRunner, are passed on. See docs/pipelines.md (a run), docs/corpora.md (the corpora
+and their folders) and docs/cleaning.md (their rules).
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"one of {_names()}")
-    parser.add_argument("--input", help="folder of the corpus as its publisher lays it out, on a disk or gs://")
+    parser.add_argument("--input", help="folder of the corpus (docs/corpora.md shows its files), on a disk or gs://")
     parser.add_argument("--output", help="folder to write, on a disk or gs://")
-    parser.add_argument("--split", default="train", help="of the corpus; default train")
-    parser.add_argument("--workers", type=int, default=0, help="processes on this machine; 0: one per core, at most 4")
+    parser.add_argument("--split", default="train", help="the split of the corpus to read; default train")
+    parser.add_argument("--workers", type=int, default=0, help="processes; default: one per core, at most 4")
     parser.add_argument("--clip", help="score pairs by this CLIP model, such as ViT-B-32; see docs/clip.md")
-    parser.add_argument("--clip_checkpoint", default="", help="file or folder of the model, as OpenCLIP publishes it")
-    parser.add_argument("--clip_vocabulary", default="", help="OpenCLIP's bpe_simple_vocab_16e6.txt.gz")
-    parser.add_argument("--clip_least", type=float, help="the lowest score that is kept; default: the recipe's")
-    parser.add_argument("--retry", action="store_true", help="read the rows again that failed in the finished output")
-    parser.add_argument("--evaluation_index", help="of data_pipelines.clean.decontaminate: what must not be trained on")
+    parser.add_argument("--clip_checkpoint", default="", help="OpenCLIP checkpoint of the model, a file or folder")
+    parser.add_argument("--clip_vocabulary", default="", help="OpenCLIP's vocabulary, bpe_simple_vocab_16e6.txt.gz")
+    parser.add_argument("--clip_least", type=float, help="lowest CLIP score that is kept; default: that of the recipe")
+    parser.add_argument("--retry", action="store_true", help="read the failed rows of the finished output again")
+    parser.add_argument("--evaluation_index", help="drop pairs close to this index; see docs/cleaning.md")
     parser.add_argument("--keep_work", action="store_true", help="keep the work folder next to the output")
-    parser.add_argument("--bytes_per_shard", type=int, default=BYTES_PER_SHARD, help=f"default {BYTES_PER_SHARD}")
+    size = f"size at which a shard ends; default {BYTES_PER_SHARD}"
+    parser.add_argument("--bytes_per_shard", type=int, default=BYTES_PER_SHARD, help=size)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Pairs that are close to an evaluation sample are dropped, with evidence; the ids of untouched samples can be listed.
+"""The rule that drops pairs close to an evaluation sample, with evidence, and the command that builds its index.
 
 python -m data_pipelines.clean.decontaminate --output=evaluation.index data/flickr30k/caption:test data/vqav2/vqa:val
 
@@ -139,8 +139,8 @@ def _base64(payload: bytes) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Builds an index from record folders; exit code 2 with one sentence on a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    parser = argparse.ArgumentParser(description="Builds the index of evaluation sets that corpora are compared with.")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER:SPLIT", help="record folders of evaluation sets")
+    parser = argparse.ArgumentParser(description="Builds the index of evaluation sets for --evaluation_index.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER:SPLIT", help="record folder of an evaluation set")
     parser.add_argument("--output", required=True, help="the file to write, on a disk or gs://")
     with exit_on_user_error():
         arguments = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Which evaluation samples no pair of the built corpora was close to, for scores on clean samples alone.
+"""Lists the evaluation samples that no pair of the built corpora was close to, for scores on clean samples.
 
     python -m data_pipelines.clean.untouched --index=evaluation.index --output=clean.json data/laion_en data/cc12m
 

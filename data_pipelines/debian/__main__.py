@@ -2,8 +2,8 @@
 
     python -m data_pipelines.debian --output=data/corpora [--cache=data/cache] [--pages=16] [--workers=2]
 
-Packages are fetched without root and kept in the cache. What cannot be fetched is left out with one sentence. See
-docs/real_corpus.md.
+Packages are fetched without root and kept in the cache. A corpus whose package cannot be fetched is left out with one
+sentence. See docs/real_corpus.md.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", default="data/corpora", help="folder to write; default data/corpora")
     parser.add_argument("--cache", default="data/cache", help="folder that keeps what was fetched; default data/cache")
-    parser.add_argument("--pages", type=int, default=16, help="pages per language of PDF, HTML and synthetic pages")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, at most 4")
+    parser.add_argument("--pages", type=int, default=16, help="pages per language of each kind; default 16")
+    parser.add_argument("--workers", type=int, default=0, help="processes; default: one per core, at most 4")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     with exit_on_user_error():
         arguments = parser.parse_args(argv)
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError("--pages must be at least 1")
         started = time.monotonic()
         if storage.is_remote(arguments.cache):
-            raise UserError(f"--cache={arguments.cache} must be a folder on a disk: packages are unpacked there")
+            raise UserError(f"--cache={arguments.cache} must be a folder on a disk, where packages can be unpacked")
         cache = Path(storage.absolute(arguments.cache))
         raw = cache / "debian_corpora"
         settings = {"pages": arguments.pages, "version": _VERSION}

@@ -3,7 +3,7 @@
     python -m data_pipelines.dialogues --records=FOLDER[,FOLDER] --output=FOLDER [--text=FOLDER] [--count=350000]
         [--seed=0] [--endpoint=https://HOST/v1 --model=NAME --key_variable=OPENAI_API_KEY] [--help]
 
-A run that was ended, however it was, continues when the same command is started again. See docs/dialogues.md.
+A run that was ended in any way continues when the same command is started again. See docs/dialogues.md.
 """
 
 from __future__ import annotations
@@ -41,37 +41,42 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--records", help="record folders of annotated pictures, or outputs of data_pipelines; joined by commas")
     add("--text", default="", help="record folders or folders of JSON with dialogues without pictures")
-    add("--text_format", default="qwen_vl", choices=sorted(_LAYOUTS), help="of the JSON; default qwen_vl")
+    add("--text_format", default="qwen_vl", choices=sorted(_LAYOUTS), help="layout of the JSON files; default qwen_vl")
     add("--output", help="record folder to write, on a disk or gs://")
-    add("--split", default="train", help="of the inputs; default train")
-    add("--count", type=int, default=0, help="dialogues; default: as many as the pictures allow")
-    add("--seed", type=int, default=0, help="of everything that is drawn; default 0")
-    add("--text_share", type=float, default=0.3, help="of all dialogues, those without a picture; default 0.3")
+    add("--split", default="train", help="split of the inputs; default train")
+    add("--count", type=int, default=0, help="number of dialogues; default: as many as the pictures allow")
+    add("--seed", type=int, default=0, help="seed of all random choices; default 0")
+    add("--text_share", type=float, default=0.3, help="share of dialogues without a picture; default 0.3")
     add("--passes", type=int, default=1, help="how many dialogues a picture may be in; default 1")
-    add("--weights", default="", help="of kinds of exchange, such as where=3,count=0")
-    add("--dialogues_per_shard", type=int, default=2000, help="default 2000")
-    add("--workers", type=int, default=0, help="processes on this machine; 0: one per core, at most 4")
+    add("--weights", default="", help="weights of the kinds of exchange, such as where=3,count=0")
+    add("--dialogues_per_shard", type=int, default=2000, help="dialogues in a shard; default 2000")
+    add("--workers", type=int, default=0, help="processes; default: one per core, at most 4")
     ask = parser.add_argument_group("language model").add_argument
     ask("--endpoint", default="", help="URL of an OpenAI-compatible endpoint, up to and with /v1")
-    ask("--model", default="", help="its name at the endpoint")
+    ask("--model", default="", help="name of the model at the endpoint")
     ask("--key_variable", default="", help="environment variable with the key; default: no key is sent")
-    ask("--self_instruction", type=float, default=0.3, help="share of the dialogues about pictures; default 0.3")
+    ask(
+        "--self_instruction",
+        type=float,
+        default=0.3,
+        help="share of dialogues about pictures that it writes; default 0.3",
+    )
     ask("--replies", default="", help="folder of the stored replies; default OUTPUT-replies")
     for name, default, text in (
-        ("temperature", 0.7, "of sampling"),
-        ("timeout", 120.0, "of a request, in seconds"),
-        ("backoff", 1.0, "seconds before a request is sent again, doubled each time"),
-        ("requests_per_minute", 0.0, "0: no limit"),
-        ("tokens_per_minute", 0.0, "0: no limit"),
-        ("input_price", 0.0, "of a million tokens"),
-        ("output_price", 0.0, "of a million tokens"),
-        ("budget", 0.0, "for all replies of this set, those of earlier runs included; 0: no limit"),
+        ("temperature", 0.7, "temperature of sampling"),
+        ("timeout", 120.0, "seconds to wait for a reply"),
+        ("backoff", 1.0, "seconds before the first retry, doubled for each further one"),
+        ("requests_per_minute", 0.0, "limit of requests, 0: no limit"),
+        ("tokens_per_minute", 0.0, "limit of tokens, 0: no limit"),
+        ("input_price", 0.0, "price of a million input tokens"),
+        ("output_price", 0.0, "price of a million output tokens"),
+        ("budget", 0.0, "limit of the cost of all replies, earlier runs included, 0: no limit"),
     ):
         ask(f"--{name}", type=float, default=default, help=f"{text}; default {default:g}")
     for number, count, text in (
-        ("max_tokens", 1024, "of a reply"),
-        ("tries", 3, "replies per picture until one is good"),
-        ("retries", 6, "of a request that is not answered"),
+        ("max_tokens", 1024, "tokens of a reply at most"),
+        ("tries", 3, "replies per picture at most, until one is good"),
+        ("retries", 6, "retries of a request that is not answered"),
         ("concurrency", 4, "requests at the same time"),
     ):
         ask(f"--{number}", type=int, default=count, help=f"{text}; default {count}")

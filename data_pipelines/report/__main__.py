@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="python -m data_pipelines.report", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", metavar="FOLDER", help="an output, or a folder of outputs, on a disk or gs://")
-    parser.add_argument("--vocabulary", default="", help="counts tokens with this file: qwen.tiktoken or a .model")
+    parser.add_argument("--vocabulary", default="", help="count tokens by this file: qwen.tiktoken or a .model")
     with exit_on_user_error():
         arguments = parser.parse_args(argv)
         folder = storage.path(arguments.folder)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             outputs = outputs_in(folder)
             if not outputs:
                 raise UserError(
-                    f"{folder} is no output of python -m data_pipelines and holds none; name another folder"
+                    f"{folder} is not an output of python -m data_pipelines and contains none; name another folder"
                 )
             if arguments.vocabulary:
                 raise UserError(f"--vocabulary needs one output; name one of {', '.join(list(outputs)[:5])}")
