@@ -1,4 +1,4 @@
-"""What the annotated corpora have in common: questions, boxes, and rows of which only a part is bad."""
+"""Shared by the annotated corpora: questions, boxes, and rows of which only a part is bad."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 # (folder, split) -> the files that list the split's rows, in order: one shard, one table, one JSON. Raises UserError
-# if the folder does not have the layout; the message names the file that is missing and where it is from.
+# if the folder does not have the layout; the message names the missing file and its source.
 Files = Callable[[epath.Path, str], list[epath.Path]]
 
 # (corpus, folder, split, file) -> the rows of one of these files in their order, which depends on nothing else. Rows
@@ -21,7 +21,7 @@ Files = Callable[[epath.Path, str], list[epath.Path]]
 ReadFile = Callable[["Corpus", epath.Path, str, epath.Path], Iterator[Row]]
 
 
-# The most strides of a file of annotations, from which every stride makes an index and all pairs.
+# The most strides of a file of annotations: every stride parses and indexes the whole file.
 ANNOTATIONS = 4
 
 
@@ -56,7 +56,7 @@ class Corpus:
       layout: how its folder is read.
       tasks: the record tasks that its pairs are composed into (`qwenvl_jax.data.tasks`); one record folder each.
       license: as its publisher states it.
-      home_page: where it is from.
+      home_page: the URL of its publisher.
       splits: the names that `read` knows, mapped to the layout's names for them.
       language: "en" or "zh" if all its texts are in one language, else "".
     """

@@ -5,11 +5,11 @@ OpenAI; the pictures are those of COCO and others, of their owners.
 
     FOLDER/llava_instruct_150k.json      [{"id", "image": "000000033471.jpg", "conversations": [{"from", "value"}]}]
     FOLDER/train2017/000000033471.jpg    a picture that is named without a folder
-    FOLDER/coco/train2017/..             one that is named with it, as in llava_v1_5_mix665k.json
+    FOLDER/coco/train2017/..             one that is named with its folder, as in llava_v1_5_mix665k.json
 
 `from` is "human" or "gpt"; `<image>` in `value` is the picture.
 
-Qwen-VL, https://github.com/QwenLM/Qwen-VL#data-preparation. Licence: of who wrote the dialogues.
+Qwen-VL, https://github.com/QwenLM/Qwen-VL#data-preparation. Licence: that of the authors of the dialogues.
 
     FOLDER/dialogues.json                [{"id", "conversations": [{"from", "value": "<img>a/b.jpg</img> .."}]}]
     FOLDER/a/b.jpg

@@ -21,14 +21,14 @@ DVQA (Kafle et al. 2018, CC-BY-NC-4.0, https://github.com/kushalkafle/DVQA_datas
     qa/train_qa.json, images/bar_train_00000001.png    [{"image": "bar_train_00000001.png", "question", "answer"}, ..]
 
 AI2D (Kembhavi et al. 2016, for research, https://prior.allenai.org/projects/diagram-understanding). The test set is
-listed in a file of its own, which must be there, so that no training set can have its pictures:
+listed in a file of its own, which must exist, so that no training set can have its pictures:
 
     questions/0.png.json    {"imageName": "0.png", "questions": {"What does ..?": {"answerTexts": ["a", "b", "c", "d"],
                               "correctAnswer": 2, "abcLabel": false}, ..}}
     images/0.png, ai2d_test_ids.csv (one number per line)
 
-Questions with `abcLabel` ask about letters that are not in the picture: their pictures have the labels replaced by
-letters. They fail with that reason.
+Questions with `abcLabel` are about a variant of the picture in which letters replace the labels, so these questions
+fail with that reason.
 
 Memory: see `question_list`; 130 MB for the 2.3 million questions of DVQA.
 """

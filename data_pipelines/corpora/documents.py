@@ -3,8 +3,8 @@
     folder/**/*.pdf            any names, at any depth
     folder/**/*.html, *.htm    with the pictures, styles and fonts that the pages name, below the same folder
 
-Source: documents of Common Crawl (https://commoncrawl.org), or any others. Licence: of their owners, stated per
-document nowhere; a file FOLDER/LICENSE with one line states it for all of them. `ocr.pdf` and `ocr.html` say which
+Source: documents of Common Crawl (https://commoncrawl.org), or any others. Licence: that of the owners,
+which documents do not state; a file FOLDER/LICENSE with one line states it for all documents. docs/ocr.md says which
 text is taught.
 """
 
@@ -26,7 +26,7 @@ from qwenvl_jax.runtime.errors import UserError, one_line
 
 LICENSE = "LICENSE"
 
-# (file, folder) -> its pages.
+# (file, folder) -> the pages of the file.
 ReadPages = Callable[[epath.Path, epath.Path], Iterator[RenderedPage | FailedRow]]
 
 

@@ -8,8 +8,8 @@ and captions for non-commercial research and education; the pictures are under F
     FOLDER/results_20130124.token        1000092795.jpg#0 TAB caption
     FOLDER/flickr30k-images/1000092795.jpg
 
-The JSON is needed for the splits train, val and test. The split all is read from it too or, if it is missing, from the
-`.token`, whose lines of one picture follow one another.
+The JSON is needed for the splits train, val and test. The split `all` is read from it too or, if it is missing, from
+the `.token`, whose lines of one picture follow one another.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ https://github.com/rom1504/img2dataset) downloads the pictures and writes one of
              000000012.json         FOLDER/00000.parquet
     FOLDER/00000.parquet
 
-The table has every row of the shard, those whose download failed too, with the columns `url`, `caption`, `key`,
+The table has every row of the shard, including failed downloads, with the columns `url`, `caption`, `key`,
 `status`, `error_message`, `width`, `height`, `original_width`, `original_height`, and those of the publisher that were
-named with `save_additional_columns`. The `.json` of a picture has the same. In the format parquet the column `jpg`
+named with `save_additional_columns`. The `.json` of a picture has the same keys. In the format parquet the column `jpg`
 holds the picture. In the format webdataset the table may be missing: then failed downloads are not counted. The shards
 may also be one or two folders below FOLDER, as `shards/small/00000.tar` of DataComp.
 
@@ -55,7 +55,7 @@ from qwenvl_jax.data.readers.tar_samples import MAX_TEXT_BYTES, LeftOut, Sample,
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
-# Columns that hold one caption, in the order in which they are asked.
+# Columns that hold one caption, in the order in which they are tried.
 _CAPTIONS = ("txt", "caption", "TEXT", "text")
 # LAION-COCO: the best generated caption, all of them, and their CLIP scores.
 TOP_CAPTION = "top_caption"
@@ -84,7 +84,7 @@ _REASONS = {"truncated": "file damaged", "refused": "refused name"}
 _DEPTH = 2
 
 
-# (pair, its row of the table) -> the pair with what only one corpus has. It may raise BadRow.
+# (pair, its row of the table) -> the pair with the annotations that only one corpus has. It may raise BadRow.
 Complete = Callable[[RawPair, Mapping[str, Any]], RawPair]
 
 
@@ -175,7 +175,7 @@ class _Shard:
         self.columns = {**_FACTS, **columns, **dict.fromkeys(scores, parquet.NUMBER)}
 
     def pair(self, key: str, picture: Picture, facts: Mapping[str, Any]) -> RawPair:
-        """The pair of a picture and its row of the table. Raises BadRow if the key is met again or a text is wrong."""
+        """The pair of a picture and its row of the table. Raises BadRow for a repeated key or a wrong text."""
         if key in self._keys:
             raise BadRow("repeated key", key)
         self._keys.add(key)
@@ -264,7 +264,7 @@ def _table_of(shard: _Shard, file: epath.Path) -> tuple[dict[str, Mapping[str, A
 
 
 def _sample(sample: Sample, facts: Mapping[str, Any]) -> tuple[Picture, Mapping[str, Any]]:
-    """The picture of a sample, and what its members and its row of the table say of it."""
+    """The picture of a sample, and the facts that its members and its row of the table state."""
     if sample.repeats():
         raise BadRow("repeated member", sample.key)
     if sample.image is None:

@@ -24,7 +24,7 @@ from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 BLOCK = 4 << 20  # bytes read at a time
-MOST_BYTES = 64 << 20  # of one entry; a longer one is a quotation mark that nobody closed
+MOST_BYTES = 64 << 20  # of one entry; a longer one has a quotation mark that was never closed
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")

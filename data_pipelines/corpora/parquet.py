@@ -16,7 +16,7 @@ from data_pipelines.pair import FailedRow
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 
-# What a column must hold. A column without a single value has the type null and fits all.
+# The kinds of values that a column may have to hold. A column without a single value has the type null and fits all.
 TEXT = "text"
 NUMBER = "number"
 IDENTIFIER = "text or whole number"
@@ -43,7 +43,7 @@ def table_rows(
 
     Args:
       path: of the file.
-      columns: name -> what it must hold, such as TEXT.
+      columns: name -> the kind of its values, such as TEXT.
       required: for each tuple of names, the file must have one of these columns.
 
     Raises:

@@ -66,7 +66,7 @@ class QuestionList:
 
 
 def first_there(folder: epath.Path, names: Sequence[str], source: str) -> epath.Path:
-    """The first of some files that exists: editions of a corpus differ in their names.
+    """The path of the first of some names that exists: editions of a corpus differ in their names.
 
     Raises:
       UserError: if there is none.

@@ -11,7 +11,7 @@ Home page: https://github.com/lichengunc/refer. One folder holds all three, as i
     images/mscoco/images/train2014/COCO_train2014_000000581857.jpg, or train2014/..
 
 The pickles are read by `plain_pickle`, which executes nothing. Their lists may also be saved as JSON, `refs(unc).json`.
-The JSON edition of MDETR, in the same splits, is read if there are neither:
+The JSON edition of MDETR, in the same splits, is read if there is neither a pickle nor such a list:
 
     mdetr_annotations/finetune_refcoco_train.json    {"images": [{"id", "file_name", "caption", "width", "height"}, ..],
                                                       "annotations": [{"image_id", "bbox"}, ..]}, one box per phrase

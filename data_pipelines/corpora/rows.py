@@ -1,6 +1,6 @@
 """The values of one row of a corpus, each of the type that its reader needs, or a `BadRow` with the reason.
 
-Rows come from strangers: a key may be missing, a text may be a number, a name of a file may lead out of its folder.
+Rows are not trusted: a key may be missing, a text may be a number, a name of a file may lead out of its folder.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def require(folder: epath.Path, names: Sequence[str], source: str) -> list[epath
     Args:
       folder: of the corpus.
       names: of all files that must exist, relative to the folder.
-      source: where one gets them.
+      source: where to get them; it is part of the error message.
 
     Raises:
       UserError: if one of them is missing.

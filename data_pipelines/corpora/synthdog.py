@@ -6,9 +6,9 @@ Wikipedia (CC-BY-SA) and photographs as backgrounds.
     FOLDER/train/metadata.jsonl          also validation, test
     FOLDER/train/image_12.jpg
 
-A line is `{"file_name": .., "ground_truth": ..}`; the latter is a text that is JSON itself:
+A line is `{"file_name": .., "ground_truth": ..}`; the value of the latter is a text with JSON in it:
 `{"gt_parse": {"text_sequence": ..}}`. Because the lines have no quadrilaterals, a page is a question with one answer.
-Pages with quadrilaterals come from `data_pipelines.ocr`.
+Pages with quadrilaterals are the corpus `synthetic_pages`.
 """
 
 from __future__ import annotations

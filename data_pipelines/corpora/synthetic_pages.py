@@ -4,14 +4,14 @@
      "backgrounds": ["/data/coco/train2017", "/data/coco/unlabeled2017"], "cache": "data/cache", "settings": {}}
 
 `language`, `pages` and `texts` are required. `texts` is a JSONL file with a key `text`, or plain text; `backgrounds`
-are folders of photographs, by default the wallpapers of a Debian package; `cache` keeps what is fetched from Debian;
+are folders of photographs, by default the wallpapers of a Debian package; `cache` is the folder of Debian packages;
 `fonts` are font files, by default one per family of `ocr.font_families`; `settings` replaces hyperparameters
 (`ocr.synthetic_settings`); `license` is that of the texts and photographs. Paths of texts, backgrounds and fonts are
 relative to the file. The rows of a file are its pages, numbered from `first` on.
 
-A worker makes whole files, so many files with a thousand pages each share out well: `write_orders` writes them.
-Licence: of the texts and photographs. Layout: none of a stranger; SynthDoG's (https://github.com/clovaai/donut)
-has no boxes.
+A worker makes whole files, so `write_orders` cuts a large order into files of a thousand pages.
+Licence: that of the texts and photographs. The layout is not SynthDoG's (https://github.com/clovaai/donut), which has
+no boxes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CACHE = "data/cache"
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What one JSON file orders; see the module."""
+    """The pages that one JSON file orders; see the module."""
 
     language: str
     pages: int
@@ -59,12 +59,12 @@ class Order:
         """An order from the text of its file.
 
         Raises:
-          UserError: if it has not the form that the module states; the message begins with `name`.
+          UserError: if the text does not have the form that the module states; the message begins with `name`.
         """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{name} is not JSON ({one_line(error)})") from None
+            raise UserError(f"{name} is not JSON ({one_line(error)}); correct it as docs/ocr.md shows") from None
         if not isinstance(values, dict):
             raise UserError(f"{name} must hold one JSON object with language, pages and texts")
         fields = {field.name for field in dataclasses.fields(cls)}

@@ -27,7 +27,7 @@ OCR-VQA (Mishra et al. 2019, research use, https://ocr-vqa.github.io), a member 
 
 Memory: the indexes of VQAv2 and OK-VQA take 80 MB for the 444,000 questions of the training set of VQAv2; VizWiz,
 TextVQA and ST-VQA see `question_list`; OCR-VQA is read one cover at a time. A question without an answer fails. A test
-set without answers has nothing to learn from, so it is no split here.
+set without answers has nothing to learn from, so it is not a split here.
 """
 
 from __future__ import annotations
