@@ -1,4 +1,4 @@
-"""Runs steps on Apache Beam: its options, its chatter, and errors that pass through it.
+"""Runs steps on Apache Beam: sets its options, holds back its log, and carries errors of steps through it.
 
     run_steps([Step("clean", partial(parts_of, job), partial(clean, job)), ..], options(flags, workers))
 
@@ -32,7 +32,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, nearest, one_line
 
 LOCAL_RUNNER = "DirectRunner"
-_LOOKS_FOR_THE_DRIVER = 0.2  # seconds between two looks
+_LOOKS_FOR_THE_DRIVER = 0.2  # seconds between two checks whether the main process still runs
 _SIGNAL = signal.SIGUSR2  # to the main thread; in the background of a shell, SIGINT is ignored
 _ENDS_BY_ITSELF = 3.0  # seconds that the runner gets to notice that its processes are gone
 
@@ -42,7 +42,7 @@ class StepModel(Protocol):
 
     @property
     def identifier(self) -> str:
-        """Another one for every model: pipelines on the same machine share models by it."""
+        """A name that is different for every model; pipelines on the same machine share models by it."""
 
     def load(self) -> Any:
         """The loaded model."""
@@ -53,9 +53,9 @@ class Step:
     """One step of a pipeline.
 
     Attributes:
-      name: in Beam's graph.
+      name: of the step in Beam's graph and in errors.
       plan: () -> the elements; called on a worker when the step before has ended.
-      work: (element) -> None; what it makes is in files. If the step has a model, (element, model) -> None.
+      work: (element) -> None; it writes files. If the step has a model, (element, model) -> None.
       model: loaded once per machine, when there is an element; `work` runs in RunInference.
     """
 
@@ -66,7 +66,7 @@ class Step:
 
 
 def options(flags: Sequence[str], workers: int) -> PipelineOptions:
-    """Beam's options from its flags; the direct runner gets its number of processes.
+    """The options of Beam for some of its flags; the direct runner gets `workers` processes.
 
     Raises:
       UserError: for a flag that Beam does not have.
@@ -96,7 +96,7 @@ def _check_flags(flags: Sequence[str]) -> None:
         if not name.startswith("--"):
             raise UserError(f"unexpected argument {flag!r}; flags are written as --name=value")
         if name not in known:
-            raise UserError(f"unknown flag {name}{nearest(name, known)}")
+            raise UserError(f"unknown flag {name}{nearest(name, known) or '; see --help'}")
 
 
 def is_local(pipeline_options: PipelineOptions) -> bool:
@@ -256,9 +256,9 @@ def _carried(error: BaseException) -> BaseException | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Holds back what Beam logs and its processes write to stderr, and prints it if the block fails by itself.
+    """Holds back the log of Beam and the stderr of its processes, and prints both if the block fails unexpectedly.
 
-    An error that a step raised on purpose says everything in its own sentence.
+    An error that a step raised on purpose says everything in its sentence.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -291,9 +291,9 @@ _watching = threading.Lock()
 
 
 def _end_with(driver: str) -> None:
-    """Ends this process when the one that started the pipeline on this machine has ended, however that ended.
+    """Ends this process when the process that started the pipeline on this machine has ended in any way.
 
-    Beam's processes would finish what they are at, next to a run that is started again.
+    Beam's processes would otherwise finish their elements, next to a run that is started again.
     """
     if not driver or driver == _process(os.getpid()) or not _watching.acquire(blocking=False):
         return
@@ -307,7 +307,7 @@ def _end_with(driver: str) -> None:
 
 
 def _process(number: int) -> str:
-    """A process and when it was started; the number alone may be given to another one later."""
+    """The number of a process and the time of its start, because a number is used again later; "" if it has ended."""
     try:
         with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()

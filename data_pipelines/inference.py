@@ -24,7 +24,7 @@ class ElementHandler(ModelHandler[Any, PredictionResult, Any]):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        """Works on the elements; what that makes is in files, so the predictions are empty."""
+        """Works on the elements, which write files, so the predictions are empty."""
         return [PredictionResult(None, self._work(element, model)) for element in batch]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
@@ -33,5 +33,5 @@ class ElementHandler(ModelHandler[Any, PredictionResult, Any]):
 
 
 def with_model(identifier: str, load: Callable[[], Any], work: Callable[[Any, Any], int]) -> RunInference:
-    """The transform that works on every element with the model; `identifier` is another one for every model."""
+    """The transform that works on every element with the model; `identifier` is different for every model."""
     return RunInference(ElementHandler(load, work), model_identifier=identifier)

@@ -70,7 +70,7 @@ class Region:
     """A phrase and the boxes that show it.
 
     `start` and `end` are the offsets of the phrase in `RawPair.texts[0]`, in Unicode characters; -1 if the phrase does
-    not come from a caption.
+    not come from a caption. `score` is the confidence of the corpus' detector, 1 if it states none.
     """
 
     phrase: str
@@ -82,7 +82,7 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line that is written in the picture."""
+    """A line of text in the picture; `quad` is in pixels, clockwise from the top left of the text."""
 
     text: str
     quad: Quad
@@ -102,7 +102,7 @@ class RawPair:
       questions, regions, lines, turns: the annotations of the picture, by kind; a corpus has one or two of the kinds.
       system: the text of the system's turn before `turns`; "" for the default one.
       in_thousandths: whether the regions in `turns` are in thousandths of their picture, not in pixels.
-      scores: numbers that the corpus states of the pair, under the corpus' names, such as "similarity" of LAION.
+      scores: numbers that the corpus states about the pair, under the corpus' names, such as "similarity" of LAION.
     """
 
     id: str
@@ -125,8 +125,8 @@ class FailedRow:
     """A row of a corpus that could not be read or processed. It is kept with its reason, and can be retried.
 
     Attributes:
-      reason: a few words of which there are few, such as "not JSON" or "picture missing", by which rows are counted.
-      detail: what exactly is wrong in this row.
+      reason: a short text from a small set, such as "not JSON" or "picture missing", by which rows are counted.
+      detail: the exact problem of this row.
     """
 
     reason: str

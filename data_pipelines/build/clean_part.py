@@ -32,7 +32,7 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, one_line
 
-COMPOSE = "compose"  # under which pairs are counted from which no composer makes a record
+COMPOSE = "compose"  # the name that counts pairs from which no composer makes a record
 NOTHING = "nothing to learn from"
 _OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 NEVER_A_ROW = (StorageError, KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -50,7 +50,7 @@ class Survivor:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a row: its way through the rules if it has not failed, and the survivor if it was kept."""
+    """The outcome of a row: its way through the rules unless it failed, and the survivor if it was kept."""
 
     judged: Judged | None = None
     survivor: Survivor | None = None
@@ -97,7 +97,7 @@ def _is_finished(job: Job, previous: PartReader | None, attempt: int | None) -> 
 def _usable(job: Job, part: Part, attempt: int | None) -> PartReader | None:
     """The part's file if it is whole and the files that its rows have read are unchanged.
 
-    A retry looks past files that only rows that failed have read: that they have changed is its purpose.
+    A retry ignores files that only failed rows have read, because it is meant for files that have changed.
     """
     if attempt is None:
         return None
@@ -120,7 +120,7 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
     with storage.watched(files.saw):
         for number, row in rows_of(job, part):
             total += 1
-            files.are_of(failed_row=False)  # the reader's
+            files.are_of(failed_row=False)  # these are the reader's
             if old is not None and number not in old.failed:
                 continue
             outcome = _outcome(job, scores.given_to(number, row))
@@ -256,7 +256,7 @@ def _add(writer: PartWriter, part: Part, row: int, survivor: Survivor) -> None:
 
 @dataclasses.dataclass
 class _Previous:
-    """The part's file of the attempt before, from which everything is taken over but the rows that failed."""
+    """The part's file of the attempt before, from which everything is copied except the failed rows."""
 
     reader: PartReader
     frames: Frames

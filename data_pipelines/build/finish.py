@@ -1,10 +1,10 @@
-"""What a finished output holds next to its shards: manifests, the rows that failed, examples for the report.
+"""The files of a finished output next to its shards: manifests, the rows that failed, examples for the report.
 
 <output>/<task>/           a record folder per task (qwenvl_jax.data.record_format)
 <output>/manifest.json     counts per rule, rows that failed by reason, licence, inputs, shards; written last
 <output>/failed.jsonl      {"file", "row", "id", "reason", "detail"} of each row that failed
 <output>/samples/          dropped.jsonl and kept.jsonl, see `samples`
-<output>/report.html       all of it for the eye (`data_pipelines.report`)
+<output>/report.html       all of this on one page (`data_pipelines.report`)
 """
 
 from __future__ import annotations

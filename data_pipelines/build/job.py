@@ -37,22 +37,22 @@ _NOT_PART = ("quickstart", "__main__.py")  # of data_pipelines: code on which no
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """What to build. Jobs are equal if they are of the same run.
+    """A corpus, its rules and its output. Jobs are equal if they belong to the same run.
 
     Attributes:
-      corpus: with its layout.
-      split: one of the corpus' names.
+      corpus: the corpus with its layout.
+      split: a key of `corpus.splits`.
       input: folder of the corpus, on a disk or gs://.
       output: folder of the result, on a disk or gs://.
       recipe: rules for each pair, in order.
       across: rules across pairs, in order.
-      composers: of the corpus' tasks.
+      composers: task -> its composer, for the corpus' tasks.
       code: digest of the code and of the packages' versions (`code_digest`).
-      clip: the model of the score "clip" that pairs get before they are cleaned; None: they get none.
+      clip: the model of the score "clip" that pairs get before they are cleaned; None for no such score.
       bytes_per_shard: a shard ends with the record that brings its serialised records to this size.
       retry: whether rows that failed are read again; see `attempts`.
       attempt: how many times failed rows were read again in the finished output, this time included.
-      run: another text for every run; no result depends on it.
+      run: a text that is different for every run; no result depends on it.
     """
 
     corpus: Corpus
@@ -108,11 +108,11 @@ class Job:
         }
 
     def digest(self) -> str:
-        """Of everything that the output depends on except the input."""
+        """The digest of everything that the output depends on except the input."""
         return digest_of(self.as_json())
 
     def clean_digest(self) -> str:
-        """Of everything that the survivors of a part depend on except the input: not how shards are cut."""
+        """The digest of everything that the survivors of a part depend on except the input; shards are cut later."""
         return digest_of({**self.as_json(), "bytes_per_shard": 0})
 
 
@@ -123,7 +123,7 @@ def digest_of(value: Any) -> str:
 
 
 def code_digest() -> str:
-    """Of the code of data_pipelines and qwenvl_jax.data, of the interpreter and of the packages that they use."""
+    """The digest of the code of data_pipelines and qwenvl_jax.data, of the interpreter and of their packages."""
     digest = hashlib.sha256()
     for package in (data_pipelines, records_package):
         folder = Path(package.__path__[0])

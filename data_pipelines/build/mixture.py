@@ -42,12 +42,12 @@ def build_mixture(name: str, mixture: Mixture, folder: str, output: str, build_c
     Args:
       name: of the mixture.
       mixture: its entry in `MIXTURES`.
-      folder: with one folder per corpus.
-      output: see the module.
+      folder: the input, which has one folder per corpus.
+      output: the folder to write; see the module.
       build_corpus: see `BuildCorpus`.
 
     Returns:
-      What `mixture.json` holds.
+      The content of `mixture.json`.
 
     Raises:
       UserError: if no corpus of the mixture has a folder, or a corpus cannot be built.

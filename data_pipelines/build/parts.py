@@ -32,12 +32,12 @@ class Part:
     """A part of the input.
 
     Attributes:
-      number: position among all parts; the order of the corpus.
+      number: position among all parts, which is the order of the corpus.
       file: relative to the input folder.
-      stride, strides: which of how many.
+      stride, strides: number of this stride, and number of strides of the file.
       content: sha256 of the file, or the store's checksum.
-      facts: size and times of the file before its content was looked at.
-      digest: of everything that the part's survivors depend on, other files that its rows name excepted.
+      facts: size (bytes), times and checksum of the file before its content was read (`storage.entry`).
+      digest: of everything that the part's survivors depend on except the files that its rows name.
     """
 
     number: int
@@ -80,7 +80,7 @@ def list_inputs(job: Job, threads: int) -> dict[str, InputFile]:
 
 
 def _input_file(file: epath.PathLike) -> InputFile:
-    """On an object store, the checksum that the store states costs no reading."""
+    """The digest of a file; on an object store the checksum that the store states, so that nothing is read."""
     entry = storage.entry(file)
     content = f"{entry.checksum} of {entry.size} bytes" if entry.checksum else f"sha256:{artifacts.sha256_of(file)}"
     return InputFile(content, entry.size or 0, tuple(entry))

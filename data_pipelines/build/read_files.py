@@ -1,4 +1,4 @@
-"""Which files the rows of a part have read, such as pictures that a table names, and whether they are still the same.
+"""The files that the rows of a part have read, such as pictures that a table names, and whether they have changed.
 
 A part's own file is compared by its content before anything else. A file that a row names is compared by size and times
 of change, and by its sha256 if these differ; on an object store by size and checksum.
@@ -20,7 +20,7 @@ class ReadFiles:
     """Collects the files that are read (`storage.watched`), except one.
 
     Args:
-      but: the part's own file.
+      but: the path of that one: the part's file itself.
     """
 
     def __init__(self, but: str):
@@ -68,7 +68,7 @@ def _times(path: str) -> list[Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _sha256(path: str, *times: int | None) -> str:
-    """The digest is remembered for as long as size and times are the same; "" for what cannot be read."""
+    """The digest, which is remembered as long as size and times stay the same; "" for a file that cannot be read."""
     try:
         return artifacts.sha256_of(path)
     except (OSError, UserError):

@@ -1,4 +1,4 @@
-"""A run: from the input to the finished output, or to where it was ended; started again, it continues there."""
+"""A run: from the input to the finished output. A run that was ended continues when it is started again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.folder_lock import locked
 
 _STATE = "state.json"
-# What an output of ours holds. A folder of the same name may also contain files that are not from here.
+# The names of the files of an output. A folder with any other file was not written by this pipeline.
 _OUTPUT = re.compile(
     rf"({'|'.join(TASKS)})/([a-z0-9_]+-[a-z0-9_]+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json"
     r"|manifest\.json)|samples/(dropped|kept)\.jsonl|manifest\.json|failed\.jsonl|report(\.html|/[^/]+)"

@@ -19,10 +19,10 @@ from PIL import Image
 from data_pipelines.pair import RawPair
 from qwenvl_jax.data.images.exact import FORMATS, decode_image
 
-PER_REASON = 12  # examples of what a rule dropped for one reason
-SURVIVORS = 36
+PER_REASON = 12  # examples of pairs that a rule dropped for one reason
+SURVIVORS = 36  # examples of pairs that were kept
 DROPPED_SIDE = 160  # px, the longer side of a thumbnail
-SURVIVOR_SIDE = 448
+SURVIVOR_SIDE = 448  # px
 _CHARACTERS = 500  # of a text that is shown
 _TEXTS = 5
 

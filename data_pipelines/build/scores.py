@@ -47,14 +47,14 @@ class PartScores:
 
 
 def scores_file(job: Job, part: Part) -> epath.Path:
-    """Where the scores of a part are."""
+    """The path of the scores of a part."""
     return job.work / "scores" / f"{part.digest}.json"
 
 
 def read_scores(job: Job, part: Part) -> PartScores | None:
     """The scores of a part; None if there are none, or a file that its rows have read has changed.
 
-    A retry looks past files that only rows that failed have read: that they have changed is its purpose.
+    A retry ignores files that only failed rows have read, because it is meant for files that have changed.
     """
     try:
         values = json.loads(storage.read_bytes(scores_file(job, part)))

@@ -39,7 +39,7 @@ class ShardRange:
 
 
 def shards_folder(job: Job) -> epath.Path:
-    """Where the shards of this job and these parts are written."""
+    """The folder for the shards of this job and these parts."""
     digest = digest_of([survey(job).rule_digest(job, len(job.across)), job.bytes_per_shard, job.digest()])
     return job.work / f"shards-{digest}"
 
@@ -161,7 +161,7 @@ def written_shards(job: Job, ranges: list[ShardRange]) -> tuple[dict[str, list[S
     """The manifest entries of all shards, and the sums of their tallies for tasks with records; both by task.
 
     Raises:
-      UserError: if a shard is missing, which somebody must have removed.
+      UserError: if a shard was removed.
     """
     shards: dict[str, list[Shard]] = {task: [] for task in job.corpus.tasks}
     tallies: dict[str, Any] = {}
@@ -170,7 +170,7 @@ def written_shards(job: Job, ranges: list[ShardRange]) -> tuple[dict[str, list[S
         entry = Shard(**note["shard"])
         folder = building_folder(job) / shard.task
         if not _is_there(folder, entry):
-            raise UserError(f"{folder / entry.file} was removed by somebody; run the same command again")
+            raise UserError(f"{folder / entry.file} was removed; run the same command again")
         shards[shard.task].append(entry)
         earlier = [tallies[shard.task]] if shard.task in tallies else []
         tallies[shard.task] = merged([*earlier, note["tally"]])

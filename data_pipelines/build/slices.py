@@ -1,6 +1,6 @@
-"""A table in slices, each of which is read by itself: how rows get from the parts to the buckets and back.
+"""A file with a table in slices, each of which is read by itself; rows get from parts to buckets and back this way.
 
-Written whole; a slice costs two reads, wherever it is. Every slice has a checksum.
+The file is written whole. A slice costs three reads at any position, and has a checksum.
 """
 
 from __future__ import annotations

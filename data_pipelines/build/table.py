@@ -10,7 +10,7 @@ def table(manifest: Mapping[str, Any]) -> str:
     """Lines of text: rows, what every rule dropped, what is left in per cent, records per task.
 
     Args:
-      manifest: of the output, as `finish` writes it.
+      manifest: the manifest of the output, as `finish` writes it.
     """
     return "\n".join(_lines(manifest))
 

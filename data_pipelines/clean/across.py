@@ -29,7 +29,7 @@ KEY_BYTES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """What a rule across pairs knows of one pair.
+    """The description of one pair by which a rule across pairs compares it.
 
     Attributes:
       keys: hashes of at most `KEY_BYTES` bytes each, evenly distributed; pairs that share one are compared. Keys of
@@ -53,7 +53,7 @@ class AcrossRule(abc.ABC):
 
     @property
     def name(self) -> str:
-        """Under which the rule is counted: the name of the class, such as longest_text for LongestText."""
+        """The name under which the rule is counted: that of the class, such as longest_text for LongestText."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
@@ -68,7 +68,7 @@ class AcrossRule(abc.ABC):
     def similar(self, signature: np.ndarray, better: np.ndarray) -> np.ndarray:
         """Whether a pair is similar to better ones that share a key with it.
 
-        A pair is similar to one with the same signature; that is not asked.
+        It is not called for equal signatures, which are always similar.
 
         Args:
           signature: uint8 [S], S = `signature_bytes`.

@@ -1,6 +1,6 @@
 """Recipes of the annotated corpora: questions, regions, grounded captions (paper, A.2 and A.3).
 
-Nothing is dropped for its contents, only if it cannot be read or shown.
+No pair is dropped for its contents, only if its picture or boxes cannot be used.
 """
 
 from __future__ import annotations

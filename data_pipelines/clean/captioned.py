@@ -6,14 +6,14 @@ here are published ones where there are any, and each can be changed in one line
 - Sides and shapes: at least 200 pixels and at most 1:3, as COYO-700M (its README) and the basic filter of DataComp
   (arXiv 2304.14108) have them.
 - Lengths: more than two words and more than five characters, as the basic filter of DataComp; a Chinese caption needs
-  two characters. The upper ends, 300 and 150 characters, are ours: about 75 tokens.
+  two characters. The upper ends, 300 and 150 characters, are this project's choice: about 75 tokens.
 - CLIP scores: the corpus' own column. LAION-400M chose 0.30 for OpenAI's ViT-B/32 after looking at pairs (arXiv
   2111.02114). LAION-2B-en was cut at 0.28 when it was made (arXiv 2210.08402), so 0.30 is the harsh threshold for it,
   and for the same model's scores of DataComp and COYO. LAION-zh keeps its own cut, 0.26 of a multilingual CLIP.
 
-`REMAINING` has what Table 2 says remains. To calibrate a corpus: build a sample of it without the score rule, take the
-scores of the remaining pairs, and set `least` to `pair.least_for_share(scores, share)`, where `share` is the remaining
-part of Table 2 divided by the part that the other rules left.
+`REMAINING` has the shares that remain in Table 2. To calibrate a corpus: build a sample of it without the score rule,
+take the scores of the remaining pairs, and set `least` to `clean.pair.least_for_share(scores, share)`, where `share` is
+the remaining share of Table 2 divided by the share that the other rules left.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _PICTURES = (rule(open_pictures), rule(smallest_side, least=200), rule(aspect_ra
 
 
 def _web(*of_the_corpus: Rule, language: str = "") -> tuple[Rule, ...]:
-    """The eight rules of A.1, the cheapest first; those of the corpus, on its columns, before all."""
+    """The eight rules of A.1, the cheapest first; rules on columns of the corpus come before all others."""
     languages = (rule(language_matches, language=language),) if language else ()
     return (*of_the_corpus, *text.REWRITING, *_CAPTIONS, *languages, _WEB_LENGTH, *_PICTURES)
 
 
-# Captions that people wrote for research: special tags go, and sizes only if there is nothing to see.
+# Captions that people wrote for research: special tags are dropped, and only pictures too small to show anything.
 _ACADEMIC = (
     *text.REWRITING,
     rule(text.corpus_tags),
@@ -64,7 +64,7 @@ _ACADEMIC = (
 )
 # Table 2 keeps all of COCO's captions, five for each picture, so the longest is not chosen here.
 _COCO = (*text.REWRITING, _ACADEMIC_LENGTH, rule(open_pictures, decode=True))
-# Sets that benchmarks are made of: nothing is changed but pictures that training would misread.
+# Sets that are used as benchmarks: only pictures that training would misread are changed.
 _AS_PUBLISHED = (rule(open_pictures, decode=True, frames="first"),)
 
 RECIPES: dict[str, tuple[Rule, ...]] = {

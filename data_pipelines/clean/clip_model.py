@@ -1,4 +1,4 @@
-"""Which CLIP model scores the pairs of a run, and how workers load it.
+"""The CLIP model that scores the pairs of a run, and how workers load it.
 
 Importing this module imports no jax: a worker does that when it loads the model.
 """
@@ -33,13 +33,13 @@ _PACKAGES = ("flax", "ftfy", "jax", "numpy", "pillow", "regex", "tokenizers")
 
 
 def reads_clip(rule: Rule) -> bool:
-    """Whether a rule is about the score that the model computes, not about one that the corpus states."""
+    """Whether a rule reads the score that the model computes, not one that the corpus states."""
     return dict(rule.settings).get("column") == CLIP
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipModel:
-    """Which model scores.
+    """The name and files of the model that scores.
 
     Attributes:
       name: an architecture of `qwenvl_jax.models.clip`, such as "ViT-B-32".

@@ -1,5 +1,7 @@
 """Similarities of pictures and texts by CLIP, as a model of Beam's RunInference (paper, A.1, step 3).
 
+The command `--clip` scores whole parts instead (`build.score_part`); this is for pipelines of your own.
+
     model = ClipModel("ViT-B-32", "open_clip_pytorch_model.bin", "bpe_simple_vocab_16e6.txt.gz")
     scored = pairs | RunInference(ClipModelHandler(model), model_identifier=model.identifier)
 

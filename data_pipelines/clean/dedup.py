@@ -2,7 +2,7 @@
 
     ACROSS["cc12m"] = (LongestText(), ExactDuplicates())
 
-The paper removes no near duplicates; `NearPictures` and `NearTexts` are there for corpora that need it.
+The paper removes no near duplicates; `NearTexts` is used for plain text; no recipe uses `NearPictures`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class NearPictures(AcrossRule):
 
     @property
     def signature_bytes(self) -> int:
-        """The hash and the mirrored picture's."""
+        """The bytes of the hash of the picture and of the hash of the mirrored picture."""
         return 2 * PICTURE_BYTES
 
     def candidate(self, pair: RawPair) -> Candidate | None:
@@ -128,7 +128,7 @@ class NearTexts(AcrossRule):
 
     @property
     def signature_bytes(self) -> int:
-        """The MinHash."""
+        """The bytes of the MinHash."""
         return 4 * PERMUTATIONS
 
     def candidate(self, pair: RawPair) -> Candidate | None:

@@ -1,4 +1,4 @@
-"""What a corpus must not contain: the pictures and texts of evaluation sets, as signatures in one file.
+"""The pictures and texts of evaluation sets, which a corpus must not contain, as signatures in one file.
 
     index = build_index([("data/flickr30k/caption", "test"), ("data/vqav2/vqa", "val")])
     save_index(index, "evaluation.index")
@@ -35,7 +35,7 @@ from qwenvl_jax.runtime.errors import UserError
 VERSION = 1
 CROPS = ((0.05, 3), (0.10, 5))  # share of each side that is cut away, offsets along each side
 THUMBNAIL_PX = 96
-# Shorter texts are common property: "What color is the car?" is asked in training and evaluation sets alike.
+# Shorter texts are common to many sets: "What color is the car?" is asked in training and evaluation sets alike.
 LEAST_CHARACTERS = {"en": 40, "zh": 15}
 _TEXT_KEYS = ("question", "caption", "text")
 
@@ -120,7 +120,7 @@ def build_index(folders: Sequence[tuple[epath.PathLike, str]]) -> EvaluationInde
     A picture that several records share has one entry; its id is the first record's.
 
     Raises:
-      UserError: if a folder is none of records.
+      UserError: if a folder is not a record folder.
     """
     ids: dict[str, int] = {}
     pictures: dict[bytes, int] = {}
@@ -191,7 +191,7 @@ def load_index(path: str, digest: str) -> EvaluationIndex:
       digest: its sha256, so that a rule does not go on with another file of that name.
 
     Raises:
-      UserError: if the file is another one, or no index.
+      UserError: if the file has changed, or is not an index.
     """
     payload = storage.read_bytes(path)
     if hashlib.sha256(payload).hexdigest() != digest:

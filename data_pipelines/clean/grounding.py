@@ -16,7 +16,7 @@ from data_pipelines.clean.rule import Dropped, Rewritten, Verdict
 from data_pipelines.pair import Box, RawPair, Region
 from qwenvl_jax.data.tags import is_finite
 
-SMALLEST_PX = 1.0  # a box that is thinner shows nothing
+SMALLEST_PX = 1.0  # a thinner box is degenerate
 
 
 def spans_in_text(pair: RawPair) -> Verdict:
@@ -47,7 +47,7 @@ def spans_in_text(pair: RawPair) -> Verdict:
 
 
 def boxes_in_picture(pair: RawPair, overhang: float = 0.05) -> Verdict:
-    """Clips boxes that leave the picture by at most a share of its side; removes other boxes outside it, and thin ones.
+    """Clips boxes that leave the picture by at most `overhang`; removes boxes farther outside, and degenerate ones.
 
     A region whose boxes are all removed is removed. The picture's size must be known.
 
@@ -76,7 +76,7 @@ def boxes_in_picture(pair: RawPair, overhang: float = 0.05) -> Verdict:
 
 
 def _clipped(box: Box, width: float, height: float, overhang: float) -> tuple[Box | None, str]:
-    """The box within the picture or None, and the cause if it is another one."""
+    """The box within the picture, or None if it is removed; and the cause if it was changed or removed."""
     if not all(map(is_finite, box)):
         return None, "box that is not finite"
     x1, y1, x2, y2 = box

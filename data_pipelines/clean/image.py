@@ -1,4 +1,4 @@
-"""Rules on the pictures of a pair (paper, A.1, steps 1 and 2): what is opened, what is made of it, which sizes stay.
+"""Rules on the pictures of a pair (paper, A.1, steps 1 and 2): opening, rewriting, sizes and shapes.
 
     recipe = (.., rule(open_pictures), rule(smallest_side, least=64), rule(aspect_ratio, most=3.0))
 
@@ -58,10 +58,11 @@ class _Settings(NamedTuple):
 def open_pictures(pair: RawPair, decode: bool = False, frames: str = "one") -> Verdict:
     """Reads all pictures: their bytes, their true sizes, and what training would misread.
 
-    Contents decide on the format, not names. Dropped are pictures that are no JPEG, PNG, WebP, GIF or BMP, animated
-    ones, those with too many pixels or too slow to decode, and fully transparent ones. Transparent pictures are laid on
-    white, 16-bit grey is scaled to 8 bits, and a picture that EXIF turns is turned unless boxes refer to it as stored.
-    If the corpus states another size, boxes are scaled with it; a size of another shape drops a pair with boxes.
+    Contents decide the format, not names. The rule drops pictures that are not JPEG, PNG, WebP, GIF or BMP, that are
+    animated, that have too many pixels or are too slow to decode, or that are fully transparent. Transparent pictures
+    are laid on white, 16-bit grey is scaled to 8 bits, and a picture that EXIF turns is turned unless boxes refer to it
+    as stored. If the corpus states another size, boxes are scaled with it; a size of another shape drops a pair with
+    boxes.
 
     Args:
       pair: with pictures as bytes or named by path.

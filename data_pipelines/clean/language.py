@@ -1,4 +1,4 @@
-"""Whether a text is English or Chinese: its characters decide first, for long texts lingua then tells Latin languages.
+"""Whether a text is English or Chinese: its characters decide first, and lingua then judges long Latin texts.
 
 Figures on Tux Paint's stamps, whose sentences are translated into some 60 languages: of texts that pass the characters
 and have at least 20 letters, the rule keeps all 176 English ones, and drops 98 % of those in the 19 other languages of

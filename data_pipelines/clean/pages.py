@@ -1,4 +1,4 @@
-"""Rules for pages of PDF and HTML files with their lines (paper, A.4, steps 3 to 6)."""
+"""Rules and recipes for pages with their lines: of PDF and HTML files, and synthetic (paper, A.4, steps 3 to 6)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _SIZE = rule(page_size, least=224)
 # so pages with more characters would not be trained on.
 _CHARACTERS = rule(page_characters, least=16, most=2500)
 
-# In the paper's order. Synthetic pages are made as they should be.
+# In the paper's order. Synthetic pages are generated to order, so no rule drops any.
 RECIPES: dict[str, tuple[Rule, ...]] = {
     "html_pages": (_SIZE, _CHARACTERS, rule(private_use), rule(unmapped)),
     "pdf_pages": (_SIZE, _CHARACTERS, rule(latin_extended), rule(private_use), rule(unmapped)),

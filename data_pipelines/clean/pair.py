@@ -1,4 +1,4 @@
-"""Rules on what a corpus states of a pair: its own scores (paper, A.1, step 3) and its language."""
+"""Rules on facts about a pair: its scores, by the corpus or by CLIP (paper, A.1, step 3), and its stated language."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from qwenvl_jax.data.languages import guess_language
 
 
 def score_at_least(pair: RawPair, column: str, least: float) -> Verdict:
-    """Drops pairs whose CLIP score, the corpus' own, is below `least`, missing, or not a number.
+    """Drops pairs whose score is below `least`, missing, or not a number.
 
     Args:
-      pair: with the corpus' scores.
-      column: the name of the score in the corpus, such as "similarity".
+      pair: with its scores.
+      column: the name of the score, such as "similarity" of LAION, or "clip" for the one that a run computes.
       least: cosine similarity of picture and text.
     """
     score = pair.scores.get(column)

@@ -1,4 +1,4 @@
-"""Irregular patterns of web captions (paper, A.1, step 8): what is removed from a text, and which texts are dropped.
+"""Irregular patterns of web captions (paper, A.1, step 8): those to remove from a text, and texts to drop.
 
 Every pattern has a name, under which the report counts it.
 """
@@ -88,7 +88,7 @@ _DIGIT = regex.compile(r"\d")
 
 
 def without_patterns(text: str) -> tuple[str, tuple[str, ...]]:
-    """Removes all patterns, once, and says the names of those that were met."""
+    """Removes all patterns, once. Returns the text and the names of the patterns that matched."""
     names = []
     for name, pattern, replacement in _REWRITES:
         text, count = pattern.subn(replacement, text)

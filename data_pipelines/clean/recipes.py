@@ -1,4 +1,4 @@
-"""Which rules clean which corpus (paper, appendix A): one recipe per corpus, with the settings of that data set.
+"""The recipe of every corpus: its rules with their settings (paper, appendix A).
 
 python -m data_pipelines.clean.recipes      # the table of docs/cleaning.md
 """

@@ -1,4 +1,4 @@
-"""How text rules treat the texts of a pair: they rewrite them until nothing changes, or drop single ones.
+"""Helpers of rules on texts: rewrite the texts of a pair until nothing changes, or drop some of them.
 
     return rewrite_texts(pair, without_markup)
     return drop_texts(pair, lambda text: "too short" if len(text) < 3 else "")
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from data_pipelines.clean.rule import Dropped, Rewritten, Verdict
 from data_pipelines.pair import RawPair, Region
 
-# A text that changes more often than this was made to; it is emptied, so that the rule of length drops it.
+# A text that still changes after so many rounds is hostile; it is emptied, so that the rule of length drops it.
 ROUNDS = 100
 
 Step = Callable[[str], str]

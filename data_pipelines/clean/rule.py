@@ -21,7 +21,7 @@ class Dropped:
     """The verdict of a rule that removes a pair.
 
     Attributes:
-      reason: a few words of which there are few, by which dropped pairs are counted.
+      reason: a short text from a small set, by which dropped pairs are counted.
       evidence: for the report, if the reason alone does not show that the rule is right, such as the evaluation
         images that the pair is close to; JSON, pictures in base64. The report shows some of it.
       causes: names that are all counted, such as the ids of these images.
@@ -57,7 +57,7 @@ class Rule:
         return self.function.__name__
 
     def __call__(self, pair: RawPair) -> Verdict:
-        """The pair itself if the rule has nothing against it."""
+        """The verdict on a pair: the pair itself if the rule keeps it unchanged."""
         return self.function(pair, **dict(self.settings))
 
     def as_json(self) -> dict[str, Any]:

@@ -3,8 +3,9 @@
     recipe = (*REWRITING, rule(emoji), rule(english_or_chinese), rule(text_length, least_en=5))
 
 Rules that rewrite come before rules that drop, in the order of `REWRITING`: an entity may hide a tag, a tag a special
-token, and mojibake a control character. Each of them repeats the ones before it if it changes a text, so the recipe
-applied twice is the recipe applied once. A rule that drops judges every text by itself; a pair without any left goes.
+token, and mojibake a control character. Each of them repeats the ones before it if it changes a text, so applying
+a recipe twice gives the same result as applying it once. A rule that drops judges every text by itself; a pair is
+dropped if no text is left.
 Questions, answers and dialogues are not touched (A.2: nothing special is done to them).
 """
 
@@ -50,7 +51,7 @@ _CORPUS_TAGS = re.compile(
     r"<(?:person|people|name|number|date|time|location|place|organi[sz]ation|org|url|user|email|phone|emoticon)>",
     re.IGNORECASE,
 )
-# Signs that emoji lists contain, but texts had before: they are emoji only if U+FE0F follows.
+# Signs of emoji lists that texts used before emoji: they are emoji only if U+FE0F follows.
 _SIGNS = frozenset("©®™‼⁉ℹ↔↕↖↗↘↙↩↪Ⓜ▪▫▶◀◻◼⤴⤵〰〽㊗㊙")
 
 

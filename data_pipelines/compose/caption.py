@@ -1,4 +1,4 @@
-"""Caption records: the first text of a picture. Which one that is, the rule of the longest text decided before."""
+"""Caption records: the first text of a picture. The rule `longest_caption`, if there is one, chose it."""
 
 from __future__ import annotations
 

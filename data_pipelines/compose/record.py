@@ -44,7 +44,10 @@ def size_of(pair: RawPair) -> dict[str, float]:
       UserError: if its size is not known.
     """
     if len(pair.pictures) != 1 or not pair.pictures[0].width or not pair.pictures[0].height:
-        raise UserError(f"pair {pair.id!r} of {pair.source!r} has boxes but not one picture of a known size")
+        raise UserError(
+            f"pair {pair.id!r} of {pair.source!r} has boxes but not one picture of a known size; add the rule "
+            "open_pictures to its recipe"
+        )
     return {"width": pair.pictures[0].width, "height": pair.pictures[0].height}
 
 

@@ -12,7 +12,7 @@ from qwenvl_jax.data.schema import Record
 
 
 def vqa(pair: RawPair) -> Record | None:
-    """All questions about a picture; those that only say the same again are left out."""
+    """All questions about a picture; exact repetitions are left out."""
     contents = [_content(question) for question in dict.fromkeys(pair.questions)]
     return record_of(pair, "vqa", contents)
 

@@ -44,7 +44,7 @@ class RefusedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What the model says, why it stopped, and the tokens that count."""
+    """The text of the model, why it stopped, and the tokens to pay for."""
 
     text: str
     finish: str
@@ -140,7 +140,7 @@ class Endpoint:
         return UserError(f"the endpoint answers HTTP {error.code} ({text}); correct --endpoint or --model")
 
     def _clean(self, text: str) -> str:
-        """The text without the key and without characters that are no text."""
+        """The text without the key and without lone surrogates."""
         if self._key:
             text = text.replace(self._key, "[key]")
         return text.encode(errors="replace").decode()

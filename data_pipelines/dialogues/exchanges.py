@@ -1,7 +1,7 @@
 """The kinds of exchange: a question and its answer, which follows from the annotations of the shown pictures alone.
 
-KINDS has one function per kind, from what is shown and was said to the exchanges that are possible next. To add a kind,
-write the function, its entry with its weight, and its templates in every language.
+`exchanges_of_several.KINDS` has one function per kind, from the state of a dialogue to the exchanges that are possible
+next. To add a kind, write the function, its entry with its weight, and its templates in every language.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Exchange:
     """A question and its answer.
 
     Attributes:
-      kind: in KINDS.
+      kind: a key of KINDS.
       question: parts of the user's turn, without pictures.
       answer: parts of the assistant's turn.
-      target: what the exchange tells; a dialogue tells nothing twice.
+      target: the fact that the exchange tells; a dialogue tells no fact twice.
       picture: index of the picture that the answer is about; -1 for several.
-      region: that "it" in the next question would be, if any.
+      region: the one that "it" would mean in the next question, if any.
       told: phrases of the picture that have been named, casefolded.
     """
 
@@ -45,7 +45,7 @@ class Exchange:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What has been shown and said before the next exchange."""
+    """The pictures that have been shown and the exchanges so far."""
 
     rng: random.Random
     pictures: Sequence[AnnotatedPicture]
@@ -53,11 +53,11 @@ class State:
 
     @property
     def language(self) -> str:
-        """Of all texts."""
+        """The language of all texts."""
         return self.pictures[0].language
 
     def called(self, number: int) -> str:
-        """What the picture is called: by its number if there are several."""
+        """The name of a picture in a text: its number if there are several pictures."""
         templates = TEMPLATES[self.language]
         if len(self.pictures) > 1:
             return str(templates.NUMBERED.format(n=number + 1))
@@ -72,7 +72,7 @@ class State:
         return _capital(filled(self.rng.choice(TEMPLATES[self.language].ANSWERS[kind]), **values), self.language)
 
 
-# Makes one exchange; the wording is drawn when it is called, so that what is not chosen costs nothing.
+# Makes one exchange; the wording is drawn when it is called, so that exchanges that are not chosen cost nothing.
 Maker = Callable[[], Exchange]
 Kind = Callable[[State], Iterator[tuple[tuple[object, ...], Maker]]]
 

@@ -1,4 +1,4 @@
-"""Which records of the inputs show which picture, and which are text dialogues: one file per stretch of records."""
+"""The index of the inputs: picture -> records that show it, and the text dialogues; a file per stretch of records."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class Index:
 def load_index(job: DialogueJob) -> Index:
     """The finished index.
 
-    A picture that has annotations in both languages belongs to the language with the most, so that it is in one
-    dialogue alone.
+    A picture with annotations in both languages belongs to the language that has more of them, so that it is in only
+    one dialogue.
     """
     positions: dict[str, dict[str, list[Position]]] = {}
     samples: dict[str, collections.Counter[str]] = {}

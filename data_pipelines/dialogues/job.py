@@ -30,14 +30,14 @@ class EndpointSettings:
       key_variable: the environment variable that holds the key; "" for an endpoint that needs none.
       temperature: of sampling.
       max_tokens: of one reply.
-      tries: how often a picture is asked about again after a bad reply, the first time included.
+      tries: how often the model is asked about a picture until its reply is good.
       timeout: of one request, in seconds.
-      retries: how often a request is sent again that was not answered.
-      backoff: seconds before the first of them; each further wait is twice as long.
+      retries: how often a request that was not answered is sent again.
+      backoff: seconds before the first retry; each further wait is twice as long.
       concurrency: requests at the same time.
       requests_per_minute, tokens_per_minute: 0 for no limit.
-      input_price, output_price: of a million tokens.
-      budget: in the same currency; 0 for no limit.
+      input_price, output_price: of a million tokens, in any currency.
+      budget: of all replies, in the same currency; 0 for no limit.
     """
 
     url: str

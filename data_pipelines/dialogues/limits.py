@@ -1,4 +1,4 @@
-"""How fast requests may be sent, and how much they may cost. All are shared by the threads that ask."""
+"""Limits of the rate and of the cost of requests, shared by all threads that send them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which dialogue is about which pictures: a function of the seed and the index alone."""
+"""The plan: which pictures each dialogue is about, a function of the seed and the index alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the shards of a dialogue set, any worker any shard, and its manifest."""
+"""Writes the shards of a dialogue set, each by any worker, and its manifest."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def finish(job: DialogueJob, skipped: dict[str, int]) -> dict[str, Any]:
         values = artifacts.read_json(_note(job, number))
         shard = Shard(**values["shard"])
         if not _is_there(job, shard):
-            raise UserError(f"{job.building / shard.file} was removed by somebody; run the same command again")
+            raise UserError(f"{job.building / shard.file} was removed; run the same command again")
         shards.append(shard)
         for name, total in totals.items():
             total.update(values["counts"][name])

@@ -1,4 +1,4 @@
-"""Dialogues without pictures: those of record folders, of JSON files, and made of plain texts."""
+"""Dialogues without pictures: from record folders, from JSON files, and made from plain texts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONGEST_TEXT = 6000  # characters of a text that is continued
 def text_dialogue(record: Record, number: int, seed: str) -> Record | None:
     """The dialogue of a record without pictures; None for a text that cannot be cut in two.
 
-    A text becomes the question how it goes on, with its first half, and the answer with the rest.
+    The question of the dialogue has the first half of the text and asks how it goes on; the answer has the rest.
     """
     record = dataclasses.replace(record, id=f"dialogue-{number:08d}", task="dialogue")
     content: Any = record.content

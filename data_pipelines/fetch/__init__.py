@@ -1,1 +1,1 @@
-"""Downloads, with a cache."""
+"""Downloads of Debian packages, with a cache."""

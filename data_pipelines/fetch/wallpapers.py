@@ -1,4 +1,4 @@
-"""Photographs that a Debian package carries: 7 from `lomiri-wallpapers-16.04` (16 MB).
+"""Photographs of a Debian package: 7 from `lomiri-wallpapers-16.04` (16 MB).
 
 Three kinds of its pictures are not used: those under CC-BY-SA (a scene of the quickstart is also under the stamps' GPL,
 which is compatible with CC-BY and CC0 only), a computer drawing, and two that show animals or a fruit, which no caption

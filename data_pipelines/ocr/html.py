@@ -1,11 +1,11 @@
 """Screens of HTML files as pictures with their visible lines of text (paper, A.4), rendered by headless Chromium.
 
-    for row in read_screens("site/a.html", "site", HtmlSettings()):
-        row.picture.encoded, row.lines              # or a FailedRow
+    for screen in read_screens("site/a.html", "site", HtmlSettings()):
+        screen.picture.encoded, screen.lines        # or a FailedRow
 
-Text and its lines come from the DOM. What is visible of it, and where, is measured on two pictures of the window, with
-and without text (`html_ink`): hidden, clipped, covered and unreadable text is not taught. List markers, text of CSS and
-contents of form fields are drawn but not listed.
+Text and its lines come from the DOM. Two pictures of the window, with and without text, show which characters are
+visible and where (`html_ink`): hidden, clipped, covered and unreadable text is not taught. List markers, text of CSS
+and contents of form fields are drawn but not listed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class HtmlSettings:
 
     Attributes:
       width, height: of the window in pixels; a screen is as high or a little lower, so that it cuts no line.
-      most_screens: of a file; the rest of it is not read.
-      quality: of the JPEG.
-      load_timeout_s: for all files of a page; timeout_s: for one screen.
+      most_screens: of a file; the rest of the file is not read.
+      quality: of the JPEG, 1 to 100.
+      load_timeout_s, timeout_s: for all files of a page, and for one screen.
       cache: a folder of fonts for characters that no installed font has, such as those of `fonts.page_fonts`.
     """
 
@@ -93,7 +93,7 @@ def read_screens(
             if "failed" in answer:
                 yield FailedRow(answer["failed"], answer["detail"])
                 return
-            for path in answer["read"]:  # so that whoever watches what is read knows of it
+            for path in answer["read"]:  # `storage.watched` must see the files that the child has read
                 storage.read_bytes(path, 0, 1)
             picture = Picture(payload, width=answer["width"], height=answer["height"])
             lines = tuple(Line(text, tuple((x, y) for x, y in quad)) for text, quad in answer["lines"])  # type: ignore

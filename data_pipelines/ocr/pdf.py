@@ -1,7 +1,7 @@
 """Pages of PDF files as pictures with their lines of text (paper, A.4), rendered in a child process.
 
-    for row in read_pages("report.pdf", PdfSettings()):
-        row.pictures[0].encoded, row.lines          # or a FailedRow
+    for page in read_pages("report.pdf", PdfSettings()):
+        page.picture.encoded, page.lines            # or a FailedRow
 
 pdfium's order is the order of the document. Its boxes hold the ink of every character, and it maps them to the picture
 itself, after the page's rotation and crop box. A character that leaves no ink (white on white, covered, invisible like
@@ -24,7 +24,7 @@ from qwenvl_jax.runtime import storage
 
 WORKER = "data_pipelines.ocr.pdf_worker"
 INK = 24  # least difference between the lightest and the darkest pixel of a visible character, of 255
-_GAP = 1.8  # of the height of a line: a wider gap divides columns
+_GAP = 1.8  # line heights; a wider gap divides columns
 _LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
 _WRITTEN = str.maketrans({**_LIGATURES, 0x00AD: "-", 0x00A0: " "})
 
@@ -50,7 +50,7 @@ class PdfSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RenderedPage:
-    """A picture and its lines in the order of the document. `number` counts from 0."""
+    """A page: its number from 0, its picture, and its lines in the order of the document."""
 
     number: int
     picture: Picture

@@ -24,7 +24,7 @@ from qwenvl_jax.runtime.errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 DRAFT_PX = 1024  # the sides of a decoded JPEG are at least this long, if those of the file are
 _DECODED = 8  # photographs that stay in memory
-_ATTEMPTS = 20  # files that are tried before a folder counts as one without pictures
+_ATTEMPTS = 20  # files that are tried before an error
 
 
 class Photographs:

@@ -1,4 +1,4 @@
-"""Synthetic pages in the way of SynthDoG (paper, A.4): text in columns on paper, in perspective, before a photograph.
+"""Synthetic pages in the style of SynthDoG (paper, A.4): text in columns on paper, in perspective, before a photograph.
 
     ingredients = Ingredients("en", page_fonts("en", cache), Texts(texts), Photographs.of_debian(cache))
     page = render_page(seed=0, number=17, ingredients=ingredients, settings=PageSettings())
@@ -26,7 +26,7 @@ from data_pipelines.ocr.synthetic_settings import PageSettings
 from data_pipelines.ocr.synthetic_text import TextSource, drawable, take_row
 from data_pipelines.pair import Line
 
-# A pixel counts as written from this coverage (of 255) on.
+# The least coverage, of 255, of a pixel that counts as ink.
 INK = 64
 _SMALLEST_PX = 6  # font size; smaller text is not written
 _SKIPPED_WORDS = 8  # that do not fit into a narrow column, before its row stays empty
@@ -34,7 +34,7 @@ _SKIPPED_WORDS = 8  # that do not fit into a narrow column, before its row stays
 
 @dataclasses.dataclass(frozen=True)
 class Ingredients:
-    """Everything that pages of one language are made of.
+    """The language, fonts, texts and photographs from which pages are made.
 
     Attributes:
       language: "en" or "zh": whether rows break between words only.
@@ -78,7 +78,7 @@ def render_page(
       seed, number: together determine all random choices.
       ingredients: language, fonts, texts, photographs.
       settings: how pages look.
-      without: the number of a line that is left out, while all else stays as it is. The page's lines do not have it.
+      without: the number of a line that is left out of the picture and of the page's lines; nothing else changes.
 
     Raises:
       UserError, OSError: if a text or a photograph cannot be read.

@@ -1,4 +1,4 @@
-"""What a camera does to a synthetic page: tint, shadow, contrast, brightness, motion blur, blur. No pixel moves.
+"""Effects on a synthetic page that move no pixel: paper, noise, tint, shadow, contrast, brightness, blur.
 
 Pictures are [H, W, 3] uint8.
 """

@@ -1,4 +1,4 @@
-"""Where rows of text are on a synthetic document: blocks of columns, one below the other, as SynthDoG arranges them.
+"""Arranges rows of text on a synthetic document: blocks of columns, one below the other, as SynthDoG does.
 
 for block in stack(rng, Area(40, 50, 700, 900), PageSettings()):
 for row in block:

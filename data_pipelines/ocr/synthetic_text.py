@@ -50,7 +50,7 @@ class Texts:
     def __init__(self, texts: Iterable[str]):
         self._texts = [text for text in texts if text.strip()]
         if not self._texts:
-            raise UserError("synthetic pages need at least one text")
+            raise UserError("synthetic pages need at least one text; name a file that has some")
 
     def passage(self, rng: np.random.Generator) -> str:
         """See `TextSource`. A long text is entered at a random word; after a short one comes the next."""
@@ -79,7 +79,7 @@ class TextFile:
         self._path = storage.path(path)
         self._bytes = storage.size(self._path)
         if not self._bytes:
-            raise UserError(f"{path} is empty; synthetic pages need a text")
+            raise UserError(f"{path} is empty; name a file of texts for the synthetic pages")
 
     def passage(self, rng: np.random.Generator) -> str:
         """See `TextSource`.

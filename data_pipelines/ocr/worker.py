@@ -1,4 +1,4 @@
-"""A child process that reads hostile documents, so that a crash or a hang of it costs one page and never the run.
+"""A child process that reads hostile documents, so that its crash or hang costs one page and never the run.
 
 The parent sends a request, one JSON object per line, and gets a JSON object and bytes back:
 
@@ -139,7 +139,7 @@ def serve(answer: Callable[[dict[str, Any]], Answer], memory_bytes: int = 0) -> 
 
     Args:
       answer: a function from a request to the answer.
-      memory_bytes: address space of this process; 0 for any.
+      memory_bytes: limit of the address space of this process; 0 for no limit.
     """
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints must not write into an answer

@@ -64,7 +64,7 @@ def lines(path: epath.Path, keys: Collection[str]) -> Iterator[dict[str, Any]]:
 
 
 def failed_examples(folder: epath.Path, reasons: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """The first rows that failed for each reason. The file is read no further than needed.
+    """The first rows that failed for each reason. The file is read only as far as needed.
 
     Args:
       folder: of the output.

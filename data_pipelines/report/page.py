@@ -1,7 +1,7 @@
-"""report.html of one output: everything that its manifest, failed.jsonl and samples say, for the eye.
+"""report.html of one output: its manifest, failed.jsonl and samples on one page.
 
-The page needs no other file. Texts of the corpus are escaped, characters that nobody sees are written as numbers, and
-pictures are decoded and encoded anew. The same output gives the same bytes.
+The page needs no other file. Texts of the corpus are escaped, invisible characters are written as numbers, and
+pictures are decoded and encoded again. The same output gives the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_report(folder: epath.Path, manifest: Mapping[str, Any], tokenizer: Tok
     """Writes the page into an output.
 
     Args:
-      folder: of the output, in which all is written but perhaps its manifest.
+      folder: of the output; its manifest need not be written yet.
       manifest: the content of its manifest.
       tokenizer: counts the tokens of its texts, which reads its records; None: tokens are not counted.
 

@@ -1,4 +1,4 @@
-"""Texts of strangers, made short enough for a page."""
+"""Untrusted texts, made short enough for a page."""
 
 from __future__ import annotations
 
