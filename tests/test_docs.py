@@ -75,7 +75,7 @@ def commands(page: Path) -> list[str]:
         lines = block.replace("\\\n", " ").splitlines()
         variables = dict(re.findall(r"^(\w+)=(\S+)$", "\n".join(lines), re.MULTILINE))
         for line in lines:
-            if "python -m qwenvl_jax." in line:
+            if re.search(r"python -m (?:qwenvl_jax\.|data_pipelines)", line):
                 command = line.split("  #")[0]
                 shown.append(string.Template(command).substitute(variables))
     return shown
@@ -84,9 +84,13 @@ def commands(page: Path) -> list[str]:
 def flags_of(module: str) -> set[str]:
     """The flags that a main defines."""
     spec = importlib.util.find_spec(module)
+    if spec and spec.submodule_search_locations:
+        spec = importlib.util.find_spec(f"{module}.__main__")
     assert spec and spec.origin
     source = Path(spec.origin).read_text()
-    names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | set(re.findall(r'add_argument\("--(\w+)"', source))
+    names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+    names |= set(re.findall(r'(?:add_argument|add|ask)\(\s*"--(\w+)"', source))
+    names |= set(re.findall(r'^\s+\("(\w+)", [\d.]+, "', source, re.MULTILINE))  # those that are added in a loop
     return names | ({"config"} if "define_config" in source else set())
 
 
@@ -94,7 +98,7 @@ def flags_of(module: str) -> set[str]:
 def test_commands_take_the_flags_that_are_shown(page: Path) -> None:
     for command in commands(page):
         module = re.findall(r"python -m (\S+)", command)[0]
-        for flag in re.findall(r"--(\w+)", command):
+        for flag in re.findall(r"--(\w+)", command.partition(" --runner=")[0]):  # flags of Beam follow
             assert flag in flags_of(module), command
 
 
