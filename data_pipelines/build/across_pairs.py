@@ -50,7 +50,7 @@ class Survey:
     digest: str
 
     def rule_digest(self, job: Job, rules: int) -> str:
-        """Of everything that the verdicts of the first rules depend on."""
+        """The digest of everything that the verdicts of the first rules depend on."""
         return digest_of([self.digest, [rule.as_json() for rule in job.across[:rules]]])
 
 
@@ -138,7 +138,7 @@ class Shuffle:
         write_slices(target, rows[order], np.searchsorted(bucket[order], np.arange(buckets + 1)))
 
     def compare(self, bucket: int) -> None:
-        """Finds the pairs of a bucket that a better one makes superfluous, sorted by part."""
+        """Finds the pairs of a bucket for which there is a better pair, sorted by part."""
         target = self._file("bucket", bucket)
         if storage.exists(target):
             return

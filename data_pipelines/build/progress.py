@@ -1,4 +1,4 @@
-"""Says how far a run is: on one line of a terminal, else every half minute. It looks at the work folder alone."""
+"""Shows the progress of a run: on one line of a terminal, else every half minute. It reads the work folder alone."""
 
 from __future__ import annotations
 

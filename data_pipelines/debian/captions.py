@@ -26,7 +26,7 @@ OPENCLIPART_LICENSE = "CC0-1.0"
 _ROOT = "usr/share/openclipart"
 _METADATA_BYTES = 64 << 10  # an SVG has its title among the first of them
 
-# (the bytes of a PNG, what the `.json` of the row says).
+# (the bytes of a PNG, the content of the `.json` of the row).
 Captioned = tuple[bytes, Mapping[str, Any]]
 
 

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Tally:
-    """What was asked. `stored` counts replies of earlier runs, `requests` those of this one."""
+    """Counts of a run. `stored` counts replies of earlier runs, `requests` those of this one."""
 
     dialogues: int = 0
     failed: int = 0
@@ -50,7 +50,7 @@ class Tally:
 
 
 class Asking:
-    """The threads of one run, and what they share."""
+    """The threads of one run, and their shared state."""
 
     def __init__(self, job: DialogueJob):
         assert job.endpoint is not None
@@ -112,7 +112,7 @@ class Asking:
                 _log.info("%s", self.tally.line(self._purse.spent))
 
     def _count_stored(self) -> None:
-        """What earlier runs have paid counts into the budget before a request is sent."""
+        """Counts the payments of earlier runs into the budget, before a request is sent."""
         for entry in _entries(self._job) if self._answered else ():
             with contextlib.suppress(UserError):  # malformed annotations are reported when the shard is written
                 next_request(self._conversation(entry), _Counted(self._replies, self._saw))
@@ -220,7 +220,7 @@ class Asking:
 
 
 class _Counted(Replies):
-    """Stored replies; tells of every one that is read."""
+    """Stored replies that report every reply that is read."""
 
     def __init__(self, replies: Replies, saw: Any):
         self._replies = replies

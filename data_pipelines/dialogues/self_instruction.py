@@ -53,7 +53,7 @@ class BadReply(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """What the model is asked about one picture."""
+    """The requests to the model about one picture."""
 
     picture: AnnotatedPicture
     settings: EndpointSettings
@@ -61,7 +61,7 @@ class Conversation:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """Those that the model may name, from number 1."""
+        """The regions that the model may name, numbered from 1."""
         return self.picture.regions[:_MOST_REGIONS]
 
     def request(self, exchanged: list[tuple[str, str]]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _thousandths(region: Region, picture: AnnotatedPicture) -> list[list[int]]:
 
 
 def outcome(conversation: Conversation, replies: Replies) -> list[Turn] | FailedRow:
-    """The dialogue that the stored replies give, or why they give none."""
+    """The dialogue from the stored replies, or the reason why they give no dialogue."""
     request, reached = next_request(conversation, replies)
     if request is not None:
         return FailedRow("not asked", "a stored reply was removed")

@@ -51,7 +51,7 @@ def filled(template: str, **values: str | Sequence[Part]) -> list[Part]:
 
 
 def named(phrase: str, language: str) -> str:
-    """A phrase within a sentence: in English with "the" if it has no article or the like, and a small first letter."""
+    """A phrase within a sentence: in English with "the" if it has no determiner, and a small first letter."""
     if language != "en":
         return phrase.rstrip("。. ")
     phrase = phrase.rstrip(". ")
@@ -63,7 +63,7 @@ def named(phrase: str, language: str) -> str:
 
 
 def definite(phrase: str, language: str) -> str:
-    """As `named`, but with "the" for "a": for a thing whose position is asked."""
+    """As `named`, but with "the" in place of "a", for a thing whose position is asked."""
     return _INDEFINITE.sub("the ", named(phrase, language)) if language == "en" else named(phrase, language)
 
 
@@ -92,7 +92,7 @@ class Vocabulary(NamedTuple):
         return cls(words, frozenset(word[:end] for word in words for end in range(1, len(word) + 1)))
 
     def has_any(self, words: Set[str]) -> bool:
-        """Whether it has any of these words, or one that begins like it or with which it begins, such as its plural."""
+        """Whether it has any of these words, or a word of which one is the beginning of the other, such as a plural."""
         if words & self.beginnings:
             return True
         return any(word[:end] in self.words for word in words for end in range(1, len(word)))

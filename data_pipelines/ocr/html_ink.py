@@ -1,4 +1,4 @@
-"""Which text of a browser's window is really visible, and exactly where: by two pictures, with and without all text.
+"""Finds the visible text of a browser's window and its exact position from two pictures, with and without text.
 
 Pixels that differ are ink. A character without ink is hidden, covered, clipped, or as dark as what is behind it.
 """

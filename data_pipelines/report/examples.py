@@ -65,7 +65,7 @@ def kept(examples: Iterable[Mapping[str, Any]], pairs: int) -> str:
 
 
 def _kept_card(example: Mapping[str, Any]) -> str:
-    """A survivor: its picture with the regions of one task, and its samples of all tasks in words."""
+    """A kept pair: its picture with the regions of one task, and its samples of all tasks in words."""
     records = example["records"]
     contents = {task: contents_of(record["content"]) for task, record in records.items()}
     drawn = max(contents, key=lambda task: sum(bool(_outlines(task, each)) for each in contents[task]))

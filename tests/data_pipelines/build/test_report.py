@@ -238,9 +238,9 @@ def test_folders_of_others_are_refused(built: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     for name in ("empty", "nowhere", "file"):
-        assert "is no output" in refusal(capsys, str(tmp_path / name))
+        assert "is not an output" in refusal(capsys, str(tmp_path / name))
     shutil.copytree(built / "text", tmp_path / "records")
-    assert "is no output" in refusal(capsys, str(tmp_path / "records"))
+    assert "is not an output" in refusal(capsys, str(tmp_path / "records"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "records"]
     assert "FOLDER" in refusal(capsys)
     assert "--colour" in refusal(capsys, str(built), "--colour=red")
