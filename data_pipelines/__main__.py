@@ -131,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         logging.disable(logging.NOTSET)
         workers = arguments.workers or min(4, os.cpu_count() or 1)
+        flags = [f"--{name}" for name in vars(arguments) if name != "corpus"]
 
         def build_corpus(name: str, folder: str, output: str) -> Mapping[str, Any]:
             corpus = CORPORA[name]
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bytes_per_shard=arguments.bytes_per_shard,
                 retry=arguments.retry,
             )
-            return build(job, beam.options(beam_flags, workers), workers, arguments.keep_work)
+            return build(job, beam.options(beam_flags, workers, flags), workers, arguments.keep_work)
 
         name = arguments.corpus
         if name in MIXTURES:

@@ -65,14 +65,19 @@ class Step:
     model: StepModel | None = None
 
 
-def options(flags: Sequence[str], workers: int) -> PipelineOptions:
+def options(flags: Sequence[str], workers: int, of_command: Iterable[str] = ()) -> PipelineOptions:
     """The options of Beam for some of its flags; the direct runner gets `workers` processes.
+
+    Args:
+      flags: those that the command itself does not have.
+      workers: number of processes of the direct runner.
+      of_command: names of the flags of the command, which may be meant by a misspelt one.
 
     Raises:
       UserError: for a flag that Beam does not have.
     """
     runner = next((flag.split("=", 1)[1] for flag in flags if flag.startswith("--runner=")), LOCAL_RUNNER)
-    _check_flags(flags)
+    _check_flags(flags, of_command)
     chosen = [] if any(flag.startswith("--runner=") for flag in flags) else [f"--runner={LOCAL_RUNNER}"]
     if runner == LOCAL_RUNNER:
         mode = "multi_processing" if workers > 1 else "in_memory"
@@ -81,7 +86,7 @@ def options(flags: Sequence[str], workers: int) -> PipelineOptions:
     return PipelineOptions([*chosen, *flags])
 
 
-def _check_flags(flags: Sequence[str]) -> None:
+def _check_flags(flags: Sequence[str], of_command: Iterable[str]) -> None:
     known: set[str] = set()
     kinds = [PipelineOptions]
     while kinds:
@@ -96,7 +101,8 @@ def _check_flags(flags: Sequence[str]) -> None:
         if not name.startswith("--"):
             raise UserError(f"unexpected argument {flag!r}; flags are written as --name=value")
         if name not in known:
-            raise UserError(f"unknown flag {name}{nearest(name, known) or '; see --help'}")
+            meant = nearest(name, {*of_command, *known}) or "; see --help"
+            raise UserError(f"unknown flag {name}{meant}")
 
 
 def is_local(pipeline_options: PipelineOptions) -> bool:

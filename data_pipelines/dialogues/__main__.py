@@ -148,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from data_pipelines.dialogues.build import build
 
         logging.disable(logging.NOTSET)
-        options = beam.options(beam_flags, flags.workers or min(4, os.cpu_count() or 1))
+        workers = flags.workers or min(4, os.cpu_count() or 1)
+        options = beam.options(beam_flags, workers, [f"--{name}" for name in vars(flags)])
         output = os.fspath(storage.absolute(flags.output))
         texts = _texts(flags, output) if flags.text_share else ()
         records = [name for folder in _folders(flags.records) for name in record_folders(folder, flags.split, TASKS)]

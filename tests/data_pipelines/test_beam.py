@@ -77,5 +77,9 @@ def test_flags_are_those_of_beam() -> None:
     assert is_local(options([], 2)) and not is_local(options(["--runner=FlinkRunner"], 2))
     with pytest.raises(UserError, match="unknown flag --runer; did you mean '--runner'"):
         options(["--runer=DirectRunner"], 1)
+    with pytest.raises(UserError, match="unknown flag --keep_wrok; did you mean '--keep_work'"):
+        options(["--keep_wrok"], 1, of_command=["--keep_work", "--retry"])
+    with pytest.raises(UserError, match="unknown flag --qqq; see --help"):
+        options(["--qqq"], 1)
     with pytest.raises(UserError, match=r"unexpected argument 'x'"):
         options(["x"], 1)
