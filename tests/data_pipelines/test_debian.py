@@ -57,7 +57,7 @@ def pairs(corpus: str, folder: Path) -> list[RawPair]:
     return [row for row in rows if isinstance(row, RawPair)]
 
 
-def test_captions_are_what_authors_wrote_and_pictures_are_theirs(tmp_path: Path) -> None:
+def test_captions_are_those_of_the_authors_of_the_pictures(tmp_path: Path) -> None:
     write_clipart_packages(tmp_path)
     captions.write_openclipart(tmp_path, tmp_path / "openclipart")
     rows = pairs("openclipart", tmp_path / "openclipart")
@@ -128,7 +128,7 @@ def test_every_corpus_of_the_mixture_has_a_writer() -> None:
     assert sorted(writers(Path("cache"), 1)) == sorted(MIXTURES["debian"].corpora)
 
 
-def test_a_wrong_flag_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_flag_is_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         build_real([f"--cache={tmp_path}", "--pages=0"])
     assert ended.value.code == 2 and "--pages must be at least 1" in capsys.readouterr().err

@@ -57,6 +57,6 @@ def test_a_long_strip_is_cut_before_it_is_scaled(turned: bool) -> None:
     assert pixels.min() < 10 and pixels.max() > 245
 
 
-def test_bytes_that_are_no_picture_are_refused() -> None:
+def test_bytes_that_are_not_a_picture_are_refused() -> None:
     with pytest.raises(UserError, match="not a readable image"):
         center_pixels(b"GIF89a broken", SIZE)

@@ -85,7 +85,9 @@ def test_a_rule_that_is_there_twice_is_refused(run_small: Any, small_folder: Pat
         run_small(small_folder, tmp_path / "output", recipe=(*small_corpus.RECIPE, small_corpus.RECIPE[1]))
 
 
-def test_a_run_says_what_it_did(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_reports_its_parts_and_counts(
+    small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = (f"--input={small_folder}", f"--output={tmp_path}/output", "--workers=1")
     main(["small", *flags])
     said = capsys.readouterr().out

@@ -162,7 +162,7 @@ def test_on_an_object_store_the_server_copies_the_shards(
             assert [record.id for record in joined] == [record.id for record in alone]
 
 
-def test_a_mixture_without_corpora_is_one_sentence(
+def test_a_mixture_without_corpora_is_refused_in_one_sentence(
     build_corpus: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=r"has no folder of a corpus of table2; it needs some of laion_en, "):
@@ -179,7 +179,7 @@ def test_a_mixture_without_corpora_is_one_sentence(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), [("table2", stage1_pretrain), ("table3", stage2_multitask)])
-def test_the_stage_configs_read_what_is_built(
+def test_the_stage_configs_read_the_built_mixture(
     name: str, stage: Any, build_corpus: Callable[..., Any], tmp_path: Path
 ) -> None:
     corpora = [

@@ -81,7 +81,7 @@ def assert_needs_no_other_file(path: Path, *allowed: str) -> None:
     assert not re.search(r"url\(|@import", styles)
 
 
-def test_the_command_writes_what_the_engine_wrote(built: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_same_page_as_the_build(built: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(built, copy)
     (copy / "report.html").unlink()

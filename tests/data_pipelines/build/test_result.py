@@ -124,7 +124,7 @@ def test_shards_end_with_the_record_that_fills_them(built: Path) -> None:
         assert sum(held) >= 20_000 or shard is shards[-1]
 
 
-def test_examples_show_what_each_rule_dropped(built: Path) -> None:
+def test_examples_show_pairs_that_each_rule_dropped(built: Path) -> None:
     dropped = lines(built / "samples" / "dropped.jsonl")
     by_rule = collections.Counter(example["rule"] for example in dropped)
     assert by_rule == {"not_short": 12, "compose": 12, "longest_of_picture": 12, "same_text": 8}

@@ -13,7 +13,7 @@ from tests.support.corpora.table import FIXTURES
 
 
 @pytest.mark.slow
-def test_a_corpus_loses_what_is_in_the_index(tmp_path: Path) -> None:
+def test_a_corpus_loses_the_pairs_that_are_in_the_index(tmp_path: Path) -> None:
     FIXTURES["coco_captions"](tmp_path / "coco")
     build = ["coco_captions", f"--input={tmp_path}/coco", "--split=val", "--workers=1"]
     main([*build, f"--output={tmp_path}/first"])

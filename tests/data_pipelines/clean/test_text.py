@@ -259,7 +259,7 @@ def test_no_rule_leaves_work_for_itself(text: str, each: Rule) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(TEXTS)
-def test_nothing_forbidden_is_left(text: str) -> None:
+def test_cleaned_texts_have_no_forbidden_characters_or_tags(text: str) -> None:
     after = text_after(RECIPE[0], text)
     for each in RECIPE[1:]:
         after = text_after(each, after)
@@ -308,7 +308,7 @@ def page_of(node: str | tuple[str, list[object], str]) -> str:
 
 @settings(max_examples=100, deadline=None)
 @given(PAGES)
-def test_the_text_of_a_page_is_what_python_reads(node: str | tuple[str, list[object], str]) -> None:
+def test_the_text_of_a_page_is_that_of_pythons_parser(node: str | tuple[str, list[object], str]) -> None:
     page = page_of(node)
     ours = text_after(rules.html, page)
     theirs = "".join(TextOf(page).texts)

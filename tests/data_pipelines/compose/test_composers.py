@@ -206,7 +206,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("task", "raw"), MISTAKES)
-def test_a_pair_that_makes_no_record_is_one_sentence(task: str, raw: RawPair) -> None:
+def test_a_pair_that_makes_no_record_is_refused_in_one_sentence(task: str, raw: RawPair) -> None:
     with pytest.raises(UserError) as error:
         COMPOSERS[task](raw)
     assert "\n" not in str(error.value)
@@ -262,7 +262,7 @@ drawn_regions = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(drawn_regions)
-def test_whatever_the_rules_leave_can_be_taught(regions: list[Region]) -> None:
+def test_every_pair_that_the_rules_leave_can_be_taught(regions: list[Region]) -> None:
     recipe = (rule(spans_in_text), rule(boxes_in_picture, overhang=0.05), rule(flat_spans))
     judged = judge(recipe, pair(texts=(BEES,), regions=tuple(regions)))
     if judged.dropped is not None:

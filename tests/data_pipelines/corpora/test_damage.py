@@ -65,7 +65,7 @@ def rows_of(name: str, folder: Path) -> list[Row]:
 
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_only_known_errors(corpus: tuple[str, Path], data: st.DataObject) -> None:
+def test_damage_raises_only_known_errors(corpus: tuple[str, Path], data: st.DataObject) -> None:
     name, folder = corpus
     files = sorted(path for path in folder.rglob("*") if path.suffix in LISTS)
     path = data.draw(st.sampled_from(files))
@@ -160,7 +160,7 @@ def end_of(column: pyarrow.parquet.ColumnChunkMetaData) -> int:
     return start + column.total_compressed_size
 
 
-def test_a_list_that_is_cut_off_is_one_sentence(tmp_path: Path) -> None:
+def test_a_list_that_is_cut_off_is_refused_in_one_sentence(tmp_path: Path) -> None:
     FIXTURES["coco_captions"](tmp_path)
     path = tmp_path / "annotations" / "captions_train2017.json"
     path.write_bytes(path.read_bytes()[:-20])
@@ -180,7 +180,7 @@ class Failing(io.BytesIO):
         return super().read(size)
 
 
-def test_a_read_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_read_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FIXTURES["coyo_700m"](tmp_path)
     payload = (tmp_path / "00000.parquet").read_bytes()
     monkeypatch.setattr(storage, "open_read", lambda path, buffer: contextlib.closing(Failing(payload)))

@@ -64,7 +64,7 @@ def test_every_form_of_the_list_gives_the_same_rows(tmp_path: Path) -> None:
     assert list(CORPORA["refcoco"].read(tmp_path)) == published
 
 
-def test_a_hostile_list_is_one_sentence(tmp_path: Path) -> None:
+def test_a_hostile_list_is_refused_in_one_sentence(tmp_path: Path) -> None:
     FIXTURES["refcoco"](tmp_path)
     file = tmp_path / "refcoco" / "refs(unc).p"
     for payload in (b"cos\nsystem\n(S'true'\ntR.", b"N.", b"I1\n."):

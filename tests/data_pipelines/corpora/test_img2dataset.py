@@ -210,13 +210,13 @@ def test_a_caption_that_is_null_is_an_empty_text(write: Any, tmp_path: Path) -> 
     assert [pair.texts for pair in pairs(read("laion_en", tmp_path))] == [("caption",), ("",)]
 
 
-def test_links_alone_are_one_sentence_with_the_columns(tmp_path: Path) -> None:
+def test_a_table_of_links_alone_is_refused_with_its_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "part-00000.parquet", [{"URL": "https://a", "TEXT": "a", "similarity": 0.3}])
     with pytest.raises(UserError, match=r"no column jpg or .*URL \(string\), TEXT \(string\), similarity \(double\)"):
         read("laion_en", tmp_path)
 
 
-def test_a_column_of_another_type_is_one_sentence(tmp_path: Path) -> None:
+def test_a_column_of_another_type_is_refused_in_one_sentence(tmp_path: Path) -> None:
     write_parquet(tmp_path / "0.parquet", [{"jpg": b"x", "txt": "a", "similarity": "high"}])
     with pytest.raises(UserError, match=r"'similarity' .* does not hold a number; its columns are jpg \(binary\)"):
         read("laion_en", tmp_path)
@@ -235,7 +235,7 @@ def test_a_missing_picture_and_a_missing_key_fail_alone(tmp_path: Path) -> None:
     assert reasons(read("laion_en", tmp_path)) == ["picture missing"]
 
 
-def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_numbers_are_left_out(tmp_path: Path) -> None:
     notes = {
         "caption": "a",
         "similarity": float("inf"),
@@ -250,7 +250,7 @@ def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     assert (row.pictures[0].width, row.pictures[0].height) == (0, 0)
 
 
-def test_a_file_that_is_no_tar_fails_as_one_row(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tar_is_one_failed_row(tmp_path: Path) -> None:
     web.write_laion_en(tmp_path)
     whole = read("laion_en", tmp_path)
     (tmp_path / "00001.tar").write_bytes(b"<html>404</html>" * 100)
@@ -260,7 +260,7 @@ def test_a_file_that_is_no_tar_fails_as_one_row(tmp_path: Path) -> None:
     assert reasons(rows[4:]) == ["file damaged", "file damaged"] and len(rows) == 6
 
 
-def test_pairs_of_somebody_s_own_need_no_table(tmp_path: Path) -> None:
+def test_captions_of_your_own_need_no_table(tmp_path: Path) -> None:
     web.write_image_text(tmp_path)
     rows = pairs(read("image_text", tmp_path))
     assert [row.id for row in rows] == [f"pairs-000/{n:04d}" for n in range(3)]

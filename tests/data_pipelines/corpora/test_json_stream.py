@@ -36,7 +36,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(values, max_size=5), blocks, st.sampled_from((None, 1)), st.booleans())
-def test_a_list_is_what_the_standard_library_reads(
+def test_a_list_is_read_as_by_the_standard_library(
     file: Path, rows: list[Any], block: int, indent: int | None, ascii_: bool
 ) -> None:
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii_)
@@ -115,18 +115,18 @@ def test_a_changed_byte_never_ends_the_run(file: Path, rows: list[Any], data: st
         ('{"rows": 3}', "no list under 'rows'"),
     ],
 )
-def test_another_file_is_one_sentence(file: Path, text: str, says: str) -> None:
+def test_another_file_is_refused_in_one_sentence(file: Path, text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         read(file, text, "rows")
 
 
-def test_a_byte_order_mark_is_no_text(file: Path) -> None:
+def test_a_byte_order_mark_is_skipped(file: Path) -> None:
     assert [entry.value for entry in read(file, b"\xef\xbb\xbf[1, 2]")] == [1, 2]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc-"), texts), max_size=20))
-def test_an_index_brings_together_what_a_dict_of_lists_does(file: Path, rows: list[tuple[str, str]]) -> None:
+def test_an_index_groups_entries_as_a_dict_of_lists_does(file: Path, rows: list[tuple[str, str]]) -> None:
     file.write_text(json.dumps({"rows": [{"group": group, "text": text} for group, text in rows]}), "utf-8")
     expected: dict[str, list[str]] = {}
     for group, text in rows:

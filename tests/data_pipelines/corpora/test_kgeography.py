@@ -67,7 +67,7 @@ def test_questions_are_answered_by_the_map(folder: Path) -> None:
     assert asked == {"这是哪里的地图？": "夏尔", "地图上最大的区是哪一个？": "北区"}
 
 
-def test_what_cannot_be_used_is_counted(folder: Path) -> None:
+def test_unusable_divisions_and_maps_are_failed_rows(folder: Path) -> None:
     text = (folder / "kgeography/bree.kgm").read_text()
     twice = maps.division("Twin", maps.DIVISIONS["North"][0]) + maps.division("Odd", (0, 0, 0)).replace(">0<", ">-0<")
     (folder / "kgeography/bree.kgm").write_text(text.replace("</map>", twice + "</map>"))
@@ -83,7 +83,7 @@ def test_what_cannot_be_used_is_counted(folder: Path) -> None:
     assert "North" not in {region.phrase for region in pairs_of(folder)["bree/en"].regions}
 
 
-def test_a_damaged_catalogue_is_one_sentence(folder: Path) -> None:
+def test_a_damaged_catalogue_is_refused_in_one_sentence(folder: Path) -> None:
     (folder / maps.MO).write_bytes(b"\xde\x12\x04\x95 cut")
     with pytest.raises(UserError, match="unpack the package again"):
         list(MAPS.read(folder))

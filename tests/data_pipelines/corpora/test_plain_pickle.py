@@ -33,7 +33,7 @@ plain = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_plain_data_of_every_protocol_is_what_pickle_reads(value: Any, protocol: int) -> None:
+def test_plain_data_of_every_protocol_is_read_as_by_pickle(value: Any, protocol: int) -> None:
     payload = pickle.dumps([value, value, "the same"], protocol)
     assert plain_pickle(payload, "refs.p") == pickle.loads(payload)
 
@@ -145,7 +145,7 @@ def test_single_operations_are_refused(payload: bytes, tmp_path: Path) -> None:
         b"I" + b"9" * 10_000 + b"\n.",
     ],
 )
-def test_malformed_pickles_are_one_sentence(payload: bytes) -> None:
+def test_malformed_pickles_are_refused_in_one_sentence(payload: bytes) -> None:
     with pytest.raises(UserError, match="is not a readable pickle"):
         plain_pickle(payload, "refs.p")
 

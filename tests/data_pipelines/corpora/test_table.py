@@ -68,7 +68,7 @@ def identity(row: Row) -> object:
 
 
 @each_corpus
-def test_a_folder_of_something_else_is_one_sentence(name: str, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("nothing")
     corpus = CORPORA[name]
     for folder in (tmp_path, tmp_path / "missing", tmp_path / "notes"):
@@ -77,7 +77,7 @@ def test_a_folder_of_something_else_is_one_sentence(name: str, tmp_path: Path) -
         assert "\n" not in str(error.value)
 
 
-def test_an_unknown_split_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unknown_split_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cc3m has no split 'trian'; did you mean 'train'\?; it has train, val"):
         list(CORPORA["cc3m"].read(tmp_path, "trian"))
 

@@ -184,7 +184,7 @@ def test_bytes_of_a_text_column_that_are_not_utf8_cost_only_their_row(tmp_path: 
     assert rows[1] == FailedRow("not UTF-8", "text")
 
 
-def test_a_table_without_text_is_one_sentence(tmp_path: Path) -> None:
+def test_a_table_without_text_is_refused_in_one_sentence(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [{"content": "a", "id": 1}])
     with pytest.raises(UserError, match=r"no column text; its columns are content \(string\), id \(int64\)"):
         read("text", tmp_path)

@@ -44,7 +44,7 @@ def finished(small: Small, run: Any, job: Any, tmp_path_factory: pytest.TempPath
     return output
 
 
-def test_the_manifest_counts_what_was_written(finished: Path, small: Small) -> None:
+def test_the_manifest_counts_the_written_records(finished: Path, small: Small) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
     records = list(RecordReader(finished, verify=True))
     extra = manifest["extra"]

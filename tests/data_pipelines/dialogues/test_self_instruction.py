@@ -149,7 +149,7 @@ def test_requests_keep_the_pace(small: Small, run: Any, job: Any, log: Any, tmp_
     assert times[-1] - times[0] >= 0.9 * (len(times) - 1) * 60 / 1200
 
 
-def test_pace_spreads_amounts_and_takes_back_what_was_not_used() -> None:
+def test_pace_spreads_amounts_and_takes_back_unused_ones() -> None:
     now = 0.0
     pace = Pace(600, clock=lambda: now)
     assert [pace.delay(100), pace.delay(50), pace.delay(1)] == [0, 10, 15]

@@ -16,12 +16,12 @@ def page(*texts: str, width: int = 300, height: int = 400) -> RawPair:
     return RawPair("a", "pdf_pages", "x", pictures=(Picture(b"x", width=width, height=height),), lines=lines)
 
 
-def test_a_side_is_at_least_so_long() -> None:
+def test_a_page_with_a_short_side_is_dropped() -> None:
     assert pages.page_size(page("a", width=224, height=224), least=224) == page("a", width=224, height=224)
     assert pages.page_size(page("a", height=223), least=224) == Dropped("too small a picture")
 
 
-def test_spaces_are_no_characters() -> None:
+def test_spaces_do_not_count_as_characters() -> None:
     for texts, verdict in (
         (("abc d", "e"), None),
         (("a b c d",), "too few characters"),
