@@ -78,6 +78,8 @@ def finish(job: DialogueJob, skipped: dict[str, int]) -> dict[str, Any]:
     if not sum(shard.records for shard in shards):
         worst = reasons.most_common(1)[0][0]
         raise UserError(f"no dialogue could be made, most often because of {worst!r}; correct that and run it again")
+    for name in set(storage.names(job.building)) - {shard.file for shard in shards}:
+        storage.remove(job.building / name)  # what killed runs were writing
     artifacts.write_text(job.building / FAILED, "".join(lines))
     extra = {
         "digest": job.digest(),

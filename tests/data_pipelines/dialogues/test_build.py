@@ -251,6 +251,16 @@ def test_killed_at_any_moment_and_with_other_workers_it_gives_the_same_bytes(
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def test_temporary_files_of_killed_runs_are_not_published(
+    small: Small, run: Any, job: Any, finished: Path, tmp_path: Path
+) -> None:
+    made = job(small, tmp_path / "set")
+    left = made.building / ".dialogues-train.array_record-00000-of-00003.1.0a1b2c3d.tmp"
+    storage.write_bytes(left, b"half")
+    run(made)
+    assert contents(tmp_path / "set") == contents(finished)
+
+
 def test_another_run_on_the_same_output_is_refused(small: Small, job: Any, tmp_path: Path) -> None:
     made = job(small, tmp_path / "set")
     with build_module.locked(made.work, "first"), pytest.raises(UserError, match="another run works"):
