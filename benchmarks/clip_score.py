@@ -1,14 +1,15 @@
 """Pairs per second of CLIP scoring, pictures decoded from JPEG.
 
     python benchmarks/clip_score.py --vocabulary=bpe_simple_vocab_16e6.txt.gz --peer_python=OTHER/bin/python
-    python benchmarks/clip_score.py --vocabulary=bpe_simple_vocab_16e6.txt.gz --model=ViT-L-14 --pairs=20000
+    python benchmarks/clip_score.py --vocabulary=bpe_simple_vocab_16e6.txt.gz --model=ViT-L-14 --torch_tower
 
 With `--peer_python`, the interpreter of an environment with py-data-juicer 1.6.1, transformers 4.57.6 and aiohttp, our
 rounds alternate with rounds of data-juicer's operator `image_text_similarity_filter`. It has the same towers (ViT-B-32)
 with the same random weights, and the same files. Medians are printed, and the largest difference of the scores.
 
 Without it, the model of that name is measured alone with random weights on whatever devices JAX has: with decoding, and
-its vision tower alone.
+its vision tower alone; with `--torch_tower` in turn with the tower of transformers in PyTorch, compiled, in the same
+dtype and batches, which needs a build of torch for the same devices.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ import numpy as np
 from PIL import Image
 
 from qwenvl_jax.models import clip
-from qwenvl_jax.models.clip import CLIP_MODELS
+from qwenvl_jax.models.clip import CLIP_MODELS, ClipConfig
 from qwenvl_jax.scoring.clip import ClipScorer, NotScored
 from qwenvl_jax.scoring.clip_tokenizer import ClipTokenizer
 
 WORDS = ("a", "the", "red", "small", "old", "wooden", "boat", "house", "kite", "dog", "snow", "river", "bridge", "near")
 PEERS_MODEL = "ViT-B-32-quickgelu"
+BATCHES = 4  # per measurement of a tower
 
 
 def write_pairs(folder: Path, count: int, side: int) -> list[tuple[Path, str]]:
@@ -122,20 +125,69 @@ def alone(folder: Path, arguments: argparse.Namespace) -> None:
         rates.append(len(pairs) / taken)
         print(f"round {number + 1}: {rates[-1]:.1f} pairs/s with decoding")
     print(f"median {statistics.median(rates):.1f} pairs/s with decoding")
-    print(f"vision tower alone: {tower_rate(scorer):.1f} images/s of {config.image_size} px")
-
-
-def tower_rate(scorer: ClipScorer) -> float:
-    """Images per second of the vision tower on pixels that are on the devices already."""
     size = scorer.config.image_size
-    pixels = scorer.put(np.zeros((scorer.batch_size, size, size, 3), np.uint8))
-    rates = []
-    for _ in range(6):
-        started = time.perf_counter()
-        batches = [scorer.encode_images(pixels) for _ in range(4)]
-        jax.block_until_ready(batches)
-        rates.append(4 * scorer.batch_size / (time.perf_counter() - started))
-    return statistics.median(rates)
+    pixels = np.random.default_rng(0).integers(0, 256, (scorer.batch_size, size, size, 3), np.uint8)
+    towers = {"ours": our_tower(scorer, pixels)}
+    if arguments.torch_tower:
+        towers["PyTorch"] = torch_tower(config, pixels)
+    for name, rate in tower_rates(towers, scorer.batch_size).items():
+        print(f"vision tower alone, {name}: {rate:.1f} images/s of {size} px")
+
+
+def our_tower(scorer: ClipScorer, pixels: np.ndarray) -> Callable[[], None]:
+    """Encodes pixels that are on the devices already, four times."""
+    on_devices = scorer.put(pixels)
+    return lambda: jax.block_until_ready([scorer.encode_images(on_devices) for _ in range(BATCHES)]) and None
+
+
+def torch_tower(config: ClipConfig, pixels: np.ndarray) -> Callable[[], None]:
+    """The same with `CLIPVisionModelWithProjection` and `torch.compile`: bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from qwenvl_jax.conversion.torch_model.visual import normalise
+
+    vision = config.vision
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    model = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=vision.width,
+            intermediate_size=vision.mlp_dim,
+            projection_dim=config.embed_dim,
+            num_hidden_layers=vision.layers,
+            num_attention_heads=vision.heads,
+            image_size=config.image_size,
+            patch_size=vision.patch_size,
+            hidden_act="quick_gelu" if config.quick_gelu else "gelu",
+            attn_implementation="sdpa",
+        )
+    )
+    model = model.eval().to(device=device, dtype=dtype)
+    images = torch.from_numpy(pixels).to(device)
+
+    @torch.compile
+    def encode(images_IHWC: torch.Tensor) -> torch.Tensor:
+        return model(normalise(images_IHWC).to(dtype)).image_embeds
+
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in range(BATCHES):
+                encode(images)
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+    return run
+
+
+def tower_rates(towers: dict[str, Callable[[], None]], batch_size: int) -> dict[str, float]:
+    """Median images per second of each, in turn, after two rounds that warm up."""
+    rates: dict[str, list[float]] = {name: [] for name in towers}
+    for _ in range(8):
+        for name, run in towers.items():
+            started = time.perf_counter()
+            run()
+            rates[name].append(BATCHES * batch_size / (time.perf_counter() - started))
+    return {name: statistics.median(each[2:]) for name, each in rates.items()}
 
 
 def main() -> None:
@@ -146,6 +198,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--side", type=int, default=512, help="longer side of the pictures, in pixels")
     parser.add_argument("--batch_size", type=int, default=0)
+    parser.add_argument("--torch_tower", action="store_true", help="without --peer_python: PyTorch's tower in turn")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

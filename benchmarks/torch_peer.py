@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import os
 import sys
@@ -42,6 +43,8 @@ _ATTENTION = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
+# CLIP's layer of transformers 4 also takes a causal mask, and returns a tuple.
+_VERSION_4 = "causal_attention_mask" in inspect.signature(CLIPEncoderLayer.forward).parameters
 # Per remat policy the operations whose results are kept for the backward pass.
 SAVED = {
     "full": [],
@@ -178,7 +181,7 @@ class Peer(nn.Module):
     def forward(self, inputs: Inputs) -> torch.Tensor:
         x_IPW = self.patches(inputs.pixels)
         for block in self.vit_blocks:
-            x_IPW = block(x_IPW, None, None)[0]
+            x_IPW = block(x_IPW, None, None)[0] if _VERSION_4 else block(x_IPW, None)
         features_IQD = self.vit_head(self.resampler(x_IPW))
         x_BLD = self.embedding(inputs.ids)
         x_BLD = x_BLD.index_put(inputs.slots, features_IQD.flatten(0, 1))

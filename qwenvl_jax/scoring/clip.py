@@ -31,13 +31,13 @@ from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import ComputeConfig
 from qwenvl_jax.conversion.from_openclip import load_clip
+from qwenvl_jax.data.images.decode import decode_center
 from qwenvl_jax.models import clip
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.models.clip import CLIP_MODELS, ClipConfig
 from qwenvl_jax.models.qwen_vl import INITIALISATION
 from qwenvl_jax.params import Params, path_of
 from qwenvl_jax.runtime.errors import UserError, nearest, one_line
-from qwenvl_jax.scoring.clip_pictures import center_pixels
 from qwenvl_jax.scoring.clip_tokenizer import ClipTokenizer
 from qwenvl_jax.sharding.mesh import AXES, BATCH_AXES
 
@@ -171,7 +171,7 @@ class ClipScorer:
         """Decodes the picture and tokenises the texts of a pair."""
         payload, texts = pair
         try:
-            pixels = center_pixels(payload, self.config.image_size)
+            pixels = decode_center(payload, self.config.image_size)
         except (UserError, MemoryError) as error:
             return NotScored(one_line(error)), []
         return pixels, [self._tokenizer.encode(text) for text in texts]
@@ -202,7 +202,8 @@ class ClipScorer:
     def _run(self, encode: Encode, rows: Sequence[np.ndarray] | np.ndarray, batch: int) -> _Embeddings:
         """Starts the computation of at most `batch` rows, padded with zeros to as many."""
         padded = np.zeros((batch, *rows[0].shape), rows[0].dtype)
-        padded[: len(rows)] = rows
+        for number, row in enumerate(rows):  # `padded[: len(rows)] = rows` would copy them all twice
+            padded[number] = row
         with self._one_caller:
             while len(self._in_flight) >= BATCHES_IN_FLIGHT:
                 self._in_flight.popleft().block_until_ready()

@@ -78,6 +78,20 @@ def test_the_fast_resize_is_pillows_bitwise(width: int, height: int, size: int, 
     np.testing.assert_array_equal(out, resize_square(Image.fromarray(pixels), size))
 
 
+@given(st.integers(1, 100), st.integers(1, 16), st.integers(1, 150), st.booleans(), st.integers(0, 9))
+@settings(deadline=None, max_examples=60)
+def test_the_fast_window_in_the_middle_is_pillows_bitwise(
+    shorter: int, ratio: int, size: int, turned: bool, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    longer = int(draw.integers(shorter, shorter * ratio + 1))
+    shape = (longer, shorter, 3) if turned else (shorter, longer, 3)
+    pixels = draw.choice(np.array([0, 3, 128, 255], np.uint8), shape)
+    out = np.zeros((size, size, 3), np.uint8)
+    fast.resize_window(pixels, *exact.center_window(shape[1], shape[0], size), out)
+    np.testing.assert_array_equal(out, exact.resize_center(Image.fromarray(pixels), size))
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "progressive", "4:2:0", "4:4:4", "cut", "not a JPEG", "PNG"])
 def test_images_come_out_alike_with_and_without_the_fast_packages(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where only Pillow can say what an image is, or that it is none."""

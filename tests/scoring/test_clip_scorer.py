@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.conversion.from_openclip import load_clip
+from qwenvl_jax.data.images.decode import decode_center
 from qwenvl_jax.models import clip
 from qwenvl_jax.models.clip import ClipConfig
 from qwenvl_jax.models.qwen_vl import INITIALISATION
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.scoring.clip import ClipScorer, NotScored
-from qwenvl_jax.scoring.clip_pictures import center_pixels
 from qwenvl_jax.scoring.clip_tokenizer import ClipTokenizer
 from tests.scoring.clip_files import VOCABULARY, picture, tiny_config, write_tiny
 
@@ -51,7 +51,7 @@ def one_by_one(params: Any, config: ClipConfig, payload: bytes, texts: tuple[str
     for row, text in zip(tokens_TL, texts, strict=False):
         ids = TOKENIZER.encode(text)
         row[: len(ids)] = ids
-    pixels = jnp.asarray(center_pixels(payload, config.image_size))[None]
+    pixels = jnp.asarray(decode_center(payload, config.image_size))[None]
     image_E = encode_images(params, config, INITIALISATION, pixels)[0]
     texts_TE = encode_texts(params, config, INITIALISATION, tokens_TL)
     return np.asarray(texts_TE @ image_E)[: len(texts)].tolist()

@@ -1,4 +1,4 @@
-"""Encoded images to square pixels, by the fast code if it gives the same bits on this machine, else by Pillow.
+"""Encoded images to square pixels, stretched or cut out, by Pillow or the fast code.
 
 H, W: pixels.
 """
@@ -10,6 +10,7 @@ import importlib.util
 from types import ModuleType
 
 import numpy as np
+from PIL import Image
 
 from qwenvl_jax.data.images import exact
 from qwenvl_jax.data.images.exact import Size
@@ -40,6 +41,34 @@ def decode_into(payload: bytes, pixels_HWC: np.ndarray, draft: bool = False, sta
     else:
         exact.check_stated(decoded.shape[1], decoded.shape[0], stated)
     fast.resize_square(decoded, pixels_HWC)
+
+
+def decode_center(payload: bytes, size: int) -> np.ndarray:
+    """Decodes an image, scales its shorter side to `size` by bicubic filtering, and cuts out the middle.
+
+    An image that is more than `exact.LONGEST` times as long as wide is cut before it is scaled.
+
+    Args:
+      payload: an encoded image.
+      size: H, in pixels.
+
+    Returns:
+      uint8 [H, H, 3].
+
+    Raises:
+      UserError: as `exact.decode_image`.
+    """
+    fast = _fast()
+    decoded = fast.decode_jpeg(payload) if fast else None
+    if decoded is None:
+        decoded = np.asarray(exact.decode_image(payload))
+    height, width, _ = decoded.shape
+    if fast is None or max(height, width) > exact.LONGEST * min(height, width):
+        return exact.resize_center(Image.fromarray(decoded), size)
+    pixels_HWC = np.empty((size, size, 3), np.uint8)
+    scaled, corner = exact.center_window(width, height, size)
+    fast.resize_window(decoded, scaled, corner, pixels_HWC)
+    return pixels_HWC
 
 
 @functools.cache

@@ -25,6 +25,9 @@ MAX_RUNS = 1 << 24  # bytes of a run-length encoded BMP, whose runs Pillow decod
 
 MAX_BYTES = 1 << 28  # longest encoded image that is read; the rest is cut off, and the image then counts as corrupt
 
+# An image that is more times as long as wide is cut before it is scaled: one of 1 x 30,000 pixels would need gigabytes.
+LONGEST = 16
+
 Size = tuple[float, float]  # width and height in pixels, as a record states them
 
 
@@ -109,3 +112,24 @@ def resize_square(image: Image.Image, size: int) -> np.ndarray:
 def resizes_height_first(width: int, height: int, size: int) -> bool:
     """Whether Pillow 12 resizes the height of such an image before its width: it does for extremely tall ones."""
     return height > 100 * width and size < height
+
+
+def resize_center(image: Image.Image, size: int) -> np.ndarray:
+    """RGB pixels [size, size, 3] uint8: the shorter side is scaled to `size`, and the middle cut out.
+
+    This is OpenCLIP's transform for evaluation, to the bit for RGB and grey images up to LONGEST times as long as wide.
+    """
+    (width, height), (left, top) = center_window(*image.size, size)
+    if max(image.size) > LONGEST * min(image.size):
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    for shape in ((width, image.height), (width, height)):  # the order of Pillow 12, see `resize_square`
+        image = image.resize(shape, Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def center_window(width: int, height: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height after the shorter side is scaled to `size`; left and top of the square in the middle."""
+    scaled = int(size * width / min(width, height)), int(size * height / min(width, height))
+    return scaled, (round((scaled[0] - size) / 2), round((scaled[1] - size) / 2))

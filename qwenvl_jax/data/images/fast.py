@@ -49,18 +49,37 @@ def resize_square(pixels_HWC: np.ndarray, out_HWC: np.ndarray) -> None:
     if exact.resizes_height_first(width, height, size):
         short = np.empty((size, width, 3), np.uint8)
         _weighted_rows(pixels_HWC.reshape(height, -1), *_weights(height, size), short.reshape(size, -1))
-        pixels_HWC, height = short, size
-    if width != size:
-        columns = np.empty((width, height, 3), np.uint8)
-        _transpose(pixels_HWC, columns)
-        narrow = np.empty((size, height, 3), np.uint8)
-        _weighted_rows(columns.reshape(width, -1), *_weights(width, size), narrow.reshape(size, -1))
-        pixels_HWC = np.empty((height, size, 3), np.uint8)
+        pixels_HWC = short
+    resize_window(pixels_HWC, (size, size), (0, 0), out_HWC)
+
+
+def resize_window(pixels_HWC: np.ndarray, size: tuple[int, int], corner: tuple[int, int], out_HWC: np.ndarray) -> None:
+    """Resizes as Pillow, first the width, and computes only a window of the result.
+
+    Args:
+      pixels_HWC: uint8 [H, W, 3], contiguous.
+      size: width and height of the whole result.
+      corner: left and top of the window.
+      out_HWC: uint8, contiguous; its shape is that of the window.
+    """
+    height, width, _ = pixels_HWC.shape
+    rows, columns, _ = out_HWC.shape
+    left, top = corner
+    if width != size[0]:
+        turned = np.empty((width, height, 3), np.uint8)
+        _transpose(pixels_HWC, turned)
+        narrow = np.empty((columns, height, 3), np.uint8)
+        weights = _weights(width, size[0], slice(left, left + columns))
+        _weighted_rows(turned.reshape(width, -1), *weights, narrow.reshape(columns, -1))
+        pixels_HWC = np.empty((height, columns, 3), np.uint8)
         _transpose(narrow, pixels_HWC)
-    if height != size:
-        _weighted_rows(pixels_HWC.reshape(height, -1), *_weights(height, size), out_HWC.reshape(size, -1))
+    elif width != columns:
+        pixels_HWC = np.ascontiguousarray(pixels_HWC[:, left : left + columns])
+    if height != size[1]:
+        weights = _weights(height, size[1], slice(top, top + rows))
+        _weighted_rows(pixels_HWC.reshape(height, -1), *weights, out_HWC.reshape(rows, -1))
     else:
-        out_HWC[...] = pixels_HWC
+        out_HWC[...] = pixels_HWC[top : top + rows]
 
 
 @functools.cache
@@ -81,9 +100,13 @@ def agrees() -> bool:
     return True
 
 
-def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`_make_weights`, remembered: a table for 640 pixels takes 20 kB, one for 65,535 takes a megabyte."""
-    return _small_weights(old, new) if old <= _SMALL else _large_weights(old, new)
+def _weights(old: int, new: int, window: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_make_weights` of the new pixels in a window.
+
+    They are remembered: a table for 640 pixels takes 20 kB, one for 65,535 takes a megabyte.
+    """
+    firsts, counts, weights = _small_weights(old, new) if old <= _SMALL else _large_weights(old, new)
+    return firsts[window], counts[window], weights[window]
 
 
 def _make_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
