@@ -1,6 +1,9 @@
 """Cleaning of web pairs: pairs per second and core, 1 against 2 workers, and memory from 10^4 to 10^6 rows.
 
-Usage: python -m benchmarks.cleaning [--speed_rows=20000] [--memory_rows=10000,100000,1000000]      (an hour)
+Usage: python -m benchmarks.cleaning [--speed_rows=20000] [--memory_rows=10000,100000,1000000] [--peer_python=..]
+
+Half an hour. With `--peer_python`, the interpreter of an environment with py-data-juicer 1.6.1, `cleaning_peer.py`
+cleans the same rows with the operators of data-juicer in one process.
 
 Speed is measured on Parquet shards of img2dataset with pictures of 240 x 180 px and the rules of A.1 but the
 CLIP score, which the corpus states; the seconds are those of the whole command, start and end included, and of a second
@@ -118,18 +121,33 @@ def measured(folder: pathlib.Path, output: pathlib.Path, workers: int, rules: st
     }
 
 
-def speed(folder: pathlib.Path, rows: int) -> dict[str, Any]:
-    """Pairs per second at 1 and 2 workers, from the difference of a small and a large build."""
+def peer(python: str, folder: pathlib.Path) -> dict[str, Any]:
+    """Seconds and kept rows of data-juicer."""
+    script = pathlib.Path(__file__).with_name("cleaning_peer.py")
+    process = subprocess.run([python, str(script), str(folder)], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def speed(folder: pathlib.Path, rows: int, peer_python: str) -> dict[str, Any]:
+    """Pairs per second at 1 and 2 workers, and of the peer, from the difference of a small and a large build."""
     counts = {"small": rows, "large": 3 * rows}
     for name, count in counts.items():
         write(folder / name, count, 240)
     results: dict[str, Any] = {}
     for workers in (1, 2):
         both = {name: measured(folder / name, folder / "output", workers, "all") for name in counts}
-        rate = 2 * rows / (both["large"]["seconds"] - both["small"]["seconds"])
-        results[f"{workers} workers"] = {**both, "pairs_per_second": round(rate, 1)}
+        results[f"{workers} workers"] = {**both, "pairs_per_second": _rate(both, 2 * rows)}
     one, two = (results[f"{workers} workers"]["pairs_per_second"] for workers in (1, 2))
-    return {**results, "pairs_per_second_and_core": one, "two_workers_over_one": round(two / one, 2)}
+    results |= {"two_workers_over_one": round(two / one, 2)}
+    if peer_python:
+        both = {name: peer(peer_python, folder / name) for name in counts}
+        results["data-juicer"] = {**both, "pairs_per_second": _rate(both, 2 * rows)}
+        results["ours_over_data_juicer"] = round(one / results["data-juicer"]["pairs_per_second"], 2)
+    return results
+
+
+def _rate(both: dict[str, dict[str, Any]], rows: int) -> float:
+    return round(rows / (both["large"]["seconds"] - both["small"]["seconds"]), 1)
 
 
 def memory(folder: pathlib.Path, rows: list[int]) -> dict[str, Any]:
@@ -146,11 +164,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed_rows", type=int, default=20_000, help="0: no speed is measured")
     parser.add_argument("--memory_rows", default="10000,100000,1000000", help="empty: no memory is measured")
+    parser.add_argument("--peer_python", default="", help="an interpreter with data-juicer")
+    parser.add_argument("--peer_python", default="", help="an interpreter with data-juicer")
     arguments = parser.parse_args()
     results: dict[str, Any] = {"cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as made:
         if arguments.speed_rows:
-            results["speed"] = speed(pathlib.Path(made), arguments.speed_rows)
+            results["speed"] = speed(pathlib.Path(made), arguments.speed_rows, arguments.peer_python)
         if arguments.memory_rows:
             results["memory"] = memory(pathlib.Path(made), [int(text) for text in arguments.memory_rows.split(",")])
     print(json.dumps(results, indent=2))

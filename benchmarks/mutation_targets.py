@@ -161,7 +161,7 @@ class Targets:
             counted += drawn.unreadable
             for example in drawn.examples:
                 pixels = np.zeros((len(example.images), SIDE, SIDE, 3), np.uint8)
-                counted += bool(decode_all(example.images, example.stated_sizes, pixels, False))
+                counted += bool(decode_all(example.images, example.stated_sizes, pixels))
         return "counted" if counted else "read"
 
     def _fresh(self, rng: Rng) -> tuple[Path, str]:
@@ -304,7 +304,7 @@ class Targets:
     def picture(self, form: str, rng: Rng) -> str:
         payload = mutations.damaged_bytes(encoded(form, rng.randrange(8)), rng)
         pixels = np.zeros((1, SIDE, SIDE, 3), np.uint8)
-        wrong = [decode_all([payload], [None], pixels, draft) for draft in (False, True)]
+        wrong = [decode_all([payload], [None], pixels, decoder) for decoder in ("stretch", "draft")]
         return "counted" if any(wrong) else "read"
 
     # Files of releases, runs and vocabularies.

@@ -137,7 +137,7 @@ def _sample(example: Example, audit: Audit, config: Config) -> str:
     spans = spans_of(example.tokens, audit.tokenizer, config.model.resampler.queries)
     regions = list(enumerate(regions_of(spans), start=1))
     pixels_IHWC = pixels_of(example, config.data)
-    decode_all(example.images, example.stated_sizes, pixels_IHWC, config.data.jpeg_draft)
+    decode_all(example.images, example.stated_sizes, pixels_IHWC, config.data.image_decoder)
     pictures = "".join(
         _picture(pixels_HWC, index, [(number, region) for number, region in regions if index in region.images])
         for index, pixels_HWC in enumerate(pixels_IHWC)

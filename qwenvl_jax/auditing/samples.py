@@ -191,7 +191,7 @@ def findings_of(drawn: DrawnRecord, data: DataConfig) -> list[Finding]:
     image_error = ""
     if drawn.examples:
         first = drawn.examples[0]  # all show the same images
-        image_error = decode_all(first.images, first.stated_sizes, pixels_of(first, data), data.jpeg_draft)
+        image_error = decode_all(first.images, first.stated_sizes, pixels_of(first, data), data.image_decoder)
     for example in drawn.examples:
         if image_error:
             findings.append(finding("corrupt", f"record {example.record_id!r}: {image_error}", example))

@@ -196,6 +196,11 @@ class DataConfig:
     transformations: tuple[str, ...] = ()
 
     @property
+    def image_decoder(self) -> str:
+        """The key of `data.images.decode.DECODERS`."""
+        return "draft" if self.jpeg_draft else "stretch"
+
+    @property
     def rows_per_microbatch(self) -> int:
         """Rows of one microbatch."""
         return self.rows_per_step // self.accumulation

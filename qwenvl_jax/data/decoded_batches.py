@@ -87,7 +87,7 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
         self._queries = queries
         self._prefetch = prefetch
         workers = min(data.decode_workers, os.cpu_count() or 1)
-        self._decoders = DecodePool(workers, data.image_size, data.jpeg_draft)
+        self._decoders = DecodePool(workers, data.image_size, data.image_decoder)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
         self._pending: collections.deque[_Pending] = collections.deque()

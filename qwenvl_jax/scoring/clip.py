@@ -3,9 +3,9 @@
     scorer = ClipScorer.load("ViT-B-32", "open_clip_pytorch_model.bin", "bpe_simple_vocab_16e6.txt.gz")
     for similarities in scorer.score([(picture, ["a cat", "a dog"]), ..]):    # [0.27, 0.19]
 
-Pictures are decoded on threads while the devices work. Every shape is static: pictures come in batches of one size,
-texts in batches of one size for each of a few lengths, so each tower is compiled once per shape. The same pairs in the
-same order give the same bits.
+Pictures are decoded in processes, or on threads, while the devices work. Every shape is static: pictures come in batches
+of one size, texts in batches of one size for each of a few lengths, so each tower is compiled once per shape. The same
+pairs in the same order give the same bits.
 
 Shape suffixes: I images, H/W pixels (square), T texts, L tokens, E width of the embeddings.
 """
@@ -18,9 +18,9 @@ import dataclasses
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import ComputeConfig
 from qwenvl_jax.conversion.from_openclip import load_clip
-from qwenvl_jax.data.images.decode import decode_center
+from qwenvl_jax.data.images.pool import DecodePool, PixelBuffer
 from qwenvl_jax.models import clip
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.models.clip import CLIP_MODELS, ClipConfig
@@ -45,10 +45,9 @@ TEXT_LENGTHS = (16, 32, 77)  # tokens; a text is padded to the next one, at most
 WINDOW_BATCHES = 8  # of pictures, whose texts are sorted by length together
 TEXT_BATCH_SHARE = 2  # a batch of texts has this part of the rows of a batch of pictures: its last one is not full
 BATCHES_IN_FLIGHT = 2  # that are computed while the next one is prepared
-DECODE_THREADS = min(32, os.cpu_count() or 1)
+BATCHES_AHEAD = 2  # of pictures that are being decoded while another one is computed
+GROUP = 8  # pictures that a decoder gets at once
 
-T = TypeVar("T")
-R = TypeVar("R")
 Pair = tuple[bytes, Sequence[str]]
 Encode = Callable[[Params, jax.Array], jax.Array]
 
@@ -60,7 +59,20 @@ class NotScored:
     reason: str
 
 
-_Prepared = tuple[np.ndarray | NotScored, list[list[int]]]
+@dataclasses.dataclass(frozen=True)
+class _Decoding:
+    """A batch of pairs whose pictures are being decoded.
+
+    Attributes:
+      pairs: at most as many as pixels_IHWC has rows.
+      pixels_IHWC: uint8; zeros where there is no pair, or a picture cannot be decoded.
+      errors: of each `GROUP` of pictures, "" if there is none.
+    """
+
+    pairs: Sequence[Pair]
+    pixels_IHWC: np.ndarray
+    buffer: PixelBuffer | None
+    errors: Sequence[Future[str]]
 
 
 class ClipScorer:
@@ -72,7 +84,13 @@ class ClipScorer:
     """
 
     def __init__(
-        self, params: Params, config: ClipConfig, tokenizer: ClipTokenizer, batch_size: int = 0, compute_dtype: str = ""
+        self,
+        params: Params,
+        config: ClipConfig,
+        tokenizer: ClipTokenizer,
+        batch_size: int = 0,
+        compute_dtype: str = "",
+        decode_workers: int | None = None,
     ):
         """Puts the parameters on the devices.
 
@@ -82,6 +100,8 @@ class ClipScorer:
           tokenizer: its vocabulary must be that of `config`.
           batch_size: 0 for 256 per accelerator, or 32 on a CPU.
           compute_dtype: "" for bfloat16 on accelerators and float32 on a CPU.
+          decode_workers: processes that decode pictures, 0 for threads. By default one per core, at most 64, if there
+            are accelerators; on a CPU the tower needs the cores.
 
         Raises:
           UserError: if the vocabulary does not fit the model.
@@ -109,6 +129,9 @@ class ClipScorer:
         self._params = jax.device_put(_as_used(params, dtype), NamedSharding(self._mesh, P()))
         self._encode_images = _compiled(clip.encode_images, config, compute)
         self._encode_texts = _compiled(clip.encode_texts, config, compute)
+        workers = min(64, os.cpu_count() or 1) if decode_workers is None and not on_cpu else decode_workers or 0
+        self._decoders = DecodePool(workers, config.image_size, "center")
+        weakref.finalize(self, self._decoders.close)
         self._in_flight: collections.deque[jax.Array] = collections.deque()
         self._one_caller = threading.Lock()  # `score` may run on several threads
 
@@ -139,19 +162,18 @@ class ClipScorer:
         """The similarities of each picture to its texts, in order.
 
         Args:
-          pairs: encoded pictures, each with any number of texts. They are read ahead by up to two windows of
-            `WINDOW_BATCHES` batches.
+          pairs: encoded pictures, each with any number of texts. They are read ahead by up to a window of
+            `WINDOW_BATCHES` batches, and `BATCHES_AHEAD`.
 
         Yields:
           Per picture, one cosine per text; or the reason if the picture cannot be decoded.
         """
         before: _Window | None = None
-        with ThreadPoolExecutor(DECODE_THREADS, "decode") as threads:
-            prepared = _ahead(threads, self._prepare, pairs, 2 * self.batch_size)
-            while window := self._start_window(prepared):
-                if before:
-                    yield from before.similarities()
-                before = window
+        decoded = self._decoded_ahead(pairs)
+        while window := self._start_window(decoded):
+            if before:
+                yield from before.similarities()
+            before = window
         if before:
             yield from before.similarities()
 
@@ -167,49 +189,73 @@ class ClipScorer:
         with jax.set_mesh(self._mesh):
             return encode(self._params, rows)
 
-    def _prepare(self, pair: Pair) -> _Prepared:
-        """Decodes the picture and tokenises the texts of a pair."""
-        payload, texts = pair
-        try:
-            pixels = decode_center(payload, self.config.image_size)
-        except (UserError, MemoryError) as error:
-            return NotScored(one_line(error)), []
-        return pixels, [self._tokenizer.encode(text) for text in texts]
+    def _decoded_ahead(self, pairs: Iterable[Pair]) -> Iterator[_Decoding]:
+        """Batches of pairs whose pictures are being decoded, `BATCHES_AHEAD` before they are asked for."""
+        waiting: collections.deque[_Decoding] = collections.deque()
+        source = iter(pairs)
+        while batch := list(itertools.islice(source, self.batch_size)):
+            waiting.append(self._decode(batch))
+            if len(waiting) > BATCHES_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
-    def _start_window(self, prepared: Iterator[_Prepared]) -> _Window | None:
+    def _decode(self, pairs: Sequence[Pair]) -> _Decoding:
+        size = self.config.image_size
+        shape = (self.batch_size, size, size, 3)
+        buffer = self._decoders.buffer(shape)
+        pixels_IHWC = np.zeros(shape, np.uint8) if buffer is None else buffer.array
+        errors = [
+            self._submit([picture for picture, _ in pairs[first : first + GROUP]], pixels_IHWC, buffer, first)
+            for first in range(0, len(pairs), GROUP)
+        ]
+        return _Decoding(pairs, pixels_IHWC, buffer, errors)
+
+    def _submit(
+        self, pictures: Sequence[bytes], pixels_IHWC: np.ndarray, buffer: PixelBuffer | None, first: int
+    ) -> Future[str]:
+        return self._decoders.submit(pictures, [None] * len(pictures), pixels_IHWC, buffer, first)
+
+    def _wrong(self, batch: _Decoding) -> dict[int, NotScored]:
+        """Waits until a batch is decoded; by index the pictures that cannot be."""
+        wrong = {}
+        for group, error in enumerate(batch.errors):
+            if not error.result():
+                continue
+            for index in range(group * GROUP, min((group + 1) * GROUP, len(batch.pairs))):  # which one it was
+                alone = self._submit([batch.pairs[index][0]], batch.pixels_IHWC, batch.buffer, index).result()
+                if alone:
+                    wrong[index] = NotScored(one_line(alone))
+                    batch.pixels_IHWC[index] = 0
+        return wrong
+
+    def _start_window(self, decoded: Iterator[_Decoding]) -> _Window | None:
         """Sends the next `WINDOW_BATCHES` batches of pictures, and their texts, to the devices; None at the end."""
         window = _Window(self.config.embed_dim)
-        images: list[np.ndarray] = []
-        for pixels, ids in itertools.islice(prepared, WINDOW_BATCHES * self.batch_size):
-            window.add(pixels, ids)
-            if not isinstance(pixels, NotScored):
-                images.append(pixels)
-            if len(images) == self.batch_size:
-                window.image_batches.append(self._run(self._encode_images, images, self.batch_size))
-                images = []
-        if images:
-            window.image_batches.append(self._run(self._encode_images, images, self.batch_size))
+        for batch in itertools.islice(decoded, WINDOW_BATCHES):
+            wrong = self._wrong(batch)
+            for index, (_, texts) in enumerate(batch.pairs):
+                window.add(wrong.get(index), [] if index in wrong else [self._tokenizer.encode(text) for text in texts])
+            window.image_batches.append(self._run(self._encode_images, batch.pixels_IHWC, len(batch.pairs)))
         if not window.rows:
             return None
         lengths = [length for length in TEXT_LENGTHS if length < self.config.text.context]
         lengths.append(self.config.text.context)
         for tokens_TL in window.texts_by_length(lengths):
             for first in range(0, len(tokens_TL), self._text_batch):
-                batch = tokens_TL[first : first + self._text_batch]
-                window.text_batches.append(self._run(self._encode_texts, batch, self._text_batch))
+                rows_TL = tokens_TL[first : first + self._text_batch]
+                padded_TL = np.zeros((self._text_batch, rows_TL.shape[1]), np.int32)
+                padded_TL[: len(rows_TL)] = rows_TL
+                window.text_batches.append(self._run(self._encode_texts, padded_TL, len(rows_TL)))
         return window
 
-    def _run(self, encode: Encode, rows: Sequence[np.ndarray] | np.ndarray, batch: int) -> _Embeddings:
-        """Starts the computation of at most `batch` rows, padded with zeros to as many."""
-        padded = np.zeros((batch, *rows[0].shape), rows[0].dtype)
-        for number, row in enumerate(rows):  # `padded[: len(rows)] = rows` would copy them all twice
-            padded[number] = row
+    def _run(self, encode: Encode, rows: np.ndarray, count: int) -> _Embeddings:
+        """Starts the computation of a batch, of which only the first `count` rows matter."""
         with self._one_caller:
             while len(self._in_flight) >= BATCHES_IN_FLIGHT:
                 self._in_flight.popleft().block_until_ready()
-            embeddings = self._call(encode, self.put(padded))
+            embeddings = self._call(encode, self.put(rows))
             self._in_flight.append(embeddings)
-        return _Embeddings(embeddings, len(rows))
+        return _Embeddings(embeddings, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +277,9 @@ class _Window:
         self._order: np.ndarray = np.zeros(0, np.int64)
         self._width = width
 
-    def add(self, pixels: np.ndarray | NotScored, ids: list[list[int]]) -> None:
+    def add(self, wrong: NotScored | None, ids: list[list[int]]) -> None:
         """Appends a picture and its texts."""
-        self.rows.append(pixels if isinstance(pixels, NotScored) else len(ids))
+        self.rows.append(wrong or len(ids))
         self._texts += ids
 
     def texts_by_length(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
@@ -253,7 +299,7 @@ class _Window:
         images_IE = _joined(self.image_batches, self._width)
         texts_TE = np.empty((len(self._texts), self._width), np.float32)
         texts_TE[self._order] = _joined(self.text_batches, self._width)
-        counts = [count for count in self.rows if not isinstance(count, NotScored)]
+        counts = [0 if isinstance(count, NotScored) else count for count in self.rows]
         cosines = iter(np.einsum("te,te->t", np.repeat(images_IE, counts, axis=0), texts_TE).tolist())
         for row in self.rows:
             yield row if isinstance(row, NotScored) else list(itertools.islice(cosines, row))
@@ -281,18 +327,3 @@ def _compiled(function: Callable[..., jax.Array], config: ClipConfig, compute: C
         return function(params, config, compute, rows)
 
     return jax.jit(encode)
-
-
-def _ahead(threads: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
-    """`map` on threads, in order, with at most `most` items that are being worked on or wait to be taken."""
-    waiting: collections.deque[Future[R]] = collections.deque()
-    try:
-        for item in items:
-            waiting.append(threads.submit(work, item))
-            if len(waiting) >= most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

@@ -157,12 +157,12 @@ def test_closing_does_not_wait_for_a_picture_that_hangs(
 def test_a_process_without_memory_is_not_the_fault_of_a_picture(
     run_config: Config, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoders = pool.DecodePool(0, 28, False)
+    decoders = pool.DecodePool(0, 28, "stretch")
 
     def none(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pool, "decode_into", none)
+    monkeypatch.setitem(pool.DECODERS, "stretch", none)
     with pytest.raises(MemoryError):
         decoders.submit([encoded_image(1)], [None], np.zeros((1, 28, 28, 3), np.uint8), None, 0).result()
     decoders.close()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.conversion.from_openclip import load_clip
-from qwenvl_jax.data.images.decode import decode_center
+from qwenvl_jax.data.images.decode import decode_center_into
 from qwenvl_jax.models import clip
 from qwenvl_jax.models.clip import ClipConfig
 from qwenvl_jax.models.qwen_vl import INITIALISATION
@@ -51,8 +51,9 @@ def one_by_one(params: Any, config: ClipConfig, payload: bytes, texts: tuple[str
     for row, text in zip(tokens_TL, texts, strict=False):
         ids = TOKENIZER.encode(text)
         row[: len(ids)] = ids
-    pixels = jnp.asarray(decode_center(payload, config.image_size))[None]
-    image_E = encode_images(params, config, INITIALISATION, pixels)[0]
+    pixels_IHWC = np.zeros((1, config.image_size, config.image_size, 3), np.uint8)
+    decode_center_into(payload, pixels_IHWC[0])
+    image_E = encode_images(params, config, INITIALISATION, pixels_IHWC)[0]
     texts_TE = encode_texts(params, config, INITIALISATION, tokens_TL)
     return np.asarray(texts_TE @ image_E)[: len(texts)].tolist()
 
@@ -94,6 +95,12 @@ def test_the_same_pairs_give_the_same_bits(scorer: ClipScorer) -> None:
     np.testing.assert_allclose(alone, np.array(first[17]), atol=1e-6)  # in another batch
 
 
+def test_processes_decode_to_the_same_scores(scorer: ClipScorer, params: Any, config: ClipConfig) -> None:
+    pairs = [(picture(number) if number % 7 else b"no picture", TEXTS[:2]) for number in range(70)]
+    in_processes = ClipScorer(params, config, TOKENIZER, 4, decode_workers=2)
+    assert list(in_processes.score(pairs)) == list(scorer.score(pairs))
+
+
 def test_pairs_are_read_as_they_are_needed(scorer: ClipScorer) -> None:
     taken = 0
 
@@ -105,7 +112,7 @@ def test_pairs_are_read_as_they_are_needed(scorer: ClipScorer) -> None:
 
     scores = scorer.score(endless())
     assert [isinstance(next(scores), list) for _ in range(3)] == [True] * 3
-    assert taken <= 2 * 8 * scorer.batch_size + 2 * scorer.batch_size
+    assert taken <= 2 * 8 * scorer.batch_size + 3 * scorer.batch_size
     scores.close()  # type: ignore[attr-defined]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -17,7 +18,7 @@ from qwenvl_jax.data.images.exact import Size
 
 
 def decode_into(payload: bytes, pixels_HWC: np.ndarray, draft: bool = False, stated: Size | None = None) -> None:
-    """Decodes an image into existing square pixels [H, H, 3] uint8.
+    """Decodes an image into existing square pixels [H, H, 3] uint8, and stretches it to their shape.
 
     Args:
       payload: an encoded image.
@@ -30,45 +31,47 @@ def decode_into(payload: bytes, pixels_HWC: np.ndarray, draft: bool = False, sta
       UserError: as `exact.decode_image`.
     """
     size = pixels_HWC.shape[0]
-    smallest_side = 2 * size if draft else 0
-    fast = _fast()
-    if fast is None:
-        pixels_HWC[...] = exact.resize_square(exact.decode_image(payload, smallest_side, stated), size)
-        return
-    decoded = None if draft else fast.decode_jpeg(payload)
-    if decoded is None:
-        decoded = np.asarray(exact.decode_image(payload, smallest_side, stated))
+    decoded = _decoded(payload, 2 * size if draft else 0, stated)
+    if fast := _fast():
+        fast.resize_square(decoded, pixels_HWC)
     else:
-        exact.check_stated(decoded.shape[1], decoded.shape[0], stated)
-    fast.resize_square(decoded, pixels_HWC)
+        pixels_HWC[...] = exact.resize_square(Image.fromarray(decoded), size)
 
 
-def decode_center(payload: bytes, size: int) -> np.ndarray:
-    """Decodes an image, scales its shorter side to `size` by bicubic filtering, and cuts out the middle.
+def decode_center_into(payload: bytes, pixels_HWC: np.ndarray, stated: Size | None = None) -> None:
+    """Decodes an image, scales its shorter side to H by bicubic filtering, and writes the middle: [H, H, 3] uint8.
 
-    An image that is more than `exact.LONGEST` times as long as wide is cut before it is scaled.
-
-    Args:
-      payload: an encoded image.
-      size: H, in pixels.
-
-    Returns:
-      uint8 [H, H, 3].
+    This is OpenCLIP's transform for evaluation, see `exact.resize_center`. The arguments are those of `decode_into`.
 
     Raises:
       UserError: as `exact.decode_image`.
     """
-    fast = _fast()
-    decoded = fast.decode_jpeg(payload) if fast else None
-    if decoded is None:
-        decoded = np.asarray(exact.decode_image(payload))
+    size = pixels_HWC.shape[0]
+    decoded = _decoded(payload, 0, stated)
     height, width, _ = decoded.shape
-    if fast is None or max(height, width) > exact.LONGEST * min(height, width):
-        return exact.resize_center(Image.fromarray(decoded), size)
-    pixels_HWC = np.empty((size, size, 3), np.uint8)
-    scaled, corner = exact.center_window(width, height, size)
-    fast.resize_window(decoded, scaled, corner, pixels_HWC)
-    return pixels_HWC
+    fast = _fast()
+    if fast is None or exact.is_strip(width, height):
+        pixels_HWC[...] = exact.resize_center(Image.fromarray(decoded), size)
+    else:
+        fast.resize_window(decoded, *exact.center_window(width, height, size), pixels_HWC)
+
+
+# By how an image becomes a square; each takes the encoded image, the pixels, and the stated size.
+DECODERS: dict[str, Callable[[bytes, np.ndarray, Size | None], None]] = {
+    "stretch": lambda payload, pixels_HWC, stated: decode_into(payload, pixels_HWC, stated=stated),
+    "draft": lambda payload, pixels_HWC, stated: decode_into(payload, pixels_HWC, draft=True, stated=stated),
+    "center": decode_center_into,
+}
+
+
+def _decoded(payload: bytes, smallest_side: int, stated: Size | None) -> np.ndarray:
+    """RGB pixels [H, W, 3] uint8; a JPEG may be scaled down to no less than `smallest_side`, unless that is 0."""
+    fast = _fast()
+    decoded = fast.decode_jpeg(payload) if fast and not smallest_side else None
+    if decoded is None:
+        return np.asarray(exact.decode_image(payload, smallest_side, stated))
+    exact.check_stated(decoded.shape[1], decoded.shape[0], stated)
+    return decoded
 
 
 @functools.cache

@@ -25,8 +25,6 @@ MAX_RUNS = 1 << 24  # bytes of a run-length encoded BMP, whose runs Pillow decod
 
 MAX_BYTES = 1 << 28  # longest encoded image that is read; the rest is cut off, and the image then counts as corrupt
 
-# An image that is more times as long as wide is cut before it is scaled: one of 1 x 30,000 pixels would need gigabytes.
-LONGEST = 16
 
 Size = tuple[float, float]  # width and height in pixels, as a record states them
 
@@ -117,10 +115,11 @@ def resizes_height_first(width: int, height: int, size: int) -> bool:
 def resize_center(image: Image.Image, size: int) -> np.ndarray:
     """RGB pixels [size, size, 3] uint8: the shorter side is scaled to `size`, and the middle cut out.
 
-    This is OpenCLIP's transform for evaluation, to the bit for RGB and grey images up to LONGEST times as long as wide.
+    This is OpenCLIP's transform for evaluation, to the bit for RGB and grey images, except strips: those are cut before
+    they are scaled.
     """
     (width, height), (left, top) = center_window(*image.size, size)
-    if max(image.size) > LONGEST * min(image.size):
+    if is_strip(*image.size):
         across, down = image.width / width, image.height / height
         box = (left * across, top * down, (left + size) * across, (top + size) * down)
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
@@ -133,3 +132,8 @@ def center_window(width: int, height: int, size: int) -> tuple[tuple[int, int], 
     """Width and height after the shorter side is scaled to `size`; left and top of the square in the middle."""
     scaled = int(size * width / min(width, height)), int(size * height / min(width, height))
     return scaled, (round((scaled[0] - size) / 2), round((scaled[1] - size) / 2))
+
+
+def is_strip(width: int, height: int) -> bool:
+    """Whether an image is more than 16 times as long as wide: scaled, one of 1 x 30,000 pixels would need gigabytes."""
+    return max(width, height) > 16 * min(width, height)

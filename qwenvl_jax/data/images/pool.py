@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwenvl_jax.data.images.decode import decode_into
+from qwenvl_jax.data.images.decode import DECODERS
 from qwenvl_jax.data.images.exact import Size
 from qwenvl_jax.runtime.errors import UserError
 
@@ -62,11 +62,11 @@ class PixelBuffer(NamedTuple):
 class _Worker:
     """A decoding process and the socket to it."""
 
-    def __init__(self, image_size: int, draft: bool):
+    def __init__(self, image_size: int, decoder: str):
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "qwenvl_jax.data.images.worker"]
-            command += [str(theirs.fileno()), str(image_size), str(int(draft))]
+            command += [str(theirs.fileno()), str(image_size), decoder]
             paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
             environment = os.environ | paths | _MALLOC
             self.process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
@@ -130,18 +130,18 @@ class DecodePool:
     Args:
       workers: processes; 0 decodes on threads of this process.
       image_size: H = W.
-      draft: see `decode.decode_into`.
+      decoder: a key of `decode.DECODERS`.
 
     Raises:
       UserError: for workers on a system without memory files (any but Linux).
     """
 
-    def __init__(self, workers: int, image_size: int, draft: bool):
+    def __init__(self, workers: int, image_size: int, decoder: str):
         if workers and not hasattr(os, "memfd_create"):
             raise UserError("config.data.decode_workers needs Linux; set it to 0 to decode on threads")
         self._workers = workers
         self._size = image_size
-        self._draft = draft
+        self._decoder = decoder
         self._threads = concurrent.futures.ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), "decode")
         self._free: list[_Memory] = []
         self._thread_state = threading.local()
@@ -187,7 +187,7 @@ class DecodePool:
         if self._ending.is_set():
             return finished("the decoder was closed")
         if buffer is None:
-            return self._threads.submit(decode_all, images, stated, pixels_IHWC[first:], self._draft)
+            return self._threads.submit(decode_all, images, stated, pixels_IHWC[first:], self._decoder)
         return self._threads.submit(self._remotely, images, stated, buffer, first)
 
     def _remotely(self, images: Sequence[bytes], stated: Sequence[Size | None], buffer: PixelBuffer, first: int) -> str:
@@ -201,7 +201,7 @@ class DecodePool:
             if self._ending.is_set():
                 return "the decoder was closed"
             if not hasattr(self._thread_state, "worker"):
-                self._thread_state.worker = _Worker(self._size, self._draft)
+                self._thread_state.worker = _Worker(self._size, self._decoder)
                 self._started.append(self._thread_state.worker)
             try:
                 return self._thread_state.worker.decode(images, stated, buffer, first, self._ending)
@@ -238,18 +238,20 @@ def finished(wrong: str) -> concurrent.futures.Future[str]:
     return future
 
 
-def decode_all(images: Sequence[bytes], stated: Sequence[Size | None], pixels_IHWC: np.ndarray, draft: bool) -> str:
+def decode_all(
+    images: Sequence[bytes], stated: Sequence[Size | None], pixels_IHWC: np.ndarray, decoder: str = "stretch"
+) -> str:
     """Decodes images into the first entries of `pixels_IHWC`; returns the error, "" if there is none.
 
     Args:
       images: encoded.
       stated: the size that each image must have; None for any.
       pixels_IHWC: at least as many entries as there are images.
-      draft: see `decode.decode_into`.
+      decoder: a key of `decode.DECODERS`.
     """
     try:
         for index, (payload, size) in enumerate(zip(images, stated, strict=True)):
-            decode_into(payload, pixels_IHWC[index], draft, size)
+            DECODERS[decoder](payload, pixels_IHWC[index], size)
     except UserError as error:
         return str(error)
     except MemoryError:

@@ -1,4 +1,4 @@
-"""A process that decodes images for `pool.DecodePool`: DESCRIPTOR of a socket, IMAGE_SIZE, DRAFT (0 or 1).
+"""A process that decodes images for `pool.DecodePool`: DESCRIPTOR of a socket, IMAGE_SIZE, DECODER.
 
 It ends when the other side closes the socket, not by a signal to the whole process group (Ctrl-C, preemption), which
 the training process answers in its own time.
@@ -19,13 +19,13 @@ from qwenvl_jax.data.images.pool import decode_all
 _MAPPED = 16  # buffers kept mapped; as many are used in turn as there are batches alive at once
 
 
-def main(descriptor: int, image_size: int, draft: bool) -> None:
+def main(descriptor: int, image_size: int, decoder: str) -> None:
     """Decodes groups of images until the parent process closes the connection.
 
     Args:
       descriptor: of the connection to the parent process.
       image_size: side of the decoded images in pixels.
-      draft: whether large JPEGs are scaled down while they are decoded.
+      decoder: a key of `decode.DECODERS`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -43,11 +43,11 @@ def main(descriptor: int, image_size: int, draft: bool) -> None:
             if len(buffers) > _MAPPED:
                 buffers.popitem(last=False)
         try:
-            answer: str | MemoryError = decode_all(images, stated, buffers[number][first:], draft)
+            answer: str | MemoryError = decode_all(images, stated, buffers[number][first:], decoder)
         except MemoryError:  # not the fault of an image
             answer = MemoryError("a decoding process has no memory left")
         connection.send(answer)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1")
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
