@@ -1,10 +1,10 @@
 """The other side of cleaning.py: data-juicer's operators, in an environment of its own.
 
-    python benchmarks/cleaning_peer.py FOLDER
+    python benchmarks/cleaning_peer.py FOLDER RESULT
 
 Reads the Parquet shards of FOLDER that cleaning.py has written, and writes their pictures as files and their rows as
-JSON lines, which is data-juicer's form. Then it runs a recipe on them in one process, and prints a line of JSON with
-its seconds, reading and export included, and the number of rows that are left.
+JSON lines, which is data-juicer's form. Then it runs a recipe on them in one process, and writes RESULT, as JSON: the
+seconds, reading and export included, and the number of rows that are left.
 
 The recipe has an operator for each rule of A.1 that data-juicer can do without a download. It has none for the
 language, whose model it would have to fetch; ours also decodes every picture, and hashes it.
@@ -78,7 +78,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         with output.open() as stream:
             kept = sum(1 for _ in stream)
-        print(json.dumps({"seconds": round(seconds, 1), "kept": kept}))
+        Path(sys.argv[2]).write_text(json.dumps({"seconds": round(seconds, 1), "kept": kept}))
 
 
 if __name__ == "__main__":
