@@ -22,10 +22,10 @@ import numpy as np
 import pdqhash
 from PIL import Image, ImageOps
 
-from data_pipelines.clean.decontaminate import DISTANCE, decontamination
-from data_pipelines.clean.evaluation_index import build_index, save_index
 from data_pipelines.clean.rule import Dropped
-from data_pipelines.clean.signatures import distances
+from data_pipelines.duplicates.decontaminate import DISTANCE, decontamination
+from data_pipelines.duplicates.evaluation_index import build_index, save_index
+from data_pipelines.duplicates.signatures import distances
 from data_pipelines.fetch.apt import fetch_package
 from data_pipelines.fetch.wallpapers import wallpapers
 from data_pipelines.pair import Picture, RawPair

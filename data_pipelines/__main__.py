@@ -19,15 +19,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.build.mixture import build_mixture
+from data_pipelines.build.build_mixture import build_mixture
 from data_pipelines.build.mixtures import MIXTURES
-from data_pipelines.clean.clip_model import CLIP, ClipModel, reads_clip
-from data_pipelines.clean.decontaminate import decontamination
 from data_pipelines.clean.pair import score_at_least
 from data_pipelines.clean.recipes import ACROSS, RECIPES
 from data_pipelines.clean.rule import Rule, rule
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
+from data_pipelines.duplicates.decontaminate import decontamination
+from data_pipelines.score.clip_model import CLIP, ClipModel, reads_clip
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest

@@ -198,7 +198,7 @@ def _planned(_: int, step: Step) -> list[Any]:
 def _work(step: Step, driver: str) -> beam.PTransform:
     if step.model is None:
         return beam.Map(_worked, step=step, driver=driver)
-    from data_pipelines.inference import with_model  # Beam's RunInference takes seconds to import
+    from data_pipelines.score.inference import with_model  # Beam's RunInference takes seconds to import
 
     load = functools.partial(_loaded, step.model)
     return with_model(step.model.identifier, load, functools.partial(_worked_with_model, step, driver))

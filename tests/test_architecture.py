@@ -53,7 +53,7 @@ CYCLES_ALLOWED = {
 }
 # Imports that a module makes in the middle of a function although its package may not import them at all.
 LAZY_IMPORTS = {
-    ("data_pipelines.clean.clip_model", "qwenvl_jax.scoring.clip"): "the model is loaded by workers that score pairs",
+    ("data_pipelines.score.clip_model", "qwenvl_jax.scoring.clip"): "the model is loaded by workers that score pairs",
 }
 HEAVY = {"torch", "tensorflow", "apache_beam", "transformers"}
 MAX_FILE_LINES = 400

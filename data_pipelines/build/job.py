@@ -17,10 +17,10 @@ from etils import epath
 
 import data_pipelines
 from data_pipelines.clean.across import AcrossRule
-from data_pipelines.clean.clip_model import ClipModel
 from data_pipelines.clean.rule import Rule
 from data_pipelines.compose.composers import Composer
 from data_pipelines.corpora.corpus import Corpus
+from data_pipelines.score.clip_model import ClipModel
 from qwenvl_jax import data as records_package
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
 from qwenvl_jax.runtime import storage

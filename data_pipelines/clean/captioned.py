@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from data_pipelines.clean import text
 from data_pipelines.clean.across import AcrossRule
-from data_pipelines.clean.dedup import ExactDuplicates, LongestText, NearTexts
 from data_pipelines.clean.image import aspect_ratio, open_pictures, smallest_side
 from data_pipelines.clean.pair import language_matches, score_at_least, unsafe_at_most, watermark_at_most
 from data_pipelines.clean.rule import Rule, rule
+from data_pipelines.duplicates.dedup import ExactDuplicates, LongestText, NearTexts
 
 # Table 2, in its rounding.
 REMAINING = {

@@ -3,9 +3,9 @@
     scorer = ClipScorer.load("ViT-B-32", "open_clip_pytorch_model.bin", "bpe_simple_vocab_16e6.txt.gz")
     for similarities in scorer.score([(picture, ["a cat", "a dog"]), ..]):    # [0.27, 0.19]
 
-Pictures are decoded in processes, or on threads, while the devices work. Every shape is static: pictures come in batches
-of one size, texts in batches of one size for each of a few lengths, so each tower is compiled once per shape. The same
-pairs in the same order give the same bits.
+Pictures are decoded in processes, or on threads, while the devices work. Every shape is static: pictures come in
+batches of one size, texts in batches of one size for each of a few lengths, so each tower is compiled once per shape.
+The same pairs in the same order give the same bits.
 
 Shape suffixes: I images, H/W pixels (square), T texts, L tokens, E width of the embeddings.
 """

@@ -14,7 +14,7 @@ import pytest
 from configs import stage1_pretrain, stage2_multitask
 from configs.quickstart import corpora as quickstart_corpora
 from data_pipelines.__main__ import main
-from data_pipelines.build.mixture import build_mixture
+from data_pipelines.build.build_mixture import build_mixture
 from data_pipelines.build.mixtures import MIXTURES
 from data_pipelines.clean.grounding import boxes_in_picture, flat_spans, spans_in_text
 from data_pipelines.clean.image import open_pictures

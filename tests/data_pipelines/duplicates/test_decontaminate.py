@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_pipelines.clean import hash_index, untouched
-from data_pipelines.clean.decontaminate import PICTURE, TEXT, decontamination, main
-from data_pipelines.clean.evaluation_index import build_index, load_index, save_index
-from data_pipelines.clean.hash_index import HashIndex
 from data_pipelines.clean.rule import Dropped, Rule, apply, new_counts
-from data_pipelines.clean.signatures import distances
+from data_pipelines.duplicates import hash_index, untouched
+from data_pipelines.duplicates.decontaminate import PICTURE, TEXT, decontamination, main
+from data_pipelines.duplicates.evaluation_index import build_index, load_index, save_index
+from data_pipelines.duplicates.hash_index import HashIndex
+from data_pipelines.duplicates.signatures import distances
 from data_pipelines.pair import Picture, Question, RawPair
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record

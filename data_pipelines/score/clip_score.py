@@ -15,7 +15,7 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from data_pipelines.clean.clip_model import ClipModel, LoadedClip, Pair
+from data_pipelines.score.clip_model import ClipModel, LoadedClip, Pair
 
 PAIRS_AT_ONCE = 2048  # at most, in one call of the model
 

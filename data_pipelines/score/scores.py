@@ -14,8 +14,8 @@ from etils import epath
 from data_pipelines.build.job import Job
 from data_pipelines.build.parts import Part
 from data_pipelines.build.read_files import are_unchanged
-from data_pipelines.clean.clip_model import CLIP
 from data_pipelines.pair import FailedRow, Row
+from data_pipelines.score.clip_model import CLIP
 from qwenvl_jax.runtime import storage
 
 

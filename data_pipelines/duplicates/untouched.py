@@ -1,6 +1,6 @@
 """Lists the evaluation samples that no pair of the built corpora was close to, for scores on clean samples.
 
-    python -m data_pipelines.clean.untouched --index=evaluation.index --output=clean.json data/laion_en data/cc12m
+    python -m data_pipelines.duplicates.untouched --index=evaluation.index --output=clean.json data/laion_en data/cc12m
 
 The output has "clean" and "touched", lists of "source/record id" in the order of the index.
 """
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 
 from etils import epath
 
-from data_pipelines.clean.decontaminate import clean_ids, not_in_evaluation
-from data_pipelines.clean.evaluation_index import load_index
+from data_pipelines.duplicates.decontaminate import clean_ids, not_in_evaluation
+from data_pipelines.duplicates.evaluation_index import load_index
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.__main__ import main
-from data_pipelines.clean import decontaminate, untouched
+from data_pipelines.duplicates import decontaminate, untouched
 from tests.support.corpora.table import FIXTURES
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from data_pipelines.clean.across import KEY_BYTES, AcrossRule, Candidate
-from data_pipelines.clean.signatures import (
+from data_pipelines.duplicates.signatures import (
     PERMUTATIONS,
     PICTURE_BYTES,
     distances,

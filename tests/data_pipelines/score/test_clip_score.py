@@ -12,9 +12,9 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
 
-from data_pipelines.clean.clip_model import NO_PICTURE, ClipModel
-from data_pipelines.clean.clip_score import ClipModelHandler
 from data_pipelines.pair import FailedRow
+from data_pipelines.score.clip_model import NO_PICTURE, ClipModel
+from data_pipelines.score.clip_score import ClipModelHandler
 from qwenvl_jax.models.clip import CLIP_MODELS
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.scoring.clip import ClipScorer

@@ -13,7 +13,7 @@ import itertools
 
 import numpy as np
 
-from data_pipelines.clean.signatures import PICTURE_BYTES, distances
+from data_pipelines.duplicates.signatures import PICTURE_BYTES, distances
 
 _PARTS = PICTURE_BYTES // 2
 _VALUES = 1 << 16

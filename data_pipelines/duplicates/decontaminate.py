@@ -1,6 +1,6 @@
 """The rule that drops pairs close to an evaluation sample, with evidence, and the command that builds its index.
 
-python -m data_pipelines.clean.decontaminate --output=evaluation.index data/flickr30k/caption:test data/vqav2/vqa:val
+python -m data_pipelines.duplicates.decontaminate --output=evaluation.index data/flickr30k/caption:test ..
 
 recipe = (*RECIPES["laion_en"], decontamination("evaluation.index"))
 """
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_pipelines.clean.evaluation_index import (
+from data_pipelines.clean.rule import Dropped, Rule, Verdict, rule
+from data_pipelines.duplicates.evaluation_index import (
     EvaluationIndex,
     bands_of,
     build_index,
@@ -27,8 +28,7 @@ from data_pipelines.clean.evaluation_index import (
     save_index,
     thumbnail,
 )
-from data_pipelines.clean.rule import Dropped, Rule, Verdict, rule
-from data_pipelines.clean.signatures import hash_of, minhash, picture_of
+from data_pipelines.duplicates.signatures import hash_of, minhash, picture_of
 from data_pipelines.pair import RawPair
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from data_pipelines.clean.across import AcrossRule, Candidate
-from data_pipelines.clean.dedup import ExactDuplicates, LongestText, NearPictures, NearTexts
-from data_pipelines.clean.signatures import hash_of, minhash, plain_text, shingles
 from data_pipelines.clean.text import longest_caption
+from data_pipelines.duplicates.dedup import ExactDuplicates, LongestText, NearPictures, NearTexts
+from data_pipelines.duplicates.signatures import hash_of, minhash, plain_text, shingles
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Region
 from tests.support.cleaning import pair_of, verdict
 

@@ -23,8 +23,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from data_pipelines.clean.hash_index import HashIndex
-from data_pipelines.clean.signatures import PERMUTATIONS, flipped, hash_of, minhash, picture_of, plain_text
+from data_pipelines.duplicates.hash_index import HashIndex
+from data_pipelines.duplicates.signatures import PERMUTATIONS, flipped, hash_of, minhash, picture_of, plain_text
 from qwenvl_jax.data.annotations import contents_of
 from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.data.readers.record_folder import RecordReader

@@ -1,0 +1,1 @@
+"""Near and exact duplicates, within a corpus and with the images and questions of evaluation."""

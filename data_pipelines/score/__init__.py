@@ -1,0 +1,1 @@
+"""CLIP scores of pairs, computed in a step of a build."""
