@@ -22,11 +22,11 @@ from typing import Any
 from data_pipelines.build.build_mixture import build_mixture
 from data_pipelines.build.mixtures import MIXTURES
 from data_pipelines.clean.pair import score_at_least
-from data_pipelines.clean.recipes import ACROSS, RECIPES
 from data_pipelines.clean.rule import Rule, rule
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.duplicates.decontaminate import decontamination
+from data_pipelines.recipes.table import ACROSS, RECIPES
 from data_pipelines.score.clip_model import CLIP, ClipModel, reads_clip
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
 from qwenvl_jax.runtime import storage
@@ -77,7 +77,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{flag} is missing; name a folder on a disk or gs://")
     for corpus in MIXTURES[name].corpora if name in MIXTURES else (name,):
         if corpus not in RECIPES:
-            raise UserError(f"there is no recipe for {corpus}; add one to data_pipelines/clean/recipes.py")
+            raise UserError(f"there is no recipe for {corpus}; add one to data_pipelines/recipes/table.py")
         splits = CORPORA[corpus].splits
         if arguments.split not in splits:
             known = f"; it has {', '.join(splits)}"

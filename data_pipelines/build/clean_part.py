@@ -23,10 +23,10 @@ from data_pipelines.build.part_files import Frames, PartDamaged, PartReader, Par
 from data_pipelines.build.parts import Part
 from data_pipelines.build.read_files import ReadFiles, are_unchanged
 from data_pipelines.build.samples import Examples, describe, shortened
+from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.across import Candidate
 from data_pipelines.clean.rule import Judged, RuleCounts, count, judge, new_counts
 from data_pipelines.pair import FailedRow, RawPair, Row
-from data_pipelines.score.scores import PartScores, read_scores, scores_file
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage

@@ -22,9 +22,9 @@ from data_pipelines.build.clean_part import clean_part
 from data_pipelines.build.finish import FAILED, MANIFEST, finish
 from data_pipelines.build.job import Job
 from data_pipelines.build.parts import InputFile, Part
+from data_pipelines.build.score_part import score_part, unscored_parts
 from data_pipelines.build.shards import building_folder, plan_shards, write_range
 from data_pipelines.build.table import table
-from data_pipelines.score.score_part import score_part, unscored_parts
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError

@@ -22,13 +22,13 @@ from etils import epath
 from PIL import Image
 
 from data_pipelines.build.job import Job
-from data_pipelines.clean import recipes
 from data_pipelines.clean.across import AcrossRule, Candidate
 from data_pipelines.clean.rule import Dropped, Verdict, rule
 from data_pipelines.compose import composers
 from data_pipelines.corpora import table
 from data_pipelines.corpora.corpus import Corpus, Layout
 from data_pipelines.pair import FailedRow, Picture, RawPair, Row
+from data_pipelines.recipes import table as recipes
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError

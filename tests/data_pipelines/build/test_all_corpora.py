@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from data_pipelines.clean.image import open_pictures
-from data_pipelines.clean.recipes import RECIPES
 from data_pipelines.clean.rule import apply, new_counts, rule
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.duplicates.dedup import ExactDuplicates, LongestText, NearPictures, NearTexts
 from data_pipelines.pair import FailedRow
+from data_pipelines.recipes.table import RECIPES
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime.errors import UserError

@@ -11,11 +11,11 @@ import pytest
 from data_pipelines import beam
 from data_pipelines.__main__ import main
 from data_pipelines.build import parts
-from data_pipelines.clean.recipes import RECIPES
 from data_pipelines.clean.rule import judge
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import RawPair
+from data_pipelines.recipes.table import RECIPES
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime.artifacts import read_json

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from data_pipelines.__main__ import main
-from data_pipelines.clean import recipes
 from data_pipelines.compose import composers
 from data_pipelines.corpora import table
+from data_pipelines.recipes import table as recipes
 from qwenvl_jax.runtime.errors import UserError
 from tests.support import small_corpus
 

@@ -21,11 +21,11 @@ from etils import epath
 from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
 
-from data_pipelines.clean.recipes import RECIPES
 from data_pipelines.clean.rule import Dropped, Verdict, rule
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import RawPair
+from data_pipelines.recipes.table import RECIPES
 from data_pipelines.report import examples, histograms
 from data_pipelines.report.__main__ import main
 from qwenvl_jax.data.readers.record_folder import RecordReader

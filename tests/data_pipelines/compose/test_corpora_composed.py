@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.clean.recipes import RECIPES
 from data_pipelines.clean.rule import judge
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import RawPair
+from data_pipelines.recipes.table import RECIPES
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.schema import Record, check_record, sample_count, samples_of
 from qwenvl_jax.data.tasks import RECORD_TASKS

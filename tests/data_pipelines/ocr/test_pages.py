@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from data_pipelines.clean import pages
 from data_pipelines.clean.rule import Dropped
 from data_pipelines.pair import Line, Picture, RawPair
+from data_pipelines.recipes import pages
 
 QUAD = ((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0))
 

@@ -1,15 +1,15 @@
 """The recipe of every corpus: its rules with their settings (paper, appendix A).
 
-python -m data_pipelines.clean.recipes      # the table of docs/cleaning.md
+python -m data_pipelines.recipes.table      # the table of docs/cleaning.md
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from data_pipelines.clean import annotated, captioned, pages
 from data_pipelines.clean.across import AcrossRule
 from data_pipelines.clean.rule import Rule
+from data_pipelines.recipes import annotated, captioned, pages
 
 RECIPES: dict[str, tuple[Rule, ...]] = {}
 RECIPES |= captioned.RECIPES

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.clean import text
-from data_pipelines.clean.captioned import REMAINING
 from data_pipelines.clean.pair import least_for_share
-from data_pipelines.clean.recipes import ACROSS, RECIPES, table
 from data_pipelines.clean.rule import count, judge, new_counts
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import FailedRow
+from data_pipelines.recipes.captioned import REMAINING
+from data_pipelines.recipes.table import ACROSS, RECIPES, table
 from qwenvl_jax.data.images.exact import decode_image
 from tests.support.corpora.table import FIXTURES
 

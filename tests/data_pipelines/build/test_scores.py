@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from data_pipelines.__main__ import main
-from data_pipelines.clean import recipes
 from data_pipelines.clean.pair import score_at_least
 from data_pipelines.clean.rule import rule
 from data_pipelines.compose import composers
 from data_pipelines.corpora import table
+from data_pipelines.recipes import table as recipes
 from data_pipelines.score.clip_model import NO_PICTURE, ClipModel
 from qwenvl_jax.models.clip import CLIP_MODELS
 from qwenvl_jax.runtime.errors import UserError

@@ -15,10 +15,10 @@ from data_pipelines.build.clean_part import NEVER_A_ROW, is_cleaned, raise_if_of
 from data_pipelines.build.job import Job
 from data_pipelines.build.parts import Part
 from data_pipelines.build.read_files import ReadFiles
+from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.rule import Rule, judge
 from data_pipelines.pair import FailedRow, Row
 from data_pipelines.score.clip_model import LoadedClip, Pair, reads_clip
-from data_pipelines.score.scores import PartScores, read_scores, scores_file
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 

@@ -1,0 +1,1 @@
+"""The rules of each corpus, with their settings."""
