@@ -1,0 +1,184 @@
+"""How sure a score is: standard errors over clusters of questions, intervals, paired differences.
+
+    score = estimate(scores, clusters=image_ids)                 # Estimate(value=0.79, low=0.78, high=0.80, ..)
+    change = paired(scores, scores_of_baseline, image_ids)       # Difference(value=0.012, p=0.03, ..)
+
+Questions about one image are not independent: VQAv2 asks five of each, so a plain standard error is too small. All
+errors here are those of a mean of clusters (Liang and Zeger 1986; Miller 2024, arXiv 2411.00640, for evaluations).
+
+Shape suffixes: Q questions, G clusters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from scipy import stats
+
+from qwenvl_jax.runtime.errors import UserError
+
+LEVEL = 0.95  # of intervals
+POWER = 0.8  # with which a difference is to be shown, by convention
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The mean of a score over questions.
+
+    Attributes:
+      value: the mean.
+      questions, clusters: how many there are.
+      error: the standard error over clusters; NaN for one cluster.
+      low, high: the interval that contains the true mean in `LEVEL` of all cases; infinite for one cluster.
+    """
+
+    value: float
+    questions: int
+    clusters: int
+    error: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference(Estimate):
+    """The mean difference of two models over the same questions: the first minus the second.
+
+    Attributes:
+      p: the probability of a difference at least as large in either direction, if there were none.
+      smallest: the smallest difference that a comparison like this one shows with probability `POWER`.
+    """
+
+    p: float
+    smallest: float
+
+
+def estimate(scores: Sequence[float], clusters: Sequence[Hashable] | None = None, *, bounded: bool = True) -> Estimate:
+    """The mean of scores, with an interval.
+
+    Scores between 0 and 1 get Wilson's interval for as many independent questions as would have the same standard error
+    (Korn and Graubard 1998). So it stays between 0 and 1, and is no point if all answers are right.
+
+    Args:
+      scores: one per question.
+      clusters: of each question, such as its image; None if each question is its own.
+      bounded: whether scores are between 0 and 1; other scores get Student's interval.
+
+    Raises:
+      UserError: if there are no scores, scores are not finite or out of bounds, or the lengths differ.
+    """
+    scores_Q, codes_Q, count = _checked(scores, clusters)
+    if bounded and (scores_Q.min() < 0 or scores_Q.max() > 1):
+        raise UserError(f"scores reach from {scores_Q.min():g} to {scores_Q.max():g}; pass bounded=False for those")
+    value = float(scores_Q.mean())
+    error = _error(scores_Q, codes_Q, count)
+    reach = _quantile((1 + LEVEL) / 2, count)
+    if count < 2:
+        low, high = (0.0, 1.0) if bounded else (-math.inf, math.inf)
+    elif bounded:
+        low, high = _wilson(value, error, count, reach)
+    else:
+        low, high = value - reach * error, value + reach * error
+    return Estimate(value, len(scores_Q), count, error, low, high)
+
+
+def paired(
+    scores: Sequence[float], baseline: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Difference:
+    """The difference of two models over the same questions, in the same order.
+
+    Args:
+      scores: of the model.
+      baseline: of the other model.
+      clusters: as in `estimate`.
+
+    Raises:
+      UserError: as `estimate`, or if the models were asked different numbers of questions.
+    """
+    if len(scores) != len(baseline):
+        raise UserError(f"{len(scores)} scores cannot be compared with {len(baseline)}; score the same questions")
+    change = np.asarray(scores, np.float64) - np.asarray(baseline, np.float64)
+    found = estimate(change.tolist(), clusters, bounded=False)
+    if found.clusters < 2:
+        p, smallest = 1.0, math.inf
+    elif found.error == 0:
+        p, smallest = float(found.value == 0), 0.0
+    else:
+        p = float(2 * stats.t.sf(abs(found.value) / found.error, found.clusters - 1))
+        smallest = smallest_difference(found.error, found.clusters)
+    return Difference(**dataclasses.asdict(found), p=p, smallest=smallest)
+
+
+def smallest_difference(error: float, clusters: int) -> float:
+    """The smallest true difference that a two-sided test at 1 - `LEVEL` shows with probability `POWER`.
+
+    Args:
+      error: the standard error of the difference. Without a paired baseline, that of two independent models with the
+        same score is sqrt(2) times the error of one; paired answers mostly have a smaller one.
+      clusters: how many there are.
+    """
+    return error * (_quantile((1 + LEVEL) / 2, clusters) + _quantile(POWER, clusters)) if clusters > 1 else math.inf
+
+
+def weighted_sum(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
+    """A sum of scores over separate sets of questions, such as the mean over subjects, or a sum over subtasks.
+
+    The sets must share no image. The interval is Student's, with the degrees of freedom of Welch and Satterthwaite.
+
+    Raises:
+      UserError: if there are no parts, or not one weight per part.
+    """
+    if not parts or len(parts) != len(weights):
+        raise UserError(f"{len(parts)} scores need as many weights, not {len(weights)}")
+    value = sum(weight * part.value for part, weight in zip(parts, weights, strict=True))
+    variances = [(weight * part.error) ** 2 for part, weight in zip(parts, weights, strict=True)]
+    questions = sum(part.questions for part in parts)
+    clusters = sum(part.clusters for part in parts)
+    total = sum(variances)
+    if math.isnan(total):
+        return Estimate(value, questions, clusters, math.nan, -math.inf, math.inf)
+    freedom = sum(variance**2 / (part.clusters - 1) for part, variance in zip(parts, variances, strict=True))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, total**2 / freedom)) if freedom else 0.0
+    error = math.sqrt(total)
+    return Estimate(value, questions, clusters, error, value - reach * error, value + reach * error)
+
+
+def _checked(scores: Sequence[float], clusters: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scores [Q], the number of the cluster of each [Q], and how many clusters there are."""
+    scores_Q = np.asarray(scores, np.float64)
+    if not scores_Q.size:
+        raise UserError("there are no scores; ask at least one question")
+    if not np.isfinite(scores_Q).all():
+        raise UserError(f"the score of question {int(np.argmin(np.isfinite(scores_Q)))} is not a finite number")
+    if clusters is None:
+        return scores_Q, np.arange(len(scores_Q)), len(scores_Q)
+    if len(clusters) != len(scores_Q):
+        raise UserError(f"{len(scores_Q)} scores need as many clusters, not {len(clusters)}")
+    numbers: dict[Hashable, int] = {}
+    codes_Q = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
+    return scores_Q, codes_Q, len(numbers)
+
+
+def _error(scores_Q: np.ndarray, codes_Q: np.ndarray, count: int) -> float:
+    """The standard error of the mean, from the sums of the clusters' deviations, corrected by G / (G - 1)."""
+    if count < 2:
+        return math.nan
+    sums_G = np.bincount(codes_Q, weights=scores_Q - scores_Q.mean(), minlength=count)
+    return math.sqrt(count / (count - 1) * float(np.sum(sums_G**2))) / len(scores_Q)
+
+
+def _quantile(probability: float, clusters: int) -> float:
+    """Of Student's distribution with G - 1 degrees of freedom."""
+    return float(stats.t.ppf(probability, clusters - 1)) if clusters > 1 else math.nan
+
+
+def _wilson(value: float, error: float, clusters: int, reach: float) -> tuple[float, float]:
+    """Wilson's interval for the number of independent questions that would have this standard error."""
+    independent = value * (1 - value) / error**2 if error > 0 else clusters
+    shrink = 1 + reach**2 / independent
+    center = (value + reach**2 / (2 * independent)) / shrink
+    half = reach / shrink * math.sqrt(value * (1 - value) / independent + reach**2 / (4 * independent**2))
+    return max(0.0, center - half), min(1.0, center + half)
