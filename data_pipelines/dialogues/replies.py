@@ -15,7 +15,8 @@ Request = Mapping[str, Any]
 
 def request_digest(request: Request) -> str:
     """64 hex digits of everything that is asked: model, messages, temperature, seed and limits."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(request, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()  # texts may have lone surrogates
 
 
 class Replies:

@@ -100,7 +100,7 @@ class Conversation:
             ],
         }
         text = json.dumps(values, ensure_ascii=False)
-        mark = hashlib.sha256(text.encode()).hexdigest()[:16]
+        mark = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
         return f"BEGIN DATA {mark}\n{text}\nEND DATA {mark}\nBoxes are [left, top, right, bottom] in thousandths."
 
 

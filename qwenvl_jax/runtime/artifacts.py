@@ -70,8 +70,12 @@ def _completes(name: str) -> tuple[bool, bool, int]:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes UTF-8 `text` whole or not at all; see `storage.write_bytes`."""
-    storage.write_bytes(path, text.encode())
+    r"""Writes UTF-8 `text` whole or not at all; see `storage.write_bytes`.
+
+    UTF-8 cannot express half a surrogate pair, which texts of corpora contain; it is written as `\ud83d`, which JSON
+    reads as the same character.
+    """
+    storage.write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

@@ -1,0 +1,47 @@
+"""Files of JSON and text, whatever characters they have."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenvl_jax.runtime import artifacts
+
+CHARACTERS = st.characters(exclude_categories=()) | st.sampled_from('\ud83d\udc00\ude00\u202e\x00\x1b\\"')
+TEXTS = st.text(CHARACTERS)
+
+
+def joined(value: object) -> object:
+    """JSON has no way to tell two halves of a surrogate pair from the character; `surrogatepass` joins them."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    if isinstance(value, list):
+        return [joined(each) for each in value]
+    return value
+
+
+@given(value=st.recursive(TEXTS, st.lists, max_leaves=5))
+def test_every_text_can_be_written_as_json_and_is_read_back(value: object) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.json"
+        artifacts.write_json(path, {"value": value})
+        assert artifacts.read_json(path) == {"value": joined(value)}
+
+
+def test_json_lines_and_pages_with_half_a_pair_are_written(tmp_path: Path) -> None:
+    row = {"id": "caf\u00e9 \ud83d", "\udc00": 1}
+    artifacts.write_text(tmp_path / "rows.jsonl", json.dumps(row, ensure_ascii=False) + "\n")
+    assert json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8")) == row
+    artifacts.write_text(tmp_path / "page.html", "<p>caf\u00e9 \ud83d</p>")
+    assert (tmp_path / "page.html").read_bytes() == "<p>caf\u00e9 \\ud83d</p>".encode()
+
+
+def test_json_that_is_not_written_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        artifacts.write_json(tmp_path / "x.json", {"x": object()})
+    assert list(tmp_path.iterdir()) == []
