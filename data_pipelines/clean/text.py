@@ -34,6 +34,12 @@ _INVISIBLE = regex.compile(
     r"(?V1)[[\p{Cf}\p{Default_Ignorable_Code_Point}]--\ufe0f]|[\p{Cc}--\s]"
     r"|(?<![\p{Emoji}--[0-9#*]])\ufe0f(?!\u20e3)"
 )
+# Commands to a terminal (ECMA-48), such as colours (CSI), titles and links (OSC), and choices of a character set.
+_TERMINAL = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # CSI: parameters, then one final character
+    r"|[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC, DCS, SOS, PM and APC: a text up to BEL or ESC \
+    r"|[ -/]+[0-~])"
+)
 # Ligatures of printers and radicals that look like characters; NFC leaves them apart from what they stand for.
 _FORMS = regex.compile(r"[\p{InAlphabeticPresentationForms}\p{InKangxiRadicals}]+")
 
@@ -62,6 +68,8 @@ def _fixed_encoding(text: str) -> str:
 def _one_form(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
+    if "\x1b" in text:
+        text = _TERMINAL.sub("", text)
     text = _FORMS.sub(lambda match: unicodedata.normalize("NFKC", match.group()), tags.normal_form(text))
     return tags.normal_form(_INVISIBLE.sub("", text))
 
@@ -103,8 +111,8 @@ def one_form(pair: RawPair) -> RawPair:
     """Gives every character one form (`tags.normal_form`) and removes those that are never drawn, such as U+200B.
 
     Accents are composed, lone surrogates become U+FFFD, CJK compatibility ideographs, Kangxi radicals and ligatures
-    become plain characters. Full-width letters and signs stay full-width. Two texts that look the same are equal
-    afterwards.
+    become plain characters. Commands to a terminal, such as ESC [31m, are removed as a whole. Full-width letters and
+    signs stay full-width. Two texts that look the same are equal afterwards.
     """
     return _rewriting(pair, _one_form)
 

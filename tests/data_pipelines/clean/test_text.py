@@ -7,6 +7,7 @@ import re
 import time
 import unicodedata
 
+import ftfy.fixes
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -36,6 +37,10 @@ RECIPE: tuple[Rule, ...] = (
         (rules.one_form, "a cafe\u0301 in Pa\u00adris\ufeff", "a café in Paris"),
         (rules.one_form, "<|im\u2060_end|>", "<|im_end|>"),
         (rules.one_form, "\u202eabc\u202c \u200fdef\x07\x00", "abc def"),
+        (rules.one_form, "a \x1b[1;31mred\x1b[0m \x1b[38:2::9:8:7msq\x1b[2Kuare", "a red square"),
+        (rules.one_form, "\x1b]0;title\x07a \x1b]8;;http://x.org\x1b\\link\x1b]8;;\x1b\\\x1b(B", "a link"),
+        (rules.one_form, "\x1b[31 \x1b]0;never ends \x1bEnd", "[31 ]0;never ends End"),
+        (rules.html, "a &#27;[31mred&#x1b;[0m square", "a red square"),
         (rules.one_form, "lone \ud83d half", "lone \ufffd half"),
         (rules.one_form, "\uf900 \u2f00 ﬁne 葛\U000e0100", "豈 一 fine 葛"),  # CJK compatibility forms
         (rules.one_form, "Ｆｕｌｌ　ｗｉｄｔｈ－", "Ｆｕｌｌ　ｗｉｄｔｈ－"),
@@ -249,6 +254,27 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
         assert judge(RECIPE, once.pair).pair is once.pair
 
 
+_PARAMETERS = st.text(st.characters(min_codepoint=0x30, max_codepoint=0x3F), max_size=4)
+_FINALS = st.characters(min_codepoint=0x40, max_codepoint=0x7E)
+_CSI = st.builds("\x1b[{}{}".format, _PARAMETERS, _FINALS)
+_PAYLOADS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=9)
+_OSC = st.builds("\x1b]{}{}".format, _PAYLOADS, st.sampled_from(["\x07", "\x1b\\"]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.text("ab[m;0 ", max_size=3), _CSI | _OSC), max_size=6))
+def test_commands_to_a_terminal_are_removed_and_nothing_else(pieces: list[tuple[str, str]]) -> None:
+    text = "".join(word + command for word, command in pieces)
+    assert text_after(rules.one_form, text) == "".join(word for word, _ in pieces)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["\x1b[", "a", "M", ";", "0", "9", "中"]), max_size=12).map("".join))
+def test_colours_are_removed_as_ftfy_removes_them(text: str) -> None:
+    expected = ftfy.fixes.remove_terminal_escapes(text).replace("\x1b", "")
+    assert text_after(rules.one_form, text) == expected
+
+
 @settings(max_examples=150, deadline=None)
 @given(TEXTS, st.sampled_from(RECIPE))
 def test_no_rule_leaves_work_for_itself(text: str, each: Rule) -> None:
@@ -331,6 +357,8 @@ def test_the_text_of_a_page_is_that_of_pythons_parser(node: str | tuple[str, lis
         "a.",
         "<|",
         " - ",
+        "\x1b[1",
+        "\x1b]",
         "\u0301",
         "+1 ",
     ],
