@@ -27,24 +27,15 @@ from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.duplicates.decontaminate import decontamination
 from data_pipelines.recipes.table import ACROSS, RECIPES
-from data_pipelines.score.clip_model import CLIP, ClipModel, reads_clip
+from data_pipelines.score.clip_model import CLIP, ClipModel, reads_clip, rules_before_score
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m data_pipelines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser("python -m data_pipelines", __doc__)
     parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"one of {_names()}")
     parser.add_argument("--input", help="folder of the corpus (docs/corpora.md shows its files), on a disk or gs://")
     parser.add_argument("--output", help="folder to write, on a disk or gs://")
@@ -86,10 +77,28 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"a mixture has neither --split nor --retry; name one corpus of {name} for that")
     if arguments.workers < 0 or arguments.bytes_per_shard < 1:
         raise UserError("--workers must be 0 or more, and --bytes_per_shard 1 or more")
+    _check_clip(arguments)
 
 
-def _clip(arguments: argparse.Namespace) -> ClipModel | None:
+def _check_clip(arguments: argparse.Namespace) -> None:
     if arguments.clip is None:
+        for flag in ("clip_checkpoint", "clip_vocabulary", "clip_least"):
+            if getattr(arguments, flag) not in ("", None):
+                raise UserError(f"--{flag} needs a CLIP model; name it by --clip, such as --clip=ViT-B-32")
+    elif arguments.corpus in CORPORA and not _has_captions(arguments.corpus):
+        raise UserError(f"--clip scores captions, and {arguments.corpus} has none; leave out --clip")
+
+
+def _has_captions(corpus: str) -> bool:
+    """Whether pairs of a corpus have texts that describe their pictures, as the CLIP score assumes."""
+    return "caption" in CORPORA[corpus].tasks
+
+
+def _clip(corpus: str, arguments: argparse.Namespace) -> ClipModel | None:
+    if arguments.clip is None:
+        return None
+    if not _has_captions(corpus):
+        logging.info("%s is built without --clip, because it has no captions", corpus)
         return None
     return ClipModel(
         arguments.clip,
@@ -99,23 +108,26 @@ def _clip(arguments: argparse.Namespace) -> ClipModel | None:
 
 
 def _recipe(name: str, arguments: argparse.Namespace) -> tuple[Rule, ...]:
-    """The recipe of a corpus; if pairs are scored, with a rule on the score."""
+    """The recipe of a corpus with the rules that the flags add.
+
+    If pairs are scored, it has a rule on the score. The rule on evaluation sets comes before that, because the score
+    costs more than all rules, and at the end if there is no score.
+    """
     recipe = RECIPES[name]
-    on_score = [each for each in recipe if reads_clip(each)]
+    on_score = [position for position, each in enumerate(recipe) if reads_clip(each)]
     least = arguments.clip_least
-    if arguments.clip is None:
-        given = [flag for flag in ("clip_checkpoint", "clip_vocabulary") if getattr(arguments, flag)]
-        given += ["clip_least"] if least is not None else []
-        if given or on_score:
-            cause = f"--{given[0]}" if given else f"the recipe of {name}"
-            raise UserError(f"{cause} needs a CLIP model; name it by --clip, such as --clip=ViT-B-32")
-        return recipe
-    if least is None and not on_score:
+    if arguments.clip is None or not _has_captions(name):
+        if on_score:
+            raise UserError(f"the recipe of {name} needs a CLIP model; name it by --clip, such as --clip=ViT-B-32")
+    elif least is not None:
+        chosen = rule(score_at_least, column=CLIP, least=least)
+        recipe = tuple(chosen if reads_clip(each) else each for each in recipe) + (() if on_score else (chosen,))
+    elif not on_score:
         raise UserError(f"the recipe of {name} has no rule on CLIP scores; name the least, such as --clip_least=0.28")
-    if least is None:
+    if not arguments.evaluation_index:
         return recipe
-    chosen = rule(score_at_least, column=CLIP, least=least)
-    return tuple(chosen if reads_clip(each) else each for each in recipe) + (() if on_score else (chosen,))
+    before = rules_before_score(recipe)
+    return (*before, decontamination(arguments.evaluation_index), *recipe[len(before) :])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -135,16 +147,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def build_corpus(name: str, folder: str, output: str) -> Mapping[str, Any]:
             corpus = CORPORA[name]
-            recipe = _recipe(name, arguments)
-            if arguments.evaluation_index:
-                recipe = (*recipe, decontamination(arguments.evaluation_index))
             job = Job(
                 corpus=corpus,
                 split=arguments.split,
                 input=os.fspath(storage.absolute(folder)),
                 output=os.fspath(storage.absolute(output)),
-                recipe=recipe,
-                clip=_clip(arguments),
+                recipe=_recipe(name, arguments),
+                clip=_clip(name, arguments),
                 across=ACROSS.get(name, ()),
                 composers={task: COMPOSERS[task] for task in corpus.tasks},
                 code=code_digest(),

@@ -8,7 +8,6 @@ code path. If it is interrupted, the same command continues: every step reuses t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from etils import epath
 
 from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import exit_on_user_error
 
 STAGES = ("stage0_text", "stage1_pretrain", "stage2_multitask", "stage3_sft")
@@ -81,13 +81,13 @@ def run(steps: list[Step], workdir: epath.Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line and runs all steps."""
-    parser = argparse.ArgumentParser(prog="python -m qwenvl_jax.quickstart", description=__doc__.split("\n\n")[0])
+    parser = Parser("python -m qwenvl_jax.quickstart", __doc__)
     parser.add_argument("--workdir", default="runs/quickstart", help="checkpoints, scores, release and report")
     parser.add_argument("--data", default="data/quickstart", help="records")
     parser.add_argument("--source", default="auto", help="where the pictures come from: auto, tuxpaint or rendered")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on records, steps and questions")
-    args = parser.parse_args(argv)
     with exit_on_user_error():
+        args = parser.parse_args(argv)
         run(plan(args.workdir, args.data, args.source, args.scale), storage.path(args.workdir))
     print(f"\nreport: {args.workdir}/report.html    scores: {args.workdir}/scores.json    talk to it: make chat")
 

@@ -18,7 +18,7 @@ from data_pipelines.build.read_files import ReadFiles
 from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.rule import Rule, judge
 from data_pipelines.pair import FailedRow, Row
-from data_pipelines.score.clip_model import LoadedClip, Pair, reads_clip
+from data_pipelines.score.clip_model import LoadedClip, Pair, rules_before_score
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
@@ -27,14 +27,6 @@ _PAIRS = 1024
 _BYTES = 128 << 20
 
 Waiting = list[tuple[int, Pair]]
-
-
-def rules_before_score(recipe: Sequence[Rule]) -> tuple[Rule, ...]:
-    """The rules before the first one that reads the CLIP score; all if none does."""
-    for position, rule in enumerate(recipe):
-        if reads_clip(rule):
-            return tuple(recipe[:position])
-    return tuple(recipe)
 
 
 def unscored_parts(job: Job) -> list[Part]:

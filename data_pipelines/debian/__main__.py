@@ -8,7 +8,6 @@ sentence. See docs/real_corpus.md.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import logging
 import os
@@ -24,6 +23,7 @@ from data_pipelines.debian import captions, manuals
 from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
 from data_pipelines.ocr.html import find_chromium
 from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 MAPS = "kgeography-data"
@@ -95,11 +95,7 @@ def _write_html_pages(cache: Path, folder: Path, pages: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; exit code 2 with one sentence on a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.debian",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m data_pipelines.debian", __doc__)
     parser.add_argument("--output", default="data/corpora", help="folder to write; default data/corpora")
     parser.add_argument("--cache", default="data/cache", help="folder that keeps what was fetched; default data/cache")
     parser.add_argument("--pages", type=int, default=16, help="pages per language of each kind; default 16")

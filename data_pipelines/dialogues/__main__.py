@@ -21,23 +21,14 @@ from data_pipelines.dialogues.job import TEXT_TASKS, DialogueJob, EndpointSettin
 from data_pipelines.dialogues.picture import TASKS
 from qwenvl_jax.data.record_format import MANIFEST
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 _LAYOUTS = {"qwen_vl": "qwen_vl_dialogues", "llava": "llava"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m data_pipelines.dialogues",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser("python -m data_pipelines.dialogues", __doc__)
     add = parser.add_argument
     add("--records", help="record folders of annotated pictures, or outputs of data_pipelines; joined by commas")
     add("--text", default="", help="record folders or folders of JSON with dialogues without pictures")

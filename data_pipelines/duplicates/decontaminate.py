@@ -7,7 +7,6 @@ recipe = (*RECIPES["laion_en"], decontamination("evaluation.index"))
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import logging
@@ -31,6 +30,7 @@ from data_pipelines.duplicates.evaluation_index import (
 from data_pipelines.duplicates.signatures import hash_of, minhash, picture_of
 from data_pipelines.pair import RawPair
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 # Bits of 256: benchmarks/near_duplicates.py has the shares that are found, and the false alarms.
@@ -139,7 +139,7 @@ def _base64(payload: bytes) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Builds an index from record folders; exit code 2 with one sentence on a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    parser = argparse.ArgumentParser(description="Builds the index of evaluation sets for --evaluation_index.")
+    parser = Parser("python -m data_pipelines.duplicates.decontaminate", __doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER:SPLIT", help="record folder of an evaluation set")
     parser.add_argument("--output", required=True, help="the file to write, on a disk or gs://")
     with exit_on_user_error():

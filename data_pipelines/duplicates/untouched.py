@@ -7,7 +7,6 @@ The output has "clean" and "touched", lists of "source/record id" in the order o
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import sys
@@ -18,6 +17,7 @@ from etils import epath
 from data_pipelines.duplicates.decontaminate import clean_ids, not_in_evaluation
 from data_pipelines.duplicates.evaluation_index import load_index
 from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 
@@ -46,7 +46,7 @@ def touched_ids(folders: Iterable[epath.PathLike], digest: str) -> set[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the lists; exit code 2 with one sentence on a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    parser = argparse.ArgumentParser(description="Lists the evaluation samples that no built corpus was close to.")
+    parser = Parser("python -m data_pipelines.duplicates.untouched", __doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="corpora, built with --evaluation_index")
     parser.add_argument("--index", required=True, help="the index that they were built with")
     parser.add_argument("--output", required=True, help="the JSON file to write, on a disk or gs://")

@@ -20,6 +20,7 @@ from typing import Any
 
 from data_pipelines.quickstart.settings import SOURCES, QuickstartSettings
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 _SCENE = QuickstartSettings().scene
@@ -32,8 +33,8 @@ def _local_path(text: str) -> Path:
     return Path(storage.path(text))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> Parser:
+    parser = Parser("python -m data_pipelines.quickstart", __doc__)
     parser.add_argument("--output", type=storage.path, default="data/quickstart", help="on a disk or gs://")
     parser.add_argument("--cache", type=_local_path, default="data/cache", help="downloads, reusable; on a disk")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core, at most 4")

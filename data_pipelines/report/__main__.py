@@ -6,7 +6,6 @@ python -m data_pipelines.report data
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from data_pipelines.report.files import manifest_of, outputs_in
@@ -15,12 +14,8 @@ from data_pipelines.report.page import REPORT, write_report
 from qwenvl_jax.config.schema import TokenizerConfig
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see --help")
 
 
 def _tokenizer(vocabulary: str) -> Tokenizer:
@@ -30,8 +25,7 @@ def _tokenizer(vocabulary: str) -> Tokenizer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; exit code 2 with one sentence on a user's mistake."""
-    parser = _Parser(prog="python -m data_pipelines.report", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m data_pipelines.report", __doc__)
     parser.add_argument("folder", metavar="FOLDER", help="an output, or a folder of outputs, on a disk or gs://")
     parser.add_argument("--vocabulary", default="", help="count tokens by this file: qwen.tiktoken or a .model")
     with exit_on_user_error():

@@ -37,6 +37,14 @@ def reads_clip(rule: Rule) -> bool:
     return dict(rule.settings).get("column") == CLIP
 
 
+def rules_before_score(recipe: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules before the first one that reads the CLIP score; all if none does."""
+    for position, rule in enumerate(recipe):
+        if reads_clip(rule):
+            return tuple(recipe[:position])
+    return tuple(recipe)
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipModel:
     """The name and files of the model that scores.

@@ -16,6 +16,7 @@ from data_pipelines.clean.pair import score_at_least
 from data_pipelines.clean.rule import rule
 from data_pipelines.compose import composers
 from data_pipelines.corpora import table
+from data_pipelines.duplicates import decontaminate
 from data_pipelines.recipes import table as recipes
 from data_pipelines.score.clip_model import NO_PICTURE, ClipModel
 from qwenvl_jax.models.clip import CLIP_MODELS
@@ -24,6 +25,7 @@ from qwenvl_jax.scoring.clip import ClipScorer
 from qwenvl_jax.scoring.clip_tokenizer import ClipTokenizer
 from tests.scoring.clip_files import VOCABULARY, tiny_config, write_tiny
 from tests.support import small_corpus
+from tests.support.corpora.table import FIXTURES
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,7 @@ def test_a_damaged_checkpoint_ends_a_run_in_one_sentence(
     [
         (["--clip_least=0.3"], "--clip_least needs a CLIP model; name it by --clip"),
         (["--clip=ViT-B-32"], "the recipe of small has no rule on CLIP scores; name the least, such as --clip_least"),
+        (["--clip_vocabulary=v"], "--clip_vocabulary needs a CLIP model; name it by --clip"),
         (["--clip=ViT-B-32", "--clip_least=0.3"], "--clip_checkpoint= does not exist; name a file that is there"),
     ],
 )
@@ -161,3 +164,37 @@ def test_flags_that_do_not_fit_are_refused(
         with pytest.raises(SystemExit, match="2"):
             main(["small", f"--input={corpus}", f"--output={tmp_path / 'output'}", *flags])
     assert f"error: {message}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("corpus", sorted(name for name, each in table.CORPORA.items() if "caption" not in each.tasks))
+def test_a_corpus_without_captions_is_not_scored(corpus: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([corpus, "--input=i", "--output=o", f"--split={next(iter(table.CORPORA[corpus].splits))}", "--clip=tiny"])
+    assert f"error: --clip scores captions, and {corpus} has none; leave out --clip" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_mixture_scores_its_captions_alone_and_after_the_rule_on_evaluation_sets(
+    model: ClipModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("coco_captions", "visual_genome"):
+        FIXTURES[name](tmp_path / "raw" / name)
+    build = ["table3", f"--input={tmp_path}/raw", "--workers=1"]
+    main([*build, f"--output={tmp_path}/plain"])
+    index = tmp_path / "evaluation.index"
+    decontaminate.main([f"{tmp_path}/plain/coco_captions/caption:train", f"--output={index}"])
+    files = [f"--clip_checkpoint={model.checkpoint}", f"--clip_vocabulary={model.vocabulary}"]
+    clip = ["--clip=tiny", *files, "--clip_least=-1"]
+    main([*build, f"--output={tmp_path}/scored", *clip, f"--evaluation_index={index}"])
+    captions, regions = (
+        json.loads((tmp_path / "scored" / name / "manifest.json").read_text())
+        for name in ("coco_captions", "visual_genome")
+    )
+    assert [each["rule"] for each in captions["job"]["recipe"]][-2:] == ["not_in_evaluation", "score_at_least"]
+    assert captions["job"]["clip"] and not regions["job"]["clip"]
+    assert regions["job"]["recipe"][-1]["rule"] == "not_in_evaluation"
+    plain = json.loads((tmp_path / "plain/visual_genome/manifest.json").read_text())
+    assert regions["kept"] == plain["kept"] > 0
+    dropped = {each["rule"]: each for each in captions["rules"]}
+    assert dropped["not_in_evaluation"]["dropped"] and dropped["score_at_least"]["seen"] == 0
+    assert "visual_genome is built without --clip" in capfd.readouterr().out
