@@ -13,6 +13,7 @@ and their folders) and docs/cleaning.md (their rules).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ from data_pipelines.build.mixtures import MIXTURES
 from data_pipelines.clean.pair import score_at_least
 from data_pipelines.clean.rule import Rule, rule
 from data_pipelines.compose.composers import COMPOSERS
+from data_pipelines.corpora.synthetic_pages import CACHE
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.duplicates.decontaminate import decontamination
 from data_pipelines.recipes.table import ACROSS, RECIPES
@@ -47,6 +49,8 @@ def _parser() -> Parser:
     parser.add_argument("--clip_least", type=float, help="lowest CLIP score that is kept; default: that of the recipe")
     parser.add_argument("--retry", action="store_true", help="read the failed rows of the finished output again")
     parser.add_argument("--evaluation_index", help="drop pairs close to this index; see docs/cleaning.md")
+    packages = f"folder on a disk of fonts and Debian packages, from which pages are drawn; default {CACHE}"
+    parser.add_argument("--cache", default=CACHE, help=packages)
     parser.add_argument("--keep_work", action="store_true", help="keep the work folder next to the output")
     size = f"size at which a shard ends; default {BYTES_PER_SHARD}"
     parser.add_argument("--bytes_per_shard", type=int, default=BYTES_PER_SHARD, help=size)
@@ -77,6 +81,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"a mixture has neither --split nor --retry; name one corpus of {name} for that")
     if arguments.workers < 0 or arguments.bytes_per_shard < 1:
         raise UserError("--workers must be 0 or more, and --bytes_per_shard 1 or more")
+    if storage.is_remote(arguments.cache):
+        raise UserError(f"--cache={arguments.cache} must be a folder on a disk, because fonts are read from it")
     _check_clip(arguments)
 
 
@@ -147,8 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def build_corpus(name: str, folder: str, output: str) -> Mapping[str, Any]:
             corpus = CORPORA[name]
+            cache = os.fspath(storage.absolute(arguments.cache))
             job = Job(
-                corpus=corpus,
+                corpus=dataclasses.replace(corpus, layout=corpus.layout.with_cache(cache)),
                 split=arguments.split,
                 input=os.fspath(storage.absolute(folder)),
                 output=os.fspath(storage.absolute(output)),

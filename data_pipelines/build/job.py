@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_pipelines.compose.composers import Composer
 from data_pipelines.corpora.corpus import Corpus
 from data_pipelines.score.clip_model import ClipModel
 from qwenvl_jax import data as records_package
+from qwenvl_jax import html as html_package
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
 from qwenvl_jax.runtime import storage
 
@@ -32,6 +34,7 @@ PACKAGES = (
     *("opencv-python-headless", "pillow", "playwright", "protobuf", "pyarrow", "pypdfium2", "regex", "rensa"),
     *("selectolax", "tensorflow-datasets", "tokenizers"),
 )
+_LEFTOVER = re.compile(r"/\.|/__pycache__/|\.pyc$|~$")
 _NOT_PART = ("quickstart", "__main__.py")  # of data_pipelines: code on which no corpus depends
 
 
@@ -123,15 +126,24 @@ def digest_of(value: Any) -> str:
 
 
 def code_digest() -> str:
-    """The digest of the code of data_pipelines and qwenvl_jax.data, of the interpreter and of their packages."""
+    """The digest of the code on which outputs depend, of the interpreter and of the packages that the code uses.
+
+    Outputs depend on all files of data_pipelines, qwenvl_jax.data and qwenvl_jax.html (the page of the report).
+    """
     digest = hashlib.sha256()
-    for package in (data_pipelines, records_package):
+    for package in (data_pipelines, records_package, html_package):
         folder = Path(package.__path__[0])
-        for file in sorted(folder.rglob("*.py")):
+        for file in _files_of(folder):
             name = file.relative_to(folder)
             if name.parts[0] not in _NOT_PART:
                 digest.update(f"{package.__name__}/{name}\0".encode() + file.read_bytes() + b"\0")
     return digest_of({"sources": digest.hexdigest(), **versions()})
+
+
+def _files_of(package: Path) -> list[Path]:
+    """All files of a package, scripts and tables for its code too, without what editors and compilers leave there."""
+    files = [file for file in package.rglob("*") if file.is_file()]
+    return sorted(file for file in files if not _LEFTOVER.search(f"/{file.relative_to(package).as_posix()}"))
 
 
 def versions() -> dict[str, str]:

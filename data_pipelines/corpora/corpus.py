@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 from etils import epath
@@ -35,12 +36,22 @@ class Layout:
         files whose pictures are files of their own. Tars are never cut; see `may_cut`.
       most_strides: into how many strides a file is cut at most. Every stride passes over all rows of its file, which
         takes less than a thousandth of the time of working on them, or a tenth if it has to parse them (`ANNOTATIONS`).
+      uses_cache: whether `read_file` has a keyword `cache`, a folder on a disk of fonts and Debian packages, because it
+        draws its pictures.
     """
 
     files: Files
     read_file: ReadFile
     cut: bool = False
     most_strides: int = 64
+    uses_cache: bool = False
+
+    def with_cache(self, cache: str) -> Layout:
+        """The layout that takes fonts and Debian packages from a folder on a disk."""
+        if not self.uses_cache:
+            return self
+        read_file: Callable[..., Iterator[Row]] = self.read_file
+        return dataclasses.replace(self, read_file=functools.partial(read_file, cache=cache))
 
     def may_cut(self, file: epath.Path) -> bool:
         """Whether this file may be shared out: a corpus may be published as a table and be downloaded as tars."""

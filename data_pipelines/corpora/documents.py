@@ -10,6 +10,7 @@ text is taught.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
@@ -38,8 +39,15 @@ def pdf_layout(settings: PdfSettings | None = None) -> Layout:
 
 def html_layout(settings: HtmlSettings | None = None) -> Layout:
     """The layout of a folder of HTML files."""
-    read = functools.partial(_read_html, settings or HtmlSettings())
-    return Layout(functools.partial(_files, (".html", ".htm")), functools.partial(_rows, read))
+    read = functools.partial(_html_rows, settings or HtmlSettings())
+    return Layout(functools.partial(_files, (".html", ".htm")), read, uses_cache=True)
+
+
+def _html_rows(
+    settings: HtmlSettings, corpus: Corpus, folder: epath.Path, split: str, file: epath.Path, cache: str = ""
+) -> Iterator[Row]:
+    settings = dataclasses.replace(settings, cache=cache or settings.cache)
+    return _rows(functools.partial(_read_html, settings), corpus, folder, split, file)
 
 
 def _read_html(settings: HtmlSettings, file: epath.Path, folder: epath.Path) -> Iterator[RenderedPage | FailedRow]:

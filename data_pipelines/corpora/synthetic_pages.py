@@ -1,13 +1,13 @@
 """Synthetic pages as a corpus: a folder of small JSON files, each of which orders some pages.
 
     {"language": "en", "seed": 0, "first": 0, "pages": 1000, "texts": "wiki.jsonl",
-     "backgrounds": ["/data/coco/train2017", "/data/coco/unlabeled2017"], "cache": "data/cache", "settings": {}}
+     "backgrounds": ["/data/coco/train2017", "/data/coco/unlabeled2017"], "settings": {}}
 
 `language`, `pages` and `texts` are required. `texts` is a JSONL file with a key `text`, or plain text; `backgrounds`
-are folders of photographs, by default the wallpapers of a Debian package; `cache` is the folder of Debian packages;
-`fonts` are font files, by default one per family of `ocr.font_families`; `settings` replaces hyperparameters
-(`ocr.synthetic_settings`); `license` is that of the texts and photographs. Paths of texts, backgrounds and fonts are
-relative to the file. The rows of a file are its pages, numbered from `first` on.
+are folders of photographs, by default the wallpapers of a Debian package; `cache` is the folder of Debian packages, by
+default `--cache` of the command; `fonts` are font files, by default one per family of `ocr.font_families`; `settings`
+replaces hyperparameters (`ocr.synthetic_settings`); `license` is that of the texts and photographs. Paths of texts,
+backgrounds and fonts are relative to the file. The rows of a file are its pages, numbered from `first` on.
 
 A worker makes whole files, so `write_orders` cuts a large order into files of a thousand pages.
 Licence: that of the texts and photographs. The layout is not SynthDoG's (https://github.com/clovaai/donut), which has
@@ -50,7 +50,7 @@ class Order:
     first: int = 0
     backgrounds: tuple[str, ...] = ()
     fonts: tuple[str, ...] = ()
-    cache: str = CACHE
+    cache: str = ""
     license: str = ""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -66,27 +66,42 @@ class Order:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{name} is not JSON ({one_line(error)}); correct it as docs/ocr.md shows") from None
         if not isinstance(values, dict):
-            raise UserError(f"{name} must hold one JSON object with language, pages and texts")
+            raise UserError(
+                f"{name} must be one JSON object with language, pages and texts; write it as docs/ocr.md shows"
+            )
         fields = {field.name for field in dataclasses.fields(cls)}
         for key in values:
             if key not in fields:
-                raise UserError(f"{name} has an unknown key {key!r}{nearest(key, fields)}")
+                known = nearest(key, fields) or f"; remove it, or write one of {', '.join(sorted(fields))}"
+                raise UserError(f"{name} has an unknown key {key!r}{known}")
         for key in ("backgrounds", "fonts"):
             paths = values.get(key, [])
             if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-                raise UserError(f"{name} needs a list of paths as {key}")
+                raise UserError(f'{name} has {values[key]!r} as {key}; write a list of paths, such as ["/data/{key}"]')
             values[key] = tuple(paths)
-        if {"language", "pages", "texts"} - set(values):
-            raise UserError(f"{name} needs language, pages and texts")
+        missing = [key for key in ("language", "pages", "texts") if key not in values]
+        if missing:
+            raise UserError(f"{name} has no {' and no '.join(missing)}; add what docs/ocr.md shows")
         order = cls(**values)
-        numbers = (order.pages, order.seed, order.first)
-        if order.language not in FAMILIES or not all(type(number) is int and number >= 0 for number in numbers):
-            raise UserError(f"{name} needs language en or zh, and whole numbers from 0 on as pages, seed and first")
-        if not all(isinstance(text, str) for text in (order.texts, order.cache, order.license)):
-            raise UserError(f"{name} needs paths as texts and cache, and a text as license")
-        if not isinstance(order.settings, dict):
-            raise UserError(f"{name} needs an object as settings")
+        order.check(name)
         return order
+
+    def check(self, name: object) -> None:
+        """Raises UserError for a value that the reader cannot use; the message begins with `name`."""
+        if self.language not in list(FAMILIES):
+            languages = " or ".join(FAMILIES)
+            raise UserError(f"{name} has {self.language!r} as language; write {languages}")
+        for key in ("pages", "seed", "first"):
+            number = getattr(self, key)
+            if type(number) is not int or number < 0:
+                raise UserError(f"{name} has {number!r} as {key}; write a whole number of 0 or more")
+        for key in ("texts", "cache", "license"):
+            if not isinstance(getattr(self, key), str):
+                raise UserError(f"{name} has {getattr(self, key)!r} as {key}; write a text in quotation marks")
+        if not isinstance(self.settings, dict):
+            raise UserError(
+                f'{name} has {self.settings!r} as settings; write an object, such as {{"quality": [80, 90]}}'
+            )
 
 
 def write_orders(folder: epath.PathLike, order: Order, pages_per_file: int = 1000) -> None:
@@ -107,16 +122,16 @@ def _files(folder: epath.Path, split: str) -> list[epath.Path]:
     return [folder / name for name in names]
 
 
-def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> Iterator[Row]:
+def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path, cache: str = CACHE) -> Iterator[Row]:
     del folder, split
     order = Order.from_json(storage.read_bytes(file).decode("utf-8", "replace"), file)
-    settings = PageSettings.from_json(order.settings)
+    settings = PageSettings.from_json(order.settings, file)
     ingredients = _ingredients(
         order.language,
         str(_relative_to(file, order.texts)),
         tuple(str(_relative_to(file, each)) for each in order.backgrounds),
         tuple(str(_relative_to(file, each)) for each in order.fonts),
-        order.cache,
+        order.cache or cache,
     )
     for number in range(order.first, order.first + order.pages):
         try:
@@ -150,4 +165,4 @@ def _ingredients(
     return Ingredients(language, fonts, TextFile(texts), photographs)
 
 
-LAYOUT = Layout(_files, _read_file)
+LAYOUT = Layout(_files, _read_file, uses_cache=True)

@@ -189,7 +189,7 @@ _ALL = (
         "qwen_vl_dialogues",
         dialogue_json.QWEN_VL,
         ("dialogue",),
-        "unknown (as of who wrote the dialogues)",
+        "unknown; that of the authors of the dialogues",
         "https://github.com/QwenLM/Qwen-VL",
         _ONLY_TRAIN,
     ),

@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for sentence in prepare(raw, writers(cache, arguments.pages), settings):
             _log.info("%s", sentence)
         _log.info("fetched and laid out in %s after %.0f s", raw, time.monotonic() - started)
-        build(["debian", f"--input={raw}", f"--output={os.fspath(arguments.output)}", f"--workers={arguments.workers}"])
+        folders = [f"--input={raw}", f"--output={os.fspath(arguments.output)}", f"--cache={cache}"]
+        build(["debian", *folders, f"--workers={arguments.workers}"])
         _log.info("done after %.0f s", time.monotonic() - started)
 
 

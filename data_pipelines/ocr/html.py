@@ -36,7 +36,8 @@ class HtmlSettings:
       most_screens: of a file; the rest of the file is not read.
       quality: of the JPEG, 1 to 100.
       load_timeout_s, timeout_s: for all files of a page, and for one screen.
-      cache: a folder of fonts for characters that no installed font has, such as those of `fonts.page_fonts`.
+      cache: a folder of fonts for characters that no installed font has, such as those of `fonts.page_fonts`; "" for
+        installed fonts alone.
     """
 
     width: int = 1024
@@ -45,7 +46,7 @@ class HtmlSettings:
     quality: int = 90
     load_timeout_s: float = 20
     timeout_s: float = 60
-    cache: str = "data/cache"
+    cache: str = ""
 
 
 def find_chromium() -> str:

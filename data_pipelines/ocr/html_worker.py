@@ -99,6 +99,7 @@ class _Browser:
     def __init__(self) -> None:
         self._playwright: Playwright | None = None
         self._browser: Browser | None = None
+        self._fonts = ""
         self._context: BrowserContext | None = None
         self._opened: tuple[str, str] = ("", "")
         self.page: Page | None = None
@@ -134,7 +135,10 @@ class _Browser:
             context.close()
 
     def _started(self, request: dict[str, Any]) -> Browser:
+        if self._browser is not None and self._fonts != request["cache"]:
+            self._browser.close()
         if self._browser is None or not self._browser.is_connected():
+            self._fonts = request["cache"]
             self._playwright = self._playwright or sync_playwright().start()
             flags = [*_FLAGS, *(["--no-sandbox"] if request["no_sandbox"] else [])]
             self._browser = self._playwright.chromium.launch(
@@ -182,9 +186,9 @@ def _screen(page: Page, folder: _Folder, request: dict[str, Any]) -> Answer:
     if turned:
         return {"failed": "slanted text", "detail": "text from right to left, in columns or turned"}, b""
     drawable = _drawable(request["cache"])
-    missing = {character for line in lines for character in line.text if ord(character) not in drawable}
-    if missing - {" "}:
-        return {"failed": "no font for a character", "detail": "".join(sorted(missing))[:50]}, b""
+    missing = {character for line in lines for character in line.text if ord(character) not in drawable} - {" "}
+    if missing:
+        return {"failed": "no font for a character", "detail": _some_of(missing)}, b""
     spans = [(line.quad[0][1], line.quad[2][1]) for line in lines]
     bottom = shown_HWC.shape[0] if is_last else _bottom(spans, shown_HWC.shape[0])
     kept = [
@@ -199,6 +203,14 @@ def _screen(page: Page, folder: _Folder, request: dict[str, Any]) -> Answer:
     height, width = picture_HWC.shape[:2]
     answer = {"width": width, "height": height, "lines": kept, "read": folder.read}
     return {**answer, "next": None if is_last else top + bottom}, payload
+
+
+def _some_of(characters: set[str]) -> str:
+    """How many characters there are, and the first five: as they are, and as numbers for a reader without a font."""
+    some = sorted(characters)[:5]
+    names = ", ".join(f"{character} (U+{ord(character):04X})" for character in some)
+    more = f" and {len(characters) - len(some)} others" if len(characters) > len(some) else ""
+    return f"{names}{more}"
 
 
 def _picture(page: Page) -> np.ndarray:
@@ -220,19 +232,20 @@ def _bottom(spans: list[tuple[float, float]], height: int) -> int:
 
 @functools.cache
 def _drawable(cache: str) -> frozenset[int]:
-    return code_points_below((*FONT_FOLDERS, cache))
+    return code_points_below((*FONT_FOLDERS, cache) if cache else FONT_FOLDERS)
 
 
 @functools.cache
 def _fontconfig(cache: str) -> str:
-    """A file that names the fonts of the system and of the cache."""
+    """A file that names the fonts of the system and of the cache, if there is one."""
     folder = tempfile.mkdtemp(prefix="qwenvl-fonts-")
     file = Path(folder) / "fonts.conf"
+    path = os.path.abspath(cache).replace("&", "&amp;").replace("<", "&lt;")
+    fonts = f"<dir>{path}</dir>" if cache else ""
     file.write_text(
         '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig>'
         '<include ignore_missing="yes">/etc/fonts/fonts.conf</include>'
-        f"<dir>{os.path.abspath(cache).replace('&', '&amp;').replace('<', '&lt;')}</dir>"
-        f"<cachedir>{folder}/cache</cachedir></fontconfig>"
+        f"{fonts}<cachedir>{folder}/cache</cachedir></fontconfig>"
     )
     return str(file)
 

@@ -94,22 +94,26 @@ class PageSettings:
     motion_blur_size: Range = (3, 5)
     blur: Range = (0, 1.5)
 
-    def check(self) -> PageSettings:
-        """Returns itself; raises UserError with the name of a setting outside of its range."""
+    def check(self, name: object = "a synthetic page") -> PageSettings:
+        """Returns itself; raises UserError, beginning with `name`, for a setting outside of its range."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             low, high = value if isinstance(value, tuple) else (value, value)
             least, most = _LIMITS.get(field.name, (0, 1))
             if not least <= low <= high <= most:
-                raise UserError(
-                    f"{field.name} of a synthetic page is {value}; the least is {least}, the most {most}, and a range "
-                    "begins with its smaller number"
-                )
+                if isinstance(value, tuple):
+                    wanted = f"two numbers from {least} to {most}, the smaller one first"
+                    raise UserError(f"{name} has {list(value)} as setting {field.name}; write {wanted}")
+                raise UserError(f"{name} has {value} as setting {field.name}; write a number from {least} to {most}")
         return self
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> PageSettings:
+    def from_json(cls, values: Mapping[str, Any], source: object = "a synthetic page") -> PageSettings:
         """The settings with some values replaced, as they are in a JSON file: ranges are lists of two numbers.
+
+        Args:
+          values: by the names of the attributes.
+          source: the file that has them, with which messages begin.
 
         Raises:
           UserError: for an unknown name or a value of another type.
@@ -118,14 +122,16 @@ class PageSettings:
         given: dict[str, Any] = {}
         for name, value in values.items():
             if name not in defaults:
-                raise UserError(f"a synthetic page has no setting {name!r}{nearest(name, defaults)}")
+                known = nearest(name, defaults) or "; remove it, or name a setting of ocr/synthetic_settings.py"
+                raise UserError(f"{source} has an unknown setting {name!r}{known}")
             numbers = value if isinstance(value, list) else [value]
             wanted = 2 if isinstance(defaults[name], tuple) else 1
             is_number = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
             if len(numbers) != wanted or not is_number or isinstance(value, list) != (wanted == 2):
-                raise UserError(f"setting {name} of a synthetic page is {wanted} number(s), not {value!r}")
+                form = "a list of two numbers" if wanted == 2 else "one number"
+                raise UserError(f"{source} has {value!r} as setting {name}; write {form}")
             given[name] = tuple(value) if wanted == 2 else value
-        return cls(**given).check()
+        return cls(**given).check(source)
 
 
 # The least and the most that a setting may be, if they are not 0 and 1.

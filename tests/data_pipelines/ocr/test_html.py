@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from data_pipelines.corpora.table import CORPORA
 from data_pipelines.ocr.html import BROWSERS, HtmlSettings, read_screens
 from data_pipelines.ocr.pdf import RenderedPage
-from data_pipelines.pair import FailedRow
+from data_pipelines.pair import FailedRow, RawPair
 from qwenvl_jax.runtime.errors import UserError
 from tests.support.quads import quad_error
 
@@ -140,15 +144,47 @@ def test_bad_files_are_failed_rows(tmp_path: Path) -> None:
         for row in read(tmp_path, "<p style='transform:rotate(30deg); width:90px; margin:90px'>turned")
     ] == ["slanted text"]
     assert [getattr(row, "reason", "") for row in read(tmp_path, "a " * 60_000)] == ["too much text on one page"]
-    assert [getattr(row, "reason", "") for row in read(tmp_path, "<p>\U000e0fff \U0001ffff\U00012fff")] in (
-        ["no font for a character"],
-        [""],
-    )
     (tmp_path / "binary.html").write_bytes(bytes(range(256)) * 10)
     assert list(read_screens(tmp_path / "binary.html", tmp_path, SETTINGS))
     (tmp_path / "empty.html").write_bytes(b"")
     (screen,) = read_screens(tmp_path / "empty.html", tmp_path, SETTINGS)
     assert isinstance(screen, RenderedPage) and screen.lines == ()
+
+
+def test_characters_without_a_font_are_counted_and_five_are_named(tmp_path: Path) -> None:
+    private = [chr(code) for code in range(0x10F800, 0x10F807)]
+    (row,) = read(tmp_path, f"<p>{private[0]}{private[0]} words")
+    assert row == FailedRow("no font for a character", f"{private[0]} (U+10F800)")
+    (row,) = read(tmp_path, f"<p>{''.join(private)}")
+    named = ", ".join(f"{character} (U+{ord(character):X})" for character in private[:5])
+    assert row == FailedRow("no font for a character", f"{named} and 2 others")
+
+
+def test_a_corpus_takes_fonts_from_the_cache_of_the_run(tmp_path: Path) -> None:
+    """A font that only the cache has draws a character that no installed font has."""
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "mine"])
+    builder.setupCharacterMap({0x10F800: "mine"})
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 700), (500, 700), (500, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "mine": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (600, 0), "mine": (600, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Mine", "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
+    builder.setupPost()
+    (tmp_path / "cache/page_fonts").mkdir(parents=True)
+    builder.save(tmp_path / "cache/page_fonts/mine.ttf")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/a.html").write_text("<meta charset=utf-8><p>\U0010f800\U0010f800")
+    corpus = CORPORA["html_pages"]
+    assert [getattr(row, "reason", "") for row in corpus.read(tmp_path / "site")] == ["no font for a character"]
+    layout = corpus.layout.with_cache(str(tmp_path / "cache"))
+    (pair,) = dataclasses.replace(corpus, layout=layout).read(tmp_path / "site")
+    assert isinstance(pair, RawPair) and [line.text for line in pair.lines] == ["\U0010f800\U0010f800"]
 
 
 @pytest.mark.parametrize(

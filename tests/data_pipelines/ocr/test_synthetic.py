@@ -96,6 +96,24 @@ def test_pictures_that_cannot_be_read_are_passed_over(photograph_folder: Path, t
 def test_settings_are_read_and_checked() -> None:
     settings = PageSettings.from_json({"noise": [0, 0], "max_row": 4})
     assert settings == dataclasses.replace(PageSettings(), noise=(0, 0), max_row=4)
-    for wrong in ({"nose": [0, 1]}, {"noise": 3}, {"max_row": [1, 2]}, {"noise": [8, 2]}, {"fullscreen": 2}):
-        with pytest.raises(UserError):
-            PageSettings.from_json(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"nose": [0, 1]}, "x.json has an unknown setting 'nose'; did you mean 'noise'?"),
+        ({"zzz": 1}, "x.json has an unknown setting 'zzz'; remove it, or name a setting of ocr/synthetic_settings.py"),
+        ({"noise": 3}, "x.json has 3 as setting noise; write a list of two numbers"),
+        ({"max_row": [1, 2]}, "x.json has [1, 2] as setting max_row; write one number"),
+        (
+            {"noise": [8, 2]},
+            "x.json has [8, 2] as setting noise; write two numbers from 0 to 128, the smaller one first",
+        ),
+        ({"fullscreen": 2}, "x.json has 2 as setting fullscreen; write a number from 0 to 1"),
+        ({"fullscreen": True}, "x.json has True as setting fullscreen; write one number"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_a_remedy(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        PageSettings.from_json(wrong, "x.json")
+    assert str(refused.value) == message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from data_pipelines.corpora.table import CORPORA
+from data_pipelines.ocr.font_families import FAMILIES
 from data_pipelines.pair import FailedRow, RawPair
 from qwenvl_jax.runtime.errors import UserError
 from tests.support.corpora.rendered import write_synthetic_pages
@@ -45,25 +47,45 @@ def test_a_text_without_words_fails_the_page(orders: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"language": "fr"},
-        {"pages": "5"},
-        {"pages": -1},
-        {"page": 5},
-        {"texts": 3},
-        {"backgrounds": [4]},
-        {"settings": {"nose": 1}},
-        {"settings": []},
-        {"texts": "missing.jsonl"},
-        {"fonts": ["texts/texts.jsonl"]},
-        {"backgrounds": ["missing"]},
+        ({"language": "fr"}, "has 'fr' as language; write en or zh"),
+        ({"language": ["en"]}, "has ['en'] as language; write en or zh"),
+        ({"pages": "5"}, "has '5' as pages; write a whole number of 0 or more"),
+        ({"pages": -1}, "has -1 as pages; write a whole number of 0 or more"),
+        ({"page": 5}, "has an unknown key 'page'; did you mean 'pages'?"),
+        ({"zzz": 5}, "has an unknown key 'zzz'; remove it, or write one of backgrounds, cache"),
+        ({"texts": 3}, "has 3 as texts; write a text in quotation marks"),
+        ({"backgrounds": [4]}, "has [4] as backgrounds; write a list of paths"),
+        ({"settings": {"nose": 1}}, "has an unknown setting 'nose'; did you mean 'noise'?"),
+        ({"settings": []}, "has [] as settings; write an object"),
+        ({"texts": "missing.jsonl"}, "missing.jsonl does not exist; name a file of texts"),
+        ({"fonts": ["texts/texts.jsonl"]}, "texts.jsonl is not a readable font"),
+        ({"backgrounds": ["missing"]}, "missing"),
     ],
 )
-def test_a_wrong_order_is_refused(orders: Path, change: dict[str, Any]) -> None:
+def test_a_wrong_order_is_refused_with_a_remedy(orders: Path, change: dict[str, Any], message: str) -> None:
     values = json.loads((orders / "en-00000.json").read_text()) | change
     (orders / "en-00000.json").write_text(json.dumps(values))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as refused:
+        list(CORPUS.read(orders))
+    assert message in str(refused.value) and str(orders) in str(refused.value)
+
+
+def test_an_order_without_a_cache_takes_that_of_the_run(orders: Path, tmp_path: Path) -> None:
+    """Without a listed font, the fonts of the table come from the cache."""
+    values = json.loads((orders / "en-00000.json").read_text())
+    (orders / "en-00000.json").write_text(json.dumps({**values, "fonts": []}))
+    family = FAMILIES["en"][0]
+    (tmp_path / "cache/page_fonts" / family.package).mkdir(parents=True)  # fetched, but without the file of the font
+    corpus = dataclasses.replace(CORPUS, layout=CORPUS.layout.with_cache(str(tmp_path / "cache")))
+    with pytest.raises(UserError, match=f"package {family.package} has no {family.file}"):
+        list(corpus.read(orders))
+
+
+def test_an_order_that_lacks_keys_is_refused(orders: Path) -> None:
+    (orders / "en-00000.json").write_text('{"language": "en"}')
+    with pytest.raises(UserError, match=r"has no pages and no texts; add what docs/ocr.md shows"):
         list(CORPUS.read(orders))
 
 
