@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import io
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, nearest, one_line
 
 LOCAL_RUNNER = "DirectRunner"
+_MOST_WORKERS = 1000  # more processes than the cores of any machine
 _LOOKS_FOR_THE_DRIVER = 0.2  # seconds between two checks whether the main process still runs
 _SIGNAL = signal.SIGUSR2  # to the main thread; in the background of a shell, SIGINT is ignored
 _ENDS_BY_ITSELF = 3.0  # seconds that the runner gets to notice that its processes are gone
@@ -74,8 +76,10 @@ def options(flags: Sequence[str], workers: int, of_command: Iterable[str] = ()) 
       of_command: names of the flags of the command, which may be meant by a misspelt one.
 
     Raises:
-      UserError: for a flag that Beam does not have.
+      UserError: for too many workers, a flag that Beam does not have, or a value that Beam or the runner refuses.
     """
+    if workers > _MOST_WORKERS:
+        raise UserError(f"{workers} processes are too many for one machine; name at most {_MOST_WORKERS}")
     runner = next((flag.split("=", 1)[1] for flag in flags if flag.startswith("--runner=")), LOCAL_RUNNER)
     _check_flags(flags, of_command)
     chosen = [] if any(flag.startswith("--runner=") for flag in flags) else [f"--runner={LOCAL_RUNNER}"]
@@ -83,7 +87,24 @@ def options(flags: Sequence[str], workers: int, of_command: Iterable[str] = ()) 
         mode = "multi_processing" if workers > 1 else "in_memory"
         chosen += [f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
         chosen += ["--default_sdk_harness_log_level=ERROR"]
+    _check_values([*chosen, *flags])
     return PipelineOptions([*chosen, *flags])
+
+
+def _check_values(flags: Sequence[str]) -> None:
+    """Raises UserError for values that Beam or the runner would refuse only after the input was read."""
+    all_options = PipelineOptions(flags)  # a pipeline changes its options
+    said = io.StringIO()
+    try:
+        with quiet(), contextlib.redirect_stderr(said):
+            processes = all_options.get_all_options()["direct_num_workers"]
+            beam.Pipeline(options=all_options)
+    except SystemExit:  # the parser of Beam has printed its usage and a sentence
+        raise UserError(f"{said.getvalue().rpartition('error: ')[2].strip()}; see the flags of Apache Beam") from None
+    except Exception as error:  # each runner has errors of its own
+        raise UserError(f"Apache Beam refuses these flags: {one_line(error)}") from None
+    if processes < 0:
+        raise UserError(f"--direct_num_workers={processes} must be 0 or more; --workers sets it too")
 
 
 def _check_flags(flags: Sequence[str], of_command: Iterable[str]) -> None:
@@ -131,6 +152,9 @@ def run_steps(steps: Sequence[Step], pipeline_options: PipelineOptions) -> None:
                     )
         except Exception as error:
             carried = _carried(error)
+            if carried is None and not driver and not hasattr(pipeline, "result"):
+                runner = pipeline_options.get_all_options()["runner"]
+                carried = UserError(f"--runner={runner} did not start the pipeline: {one_line(error)}")
             if carried is None:
                 raise
             raise carried from None

@@ -161,9 +161,10 @@ def answer(request: dict[str, Any]) -> Answer:
             return {"failed": "document too large", "detail": _browser.folder.problem}, b""
         return _screen(page, _browser.folder, request)
     except Error as error:
+        if "crash" in error.message or "closed" in error.message:
+            os._exit(1)  # the parent asks another process
         slow = "Timeout" in type(error).__name__ or "Timeout" in error.message
-        crashed = "crash" in error.message or "closed" in error.message
-        reason = "page never finished" if slow else "browser crashed" if crashed else "page did not open"
+        reason = "page never finished" if slow else "page did not open"
         try:
             _browser.close()
         except Error:

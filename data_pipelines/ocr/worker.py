@@ -26,6 +26,7 @@ from typing import Any
 
 Answer = tuple[dict[str, Any], bytes]
 
+_CRASHED = "renderer crashed"
 _MOST_BYTES = 1 << 29  # of an answer
 _idle: dict[str, collections.deque[Worker]] = collections.defaultdict(collections.deque)
 _lock = threading.Lock()
@@ -54,9 +55,20 @@ class Worker:
     def ask(self, request: dict[str, Any], timeout_s: float) -> Answer:
         """The child's answer.
 
+        If the child ends, a new one is asked once more: the first may have been killed from outside, for example
+        because the memory of the machine ran out, and the answer should depend on the document alone.
+
         Raises:
-          WorkerFailed: if the child ends or does not answer in time; it is killed with all its children.
+          WorkerFailed: if both end, or one does not answer in time; it is killed with all its children.
         """
+        try:
+            return self._ask_once(request, timeout_s)
+        except WorkerFailed as error:
+            if error.reason != _CRASHED:
+                raise
+        return self._ask_once(request, timeout_s)
+
+    def _ask_once(self, request: dict[str, Any], timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
         try:
             process = self._started()
@@ -73,7 +85,7 @@ class Worker:
             raise WorkerFailed("renderer took too long", f"more than {timeout_s} s") from None
         except (OSError, ValueError, EOFError):
             self.close()
-            raise WorkerFailed("renderer crashed") from None
+            raise WorkerFailed(_CRASHED) from None
         except BaseException:
             self.close()
             raise

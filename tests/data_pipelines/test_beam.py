@@ -83,3 +83,34 @@ def test_flags_are_those_of_beam() -> None:
         options(["--qqq"], 1)
     with pytest.raises(UserError, match=r"unexpected argument 'x'"):
         options(["x"], 1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--runner=Nope", "Unexpected pipeline runner: Nope"),
+        ("--runner=no.such.Runner", "No module named 'no'"),
+        ("--runner=DataflowRunner", "Missing required option: project"),
+        ("--direct_running_mode=nope", "invalid choice: 'nope'"),
+        ("--direct_num_workers=many", "invalid int value: 'many'"),
+        ("--direct_num_workers=-1", "must be 0 or more"),
+    ],
+)
+def test_values_that_beam_refuses_are_refused_before_the_run(
+    flag: str, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError) as refused:
+        options([flag], 1)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_more_processes_than_any_machine_has_are_refused() -> None:
+    with pytest.raises(UserError, match="100000000000 processes are too many"):
+        options([], 10**11)
+
+
+def test_a_runner_that_cannot_start_ends_with_a_sentence() -> None:
+    refused = options(["--runner=PortableRunner"], 1)  # without a --job_endpoint
+    with pytest.raises(UserError, match=r"--runner=PortableRunner did not start the pipeline: .*--job_endpoint"):
+        run_steps([Step("s", lambda: [1], print)], refused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,22 @@ def test_hostile_rows_give_the_same_bytes_twice(
     assert contents(tmp_path / "one") == before
     run_small(hostile, tmp_path / "two", workers=2, **settings())
     assert contents(tmp_path / "two") == before
+
+
+@pytest.mark.parametrize(
+    "name", [b"not-utf-8-\xff.jsonl", b"line\nbreak.jsonl", b"\xe2\x80\xaereversed.jsonl", b"%41.jsonl"]
+)
+def test_names_of_files_are_only_names(
+    name: bytes, run_small: Callable[..., Any], contents: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / os.fsdecode(name)).write_text('{"id": "row-0", "text": "a kite over hills"}\n{broken\n')
+    manifest = run_small(folder, tmp_path / "output")
+    assert manifest["rows"] == 2 and manifest["kept"] == 1 and manifest["failed"]["rows"] == 1
+    (failed,) = (json.loads(line) for line in (tmp_path / "output" / "failed.jsonl").read_text().splitlines())
+    assert failed["file"] == os.fsdecode(name)
+    before = contents(tmp_path / "output")
+    assert run_small(folder, tmp_path / "output")["inputs"] == manifest["inputs"]  # it is found again, and up to date
+    run_small(folder, tmp_path / "output", retry=True)
+    assert contents(tmp_path / "output") == before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ import pypdfium2
 import pytest
 from PIL import Image
 
+from data_pipelines.beam import _descendants
 from data_pipelines.ocr.pdf import Character, PdfSettings, RenderedPage, lines_of, read_pages
+from data_pipelines.ocr.worker import Worker, WorkerFailed
 from data_pipelines.pair import FailedRow
 from tests.support.corpora.documents import Text, write_pdf
 from tests.support.quads import quad_error
@@ -111,6 +115,26 @@ def test_a_page_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         FailedRow("renderer took too long", "more than 0.0 s")
     ]
     assert len(pages(tmp_path / "a.pdf")) == 1  # another process renders the next file
+
+
+def command_of(process: int) -> str:
+    return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+
+
+def test_a_child_that_was_killed_costs_no_page(tmp_path: Path) -> None:
+    write_pdf(tmp_path / "a.pdf", [TEXTS] * 2)
+    expected = rows(tmp_path / "a.pdf")
+    children = [process for process in _descendants(os.getpid()) if "pdf_worker" in command_of(process)]
+    read = read_pages(tmp_path / "a.pdf", PdfSettings())
+    first = next(read)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert children and [first, *read] == expected
+
+
+def test_a_child_that_always_ends_is_given_up() -> None:
+    with pytest.raises(WorkerFailed, match="renderer crashed"):
+        Worker("data_pipelines.ocr.no_such_module").ask({}, timeout_s=60)
 
 
 @pytest.mark.slow
