@@ -25,7 +25,7 @@ from data_pipelines.ocr import html_ink, html_script
 from data_pipelines.ocr.fonts import FONT_FOLDERS, code_points_below
 from data_pipelines.ocr.worker import Answer, serve
 from qwenvl_jax.runtime import storage
-from qwenvl_jax.runtime.errors import StorageError, one_line
+from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
 
 ORIGIN = "http://page.invalid/"
 MOST_BYTES = 32 << 20  # of one file
@@ -43,7 +43,7 @@ class _Folder:
 
     def __init__(self, folder: str, name: str):
         self._folder = storage.path(folder)
-        self.url = ORIGIN + urllib.parse.quote(name)
+        self.url = ORIGIN + urllib.parse.quote(name, errors="surrogateescape")
         self.read: list[str] = []
         self.problem = ""
         self._opened = False
@@ -80,7 +80,7 @@ class _Folder:
                 self.problem = self.problem or f"{name} has more than {MOST_BYTES >> 20} MiB"
                 return None
             body = storage.read_bytes(path)
-        except (OSError, StorageError, ValueError):
+        except (OSError, StorageError, UserError, ValueError):  # also a pipe or a device under the name
             return None
         self.read.append(os.fspath(path))
         return body

@@ -79,12 +79,8 @@ def write_text(path: epath.PathLike, text: str) -> None:
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, whole or not at all.
-
-    A lone surrogate, as in the name of a file that is not UTF-8, is written as JSON's escape, and is read back.
-    """
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    storage.write_bytes(path, text.encode(errors="backslashreplace"))
+    """Writes `value` as indented JSON with sorted keys, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def sha256_of(path: epath.PathLike) -> str:

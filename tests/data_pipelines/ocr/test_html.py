@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -188,10 +189,16 @@ def test_a_corpus_takes_fonts_from_the_cache_of_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a b.html", "#?%41.html", "..html", "\u4e2d\u6587.html", "a'\"<b>&.html", "a\nb.html"]
+    "name", ["a b.html", "#?%41.html", "..html", "\u4e2d\u6587.html", "a'\"<b>&.html", "a\nb.html", "\udcff.html"]
 )
 def test_hostile_names_are_only_names(tmp_path: Path, name: str) -> None:
     (row,) = read(tmp_path, "<p>here</p>", name=name)
+    assert isinstance(row, RenderedPage) and [line.text for line in row.lines] == ["here"]
+
+
+def test_a_pipe_under_the_name_of_a_picture_is_no_picture(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (row,) = read(tmp_path, "<img src=pipe.png><p>here</p>")
     assert isinstance(row, RenderedPage) and [line.text for line in row.lines] == ["here"]
 
 
