@@ -109,7 +109,7 @@ HASHES: dict[str, Callable[[Image.Image], np.ndarray]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("data/cache"))
-    parser.add_argument("--pictures", type=int, default=200, help="evaluation pictures")
+    parser.add_argument("--pictures", type=int, default=300, help="evaluation pictures")
     parser.add_argument("--others", type=int, default=10_000)
     arguments = parser.parse_args()
     scenes = Scenes(arguments.cache)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from data_pipelines.build.job import Job
 from data_pipelines.build.part_files import Frames, PartDamaged, PartReader, PartWriter, encode_frame
 from data_pipelines.build.parts import Part
 from data_pipelines.build.read_files import ReadFiles, are_unchanged
-from data_pipelines.build.samples import Examples, describe, shortened
+from data_pipelines.build.samples import Examples, describe, shortened, with_evidence
 from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.across import Candidate
 from data_pipelines.clean.rule import Judged, RuleCounts, count, judge, new_counts
@@ -115,6 +116,7 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
     examples = Examples(old.reader.lines("samples") if old else ())
     files = ReadFiles(os.fspath(job.folder / part.file))
     failed: list[dict[str, Any]] = []
+    evidence: list[dict[str, Any]] = old.reader.lines("evidence") if old else []
     scores = _scores(job, part)
     total = 0
     with storage.watched(files.saw):
@@ -135,6 +137,8 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
             _count(job, outcome, counts)
             if outcome.survivor is None:
                 _keep_example(outcome.judged, outcome.id, part, number, examples)
+                if outcome.judged.dropped is not None and outcome.judged.dropped.evidence:
+                    evidence.append(with_evidence(outcome.judged, outcome.id, part.file, number))
                 continue
             if old is not None:
                 old.copy_until(number, writer)
@@ -150,7 +154,8 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
         "counts": {name: each.as_json() for name, each in counts.items()},
     }
     read = [*(old.served_files() if old else ()), *files.entries()]
-    sections = {"failed": failed, "samples": examples.entries(), "read": read}
+    evidence.sort(key=operator.itemgetter("row"))
+    sections = {"failed": failed, "samples": examples.entries(), "evidence": evidence, "read": read}
     writer.finish(facts, {name: _as_lines(values) for name, values in sections.items()})
 
 

@@ -3,6 +3,8 @@
 <output>/<task>/           a record folder per task (qwenvl_jax.data.record_format)
 <output>/manifest.json     counts per rule, rows that failed by reason, licence, inputs, shards; written last
 <output>/failed.jsonl      {"file", "row", "id", "reason", "detail"} of each row that failed
+<output>/report/           decontaminated.jsonl: {"rule", "reason", "file", "row", "id", "evidence"} of each pair close
+                           to evaluation data, if the recipe has that rule
 <output>/samples/          dropped.jsonl and kept.jsonl, see `samples`
 <output>/report.html       all of this on one page (`data_pipelines.report`)
 """
@@ -36,6 +38,7 @@ from data_pipelines.build.shards import (
     written_shards,
 )
 from data_pipelines.clean.rule import RuleCounts, new_counts
+from data_pipelines.report.files import DECONTAMINATED, has_decontamination
 from data_pipelines.report.page import REPORT, write_report
 from qwenvl_jax.data.readers.record_folder import read_manifest
 from qwenvl_jax.data.record_writer import Shard, write_manifest
@@ -51,7 +54,9 @@ def finish(job: Job, inputs: Mapping[str, InputFile]) -> dict[str, Any]:
     """Completes the folder of the shards, all of which are written, and returns its manifest."""
     folder = building_folder(job)
     shards, tallies = written_shards(job, plan_shards(job))
-    _write_lines(folder / FAILED, _failed_rows(job))
+    _write_lines(folder / FAILED, _rows_of(job, "failed"))
+    if has_decontamination(job.as_json()):
+        _write_lines(folder / DECONTAMINATED, _rows_of(job, "evidence"))
     _write_lines(folder / "samples" / "dropped.jsonl", _dropped_examples(job))
     _write_lines(folder / "samples" / "kept.jsonl", _kept_examples(job))
     for task, members in shards.items():
@@ -121,12 +126,12 @@ def _readers(job: Job) -> Iterator[PartReader]:
             yield PartReader(file)
 
 
-def _failed_rows(job: Job) -> Iterator[dict[str, Any]]:
-    """The rows that failed, in the order of files and of rows in a file."""
+def _rows_of(job: Job, section: str) -> Iterator[dict[str, Any]]:
+    """The rows of a section of all parts, in the order of files and of rows in a file."""
     parts = parts_lib.load_parts(job)
     by_file = itertools.groupby(zip(parts, _readers(job), strict=True), lambda each: each[0].file)
     for _, strides in by_file:
-        lists = [reader.lines("failed") for _, reader in strides if reader.footer["failed"]]
+        lists = [reader.lines(section) for _, reader in strides]
         yield from heapq.merge(*lists, key=operator.itemgetter("row"))
 
 
@@ -153,8 +158,23 @@ def _across_examples(job: Job, rule: int) -> Iterator[dict[str, Any]]:
     head = {"rule": job.across[rule].name, "reason": job.across[rule].reason}
     for group in range(len(survey(job).groups)):
         for verdict in Shuffle(job, rule).dropped(group):
-            better = _example(job, int(verdict["by_part"]), int(verdict["by_index"]))
-            yield {**head, **_example(job, int(verdict["part"]), int(verdict["index"])), "evidence": [better]}
+            part, index, by_part, by_index = (int(verdict[name]) for name in ("part", "index", "by_part", "by_index"))
+            better = {**_example(job, by_part, by_index), **_measured(job, rule, (part, index), (by_part, by_index))}
+            yield {**head, **_example(job, part, index), "evidence": [better]}
+
+
+def _measured(job: Job, rule: int, pair: tuple[int, int], better: tuple[int, int]) -> dict[str, float]:
+    """How near two pairs are by a rule across pairs, if it compares signatures. Each is named by part and index."""
+    if not job.across[rule].signature_bytes:
+        return {}
+    return job.across[rule].nearness(_signature(job, rule, *pair), _signature(job, rule, *better))
+
+
+def _signature(job: Job, rule: int, part: int, index: int) -> np.ndarray:
+    file = survey(job).files[part]
+    with damage_named(file):
+        keys = PartReader(file).keys(rule, job.across[rule].signature_bytes)
+    return keys["signature"][np.searchsorted(keys["index"], index)]
 
 
 def _example(job: Job, part: int, index: int) -> dict[str, Any]:
@@ -210,7 +230,7 @@ def _write_lines(path: epath.Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 def _remove_leftovers(folder: epath.Path, shards: Mapping[str, list[Shard]]) -> None:
     """Removes what killed runs left next to the shards: temporary files."""
-    expected = {FAILED, REPORT, "samples/dropped.jsonl", "samples/kept.jsonl"}
+    expected = {FAILED, REPORT, DECONTAMINATED, "samples/dropped.jsonl", "samples/kept.jsonl"}
     for task, members in shards.items():
         if members:
             expected |= {f"{task}/{name}" for name in (MANIFEST, "dataset_info.json", "features.json")}

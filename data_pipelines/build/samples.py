@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from data_pipelines.clean.rule import Judged
 from data_pipelines.pair import RawPair
 from qwenvl_jax.data.images.exact import FORMATS, decode_image
 
@@ -25,6 +26,7 @@ DROPPED_SIDE = 160  # px, the longer side of a thumbnail
 SURVIVOR_SIDE = 448  # px
 _CHARACTERS = 500  # of a text that is shown
 _TEXTS = 5
+_EVIDENCE = 5  # of a pair that is listed
 
 
 class Examples:
@@ -50,6 +52,13 @@ class Examples:
     def entries(self) -> list[dict[str, Any]]:
         """All examples, by rule and reason, in the order of their rows."""
         return [each for key in sorted(self._by_reason) for each in self._by_reason[key]]
+
+
+def with_evidence(judged: Judged, id: str, file: str, row: int) -> dict[str, Any]:
+    """A pair that a rule dropped with evidence. All of these are listed, not only examples; see `finish`."""
+    assert judged.dropped is not None
+    head = {"rule": judged.rule, "reason": judged.dropped.reason, "file": file, "row": row, "id": id}
+    return {**head, "evidence": list(judged.dropped.evidence[:_EVIDENCE])}
 
 
 def describe(pair: RawPair) -> dict[str, Any]:

@@ -79,6 +79,11 @@ class AcrossRule(abc.ABC):
         """
         return np.ones(len(better), bool)
 
+    def nearness(self, signature: np.ndarray, better: np.ndarray) -> dict[str, float]:
+        """A measure of how near two pairs are, by its name, for the report; both signatures are uint8 [S]."""
+        del signature, better
+        return {}
+
     def as_json(self) -> dict[str, Any]:
         """Everything that the rule's result depends on except its code."""
         return {"rule": self.name, **dataclasses.asdict(self)}

@@ -64,8 +64,9 @@ def not_in_evaluation(pair: RawPair, index: str, digest: str, distance: int, sim
       similarity: of MinHashes, from which a text is close; only long texts are compared (`is_long`).
 
     Returns:
-      Dropped with evidence: the id of the pair and of each evaluation sample, the distance, and both pictures as JPEG
-      in base64 or both texts. The ids of the evaluation samples are its causes, so the manifest counts them all.
+      Dropped with evidence, the nearest pictures first: the id of the pair and of each evaluation sample, the distance,
+      and both pictures as JPEG in base64 or both texts. The ids of the evaluation samples are its causes, so the
+      manifest counts them all.
     """
     evaluation = load_index(index, digest)
     evidence = [
@@ -97,7 +98,7 @@ def _close_pictures(pair: RawPair, index: EvaluationIndex, distance: int) -> lis
         closest: dict[int, int] = {}
         for number, bits_apart in zip(index.hash_pictures[hashes].tolist(), distances.tolist(), strict=True):
             closest[number] = min(bits_apart, closest.get(number, bits_apart))
-        for number, bits_apart in closest.items():
+        for number, bits_apart in sorted(closest.items(), key=lambda each: (each[1], each[0])):
             evidence.append(
                 {
                     "pair": pair.id,

@@ -107,9 +107,11 @@ class NearPictures(AcrossRule):
 
     def similar(self, signature: np.ndarray, better: np.ndarray) -> np.ndarray:
         """Whether at most `distance` bits differ, of the picture or the mirrored one."""
-        upright = distances(signature[:PICTURE_BYTES], better[:, :PICTURE_BYTES])
-        mirrored = distances(signature[:PICTURE_BYTES], better[:, PICTURE_BYTES:])
-        return np.minimum(upright, mirrored) <= self.distance
+        return _bits_apart(signature, better) <= self.distance
+
+    def nearness(self, signature: np.ndarray, better: np.ndarray) -> dict[str, float]:
+        """The number of bits that differ."""
+        return {"distance": int(_bits_apart(signature, better[None])[0])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,5 +143,21 @@ class NearTexts(AcrossRule):
 
     def similar(self, signature: np.ndarray, better: np.ndarray) -> np.ndarray:
         """Whether the share of equal minima reaches `similarity`."""
-        equal = signature.view(np.uint32) == np.ascontiguousarray(better).view(np.uint32)
-        return equal.mean(axis=1) >= self.similarity
+        return _shares_of_equal(signature, better) >= self.similarity
+
+    def nearness(self, signature: np.ndarray, better: np.ndarray) -> dict[str, float]:
+        """The share of equal minima."""
+        return {"similarity": round(float(_shares_of_equal(signature, better[None])[0]), 3)}
+
+
+def _bits_apart(signature: np.ndarray, better: np.ndarray) -> np.ndarray:
+    """The bits by which a picture differs from others, or from their mirrored ones if these are nearer; int [N]."""
+    upright = distances(signature[:PICTURE_BYTES], better[:, :PICTURE_BYTES])
+    mirrored = distances(signature[:PICTURE_BYTES], better[:, PICTURE_BYTES:])
+    return np.minimum(upright, mirrored)
+
+
+def _shares_of_equal(signature: np.ndarray, better: np.ndarray) -> np.ndarray:
+    """The share of the minima that a text has in common with each of others; float [N]."""
+    equal = np.ascontiguousarray(signature).view(np.uint32) == np.ascontiguousarray(better).view(np.uint32)
+    return equal.mean(axis=1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from PIL import Image
 
+from data_pipelines.duplicates.decontaminate import not_in_evaluation
+from data_pipelines.report.files import DECONTAMINATED
 from data_pipelines.report.texts import shortened
 from qwenvl_jax.data.annotations import contents_of
 from qwenvl_jax.data.images.exact import decode_image
@@ -20,6 +23,8 @@ from qwenvl_jax.runtime.errors import UserError
 
 KEPT_KEYS = ("file", "row", "id", "records", "size", "thumbnail")
 DROPPED_KEYS = ("rule", "reason", "file", "row", "id", "texts", "evidence", "size", "thumbnail")
+LISTED_KEYS = ("rule", "reason", "file", "row", "id", "evidence")
+DECONTAMINATED_SHOWN = 100  # pairs on the page
 _TEXT = 400  # characters of a text that are shown
 _TEXTS = 5
 _SAMPLES = 6  # of a record that are shown in words
@@ -124,6 +129,10 @@ def dropped(examples: Iterable[Mapping[str, Any]], manifest: Mapping[str, Any]) 
     content = []
     for key, count in counts.items():
         rule, reason = key
+        if rule == not_in_evaluation.__name__:
+            link = f'<a href="#decontaminated">{count:,} pairs, see below</a>'
+            content.append(f"<h3>{escape(rule)}: {escape(reason)} {link}</h3>")
+            continue
         shown = groups.get(key, [])
         cards = [_dropped_card(example) for example in shown]
         wide = any(example["evidence"] for example in shown)
@@ -131,6 +140,24 @@ def dropped(examples: Iterable[Mapping[str, Any]], manifest: Mapping[str, Any]) 
         content.append(f'<h3>{title} <span class="soft">{len(cards)} of {count:,}</span></h3>{grid(cards, wide=wide)}')
     intro = "The first pairs that each rule dropped for each reason, in the order of the corpus, as the rule saw them."
     return section("dropped", "Dropped", intro, "".join(content) or "<p>No rule has dropped a pair.</p>")
+
+
+def decontaminated(rows: Iterable[Mapping[str, Any]], manifest: Mapping[str, Any]) -> str:
+    """The section with the first pairs that were dropped as close to evaluation data, each next to that sample.
+
+    Args:
+      rows: the lines of `files.DECONTAMINATED`.
+      manifest: of the output.
+    """
+    counts = next(rule["dropped"] for rule in manifest["rules"] if rule["rule"] == not_in_evaluation.__name__)
+    empty: dict[str, Any] = {"texts": [], "size": None, "thumbnail": None}
+    cards = [_dropped_card({**empty, **row}) for row in itertools.islice(rows, DECONTAMINATED_SHOWN)]
+    intro = (
+        f"{len(cards):,} of {sum(counts.values()):,} pairs, the first ones in the order of the corpus. The distance is "
+        "in bits of the 256 of a perceptual hash, the similarity a share of MinHashes. "
+        f"{DECONTAMINATED} lists every pair."
+    )
+    return section("decontaminated", "Close to evaluation data", intro, grid(cards, wide=True))
 
 
 def _dropped_card(example: Mapping[str, Any]) -> str:
@@ -155,6 +182,7 @@ def _evidence(item: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The pictures and the lines of one piece of evidence: the better pair, or the evaluation sample that is close."""
     if "thumbnail" in item:
         lines = [f"<b>kept instead:</b> {escape(shortened(text, _TEXT))}" for text in item["texts"][:1]]
+        lines += [f"<b>{name}:</b> {escape(str(item[name]))}" for name in ("distance", "similarity") if name in item]
         lines.append(f'<span class="soft">{escape(_where(item))}</span>')
         return [_figure(item["thumbnail"], "kept instead", caption="kept instead")], lines
     pictures = []

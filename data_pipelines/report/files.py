@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
+from data_pipelines.duplicates.decontaminate import not_in_evaluation
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
+DECONTAMINATED = "report/decontaminated.jsonl"  # every pair that was dropped as close to evaluation data
 _KEYS = {"corpus", "digest", "failed", "home_page", "job", "kept", "license", "rows", "rules", "split", "tasks"}
 FAILED_SHOWN = 5  # rows for each reason
 
@@ -28,6 +30,11 @@ def manifest_of(folder: epath.PathLike) -> dict[str, Any] | None:
         return None
     manifest = artifacts.read_json(path)
     return manifest if isinstance(manifest, dict) and manifest.keys() >= {*_KEYS, "tallies", "versions"} else None
+
+
+def has_decontamination(job: Mapping[str, Any]) -> bool:
+    """Whether pairs close to evaluation data were dropped; `job` is `Job.as_json()`, which the manifest has."""
+    return any(rule["rule"] == not_in_evaluation.__name__ for rule in job["recipe"])
 
 
 def outputs_in(folder: epath.PathLike) -> dict[str, dict[str, Any]]:

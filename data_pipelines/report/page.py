@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.report import counts, examples
-from data_pipelines.report.files import failed_examples, lines
+from data_pipelines.report.files import DECONTAMINATED, failed_examples, has_decontamination, lines
 from data_pipelines.report.histograms import TokenCounts, count_tokens, histograms
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.html.page import header, page, visible
@@ -30,6 +30,7 @@ _SECTIONS = (
     ("languages", "languages and licences"),
     ("kept", "kept"),
     ("dropped", "dropped"),
+    ("decontaminated", "close to evaluation data"),
     ("shards", "shards"),
     ("settings", "settings"),
 )
@@ -54,9 +55,11 @@ def report(folder: epath.Path, manifest: Mapping[str, Any], tokens: Mapping[str,
     """The page as HTML. `tokens` may be empty."""
     manifest = json.loads(json.dumps(manifest, sort_keys=True))  # as it is read back, whoever asks
     title = f"{manifest['corpus']}, {manifest['split']}"
+    evaluation = has_decontamination(manifest["job"])
+    sections = [each for each in _SECTIONS if evaluation or each[0] != "decontaminated"]
     intro = f"{manifest['rows']:,} rows became {manifest['kept']:,} pairs: what each rule did, and what is left."
     parts = [
-        header(title, intro, _SECTIONS, _facts(manifest)),
+        header(title, intro, sections, _facts(manifest)),
         counts.table_2(manifest),
         counts.rules(manifest),
         counts.failed(manifest, failed_examples(folder, manifest["failed"]["reasons"])),
@@ -64,6 +67,7 @@ def report(folder: epath.Path, manifest: Mapping[str, Any], tokens: Mapping[str,
         counts.languages_and_licences(manifest),
         examples.kept(lines(folder / "samples" / "kept.jsonl", examples.KEPT_KEYS), manifest["kept"]),
         examples.dropped(lines(folder / "samples" / "dropped.jsonl", examples.DROPPED_KEYS), manifest),
+        examples.decontaminated(lines(folder / DECONTAMINATED, examples.LISTED_KEYS), manifest) if evaluation else "",
         counts.shards(manifest),
         counts.versions(manifest),
     ]

@@ -190,14 +190,14 @@ def test_evidence_shows_both_pictures_and_the_distance() -> None:
     head = {"rule": "not_in_evaluation", "reason": "near", "file": "f", "row": 3, "id": "p", "size": [40, 30]}
     example = {**head, "texts": ["words"], "thumbnail": jpeg("red"), "evidence": [near]}
     manifest = {"rules": [{"rule": "not_in_evaluation", "dropped": {"near": 70}}]}
-    broken = LexborHTMLParser(examples.dropped([example], manifest))
+    broken = LexborHTMLParser(examples.decontaminated([example], manifest))
     assert len(broken.css("image")) == 1  # a picture that cannot be decoded is left out
     near["evaluation_picture"] = jpeg("blue")
-    document = LexborHTMLParser(examples.dropped([example], manifest))
+    document = LexborHTMLParser(examples.decontaminated([example], manifest))
     assert [node.text() for node in document.css("figcaption")] == ["evaluation picture", "picture"]
     words = text_of(document, "article")
     assert "distance: 9" in words and "evaluation: flickr:7" in words
-    assert "1 of 70" in text_of(document, "h3")
+    assert "1 of 70 pairs" in text_of(document, "section > p")
     colors = []
     for node in document.css("image"):
         encoded = (node.attributes["href"] or "").partition("base64,")[2]

@@ -22,10 +22,12 @@ def test_a_corpus_loses_the_pairs_that_are_in_the_index(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "second/manifest.json").read_text())
     counts = next(rule for rule in manifest["rules"] if rule["rule"] == "not_in_evaluation")
     assert counts["seen"] == counts["dropped"][decontaminate.PICTURE] > 0 and manifest["kept"] == 0
-    examples = [json.loads(line) for line in (tmp_path / "second/samples/dropped.jsonl").read_text().splitlines()]
-    assert {"evaluation_picture", "picture", "distance"} <= examples[0]["evidence"][0].keys()
+    path = tmp_path / "second/report/decontaminated.jsonl"
+    listed = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(listed) == counts["seen"]
+    assert {"evaluation_picture", "picture", "distance"} <= listed[0]["evidence"][0].keys()
     page = (tmp_path / "second/report.html").read_text()
-    assert page.count("<figcaption>evaluation picture") == sum(len(each["evidence"][:3]) for each in examples)
+    assert page.count("<figcaption>evaluation picture") == sum(len(each["evidence"][:3]) for each in listed)
     untouched.main([f"{tmp_path}/second", f"--index={tmp_path}/index", f"--output={tmp_path}/clean.json"])
     lists = json.loads((tmp_path / "clean.json").read_text())
     assert lists["clean"] == [] and set(lists["touched"]) == set(counts["causes"])

@@ -113,6 +113,19 @@ def test_the_largest_of_near_pictures_stays() -> None:
     assert kept(NearPictures(), [small, pair("large", scene(1))]) == ["large"]
 
 
+def test_the_nearness_of_pictures_is_that_of_the_nearer_side() -> None:
+    upright, changed = scene(1), scene(1).resize((90, 60))
+    rule = NearPictures()
+    signatures = [
+        np.frombuffer(rule.candidate(pair("x", image)).signature, np.uint8)  # type: ignore[union-attr]
+        for image in (upright, changed, ImageOps.mirror(changed))
+    ]
+    bits = [np.unpackbits(signature[:32]) for signature in signatures]
+    apart = int((bits[0] != bits[1]).sum())
+    assert rule.nearness(signatures[1], signatures[0]) == {"distance": apart}
+    assert rule.nearness(signatures[2], signatures[0])["distance"] <= 12 < int((bits[0] != bits[2]).sum())
+
+
 def test_plain_pictures_are_not_compared() -> None:
     assert hash_of(Image.new("RGB", (50, 50), "red")) is None
     blank = encoded(Image.new("RGB", (50, 50), "white"))
