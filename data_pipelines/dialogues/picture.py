@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.dialogues.wording import Vocabulary
+from data_pipelines.pair import Box, Quad
 from qwenvl_jax.data.annotations import contents_of
 from qwenvl_jax.data.dialogues import THOUSANDTHS
 from qwenvl_jax.data.schema import Record
@@ -15,9 +16,6 @@ from qwenvl_jax.data.tags import clip_points
 from qwenvl_jax.runtime.errors import UserError
 
 TASKS = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption", "ocr")  # that say something of a picture
-
-Box = tuple[float, ...]
-Quad = tuple[tuple[float, ...], ...]
 
 
 class Region(NamedTuple):
@@ -148,12 +146,18 @@ def _add(boxes_of: dict[str, tuple[str, dict[Box, None]]], phrase: str, boxes: S
 
 
 def _box(points: Sequence[float], content: Mapping[str, Any]) -> Box:
-    return tuple(clip_points(points, content["width"], content["height"], "the box"))
+    if len(points) != 4:
+        raise UserError(f"box {points!r} must be four numbers [x1, y1, x2, y2]; correct the record")
+    x1, y1, x2, y2 = clip_points(points, content["width"], content["height"], "the box")
+    return x1, y1, x2, y2
 
 
 def _quad(corners: Sequence[Sequence[float]], content: Mapping[str, Any]) -> Quad:
+    if len(corners) != 4 or any(len(corner) != 2 for corner in corners):
+        raise UserError(f"quadrilateral {corners!r} must be four [x, y] corners; correct the record")
     flat = clip_points([value for corner in corners for value in corner], content["width"], content["height"], "a quad")
-    return tuple(zip(flat[::2], flat[1::2], strict=True))
+    one, two, three, four = zip(flat[::2], flat[1::2], strict=True)
+    return one, two, three, four
 
 
 def _segment(segment: Mapping[str, Any], content: Mapping[str, Any]) -> Segment:

@@ -17,11 +17,10 @@ from etils import epath
 
 from data_pipelines.fetch.apt import SourceUnavailable
 from data_pipelines.fetch.wallpapers import wallpapers
-from qwenvl_jax.data.images.exact import decode_image
+from qwenvl_jax.data.images.exact import SUFFIXES, decode_image
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 DRAFT_PX = 1024  # the sides of a decoded JPEG are at least this long, if those of the file are
 _DECODED = 8  # photographs that stay in memory
 _ATTEMPTS = 20  # files that are tried before an error
@@ -46,12 +45,11 @@ class Photographs:
         paths = []
         for folder in folders:
             listed = storage.names(folder) if storage.is_folder(folder) else []
-            names = sorted(name for name in listed if Path(name).suffix.lower() in EXTENSIONS)
+            names = sorted(name for name in listed if name.rpartition(".")[2].lower() in SUFFIXES)
             paths += [storage.path(folder) / name for name in names]
         if not paths:
-            raise UserError(
-                f"{', '.join(map(str, folders))} has no {', '.join(EXTENSIONS)}; name a folder of photographs"
-            )
+            kinds = " or ".join(SUFFIXES)
+            raise UserError(f"{', '.join(map(str, folders))} has no file in {kinds}; name a folder of photographs")
         return cls(paths)
 
     @classmethod

@@ -310,6 +310,21 @@ def test_records_that_state_several_sizes_are_refused() -> None:
         joined(records)
 
 
+@pytest.mark.parametrize(
+    ("task", "content"),
+    [
+        ("ref_grounding", {"phrase": "dog", "box": [0, 0, 9]}),
+        ("ocr", {"lines": [{"text": "a", "quad": [[0, 0], [9, 0], [9, 9], [0, 9], [0, 5]]}]}),
+        ("ocr", {"lines": [{"text": "a", "quad": [[0, 0], [9, 0, 5], [9, 9], [0, 9]]}]}),
+    ],
+)
+def test_regions_with_another_number_of_corners_are_refused(task: str, content: Any) -> None:
+    content = {**content, "width": 50, "height": 50}
+    record = Record("1", task, "refs", "en", "MIT", (b"picture",), content)
+    with pytest.raises(UserError, match="must be four"):
+        joined([record])
+
+
 def test_values_are_never_read_as_templates() -> None:
     box: Any = {"boxes": [[1, 2, 3, 4]], "image": 0}
     assert filled("a {x} {y}.", x="{y}{z}", y=[box]) == [{"text": "a {y}{z} "}, box, {"text": "."}]
