@@ -31,7 +31,7 @@ from data_pipelines.duplicates.decontaminate import decontamination
 from data_pipelines.recipes.table import ACROSS, RECIPES
 from data_pipelines.score.clip_model import CLIP, ClipModel, reads_clip, rules_before_score
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
-from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 corpus=dataclasses.replace(corpus, layout=corpus.layout.with_cache(cache)),
                 split=arguments.split,
                 input=os.fspath(storage.absolute(folder)),
-                output=os.fspath(storage.absolute(output)),
+                output=os.fspath(artifacts.output_folder(output)),
                 recipe=_recipe(name, arguments),
                 clip=_clip(name, arguments),
                 across=ACROSS.get(name, ()),

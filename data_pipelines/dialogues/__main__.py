@@ -20,7 +20,7 @@ from data_pipelines.dialogues.endpoint import checked_url, key_of
 from data_pipelines.dialogues.job import TEXT_TASKS, DialogueJob, EndpointSettings, record_folders
 from data_pipelines.dialogues.picture import TASKS
 from qwenvl_jax.data.record_format import MANIFEST
-from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.disable(logging.NOTSET)
         workers = flags.workers or min(4, os.cpu_count() or 1)
         options = beam.options(beam_flags, workers, [f"--{name}" for name in vars(flags)])
-        output = os.fspath(storage.absolute(flags.output))
+        output = os.fspath(artifacts.output_folder(flags.output))
         texts = _texts(flags, output) if flags.text_share else ()
         records = [name for folder in _folders(flags.records) for name in record_folders(folder, flags.split, TASKS)]
         job = DialogueJob(

@@ -60,7 +60,7 @@ def build(settings: QuickstartSettings, output: epath.PathLike, cache: Path, wor
       UserError: if `output` cannot be written or contains files we did not write, or a source is unavailable.
     """
     settings.check()
-    output = storage.absolute(output)
+    output = artifacts.output_folder(output)
     finished = _finished(settings, output)
     if finished is not None:
         _log.info("%s is up to date (settings %s)", output, settings.digest())

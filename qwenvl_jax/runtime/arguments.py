@@ -32,12 +32,16 @@ class Parser(argparse.ArgumentParser):
         """As of `argparse`.
 
         Raises:
-          UserError: also if an argument is not valid UTF-8.
+          UserError: also if an argument is not valid UTF-8, or a flag has an empty value.
         """
         args = sys.argv[1:] if args is None else list(args)
         for text in args:
             if any("\ud800" <= letter <= "\udfff" for letter in text):
                 raise UserError(f"the argument {text!a} is not valid UTF-8; rename what it names")
+        for before, text in zip(["", *args], args, strict=False):
+            name = before if not text else text.removesuffix("=")
+            if name.startswith("--") and "=" not in name and name != text:
+                raise UserError(f"{name} has an empty value; give it one or leave out the flag")
         return super().parse_known_args(args, namespace)
 
     def parse_args(  # type: ignore[override]

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -67,6 +68,16 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
 def _completes(name: str) -> tuple[bool, bool, int]:
     """Sorts files later if they show that the rest is whole."""
     return name.endswith(".json"), name.endswith("manifest.json"), -name.count("/")
+
+
+def output_folder(where: epath.PathLike) -> epath.Path:
+    """The absolute path of a folder to write.
+
+    A link is followed: a folder in its stead would be on the link's disk, not on the one that it leads to.
+    """
+    output = storage.absolute(where)
+    is_link = not storage.is_remote(output) and os.path.islink(output)
+    return epath.Path(os.path.realpath(output)) if is_link else output
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

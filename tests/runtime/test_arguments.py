@@ -42,6 +42,18 @@ def parser() -> Parser:
         (["f", "--outp=y"], "unknown flag --outp; did you mean '--output'?; see --help"),
         (["f", "g"], "unexpected argument 'g'; see --help"),
         (["f", "--count=many"], "argument --count: invalid int value: 'many'; see --help"),
+        (
+            ["f", "--output="],
+            "--output has an empty value; give it one or leave out the flag",
+        ),
+        (
+            ["f", "--output", ""],
+            "--output has an empty value; give it one or leave out the flag",
+        ),
+        (
+            ["f", "--runner="],
+            "--runner has an empty value; give it one or leave out the flag",
+        ),
         (["f\udcff"], r"the argument 'f\udcff' is not valid UTF-8; rename what it names"),
     ],
 )

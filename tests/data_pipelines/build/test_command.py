@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from data_pipelines import beam
 from data_pipelines.__main__ import main
 from data_pipelines.compose import composers
 from data_pipelines.corpora import table
 from data_pipelines.recipes import table as recipes
 from qwenvl_jax.runtime.errors import UserError
+from tests.data_pipelines.build.conftest import one_by_one
 from tests.support import small_corpus
 
 
@@ -78,6 +80,21 @@ def test_folders_with_our_names_and_foreign_files_are_never_removed(
     kept.write_text("mine")
     line = refusal(capsys, "small", f"--input={small_folder}", f"--output={tmp_path}/output")
     assert "did not write" in line and kept.read_text() == "mine"
+
+
+def test_an_output_that_is_a_link_stays_one(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Any
+) -> None:
+    """Its folder may be on another disk, which has the room that the link's disk lacks."""
+    monkeypatch.setattr(beam, "run_steps", one_by_one)
+    (tmp_path / "other_disk" / "data").mkdir(parents=True)
+    (tmp_path / "output").symlink_to(tmp_path / "other_disk" / "data")
+    for _ in range(2):  # the second run finds the first one's output
+        main(["small", f"--input={small_folder}", f"--output={tmp_path}/output", "--workers=1"])
+        assert (tmp_path / "output").is_symlink()
+        assert {path.name for path in (tmp_path / "other_disk").iterdir()} == {"data", ".data.work"}
+    main(["small", f"--input={small_folder}", f"--output={tmp_path}/plain", "--workers=1"])
+    assert contents(tmp_path / "other_disk" / "data") == contents(tmp_path / "plain")
 
 
 def test_a_rule_that_is_there_twice_is_refused(run_small: Any, small_folder: Path, tmp_path: Path) -> None:
