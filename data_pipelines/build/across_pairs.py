@@ -7,90 +7,24 @@ so that a bucket reads one slice per group and a group one slice per bucket, and
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
 
 from data_pipelines.build import parts as parts_lib
-from data_pipelines.build.job import Job, digest_of
+from data_pipelines.build.job import Job
 from data_pipelines.build.part_files import PartReader, damage_named, key_dtype
-from data_pipelines.build.slices import read_slice, write_slices
+from data_pipelines.build.slices import read_slice, read_slices, write_slices
+from data_pipelines.build.survey import survey
 from data_pipelines.clean.across import AcrossRule
 from qwenvl_jax.runtime import storage
 
-_GROUP_BYTES = 64 << 20  # of keys
-_GROUP_PARTS = 4096
-_BUCKET_BYTES = 32 << 20
 _COMPARED = 1000  # better pairs with the same key that a pair is compared with; the best come first
 
 DROPPED = np.dtype([("part", "<u4"), ("index", "<u4"), ("by_part", "<u4"), ("by_index", "<u4")])
 _ALIVE = np.dtype([("alive", "?")])
-
-
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """The parts' files after the step `clean`.
-
-    Attributes:
-      files: of each part, in order.
-      survivors: of each part.
-      groups: (first, stop): consecutive parts whose keys fit into memory together.
-      buckets: of each rule across pairs.
-      digest: of the contents of all files.
-    """
-
-    files: tuple[epath.Path, ...]
-    survivors: tuple[int, ...]
-    groups: tuple[tuple[int, int], ...]
-    buckets: tuple[int, ...]
-    digest: str
-
-    def rule_digest(self, job: Job, rules: int) -> str:
-        """The digest of everything that the verdicts of the first rules depend on."""
-        return digest_of([self.digest, [rule.as_json() for rule in job.across[:rules]]])
-
-
-@functools.lru_cache(maxsize=1)
-def survey(job: Job) -> Survey:
-    """Reads the footers of all parts; each process does so once per run."""
-    parts = parts_lib.load_parts(job)
-    newest = parts_lib.attempts(job)
-    files = [parts_lib.part_file(job, part, newest[part.digest]) for part in parts]
-    footers = parts_lib.each(_footer, files)
-    sizes = [[footer["sections"][f"keys-{number}"][1] for number in range(len(job.across))] for footer in footers]
-    buckets = []
-    for number in range(len(job.across)):
-        buckets.append(max(1, -(-sum(size[number] for size in sizes) // _BUCKET_BYTES)))
-    return Survey(
-        tuple(files),
-        tuple(footer["survivors"] for footer in footers),
-        tuple(_groups([max([8 * footer["survivors"], *size]) for footer, size in zip(footers, sizes, strict=True)])),
-        tuple(buckets),
-        digest_of([footer["content"] for footer in footers]),
-    )
-
-
-def _footer(file: epath.Path) -> dict[str, Any]:
-    with damage_named(file):
-        return PartReader(file).footer
-
-
-def _groups(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive parts of at most `_GROUP_BYTES` together, at least one."""
-    groups = []
-    first = 0
-    total = 0
-    for number, size in enumerate(sizes):
-        if number > first and (total + size > _GROUP_BYTES or number - first >= _GROUP_PARTS):
-            groups.append((first, number))
-            first = number
-            total = 0
-        total += size
-    return [*groups, (first, len(sizes))] if sizes else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +57,8 @@ class Shuffle:
         alive = alive_pairs(self.job, self.rule, group)
         tables = []
         for part in range(first, stop):
-            with damage_named(parts.files[part]):
-                keys = PartReader(parts.files[part]).keys(self.rule, self._settings.signature_bytes)
+            with damage_named(parts.file(part)):
+                keys = PartReader(parts.file(part)).keys(self.rule, self._settings.signature_bytes)
             keys = keys[alive[part - first][keys["index"]]]
             table = np.zeros(len(keys), self._dtype)
             table["part"] = part
@@ -143,10 +77,8 @@ class Shuffle:
         if storage.exists(target):
             return
         groups = survey(self.job).groups
-        tables = []
-        for number in range(len(groups)):
-            with damage_named(self._file("spread", number)):
-                tables.append(read_slice(self._file("spread", number), bucket, self._dtype))
+        files = [self._file("spread", number) for number in range(len(groups))]
+        tables = parts_lib.each(lambda file: _slice(file, bucket, self._dtype), files)
         dropped = dropped_of(np.concatenate(tables), self._settings.similar)
         starts = [first for first, _ in groups]
         edges = np.searchsorted(dropped["part"], [*starts, groups[-1][1]])
@@ -159,10 +91,8 @@ class Shuffle:
             return
         parts = survey(self.job)
         first, stop = parts.groups[group]
-        tables = []
-        for bucket in range(parts.buckets[self.rule]):
-            with damage_named(self._file("bucket", bucket)):
-                tables.append(read_slice(self._file("bucket", bucket), group, DROPPED))
+        files = [self._file("bucket", bucket) for bucket in range(parts.buckets[self.rule])]
+        tables = parts_lib.each(lambda file: _slice(file, group, DROPPED), files)
         dropped = first_of_each(np.concatenate(tables))
         alive = alive_pairs(self.job, self.rule, group)
         starts = np.concatenate([[0], np.cumsum(parts.survivors[first:stop])])
@@ -172,27 +102,47 @@ class Shuffle:
         write_slices(self._file("dropped", group), dropped, np.array([0, len(dropped)]))
         write_slices(target, flat, starts)
 
-    def alive(self, group: int) -> list[np.ndarray]:
-        """For each part of a group, bool [survivors]: whether a pair is left after this rule."""
-        first, stop = survey(self.job).groups[group]
+    def alive(self, group: int, first: int, stop: int) -> list[np.ndarray]:
+        """For some consecutive parts of a group, bool [survivors]: whether a pair is left after this rule."""
+        start, _ = survey(self.job).groups[group]
         target = self._file("verdict", group)
         with damage_named(target):
-            return [read_slice(target, part - first, _ALIVE)["alive"] for part in range(first, stop)]
+            return [rows["alive"] for rows in read_slices(target, first - start, stop - start, _ALIVE)]
 
     def dropped(self, group: int) -> np.ndarray:
         """The pairs of a group that this rule drops, in order, and a better one of each, [N] of `DROPPED`."""
-        target = self._file("dropped", group)
-        with damage_named(target):
-            return read_slice(target, 0, DROPPED)
+        return _slice(self._file("dropped", group), 0, DROPPED)
 
 
-def alive_pairs(job: Job, rules: int, group: int) -> list[np.ndarray]:
-    """For each part of a group, bool [survivors]: whether a pair is left after the first rules across pairs."""
-    if rules:
-        return Shuffle(job, rules - 1).alive(group)
+def _slice(file: epath.Path, number: int, dtype: np.dtype) -> np.ndarray:
+    with damage_named(file):
+        return read_slice(file, number, dtype)
+
+
+def alive_pairs(job: Job, rules: int, group: int, first: int = 0, stop: int | None = None) -> list[np.ndarray]:
+    """For each part of a group, bool [survivors]: whether a pair is left after the first rules across pairs.
+
+    Args:
+      job: of the run.
+      rules: how many rules across pairs.
+      group: its number.
+      first: leaves out parts before this one.
+      stop: leaves out this part and later ones; None for no limit.
+    """
     parts = survey(job)
-    first, stop = parts.groups[group]
+    start, end = parts.groups[group]
+    first = max(first, start)
+    stop = end if stop is None else min(stop, end)
+    if rules:
+        return Shuffle(job, rules - 1).alive(group, first, stop)
     return [np.ones(count, bool) for count in parts.survivors[first:stop]]
+
+
+def alive_counts(job: Job, rules: int) -> list[int]:
+    """How many pairs of each part are left after the first rules across pairs."""
+    groups = range(len(survey(job).groups))
+    by_group = parts_lib.each(lambda group: [int(alive.sum()) for alive in alive_pairs(job, rules, group)], groups)
+    return [count for counts in by_group for count in counts]
 
 
 def _bucket(rows: np.ndarray, buckets: int) -> np.ndarray:

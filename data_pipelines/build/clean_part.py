@@ -11,17 +11,17 @@ import contextlib
 import dataclasses
 import errno
 import json
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from data_pipelines.build import parts as parts_lib
 from data_pipelines.build.job import Job
 from data_pipelines.build.part_files import Frames, PartDamaged, PartReader, PartWriter, encode_frame
-from data_pipelines.build.parts import Part
+from data_pipelines.build.parts import Numbered, Part
 from data_pipelines.build.read_files import ReadFiles, are_unchanged
 from data_pipelines.build.samples import Examples, describe, shortened, with_evidence
 from data_pipelines.build.scores import PartScores, read_scores, scores_file
@@ -74,15 +74,13 @@ def clean_part(job: Job, part: Part) -> None:
     if not job.retry:
         previous = None
     target = parts_lib.part_file(job, part, job.attempt if attempt is None or job.retry else attempt)
-    source = job.folder / part.file
     with storage.local_output(target) as temporary, file_errors_of(target), temporary.open("wb") as file:
         signatures = [rule.signature_bytes for rule in job.across]
         writer = PartWriter(file, job.corpus.tasks, signatures)
         with contextlib.ExitStack() as stack:
-            old = stack.enter_context(_Previous.of(job, previous)) if previous is not None else None
+            old = stack.enter_context(_Previous.of(job, part, previous)) if previous is not None else None
             _write_part(job, part, writer, old)
-        if parts_lib.facts_of(source) != list(part.facts):
-            raise UserError(f"{source} changed while it was read; run the same command again")
+        parts_lib.check_unchanged(job, part)
 
 
 def is_cleaned(job: Job, part: Part) -> bool:
@@ -114,7 +112,7 @@ def _usable(job: Job, part: Part, attempt: int | None) -> PartReader | None:
 def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None) -> None:
     counts = {name: RuleCounts() for name in (*new_counts(job.recipe), COMPOSE)}
     examples = Examples(old.reader.lines("samples") if old else ())
-    files = ReadFiles(os.fspath(job.folder / part.file))
+    files = ReadFiles(os.fspath(job.folder / file.name) for file in part.files)
     failed: list[dict[str, Any]] = []
     evidence: list[dict[str, Any]] = old.reader.lines("evidence") if old else []
     scores = _scores(job, part)
@@ -123,38 +121,37 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
         for number, row in rows_of(job, part):
             total += 1
             files.are_of(failed_row=False)  # these are the reader's
-            if old is not None and number not in old.failed:
+            if old is not None and number.position not in old.failed:
                 continue
-            outcome = _outcome(job, scores.given_to(number, row))
+            outcome = _outcome(job, scores.given_to(number.position, row))
             files.are_of(failed_row=outcome.failed is not None)
             if outcome.failed is not None:
                 reason = outcome.failed.reason
                 detail = parts_lib.without_folder(job, outcome.failed.detail or reason)
                 cause = {"reason": reason, "detail": one_line(detail)}
-                failed.append({"file": part.file, "row": number, "id": outcome.id, **cause})
+                failed.append({"file": number.file, "row": number.row, "id": outcome.id, **cause})
                 continue
             assert outcome.judged is not None
             _count(job, outcome, counts)
             if outcome.survivor is None:
-                _keep_example(outcome.judged, outcome.id, part, number, examples)
+                _keep_example(outcome.judged, outcome.id, number, examples)
                 if outcome.judged.dropped is not None and outcome.judged.dropped.evidence:
-                    evidence.append(with_evidence(outcome.judged, outcome.id, part.file, number))
+                    evidence.append(with_evidence(outcome.judged, outcome.id, number.file, number.row))
                 continue
             if old is not None:
-                old.copy_until(number, writer)
-            _add(writer, part, number, outcome.survivor)
+                old.copy_until(number.position, writer)
+            _add(writer, number, outcome.survivor)
     if old is not None:
         old.copy_until(None, writer)
         old.add_counts(counts)
     facts: dict[str, Any] = {
-        "file": part.file,
         "rows": total,
         "failed": len(failed),
         "reasons": collections.Counter(row["reason"] for row in failed),
         "counts": {name: each.as_json() for name, each in counts.items()},
     }
     read = [*(old.served_files() if old else ()), *files.entries()]
-    evidence.sort(key=operator.itemgetter("row"))
+    evidence.sort(key=part.position)
     sections = {"failed": failed, "samples": examples.entries(), "evidence": evidence, "read": read}
     writer.finish(facts, {name: _as_lines(values) for name, values in sections.items()})
 
@@ -171,23 +168,25 @@ def _as_lines(values: Iterable[Any]) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-def rows_of(job: Job, part: Part) -> Iterator[tuple[int, Row]]:
-    """The rows of a part with their numbers in the file. A reader that stops leaves a failed row where it stopped."""
-    split = job.corpus.splits[job.split]
+def rows_of(job: Job, part: Part) -> Iterator[tuple[Numbered, Row]]:
+    """The rows of a part with their numbers. A reader that stops in a file leaves a failed row where it stopped."""
+    for index, file in enumerate(part.files):
+        for number, row in _rows_of_file(job, job.folder / file.name):
+            if part.has(number):
+                yield part.numbered(index, number), row
+
+
+def _rows_of_file(job: Job, file: epath.Path) -> Iterator[tuple[int, Row]]:
     number = -1
     try:
-        for number, row in enumerate(
-            job.corpus.layout.read_file(job.corpus, job.folder, split, job.folder / part.file)
-        ):
-            if part.has(number):
-                yield number, row
+        rows = job.corpus.layout.read_file(job.corpus, job.folder, job.corpus.splits[job.split], file)
+        for number, row in enumerate(rows):
+            yield number, row
     except NEVER_A_ROW:
         raise
     except Exception as error:
         raise_if_of_machine(error)
-        number += 1
-        if part.has(number):
-            yield number, FailedRow("the reader stopped", f"{type(error).__name__}: {one_line(error)}")
+        yield number + 1, FailedRow("the reader stopped", f"{type(error).__name__}: {one_line(error)}")
 
 
 def _outcome(job: Job, row: Row) -> Outcome:
@@ -245,18 +244,18 @@ def _count(job: Job, outcome: Outcome, counts: dict[str, RuleCounts]) -> None:
         counts[COMPOSE].dropped.update([NOTHING] if outcome.survivor is None else [])
 
 
-def _keep_example(judged: Judged, id: str, part: Part, row: int, examples: Examples) -> None:
+def _keep_example(judged: Judged, id: str, number: Numbered, examples: Examples) -> None:
     rule = judged.rule or COMPOSE
     reason = judged.dropped.reason if judged.dropped else NOTHING
     evidence = list(judged.dropped.evidence) if judged.dropped else []
-    if examples.wants(rule, reason, row):
-        head = {"rule": rule, "reason": reason, "file": part.file, "row": row}
+    if examples.wants(rule, reason, number.position):
+        head = {"rule": rule, "reason": reason, **number._asdict()}
         examples.add({**head, **describe(judged.pair), "evidence": evidence})
 
 
-def _add(writer: PartWriter, part: Part, row: int, survivor: Survivor) -> None:
-    facts = {"file": part.file, "row": row, "texts": survivor.texts}
-    writer.add(row, encode_frame(survivor.records, facts), survivor.sizes, survivor.candidates)
+def _add(writer: PartWriter, number: Numbered, survivor: Survivor) -> None:
+    facts = {"file": number.file, "row": number.row, "texts": survivor.texts}
+    writer.add(number.position, encode_frame(survivor.records, facts), survivor.sizes, survivor.candidates)
 
 
 @dataclasses.dataclass
@@ -272,9 +271,9 @@ class _Previous:
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, job: Job, reader: PartReader) -> Iterator[_Previous]:
+    def of(cls, job: Job, part: Part, reader: PartReader) -> Iterator[_Previous]:
         keys = [reader.keys(number, rule.signature_bytes) for number, rule in enumerate(job.across)]
-        failed = frozenset(row["row"] for row in reader.lines("failed"))
+        failed = frozenset(map(part.position, reader.lines("failed")))
         with reader.frames() as frames:
             yield cls(reader, frames, reader.index(), keys, failed)
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from data_pipelines.build import parts as parts_lib
 from data_pipelines.build.job import Job
@@ -18,6 +19,7 @@ from qwenvl_jax.runtime.errors import StorageError, UserError
 
 _TERMINAL_S = 1.0
 _LOG_S = 30.0
+_FOOTERS = 1000  # at a time; a run that continues may find hundreds of thousands
 _log = logging.getLogger(__name__)
 
 
@@ -50,39 +52,52 @@ def _show(progress: Progress, ended: threading.Event) -> None:
 
 
 class Progress:
-    """Reads the footers of the parts' files, each once."""
+    """Reads the footers of the parts' files, each once and not too many at a time."""
 
     def __init__(self, job: Job, parts: list[Part]):
         self._job = job
         self._parts = {part.digest: part for part in parts}
-        self._rows: dict[str, int] = {}
+        self._done: dict[str, int] = {}
+        self._read: set[str] = set()
+        self._rows = 0
         self._failed = 0
         self._survivors = 0
         self._started = time.monotonic()
         self._look()
-        self._rows_before = sum(self._rows.values())
+        self._rows_before = self._all_rows()
 
     def line(self) -> str:
         """Parts, pairs per second, share of pairs that are left, rows that failed."""
         self._look()
-        rows = sum(self._rows.values())
+        rows = self._all_rows()
         speed = (rows - self._rows_before) / max(1e-3, time.monotonic() - self._started)
-        kept = self._survivors / max(1, rows)
-        numbers = f"{rows:,} rows, {speed:,.0f} rows/s, {kept:.1%} left, {self._failed:,} failed"
-        if len(self._rows) < len(self._parts):
-            return f"{len(self._rows):,} of {len(self._parts):,} parts: {numbers}"
+        kept = self._survivors / max(1, self._rows)
+        about = "" if len(self._read) == len(self._done) else "about "
+        failed = round(self._failed * rows / max(1, self._rows))
+        numbers = f"{about}{rows:,} rows, {speed:,.0f} rows/s, {kept:.1%} left, {failed:,} failed"
+        if len(self._done) < len(self._parts):
+            return f"{len(self._done):,} of {len(self._parts):,} parts: {numbers}"
         steps = [name for name in storage.names(self._job.work) if name.startswith(("across-", "shards-"))]
         step = "comparing pairs" if not any(name.startswith("shards-") for name in steps) else "writing shards"
         return f"{step}: {numbers}"
 
+    def _all_rows(self) -> int:
+        """The rows of all finished parts; those whose footers were not read yet count as the average of the others."""
+        return round(self._rows * len(self._done) / max(1, len(self._read)))
+
     def _look(self) -> None:
-        for digest, attempt in parts_lib.attempts(self._job).items():
-            if digest not in self._parts or digest in self._rows:
-                continue
-            try:
-                footer = PartReader(parts_lib.part_file(self._job, self._parts[digest], attempt)).footer
-            except (PartDamaged, FileNotFoundError):
-                continue
-            self._rows[digest] = footer["rows"]
-            self._failed += footer["failed"]
-            self._survivors += footer["survivors"]
+        attempts = parts_lib.attempts(self._job)
+        self._done = {digest: attempt for digest, attempt in attempts.items() if digest in self._parts}
+        unread = [digest for digest in self._done if digest not in self._read][:_FOOTERS]
+        for digest, footer in zip(unread, parts_lib.each(self._footer, unread), strict=True):
+            if footer is not None:
+                self._read.add(digest)
+                self._rows += footer["rows"]
+                self._failed += footer["failed"]
+                self._survivors += footer["survivors"]
+
+    def _footer(self, digest: str) -> dict[str, Any] | None:
+        try:
+            return PartReader(parts_lib.part_file(self._job, self._parts[digest], self._done[digest])).footer
+        except (PartDamaged, FileNotFoundError):
+            return None

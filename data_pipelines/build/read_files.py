@@ -1,7 +1,7 @@
 """The files that the rows of a part have read, such as pictures that a table names, and whether they have changed.
 
-A part's own file is compared by its content before anything else. A file that a row names is compared by size and times
-of change, and by its sha256 if these differ; on an object store by size and checksum.
+A part's own files are compared by their content before anything else. A file that a row names is compared by size and
+times of change, and by its sha256 if these differ; on an object store by size and checksum.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _MISSING = "missing"
 
 
 class ReadFiles:
-    """Collects the files that are read (`storage.watched`), except one.
+    """Collects the files that are read (`storage.watched`), except some.
 
     Args:
-      but: the path of that one: the part's file itself.
+      but: the paths of these: the files of the part itself.
     """
 
-    def __init__(self, but: str):
-        self._but = but
+    def __init__(self, but: Iterable[str]):
+        self._but = frozenset(but)
         self._facts: dict[str, list[Any]] = {}
         self._since: set[str] = set()
         self._served: set[str] = set()  # read for a row that did not fail, or for all rows
 
     def saw(self, path: str) -> None:
         """Notes a file that is about to be read."""
-        if path == self._but:
+        if path in self._but:
             return
         if path not in self._facts:
             self._facts[path] = _facts(path)

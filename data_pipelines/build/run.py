@@ -17,13 +17,14 @@ from etils import epath
 from data_pipelines import beam
 from data_pipelines.build import parts as parts_lib
 from data_pipelines.build import progress
-from data_pipelines.build.across_pairs import Shuffle, survey
+from data_pipelines.build.across_pairs import Shuffle
 from data_pipelines.build.clean_part import clean_part
 from data_pipelines.build.finish import FAILED, MANIFEST, finish
 from data_pipelines.build.job import Job
 from data_pipelines.build.parts import InputFile, Part
-from data_pipelines.build.score_part import score_part, unscored_parts
-from data_pipelines.build.shards import building_folder, plan_shards, write_range
+from data_pipelines.build.score_part import note_unscored, score_part, unscored_parts
+from data_pipelines.build.shards import building_folder, measure_group, plan_shards, write_range
+from data_pipelines.build.survey import join_blocks, survey, survey_block
 from data_pipelines.build.table import table
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.runtime import artifacts, storage
@@ -74,6 +75,7 @@ def build(job: Job, options: PipelineOptions, workers: int = 1, keep_work: bool 
             return finished
         parts = parts_lib.list_parts(job, inputs)
         _remove_other_parts(job, parts)
+        _remove_runs(job)
         parts_lib.save_parts(job, parts)
         _log.info("%s: %d files, %d parts", job.corpus.name, len(inputs), len(parts))
         with progress.shown(job, parts):
@@ -96,21 +98,33 @@ def _removed_if_empty(folder: epath.Path) -> Iterator[None]:
 
 
 def _steps(job: Job) -> list[beam.Step]:
+    blocks = functools.partial(parts_lib.block_numbers, job)
     steps = []
     if job.clip is not None:
         score = functools.partial(score_part, job)
-        steps.append(beam.Step("score", functools.partial(unscored_parts, job), score, job.clip))
-    steps.append(beam.Step("clean", functools.partial(parts_lib.load_parts, job), functools.partial(clean_part, job)))
+        steps += [
+            beam.Step("score: look", blocks, functools.partial(note_unscored, job)),
+            beam.Step("score", functools.partial(unscored_parts, job), score, job.clip),
+        ]
+    groups = functools.partial(_group_numbers, job)
+    steps += [
+        beam.Step("clean", functools.partial(parts_lib.load_parts, job), functools.partial(clean_part, job)),
+        beam.Step("survey", blocks, functools.partial(survey_block, job)),
+        beam.Step("survey: join", functools.partial(list, [job]), join_blocks),
+    ]
     for number, rule in enumerate(job.across):
         shuffle = Shuffle(job, number)
-        groups = functools.partial(_group_numbers, job)
         buckets = functools.partial(_bucket_numbers, job, number)
         steps += [
             beam.Step(f"{number} {rule.name}: spread", groups, shuffle.spread),
             beam.Step(f"{number} {rule.name}: compare", buckets, shuffle.compare),
             beam.Step(f"{number} {rule.name}: gather", groups, shuffle.gather),
         ]
-    return [*steps, beam.Step("write", functools.partial(plan_shards, job), functools.partial(write_range, job))]
+    return [
+        *steps,
+        beam.Step("measure", groups, functools.partial(measure_group, job)),
+        beam.Step("write", functools.partial(plan_shards, job), functools.partial(write_range, job)),
+    ]
 
 
 def _group_numbers(job: Job) -> Sequence[int]:
@@ -190,6 +204,13 @@ def _remove_other_parts(job: Job, parts: Sequence[Part]) -> None:
                 storage.remove(folder / name)
 
 
+def _remove_runs(job: Job) -> None:
+    """Removes the folders of earlier runs."""
+    for name in storage.names(job.work) if storage.is_folder(job.work) else ():
+        if name.startswith(parts_lib.RUN):
+            storage.remove(job.work / name)
+
+
 def _publish(job: Job) -> None:
     """Gives the finished folder its name. The attempt is noted first: a retry that follows counts on."""
     output = storage.path(job.output)
@@ -209,7 +230,7 @@ def _end(job: Job, manifest: Mapping[str, Any], keep_work: bool) -> None:
         return
     if not keep_work:
         for name in storage.names(job.work):
-            if name.startswith(("across-", "shards-")):
+            if name.startswith(("across-", "shards-", parts_lib.RUN)):
                 storage.remove(job.work / name)
         for file in parts_lib.superseded(job):
             storage.remove(file)

@@ -37,16 +37,16 @@ class Examples:
         for example in earlier:
             self.add(example)
 
-    def wants(self, rule: str, reason: str, row: int) -> bool:
+    def wants(self, rule: str, reason: str, position: int) -> bool:
         """Whether a row would be kept."""
         examples = self._by_reason.get((rule, reason), [])
-        return len(examples) < PER_REASON or row < examples[-1]["row"]
+        return len(examples) < PER_REASON or position < examples[-1]["position"]
 
     def add(self, example: Mapping[str, Any]) -> None:
-        """Adds an example, in any order of rows; those with the lowest rows are kept."""
+        """Adds an example, in any order of rows; the first ones are kept. `position` is that of the row in its part."""
         examples = self._by_reason.setdefault((example["rule"], example["reason"]), [])
         examples.append(dict(example))
-        examples.sort(key=lambda each: each["row"])
+        examples.sort(key=lambda each: each["position"])
         del examples[PER_REASON:]
 
     def entries(self) -> list[dict[str, Any]]:

@@ -7,8 +7,11 @@ per part, so a run that was ended and started again scores no part twice.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
+
+from etils import epath
 
 from data_pipelines.build import parts as parts_lib
 from data_pipelines.build.clean_part import NEVER_A_ROW, is_cleaned, raise_if_of_machine, rows_of
@@ -19,8 +22,7 @@ from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.rule import Rule, judge
 from data_pipelines.pair import FailedRow, Row
 from data_pipelines.score.clip_model import LoadedClip, Pair, rules_before_score
-from qwenvl_jax.runtime import storage
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime import artifacts, storage
 
 # In one call of the model, whichever is reached first.
 _PAIRS = 1024
@@ -29,11 +31,31 @@ _BYTES = 128 << 20
 Waiting = list[tuple[int, Pair]]
 
 
+def note_unscored(job: Job, block: int) -> None:
+    """Notes which parts of a block are to be scored; see `unscored_parts`."""
+    parts = parts_lib.load_block(job, block)
+    wanted = parts_lib.each(functools.partial(_is_unscored, job), parts)
+    numbers = [number for number, is_wanted in enumerate(wanted) if is_wanted]
+    artifacts.write_json(_note(job, block), numbers)
+
+
 def unscored_parts(job: Job) -> list[Part]:
     """The parts that `clean` has not finished and that have no scores, or failed rows that a retry reads again."""
-    parts = parts_lib.load_parts(job)
-    wanted = parts_lib.each(lambda part: _is_unscored(job, part), parts)
-    return [part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted]
+    return [
+        part for block in parts_lib.each(functools.partial(_noted, job), parts_lib.block_numbers(job)) for part in block
+    ]
+
+
+def _noted(job: Job, block: int) -> list[Part]:
+    numbers = artifacts.read_json(_note(job, block))
+    if not numbers:
+        return []
+    parts = parts_lib.load_block(job, block)
+    return [parts[number] for number in numbers]
+
+
+def _note(job: Job, block: int) -> epath.Path:
+    return parts_lib.run_folder(job) / f"unscored-{block:06d}.json"
 
 
 def _is_unscored(job: Job, part: Part) -> bool:
@@ -50,7 +72,7 @@ def score_part(job: Job, part: Part, model: LoadedClip) -> None:
     """
     before = read_scores(job, part) or PartScores()
     scores = PartScores(scores=dict(before.scores))
-    files = ReadFiles(os.fspath(job.folder / part.file))
+    files = ReadFiles(os.fspath(job.folder / file.name) for file in part.files)
     with storage.watched(files.saw):
         for waiting in _chunks(_pairs(job, part, before, files)):
             similarities = model.similarities([pair for _, pair in waiting])
@@ -59,23 +81,22 @@ def score_part(job: Job, part: Part, model: LoadedClip) -> None:
                     scores.failed[number] = [each.reason, each.detail]
                 else:
                     scores.scores[number] = max(each)
-    if parts_lib.facts_of(job.folder / part.file) != list(part.facts):
-        raise UserError(f"{job.folder / part.file} changed while it was read; run the same command again")
+    parts_lib.check_unchanged(job, part)
     scores.read = [*(entry for entry in before.read if not entry[1]), *files.entries()]
     scores.write(scores_file(job, part))
 
 
 def _pairs(job: Job, part: Part, before: PartScores, files: ReadFiles) -> Iterator[tuple[int, Pair]]:
-    """The pairs that the rules before the score leave, with the numbers of their rows."""
+    """The pairs that the rules before the score leave, with the positions of their rows."""
     rules = rules_before_score(job.recipe)
     for number, row in rows_of(job, part):
         files.are_of(failed_row=False)  # the reader's
-        if number in before.scores:
+        if number.position in before.scores:
             continue
         pair = _pair(rules, row)
         files.are_of(failed_row=pair is None)
         if pair is not None:
-            yield number, pair
+            yield number.position, pair
 
 
 def _pair(rules: Sequence[Rule], row: Row) -> Pair | None:

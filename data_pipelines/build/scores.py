@@ -1,4 +1,4 @@
-"""The file of the CLIP scores of a part: row -> score, or why its picture could not be scored.
+"""The file of the CLIP scores of a part: position of a row -> score, or why its picture could not be scored.
 
 `clean` reads it; the step `score` writes it (`score_part`).
 """
@@ -24,8 +24,8 @@ class PartScores:
     """The scores of the rows of a part.
 
     Attributes:
-      scores: by the number of the row in its file.
-      failed: [reason, detail] by the number of the row.
+      scores: by the position of the row in its part (`Part.numbered`).
+      failed: [reason, detail] by the position of the row.
       read: the files that the rows have read (`ReadFiles.entries`).
     """
 
@@ -33,13 +33,13 @@ class PartScores:
     failed: dict[int, list[str]] = dataclasses.field(default_factory=dict)
     read: list[list[Any]] = dataclasses.field(default_factory=list)
 
-    def given_to(self, number: int, row: Row) -> Row:
+    def given_to(self, position: int, row: Row) -> Row:
         """The row with its score, or as failed if its picture could not be scored."""
-        if number in self.failed:
-            return FailedRow(*self.failed[number])
-        if number not in self.scores or isinstance(row, FailedRow):
+        if position in self.failed:
+            return FailedRow(*self.failed[position])
+        if position not in self.scores or isinstance(row, FailedRow):
             return row
-        return dataclasses.replace(row, scores={**row.scores, CLIP: self.scores[number]})
+        return dataclasses.replace(row, scores={**row.scores, CLIP: self.scores[position]})
 
     def write(self, path: epath.Path) -> None:
         """Writes the file, whole or not at all."""

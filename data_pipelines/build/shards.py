@@ -1,4 +1,4 @@
-"""The last step: the survivors' records into shards of known content.
+"""The last steps: the survivors' records into shards of known content.
 
 The sizes of all records are known before one is written, so a shard is a range of survivors that is a function of these
 sizes alone, and any worker can write any shard.
@@ -7,6 +7,7 @@ sizes alone, and any worker can write any shard.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,16 +15,19 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.build import parts as parts_lib
-from data_pipelines.build.across_pairs import alive_pairs, survey
+from data_pipelines.build.across_pairs import alive_pairs
 from data_pipelines.build.job import Job, digest_of
 from data_pipelines.build.part_files import PartReader, damage_named
+from data_pipelines.build.slices import read_slices, write_slices
+from data_pipelines.build.survey import survey
 from data_pipelines.build.tallies import Tally, merged
 from qwenvl_jax.data.record_writer import Shard, write_shard
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError, file_errors_of
 
-_READ_AHEAD = 32  # parts whose indexes are read at once
+_READ_AHEAD = 32  # files that are read at once
+_NOTES = 1000  # of shards that are read at once
 Position = tuple[int, int]  # a part and a survivor of it
 
 
@@ -49,16 +53,64 @@ def building_folder(job: Job) -> epath.Path:
     return shards_folder(job) / "output"
 
 
+def measure_group(job: Job, group: int) -> None:
+    """Writes the sizes of the records of a group of parts, 0 for those of pairs that a rule across pairs dropped."""
+    target = _sizes_file(job, group)
+    if storage.exists(target):
+        return
+    tables = [_no_sizes(job)]
+    for _, kept, index in _kept(job, *survey(job).groups[group]):
+        sizes = np.zeros(len(index), tables[0].dtype)
+        sizes["sizes"] = index["sizes"] * kept[:, None]
+        tables.append(sizes)
+    write_slices(target, np.concatenate(tables), np.cumsum([0, *map(len, tables[1:])]))
+
+
+def _no_sizes(job: Job) -> np.ndarray:
+    return np.zeros(0, np.dtype([("sizes", "<u8", (len(job.corpus.tasks),))]))
+
+
+def _sizes_file(job: Job, group: int) -> epath.Path:
+    return shards_folder(job) / "sizes" / f"{group:06d}"
+
+
+def _sizes(job: Job) -> Iterator[tuple[int, np.ndarray]]:
+    """(part, int64 [survivors, tasks] with the sizes of its records) of all parts."""
+
+    def read(group: int) -> list[np.ndarray]:
+        file = _sizes_file(job, group)
+        with damage_named(file):
+            return read_slices(file, 0, groups[group][1] - groups[group][0], _no_sizes(job).dtype)
+
+    groups = survey(job).groups
+    part = 0
+    for start in range(0, len(groups), _READ_AHEAD):
+        for tables in parts_lib.each(read, range(len(groups))[start : start + _READ_AHEAD]):
+            for table in tables:
+                yield part, table["sizes"].astype(np.int64)
+                part += 1
+
+
 def plan_shards(job: Job) -> list[ShardRange]:
-    """The shards of all tasks: each ends with the record that brings it to `bytes_per_shard`, or with the last one."""
+    """The shards of all tasks. The first call of a run makes the plan; later ones read it."""
+    target = shards_folder(job) / "plan.json"
+    if not storage.exists(target):
+        plan = [dataclasses.astuple(shard) for shard in _plan(job)]
+        storage.write_bytes(target, json.dumps(plan).encode())
+    shards: list[Any] = artifacts.read_json(target)
+    return [ShardRange(task, index, count, tuple(first), tuple(stop)) for task, index, count, first, stop in shards]
+
+
+def _plan(job: Job) -> list[ShardRange]:
+    """Each shard ends with the record that brings it to `bytes_per_shard`, or with the last one."""
     tasks = job.corpus.tasks
     first: list[Position | None] = [None] * len(tasks)
     filled = [0] * len(tasks)
     ranges: list[list[tuple[Position, Position]]] = [[] for _ in tasks]
     last: list[Position] = [(0, 0)] * len(tasks)
-    for part, kept, index in _kept(job):
+    for part, of_tasks in _sizes(job):
         for task in range(len(tasks)):
-            sizes = np.where(kept, index["sizes"][:, task], 0).astype(np.int64)
+            sizes = of_tasks[:, task]
             numbers = np.flatnonzero(sizes)
             ends = np.cumsum(sizes[numbers])
             at = 0
@@ -90,19 +142,18 @@ def _set(position: Position | None) -> Position:
     return position
 
 
-def _kept(job: Job, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _kept(job: Job, first: int, stop: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(part, bool [survivors] whether the pair is left, index of the part) of consecutive parts."""
     parts = survey(job)
-    stop = len(parts.files) if stop is None else stop
     for group, (start, end) in enumerate(parts.groups):
-        if end <= first or start >= stop:
-            continue
-        alive = alive_pairs(job, len(job.across), group)
         wanted = range(max(first, start), min(stop, end))
+        if not wanted:
+            continue
+        alive = alive_pairs(job, len(job.across), group, first, stop)
         for chunk in (wanted[at : at + _READ_AHEAD] for at in range(0, len(wanted), _READ_AHEAD)):
-            indexes = parts_lib.each(_index, [parts.files[part] for part in chunk])
+            indexes = parts_lib.each(_index, [parts.file(part) for part in chunk])
             for part, index in zip(chunk, indexes, strict=True):
-                yield part, alive[part - start], index
+                yield part, alive[part - wanted[0]], index
 
 
 def _index(file: epath.Path) -> np.ndarray:
@@ -110,16 +161,10 @@ def _index(file: epath.Path) -> np.ndarray:
         return PartReader(file).index()
 
 
-def kept_count(job: Job) -> int:
-    """How many pairs are left after all rules."""
-    groups = range(len(survey(job).groups))
-    return sum(int(alive.sum()) for group in groups for alive in alive_pairs(job, len(job.across), group))
-
-
-def kept_entries(job: Job, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """(part, entries of the index that are left) of consecutive parts."""
-    for part, kept, index in _kept(job, first, stop):
-        yield part, index[kept]
+def kept_entries(job: Job, part: int) -> np.ndarray:
+    """The entries of the index of a part that are left after all rules."""
+    ((_, kept, index),) = _kept(job, part, part + 1)
+    return index[kept]
 
 
 def write_range(job: Job, shard: ShardRange) -> None:
@@ -142,12 +187,12 @@ def record_split(job: Job) -> str:
 
 def _records(job: Job, shard: ShardRange) -> Iterator[Record]:
     task = job.corpus.tasks.index(shard.task)
-    files = survey(job).files
+    parts = survey(job)
     for part, kept, index in _kept(job, shard.first[0], shard.stop[0] + 1):
         begin = shard.first[1] if part == shard.first[0] else 0
         end = shard.stop[1] if part == shard.stop[0] else len(index)
         wanted = np.flatnonzero(kept[begin:end] & (index["sizes"][begin:end, task] > 0)) + begin
-        with damage_named(files[part]), PartReader(files[part]).frames() as frames:
+        with damage_named(parts.file(part)), PartReader(parts.file(part)).frames() as frames:
             for number in wanted:
                 records, _ = frames[index[number]]
                 yield records[shard.task]
@@ -165,16 +210,25 @@ def written_shards(job: Job, ranges: list[ShardRange]) -> tuple[dict[str, list[S
     """
     shards: dict[str, list[Shard]] = {task: [] for task in job.corpus.tasks}
     tallies: dict[str, Any] = {}
-    for shard in ranges:
-        note: dict[str, Any] = artifacts.read_json(_note(job, shard))
-        entry = Shard(**note["shard"])
-        folder = building_folder(job) / shard.task
-        if not _is_there(folder, entry):
-            raise UserError(f"{folder / entry.file} was removed; run the same command again")
-        shards[shard.task].append(entry)
-        earlier = [tallies[shard.task]] if shard.task in tallies else []
-        tallies[shard.task] = merged([*earlier, note["tally"]])
+    for start in range(0, len(ranges), _NOTES):
+        chunk = ranges[start : start + _NOTES]
+        notes = parts_lib.each(lambda shard: artifacts.read_json(_note(job, shard)), chunk)
+        for task in job.corpus.tasks:
+            here = [note for shard, note in zip(chunk, notes, strict=True) if shard.task == task]
+            entries = [Shard(**note["shard"]) for note in here]
+            _check_there(building_folder(job) / task, entries)
+            shards[task] += entries
+            if here:
+                earlier = [tallies[task]] if task in tallies else []
+                tallies[task] = merged([*earlier, *(note["tally"] for note in here)])
     return shards, tallies
+
+
+def _check_there(folder: epath.Path, entries: list[Shard]) -> None:
+    sizes = storage.sizes_of(folder, [entry.file for entry in entries])
+    for entry in entries:
+        if sizes.get(entry.file) != entry.bytes:
+            raise UserError(f"{folder / entry.file} was removed; run the same command again")
 
 
 def _is_there(folder: epath.Path, entry: Shard) -> bool:

@@ -37,15 +37,24 @@ def write_slices(path: epath.PathLike, rows: np.ndarray, first: np.ndarray) -> N
 
 def read_slice(path: epath.PathLike, number: int, dtype: np.dtype) -> np.ndarray:
     """One slice of a table, [rows] of `dtype`."""
+    return read_slices(path, number, number + 1, dtype)[0]
+
+
+def read_slices(path: epath.PathLike, first: int, stop: int, dtype: np.dtype) -> list[np.ndarray]:
+    """Consecutive slices of a table, at least one; each is [rows] of `dtype`. They cost as many reads as one slice."""
     magic, slices = _HEAD.unpack(storage.read_bytes(path, 0, _HEAD.size))
     if magic != _MAGIC:
         raise PartDamaged(f"{path} is not a table")
-    start = _HEAD.size + number * _ENTRY.itemsize
-    entries = np.frombuffer(storage.read_bytes(path, start, 2 * _ENTRY.itemsize), _ENTRY)
-    first, stop = (int(value) for value in entries["first"])
-    rows_start = _HEAD.size + (slices + 1) * _ENTRY.itemsize + first * dtype.itemsize
-    size = (stop - first) * dtype.itemsize
-    payload = storage.read_bytes(path, rows_start, size) if size else b""
-    if len(payload) != size or zlib.crc32(payload) != entries["checksum"][0]:
-        raise PartDamaged(f"{path}: the checksum of slice {number} is wrong")
-    return np.frombuffer(payload, dtype)
+    start = _HEAD.size + first * _ENTRY.itemsize
+    entries = np.frombuffer(storage.read_bytes(path, start, (stop - first + 1) * _ENTRY.itemsize), _ENTRY)
+    edges = [int(value) * dtype.itemsize for value in entries["first"]]
+    rows_start = _HEAD.size + (slices + 1) * _ENTRY.itemsize
+    size = edges[-1] - edges[0]
+    payload = storage.read_bytes(path, rows_start + edges[0], size) if size else b""
+    tables = []
+    for number, (begin, end) in enumerate(itertools.pairwise(edges)):
+        rows = payload[begin - edges[0] : end - edges[0]]
+        if len(rows) != end - begin or zlib.crc32(rows) != entries["checksum"][number]:
+            raise PartDamaged(f"{path}: the checksum of slice {first + number} is wrong")
+        tables.append(np.frombuffer(rows, dtype))
+    return tables

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.build import across_pairs
+from data_pipelines.build import survey
 from data_pipelines.build.across_pairs import dropped_of
 from data_pipelines.build.part_files import PartDamaged, PartReader, PartWriter, decode_frame, encode_frame, key_dtype
 from data_pipelines.build.slices import read_slice, write_slices
@@ -108,8 +108,8 @@ def test_groups_and_buckets_change_nothing(
 ) -> None:
     across = (NearNumbers(), *small_corpus.ACROSS)
     run_small(small_folder, tmp_path / "one", across=across)
-    monkeypatch.setattr(across_pairs, "_GROUP_BYTES", group_bytes)
-    monkeypatch.setattr(across_pairs, "_BUCKET_BYTES", 500)
+    monkeypatch.setattr(survey, "_GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(survey, "_BUCKET_BYTES", 500)
     run_small(small_folder, tmp_path / "many", across=across, keep_work=True)
     assert len(list((tmp_path / ".many.work").glob("across-0-*/bucket-*"))) > 10
     assert len(list((tmp_path / ".many.work").glob("across-0-*/verdict-*"))) > 2

@@ -147,7 +147,7 @@ def test_a_file_that_changes_while_it_is_read_ends_the_run(
     def write(job: Any, part: Any, *rest: Any) -> None:
         real(job, part, *rest)
         if part.number == 3:
-            with (small_folder / part.file).open("a") as file:
+            with (small_folder / part.files[0].name).open("a") as file:
                 file.write("\n")
 
     monkeypatch.setattr(clean_part, "_write_part", write)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.build import parts
+import pytest
+
+from data_pipelines.build import parts, progress
 from data_pipelines.build.progress import Progress
 from tests.support import small_corpus
 
@@ -26,3 +28,15 @@ def test_the_line_counts_parts_rows_and_failures(run_small: Any, small_folder: P
     for file in files[5:]:
         (tmp_path / file.name).rename(file)
     assert "1,000 rows" in progress.line() and "parts" not in progress.line()
+
+
+def test_parts_whose_footers_were_not_read_yet_are_estimated(
+    run_small: Any, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_small(small_folder, tmp_path / "output", keep_work=True)
+    job = small_corpus.job(small_folder, tmp_path / "output")
+    every = parts.list_parts(job, parts.list_inputs(job, 1))
+    monkeypatch.setattr(progress, "_FOOTERS", 4)
+    shown = progress.Progress(job, every)
+    assert "about 1,000 rows" in shown.line()
+    assert ": 1,000 rows" in shown.line()
