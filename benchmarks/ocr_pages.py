@@ -1,17 +1,18 @@
 """Pages per second of one core: synthetic pages, PDF pages, HTML screens, and the original SynthDoG.
 
-Usage: python benchmarks/ocr_pages.py [--pages=30] [--cache=data/cache] [--repeats=3]
-       [--synthdog=FOLDER --synthdog_python=PYTHON]
+Usage: python benchmarks/ocr_pages.py [--makers=synthetic,pdf,html] [--languages=en,zh] [--pages=30] [--repeats=3]
+       [--cache=data/cache] [--synthdog=FOLDER --synthdog_python=PYTHON]
 
 Time is processor time of the process and its children, so that other programs count little; the browser's processes
 count too. FOLDER is `synthdog` of https://github.com/clovaai/donut, PYTHON an interpreter with `synthtiger` (1.2.1,
 with numpy < 2, Pillow 9.4, opencv < 4.12). Both generators draw the same texts in the same fonts with the same
-photographs, at SynthDoG's default settings, one process each.
+photographs, at SynthDoG's default settings, one process each; the paper is FOLDER's.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -29,10 +30,11 @@ from data_pipelines.fetch.wallpapers import wallpapers
 from data_pipelines.ocr import worker
 from data_pipelines.ocr.fonts import page_fonts
 from data_pipelines.ocr.pdf import RenderedPage
+from data_pipelines.ocr.photographs import DRAFT_PX, Photographs
 from data_pipelines.ocr.synthetic import render_page
 from data_pipelines.ocr.synthetic_settings import PageSettings
+from qwenvl_jax.data.images.exact import decode_image
 
-# What a page of the original is stored as, and with which processor time it starts.
 STARTED = 2  # pages of the run whose time is subtracted as its start
 
 
@@ -85,8 +87,9 @@ def synthdog_config(folder: Path, language: str, cache: Path, target: Path) -> P
         shutil.copy(font.path, fonts)
     backgrounds = target / "backgrounds"
     backgrounds.mkdir()
-    for file in wallpapers(cache):
-        shutil.copy(file, backgrounds)
+    for file in wallpapers(cache):  # as small as ours are decoded, so that the original need not decode more
+        image = decode_image(file.read_bytes(), draft=DRAFT_PX)
+        image.save(backgrounds / f"{file.stem}.jpg", quality=90)
     corpus = target / "texts.txt"
     corpus.write_text("\n".join(ocr_sources.texts(language, cache)._texts))
     config["document"]["content"]["text"]["path"] = str(corpus)
@@ -122,7 +125,9 @@ def makers_of(language: str, cache: Path, pages: int) -> dict[str, Callable[[], 
     made_of = ocr_sources.ingredients(language, cache)
 
     def synthetic() -> int:
-        return len([render_page(1, number, made_of, PageSettings()) for number in range(pages)])
+        # Photographs are decoded again, as those of a large folder are for almost every page.
+        decoding = dataclasses.replace(made_of, photographs=Photographs.of_debian(cache))
+        return len([render_page(1, number, decoding, PageSettings()) for number in range(pages)])
 
     return {
         "synthetic": synthetic,
@@ -135,14 +140,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--makers", default="synthetic,pdf,html")
+    parser.add_argument("--languages", default="en,zh")
     parser.add_argument("--cache", type=Path, default=Path("data/cache"))
     parser.add_argument("--synthdog", type=Path)
     parser.add_argument("--synthdog_python", default="python")
     options = parser.parse_args()
-    for language in ("en", "zh"):
+    for language in options.languages.split(","):
         makers = makers_of(language, options.cache, options.pages)
-        for name, make in makers.items():
-            values = [per_second(make) for _ in range(options.repeats)]
+        for name in options.makers.split(","):
+            values = [per_second(makers[name]) for _ in range(options.repeats)]
             print(json.dumps({"maker": name, "language": language, "pages_per_core_s": _summary(values)}), flush=True)
         if options.synthdog:
             peer = [

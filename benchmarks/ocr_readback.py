@@ -7,7 +7,8 @@ Usage: python benchmarks/ocr_readback.py [--makers=clean,full,pdf,html] [--langu
 warped to a rectangle and read by RapidOCR (PP-OCR, without detection) and tesseract (one line). A word is right if the
 reading has its characters one after another; spaces and the style of quotation marks do not count. `either` counts what
 at least one engine has read. A quadrilateral is off if one of its sides is more than 2 pixels from the ink: on
-synthetic pages the pixels that change if the line is left out, on others the shapes of ink whose centre is inside.
+synthetic pages the pixels that change if the line is left out, on others the shapes of ink whose centre is inside,
+without straight rules; lines that are printed over each other are not measured.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from tests.support.quads import quad_error
 
 HEIGHT = 48  # pixels of a line that is read
 OFF_PX = 2.0
+FAINT = 48  # of 255; the soft edge of a rule
+LONGER_PX = 3  # how much longer than a line of text a rule is that is no part of it
 CHANGED = 70  # of 255; half of the contrast of black on white after smoothing
-_STYLES = str.maketrans("‘’“”–—−·•", "''\"\"---..")
+_STYLES = str.maketrans("‘’“”″–—−·•●", '\'\'"""---...')
 Reader = Callable[[np.ndarray], str]
 
 
@@ -134,13 +137,23 @@ def synthetic(language: str, cache: Path, count: int, stride: int, settings: Pag
 
 
 def rendered(pages: Iterator[Any], stride: int) -> Iterator[Measured]:
-    """Every `stride`-th line of PDF pages or HTML screens."""
+    """Every `stride`-th line of PDF pages or HTML screens; measured unless another line is printed over it."""
     for number, page in enumerate(pages):
         if not isinstance(page, RenderedPage):
             continue
         image_HWC = np.asarray(Image.open(io.BytesIO(page.picture.encoded)).convert("RGB"))[..., ::-1]
         for line in page.lines[number % stride :: stride]:
-            yield Measured(line.text, rectified(image_HWC, line.quad), "", off_ink(image_HWC, line))
+            others = [other.quad for other in page.lines if other is not line]
+            off = None if any(overlap(line.quad, other) for other in others) else off_ink(image_HWC, line)
+            yield Measured(line.text, rectified(image_HWC, line.quad), "", off)
+
+
+def overlap(quad: Quad, other: Quad) -> bool:
+    """Whether two upright quadrilaterals share more than a pixel's breadth, such as cells whose text is too long."""
+    shared = np.minimum(np.max(quad, axis=0), np.max(other, axis=0)) - np.maximum(
+        np.min(quad, axis=0), np.min(other, axis=0)
+    )
+    return bool((shared > 1).all())
 
 
 def off_ink(image_HWC: np.ndarray, line: Line) -> float | None:
@@ -151,7 +164,8 @@ def off_ink(image_HWC: np.ndarray, line: Line) -> float | None:
     left, top = max(0, int(x1) - 8), max(0, int(y1) - 8)
     part = image_HWC[top : int(np.ceil(y2)) + 8, left : int(np.ceil(x2)) + 8].astype(int)
     background = np.median(part.reshape(-1, 3), axis=0)
-    ink_HW = (np.abs(part - background).max(axis=2) > CHANGED).astype(np.uint8)
+    contrast_HW = np.abs(part - background).max(axis=2)
+    ink_HW = ink_without_rules(contrast_HW, x2 - x1, y2 - y1)
     _, _, shapes, centers = cv2.connectedComponentsWithStats(ink_HW, connectivity=8)
     shapes = shapes[1:]
     corner = np.asarray((left, top))
@@ -171,6 +185,22 @@ def off_ink(image_HWC: np.ndarray, line: Line) -> float | None:
     low = shapes[:, :2].min(axis=0) + corner
     high = ends.max(axis=0) + corner
     return float(max(np.abs(low - (x1, y1)).max(), np.abs(high - (x2, y2)).max()))
+
+
+def ink_without_rules(contrast_HW: np.ndarray, width: float, height: float) -> np.ndarray:
+    """The ink, [H, W] uint8, without straight rules that are longer than the line of text, such as frames of cells.
+
+    Letters may touch such rules. An underline ends with its text and remains.
+
+    Args:
+      contrast_HW: difference to the background, of 255.
+      width, height: of the line of text.
+    """
+    ink_HW = (contrast_HW > CHANGED).astype(np.uint8)
+    faint_HW = (contrast_HW > FAINT).astype(np.uint8)
+    for shape in ((1, int(width + LONGER_PX)), (int(height + LONGER_PX), 1)):
+        ink_HW[cv2.morphologyEx(faint_HW, cv2.MORPH_OPEN, np.ones(shape, np.uint8)) == 1] = 0
+    return ink_HW
 
 
 class Tally:

@@ -47,7 +47,7 @@ def main() -> None:
         pages = (render_page(1, number, made_of, PageSettings()) for number in range(1, COLUMNS + 1))
         pictures += [marked(page.jpeg, page.lines) for page in pages]
     for language in ("en", "zh"):
-        pictures += rendered(ocr_sources.pdf_pages(language, options.cache, 14), 8)
+        pictures += rendered(ocr_sources.pdf_pages(language, options.cache, 20), 2)
         pictures += rendered(ocr_sources.html_screens(language, options.cache, 5), 1)
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (CELL[0] * COLUMNS, CELL[1] * rows), "white")

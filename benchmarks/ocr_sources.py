@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import gzip
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import pypdfium2
 
 from data_pipelines.fetch.apt import fetch_package
 from data_pipelines.ocr.fonts import PAGE_FONTS, page_fonts
@@ -42,9 +45,15 @@ def ingredients(language: str, cache: Path) -> Ingredients:
 
 
 def pdf_pages(language: str, cache: Path, count: int) -> Iterator[RenderedPage | FailedRow]:
-    """The first pages of the manual's PDF."""
+    """So many pages of the manual's PDF, at equal distances: the first 25 are title and tables of contents."""
     file = manual(language, cache) / f"debian-reference.{PACKAGES[language][1]}.pdf"
-    return read_pages(file, PdfSettings(most_pages=count))
+    with tempfile.TemporaryDirectory() as folder, pypdfium2.PdfDocument(file) as document:
+        numbers = [int((index + 0.5) * len(document) / count) for index in range(min(count, len(document)))]
+        sample = pypdfium2.PdfDocument.new()
+        sample.import_pages(document, numbers)
+        sample.save(Path(folder) / "sample.pdf")
+        sample.close()
+        yield from read_pages(Path(folder) / "sample.pdf", PdfSettings())
 
 
 def html_screens(language: str, cache: Path, count: int) -> Iterator[RenderedPage | FailedRow]:

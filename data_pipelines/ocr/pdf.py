@@ -25,6 +25,7 @@ from qwenvl_jax.runtime import storage
 WORKER = "data_pipelines.ocr.pdf_worker"
 INK = 24  # least difference between the lightest and the darkest pixel of a visible character, of 255
 _GAP = 1.8  # line heights; a wider gap divides columns
+_OF_FONT = 0.6  # height of the ink of a line of text, of the height of its font
 _LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
 _WRITTEN = str.maketrans({**_LIGATURES, 0x00AD: "-", 0x00A0: " "})
 
@@ -59,11 +60,19 @@ class RenderedPage:
 
 @dataclasses.dataclass(frozen=True)
 class Character:
-    """A visible character: its text, its box on the picture, its direction in quarter turns clockwise."""
+    """A visible character.
+
+    Attributes:
+      text: one character.
+      box: on the picture.
+      turn: its direction in quarter turns clockwise.
+      height: the least height of its line in pixels, because the ink of a full stop says little about its line.
+    """
 
     text: str
     box: tuple[float, float, float, float]
     turn: int
+    height: float = 4.0
 
 
 def read_pages(file: epath.PathLike, settings: PdfSettings) -> Iterator[RenderedPage | FailedRow]:
@@ -96,13 +105,13 @@ def _ask(worker: Worker, request: dict[str, Any], settings: PdfSettings) -> tupl
 def _page(number: int, answer: dict[str, Any], payload: bytes) -> RenderedPage | FailedRow:
     width, height = answer["width"], answer["height"]
     characters: list[Character | str] = []
-    for text, x1, y1, x2, y2, turn, ink in answer["characters"]:
+    for text, x1, y1, x2, y2, turn, ink, font_height in answer["characters"]:
         if text.isspace():
             characters.append(text)
         elif ink >= INK and x1 >= -1 and y1 >= -1 and x2 <= width + 1 and y2 <= height + 1:
             if turn < 0:
                 return FailedRow("slanted text", f"{text!r}")
-            characters.append(Character(text, (x1, y1, x2, y2), turn))
+            characters.append(Character(text, (x1, y1, x2, y2), turn, max(4.0, _OF_FONT * font_height)))
     lines = tuple(lines_of(characters, width, height))
     return RenderedPage(number, Picture(payload, width=width, height=height), lines)
 
@@ -127,7 +136,7 @@ def lines_of(characters: Sequence[Character | str], width: int, height: int) -> 
             line, around = [], None
             continue
         box = _turned(character.box, -character.turn)
-        if around is not None and (character.turn != turn or not _continues(around, box)):
+        if around is not None and (character.turn != turn or not _continues(around, box, character.height)):
             yield _line(line, around, turn, width, height)
             line, around = [], None
         turn = character.turn
@@ -135,9 +144,9 @@ def lines_of(characters: Sequence[Character | str], width: int, height: int) -> 
         line.append(character)
 
 
-def _continues(around: tuple[float, ...], box: tuple[float, ...]) -> bool:
-    """Whether a box continues a line to the right; both are in the line's own direction."""
-    tall = max(around[3] - around[1], box[3] - box[1], 4.0)
+def _continues(around: tuple[float, ...], box: tuple[float, ...], least: float) -> bool:
+    """Whether a box continues a line of at least that height to the right; both boxes are in the line's direction."""
+    tall = max(around[3] - around[1], box[3] - box[1], least)
     apart = max(box[1] - around[3], around[1] - box[3])
     gap = box[0] - around[2]
     return apart <= 0.5 * tall and -1.5 * tall <= gap <= _GAP * tall

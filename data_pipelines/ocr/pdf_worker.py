@@ -88,10 +88,10 @@ def _page(document: pypdfium2.PdfDocument, request: dict[str, Any]) -> Answer:
         quality = [cv2.IMWRITE_JPEG_QUALITY, request["quality"]]
         quality += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         payload = cv2.imencode(".jpg", np.ascontiguousarray(pixels_HWC), quality)[1].tobytes()
-        contrast = _contrasts(pixels_HWC, [box for _, box, _ in characters])
+        contrast = _contrasts(pixels_HWC, [box for _, box, _, _ in characters])
         rows = [
-            [text, *([round(side, 2) for side in box] if box else [0, 0, 0, 0]), turn, int(ink)]
-            for (text, box, turn), ink in zip(characters, contrast, strict=True)
+            [text, *([round(side, 2) for side in box] if box else [0, 0, 0, 0]), turn, int(ink), round(font_height, 2)]
+            for (text, box, turn, font_height), ink in zip(characters, contrast, strict=True)
         ]
         return {"width": width, "height": height, "characters": rows}, payload
     finally:
@@ -99,8 +99,8 @@ def _page(document: pypdfium2.PdfDocument, request: dict[str, Any]) -> Answer:
 
 
 # A character, its box on the picture (None for a space or the end of a line), and its direction: 0 to 3 quarter turns
-# clockwise on the picture, -1 for text that is not upright.
-_Character = tuple[str, tuple[float, float, float, float] | None, int]
+# clockwise on the picture, -1 for text that is not upright, and the height of its font in pixels of the picture.
+_Character = tuple[str, tuple[float, float, float, float] | None, int, float]
 
 
 def _characters(page: pypdfium2.PdfPage, width: int, height: int) -> Iterator[_Character]:
@@ -125,10 +125,13 @@ def _characters(page: pypdfium2.PdfPage, width: int, height: int) -> Iterator[_C
             if not text or not _is_drawn(text_page, index):
                 continue
             if text.isspace():
-                yield text, None, 0
+                yield text, None, 0, 0.0
                 continue
             turns = _quarter_turns(text_page, index)
-            yield text, mapping.box(text_page.get_charbox(index)), -1 if turns is None else (rotation // 90 + turns) % 4
+            turn = -1 if turns is None else (rotation // 90 + turns) % 4
+            x1, y1, x2, y2 = mapping.box(text_page.get_charbox(index, loose=True))
+            font_height = x2 - x1 if turn % 2 else y2 - y1
+            yield text, mapping.box(text_page.get_charbox(index)), turn, font_height
     finally:
         text_page.close()
         page.set_rotation(rotation)

@@ -79,6 +79,14 @@ def test_columns_and_directions_are_lines_of_their_own(tmp_path: Path) -> None:
     assert abs(x1 - x2) < 1 and y2 < y1  # from below to above
 
 
+@pytest.mark.parametrize("turned", [0, 90])
+def test_small_ink_does_not_divide_a_line(tmp_path: Path, turned: float) -> None:
+    """Dots are far apart compared with their ink, but not compared with their font."""
+    write_pdf(tmp_path / "a.pdf", [(Text(". . . -", 200, 300, size=24, turned=turned),)])
+    (page,) = pages(tmp_path / "a.pdf")
+    assert [line.text for line in page.lines] == [". . . -"]
+
+
 def test_slanted_text_fails_its_page_alone(tmp_path: Path) -> None:
     write_pdf(tmp_path / "a.pdf", [TEXTS, (Text("draft", 100, 300, turned=40),), TEXTS])
     read = rows(tmp_path / "a.pdf")

@@ -80,6 +80,20 @@ def test_html_screens(readback: ModuleType, tmp_path: Path) -> None:
     assert share_right(readback, lines_of(screens)) >= 0.97
 
 
+def test_ink_is_measured_next_to_the_frame_of_a_cell(readback: ModuleType) -> None:
+    """Ink that touches a frame is measured without the frame, and a wrong quadrilateral is still noticed."""
+    image_HWC = np.full((60, 120, 3), 255, np.uint8)
+    for row, column in ((16, slice(30, 90)), (slice(16, 40), 30), (slice(16, 40), 89), (39, slice(30, 90))):
+        image_HWC[row, column] = 0  # the frame
+    for x in range(31, 80, 10):
+        image_HWC[17:33, x : x + 6] = 0  # letters that touch its left and its upper side
+    right = ((31.0, 17.0), (77.0, 17.0), (77.0, 33.0), (31.0, 33.0))
+    wrong = ((31.0, 17.0), (73.0, 17.0), (73.0, 33.0), (31.0, 33.0))
+    assert readback.off_ink(image_HWC, Line("|||||", right)) <= 1
+    assert readback.off_ink(image_HWC, Line("|||||", wrong)) == 4
+    assert readback.overlap(right, wrong) and not readback.overlap(right, tuple((x, y + 16) for x, y in right))
+
+
 def test_a_wrong_label_is_noticed(readback: ModuleType) -> None:
     right = readback.right_characters("The ferry leaves", "The ferry leaves")
     assert readback.units("The ferry leaves", right, "en") == [True, True, True]
