@@ -19,11 +19,11 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.build import parts as parts_lib
+from data_pipelines.build.examples import Examples, describe, shortened, with_evidence
 from data_pipelines.build.job import Job
 from data_pipelines.build.part_files import Frames, PartDamaged, PartReader, PartWriter, encode_frame
 from data_pipelines.build.parts import Numbered, Part
 from data_pipelines.build.read_files import ReadFiles, are_unchanged
-from data_pipelines.build.samples import Examples, describe, shortened, with_evidence
 from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.across import Candidate
 from data_pipelines.clean.rule import Judged, RuleCounts, count, judge, new_counts
@@ -111,7 +111,7 @@ def _usable(job: Job, part: Part, attempt: int | None) -> PartReader | None:
 
 def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None) -> None:
     counts = {name: RuleCounts() for name in (*new_counts(job.recipe), COMPOSE)}
-    examples = Examples(old.reader.lines("samples") if old else ())
+    examples = Examples(old.reader.lines("examples") if old else ())
     files = ReadFiles(os.fspath(job.folder / file.name) for file in part.files)
     failed: list[dict[str, Any]] = []
     evidence: list[dict[str, Any]] = old.reader.lines("evidence") if old else []
@@ -152,7 +152,7 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
     }
     read = [*(old.served_files() if old else ()), *files.entries()]
     evidence.sort(key=part.position)
-    sections = {"failed": failed, "samples": examples.entries(), "evidence": evidence, "read": read}
+    sections = {"failed": failed, "examples": examples.entries(), "evidence": evidence, "read": read}
     writer.finish(facts, {name: _as_lines(values) for name, values in sections.items()})
 
 

@@ -5,7 +5,7 @@
 <output>/failed.jsonl      {"file", "row", "id", "reason", "detail"} of each row that failed
 <output>/report/           decontaminated.jsonl: {"rule", "reason", "file", "row", "id", "evidence"} of each pair close
                            to evaluation data, if the recipe has that rule
-<output>/samples/          dropped.jsonl and kept.jsonl, see `samples`
+<output>/examples/         dropped.jsonl and kept.jsonl, see `examples`
 <output>/report.html       all of this on one page (`data_pipelines.report`)
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from data_pipelines.build import examples as examples_lib
 from data_pipelines.build import parts as parts_lib
-from data_pipelines.build import samples
 from data_pipelines.build.across_pairs import Shuffle, alive_counts
 from data_pipelines.build.clean_part import COMPOSE
 from data_pipelines.build.job import Job, versions
@@ -51,19 +51,19 @@ VERSION = 1
 def finish(job: Job, inputs: Mapping[str, InputFile]) -> dict[str, Any]:
     """Completes the folder of the shards, all of which are written, and returns its manifest."""
     folder = building_folder(job)
-    shards, tallies = written_shards(job, plan_shards(job))
+    shards, histograms = written_shards(job, plan_shards(job))
     write_lines(folder / FAILED, listed_rows(job, "failed"))
     if has_decontamination(job.as_json()):
         write_lines(folder / DECONTAMINATED, listed_rows(job, "evidence"))
-    write_lines(folder / "samples" / "dropped.jsonl", _dropped_examples(job))
-    write_lines(folder / "samples" / "kept.jsonl", _kept_examples(job))
+    write_lines(folder / "examples" / "dropped.jsonl", _dropped_examples(job))
+    write_lines(folder / "examples" / "kept.jsonl", _kept_examples(job))
     for task, members in shards.items():
         if members:
             description = f"{job.corpus.name}, split {job.split}: {task}"
             write_manifest(
                 folder / task, job.corpus.name, members, description=description, extra={"job": job.digest()}
             )
-    manifest = {**_manifest(job, inputs, folder, shards), "tallies": tallies}
+    manifest = {**_manifest(job, inputs, folder, shards), "histograms": histograms}
     write_report(folder, manifest)
     _remove_leftovers(folder, shards)
     artifacts.write_json(folder / MANIFEST, manifest)
@@ -112,7 +112,7 @@ def _dropped_examples(job: Job) -> Iterator[dict[str, Any]]:
         for _, kept in sorted(examples.get(name, {}).items()):
             yield from kept
     for number in range(len(job.across)):
-        yield from itertools.islice(_across_examples(job, number), samples.PER_REASON)
+        yield from itertools.islice(_across_examples(job, number), examples_lib.PER_REASON)
 
 
 def _across_examples(job: Job, rule: int) -> Iterator[dict[str, Any]]:
@@ -142,7 +142,7 @@ def _example(job: Job, part: int, index: int) -> dict[str, Any]:
     records, facts = _survivor(job, part, index)
     record = next(iter(records.values()))
     encoded = record.images[0] if record.images else b""
-    return {**facts, "id": record.id, **samples.thumbnail(encoded, samples.DROPPED_SIDE)}
+    return {**facts, "id": record.id, **examples_lib.thumbnail(encoded, examples_lib.DROPPED_SIDE)}
 
 
 def _survivor(job: Job, part: int, index: int) -> tuple[dict[str, Record], dict[str, Any]]:
@@ -157,7 +157,7 @@ def _kept_examples(job: Job) -> Iterator[dict[str, Any]]:
     """Survivors, evenly spread over the corpus, with the contents of their records."""
     counts = alive_counts(job, len(job.across))
     total = sum(counts)
-    spread = np.linspace(0, max(0, total - 1), min(total, samples.SURVIVORS)).round().astype(int)
+    spread = np.linspace(0, max(0, total - 1), min(total, examples_lib.SURVIVORS)).round().astype(int)
     starts = np.cumsum([0, *counts])
     in_parts = np.searchsorted(starts, spread, side="right") - 1
     for part, numbers in itertools.groupby(zip(in_parts, spread, strict=True), lambda each: int(each[0])):
@@ -175,13 +175,13 @@ def _kept_example(records: Mapping[str, Record], facts: Mapping[str, Any]) -> di
         task: {"id": record.id, "language": record.language, "license": record.license, "content": record.content}
         for task, record in records.items()
     }
-    shown = samples.thumbnail(first.images[0] if first.images else b"", samples.SURVIVOR_SIDE)
+    shown = examples_lib.thumbnail(first.images[0] if first.images else b"", examples_lib.SURVIVOR_SIDE)
     return {**facts, "id": first.id, "records": contents, **shown}
 
 
 def _remove_leftovers(folder: epath.Path, shards: Mapping[str, list[Shard]]) -> None:
     """Removes what killed runs left next to the shards: temporary files."""
-    expected = {FAILED, REPORT, DECONTAMINATED, "samples/dropped.jsonl", "samples/kept.jsonl"}
+    expected = {FAILED, REPORT, DECONTAMINATED, "examples/dropped.jsonl", "examples/kept.jsonl"}
     for task, members in shards.items():
         if members:
             expected |= {f"{task}/{name}" for name in (MANIFEST, "dataset_info.json", "features.json")}

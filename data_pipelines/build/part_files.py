@@ -2,7 +2,7 @@
 
     frames      one per survivor: its records and pictures
     sections    index (where the frame of each survivor is, and how large its records will be), one section of keys per
-                rule across pairs, failed, samples, evidence (all pairs that were dropped with some), read (the files
+                rule across pairs, failed, examples, evidence (all pairs that were dropped with some), read (the files
                 that the rows named)
     footer      JSON: counts, and where the sections are
 

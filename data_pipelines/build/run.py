@@ -32,10 +32,11 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.folder_lock import locked
 
 _STATE = "state.json"
-# The names of the files of an output. A folder with any other file was not written by this pipeline.
+# The names of the files of an output. A folder with any other file was not written by this pipeline. `samples` is the
+# former name of `examples`.
 _OUTPUT = re.compile(
     rf"({'|'.join(TASKS)})/([a-z0-9_]+-[a-z0-9_]+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json"
-    r"|manifest\.json)|samples/(dropped|kept)\.jsonl|manifest\.json|failed\.jsonl|report(\.html|/[^/]+)"
+    r"|manifest\.json)|(?:examples|samples)/(dropped|kept)\.jsonl|manifest\.json|failed\.jsonl|report(\.html|/[^/]+)"
 )
 _log = logging.getLogger(__name__)
 

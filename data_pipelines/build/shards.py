@@ -16,11 +16,11 @@ from etils import epath
 
 from data_pipelines.build import parts as parts_lib
 from data_pipelines.build.across_pairs import alive_pairs
+from data_pipelines.build.histograms import Histograms, merged
 from data_pipelines.build.job import Job, digest_of
 from data_pipelines.build.part_files import PartReader, damage_named
 from data_pipelines.build.slices import read_slices, write_slices
 from data_pipelines.build.survey import survey
-from data_pipelines.build.tallies import Tally, merged
 from qwenvl_jax.data.record_writer import Shard, write_shard
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import artifacts, storage
@@ -168,16 +168,16 @@ def kept_entries(job: Job, part: int) -> np.ndarray:
 
 
 def write_range(job: Job, shard: ShardRange) -> None:
-    """Writes one shard and then the note with its entry of the manifest and its tally, unless both are there."""
+    """Writes one shard and then the note with its entry of the manifest and its histograms, unless both are there."""
     note = _note(job, shard)
     folder = building_folder(job) / shard.task
     if storage.exists(note) and _is_there(folder, Shard(**artifacts.read_json(note)["shard"])):
         return
-    tally = Tally()
+    histograms = Histograms()
     with file_errors_of(folder):
-        records = tally.counted(_records(job, shard))
+        records = histograms.counted(_records(job, shard))
         entry = write_shard(folder, job.corpus.name, record_split(job), shard.index, shard.count, records)
-    artifacts.write_json(note, {"shard": dataclasses.asdict(entry), "tally": tally.as_json()})
+    artifacts.write_json(note, {"shard": dataclasses.asdict(entry), "histograms": histograms.as_json()})
 
 
 def record_split(job: Job) -> str:
@@ -203,13 +203,13 @@ def _note(job: Job, shard: ShardRange) -> epath.Path:
 
 
 def written_shards(job: Job, ranges: list[ShardRange]) -> tuple[dict[str, list[Shard]], dict[str, Any]]:
-    """The manifest entries of all shards, and the sums of their tallies for tasks with records; both by task.
+    """The manifest entries of all shards, and the sums of their histograms for tasks with records; both by task.
 
     Raises:
       UserError: if a shard was removed.
     """
     shards: dict[str, list[Shard]] = {task: [] for task in job.corpus.tasks}
-    tallies: dict[str, Any] = {}
+    histograms: dict[str, Any] = {}
     for start in range(0, len(ranges), _NOTES):
         chunk = ranges[start : start + _NOTES]
         notes = parts_lib.each(lambda shard: artifacts.read_json(_note(job, shard)), chunk)
@@ -219,9 +219,9 @@ def written_shards(job: Job, ranges: list[ShardRange]) -> tuple[dict[str, list[S
             _check_there(building_folder(job) / task, entries)
             shards[task] += entries
             if here:
-                earlier = [tallies[task]] if task in tallies else []
-                tallies[task] = merged([*earlier, *(note["tally"] for note in here)])
-    return shards, tallies
+                earlier = [histograms[task]] if task in histograms else []
+                histograms[task] = merged([*earlier, *(note["histograms"] for note in here)])
+    return shards, histograms
 
 
 def _check_there(folder: epath.Path, entries: list[Shard]) -> None:

@@ -1,6 +1,6 @@
 """The survey: the facts about all parts that later steps need, collected once per run and not by every process.
 
-    parts  ->  block-000000.json, failed-000000.jsonl, evidence-.., samples-.., ..  ->  survey.json
+    parts  ->  block-000000.json, failed-000000.jsonl, evidence-.., examples-.., ..  ->  survey.json
 
 Blocks of parts are surveyed in parallel; then one worker joins them. All processes read `survey.json` alone, and the
 end of the run reads the blocks. The files belong to one run: a part may be made again under its old name if a picture
@@ -21,8 +21,8 @@ from typing import Any
 
 from etils import epath
 
+from data_pipelines.build import examples as examples_lib
 from data_pipelines.build import parts as parts_lib
-from data_pipelines.build import samples
 from data_pipelines.build.job import Job, digest_of
 from data_pipelines.build.json_lines import read_lines, write_lines
 from data_pipelines.build.part_files import PartReader, damage_named
@@ -97,7 +97,7 @@ def survey_block(job: Job, number: int) -> None:
     listed = [section for section in _LISTED if any(reader.footer["sections"][section][1] for reader in readers)]
     for section in listed:
         write_lines(_lines(job, section, number), _rows_in_order(parts, readers, section))
-    write_lines(_lines(job, "samples", number), _in_order(_first_examples(readers)))
+    write_lines(_lines(job, "examples", number), _in_order(_first_examples(readers)))
     note = {
         "parts": [_facts(job, reader) for reader in readers],
         "rows": totals.rows,
@@ -155,7 +155,7 @@ def dropped_examples(job: Job) -> dict[str, dict[str, list[dict[str, Any]]]]:
     examples: _Examples = {}
     for number, note in enumerate(_notes(job)):
         if _are_wanted(examples, note["counts"]):
-            _add_examples(examples, read_lines(_lines(job, "samples", number)))
+            _add_examples(examples, read_lines(_lines(job, "examples", number)))
     return examples
 
 
@@ -200,20 +200,20 @@ def _first_examples(readers: Iterable[PartReader]) -> _Examples:
     for reader in readers:
         if _are_wanted(examples, reader.footer["counts"]):
             with damage_named(reader.path):
-                _add_examples(examples, map(_as_shown, reader.lines("samples")))
+                _add_examples(examples, map(_as_shown, reader.lines("examples")))
     return examples
 
 
 def _are_wanted(examples: _Examples, counts: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether something that was dropped has a reason that has too few examples."""
     reasons = ((name, reason) for name, values in counts.items() for reason in values["dropped"])
-    return any(len(examples.get(name, {}).get(reason, ())) < samples.PER_REASON for name, reason in reasons)
+    return any(len(examples.get(name, {}).get(reason, ())) < examples_lib.PER_REASON for name, reason in reasons)
 
 
 def _add_examples(examples: _Examples, more: Iterable[dict[str, Any]]) -> None:
     for example in more:
         kept = examples.setdefault(example["rule"], {}).setdefault(example["reason"], [])
-        if len(kept) < samples.PER_REASON:
+        if len(kept) < examples_lib.PER_REASON:
             kept.append(example)
 
 

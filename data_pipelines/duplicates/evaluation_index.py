@@ -25,6 +25,7 @@ from PIL import Image
 
 from data_pipelines.duplicates.hash_index import HashIndex
 from data_pipelines.duplicates.signatures import PERMUTATIONS, flipped, hash_of, minhash, picture_of, plain_text
+from data_pipelines.thumbnails import jpeg_thumbnail
 from qwenvl_jax.data.annotations import contents_of
 from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.data.readers.record_folder import RecordReader
@@ -107,11 +108,7 @@ def variants(image: Image.Image) -> Iterator[Image.Image]:
 
 def thumbnail(payload: bytes) -> bytes:
     """A small JPEG of a picture, for the report."""
-    image = picture_of(payload)
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=70)
-    return buffer.getvalue()
+    return jpeg_thumbnail(picture_of(payload), THUMBNAIL_PX)
 
 
 def build_index(folders: Sequence[tuple[epath.PathLike, str]]) -> EvaluationIndex:

@@ -29,7 +29,7 @@ def manifest_of(folder: epath.PathLike) -> dict[str, Any] | None:
     if not storage.exists(path):
         return None
     manifest = artifacts.read_json(path)
-    return manifest if isinstance(manifest, dict) and manifest.keys() >= {*_KEYS, "tallies", "versions"} else None
+    return manifest if isinstance(manifest, dict) and manifest.keys() >= {*_KEYS, "histograms", "versions"} else None
 
 
 def has_decontamination(job: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Histograms of the texts and pictures of every task, from the tallies of the manifest."""
+"""Histograms of the texts and pictures of every task."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TokenCounts(NamedTuple):
     """How many tokens the samples of a task have.
 
     Attributes:
-      edges, counts: as those of a tally.
+      edges, counts: as those of a histogram of the manifest.
       records: that were tokenised.
       of: records in all.
     """
@@ -65,20 +65,20 @@ def histograms(manifest: Mapping[str, Any], tokens: Mapping[str, TokenCounts]) -
     content = []
     drawn: dict[str, str] = {}
     for task in tasks_of(manifest):
-        tally = manifest["tallies"][task]
-        charts = [_chart(task, tally[name], title) for name, title in _OF_TEXTS.items()]
+        of_task = manifest["histograms"][task]
+        charts = [_chart(task, of_task[name], title) for name, title in _OF_TEXTS.items()]
         if task in tokens:
             charts.insert(1, _token_chart(task, tokens[task]))
-        pictures = {name: tally[name] for name in _OF_PICTURES}
+        pictures = {name: of_task[name] for name in _OF_PICTURES}
         note = ""
         if any(pictures["bytes"]["counts"]):
             earlier = drawn.setdefault(repr(pictures), task)
             if earlier == task:
-                charts += [_chart(task, tally[name], title) for name, title in _OF_PICTURES.items()]
+                charts += [_chart(task, of_task[name], title) for name, title in _OF_PICTURES.items()]
             else:
                 note = f'<p class="soft small">The sizes of its pictures are those of {earlier}.</p>'
-        if tally["unreadable_pictures"]:
-            note += f'<p class="bad small">{tally["unreadable_pictures"]:,} pictures have no readable header.</p>'
+        if of_task["unreadable_pictures"]:
+            note += f'<p class="bad small">{of_task["unreadable_pictures"]:,} pictures have no readable header.</p>'
         content.append(f"<h3>{task}</h3>{grid(filter(None, charts), wide=True)}{note}")
     intro = (
         "Counted are the records that were written, after all rules, those across pairs included. A bar counts the "
@@ -90,12 +90,12 @@ def histograms(manifest: Mapping[str, Any], tokens: Mapping[str, TokenCounts]) -
     return section("histograms", "Texts and pictures", intro, "".join(content))
 
 
-def _chart(task: str, tally: Mapping[str, Any], title: str) -> str:
+def _chart(task: str, counted: Mapping[str, Any], title: str) -> str:
     """A histogram without the empty bars at its ends; empty if there is nothing to count."""
-    counts = tally["counts"]
+    counts = counted["counts"]
     if not any(counts):
         return ""
-    bars = _bars(tally["edges"], counts)
+    bars = _bars(counted["edges"], counts)
     full = [number for number, count in enumerate(counts) if count]
     return card(title, histogram(bars[full[0] : full[-1] + 1], _NO_LIMIT, label=f"{task}: {title}"), "chart")
 

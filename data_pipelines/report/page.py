@@ -1,4 +1,4 @@
-"""report.html of one output: its manifest, failed.jsonl and samples on one page.
+"""report.html of one output: its manifest, failed.jsonl and examples on one page.
 
 The page needs no other file. Texts of the corpus are escaped, invisible characters are written as numbers, and
 pictures are decoded and encoded again. The same output gives the same bytes.
@@ -65,8 +65,8 @@ def report(folder: epath.Path, manifest: Mapping[str, Any], tokens: Mapping[str,
         counts.failed(manifest, failed_examples(folder, manifest["failed"]["reasons"])),
         histograms(manifest, tokens),
         counts.languages_and_licences(manifest),
-        examples.kept(lines(folder / "samples" / "kept.jsonl", examples.KEPT_KEYS), manifest["kept"]),
-        examples.dropped(lines(folder / "samples" / "dropped.jsonl", examples.DROPPED_KEYS), manifest),
+        examples.kept(lines(folder / "examples" / "kept.jsonl", examples.KEPT_KEYS), manifest["kept"]),
+        examples.dropped(lines(folder / "examples" / "dropped.jsonl", examples.DROPPED_KEYS), manifest),
         examples.decontaminated(lines(folder / DECONTAMINATED, examples.LISTED_KEYS), manifest) if evaluation else "",
         counts.shards(manifest),
         counts.versions(manifest),

@@ -71,7 +71,7 @@ def test_mistakes_end_with_one_sentence(small_folder: Path, tmp_path: Path, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "empty", "mine"]
 
 
-@pytest.mark.parametrize("name", ["text/thesis.txt", "samples/mine.jsonl", "notes.md"])
+@pytest.mark.parametrize("name", ["text/thesis.txt", "examples/mine.jsonl", "notes.md"])
 def test_folders_with_our_names_and_foreign_files_are_never_removed(
     name: str, small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +95,16 @@ def test_an_output_that_is_a_link_stays_one(
         assert {path.name for path in (tmp_path / "other_disk").iterdir()} == {"data", ".data.work"}
     main(["small", f"--input={small_folder}", f"--output={tmp_path}/plain", "--workers=1"])
     assert contents(tmp_path / "other_disk" / "data") == contents(tmp_path / "plain")
+
+
+def test_an_output_with_the_former_name_of_the_examples_is_built_again(small_folder: Path, tmp_path: Path) -> None:
+    flags = (f"--input={small_folder}", f"--output={tmp_path}/output", "--workers=1")
+    main(["small", *flags])
+    (tmp_path / "output/examples").rename(tmp_path / "output/samples")
+    (tmp_path / "output/manifest.json").write_text("{}")
+    main(["small", *flags])
+    assert sorted(path.name for path in (tmp_path / "output/examples").iterdir()) == ["dropped.jsonl", "kept.jsonl"]
+    assert not (tmp_path / "output/samples").exists()
 
 
 def test_a_rule_that_is_there_twice_is_refused(run_small: Any, small_folder: Path, tmp_path: Path) -> None:

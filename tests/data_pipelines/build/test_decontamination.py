@@ -133,7 +133,7 @@ def test_near_duplicates_are_shown_with_their_distance(run_small: Callable[..., 
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     across = (NearPictures(), NearTexts(similarity=0.5))
     run_small(folder, tmp_path / "output", across=across)
-    dropped = lines(tmp_path / "output/samples/dropped.jsonl")
+    dropped = lines(tmp_path / "output/examples/dropped.jsonl")
     assert [row["id"] for row in dropped] == ["b", "d"]
     (picture,), (similar,) = (row["evidence"] for row in dropped)
     assert picture["id"] == "a" and 0 <= picture["distance"] <= 12

@@ -113,7 +113,7 @@ def test_the_numbers_are_those_of_the_manifest(built: Path) -> None:
     shown = collections.Counter(row[0] for row in rows_of(document, "failed", 1))
     assert shown == dict.fromkeys(failed, 5)
     assert len(document.css("section#kept article")) == 36
-    lines = (built / "samples" / "dropped.jsonl").read_text().splitlines()
+    lines = (built / "examples" / "dropped.jsonl").read_text().splitlines()
     assert len(document.css("section#dropped article")) == len(lines)
     better = sum("evidence" in line and bool(json.loads(line)["evidence"]) for line in lines)
     assert document.html is not None and document.html.count("<b>kept instead:</b>") == better > 0
@@ -175,7 +175,7 @@ def test_regions_are_drawn_within_their_pictures(name: str, run_small: Callable[
     chips = [chip.text() for chip in document.css("section#kept .chip")]
     assert drawn == len(chips) and bool(drawn) == (name != "vqav2")
     words = text_of(document, "section#kept")
-    for line in (output / "samples" / "kept.jsonl").read_text().splitlines():
+    for line in (output / "examples" / "kept.jsonl").read_text().splitlines():
         assert json.loads(line)["id"][:60] in words
 
 
@@ -250,7 +250,7 @@ def test_files_that_were_changed_are_refused(built: Path, tmp_path: Path, capsys
     copy = tmp_path / "copy"
     shutil.copytree(built, copy)
     assert "nowhere.model" in refusal(capsys, str(copy), "--vocabulary=nowhere.model")
-    kept = copy / "samples" / "kept.jsonl"
+    kept = copy / "examples" / "kept.jsonl"
     for damage in ("{}", "[1]", "{"):
         kept.write_text(f"{damage}\n")
         assert "line 1 of" in refusal(capsys, str(copy))

@@ -125,7 +125,7 @@ def test_shards_end_with_the_record_that_fills_them(built: Path) -> None:
 
 
 def test_examples_show_pairs_that_each_rule_dropped(built: Path) -> None:
-    dropped = lines(built / "samples" / "dropped.jsonl")
+    dropped = lines(built / "examples" / "dropped.jsonl")
     by_rule = collections.Counter(example["rule"] for example in dropped)
     assert by_rule == {"not_short": 12, "compose": 12, "longest_of_picture": 12, "same_text": 8}
     longest = [example for example in dropped if example["rule"] == "longest_of_picture"]
@@ -135,7 +135,7 @@ def test_examples_show_pairs_that_each_rule_dropped(built: Path) -> None:
         assert example["size"][1] == 6
     rows = [(example["file"], example["row"]) for example in longest]
     assert rows == sorted(rows)
-    kept = lines(built / "samples" / "kept.jsonl")
+    kept = lines(built / "examples" / "kept.jsonl")
     assert len(kept) == 36 and all(set(example["records"]) <= {"caption", "text"} for example in kept)
 
 
@@ -147,11 +147,11 @@ def test_examples_are_the_first_of_the_corpus_whatever_the_parts(
     every = [
         example
         for file in (tmp_path / ".output.work" / "clean").iterdir()
-        for example in PartReader(file).lines("samples")
+        for example in PartReader(file).lines("examples")
         if example["rule"] == "not_short"
     ]
     rows = sorted((example["file"], example["row"]) for example in every)
-    shown = lines(tmp_path / "output" / "samples" / "dropped.jsonl")
+    shown = lines(tmp_path / "output" / "examples" / "dropped.jsonl")
     assert [(each["file"], each["row"]) for each in shown if each["rule"] == "not_short"] == rows[:12]
 
 

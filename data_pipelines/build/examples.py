@@ -18,6 +18,7 @@ from PIL import Image
 
 from data_pipelines.clean.rule import Judged
 from data_pipelines.pair import RawPair
+from data_pipelines.thumbnails import jpeg_thumbnail
 from qwenvl_jax.data.images.exact import FORMATS, decode_image
 
 PER_REASON = 12  # examples of pairs that a rule dropped for one reason
@@ -84,7 +85,4 @@ def thumbnail(encoded: bytes, side: int) -> dict[str, Any]:
         picture = decode_image(encoded, draft=side)
     except Exception:  # Pillow's plugins raise nearly anything on damaged files
         return {"size": None, "thumbnail": None}
-    picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return {"size": list(size), "thumbnail": base64.b64encode(buffer.getvalue()).decode()}
+    return {"size": list(size), "thumbnail": base64.b64encode(jpeg_thumbnail(picture, side)).decode()}

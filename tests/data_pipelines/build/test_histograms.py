@@ -1,4 +1,4 @@
-"""Tallies count what numpy counts, in any order, and only pairs that all rules have kept."""
+"""Histograms count what numpy counts, in any order, and only pairs that all rules have kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.build.tallies import ASPECTS, EDGES, Tally, aspect_bin, merged
+from data_pipelines.build.histograms import ASPECTS, EDGES, Histograms, aspect_bin, merged
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record, sample_count
 
@@ -25,16 +25,18 @@ def counted(edges: list[int], values: list[int]) -> list[int]:
 
 
 def test_the_manifest_counts_the_records_that_were_written(built: Path) -> None:
-    tallies = json.loads((built / "manifest.json").read_text())["tallies"]
+    histograms = json.loads((built / "manifest.json").read_text())["histograms"]
     texts = [record.content["text"] for record in RecordReader(built / "text")]  # type: ignore[typeddict-item]
-    assert tallies["text"]["characters"]["counts"] == counted(EDGES["characters"], list(map(len, texts)))
-    assert not any(tallies["text"]["samples"]["counts"]) and not any(tallies["text"]["bytes"]["counts"])
+    assert histograms["text"]["characters"]["counts"] == counted(EDGES["characters"], list(map(len, texts)))
+    assert not any(histograms["text"]["samples"]["counts"]) and not any(histograms["text"]["bytes"]["counts"])
     images = [record.images[0] for record in RecordReader(built / "caption")]
     sizes = [Image.open(io.BytesIO(image)).size for image in images]
-    assert tallies["caption"]["width"]["counts"] == counted(EDGES["width"], [width for width, _ in sizes])
-    assert tallies["caption"]["height"]["counts"] == counted(EDGES["height"], [height for _, height in sizes])
-    assert tallies["caption"]["bytes"]["counts"] == counted(EDGES["bytes"], list(map(len, images)))
-    assert sum(tallies["caption"]["aspect"]["counts"]) == sum(tallies["caption"]["samples"]["counts"]) == len(images)
+    assert histograms["caption"]["width"]["counts"] == counted(EDGES["width"], [width for width, _ in sizes])
+    assert histograms["caption"]["height"]["counts"] == counted(EDGES["height"], [height for _, height in sizes])
+    assert histograms["caption"]["bytes"]["counts"] == counted(EDGES["bytes"], list(map(len, images)))
+    assert (
+        sum(histograms["caption"]["aspect"]["counts"]) == sum(histograms["caption"]["samples"]["counts"]) == len(images)
+    )
 
 
 def record(samples: int, image: bytes) -> Record:
@@ -49,19 +51,19 @@ def png(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_merging_in_any_order_gives_the_tally_of_all_records() -> None:
+def test_merging_in_any_order_gives_the_histograms_of_all_records() -> None:
     draw = random.Random(5)
     records = [record(draw.randint(1, 9), png(draw.randint(1, 99), draw.randint(1, 99))) for _ in range(40)]
     records.append(record(2, b"no picture"))
-    whole = Tally()
+    whole = Histograms()
     assert list(whole.counted(records)) == records
-    tallies = []
+    histograms = []
     for start in range(0, len(records), 7):
-        part = Tally()
+        part = Histograms()
         list(part.counted(records[start : start + 7]))
-        tallies.append(json.loads(json.dumps(part.as_json())))
-    draw.shuffle(tallies)
-    assert merged(tallies) == whole.as_json()
+        histograms.append(json.loads(json.dumps(part.as_json())))
+    draw.shuffle(histograms)
+    assert merged(histograms) == whole.as_json()
     assert whole.as_json()["unreadable_pictures"] == 1
     assert sum(whole.as_json()["samples"]["counts"]) == 41
     assert sum(whole.as_json()["characters"]["counts"]) == sum(map(sample_count, records))

@@ -41,7 +41,7 @@ EDGES: dict[str, list[int]] = {
 }
 
 
-class Tally:
+class Histograms:
     """The histograms of some records of one task."""
 
     def __init__(self) -> None:
@@ -84,11 +84,11 @@ class Tally:
         return {**values, "unreadable_pictures": self._unreadable}
 
 
-def merged(tallies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sum of tallies as JSON."""
-    total = Tally().as_json()
-    for tally in tallies:
-        for name, value in tally.items():
+def merged(histograms: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sums of the histograms of several sets of records, as JSON."""
+    total = Histograms().as_json()
+    for part in histograms:
+        for name, value in part.items():
             if name == "unreadable_pictures":
                 total[name] += value
             else:
