@@ -43,6 +43,11 @@ def one_line(error: object) -> str:
     return says or type(error).__name__
 
 
+def _visible(text: str) -> str:
+    """A text that leaves a terminal as it is: control and format characters, which names may hold, as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 # What a file system refuses for reasons that are the user's to mend.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -80,7 +85,8 @@ def exit_on_user_error() -> Iterator[None]:
             raise
     else:
         return
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)  # a name may hold a line break
+    line = " ".join(message.splitlines())  # a name may hold a line break
+    print(f"error: {_visible(line)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenvl_jax.runtime.errors import exit_on_user_error, one_line
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, one_line
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,13 @@ def test_a_lack_of_memory_is_one_sentence(error: MemoryError, message: str, caps
         raise error
     assert ended.value.code == 2
     assert capsys.readouterr().err == message
+
+
+def test_characters_that_change_a_terminal_are_printed_as_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of files and answers of servers are not ours: they may clear a screen or turn the direction of a text."""
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise UserError("a\x1b[2J \u202eb\x00 \ud800 \u4e2d\u6587 \u00fc\nc")
+    assert capsys.readouterr().err == "error: a\\x1b[2J \\u202eb\\x00 \\ud800 \u4e2d\u6587 \u00fc c\n"
 
 
 def test_an_error_that_cannot_be_printed_is_named() -> None:
