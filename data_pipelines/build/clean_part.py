@@ -27,12 +27,13 @@ from data_pipelines.build.read_files import ReadFiles, are_unchanged
 from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.across import Candidate
 from data_pipelines.clean.rule import Judged, RuleCounts, count, judge, new_counts
-from data_pipelines.pair import FailedRow, RawPair, Row
+from data_pipelines.pair import AbsentRow, FailedRow, RawPair, Row
 from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, one_line
 
+DOWNLOAD = "download"  # the name that counts rows that the corpus could not download
 COMPOSE = "compose"  # the name that counts pairs from which no composer makes a record
 NOTHING = "nothing to learn from"
 _OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -110,7 +111,7 @@ def _usable(job: Job, part: Part, attempt: int | None) -> PartReader | None:
 
 
 def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None) -> None:
-    counts = {name: RuleCounts() for name in (*new_counts(job.recipe), COMPOSE)}
+    counts = {name: RuleCounts() for name in (DOWNLOAD, *new_counts(job.recipe), COMPOSE)}
     examples = Examples(old.reader.lines("examples") if old else ())
     files = ReadFiles(os.fspath(job.folder / file.name) for file in part.files)
     failed: list[dict[str, Any]] = []
@@ -122,6 +123,10 @@ def _write_part(job: Job, part: Part, writer: PartWriter, old: _Previous | None)
             total += 1
             files.are_of(failed_row=False)  # these are the reader's
             if old is not None and number.position not in old.failed:
+                continue
+            if isinstance(row, AbsentRow):
+                counts[DOWNLOAD].seen += 1
+                counts[DOWNLOAD].dropped[row.reason] += 1
                 continue
             outcome = _outcome(job, scores.given_to(number.position, row))
             files.are_of(failed_row=outcome.failed is not None)
@@ -189,7 +194,7 @@ def _rows_of_file(job: Job, file: epath.Path) -> Iterator[tuple[int, Row]]:
         yield number + 1, FailedRow("the reader stopped", f"{type(error).__name__}: {one_line(error)}")
 
 
-def _outcome(job: Job, row: Row) -> Outcome:
+def _outcome(job: Job, row: RawPair | FailedRow) -> Outcome:
     if isinstance(row, FailedRow):
         return Outcome(failed=row)
     try:
@@ -238,6 +243,7 @@ def _survivor(job: Job, pair: RawPair) -> Survivor | None:
 
 def _count(job: Job, outcome: Outcome, counts: dict[str, RuleCounts]) -> None:
     assert outcome.judged is not None
+    counts[DOWNLOAD].seen += 1
     count(job.recipe, outcome.judged, counts)
     if outcome.judged.dropped is None:
         counts[COMPOSE].seen += 1

@@ -22,7 +22,7 @@ from etils import epath
 from data_pipelines.build import examples as examples_lib
 from data_pipelines.build import parts as parts_lib
 from data_pipelines.build.across_pairs import Shuffle, alive_counts
-from data_pipelines.build.clean_part import COMPOSE
+from data_pipelines.build.clean_part import COMPOSE, DOWNLOAD
 from data_pipelines.build.job import Job, versions
 from data_pipelines.build.json_lines import write_lines
 from data_pipelines.build.part_files import PartReader, damage_named
@@ -74,8 +74,10 @@ def _manifest(
     job: Job, inputs: Mapping[str, InputFile], folder: epath.Path, shards: Mapping[str, list[Shard]]
 ) -> dict[str, Any]:
     sums = totals(job)
-    none = {name: RuleCounts() for name in (*new_counts(job.recipe), COMPOSE)}
+    none = {name: RuleCounts() for name in (DOWNLOAD, *new_counts(job.recipe), COMPOSE)}
     counts = {**none, **sums.counts, **_across_counts(job)}
+    if not counts[DOWNLOAD].dropped:
+        del counts[DOWNLOAD]
     split = record_split(job)
     return {
         "version": VERSION,

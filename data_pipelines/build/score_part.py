@@ -20,7 +20,7 @@ from data_pipelines.build.parts import Part
 from data_pipelines.build.read_files import ReadFiles
 from data_pipelines.build.scores import PartScores, read_scores, scores_file
 from data_pipelines.clean.rule import Rule, judge
-from data_pipelines.pair import FailedRow, Row
+from data_pipelines.pair import FailedRow, RawPair, Row
 from data_pipelines.score.clip_model import LoadedClip, Pair, rules_before_score
 from qwenvl_jax.runtime import artifacts, storage
 
@@ -101,7 +101,7 @@ def _pairs(job: Job, part: Part, before: PartScores, files: ReadFiles) -> Iterat
 
 def _pair(rules: Sequence[Rule], row: Row) -> Pair | None:
     """The first picture of a pair and its texts; None if a rule drops it, it fails, or it has not both."""
-    if isinstance(row, FailedRow):
+    if not isinstance(row, RawPair):
         return None
     try:
         judged = judge(rules, row)

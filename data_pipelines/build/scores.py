@@ -14,7 +14,7 @@ from etils import epath
 from data_pipelines.build.job import Job
 from data_pipelines.build.parts import Part
 from data_pipelines.build.read_files import are_unchanged
-from data_pipelines.pair import FailedRow, Row
+from data_pipelines.pair import FailedRow, RawPair
 from data_pipelines.score.clip_model import CLIP
 from qwenvl_jax.runtime import storage
 
@@ -33,7 +33,7 @@ class PartScores:
     failed: dict[int, list[str]] = dataclasses.field(default_factory=dict)
     read: list[list[Any]] = dataclasses.field(default_factory=list)
 
-    def given_to(self, position: int, row: Row) -> Row:
+    def given_to(self, position: int, row: RawPair | FailedRow) -> RawPair | FailedRow:
         """The row with its score, or as failed if its picture could not be scored."""
         if position in self.failed:
             return FailedRow(*self.failed[position])

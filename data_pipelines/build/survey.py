@@ -23,6 +23,7 @@ from etils import epath
 
 from data_pipelines.build import examples as examples_lib
 from data_pipelines.build import parts as parts_lib
+from data_pipelines.build.clean_part import DOWNLOAD
 from data_pipelines.build.job import Job, digest_of
 from data_pipelines.build.json_lines import read_lines, write_lines
 from data_pipelines.build.part_files import PartReader, damage_named
@@ -206,7 +207,7 @@ def _first_examples(readers: Iterable[PartReader]) -> _Examples:
 
 def _are_wanted(examples: _Examples, counts: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether something that was dropped has a reason that has too few examples."""
-    reasons = ((name, reason) for name, values in counts.items() for reason in values["dropped"])
+    reasons = ((name, reason) for name, values in counts.items() if name != DOWNLOAD for reason in values["dropped"])
     return any(len(examples.get(name, {}).get(reason, ())) < examples_lib.PER_REASON for name, reason in reasons)
 
 

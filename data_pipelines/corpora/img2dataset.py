@@ -17,9 +17,10 @@ named with `save_additional_columns`. The `.json` of a picture has the same keys
 holds the picture. In the format webdataset the table may be missing: then failed downloads are not counted. The shards
 may also be one or two folders below FOLDER, as `shards/small/00000.tar` of DataComp.
 
-A row whose download failed is the FailedRow "download failed". A column that the `.json` does not have is taken from
-the table, so that scores may be computed later and added to the tables alone. DataComp's downloader saves `uid` only:
-its scores are in `metadata/`, from where they can be added to the tables by `uid`.
+A row whose download failed is an AbsentRow, which is counted by its reason ("HTTP error 404", "timed out"). A column
+that the `.json` does not have is taken from the table, so that scores may be computed later and added to the tables
+alone. DataComp's downloader saves `uid` only: its scores are in `metadata/`, from where they can be added to the tables
+by `uid`.
 
 Licences: those of links and captions are in the table of corpora. The pictures belong to their owners; LAION's column
 LICENSE, if it is known, is the licence of the pair.
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -49,7 +51,7 @@ from data_pipelines.corpora.rows import (
     side_at,
     text_at,
 )
-from data_pipelines.pair import FailedRow, Picture, RawPair, Row
+from data_pipelines.pair import AbsentRow, FailedRow, Picture, RawPair, Row
 from qwenvl_jax.data.images.exact import MAX_BYTES, SUFFIXES
 from qwenvl_jax.data.readers.tar_samples import MAX_TEXT_BYTES, LeftOut, Sample, samples_of_shard
 from qwenvl_jax.runtime import storage
@@ -82,6 +84,7 @@ _FACTS = {
 _UNKNOWN_LICENSES = ("", "?")
 _REASONS = {"truncated": "file damaged", "refused": "refused name"}
 _DEPTH = 2
+_HTTP_ERROR = re.compile(r"HTTP Error ([1-5][0-9][0-9])\b")  # as Python words it
 
 
 # (pair, its row of the table) -> the pair with the annotations that only one corpus has. It may raise BadRow.
@@ -213,13 +216,18 @@ def _scores(facts: Mapping[str, Any], names: Collection[str]) -> dict[str, float
     return scores
 
 
-def _failed_download(facts: Mapping[str, Any]) -> FailedRow | None:
+def _failed_download(facts: Mapping[str, Any]) -> AbsentRow | None:
     """The row of a download that failed; None if it succeeded."""
     status = facts.get("status")
     if status in (None, "success"):
         return None
-    detail = ", ".join(str(facts[key]) for key in ("url", "status", "error_message") if isinstance(facts.get(key), str))
-    return BadRow("download failed", detail).failed
+    if status == "failed_to_resize":
+        return AbsentRow("not a picture that img2dataset can read")
+    message = facts.get("error_message")
+    message = message if isinstance(message, str) else ""
+    if answer := _HTTP_ERROR.search(message):
+        return AbsentRow(f"HTTP error {answer[1]}")
+    return AbsentRow("timed out" if "timed out" in message.lower() else "download failed")
 
 
 def _tar_rows(shard: _Shard, file: epath.Path) -> Iterator[Row]:

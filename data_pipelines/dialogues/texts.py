@@ -16,7 +16,7 @@ from data_pipelines.compose.dialogue import dialogue
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.dialogues.picture import plain_language
 from data_pipelines.dialogues.wording import TEMPLATES
-from data_pipelines.pair import FailedRow, RawPair
+from data_pipelines.pair import RawPair, Row
 from qwenvl_jax.data.record_format import MANIFEST
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
@@ -94,9 +94,9 @@ def _chained(first: Record, rest: Iterator[Record]) -> Iterator[Record]:
     yield from rest
 
 
-def _record(row: RawPair | FailedRow) -> Record | str:
+def _record(row: Row) -> Record | str:
     """The record of a row, or the reason for which there is none."""
-    if isinstance(row, FailedRow):
+    if not isinstance(row, RawPair):
         return row.reason
     if row.pictures:
         return "dialogue with a picture"

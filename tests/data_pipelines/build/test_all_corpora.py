@@ -15,7 +15,7 @@ from data_pipelines.clean.rule import apply, new_counts, rule
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.duplicates.dedup import ExactDuplicates, LongestText, NearPictures, NearTexts
-from data_pipelines.pair import FailedRow
+from data_pipelines.pair import RawPair
 from data_pipelines.recipes.table import RECIPES
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
@@ -37,7 +37,7 @@ def expected(folder: Path, split: str, changes: dict[str, Any]) -> dict[str, lis
     corpus = changes["corpus"]
     records: dict[str, list[Record]] = {task: [] for task in corpus.tasks}
     for row in corpus.read(folder, split):
-        if isinstance(row, FailedRow):
+        if not isinstance(row, RawPair):
             continue
         try:
             pair = apply(changes["recipe"], row, new_counts(changes["recipe"]))

@@ -76,7 +76,11 @@ def test_damage_raises_only_known_errors(corpus: tuple[str, Path], data: st.Data
     finally:
         path.write_bytes(whole)
     for row in rows:
-        labels = (row.id, row.license, row.language) if isinstance(row, RawPair) else (row.reason, row.detail)
+        labels = (
+            (row.id, row.license, row.language)
+            if isinstance(row, RawPair)
+            else (row.reason, getattr(row, "detail", ""))
+        )
         assert all(label.encode() for label in labels if label)  # records and reports are UTF-8
 
 

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.clean.grounding import boxes_in_picture, flat_spans, spans_in_text
 from data_pipelines.clean.rule import judge, rule
 from data_pipelines.corpora.table import CORPORA
-from data_pipelines.pair import FailedRow, RawPair, Region, Row
+from data_pipelines.pair import AbsentRow, FailedRow, RawPair, Region, Row
 from qwenvl_jax.runtime.errors import UserError
 from tests.support.corpora import grounded
 from tests.support.corpora.grounded import COCO, GRIT_CAPTION, refs
@@ -100,7 +100,7 @@ def test_grit_has_a_region_per_entry_in_pixels(tmp_path: Path) -> None:
     assert [(region.start, region.end) for region in pair.regions[:4]] == [(14, 22), (14, 22), (35, 46), (0, 46)]
     assert all(GRIT_CAPTION[region.start : region.end] == region.phrase for region in pair.regions[:5])
     assert pair.regions[0] == Region("two dogs", ((0.0, 8.0, 6.0, 16.0),), 14, 22, 0.8)
-    assert reasons(rows) == ["download failed"]
+    assert not reasons(rows) and AbsentRow("HTTP error 404") in rows
 
 
 def test_grit_in_tables(tmp_path: Path) -> None:

@@ -90,5 +90,5 @@ def test_failed_rows_have_few_reasons(tmp_path: Path) -> None:
         folder = written(name, tmp_path / name)
         for split in corpus.splits:
             reasons |= {row.reason for row in corpus.read(folder, split) if isinstance(row, FailedRow)}
-    assert "download failed" in reasons
+    assert reasons
     assert all(len(reason) < 40 for reason in reasons)
