@@ -26,6 +26,7 @@ from qwenvl_jax.data.record_format import TALLIES, shard_name
 from qwenvl_jax.data.record_writer import Shard, write_manifest
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.folder_lock import locked, removed_if_empty
 
 SUMMARY = "mixture.json"
 _SPLIT = "train"
@@ -58,6 +59,17 @@ def build_mixture(name: str, mixture: Mixture, folder: str, output: str, build_c
         raise UserError(f"{folder} has no folder of a corpus of {name}; it needs some of {', '.join(missing)}")
     if missing:
         _log.info("left out, because %s has no folder of this name: %s", folder, ", ".join(missing))
+    joined = storage.path(output) / mixture.folder
+    refusal = f"another run works on {joined}; wait for its end, end it, or choose another --output"
+    with locked(joined, refusal), removed_if_empty(joined):
+        summary = _built(name, mixture, folder, output, build_corpus)
+        artifacts.write_json(joined / SUMMARY, {**summary, "missing": missing})
+    _log.info("%s", "\n".join(table(summary, mixture.sources)))
+    return {**summary, "missing": missing}
+
+
+def _built(name: str, mixture: Mixture, folder: str, output: str, build_corpus: BuildCorpus) -> dict[str, Any]:
+    there = [corpus for corpus in mixture.corpora if storage.is_folder(storage.path(folder) / corpus)]
     manifests = {}
     for corpus in there:
         manifests[corpus] = build_corpus(
@@ -65,9 +77,8 @@ def build_mixture(name: str, mixture: Mixture, folder: str, output: str, build_c
         )
     _remove_leftovers(storage.path(output) / mixture.folder)
     joined = {source.name: _join(source, mixture, output, manifests) for source in mixture.sources}
-    summary = {
+    return {
         "mixture": name,
-        "missing": missing,
         "corpora": {corpus: _counts(manifest) for corpus, manifest in manifests.items()},
         "entries": [
             {
@@ -80,9 +91,6 @@ def build_mixture(name: str, mixture: Mixture, folder: str, output: str, build_c
             if joined[source.name]
         ],
     }
-    artifacts.write_json(storage.path(output) / mixture.folder / SUMMARY, summary)
-    _log.info("%s", "\n".join(table(summary, mixture.sources)))
-    return summary
 
 
 def _remove_leftovers(folder: epath.Path) -> None:

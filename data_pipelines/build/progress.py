@@ -75,11 +75,23 @@ class Progress:
         about = "" if len(self._read) == len(self._done) else "about "
         failed = round(self._failed * rows / max(1, self._rows))
         numbers = f"{about}{rows:,} rows, {speed:,.0f} rows/s, {kept:.1%} left, {failed:,} failed"
+        scored = self._scored()
+        if scored is not None and len(self._done) + scored < len(self._parts):
+            return f"scored {len(self._done) + scored:,} of {len(self._parts):,} parts: {numbers}"
         if len(self._done) < len(self._parts):
             return f"{len(self._done):,} of {len(self._parts):,} parts: {numbers}"
         steps = [name for name in storage.names(self._job.work) if name.startswith(("across-", "shards-"))]
         step = "comparing pairs" if not any(name.startswith("shards-") for name in steps) else "writing shards"
         return f"{step}: {numbers}"
+
+    def _scored(self) -> int | None:
+        """The parts that have CLIP scores and are not cleaned yet; None in a run without such scores."""
+        folder = self._job.work / "scores"
+        if self._job.clip is None or self._job.retry:
+            return None
+        names = storage.names(folder) if storage.is_folder(folder) else []
+        digests = {name.partition(".")[0] for name in names}
+        return len(digests & (self._parts.keys() - self._done.keys()))
 
     def _all_rows(self) -> int:
         """The rows of all finished parts; those whose footers were not read yet count as the average of the others."""

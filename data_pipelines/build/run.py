@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -26,10 +25,11 @@ from data_pipelines.build.score_part import note_unscored, score_part, unscored_
 from data_pipelines.build.shards import building_folder, measure_group, plan_shards, write_range
 from data_pipelines.build.survey import join_blocks, survey, survey_block
 from data_pipelines.build.table import table
+from data_pipelines.report.page import REPORT
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.runtime.folder_lock import locked
+from qwenvl_jax.runtime.folder_lock import locked, removed_if_empty
 
 _STATE = "state.json"
 # The names of the files of an output. A folder with any other file was not written by this pipeline. `samples` is the
@@ -61,7 +61,7 @@ def build(job: Job, options: PipelineOptions, workers: int = 1, keep_work: bool 
     _check_names(job)
     _check_output(job)
     refusal = f"another run works on {job.output}; wait for its end, end it, or choose another --output"
-    with locked(job.work, refusal), _removed_if_empty(job.work):
+    with locked(job.work, refusal), removed_if_empty(job.work):
         finished = _finished(job)
         if job.retry:
             _check_retry(job, finished)
@@ -86,16 +86,6 @@ def build(job: Job, options: PipelineOptions, workers: int = 1, keep_work: bool 
         _log.info("%s\n%s is ready after %.1f s", table(manifest), job.output, time.monotonic() - started)
         _end(job, manifest, keep_work)
     return manifest
-
-
-@contextlib.contextmanager
-def _removed_if_empty(folder: epath.Path) -> Iterator[None]:
-    """A run that is refused leaves no work folder."""
-    try:
-        yield
-    finally:
-        if storage.is_folder(folder) and not storage.names(folder):
-            storage.remove(folder)
 
 
 def _steps(job: Job) -> list[beam.Step]:
@@ -224,12 +214,11 @@ def _publish(job: Job) -> None:
 
 
 def _end(job: Job, manifest: Mapping[str, Any], keep_work: bool) -> None:
-    """Removes the work folder, or leaves in it what a retry needs."""
+    """Removes the work folder, or leaves in it what a retry needs. The last line names the report."""
     failed = manifest["failed"]["rows"]
     if not failed and not keep_work:
         storage.remove(job.work)
-        return
-    if not keep_work:
+    elif not keep_work:
         for name in storage.names(job.work):
             if name.startswith(("across-", "shards-", parts_lib.RUN)):
                 storage.remove(job.work / name)
@@ -245,6 +234,7 @@ def _end(job: Job, manifest: Mapping[str, Any], keep_work: bool) -> None:
             job.work,
             size / 1e6,
         )
+    _log.info("the report is %s", storage.path(job.output) / REPORT)
 
 
 def _bytes_below(folder: epath.Path) -> int:

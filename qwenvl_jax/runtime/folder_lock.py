@@ -30,6 +30,16 @@ def locked(folder: epath.PathLike, refusal: str) -> Iterator[None]:
             os.close(held)
 
 
+@contextlib.contextmanager
+def removed_if_empty(folder: epath.PathLike) -> Iterator[None]:
+    """Removes a folder after the block if nothing is in it, so that a run that is refused leaves none."""
+    try:
+        yield
+    finally:
+        if storage.is_folder(folder) and not storage.names(folder):
+            storage.remove(folder)
+
+
 def lock(folder: epath.PathLike, refusal: str) -> int | None:
     """The descriptor whose end is the end of the lock; None if there are no locks. See `locked`."""
     if storage.is_remote(folder):

@@ -121,7 +121,9 @@ def test_a_run_reports_its_parts_and_counts(
     assert "10 files, 10 parts" in said and "longest_of_picture" in said and "cleaned" in said
     assert "--retry" in said and "MB" in said
     main(["small", *flags])
-    assert "is up to date" in capsys.readouterr().out
+    up_to_date = capsys.readouterr().out
+    assert "is up to date" in up_to_date
+    assert up_to_date.splitlines()[-1] == f"the report is {tmp_path}/output/report.html"
     main(["small", *flags, "--retry"])
     assert "cleaned" in capsys.readouterr().out
 

@@ -28,6 +28,7 @@ from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import sample_count
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.folder_lock import locked
 from tests.support.corpora.table import FIXTURES
 
 # Fixtures are too small and their texts too short for the recipes; these rules make their pairs fit to be composed.
@@ -206,3 +207,13 @@ def test_the_command_builds_a_mixture_and_then_finds_it_up_to_date(
     assert capsys.readouterr().out.count("is up to date") == 2
     config = load_config(quickstart_corpora.get_config(data=f"{tmp_path}/data", scale=0.01))
     assert config.train.steps == 20
+
+
+def test_a_second_run_on_the_folder_of_a_mixture_is_refused(build_corpus: Any, tmp_path: Path) -> None:
+    write(tmp_path / "in", ["laion_en"])
+    joined = tmp_path / "out" / MIXTURES["table2"].folder
+    arguments = ("table2", MIXTURES["table2"], str(tmp_path / "in"), str(tmp_path / "out"), build_corpus)
+    with locked(joined, "taken"), pytest.raises(UserError, match=f"another run works on {joined}"):
+        build_mixture(*arguments)
+    assert not (tmp_path / "out" / "laion_en").exists()
+    assert build_mixture(*arguments)["entries"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from data_pipelines.build import parts, progress
 from data_pipelines.build.progress import Progress
+from data_pipelines.build.scores import PartScores, scores_file
 from tests.support import small_corpus
 
 
@@ -40,3 +42,15 @@ def test_parts_whose_footers_were_not_read_yet_are_estimated(
     shown = progress.Progress(job, every)
     assert "about 1,000 rows" in shown.line()
     assert ": 1,000 rows" in shown.line()
+
+
+def test_the_line_counts_parts_that_have_scores(run_small: Any, small_folder: Path, tmp_path: Path) -> None:
+    run_small(small_folder, tmp_path / "output", keep_work=True)
+    job = small_corpus.job(small_folder, tmp_path / "output", clip=types.SimpleNamespace(identity="a model"))
+    every = parts.list_parts(job, parts.list_inputs(job, 1))
+    shown = progress.Progress(job, every)
+    assert shown.line().startswith("scored 0 of 10 parts: ")
+    for number, part in enumerate(every):
+        assert number == 0 or shown.line().startswith(f"scored {number} of 10 parts: ")
+        PartScores().write(scores_file(job, part))
+    assert shown.line().startswith("0 of 10 parts: ")
