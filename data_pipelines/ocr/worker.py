@@ -75,11 +75,9 @@ class Worker:
             assert process.stdin is not None
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            header = b""
-            while not header.endswith(b"\n"):
-                header += self._read(1, deadline)
+            header, payload = self._header(deadline)
             answer = json.loads(header)
-            payload = self._read(answer.pop("bytes"), deadline)
+            payload += self._read(answer.pop("bytes") - len(payload), deadline)
         except TimeoutError:
             self.close()
             raise WorkerFailed("renderer took too long", f"more than {timeout_s} s") from None
@@ -116,22 +114,38 @@ class Worker:
             )
         return self._process
 
+    def _header(self, deadline: float) -> tuple[bytes, bytes]:
+        """The first line of an answer, and the beginning of its payload that came with it."""
+        parts: list[bytes] = []
+        length = 0
+        while not parts or b"\n" not in parts[-1]:
+            parts.append(self._part(1 << 20, deadline))
+            length += len(parts[-1])
+            if length > _MOST_BYTES:
+                raise ValueError(f"an answer of more than {_MOST_BYTES} bytes")
+        header, _, payload = b"".join(parts).partition(b"\n")
+        return header, payload
+
     def _read(self, count: int, deadline: float) -> bytes:
-        assert self._process is not None and self._process.stdout is not None
         if not 0 <= count <= _MOST_BYTES:
             raise ValueError(f"an answer of {count} bytes")
-        descriptor = self._process.stdout.fileno()
         parts = []
         while count:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            part = os.read(descriptor, min(count, 1 << 20))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            count -= len(part)
+            parts.append(self._part(min(count, 1 << 20), deadline))
+            count -= len(parts[-1])
         return b"".join(parts)
+
+    def _part(self, most: int, deadline: float) -> bytes:
+        """At least one byte of what the child has written, and at most so many."""
+        assert self._process is not None and self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        part = os.read(descriptor, most)
+        if not part:
+            raise EOFError
+        return part
 
 
 @contextlib.contextmanager
