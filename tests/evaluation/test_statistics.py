@@ -48,11 +48,11 @@ def test_the_error_is_that_of_a_bootstrap_over_images() -> None:
     scores, clusters = scores[keep], clusters[keep]
     groups = [scores[clusters == number] for number in np.unique(clusters)]
     means = []
-    for _ in range(4000):
+    for _ in range(2000):
         chosen = draw.integers(0, len(groups), len(groups))
         means.append(np.concatenate([groups[number] for number in chosen]).mean())
     error = estimate(scores.tolist(), clusters.tolist()).error
-    assert error == pytest.approx(np.std(means), rel=0.05)
+    assert error == pytest.approx(np.std(means), rel=0.08)
     assert error > 1.1 * estimate(scores.tolist()).error
 
 
@@ -61,11 +61,11 @@ def test_intervals_contain_the_true_mean_in_19_of_20_cases(images: int, spread: 
     draw = np.random.default_rng(3)
     truth = np.clip(0.7 + np.random.default_rng(4).normal(0, spread, 2_000_000), 0.02, 0.98).mean()
     inside = 0
-    for _ in range(1500):
+    for _ in range(500):
         scores, clusters = answers(draw, images, 5, spread)
         result = estimate(scores.tolist(), clusters.tolist())
         inside += result.low <= truth <= result.high
-    assert 0.93 <= inside / 1500 <= 0.975
+    assert 0.92 <= inside / 500 <= 0.98
 
 
 def test_all_right_answers_leave_a_doubt() -> None:
