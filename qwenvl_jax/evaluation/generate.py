@@ -1,52 +1,252 @@
-"""Greedy generation with a key-value cache, batched and compiled: one prefill and one loop, both on the device.
+"""Continues prompts in slots: as answers end, the next prompts take their slots, and each picture is encoded once.
 
-Prompts are padded on the left, so that all prompts of a batch end in the same column. Lengths are rounded up to a
-multiple of `LENGTH_STEP` and all batches have the same number of rows, so a whole benchmark needs few compilations.
+    generator = Generator(model, slots=32, mesh=mesh)
+    for answer in generator.generate(requests, Limits(max_new=10, stop_ids=(151643,))):    # in the order of their ends
+        print(answer.key, answer.ids)
 
-Shape suffixes: B rows, L prompt tokens, M new tokens, T = L + M cached tokens, I images, F features (I * Q), D width.
+A generator works on any mesh, of one process or of all. All processes of a mesh make the same calls with the same
+requests; every one of them gets all answers. Lengths are rounded up, so that a whole benchmark needs few compilations.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from qwenvl_jax.data.examples import Prompt
+from qwenvl_jax.evaluation import slots as device
+from qwenvl_jax.evaluation.sampling import Limits, Sampling
 from qwenvl_jax.models.loaded import LoadedModel
-from qwenvl_jax.models.qwen_vl import Cache
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.mesh import batch_shards
 
-LENGTH_STEP = 32
+LENGTH_STEP = 32  # tokens to which prompts, and the cache, are rounded up
+GREEDY = Sampling()
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """When an answer ends.
+class Picture(NamedTuple):
+    """A picture of a prompt.
 
     Attributes:
-      max_new: the largest number of new tokens.
-      min_new: the number of new tokens before which no stop id may be chosen (the released scripts' min_new_tokens).
-      stop_ids: ids that end an answer; they are not part of it.
-
-    Raises:
-      UserError: if the numbers contradict each other.
+      key: equal for equal pictures; while the features of a key are stored, its pixels are not asked for again.
+      pixels: gives uint8 [H, H, 3].
     """
 
-    max_new: int
-    min_new: int = 0
-    stop_ids: tuple[int, ...] = ()
+    key: Hashable
+    pixels: Callable[[], np.ndarray]
+
+
+class Request(NamedTuple):
+    """A prompt to continue.
+
+    Attributes:
+      key: of the answer.
+      tokens_L: int32 ids.
+      image_query_L: int32, picture * queries + query for the slots of pictures, -1 elsewhere.
+      pictures: in the order of their slots.
+      seed: of sampling.
+    """
+
+    key: Hashable
+    tokens_L: np.ndarray
+    image_query_L: np.ndarray
+    pictures: Sequence[Picture] = ()
+    seed: int = 0
+
+
+class Answer(NamedTuple):
+    """The new ids of a request, without the stop id that ended them."""
+
+    key: Hashable
+    ids: list[int]
+
+
+class Generator:
+    """A model that continues prompts.
+
+    Attributes:
+      encoded: how many pictures have been encoded so far.
+    """
+
+    def __init__(self, model: LoadedModel, slots: int, mesh: Mesh | None = None, stored_pictures: int = 64):
+        """Makes a generator; compiles nothing yet.
+
+        Args:
+          model: its parameters are on the devices of the mesh.
+          slots: answers that are continued at once.
+          mesh: None for the device of the parameters.
+          stored_pictures: pictures whose features are kept, at least.
+        """
+        self._model = model
+        self._mesh = mesh
+        shards = batch_shards(mesh) if mesh else 1
+        self._count = _multiple(slots, shards)
+        self._rows = _multiple(max(1, self._count // 4), shards)  # prompts that take slots at once
+        self._features: jax.Array | None = None
+        self._stored: OrderedDict[Hashable, int] = OrderedDict()  # index by key, the one used longest ago first
+        self._capacity = max(stored_pictures, self._rows)
+        self.encoded = 0
+
+    def generate(self, requests: Iterable[Request], limits: Limits, sampling: Sampling = GREEDY) -> Iterator[Answer]:
+        """Continues every request.
+
+        Args:
+          requests: taken as slots become free. Requests about the same picture should follow one another.
+          limits: when an answer ends.
+          sampling: how tokens are chosen.
+
+        Yields:
+          Answers as they end.
+
+        Raises:
+          UserError: for an empty prompt.
+        """
+        run = _Run(limits, sampling, self._count)
+        waiting = _Waiting(requests)
+        while True:
+            while waiting.next and len(run.free) >= min(self._rows, self._count):
+                self._fill(run, waiting.take(self._rows))
+            if not run.taken:
+                return
+            leave = self._count - self._rows if waiting.next else 0
+            with self._on_mesh():
+                run.slots = device.advance(
+                    self._model,
+                    run.slots,
+                    np.int32(limits.max_new),
+                    np.int32(leave),
+                    limits=limits,
+                    sampling=sampling,
+                )
+            yield from run.ended()
+
+    def _fill(self, run: _Run, requests: Sequence[Request]) -> None:
+        """Puts at most as many requests as there are rows into free slots."""
+        queries = self._model.config.resampler.queries
+        indices = self._encode([picture for request in requests for picture in request.pictures])
+        longest = max(len(request.tokens_L) for request in requests)
+        width = _multiple(longest, LENGTH_STEP)
+        self._widen(run, width + run.limits.max_new)
+        tokens_RL = np.zeros((self._rows, width), np.int32)
+        image_slot_RL = np.full((self._rows, width), -1, np.int32)
+        length_R = np.zeros(self._rows, np.int32)
+        seed_R = np.zeros(self._rows, np.uint32)
+        slot_R = np.full(self._rows, self._count, np.int32)
+        for row, request in enumerate(requests):
+            length = len(request.tokens_L)
+            if not length:
+                raise UserError("a prompt without any token cannot be continued; give it some text or an image")
+            length_R[row] = length
+            seed_R[row] = request.seed
+            slot_R[row] = run.take(request.key)
+            tokens_RL[row, :length] = request.tokens_L
+            if request.pictures:
+                stored = np.array([indices[picture.key] for picture in request.pictures], np.int32)
+                picture_L, query_L = np.divmod(request.image_query_L, queries)
+                slots_L = stored[np.maximum(picture_L, 0)] * queries + query_L
+                image_slot_RL[row, :length] = np.where(request.image_query_L >= 0, slots_L, -1)
+        arrays: list[Any] = [tokens_RL, image_slot_RL, length_R, seed_R, slot_R]  # the same in all processes
+        features = self._features if any(request.pictures for request in requests) else None
+        with self._on_mesh():
+            run.slots = device.fill(
+                self._model, run.slots, device.Prompts(*arrays), features, limits=run.limits, sampling=run.sampling
+            )
+
+    def _widen(self, run: _Run, columns: int) -> None:
+        """Makes room for so many tokens, prompt and answer."""
+        columns = _multiple(columns, LENGTH_STEP)
+        with self._on_mesh():
+            if run.slots is None:
+                run.slots = device.empty_slots(self._model, self._count, columns, run.limits.max_new)
+            elif columns > run.slots.cache.key.shape[2]:
+                run.slots = device.widened(run.slots, columns)
+
+    def _encode(self, pictures: Sequence[Picture]) -> dict[Hashable, int]:
+        """Stores the features of pictures that are not stored yet; the index of each by its key."""
+        wanted = {picture.key: picture for picture in pictures}
+        for key in wanted.keys() & self._stored.keys():
+            self._stored.move_to_end(key)
+        missing = [picture for key, picture in wanted.items() if key not in self._stored]
+        if len(wanted) > self._capacity:
+            self._capacity = _multiple(len(wanted), self._rows)
+            self._stored.clear()
+            self._features = None
+            missing = list(wanted.values())
+        for first in range(0, len(missing), self._rows):
+            self._store(missing[first : first + self._rows])
+        return {key: self._stored[key] for key in wanted}
+
+    def _store(self, pictures: Sequence[Picture]) -> None:
+        pixels = [picture.pixels() for picture in pictures]
+        images_IHWC = np.zeros((self._rows, *pixels[0].shape), np.uint8)
+        index_I = np.full(self._rows, self._capacity, np.int32)
+        for row, (picture, pixels_HWC) in enumerate(zip(pictures, pixels, strict=True)):
+            images_IHWC[row] = pixels_HWC
+            free = len(self._stored) if len(self._stored) < self._capacity else self._stored.popitem(last=False)[1]
+            self._stored[picture.key] = index_I[row] = free
+        with self._on_mesh():
+            if self._features is None:
+                self._features = device.empty_features(self._model, self._capacity)
+            self._features = device.store(self._model, self._features, images_IHWC, index_I)
+        self.encoded += len(pictures)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
+
+
+@dataclasses.dataclass
+class _Run:
+    """One call of `generate`: its slots on the device, and the requests in them."""
+
+    limits: Limits
+    sampling: Sampling
+    count: int
+    slots: Any = None
 
     def __post_init__(self) -> None:
-        if self.max_new < 1 or not 0 <= self.min_new <= self.max_new:
-            raise UserError(
-                f"max_new {self.max_new} must be at least 1 and min_new {self.min_new} between 0 and max_new"
-            )
+        self.free = deque(range(self.count))
+        self.taken: dict[int, Hashable] = {}
+
+    def take(self, key: Hashable) -> int:
+        """A free slot for the request of this key."""
+        slot = self.free.popleft()
+        self.taken[slot] = key
+        return slot
+
+    def ended(self) -> Iterator[Answer]:
+        """The answers that have ended; frees their slots."""
+        active_B, new_BM = jax.device_get((self.slots.active_B, self.slots.new_BM))
+        for slot in [slot for slot in sorted(self.taken) if not active_B[slot]]:
+            self.free.append(slot)
+            yield Answer(self.taken.pop(slot), [int(token) for token in new_BM[slot] if token >= 0])
+
+
+class _Waiting:
+    """An iterator of requests that can be looked at without taking one."""
+
+    def __init__(self, requests: Iterable[Request]):
+        self._source = iter(requests)
+        self.next = list(itertools.islice(self._source, 1))
+
+    def take(self, count: int) -> list[Request]:
+        """The next requests, at most `count`."""
+        taken = [*self.next, *itertools.islice(self._source, count - 1)]
+        self.next = list(itertools.islice(self._source, 1))
+        return taken
+
+
+def _multiple(count: int, of: int) -> int:
+    """The next multiple, at least one."""
+    return max(1, -(-count // of)) * of
 
 
 def generate(
@@ -55,14 +255,16 @@ def generate(
     limits: Limits,
     *,
     batch_size: int = 1,
+    sampling: Sampling = GREEDY,
 ) -> list[list[int]]:
-    """The greedy continuation of every prompt: the most likely token at each step.
+    """The continuation of every prompt.
 
     Args:
       model: the model that is asked.
       prompts: in any order and of any lengths.
       limits: when an answer ends.
       batch_size: prompts that are continued together.
+      sampling: how tokens are chosen; by default the most likely one. The seed of a prompt is its number.
 
     Returns:
       The new ids of each prompt, in the order of `prompts`.
@@ -70,45 +272,25 @@ def generate(
     Raises:
       UserError: for an empty prompt.
     """
-    if any(len(prompt.tokens_L) == 0 for prompt in prompts):
-        raise UserError("a prompt without any token cannot be continued; give it some text or an image")
-    rows = min(batch_size, len(prompts))
     answers: list[list[int]] = [[] for _ in prompts]
-    sizes = [(len(prompt.tokens_L), len(prompt.images_IHWC)) for prompt in prompts]
-    for group in group_by_length(sizes, rows):
-        new = generate_batch(model, [prompts[index] for index in group], limits, rows)
-        for index, ids in zip(group, new, strict=True):
-            answers[index] = ids
+    requests = (request_of(number, prompt) for number, prompt in enumerate(prompts))
+    for number, ids in Generator(model, min(batch_size, max(1, len(prompts)))).generate(requests, limits, sampling):
+        answers[int(str(number))] = ids
     return answers
 
 
-def generate_batch(model: LoadedModel, prompts: Sequence[Prompt], limits: Limits, rows: int) -> list[list[int]]:
-    """The continuations of prompts in one batch.
-
-    Args:
-      model: the model that is asked.
-      prompts: at most `rows`, none of them empty.
-      limits: when an answer ends.
-      rows: of the compiled batch; rows without a prompt are padding.
-
-    Returns:
-      The new ids of each prompt.
-    """
-    batch = _pad(prompts, rows, model.config.resampler.queries)
-    features_FD = _encode(model, batch.images_IHWC) if len(batch.images_IHWC) else None
-    new_BM = np.asarray(
-        _continue(
-            model,
-            batch.tokens_BL,
-            batch.length_B,
-            batch.image_slot_BL,
-            features_FD,
-            jnp.int32(limits.min_new),
-            max_new=limits.max_new,
-            stop_ids=tuple(sorted(set(limits.stop_ids))),
-        )
+def request_of(number: int, prompt: Prompt) -> Request:
+    """A prompt whose pictures are decoded already, and are no other prompt's."""
+    pictures = tuple(
+        Picture((number, index), functools.partial(np.asarray, pixels_HWC))
+        for index, pixels_HWC in enumerate(prompt.images_IHWC)
     )
-    return [[int(token) for token in new_BM[row] if token >= 0] for row in range(len(prompts))]
+    return Request(number, prompt.tokens_L, prompt.image_query_L, pictures, seed=number)
+
+
+def generate_batch(model: LoadedModel, prompts: Sequence[Prompt], limits: Limits, rows: int) -> list[list[int]]:
+    """The continuations of prompts in one batch; see `generate`."""
+    return generate(model, prompts, limits, batch_size=rows)
 
 
 def group_by_length(sizes: Sequence[tuple[int, int]], rows: int) -> Iterator[list[int]]:
@@ -124,102 +306,3 @@ def group_by_length(sizes: Sequence[tuple[int, int]], rows: int) -> Iterator[lis
     order = sorted(range(len(sizes)), key=lambda index: (*sizes[index], index))
     for start in range(0, len(order), max(1, rows)):
         yield order[start : start + rows]
-
-
-class _Padded(NamedTuple):
-    tokens_BL: np.ndarray
-    length_B: np.ndarray
-    image_slot_BL: np.ndarray
-    images_IHWC: np.ndarray
-
-
-def _pad(prompts: Sequence[Prompt], rows: int, queries: int) -> _Padded:
-    """Left-pads to static shapes. Rows without a prompt have length 0; images are padded to a multiple of `rows`."""
-    width = max(len(prompt.tokens_L) for prompt in prompts)
-    width = -(-width // LENGTH_STEP) * LENGTH_STEP
-    tokens_BL = np.zeros((rows, width), np.int32)
-    image_slot_BL = np.full((rows, width), -1, np.int32)
-    length_B = np.zeros(rows, np.int32)
-    images: list[np.ndarray] = []
-    for row, prompt in enumerate(prompts):
-        start = width - len(prompt.tokens_L)
-        length_B[row] = len(prompt.tokens_L)
-        tokens_BL[row, start:] = prompt.tokens_L
-        slots_L = prompt.image_query_L
-        image_slot_BL[row, start:] = np.where(slots_L >= 0, slots_L + len(images) * queries, -1)
-        images.extend(prompt.images_IHWC)
-    if not images:
-        return _Padded(tokens_BL, length_B, image_slot_BL, np.zeros((0, 1, 1, 3), np.uint8))
-    images += [np.zeros_like(images[0])] * (-len(images) % rows)
-    return _Padded(tokens_BL, length_B, image_slot_BL, np.stack(images))
-
-
-@jax.jit
-def _encode(model: LoadedModel, images_IHWC: jax.Array) -> jax.Array:
-    return model.encode_images(images_IHWC)
-
-
-class _Progress(NamedTuple):
-    """The state of the loop: `chosen` tokens of every row are known, the last one is `token_B`."""
-
-    chosen: jax.Array
-    token_B: jax.Array
-    new_BM: jax.Array
-    done_B: jax.Array
-    cache: Cache
-
-
-@functools.partial(jax.jit, static_argnames=("max_new", "stop_ids"))
-def _continue(
-    model: LoadedModel,
-    tokens_BL: jax.Array,
-    length_B: jax.Array,
-    image_slot_BL: jax.Array,
-    features_FD: jax.Array | None,
-    min_new: jax.Array,
-    *,
-    max_new: int,
-    stop_ids: tuple[int, ...],
-) -> jax.Array:
-    """[B, M] new ids, -1 from a row's stop id on."""
-    rows, width = tokens_BL.shape
-    unused_B = length_B == 0  # rows of padding must not keep the loop running
-    length_B = jnp.maximum(length_B, 1)
-    column_T = jnp.arange(width + max_new)
-    start_B1 = (width - length_B)[:, None]
-    valid_BT = column_T >= start_B1
-    positions_BL = column_T[:width] - start_B1
-    stops = jnp.asarray(stop_ids, jnp.int32)
-
-    def choose(hidden_BD: jax.Array, count: jax.Array) -> jax.Array:
-        logits_BV = model.logits(hidden_BD)
-        banned = jnp.where(count < min_new, -jnp.inf, 0.0) if stop_ids else 0.0
-        return jnp.argmax(logits_BV.at[:, stops].add(banned), axis=-1).astype(jnp.int32)
-
-    def record(
-        new_BM: jax.Array, done_B: jax.Array, token_B: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        done_B |= jnp.isin(token_B, stops)
-        return new_BM.at[:, count].set(jnp.where(done_B, -1, token_B)), done_B
-
-    embeddings_BLD = model.embed(tokens_BL, image_slot_BL, features_FD)
-    cache = model.init_cache(rows, width + max_new)
-    hidden_BLD, cache = model.prefill(embeddings_BLD, positions_BL, valid_BT[:, :width], cache)
-    alpha_B = model.ntk_alpha(length_B)
-    token_B = choose(hidden_BLD[:, -1], jnp.int32(0))
-    new_BM, done_B = record(jnp.full((rows, max_new), -1, jnp.int32), unused_B, token_B, jnp.int32(0))
-
-    def unfinished(state: _Progress) -> jax.Array:
-        return (state.chosen < max_new) & ~jnp.all(state.done_B)
-
-    def step(state: _Progress) -> _Progress:
-        count = state.chosen
-        hidden_BD, cache = model.decode_step(
-            state.token_B, length_B + count - 1, valid_BT, width + count - 1, state.cache, alpha_B
-        )
-        token_B = choose(hidden_BD, count)
-        new_BM, done_B = record(state.new_BM, state.done_B, token_B, count)
-        return _Progress(count + 1, token_B, new_BM, done_B, cache)
-
-    start = _Progress(jnp.int32(1), token_B, new_BM, done_B, cache)
-    return jax.lax.while_loop(unfinished, step, start).new_BM

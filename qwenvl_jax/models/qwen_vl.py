@@ -254,7 +254,7 @@ def prefill(
     """Runs whole prompts in evaluation mode and stores their keys and values in columns 0..L-1 of the cache.
 
     Args:
-      embeddings_BLD: from `embed`; prompts are padded on the left, so that all end in column L - 1.
+      embeddings_BLD: from `embed`; prompts are padded on the left, so that all end in column L - 1, or on the right.
       positions_BL: int32, 0-based from the first valid token; anything in padding.
       valid_BL: bool, False in padding.
       cache: from `init_cache`, at least L long.
@@ -288,7 +288,7 @@ def decode_step(
       token_B: int32 ids.
       position_B: int32, 0-based position within the row's own sample.
       valid_BT: bool, False for the padding of the prompts; columns from `index` on are ignored.
-      index: int32 scalar, the column of the cache for this token (L for the first after the prefill).
+      index: int32, the column of the cache for this token: a scalar (L for the first after the prefill), or [B].
       cache: of the tokens before.
       ntk_alpha: float32 scalar or [B], of the prefill (`ntk_alpha(model, valid_BL.sum(-1))`).
 
@@ -298,15 +298,21 @@ def decode_step(
     network = _network(model, compute, inference=True)
     x_B1D = _apply(network, params, QwenVL.embed, token_B[:, None])
     rotary = decoder.rotary_of(model.decoder, position_B[:, None], jnp.asarray(ntk_alpha))
-    valid_BT = valid_BT & (jnp.arange(valid_BT.shape[1]) < index)
+    valid_BT = valid_BT & (jnp.arange(valid_BT.shape[1]) < jnp.asarray(index)[..., None])
     hidden_B1D, new = _apply(network, params, QwenVL.decode, x_B1D, rotary, valid_BT=valid_BT, cache=cache)
     return hidden_B1D[:, 0], _write(cache, new, column=index)
 
 
 def _write(cache: Cache, new: KeyValue, column: jax.Array | int) -> Cache:
-    """The cache with `new` in its columns from `column` on."""
-    start = (0, 0, column, 0, 0)
-    return Cache(
-        jax.lax.dynamic_update_slice(cache.key, new.key, start),
-        jax.lax.dynamic_update_slice(cache.value, new.value, start),
+    """The cache with `new` in its columns from `column` on, a scalar or [B]."""
+    column = jnp.asarray(column)
+    if column.ndim == 0:
+        start = (0, 0, column, 0, 0)
+        return Cache(
+            jax.lax.dynamic_update_slice(cache.key, new.key, start),
+            jax.lax.dynamic_update_slice(cache.value, new.value, start),
+        )
+    by_row = jax.vmap(
+        lambda row, part, start: jax.lax.dynamic_update_slice(row, part, (0, start, 0, 0)), (1, 1, 0), out_axes=1
     )
+    return Cache(by_row(cache.key, new.key, column), by_row(cache.value, new.value, column))

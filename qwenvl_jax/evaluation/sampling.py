@@ -1,0 +1,110 @@
+"""How the next token is chosen, and when an answer ends.
+
+Shape suffixes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from qwenvl_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When an answer ends.
+
+    Attributes:
+      max_new: the largest number of new tokens.
+      min_new: the number of new tokens before which no stop id may be chosen (the released scripts' min_new_tokens).
+      stop_ids: ids that end an answer; they are not part of it.
+
+    Raises:
+      UserError: if the numbers contradict each other.
+    """
+
+    max_new: int
+    min_new: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new < 1 or not 0 <= self.min_new <= self.max_new:
+            raise UserError(
+                f"max_new {self.max_new} must be at least 1 and min_new {self.min_new} between 0 and max_new"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; by default the most likely one is taken.
+
+    The order is that of transformers: temperature, then `top_k`, then `top_p`. What is drawn depends on the seed of the
+    prompt and the number of the token alone, not on the other prompts.
+
+    Attributes:
+      temperature: by which logits are divided; 0 takes the most likely token.
+      top_k: draws from this many most likely tokens; 0 from all.
+      top_p: draws from the fewest most likely tokens whose probabilities add up to this; 1 from all.
+
+    Raises:
+      UserError: for values out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf") or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                f"temperature {self.temperature} and top_k {self.top_k} must not be negative, and top_p {self.top_p} "
+                "be more than 0 and at most 1"
+            )
+
+
+def chosen(
+    logits_BV: jax.Array, count_B: jax.Array, seed_B: jax.Array, limits: Limits, sampling: Sampling
+) -> jax.Array:
+    """The next token of every row, int32 [B].
+
+    Args:
+      logits_BV: float32.
+      count_B: int32, tokens that the row's answer has already.
+      seed_B: uint32, of the row's prompt.
+      limits: no stop id is chosen before `min_new`.
+      sampling: how it is drawn.
+    """
+    if limits.stop_ids and limits.min_new:
+        banned_B1 = jnp.where(count_B < limits.min_new, -jnp.inf, 0.0)[:, None]
+        logits_BV = logits_BV.at[:, jnp.asarray(limits.stop_ids)].add(banned_B1)
+    if not sampling.temperature:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    return jnp.argmax(_allowed(logits_BV, sampling) + _noise(logits_BV, count_B, seed_B), axis=-1).astype(jnp.int32)
+
+
+def _noise(logits_BV: jax.Array, count_B: jax.Array, seed_B: jax.Array) -> jax.Array:
+    """Gumbel noise: the largest sum with a logit is a draw from the softmax."""
+
+    def of_row(seed: jax.Array, count: jax.Array) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), count), logits_BV.shape[-1:])
+
+    return jax.vmap(of_row)(seed_B, count_B)
+
+
+def _allowed(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Logits after the temperature; -inf for tokens that may not be drawn."""
+    logits_BV = logits_BV / sampling.temperature
+    if 0 < sampling.top_k < logits_BV.shape[-1]:
+        least_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    if sampling.top_p < 1:
+        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+        share_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
+        last_B1 = jnp.sum(before_BV < sampling.top_p, axis=-1, keepdims=True) - 1
+        least_B1 = jnp.take_along_axis(sorted_BV, last_B1, axis=-1)
+        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    return logits_BV
