@@ -157,9 +157,9 @@ class Generator:
         arrays: list[Any] = [tokens_RL, image_slot_RL, length_R, seed_R, slot_R]  # the same in all processes
         features = self._features if any(request.pictures for request in requests) else None
         with self._on_mesh():
-            run.slots = device.fill(
-                self._model, run.slots, device.Prompts(*arrays), features, limits=run.limits, sampling=run.sampling
-            )
+            prompts = device.Prompts(*arrays)
+            how = {"limits": run.limits, "sampling": run.sampling}
+            run.slots = device.fill(self._model, run.slots, prompts, features, **how)
 
     def _widen(self, run: _Run, columns: int) -> None:
         """Makes room for so many tokens, prompt and answer."""

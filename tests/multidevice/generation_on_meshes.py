@@ -1,0 +1,61 @@
+"""Answers on several meshes of 8 devices against those on one device; prints JSON. See test_generation.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwenvl_jax.evaluation.generate import Generator, Picture, Request
+from qwenvl_jax.evaluation.sampling import Limits
+from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models.loaded import LoadedModel
+from qwenvl_jax.sharding.mesh import AXES
+from qwenvl_jax.sharding.rules import param_shardings
+from tests.multidevice.any_mesh import COMPUTE, MODEL
+
+MESHES = ((1, 1, 1), (2, 1, 1), (8, 1, 1), (1, 1, 2), (2, 2, 2), (4, 1, 2))
+LIMITS = Limits(max_new=9, min_new=2, stop_ids=tuple(range(12)))
+
+
+def pixels_of(number: int) -> np.ndarray:
+    side = MODEL.vit.patch_size * MODEL.vit.position_grid
+    return np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+
+
+def requests(count: int) -> list[Request]:
+    queries = MODEL.resampler.queries
+    made = []
+    for number in range(count):
+        draw = np.random.default_rng(number)
+        ids = draw.integers(0, MODEL.decoder.vocab_size, int(draw.integers(queries + 1, 2 * queries + 9)))
+        slots = np.full(len(ids), -1)
+        slots[1 : 1 + queries] = np.arange(queries)
+        picture = number // 2
+        shown = (Picture(picture, lambda number=picture: pixels_of(number)),)  # type: ignore[misc]
+        made.append(Request(number, ids.astype(np.int32), slots.astype(np.int32), shown))
+    return made
+
+
+def main() -> None:
+    params = qwen_vl.init_params(MODEL, jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), params)
+    by_mesh = {}
+    encoded = {}
+    for sizes in MESHES:
+        devices = np.asarray(jax.devices()[: int(np.prod(sizes))], dtype=object).reshape(sizes)
+        mesh = Mesh(devices, AXES)
+        model = LoadedModel(jax.device_put(params, param_shardings(params, mesh)), MODEL, COMPUTE)
+        generator = Generator(model, 8, mesh)
+        answers = {int(str(key)): ids for key, ids in generator.generate(requests(22), LIMITS)}
+        by_mesh[str(sizes)] = [answers[number] for number in range(22)]
+        encoded[str(sizes)] = generator.encoded
+    json.dump({"answers": by_mesh, "encoded": encoded}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
