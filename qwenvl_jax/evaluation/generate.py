@@ -163,7 +163,7 @@ class Generator:
 
     def _widen(self, run: _Run, columns: int) -> None:
         """Makes room for so many tokens, prompt and answer."""
-        columns = _multiple(columns, LENGTH_STEP)
+        columns = _room(columns)
         with self._on_mesh():
             if run.slots is None:
                 run.slots = device.empty_slots(self._model, self._count, columns, run.limits.max_new)
@@ -242,6 +242,14 @@ class _Waiting:
         taken = [*self.next, *itertools.islice(self._source, count - 1)]
         self.next = list(itertools.islice(self._source, 1))
         return taken
+
+
+def _room(columns: int) -> int:
+    """The next of 32, 48, 64, 96, 128, 192, .., so that a cache that grows is compiled for few sizes."""
+    size = LENGTH_STEP
+    while size < columns:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
 
 
 def _multiple(count: int, of: int) -> int:
