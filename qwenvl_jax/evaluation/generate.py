@@ -294,23 +294,3 @@ def request_of(number: int, prompt: Prompt) -> Request:
         for index, pixels_HWC in enumerate(prompt.images_IHWC)
     )
     return Request(number, prompt.tokens_L, prompt.image_query_L, pictures, seed=number)
-
-
-def generate_batch(model: LoadedModel, prompts: Sequence[Prompt], limits: Limits, rows: int) -> list[list[int]]:
-    """The continuations of prompts in one batch; see `generate`."""
-    return generate(model, prompts, limits, batch_size=rows)
-
-
-def group_by_length(sizes: Sequence[tuple[int, int]], rows: int) -> Iterator[list[int]]:
-    """Groups prompts of similar length into batches.
-
-    Args:
-      sizes: (tokens, images) of every prompt.
-      rows: the largest number of prompts in a group.
-
-    Yields:
-      The indices of a group's prompts.
-    """
-    order = sorted(range(len(sizes)), key=lambda index: (*sizes[index], index))
-    for start in range(0, len(order), max(1, rows)):
-        yield order[start : start + rows]

@@ -9,20 +9,21 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from qwenvl_jax.data.examples import Prompt, make_prompt, tokenize_pieces
+from qwenvl_jax.data.examples import tokenize_pieces
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record, stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.evaluation.generate import Request
+from qwenvl_jax.evaluation.pictures import Pictures
 from qwenvl_jax.evaluation.tasks.task import Question, Task
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 THREADS = min(8, 2 * (os.cpu_count() or 1))
-AHEAD = 2  # batches that are read and decoded while another one is answered
+AHEAD = 64  # questions that are read, and their pictures decoded, before they are needed
 
 # Errors that are not the record's fault. A second try may succeed, so no answer may depend on them.
 READ_AGAIN = (StorageError, OSError, MemoryError)
@@ -55,11 +56,11 @@ class Unanswered:
 
 
 class Asked(NamedTuple):
-    """A question that is to be asked: its number in the set, and its prompt, or the reason why there is no prompt."""
+    """A question that is to be asked: its number in the set, and its request, or the reason why there is none."""
 
     number: int
     question: Question
-    prompt: Prompt | None
+    request: Request | None
     why: str
 
 
@@ -114,33 +115,23 @@ class QuestionSet:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def sizes(self, queries: int) -> list[tuple[int, int]]:
-        """(tokens, images) of every question's prompt for a model with `queries` features per image."""
-        return [(size.tokens + size.shown * (queries + 2), size.images) for size in self._sizes]
-
-    def batches(
-        self, groups: Sequence[Sequence[int]], queries: int, image_size: int, known: Callable[[int], bool]
-    ) -> Iterator[list[Asked]]:
-        """The questions of every group in turn. The next groups are read and decoded in the background.
+    def asked(self, queries: int, image_size: int, known: Callable[[int], bool]) -> Iterator[Asked]:
+        """The questions in order; the next ones are read and decoded in the background.
 
         Args:
-          groups: the numbers of the questions that are asked together.
           queries: features per image.
           image_size: pixels of an image's side.
           known: tells whether a question has an answer already; such questions are left out.
         """
+        pictures = Pictures(image_size)
 
         def prepare(number: int) -> Asked:
-            return self._prepare(number, queries, image_size)
+            return self._prepare(number, queries, pictures)
 
-        remaining = [[number for number in group if not known(number)] for group in groups]
-        remaining = [group for group in remaining if group]
-        largest = max(map(len, remaining), default=0)
+        remaining = [number for number in range(len(self._sizes)) if not known(number)]
         with concurrent.futures.ThreadPoolExecutor(THREADS, "ask") as pool:
-            asked = _in_order(pool, prepare, list(itertools.chain(*remaining)), AHEAD * largest)
             try:
-                for group in remaining:
-                    yield [next(asked) for _ in group]
+                yield from _in_order(pool, prepare, remaining, AHEAD)
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -179,16 +170,20 @@ class QuestionSet:
             raise UserError(f"{name} has a content that the task {self.task.name!r} cannot ask ({error!r})") from None
         return asked
 
-    def _prepare(self, number: int, queries: int, image_size: int) -> Asked:
+    def _prepare(self, number: int, queries: int, pictures: Pictures) -> Asked:
         size = self._sizes[number]
         record = self._reader[size.record]
         question = self._questions(record)[size.number]
         stated = stated_sizes(record)
+        tokens = tokenize_pieces(question.pieces, self._tokenizer, queries)
         try:
-            prompt = make_prompt(question.pieces, question.images, self._tokenizer, queries, image_size, stated)
+            shown = tuple(
+                pictures.picture(question.images[index], stated[index] if stated else None)
+                for index in tokens.image_indices
+            )
         except UserError as error:
             return Asked(number, question, None, str(error))
-        return Asked(number, question, prompt, "")
+        return Asked(number, question, Request(number, tokens.tokens_L, tokens.image_query_L, shown, seed=number), "")
 
 
 def _in_order(

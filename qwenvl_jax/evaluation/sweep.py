@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from etils import epath
@@ -30,11 +30,12 @@ from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation import checkpoint
 from qwenvl_jax.evaluation.answers import Answers, finished
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig, TaskConfig
-from qwenvl_jax.evaluation.generate import Limits, generate_batch, group_by_length
+from qwenvl_jax.evaluation.generate import Generator, Request
 from qwenvl_jax.evaluation.metrics.cider import check_tokenisation
-from qwenvl_jax.evaluation.questions import Asked, QuestionSet
+from qwenvl_jax.evaluation.questions import QuestionSet
+from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
-from qwenvl_jax.evaluation.tasks.task import Task
+from qwenvl_jax.evaluation.tasks.task import Question, Task
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import artifacts, log, storage
 
@@ -157,31 +158,31 @@ class _Sweep:
         return summary
 
     def _fill(self, answers: Answers, subject: _Checkpoint, task: TaskConfig, advance: Any) -> None:
-        """Adds the answers that are missing, batch by batch."""
+        """Adds the answers that are missing, as they end."""
+        kind = BENCHMARKS[task.name]
         questions = self._questions(task)
         queries = subject.starting_point.config.model.resampler.queries
-        groups = list(group_by_length(questions.sizes(queries), self.config.batch_size))
-        for batch in questions.batches(groups, queries, subject.config.image_size, answers.__contains__):
-            answers.add(self._answer(batch, subject.model, task, rows=min(self.config.batch_size, len(questions))))
-            advance(len(batch))
+        asked: dict[Hashable, Question] = {}
 
-    def _answer(
-        self, batch: Sequence[Asked], model: LoadedModel, task: TaskConfig, rows: int
-    ) -> dict[int, dict[str, Any]]:
-        """One row per question of a batch, also for questions whose picture cannot be read."""
-        kind = BENCHMARKS[task.name]
+        def requests() -> Iterator[Request]:
+            """Notes the questions; one whose picture cannot be read has its row at once."""
+            for number, question, request, why in questions.asked(
+                queries, subject.config.image_size, answers.__contains__
+            ):
+                if request is None:
+                    answers.add({number: {"id": question.id, **kind.unanswered(question.about), UNANSWERED: why}})
+                    advance(1)
+                else:
+                    asked[number] = question
+                    yield request
+
         stop_ids = tuple(self.tokenizer.special_by_name[name] for name in kind.stops)
-        limits = Limits(task.max_new, task.min_new, stop_ids)
-        prompts = [asked.prompt for asked in batch if asked.prompt is not None]
-        texts = map(self.tokenizer.decode, generate_batch(model, prompts, limits, rows) if prompts else ())
-        answers = {}
-        for number, question, prompt, why in batch:
-            if prompt is None:
-                row = {**kind.unanswered(question.about), UNANSWERED: why}
-            else:
-                row = kind.read(next(texts), question.about)
-            answers[number] = {"id": question.id, **row}
-        return answers
+        generator = Generator(subject.model, min(self.config.batch_size, len(questions)))
+        for number, ids in generator.generate(requests(), Limits(task.max_new, task.min_new, stop_ids)):
+            question = asked.pop(number)
+            row = kind.read(self.tokenizer.decode(ids), question.about)
+            answers.add({int(str(number)): {"id": question.id, **row}})
+            advance(1)
 
 
 def _summary(answers: Answers, questions: QuestionSet, task: TaskConfig) -> dict[str, Any]:

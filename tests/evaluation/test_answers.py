@@ -46,8 +46,10 @@ def many(tmp_path: Path) -> Path:
     return tmp_path / "many"
 
 
-def test_memory_goes_by_the_batch(many: Path, tokenizer: Tokenizer) -> None:
-    """While one batch is answered, two more are prepared, and no others."""
+def test_memory_does_not_grow_with_the_benchmark(
+    many: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the questions that were taken, a few are prepared, and no others."""
 
     class Counting(RecordReader):
         read = 0
@@ -56,16 +58,17 @@ def test_memory_goes_by_the_batch(many: Path, tokenizer: Tokenizer) -> None:
             Counting.read += 1
             return super().__getitem__(index)
 
+    monkeypatch.setattr(questions, "AHEAD", 6)
     reader = Counting(many)
     question_set = questions.QuestionSet(BENCHMARKS["vqa"], reader, len(reader), tokenizer, "training")
     Counting.read = 0
-    batches = question_set.batches([range(k, k + 3) for k in range(0, 30, 3)], 4, 28, lambda number: False)
-    assert isinstance(batches, Generator)
-    for done in range(1, 5):
-        assert len(next(batches)) == 3
-        time.sleep(0.05)
-        assert 3 * done <= Counting.read <= 3 * (done + questions.AHEAD)
-    batches.close()
+    asked = question_set.asked(4, 28, lambda number: False)
+    assert isinstance(asked, Generator)
+    for done in range(1, 13):
+        assert next(asked).request is not None
+        time.sleep(0.02)
+        assert done <= Counting.read <= done + questions.AHEAD
+    asked.close()
 
 
 SWEEP_IN_SMALL_PARTS = """
