@@ -96,13 +96,16 @@ class Generator:
         self._capacity = max(stored_pictures, self._rows)
         self.encoded = 0
 
-    def generate(self, requests: Iterable[Request], limits: Limits, sampling: Sampling = GREEDY) -> Iterator[Answer]:
+    def generate(
+        self, requests: Iterable[Request], limits: Limits, sampling: Sampling = GREEDY, longest: int = 0
+    ) -> Iterator[Answer]:
         """Continues every request.
 
         Args:
           requests: taken as slots become free. Requests about the same picture should follow one another.
           limits: when an answer ends.
           sampling: how tokens are chosen.
+          longest: tokens of the longest prompt, if known; else the cache grows, and every size of it is compiled.
 
         Yields:
           Answers as they end.
@@ -112,6 +115,8 @@ class Generator:
         """
         run = _Run(limits, sampling, self._count)
         waiting = _Waiting(requests)
+        if waiting.next:
+            self._widen(run, _multiple(longest, LENGTH_STEP) + limits.max_new)
         while True:
             while waiting.next and len(run.free) >= min(self._rows, self._count):
                 self._fill(run, waiting.take(self._rows))
@@ -282,7 +287,9 @@ def generate(
     """
     answers: list[list[int]] = [[] for _ in prompts]
     requests = (request_of(number, prompt) for number, prompt in enumerate(prompts))
-    for number, ids in Generator(model, min(batch_size, max(1, len(prompts)))).generate(requests, limits, sampling):
+    longest = max((len(prompt.tokens_L) for prompt in prompts), default=0)
+    generator = Generator(model, min(batch_size, max(1, len(prompts))))
+    for number, ids in generator.generate(requests, limits, sampling, longest):
         answers[int(str(number))] = ids
     return answers
 

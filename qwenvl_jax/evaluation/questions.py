@@ -115,6 +115,10 @@ class QuestionSet:
     def __len__(self) -> int:
         return len(self._sizes)
 
+    def longest(self, queries: int) -> int:
+        """Tokens of the longest prompt for a model with `queries` features per image."""
+        return max((size.tokens + size.shown * (queries + 2) for size in self._sizes), default=0)
+
     def asked(self, queries: int, image_size: int, known: Callable[[int], bool]) -> Iterator[Asked]:
         """The questions in order; the next ones are read and decoded in the background.
 

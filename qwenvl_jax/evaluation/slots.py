@@ -192,7 +192,7 @@ def advance(
     return _placed(jax.lax.while_loop(goes_on, step, (jnp.int32(0), slots))[1])
 
 
-@functools.partial(jax.jit, static_argnames="columns", donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames="columns")
 def widened(slots: Slots, columns: int) -> Slots:
     """The same slots with more columns in the cache."""
     extra = columns - slots.cache.key.shape[2]

@@ -178,7 +178,8 @@ class _Sweep:
 
         stop_ids = tuple(self.tokenizer.special_by_name[name] for name in kind.stops)
         generator = Generator(subject.model, min(self.config.batch_size, len(questions)))
-        for number, ids in generator.generate(requests(), Limits(task.max_new, task.min_new, stop_ids)):
+        limits = Limits(task.max_new, task.min_new, stop_ids)
+        for number, ids in generator.generate(requests(), limits, longest=questions.longest(queries)):
             question = asked.pop(number)
             row = kind.read(self.tokenizer.decode(ids), question.about)
             answers.add({int(str(number)): {"id": question.id, **row}})
