@@ -45,7 +45,7 @@ def get_config(
                     limit=common.scaled(limit, scale),
                     max_new=most,
                     min_new=least,
-                    tokenisation="simple",  # of CIDEr; "ptb" is the official one and needs java
+                    tokenisation="simple",  # of CIDEr; the quickstart has Chinese captions, which "ptb" cannot split
                 )
                 for name, (limit, most, least) in TASKS.items()
             ),

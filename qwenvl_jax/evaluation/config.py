@@ -17,7 +17,7 @@ SCORE_KEYS = {
     "ref_grounding": "referring_acc",
     "ocr": "ocr_char_acc",
     "vqa": "vqa_acc",
-    "caption": "caption_cider",
+    "caption": "caption_cider_ptb",
     "dialogue": "dialogue_acc",
 }
 # The figures of tables and tiles, in this order. CIDEr with the official tokeniser is another figure than with ours.
@@ -52,7 +52,7 @@ class TaskConfig:
     limit: int  # only the first records are asked, this many; 0 asks all
     max_new: int  # the largest number of generated tokens
     min_new: int  # generated tokens before which no stop id may be chosen
-    tokenisation: str = "simple"  # of CIDEr; "ptb" as in the official evaluation, which needs java
+    tokenisation: str = ""  # of CIDEr: "ptb" as in the official evaluation, also if empty, or "simple"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +96,10 @@ def validate(config: EvalConfig) -> EvalConfig:
             raise UserError(
                 f"task {task.name!r}: max_new must be at least 1, min_new between 0 and max_new, and limit not negative"
             )
-        if task.tokenisation not in TOKENISATIONS:
+        if task.tokenisation and task.tokenisation not in TOKENISATIONS:
             known = ", ".join(TOKENISATIONS)
             raise UserError(f"task {task.name!r}: the tokenisation {task.tokenisation!r} is not one of {known}")
-        if task.tokenisation != "simple" and task.name != "caption":
+        if task.tokenisation not in ("", "simple") and task.name != "caption":
             raise UserError(f"task {task.name!r} has no tokenisation; only captions are scored by CIDEr")
     if config.prompt_style not in PROMPT_STYLES:
         raise UserError(f"config.prompt_style {config.prompt_style!r} is not one of {', '.join(PROMPT_STYLES)}")

@@ -31,7 +31,6 @@ from qwenvl_jax.evaluation import checkpoint
 from qwenvl_jax.evaluation.answers import Answers, finished
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig, TaskConfig
 from qwenvl_jax.evaluation.generate import Generator, Request
-from qwenvl_jax.evaluation.metrics.cider import check_tokenisation
 from qwenvl_jax.evaluation.questions import QuestionSet
 from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
@@ -84,8 +83,6 @@ class _Sweep:
         self.tokenizer = load_tokenizer(config.tokenizer)
         self.readers = {task.name: RecordReader(task.records, task.split) for task in config.tasks}
         self.question_sets: dict[str, QuestionSet] = {}
-        for task in config.tasks:
-            check_tokenisation(task.tokenisation)
         for item in config.checkpoints:  # report all mistakes before the first answer
             subject = self._find(item)
             for task in config.tasks:
@@ -201,7 +198,8 @@ def _summary(answers: Answers, questions: QuestionSet, task: TaskConfig) -> dict
 
 def _figures(rows: list[dict[str, Any]], kind: Task, task: TaskConfig, lost: int) -> dict[str, float]:
     """Scores over all questions. A record that cannot be read counts as one average question answered wrong."""
-    figures = kind.score(rows, tokenisation=task.tokenisation) if task.name == "caption" else kind.score(rows)
+    settings = {"tokenisation": task.tokenisation} if task.name == "caption" and task.tokenisation else {}
+    figures = kind.score(rows, **settings)
     return {key: value * len(rows) / (len(rows) + lost) if lost else value for key, value in figures.items()}
 
 

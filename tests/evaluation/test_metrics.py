@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import numpy as np
@@ -42,39 +41,22 @@ def test_simple_tokens_ignore_case_and_punctuation_and_split_chinese() -> None:
     assert cider.simple_tokens("图里有2只猫。") == "图 里 有 2 只 猫"
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="PTB needs java")
-def test_ptb_tokenisation_agrees_on_plain_words() -> None:
+def test_ptb_tokenisation_is_the_default_and_agrees_on_plain_words() -> None:
     predictions, references = zip(*CAPTIONS, strict=True)
-    assert cider.cider(predictions, references, tokenisation="ptb")[0] == pytest.approx(
-        cider.cider(predictions, references)[0]
-    )
-
-
-@pytest.mark.skipif(shutil.which("java") is None, reason="PTB needs java")
-def test_ptb_tokens_are_the_official_ones_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stands in a caption, it stays one line; in a locale without UTF-8 as well."""
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    plain = {
-        0: ["A dog, on the grass.", "the man's caf\u00e9 isn't (open) - \"yes\"!"],
-        1: ["红色的狗 runs... 1/2 way"],
-    }
-    official = PTBTokenizer().tokenize({key: [{"caption": text} for text in group] for key, group in plain.items()})
-    monkeypatch.setenv("LC_ALL", "C")
-    assert cider._ptb(plain) == official
-    assert cider._ptb({0: ["", "one\u2028two\rthree\nfour"], 1: [""]}) == {0: ["", "one two three four"], 1: [""]}
+    by_default = cider.cider(predictions, references)
+    assert by_default == cider.cider(predictions, references, tokenisation="ptb")
+    assert by_default[0] == pytest.approx(cider.cider(predictions, references, tokenisation="simple")[0])
 
 
 def test_the_figure_says_which_tokeniser_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     from qwenvl_jax.evaluation.tasks import caption
 
+    monkeypatch.setenv("PATH", "")  # no java
     rows = [{"prediction": said, "references": true} for said, true in CAPTIONS]
-    assert set(caption.score(rows)) == {"caption_cider"}
-    if shutil.which("java") is not None:
-        assert set(caption.score(rows, "ptb")) == {"caption_cider_ptb"}
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="java"):
-        cider.check_tokenisation("ptb")
+    assert set(caption.score(rows)) == {"caption_cider_ptb"}
+    assert set(caption.score(rows, "simple")) == {"caption_cider"}
+    with pytest.raises(UserError, match="not one of ptb, simple"):
+        caption.score(rows, "pbt")
 
 
 @pytest.mark.parametrize("predictions,references", [(["a"], []), ([], []), (["a"], [[]])])

@@ -149,7 +149,7 @@ def eval_values(**changes: Any) -> dict[str, Any]:
         ({"batch_size": 0}, "batch_size"),
         ({"prompt_style": "other"}, "prompt_style"),
         ({"task": {"tokenisation": "ptb"}}, "only captions"),
-        ({"task": {"name": "caption", "tokenisation": "pbt"}}, "not one of simple, ptb"),
+        ({"task": {"name": "caption", "tokenisation": "pbt"}}, "not one of ptb, simple"),
         ({"checkpoints": (dict(name="a", workdir="w", image_size=28, step=-2),)}, "step -2"),
         ({"checkpoints": (dict(name="a/b", workdir="w", image_size=28),)}, "becomes a folder"),
         ({"bach_size": 1}, "did you mean 'batch_size'"),

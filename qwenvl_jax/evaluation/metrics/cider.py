@@ -1,25 +1,24 @@
-"""CIDEr-D of captions, with the official scorer (pycocoevalcap).
+"""Tokens of captions, and CIDEr, BLEU and ROUGE-L of captions as texts.
 
-The scorer takes tokens separated by spaces, and the figure depends on how captions are split. Two tokenisations:
+The figures depend on how captions are split. Two tokenisations:
 
-  "simple"  the default: lower case, words and single CJK characters, no punctuation. The same on every machine.
-  "ptb"     Stanford's PTB tokenizer as in the official COCO and Nocaps evaluation. Needs java on the path.
+  "ptb"     the default: as the official COCO and Nocaps evaluation (Stanford's PTBTokenizer), for English. No Java.
+  "simple"  lower case, words and single CJK characters, no punctuation; for Chinese.
 """
 
 from __future__ import annotations
 
-import pathlib
+import functools
 import re
-import shutil
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from qwenvl_jax.evaluation.metrics import captions
+from qwenvl_jax.evaluation.metrics.metric import Rule, Scores, Truth, mean_scores
+from qwenvl_jax.evaluation.metrics.ptb import tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
-TOKENISATIONS = ("simple", "ptb")
-
 # One CJK character is one token (Chinese has no spaces); otherwise a word with inner apostrophes or hyphens.
-_TOKEN = re.compile(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W_぀-ヿ㐀-鿿豈-﫿]+(?:['’-][^\W_]+)*")
+_TOKEN = re.compile(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W_぀-ヿ㐀-鿿豈-﫿]+(?:['’-][^\W_]+)*")
 
 
 def simple_tokens(text: str) -> str:
@@ -27,44 +26,29 @@ def simple_tokens(text: str) -> str:
     return " ".join(_TOKEN.findall(text.lower()))
 
 
-def check_tokenisation(tokenisation: str) -> None:
-    """Raises UserError if the tokenisation is unknown, or needs java and there is no java."""
-    if tokenisation not in TOKENISATIONS:
+@functools.lru_cache(maxsize=65_536)
+def ptb_tokens(text: str) -> str:
+    """The tokens of `text` joined by single spaces ("ptb" tokenisation), as pycocoevalcap hands them to its scorers."""
+    return " ".join(tokenizer.tokens(text))
+
+
+_TOKENS: dict[str, Callable[[str], str]] = {"ptb": ptb_tokens, "simple": simple_tokens}
+TOKENISATIONS = tuple(_TOKENS)
+
+
+def _checked(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenisation: str) -> None:
+    if len(predictions) != len(references):
+        raise UserError(f"{len(predictions)} captions were given for {len(references)} images; give one for each")
+    if not predictions or not all(references):
+        raise UserError("a score of captions needs at least one image, and a reference for every image")
+    if tokenisation not in _TOKENS:
         raise UserError(f"the tokenisation {tokenisation!r} is not one of {', '.join(TOKENISATIONS)}")
-    if tokenisation == "ptb" and shutil.which("java") is None:
-        raise UserError(
-            "the PTB tokenisation of CIDEr needs java, which is not on the path; install it or use 'simple'"
-        )
-
-
-def _ptb(groups: dict[int, list[str]]) -> dict[int, list[str]]:
-    """Does what pycocoevalcap's `PTBTokenizer` does.
-
-    But the input is UTF-8 in every locale, a text is one line whatever it contains, and no file is written next to the
-    package.
-    """
-    from pycocoevalcap.tokenizer import ptbtokenizer
-
-    lines = [" ".join(text.split()) for group in groups.values() for text in group]
-    jar = pathlib.Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
-    command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
-    java = subprocess.run(command, input="".join(f"{line}\n" for line in lines).encode(), capture_output=True)
-    tokenised = java.stdout.decode().split("\n")[:-1] if java.returncode == 0 else []
-    if len(tokenised) != len(lines):
-        reason = (java.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"])[-1]
-        raise UserError(f"java's PTB tokeniser failed, saying {reason!r}; repair java or use the tokenisation 'simple'")
-    words = iter([word for word in line.split(" ") if word not in ptbtokenizer.PUNCTUATIONS] for line in tokenised)
-    return {key: [" ".join(next(words)) for _ in group] for key, group in groups.items()}
 
 
 def cider(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenisation: str = "simple"
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenisation: str = "ptb"
 ) -> tuple[float, list[float]]:
-    """CIDEr-D over a corpus: n = 1..4, clipped counts, Gaussian length penalty (sigma 6), times ten.
-
-    Document frequencies come from `references`, so figures of different sets cannot be compared. A value of 1.0 is
-    printed as 100 in papers. A single image has no document frequencies and always scores zero.
+    """CIDEr-D over a corpus (`captions.cider_d`). A value of 1.0 is printed as 100 in papers.
 
     Args:
       predictions: one caption per image.
@@ -75,21 +59,46 @@ def cider(
       The mean over the images, and the value of each image.
 
     Raises:
-      UserError: if the two differ in length or are empty, an image has no reference, or "ptb" finds no java.
+      UserError: if the two differ in length or are empty, an image has no reference, or the tokenisation is unknown.
     """
-    if len(predictions) != len(references):
-        raise UserError(f"{len(predictions)} captions were given for {len(references)} images; give one for each")
-    if not predictions or not all(references):
-        raise UserError("CIDEr needs at least one image, and a reference for every image")
-    check_tokenisation(tokenisation)
-    from pycocoevalcap.cider.cider import Cider
+    _checked(predictions, references, tokenisation)
+    # CIDEr and BLEU split at every white space, so a no-break space within a PTB token separates words there.
+    words = [_TOKENS[tokenisation](text).split() for text in predictions]
+    return captions.cider_d(words, [[_TOKENS[tokenisation](text).split() for text in group] for group in references])
 
-    hypotheses = {i: [text] for i, text in enumerate(predictions)}
-    truths = {i: list(group) for i, group in enumerate(references)}
-    if tokenisation == "ptb":
-        hypotheses, truths = _ptb(hypotheses), _ptb(truths)
-    else:
-        hypotheses = {i: [simple_tokens(text) for text in group] for i, group in hypotheses.items()}
-        truths = {i: [simple_tokens(text) for text in group] for i, group in truths.items()}
-    mean, each = Cider().compute_score(truths, hypotheses)
-    return float(mean), [float(value) for value in each]
+
+def cider_rule(tokenisation: str) -> Rule:
+    """CIDEr-D with a tokenisation as the rule of a metric."""
+
+    def rule(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
+        _, each = cider(answers, [truth.answers for truth in truths], tokenisation=tokenisation)
+        return mean_scores(each)
+
+    return rule
+
+
+def bleu_rule(order: int) -> Rule:
+    """BLEU with n-grams of up to `order` words as the rule of a metric; its aggregate is that of the corpus."""
+
+    def rule(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
+        references = [truth.answers for truth in truths]
+        _checked(answers, references, "ptb")
+        figures, each = captions.bleu(
+            [ptb_tokens(answer).split() for answer in answers],
+            [[ptb_tokens(text).split() for text in group] for group in references],
+        )
+        return Scores(figures[order - 1], tuple(each[order - 1]), None)
+
+    return rule
+
+
+def rouge_l_rule(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
+    """ROUGE-L, the mean over the images. Here only a space separates tokens, as in pycocoevalcap."""
+    references = [truth.answers for truth in truths]
+    _checked(answers, references, "ptb")
+    return mean_scores(
+        [
+            captions.rouge_l(ptb_tokens(answer).split(" "), [ptb_tokens(text).split(" ") for text in group])
+            for answer, group in zip(answers, references, strict=True)
+        ]
+    )

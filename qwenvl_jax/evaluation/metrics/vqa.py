@@ -1,6 +1,7 @@
-"""Scores of short answers: the classic VQA evaluator, and plain accuracy.
+"""Scores of short answers: the VQA evaluator as its server and as the released script run it, and plain accuracy.
 
-Both follow the released evaluation scripts, quirks included, because published figures contain these quirks.
+`vqa_score` and `exact_accuracy` follow the released scripts, quirks included, because published figures contain these
+quirks.
 """
 
 from __future__ import annotations
@@ -81,10 +82,30 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         raise UserError("a question without any annotated answer cannot be scored; add its answers")
-    normalised = normalise_words(strip_punctuation(prediction.replace("\n", " ").replace("\t", " ").strip()))
+    normalised = _normalised(prediction)
     truths = [strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else list(answers)
     matches = [truth == normalised for truth in truths]
     return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(truths)
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """One question by the rule of the VQAv2 server: mean over annotators of min(1, others who agree / 3).
+
+    The prediction and all answers are normalised in the same way. An annotator is compared with all others, by number,
+    so that annotators who gave the same answer never vanish together.
+
+    Raises:
+      UserError: if there are no answers.
+    """
+    if not answers:
+        raise UserError("a question without any annotated answer cannot be scored; add its answers")
+    normalised = _normalised(prediction)
+    matches = [_normalised(answer) == normalised for answer in answers]
+    return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
+
+
+def _normalised(text: str) -> str:
+    return normalise_words(strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
 
 
 def exact_accuracy(prediction: str, answers: Sequence[str]) -> float:

@@ -31,8 +31,8 @@ def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     return {"prediction": without_tags(text).strip(), "references": about["references"]}
 
 
-def score(rows: Sequence[dict[str, Any]], tokenisation: str = "simple") -> dict[str, float]:
-    """`caption_cider`, where 1.0 is printed as 100 in papers; `caption_cider_ptb` with the official tokeniser."""
+def score(rows: Sequence[dict[str, Any]], tokenisation: str = "ptb") -> dict[str, float]:
+    """`caption_cider_ptb`, where 1.0 is printed as 100 in papers; `caption_cider` with the simple tokenisation."""
     key = "caption_cider" if tokenisation == "simple" else f"caption_cider_{tokenisation}"
     if not rows:
         return {key: 0.0}
