@@ -55,7 +55,7 @@ def test_scores_and_predictions_are_written(swept: Swept) -> None:
     output, _, scores = swept
     assert json.loads((output / "scores.json").read_text()) == scores
     assert set(scores) == {"stage0_text", "stage1_pretrain"}
-    assert set(scores["stage0_text"]) == {"vqa_acc", "caption_cider"}
+    assert set(scores["stage0_text"]) == {"vqa_acc", "caption_cider_ptb"}
     assert scores["stage0_text"] == scores["stage1_pretrain"]  # the same checkpoint
     rows = [json.loads(line) for line in (output / "predictions/stage0_text/vqa.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"vqa-{k}" for k in range(5)]
