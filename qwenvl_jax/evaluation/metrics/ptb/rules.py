@@ -24,7 +24,6 @@ _WORD_CHARACTER = rf"(?:{_WORD_LETTER}|{_DIGIT})"
 _WORD = rf"{_WORD_LETTER}{_WORD_CHARACTER}*(?:[.!?]{_WORD_LETTER}{_WORD_CHARACTER}*)*"
 _APOSTROPHE = r"(?:['\x92\u2019]|(?i:&apos;))"
 _LETTER_APOSTROPHE = r"(?:[`'\x92\u2019\x91\u2018\u201b]|(?i:&apos;))"
-_AMPERSAND = r"(?:&|(?i:&amp;))"
 _SPACE = r"[ \t\u2000\xa0]"
 _NEWLINE = r"(?:\r\n|[\r\n\x0b\x0c\x85\u2028\u2029])"
 _SPACE_OR_NEWLINE = rf"(?:{_SPACE}|{_NEWLINE})"
@@ -33,7 +32,6 @@ _NOT_IN_ADDRESS = r"[^ \t\n\f\r\"<>|()]"
 # Small letters, characters beyond ASCII and a few signs: the tokenizer counts no capital, digit or hyphen.
 _DOMAIN_CHARACTER = r"[^\t\n\f\r \"$'(),\-./0-9:;<=>?@A-Z\[\\\]\^_`!{}|]"
 _LAST_OF_ADDRESS = r"[^ \t\n\f\r\"<>|.!?(){},-]"
-
 _NOT_IN_MAIL = r"[^ \t\n\f\r\"<>|(){}\xa0]"
 _MAIL_LABEL = r"[^ \t\n\f\r\"<>|(){}.\xa0]+"
 _PATH = rf"(?:/{_NOT_IN_ADDRESS}+{_LAST_OF_ADDRESS})?"
@@ -66,13 +64,14 @@ _CASELESS_GROUP = regex.compile(r"\(\?i:(?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)")
 
 
 def _with_turkish_i(pattern: str) -> str:
-    """The pattern whose caseless words match \u0130 and \u0131 as i, as Java does."""
-    return _CASELESS_GROUP.sub(
-        lambda group: (
-            "(?i:" + group.group()[4:].replace("(?i:", "(?\0:").replace("i", "[i\u0130\u0131]").replace("\0", "i")
-        ),
-        pattern,
-    )
+    """The pattern whose caseless words take \u0130 and \u0131 for an i, as Java does."""
+
+    def widened(group: regex.Match[str]) -> str:
+        # The i of a nested "(?i:" is none of the word's letters.
+        letters = group.group().removeprefix("(?i:").replace("(?i:", "(?\0:")
+        return "(?i:" + letters.replace("i", "[i\u0130\u0131]").replace("\0", "i")
+
+    return _CASELESS_GROUP.sub(widened, pattern)
 
 
 def _rule(token: str, context: str = "", rewrite: Callable[[str], str] | None = _same, drop: int = 0) -> Rule:
@@ -131,9 +130,9 @@ _THING = (
     rf"(?:[dDoOlL]{_LETTER_APOSTROPHE}(?:{_LETTER}|{_DIGIT}))?(?:{_LETTER}|{_DIGIT})+"
     rf"(?:{_HYPHEN}(?:[dDoOlL]{_LETTER_APOSTROPHE}(?:{_LETTER}|{_DIGIT}))?(?:{_LETTER}|{_DIGIT})+)*"
 )
-_COUNTRIES = r"(?i:canada|sino|korean|eu|japan|non)-(?i:u\.s)|(?i:u\.s)\.-(?i:u\.k|u\.s\.s\.r)"
-_INITIALS = rf"(?:[A-Za-z](?:\.[A-Za-z])*|{_COUNTRIES})"
-_DOTTED = rf"(?:[A-Za-z](?:\.[A-Za-z])+|{_COUNTRIES})"
+_KNOWN_INITIALS = r"(?i:a\.k\.a)|(?i:canada|sino|korean|eu|japan|non)-(?i:u\.s)|(?i:u\.s)\.-(?i:u\.k|u\.s\.s\.r)"
+_INITIALS = rf"(?:[A-Za-z](?:\.[A-Za-z])*|{_KNOWN_INITIALS})"
+_DOTTED = rf"(?:[A-Za-z](?:\.[A-Za-z])+|{_KNOWN_INITIALS})"
 _HYPHENATED = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:[A-Za-z0-9\xad]+|{_DOTTED}\.))+"
 _LETTERS_AND = r"[A-Z]+(?:(?:[+&]|(?i:&amp;))[A-Z]+)+"
 _SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"
@@ -142,7 +141,10 @@ _SENTENCE_START = "(?:" + "|".join(f"{word[0]}(?i:{regex.escape(word[1:])})" for
 _SENTENCE_END = rf"{_SPACE_OR_NEWLINE}(?:{_SPACE_OR_NEWLINE}|[A-Z])"
 _BEFORE_PUNCTUATION = "[,;:\u3001]"
 _CAPITALISED = "|".join(f"{word[0]}(?i:{word[1:]})" for word in words.CAPITALISED_ABBREVIATIONS)
-_ABBREVIATION = rf"(?:{_any_of(words.ABBREVIATIONS)}|{_CAPITALISED}|(?i:ed|ph)\.(?i:d))\."
+# One letter of these has to be a small one.
+_PROPRIETARY = "(?i:pp?t)[ey](?i:s?)"
+_MANUFACTURING = "(?i:m)[ft](?i:g)"
+_ABBREVIATION = rf"(?:{_any_of(words.ABBREVIATIONS)}|{_PROPRIETARY}|{_CAPITALISED}|(?i:ed|ph)\.(?i:d))\."
 _FACE = r"[-^x=~<>']"
 _TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
 _TAG = (
@@ -154,8 +156,8 @@ RULES = (
     # Contractions of two words.
     _rule("(?i:cannot)", drop=3),
     _rule("(?i:gonna|gotta|lemme|gimme|wanna)", drop=2),
-    _rule(rf"{_APOSTROPHE}(?i:tis)", drop=2),
-    _rule(rf"{_APOSTROPHE}(?i:twas)", drop=3),
+    _rule("(?i:'tis)", drop=2),
+    _rule("(?i:'twas)", drop=3),
     # Tags and entities.
     _rule(_TAG, rewrite=_joined),
     _rule("(?i:&(?:md|mdash|ndash);)|[\x96\x97\u2013\u2014\u2015]", rewrite=_written("--")),
@@ -193,23 +195,23 @@ RULES = (
     _rule(rf"(?:{_DIGIT}{{1,4}}[- \xa0])?{_DIGIT}{{1,4}}(?:\\?/|\u2044){_DIGIT}{{1,4}}", rewrite=_joined),
     _rule(characters.FRACTION, rewrite=lambda text: _FRACTIONS.get(text, text)),
     _rule(
-        r"-(?i:RRB|LRB|RCB|LCB|RSB|LSB)-|(?i:C\.D\.s)|(?i:pro|anti)-|(?i:s)(?:&|(?i:&amp;))(?i:p)-500|(?i:s)(?:&|(?i:&amp;))(?i:ls)",
+        r"-(?i:RRB|LRB|RCB|LCB|RSB|LSB)-|(?i:C\.D\.s)|(?i:pro|anti)-|(?i:s)(?:&|(?i:&amp;))(?:(?i:p)-500|(?i:ls))",
         rewrite=_ampersand,
     ),
     _rule(rf"{_APOSTROPHE}[0-9][0-9]", _SPACE_OR_NEWLINE),
     _rule(r"(?i:yahoo|jeopardy)!"),
     # Abbreviations.
-    _rule(r"(?i:co|pte|pty)\.", rf"{_SPACE}(?i:ltd)"),
+    _rule(r"(?:(?i:co)|(?i:pt)[ey])\.", rf"{_SPACE}(?i:ltd)"),
     _rule(_ABBREVIATION, _SENTENCE_END),
     _rule(_ABBREVIATION, r"[\s\S]{2}"),
     _rule(_ABBREVIATION),
-    _rule(rf"{_any_of(words.NUMBERED)}\.", rf"{_SPACE}?{_DIGIT}"),
+    _rule(rf"{_any_of(words.NUMBERED)}\.", rf"{_SPACE_OR_NEWLINE}?{_DIGIT}"),
     _rule(
         rf"{_INITIALS}\.",
         rf"{_SPACE_OR_NEWLINE}+(?:{_SENTENCE_START}|{_TAG}){_SPACE_OR_NEWLINE}",
         rewrite=lambda text: text if len(text) > 2 else text[:1],
     ),
-    _rule(rf"(?:{_any_of(words.TITLES)}|{_INITIALS})\."),
+    _rule(rf"(?:{_any_of(words.TITLES)}|{_MANUFACTURING}|{_INITIALS})\."),
     _rule(_INITIALS, _SPACE_OR_NEWLINE),
     _rule(
         rf"{_WORD_CHARACTER}+(?:\.{_WORD_CHARACTER}+)*\.{_any_of(words.FILE_ENDINGS)}",

@@ -14,16 +14,16 @@ def _words(text: str) -> list[str]:
 ABBREVIATIONS = _words(
     """
 al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla fri
-ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc ppte pptes
-ppty pptys pte ptes pty ptys rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
+ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc rd rt sep
+sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
 """
 )
 # A period after these belongs to them, even at the end of the caption.
 TITLES = _words(
     """
-adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov govs
-hon insp invt jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc ph pres prof profs pvt rep reps rev
-sen sens sfc sgt spc st ste supt supts treas vs wm
+adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov
+govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep reps rev sen
+sens sfc sgt spc st ste supt supts treas vs wm
 """
 )
 # As ABBREVIATIONS, but only with a capital, because the small word is a common one.
