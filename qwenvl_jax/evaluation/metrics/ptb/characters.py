@@ -22,6 +22,7 @@ WIDE_SPACE = "\u2000"
 SUPERSCRIPT = "\u00b2"
 SUBSCRIPT = "\u2082"
 UNKNOWN = "\ue000"  # no token at all
+BEYOND = "\ue001"  # as UNKNOWN, but two characters to the tokenizer: those beyond the Basic Multilingual Plane
 
 # Letters.
 _LETTERS = """
@@ -116,7 +117,7 @@ class _Kinds(dict[int, str]):
         if code >= 128 and kind not in _NAMED:
             index = bisect.bisect_right(_STARTS, code) - 1
             inside = index >= 0 and code <= _SORTED[index][1]
-            kind = _SORTED[index][2] if inside else UNKNOWN
+            kind = _SORTED[index][2] if inside else BEYOND if code > 0xFFFF else UNKNOWN
         self[code] = kind
         return kind
 

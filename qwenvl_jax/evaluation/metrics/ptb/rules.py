@@ -34,7 +34,7 @@ _DOMAIN_CHARACTER = r"[^\t\n\f\r \"$'(),\-./0-9:;<=>?@A-Z\[\\\]\^_`!{}|]"
 _LAST_OF_ADDRESS = r"[^ \t\n\f\r\"<>|.!?(){},-]"
 _NOT_IN_MAIL = r"[^ \t\n\f\r\"<>|(){}\xa0]"
 _MAIL_LABEL = r"[^ \t\n\f\r\"<>|(){}.\xa0]+"
-_PATH = rf"(?:/{_NOT_IN_ADDRESS}+{_LAST_OF_ADDRESS})?"
+_PATH = rf"(?:/(?:{_NOT_IN_ADDRESS}+{_LAST_OF_ADDRESS}|{characters.BEYOND}))?"
 
 
 def _any_of(texts: list[str]) -> str:
@@ -177,7 +177,7 @@ RULES = (
     ),
     _rule(rf"(?i:y){_APOSTROPHE}", _LETTER),
     # Addresses.
-    _rule(rf"(?i:https?)://[^ \t\n\f\r\"<>|(){{}}]+{_LAST_OF_ADDRESS}"),
+    _rule(rf"(?i:https?)://(?:[^ \t\n\f\r\"<>|(){{}}]+{_LAST_OF_ADDRESS}|{characters.BEYOND})"),
     _rule(rf"(?i:www)\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{_PATH}"),
     _rule(rf"(?:{_DOMAIN_CHARACTER}+\.)+(?i:com|net|org|edu){_PATH}"),
     _rule(rf"(?i:&lt;|<)?[a-zA-Z0-9]{_NOT_IN_MAIL}*@(?:{_MAIL_LABEL}\.)*{_MAIL_LABEL}(?i:&gt;|>)?"),
@@ -263,5 +263,8 @@ RULES = (
     _rule(r"\*+|(?:\\\*){1,3}"),
     _rule(r"(?i:c)\+\+|(?i:[cf])#"),
     _rule(rf"[?!]+|_+|@+|#+|[.,;:\u3001/\\=&+%~^|@{characters.SYMBOL}\u2044\u207a\u207b\u208a\u208b]"),
-    _rule(rf"(?i:&nbsp;)|[ \t\u2000\xa0\x00\u200b\u200e\u200f\ufeff{characters.UNKNOWN}\x01-\x1f\x7f]", rewrite=None),
+    _rule(
+        rf"(?i:&nbsp;)|[ \t\u2000\xa0\x00\u200b\u200e\u200f\ufeff{characters.UNKNOWN}{characters.BEYOND}\x01-\x1f\x7f]",
+        rewrite=None,
+    ),
 )
