@@ -10,12 +10,11 @@ requests; every one of them gets all answers. Lengths are rounded up, so that a 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,43 +23,12 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.data.examples import Prompt
 from qwenvl_jax.evaluation import slots as device
+from qwenvl_jax.evaluation.requests import LENGTH_STEP, Picture, PictureStore, Request, multiple, on, padded
 from qwenvl_jax.evaluation.sampling import Limits, Sampling
 from qwenvl_jax.models.loaded import LoadedModel
-from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import batch_shards
 
-LENGTH_STEP = 32  # tokens to which prompts, and the cache, are rounded up
 GREEDY = Sampling()
-
-
-class Picture(NamedTuple):
-    """A picture of a prompt.
-
-    Attributes:
-      key: equal for equal pictures; while the features of a key are stored, its pixels are not asked for again.
-      pixels: gives uint8 [H, H, 3].
-    """
-
-    key: Hashable
-    pixels: Callable[[], np.ndarray]
-
-
-class Request(NamedTuple):
-    """A prompt to continue.
-
-    Attributes:
-      key: of the answer.
-      tokens_L: int32 ids.
-      image_query_L: int32, picture * queries + query for the slots of pictures, -1 elsewhere.
-      pictures: in the order of their slots.
-      seed: of sampling.
-    """
-
-    key: Hashable
-    tokens_L: np.ndarray
-    image_query_L: np.ndarray
-    pictures: Sequence[Picture] = ()
-    seed: int = 0
 
 
 class Answer(NamedTuple):
@@ -71,11 +39,7 @@ class Answer(NamedTuple):
 
 
 class Generator:
-    """A model that continues prompts.
-
-    Attributes:
-      encoded: how many pictures have been encoded so far.
-    """
+    """A model that continues prompts."""
 
     def __init__(self, model: LoadedModel, slots: int, mesh: Mesh | None = None, stored_pictures: int = 64):
         """Makes a generator; compiles nothing yet.
@@ -89,12 +53,14 @@ class Generator:
         self._model = model
         self._mesh = mesh
         shards = batch_shards(mesh) if mesh else 1
-        self._count = _multiple(slots, shards)
-        self._rows = _multiple(max(1, self._count // 4), shards)  # prompts that take slots at once
-        self._features: jax.Array | None = None
-        self._stored: OrderedDict[Hashable, int] = OrderedDict()  # index by key, the one used longest ago first
-        self._capacity = max(stored_pictures, self._rows)
-        self.encoded = 0
+        self._count = multiple(slots, shards)
+        self._rows = multiple(max(1, self._count // 4), shards)  # prompts that take slots at once
+        self._pictures = PictureStore(model, self._rows, mesh, stored_pictures)
+
+    @property
+    def encoded(self) -> int:
+        """How many pictures have been encoded so far."""
+        return self._pictures.encoded
 
     def generate(
         self, requests: Iterable[Request], limits: Limits, sampling: Sampling = GREEDY, longest: int = 0
@@ -116,14 +82,14 @@ class Generator:
         run = _Run(limits, sampling, self._count)
         waiting = _Waiting(requests)
         if waiting.next:
-            self._widen(run, _multiple(longest, LENGTH_STEP) + limits.max_new)
+            self._widen(run, multiple(longest, LENGTH_STEP) + limits.max_new)
         while True:
             while waiting.next and len(run.free) >= min(self._rows, self._count):
                 self._fill(run, waiting.take(self._rows))
             if not run.taken:
                 return
             leave = self._count - self._rows if waiting.next else 0
-            with self._on_mesh():
+            with on(self._mesh):
                 run.slots = device.advance(
                     self._model,
                     run.slots,
@@ -136,76 +102,25 @@ class Generator:
 
     def _fill(self, run: _Run, requests: Sequence[Request]) -> None:
         """Puts at most as many requests as there are rows into free slots."""
-        queries = self._model.config.resampler.queries
-        indices = self._encode([picture for request in requests for picture in request.pictures])
         longest = max(len(request.tokens_L) for request in requests)
-        width = _multiple(longest, LENGTH_STEP)
+        width = multiple(longest, LENGTH_STEP)
         self._widen(run, width + run.limits.max_new)
-        tokens_RL = np.zeros((self._rows, width), np.int32)
-        image_slot_RL = np.full((self._rows, width), -1, np.int32)
-        length_R = np.zeros(self._rows, np.int32)
-        seed_R = np.zeros(self._rows, np.uint32)
-        slot_R = np.full(self._rows, self._count, np.int32)
-        for row, request in enumerate(requests):
-            length = len(request.tokens_L)
-            if not length:
-                raise UserError("a prompt without any token cannot be continued; give it some text or an image")
-            length_R[row] = length
-            seed_R[row] = request.seed
-            slot_R[row] = run.take(request.key)
-            tokens_RL[row, :length] = request.tokens_L
-            if request.pictures:
-                stored = np.array([indices[picture.key] for picture in request.pictures], np.int32)
-                picture_L, query_L = np.divmod(request.image_query_L, queries)
-                slots_L = stored[np.maximum(picture_L, 0)] * queries + query_L
-                image_slot_RL[row, :length] = np.where(request.image_query_L >= 0, slots_L, -1)
-        arrays: list[Any] = [tokens_RL, image_slot_RL, length_R, seed_R, slot_R]  # the same in all processes
-        features = self._features if any(request.pictures for request in requests) else None
-        with self._on_mesh():
-            prompts = device.Prompts(*arrays)
-            how = {"limits": run.limits, "sampling": run.sampling}
+        slots = [run.take(request.key) for request in requests]
+        slots += [self._count] * (self._rows - len(requests))
+        prompts = padded(requests, slots, width, self._pictures)
+        features = self._pictures.features if any(request.pictures for request in requests) else None
+        how = {"limits": run.limits, "sampling": run.sampling}
+        with on(self._mesh):
             run.slots = device.fill(self._model, run.slots, prompts, features, **how)
 
     def _widen(self, run: _Run, columns: int) -> None:
         """Makes room for so many tokens, prompt and answer."""
         columns = _room(columns)
-        with self._on_mesh():
+        with on(self._mesh):
             if run.slots is None:
                 run.slots = device.empty_slots(self._model, self._count, columns, run.limits.max_new)
             elif columns > run.slots.cache.key.shape[2]:
                 run.slots = device.widened(run.slots, columns)
-
-    def _encode(self, pictures: Sequence[Picture]) -> dict[Hashable, int]:
-        """Stores the features of pictures that are not stored yet; the index of each by its key."""
-        wanted = {picture.key: picture for picture in pictures}
-        for key in wanted.keys() & self._stored.keys():
-            self._stored.move_to_end(key)
-        missing = [picture for key, picture in wanted.items() if key not in self._stored]
-        if len(wanted) > self._capacity:
-            self._capacity = _multiple(len(wanted), self._rows)
-            self._stored.clear()
-            self._features = None
-            missing = list(wanted.values())
-        for first in range(0, len(missing), self._rows):
-            self._store(missing[first : first + self._rows])
-        return {key: self._stored[key] for key in wanted}
-
-    def _store(self, pictures: Sequence[Picture]) -> None:
-        pixels = [picture.pixels() for picture in pictures]
-        images_IHWC = np.zeros((self._rows, *pixels[0].shape), np.uint8)
-        index_I = np.full(self._rows, self._capacity, np.int32)
-        for row, (picture, pixels_HWC) in enumerate(zip(pictures, pixels, strict=True)):
-            images_IHWC[row] = pixels_HWC
-            free = len(self._stored) if len(self._stored) < self._capacity else self._stored.popitem(last=False)[1]
-            self._stored[picture.key] = index_I[row] = free
-        with self._on_mesh():
-            if self._features is None:
-                self._features = device.empty_features(self._model, self._capacity)
-            self._features = device.store(self._model, self._features, images_IHWC, index_I)
-        self.encoded += len(pictures)
-
-    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
 
 
 @dataclasses.dataclass
@@ -255,11 +170,6 @@ def _room(columns: int) -> int:
     while size < columns:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
-
-
-def _multiple(count: int, of: int) -> int:
-    """The next multiple, at least one."""
-    return max(1, -(-count // of)) * of
 
 
 def generate(

@@ -90,12 +90,16 @@ def _placed(slots: Slots) -> Slots:
     if not set(AXES) <= set(mesh.axis_names):
         return slots
 
-    def constrained(value: jax.Array, spec: P) -> jax.Array:
-        return jax.lax.with_sharding_constraint(value, spec)
-
     split = P(None, BATCH_AXES if rows_split(len(slots.token_B)) else None, None, "tensor", None)
     cache, *small = slots
-    return Slots(Cache(*(constrained(part, split) for part in cache)), *(constrained(each, P()) for each in small))
+    parts = (jax.lax.with_sharding_constraint(part, split) for part in cache)
+    return Slots(Cache(*parts), *map(everywhere, small))
+
+
+def everywhere(value: jax.Array) -> jax.Array:
+    """A result that is on every device, so that every process can read it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(value, P()) if set(AXES) <= set(mesh.axis_names) else value
 
 
 @functools.partial(jax.jit, static_argnames=("limits", "sampling"), donate_argnames="slots")
