@@ -1,7 +1,8 @@
-"""Metrics against the scores that the official and the released code gives to 5,000 drawn cases each.
+"""Metrics against the scores that the official and the released code give to 5,000 drawn cases each.
 
-Every golden file names its source. It was written by running that code on the cases of `tests.support.metric_cases`;
-the code is not part of this repository. Texts were brought into the normal form first.
+Every golden file names its source. Its scores come from that package, or from a transcription of that code's scoring
+functions, on the cases of `tests.support.metric_cases`. Neither is part of this repository. Texts were brought into the
+normal form first.
 """
 
 from __future__ import annotations
