@@ -1,4 +1,4 @@
-"""Answers on several meshes of 8 devices against those on one device; prints JSON. See test_generation.py."""
+"""Answers on meshes of up to 8 devices, of one process or of several, as JSON. See test_generation.py."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qwenvl_jax.evaluation.generate import Generator, Picture, Request
 from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
+from qwenvl_jax.runtime import distributed
 from qwenvl_jax.sharding.mesh import AXES
 from qwenvl_jax.sharding.rules import param_shardings
 from tests.multidevice.any_mesh import COMPUTE, MODEL
@@ -41,12 +42,14 @@ def requests(count: int) -> list[Request]:
 
 
 def main() -> None:
+    distributed.initialize()
     params = qwen_vl.init_params(MODEL, jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), params)
+    params = jax.device_get(params)
     by_mesh = {}
     encoded = {}
-    for sizes in MESHES:
+    for sizes in MESHES if jax.process_count() == 1 else [sizes for sizes in MESHES if np.prod(sizes) == 8]:
         devices = np.asarray(jax.devices()[: int(np.prod(sizes))], dtype=object).reshape(sizes)
         mesh = Mesh(devices, AXES)
         model = LoadedModel(jax.device_put(params, param_shardings(params, mesh)), MODEL, COMPUTE)

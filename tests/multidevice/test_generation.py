@@ -1,4 +1,4 @@
-"""Answers on meshes of 8 devices equal those on one device (`generation_on_meshes.py`), in a separate process."""
+"""Answers on meshes of 8 devices, of one process and of two, equal those on one device (`generation_on_meshes.py`)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,41 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.ports import free_port
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+
+
+def start(devices: int, **variables: str) -> subprocess.Popen[str]:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | variables
+    command = [sys.executable, str(HERE / "generation_on_meshes.py")]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, cwd=ROOT, text=True, stdout=pipe, stderr=pipe)
+
+
+def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    output, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(output.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_answers_do_not_depend_on_the_mesh() -> None:
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(HERE / "generation_on_meshes.py")]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_answers_do_not_depend_on_the_mesh_or_the_processes() -> None:
+    result = result_of(start(8))
     alone = result["answers"].pop("(1, 1, 1)")
     assert len({len(answer) for answer in alone}) > 2
-    for mesh, answers in result["answers"].items():
-        assert answers == alone, mesh
-    assert set(result["encoded"].values()) == {11}
+    variables = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "JAX_NUM_PROCESSES": "2"}
+    variables["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
+    processes = [start(4, **variables, JAX_PROCESS_ID=str(index)) for index in range(2)]
+    results = [result, *(result_of(process) for process in processes)]
+    assert [len(each["answers"]) for each in results] == [5, 3, 3]
+    for each in results:
+        for mesh, answers in each["answers"].items():
+            assert answers == alone, mesh
+        assert set(each["encoded"].values()) == {11}
