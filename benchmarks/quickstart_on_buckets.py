@@ -28,8 +28,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-IGNORED = ("timings.json", ".index.npz")  # seconds, and what is kept beside tar files
-STATE = "checkpoints/"  # compared by value: OCDBT files are named by chance
+IGNORED = ("timings.json", ".index.npz")  # seconds, and what is kept next to tar files
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -102,7 +102,8 @@ class RawPair:
       questions, regions, lines, turns: the annotations of the picture, by kind; a corpus has one or two of the kinds.
       system: the text of the system's turn before `turns`; "" for the default one.
       in_thousandths: whether the regions in `turns` are in thousandths of their picture, not in pixels.
-      scores: numbers that the corpus states about the pair, under the corpus' names, such as "similarity" of LAION.
+      scores: numbers that the corpus states about the pair, under the corpus' names, such as "similarity" of LAION; and
+        "clip", if a run computes it.
     """
 
     id: str

@@ -283,16 +283,18 @@ class _Previous:
         with reader.frames() as frames:
             yield cls(reader, frames, reader.index(), keys, failed)
 
-    def copy_until(self, row: int | None, writer: PartWriter) -> None:
-        """Copies the survivors before a row that are not yet copied; None: all that are left."""
-        while self.copied < len(self.index) and (row is None or self.index[self.copied]["row"] < row):
+    def copy_until(self, position: int | None, writer: PartWriter) -> None:
+        """Copies the survivors before a position that are not yet copied; None: all that are left."""
+        while self.copied < len(self.index):
             entry = self.index[self.copied]
+            if position is not None and entry["position"] >= position:
+                break
             keys = []
             for rows in self.keys:
                 first, last = np.searchsorted(rows["index"], [self.copied, self.copied + 1])
                 keys.append(rows[first:last])
             sizes = [int(size) for size in entry["sizes"]]
-            writer.copy(int(entry["row"]), self.frames.encoded(entry), sizes, keys)
+            writer.copy(int(entry["position"]), self.frames.encoded(entry), sizes, keys)
             self.copied += 1
 
     def add_counts(self, counts: dict[str, RuleCounts]) -> None:

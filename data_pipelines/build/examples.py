@@ -1,7 +1,14 @@
-"""Examples for the report: pairs as a rule dropped them, and survivors; one JSON object each, with a thumbnail.
+"""Examples for the report: pairs as a rule dropped them, and kept pairs; one JSON object each, with a thumbnail.
+
+A line of `examples/dropped.jsonl`:
 
     {"rule": "emoji", "reason": "emoji", "file": "0001.tar", "row": 3, "id": "..", "texts": [..], "evidence": [..],
      "size": [640, 480], "thumbnail": "<base64 of a JPEG>"}
+
+A line of `examples/kept.jsonl` has `records` instead of a rule, a reason and evidence:
+
+    {"file": "0001.tar", "row": 4, "id": "..", "texts": [..], "size": [640, 480], "thumbnail": "..",
+     "records": {"caption": {"id": "..", "language": "en", "license": "..", "content": {..}}}}
 
 `size` and `thumbnail` are of the first picture, and null if the rule saw a pair without a picture or before its picture
 was opened, or the picture cannot be decoded.
@@ -22,9 +29,9 @@ from data_pipelines.thumbnails import jpeg_thumbnail
 from qwenvl_jax.data.images.exact import FORMATS, decode_image
 
 PER_REASON = 12  # examples of pairs that a rule dropped for one reason
-SURVIVORS = 36  # examples of pairs that were kept
+KEPT = 36  # examples of pairs that were kept
 DROPPED_SIDE = 160  # px, the longer side of a thumbnail
-SURVIVOR_SIDE = 448  # px
+KEPT_SIDE = 448  # px
 _CHARACTERS = 500  # of a text that is shown
 _TEXTS = 5
 _EVIDENCE = 5  # of a pair that is listed

@@ -156,10 +156,10 @@ def _survivor(job: Job, part: int, index: int) -> tuple[dict[str, Record], dict[
 
 
 def _kept_examples(job: Job) -> Iterator[dict[str, Any]]:
-    """Survivors, evenly spread over the corpus, with the contents of their records."""
+    """Kept pairs, evenly spread over the corpus, with the contents of their records."""
     counts = alive_counts(job, len(job.across))
     total = sum(counts)
-    spread = np.linspace(0, max(0, total - 1), min(total, examples_lib.SURVIVORS)).round().astype(int)
+    spread = np.linspace(0, max(0, total - 1), min(total, examples_lib.KEPT)).round().astype(int)
     starts = np.cumsum([0, *counts])
     in_parts = np.searchsorted(starts, spread, side="right") - 1
     for part, numbers in itertools.groupby(zip(in_parts, spread, strict=True), lambda each: int(each[0])):
@@ -177,7 +177,7 @@ def _kept_example(records: Mapping[str, Record], facts: Mapping[str, Any]) -> di
         task: {"id": record.id, "language": record.language, "license": record.license, "content": record.content}
         for task, record in records.items()
     }
-    shown = examples_lib.thumbnail(first.images[0] if first.images else b"", examples_lib.SURVIVOR_SIDE)
+    shown = examples_lib.thumbnail(first.images[0] if first.images else b"", examples_lib.KEPT_SIDE)
     return {**facts, "id": first.id, "records": contents, **shown}
 
 

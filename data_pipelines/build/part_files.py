@@ -39,8 +39,8 @@ class PartDamaged(Exception):
 
 
 def index_dtype(tasks: int) -> np.dtype:
-    """One survivor: its row, where its frame is, and for each task the size of its serialised record, 0 for none."""
-    return np.dtype([("row", "<u8"), ("offset", "<u8"), ("length", "<u8"), ("sizes", "<u8", (tasks,))])
+    """One survivor: its position in the part, where its frame is, and the size of its record of each task, 0: none."""
+    return np.dtype([("position", "<u8"), ("offset", "<u8"), ("length", "<u8"), ("sizes", "<u8", (tasks,))])
 
 
 def key_dtype(signature_bytes: int) -> np.dtype:
@@ -95,23 +95,23 @@ class PartWriter:
         self.survivors = 0
         self.records = dict.fromkeys(tasks, 0)
 
-    def add(self, row: int, frame: bytes, sizes: Sequence[int], candidates: Sequence[Candidate | None]) -> None:
+    def add(self, position: int, frame: bytes, sizes: Sequence[int], candidates: Sequence[Candidate | None]) -> None:
         """Adds a survivor: its frame, the size of its record of each task, and its candidate of each rule."""
         for keys, length, candidate in zip(self._keys, self._signatures, candidates, strict=True):
             if candidate is not None:
                 keys += self._packed(candidate, length)
-        self._add(row, frame, sizes)
+        self._add(position, frame, sizes)
 
-    def copy(self, row: int, frame: bytes, sizes: Sequence[int], keys: Sequence[np.ndarray]) -> None:
+    def copy(self, position: int, frame: bytes, sizes: Sequence[int], keys: Sequence[np.ndarray]) -> None:
         """Adds a survivor of another file with its keys."""
         for target, rows in zip(self._keys, keys, strict=True):
             renumbered = rows.copy()
             renumbered["index"] = self.survivors
             target += renumbered.tobytes()
-        self._add(row, frame, sizes)
+        self._add(position, frame, sizes)
 
-    def _add(self, row: int, frame: bytes, sizes: Sequence[int]) -> None:
-        self._index += struct.pack(f"<QQQ{len(sizes)}Q", row, self._offset, len(frame), *sizes)
+    def _add(self, position: int, frame: bytes, sizes: Sequence[int]) -> None:
+        self._index += struct.pack(f"<QQQ{len(sizes)}Q", position, self._offset, len(frame), *sizes)
         self._write(frame)
         self.survivors += 1
         for task, size in zip(self._tasks, sizes, strict=True):
@@ -215,15 +215,6 @@ class Frames:
 
     def __getitem__(self, entry: np.void) -> tuple[dict[str, Record], dict[str, Any]]:
         return decode_frame(self.encoded(entry), self._reader.path)
-
-
-def is_whole(path: epath.PathLike) -> bool:
-    """Whether a file is there and its footer is as it was written."""
-    try:
-        PartReader(path)
-    except (PartDamaged, FileNotFoundError, ValueError):
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""Cleaning rules; every rule counts what it changed and what it dropped."""
+"""Cleaning rules. Every pair that a rule rewrites or drops is counted."""

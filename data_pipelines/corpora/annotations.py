@@ -110,12 +110,6 @@ def corner_and_size(x: object, y: object, width: object, height: object) -> Box:
     return left, top, left + wide, top + high
 
 
-def two_corners(value: object) -> Box:
-    """The box `[x1, y1, x2, y2]`."""
-    left, top, right, bottom = numbers_of(value, 4, "the box")
-    return left, top, right, bottom
-
-
 def _stripped(text: str, key: str) -> str:
     if not text.strip():
         raise BadRow("missing value", key)

@@ -18,7 +18,8 @@ Files = Callable[[epath.Path, str], list[epath.Path]]
 
 # (corpus, folder, split, file) -> the rows of one of these files in their order, which depends on nothing else. Rows
 # are numbered by it. A row that cannot be read is a `FailedRow`, and so is the rest of a file that ends too early.
-# A picture in a file of its own is named by its path and not opened.
+# A row whose picture was not downloaded, as the corpus itself says, is an `AbsentRow`. A picture in a file of its own
+# is named by its path and not opened.
 ReadFile = Callable[["Corpus", epath.Path, str, epath.Path], Iterator[Row]]
 
 

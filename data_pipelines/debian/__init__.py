@@ -1,1 +1,1 @@
-"""A real corpus from Debian packages: what is fetched, and how it is laid out for the readers of corpora."""
+"""A real corpus from Debian packages, which are laid out for the readers of corpora."""

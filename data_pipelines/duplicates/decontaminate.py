@@ -1,8 +1,9 @@
-"""The rule that drops pairs close to an evaluation sample, with evidence, and the command that builds its index.
+"""Builds the index of evaluation sets, with which the rule `not_in_evaluation` drops pairs that are close to them.
 
-python -m data_pipelines.duplicates.decontaminate --output=evaluation.index data/flickr30k/caption:test ..
+    python -m data_pipelines.duplicates.decontaminate --output=evaluation.index data/flickr30k/caption:test ..
+    python -m data_pipelines laion_en --input=.. --output=data/laion_en --evaluation_index=evaluation.index
 
-recipe = (*RECIPES["laion_en"], decontamination("evaluation.index"))
+The second command adds the rule `decontamination("evaluation.index")` to the recipe. See docs/cleaning.md.
 """
 
 from __future__ import annotations

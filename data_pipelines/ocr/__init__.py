@@ -1,1 +1,1 @@
-"""Fonts for text that is drawn into pictures."""
+"""Pages with the text and the quadrilateral of every line: synthetic ones, PDF files, HTML files."""

@@ -98,8 +98,8 @@ def _page(document: pypdfium2.PdfDocument, request: dict[str, Any]) -> Answer:
         page.close()
 
 
-# A character, its box on the picture (None for a space or the end of a line), and its direction: 0 to 3 quarter turns
-# clockwise on the picture, -1 for text that is not upright, and the height of its font in pixels of the picture.
+# A character; its box on the picture (None for a space or the end of a line); its direction, which is 0 to 3 quarter
+# turns clockwise on the picture, or -1 for text that is not upright; the height of its font in pixels of the picture.
 _Character = tuple[str, tuple[float, float, float, float] | None, int, float]
 
 

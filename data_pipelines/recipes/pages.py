@@ -47,8 +47,8 @@ def _unless(pair: RawPair, pattern: re.Pattern[str], reason: str) -> RawPair | D
 
 # A smaller picture shows hardly a line; the model sees pages at 448 pixels at most.
 _SIZE = rule(page_size, least=224)
-# The paper states no numbers. A line takes about 40 tokens besides its text, and a sample of stage 2 has 2,048 tokens,
-# so pages with more characters would not be trained on.
+# The paper states no numbers. A line takes about 40 tokens in addition to its text, and a row of stage 2 has 2,048
+# tokens, so pages with more characters could not be taught whole.
 _CHARACTERS = rule(page_characters, least=16, most=2500)
 
 # In the paper's order. Synthetic pages are generated to order, so no rule drops any.

@@ -1,1 +1,1 @@
-"""The page of a built corpus: counts per rule, histograms, samples, and what every rule dropped."""
+"""The page of a built corpus: counts per rule, histograms, kept pairs, and the pairs that every rule dropped."""

@@ -1,4 +1,4 @@
-"""Samples that were kept, with their regions drawn, and the first pairs that each rule dropped, with evidence."""
+"""Pairs that were kept, with their regions drawn, and the first pairs that each rule dropped, with evidence."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def picture_of(encoded: object) -> Image.Image | None:
 
 
 def kept(examples: Iterable[Mapping[str, Any]], pairs: int) -> str:
-    """The section of samples that were kept."""
+    """The section of pairs that were kept."""
     cards = [_kept_card(example) for example in examples]
     if not cards:
         return section("kept", "Kept", "No pair was kept.", "")
