@@ -14,7 +14,7 @@ from data_pipelines.build import parts
 from data_pipelines.clean.rule import judge
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
-from data_pipelines.pair import RawPair
+from data_pipelines.pair import FailedRow, RawPair
 from data_pipelines.recipes.table import RECIPES
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
@@ -59,4 +59,4 @@ def test_the_records_of_a_build_are_those_of_the_pairs(
     manifest = read_json(tmp_path / "out" / "manifest.json")
     rows = list(CORPORA[name].read(folder))
     assert manifest["rows"] == len(rows)
-    assert manifest["failed"]["rows"] == sum(not isinstance(row, RawPair) for row in rows)
+    assert manifest["failed"]["rows"] == sum(isinstance(row, FailedRow) for row in rows)
