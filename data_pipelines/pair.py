@@ -58,11 +58,30 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about the pictures, with its answers; `choices` has the options if it is a multiple choice."""
+    """A question about the pictures.
+
+    Two questions are equal if they ask the same, whatever their ids, categories and groups are.
+
+    Attributes:
+      text: the question.
+      answers: of all annotators, in their order; empty in hidden test sets. An annotator who left the answer empty has
+        an `Answer` without a text, because metrics count annotators.
+      choices: the options if it is a multiple choice.
+      right: index of the right option; -1 if it is not stated.
+      hint: a context of the question, or a description of the picture.
+      id: as the publisher numbers it; "" if the corpus has none.
+      category: the subject, the subtask, or the type of the question.
+      group: the same for questions that a benchmark counts together.
+    """
 
     text: str
     answers: tuple[Answer, ...]
     choices: tuple[str, ...] = ()
+    right: int = -1
+    hint: str = ""
+    id: str = dataclasses.field(default="", compare=False)
+    category: str = dataclasses.field(default="", compare=False)
+    group: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +89,8 @@ class Region:
     """A phrase and the boxes that show it.
 
     `start` and `end` are the offsets of the phrase in `RawPair.texts[0]`, in Unicode characters; -1 if the phrase does
-    not come from a caption. `score` is the confidence of the corpus' detector, 1 if it states none.
+    not come from a caption. `score` is the confidence of the corpus' detector, 1 if it states none. `id` is the
+    publisher's, "" if there is none; it does not count when regions are compared.
     """
 
     phrase: str
@@ -78,6 +98,7 @@ class Region:
     start: int = -1
     end: int = -1
     score: float = 1.0
+    id: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +125,7 @@ class RawPair:
       in_thousandths: whether the regions in `turns` are in thousandths of their picture, not in pixels.
       scores: numbers that the corpus states about the pair, under the corpus' names, such as "similarity" of LAION; and
         "clip", if a run computes it.
+      number: as the publisher numbers the picture, by which results on captions are named; "" if it is `id`.
     """
 
     id: str
@@ -119,6 +141,7 @@ class RawPair:
     system: str = ""
     in_thousandths: bool = False
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    number: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

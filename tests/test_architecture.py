@@ -21,6 +21,7 @@ LEVELS = (
     ("qwenvl_jax.data.tags", 0),
     ("qwenvl_jax.data.tasks", 0),
     ("qwenvl_jax.data.dialogues", 0),
+    ("qwenvl_jax.data.evaluation_content", 0),
     ("qwenvl_jax.data.pieces", 0),
     ("qwenvl_jax.data.languages", 0),
     ("qwenvl_jax.data.annotations", 0),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from data_pipelines.compose.caption import caption
 from data_pipelines.compose.dialogue import dialogue
+from data_pipelines.compose.evaluation import evaluation
 from data_pipelines.compose.grounding import grounded_caption, grounding, ref_grounding
 from data_pipelines.compose.ocr import ocr
 from data_pipelines.compose.text import text
@@ -27,4 +28,5 @@ COMPOSERS: dict[str, Composer] = {
     "ocr": ocr,
     "text": text,
     "dialogue": dialogue,
+    "evaluation": evaluation,
 }

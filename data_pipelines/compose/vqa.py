@@ -12,18 +12,24 @@ from qwenvl_jax.data.schema import Record
 
 
 def vqa(pair: RawPair) -> Record | None:
-    """All questions about a picture; exact repetitions are left out."""
-    contents = [_content(question) for question in dict.fromkeys(pair.questions)]
+    """All questions about a picture that have an answer; exact repetitions are left out."""
+    contents = [_content(question) for question in dict.fromkeys(pair.questions) if _stated(question)]
     return record_of(pair, "vqa", contents)
 
 
+def _stated(question: Question) -> list[Answer]:
+    """The answers of a question without those that annotators left empty."""
+    return [answer for answer in question.answers if answer.text]
+
+
 def _content(question: Question) -> dict[str, Any]:
+    answers = _stated(question)
     content: dict[str, Any] = {
         "question": question_with_choices(question.text, question.choices),
-        "answer": most_confident(question.answers),
+        "answer": most_confident(answers),
     }
-    if len(question.answers) > 1:
-        content["answers"] = [answer.text for answer in question.answers]
+    if len(answers) > 1:
+        content["answers"] = [answer.text for answer in answers]
     return content
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from data_pipelines.corpora.rows import BadRow, text_at
+from data_pipelines.corpora.rows import BadRow, identifier_at, text_at
 from data_pipelines.pair import Answer, Box, FailedRow, Question, RawPair, Row
 from qwenvl_jax.data.tags import is_finite
 from qwenvl_jax.runtime.errors import one_line
@@ -67,12 +67,31 @@ def answer_text(value: object, key: str = "answer") -> str:
     return _stripped(text_at({key: value}, key), key)
 
 
-def question(text: str, answers: Iterable[Answer], choices: Iterable[str] = ()) -> Question:
-    """A question that has an answer. Raises BadRow for one without."""
+def question(text: str, answers: Iterable[Answer], *, hidden: bool = False, **more: Any) -> Question:
+    """A question that has an answer.
+
+    Args:
+      text: the question.
+      answers: of all annotators.
+      hidden: whether the publisher keeps the answers of the split, so that the question has none.
+      **more: further fields of `Question`.
+
+    Raises:
+      BadRow: if no annotator gave an answer, and answers are not hidden.
+    """
     stated = tuple(answers)
-    if not stated:
+    if not hidden and not any(answer.text for answer in stated):
         raise BadRow("question without an answer", text)
-    return Question(text, stated, tuple(choices))
+    return Question(text, stated, **more)
+
+
+def id_at(row: Mapping[str, Any], *keys: str) -> str:
+    """The text or whole number at the first of some keys that has one, as a text; "" if none has."""
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return identifier_at(row, key)
+    return ""
 
 
 def text_answer(value: object) -> Answer:
@@ -81,10 +100,10 @@ def text_answer(value: object) -> Answer:
 
 
 def answers_of(values: Sequence[object], read: Callable[[Any], Answer] = text_answer) -> tuple[Answer, ...]:
-    """The answers of a question; annotators who left theirs empty are passed over."""
+    """The answers of a question; annotators who left theirs empty have an answer without a text."""
     stated = [value.get("answer") if isinstance(value, dict) else value for value in values]
     blank = [isinstance(text, str) and not text.strip() for text in stated]
-    return tuple(read(value) for value, empty in zip(values, blank, strict=True) if not empty)
+    return tuple(Answer("") if empty else read(value) for value, empty in zip(values, blank, strict=True))
 
 
 def confident_answer(value: object) -> Answer:

@@ -27,16 +27,16 @@ from data_pipelines.quickstart.shards import NAME, shard_count, write_shards
 from qwenvl_jax.data import formats
 from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
 from qwenvl_jax.data.record_writer import Shard, write_manifest
-from qwenvl_jax.data.schema import TASKS
+from qwenvl_jax.data.schema import TRAINING_TASKS
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 VOCABULARY = "vocabulary/quickstart.model"
-_OUTPUT_NAMES = {*TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
+_OUTPUT_NAMES = {*TRAINING_TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
 # The files in those folders. A folder "text" or "ocr" may also contain data that is not from here.
 _OUTPUT_FILES = re.compile(
-    rf"({'|'.join(TASKS)})/({NAME}-\w+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json|manifest\.json)"
+    rf"({'|'.join(TRAINING_TASKS)})/({NAME}-\w+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json|manifest\.json)"
     r"|vocabulary/quickstart\.(model|vocab)"
 )
 _BYTES_PER_SCENE = 60_000  # of all tasks together; used to check the free space
@@ -93,7 +93,7 @@ def _run_pipeline(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"writing the records failed ({reason}); free space or choose another --output") from None
-    shards: dict[str, list[Shard]] = {task: [] for task in TASKS}
+    shards: dict[str, list[Shard]] = {task: [] for task in TRAINING_TASKS}
     for split, shard in work:
         for task, values in artifacts.read_json(_note_path(building, split, shard)).items():
             shards[task].append(Shard(**values))
@@ -127,7 +127,7 @@ def _finish(
     """Writes vocabulary, manifests and report into a folder whose shards are written; the top manifest comes last."""
     rendered = ingredients.stamps[0].source == "rendered"
     extra = {"settings": settings.digest(), "rendered": rendered}
-    for task in TASKS:
+    for task in TRAINING_TASKS:
         write_manifest(building / task, NAME, shards[task], description=f"quickstart: {task}", extra=extra)
     train_sentencepiece(_texts(building), settings.vocab_size, building / VOCABULARY)
     manifest = {
@@ -138,7 +138,7 @@ def _finish(
         "fallback_reason": ingredients.fallback,
         "sources": ingredients.notes,
         "licenses": {"scenes": ingredients.scene_license, "ocr": ingredients.ocr_license},
-        "tasks": {task: read_manifest(building / task)["splits"] for task in TASKS},
+        "tasks": {task: read_manifest(building / task)["splits"] for task in TRAINING_TASKS},
     }
     report.write_report(building, manifest)
     artifacts.write_json(building / "manifest.json", manifest)
@@ -147,7 +147,7 @@ def _finish(
 
 def _texts(building: epath.Path) -> Iterable[str]:
     """The texts that the vocabulary is trained on: as training will see them, without markup."""
-    for task in TASKS:
+    for task in TRAINING_TASKS:
         reader = RecordReader(building / task, "train")
         for index in range(min(len(reader), _VOCABULARY_RECORDS)):
             for piece in formats.training_pieces(reader[index]):
@@ -161,7 +161,7 @@ def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any
         manifest = artifacts.read_json(output / "manifest.json")
         if manifest["settings_hash"] != settings.digest() or not storage.exists(output / VOCABULARY):
             return None
-        for task in TASKS:
+        for task in TRAINING_TASKS:
             for split in SPLITS:
                 RecordReader(output / task, split)
     except (UserError, KeyError, TypeError, OSError):

@@ -19,7 +19,7 @@ from data_pipelines.quickstart.settings import QuickstartSettings
 from data_pipelines.quickstart.tasks import SCENE_TASKS, SOURCE, ocr_record, scene_record
 from data_pipelines.quickstart.texts import caption_record, sentence_record
 from qwenvl_jax.data.record_writer import Shard, write_shard
-from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.data.schema import TRAINING_TASKS, Record
 
 NAME = "quickstart"
 _WORDS_IN_DIALOGUES = 0.4  # share of second pictures that show words
@@ -41,7 +41,7 @@ def write_shards(
     """
     by_task = make_records(settings, ingredients, split, shard)
     count = shard_count(settings, split)
-    return {task: write_shard(folder / task, NAME, split, shard, count, by_task[task]) for task in TASKS}
+    return {task: write_shard(folder / task, NAME, split, shard, count, by_task[task]) for task in TRAINING_TASKS}
 
 
 def make_records(
@@ -58,7 +58,7 @@ def make_records(
     words = [_words(settings, ingredients, split, i) for i in numbers]
     scene_pictures = [Picture(scene, encode_image(scene.image_HWC, quality)) for scene in scenes]
     word_pictures = [Picture(picture, encode_image(picture.image_HWC, quality)) for picture in words]
-    records: dict[str, list[Record]] = {task: [] for task in TASKS}
+    records: dict[str, list[Record]] = {task: [] for task in TRAINING_TASKS}
     for position, number in enumerate(numbers):
         name = f"{split}-{number:06d}"
         picture = scene_pictures[position]

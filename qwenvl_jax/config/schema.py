@@ -13,7 +13,7 @@ import math
 from typing import Annotated
 
 from qwenvl_jax.config.constraints import FormerName, Mark, OneOf, Range, require
-from qwenvl_jax.data.schema import TASKS
+from qwenvl_jax.data.schema import TRAINING_TASKS
 
 # What can be trained or frozen on its own. `vit_head` is `ln_post` and `proj`: stored under `vit`, run after the
 # resampler, and frozen on its own in the released fine-tuning. The resampler's position table belongs to none.
@@ -154,7 +154,11 @@ class SourceConfig:
 
     def check(self, path: str) -> None:
         """Raises UserError for a missing name, an unknown task or weights out of range."""
-        OneOf(TASKS).check(self.task, f"the task of source {self.name!r}")
+        taught = self.task != "evaluation"
+        require(
+            taught, f"source {self.name!r} is a benchmark, on which no model may be trained; remove it from the mixture"
+        )
+        OneOf(TRAINING_TASKS).check(self.task, f"the task of source {self.name!r}")
         require(bool(self.name and self.records), f"source {self.name!r} lacks its name or its records")
         allowed = 0 < self.weight <= LARGE or (self.weight == 0 and len(self.schedule) > 0)
         require(allowed, f"the weight of source {self.name!r} must be positive")

@@ -48,6 +48,22 @@ def objects_at(content: Mapping[str, Any], key: str, *, empty: bool = False) -> 
     return values
 
 
+def check_segments(content: Mapping[str, Any]) -> None:
+    """Raises UserError if the segments of a caption are malformed, or have no words together."""
+    caption = ""
+    for segment in objects_at(content, "segments"):
+        has_boxes = bool(list_at(segment, "boxes", optional=True))
+        caption += text_at(segment, "text", blank=not has_boxes)
+    if not caption.strip():
+        raise UserError("its segments say nothing; leave the record out")
+
+
+def check_lines(content: Mapping[str, Any]) -> None:
+    """Raises UserError if the lines of a page are malformed."""
+    for line in objects_at(content, "lines"):
+        text_at(line, "text")
+
+
 def kind_of(value: object) -> str:
     """The kind of a JSON value in words, such as "a list"."""
     if value is None:

@@ -77,6 +77,15 @@ def check_dialogue(content: Mapping[str, Any]) -> None:
         raise UserError("no turn is the assistant's, so there is nothing to learn; leave the record out")
 
 
+def dialogue_words(content: DialogueContent) -> str:
+    """The turns in words, one a line, as a page shows them."""
+    lines = []
+    for turn in content["turns"]:
+        said = "".join(part.get("text") or part.get("ref", "") for part in turn["parts"])
+        lines.append(f"{turn['role']}: {said}")
+    return "\n".join(lines)
+
+
 def _check_part(part: Mapping[str, Any]) -> None:
     """Raises UserError for a part with something that would be ignored, or with a wrong image index."""
     others = [key for key in ("image", "ref", "boxes", "quads") if key in part]

@@ -41,6 +41,8 @@ def training_pieces(record: Record) -> list[Piece]:
         if record.task == "text" and "words" in record.content:
             return _with_word_picture(record)
         task = _task_of(record)
+        if not task.teaches:
+            raise UserError("it holds questions of a benchmark, on which no model may be trained; remove it")
         answer = task.answer(record.content, record.language) if task.answer else []
         prompt = task.prompt(record.content, record.language, "training") if task.prompt else []
         supervised = [dataclasses.replace(piece, supervised=True) for piece in answer]

@@ -21,6 +21,7 @@ from qwenvl_jax.data.tasks import RECORD_TASKS, Content, check_content
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 TASKS = tuple(RECORD_TASKS)
+TRAINING_TASKS = tuple(name for name, task in RECORD_TASKS.items() if task.teaches)
 
 C = TypeVar("C")
 
@@ -87,7 +88,8 @@ def check_record(record: Record) -> Record:
             check_one_size(contents_of(cast(Mapping[str, Any], record.content)))
     except UserError as error:
         raise UserError(f"{name}, task {record.task!r}: {error}") from None
-    if RECORD_TASKS[record.task].one_image and len(record.images) != 1:
+    one_image = RECORD_TASKS[record.task].one_image or (record.task == "evaluation" and "width" in record.content)
+    if one_image and len(record.images) != 1:
         raise UserError(f"{name}, task {record.task!r}, has {len(record.images)} images instead of one")
     return record
 
@@ -99,7 +101,7 @@ def stated_sizes(record: Record) -> list[tuple[float, float] | None]:
     """
     content: Mapping[str, Any] = record.content
     count = len(record.images)
-    if RECORD_TASKS[record.task].states_size:
+    if RECORD_TASKS[record.task].states_size or (record.task == "evaluation" and "width" in content):
         return [(content["width"], content["height"])] * count
     sizes = (content.get("sizes") or ()) if record.task == "dialogue" else ()
     stated = [None if list(size) == [THOUSANDTHS, THOUSANDTHS] else (size[0], size[1]) for size in sizes[:count]]

@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from qwenvl_jax.data.annotations import ANNOTATIONS, contents_of
-from qwenvl_jax.data.content_checks import kind_of, list_at, objects_at, text_at
-from qwenvl_jax.data.dialogues import DialogueContent, check_dialogue
+from qwenvl_jax.data.content_checks import check_lines, check_segments, kind_of, objects_at, text_at
+from qwenvl_jax.data.dialogues import DialogueContent, check_dialogue, dialogue_words
+from qwenvl_jax.data.evaluation_content import EvaluationContent, check_evaluation, evaluation_boxes, evaluation_words
 from qwenvl_jax.data.languages import language_name
 from qwenvl_jax.data.pieces import Piece, box_pieces, quad_pieces, ref_pieces
 from qwenvl_jax.data.tags import BOX
@@ -121,6 +122,7 @@ Content = (
     | TextContent
     | WordPictureContent
     | DialogueContent
+    | EvaluationContent
 )
 C = TypeVar("C")
 
@@ -155,6 +157,7 @@ class RecordTask(Generic[C]):
       check: raises UserError if lists in the content are malformed; texts need no check here.
       regions: (content) -> the boxes and quadrilaterals on the first image.
       one_image: whether a record must have exactly one image.
+      teaches: whether a model can be trained on its records; else they are questions of a benchmark.
     """
 
     content: type[C]
@@ -165,6 +168,7 @@ class RecordTask(Generic[C]):
     check: Callable[[Mapping[str, Any]], None] = _no_check
     regions: Callable[[C], Regions] = _no_regions
     one_image: bool = True
+    teaches: bool = True
 
     @functools.cached_property
     def required(self) -> tuple[str, ...]:
@@ -281,15 +285,6 @@ def _grounding_answer(content: GroundingContent, language: str) -> list[Piece]:
     return pieces
 
 
-def _check_grounding(content: Mapping[str, Any]) -> None:
-    caption = ""
-    for segment in objects_at(content, "segments"):
-        has_boxes = bool(list_at(segment, "boxes", optional=True))
-        caption += text_at(segment, "text", blank=not has_boxes)
-    if not caption.strip():
-        raise UserError("its segments say nothing; leave the record out")
-
-
 def _grounded_caption_prompt(content: GroundedCaptionContent, language: str, style: str) -> list[Piece]:
     this = "这" if language_name(language) == "Chinese" else "This"
     ref = ref_pieces(content.get("ref") or this)
@@ -309,21 +304,8 @@ def _ocr_answer(content: OcrContent, language: str) -> list[Piece]:
     return pieces
 
 
-def _check_ocr(content: Mapping[str, Any]) -> None:
-    for line in objects_at(content, "lines"):
-        text_at(line, "text")
-
-
 def _text_words(content: Mapping[str, Any]) -> str:
     return content.get("text") or content["words"]
-
-
-def _dialogue_words(content: DialogueContent) -> str:
-    lines = []
-    for turn in content["turns"]:
-        said = "".join(part.get("text") or part.get("ref", "") for part in turn["parts"])
-        lines.append(f"{turn['role']}: {said}")
-    return "\n".join(lines)
 
 
 def _dialogue_regions(content: DialogueContent) -> Regions:
@@ -337,7 +319,7 @@ def _dialogue_regions(content: DialogueContent) -> Regions:
     return Regions(boxes, quads)
 
 
-# The seven tasks of the multi-task stage (paper, Table 3 and Box B.1) and the dialogues of stage 3 (B.2).
+# The seven tasks of the multi-task stage (paper, Table 3 and Box B.1), the dialogues of stage 3 (B.2), and benchmarks.
 RECORD_TASKS: dict[str, RecordTask[Any]] = {
     "caption": RecordTask(
         CaptionContent,
@@ -356,7 +338,7 @@ RECORD_TASKS: dict[str, RecordTask[Any]] = {
         words=lambda content: "".join(segment["text"] for segment in content["segments"]),
         prompt=_grounding_prompt,
         answer=_grounding_answer,
-        check=_check_grounding,
+        check=check_segments,
         regions=lambda content: Regions(
             boxes=[box for segment in content["segments"] for box in segment.get("boxes") or ()]
         ),
@@ -381,7 +363,7 @@ RECORD_TASKS: dict[str, RecordTask[Any]] = {
         words=lambda content: " / ".join(line["text"] for line in content["lines"]),
         prompt=lambda content, language, style: _image_and("OCR with grounding: "),
         answer=_ocr_answer,
-        check=_check_ocr,
+        check=check_lines,
         regions=lambda content: Regions(quads=[line["quad"] for line in content["lines"]]),
     ),
     "text": RecordTask(
@@ -392,9 +374,17 @@ RECORD_TASKS: dict[str, RecordTask[Any]] = {
     ),
     "dialogue": RecordTask(
         DialogueContent,
-        words=_dialogue_words,
+        words=dialogue_words,
         check=check_dialogue,
         regions=_dialogue_regions,
         one_image=False,
+    ),
+    "evaluation": RecordTask(
+        EvaluationContent,
+        words=evaluation_words,
+        check=check_evaluation,
+        regions=lambda content: Regions(boxes=evaluation_boxes(content)),
+        one_image=False,
+        teaches=False,
     ),
 }

@@ -8,7 +8,7 @@ import pytest
 
 from qwenvl_jax import config as schema
 from qwenvl_jax.data.record_writer import write_records
-from qwenvl_jax.data.schema import TASKS
+from qwenvl_jax.data.schema import TRAINING_TASKS
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from tests.data.record_samples import SENTENCES, make_record
@@ -37,7 +37,7 @@ def qwen() -> Tokenizer:
 def record_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One record folder per task, 23 records each (a number that divides nothing)."""
     root = tmp_path_factory.mktemp("records")
-    for task in TASKS:
+    for task in TRAINING_TASKS:
         write_records(root / task, {"train": [make_record(task, k) for k in range(23)]}, name=task, records_per_shard=9)
     return root
 
@@ -47,7 +47,7 @@ def run_config(record_folders: Path, vocabulary: Path) -> schema.Config:
     """A run over all tasks: 8 rows of 160 tokens in 2 microbatches, 4 feature slots per image."""
     mixture = tuple(
         schema.SourceConfig(f"{task}_mix", task, str(record_folders / task), weight)
-        for task, weight in zip(TASKS, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0), strict=True)
+        for task, weight in zip(TRAINING_TASKS, (4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0), strict=True)
     )
     return schema.validate(
         schema.Config(

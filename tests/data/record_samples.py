@@ -56,6 +56,22 @@ def make_record(task: str, k: int) -> Record:
             ],
             "sizes": [[28, 28], [28, 28]],
         },
+        "evaluation": {
+            "questions": [
+                {"id": f"{k}a", "text": words, "box": [k % 10, 3, 20, 27.5]},
+                {
+                    "id": f"{k}b",
+                    "text": "Which animal?",
+                    "options": [words, "no animal"],
+                    "right": 0,
+                    "answers": [words],
+                    "hint": "There is a hill.",
+                    "category": "animals",
+                    "group": str(k),
+                },
+            ],
+            **size,
+        },
     }
     count = {"text": 0, "dialogue": 2}.get(task, 1)
     images = tuple(encoded_image(1000 * TASKS.index(task) + 2 * k + j) for j in range(count))

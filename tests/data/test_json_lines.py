@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.readers.json_files import JsonReader
-from qwenvl_jax.data.schema import TASKS
+from qwenvl_jax.data.schema import TRAINING_TASKS
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.record_samples import content, encoded_image
 from tests.data.source_files import SIZE, turn, write_jsonl
@@ -179,7 +179,7 @@ ENTRIES = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(ENTRIES, max_size=3), st.sampled_from(TASKS))
+@given(st.lists(ENTRIES, max_size=3), st.sampled_from(TRAINING_TASKS))
 def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, values: list[Any], task: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_text("".join(json.dumps(value) + "\n" for value in values))

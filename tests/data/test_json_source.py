@@ -19,7 +19,7 @@ from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.readers import json_files
 from qwenvl_jax.data.readers.conversations import parse_conversation, prompt_parts
 from qwenvl_jax.data.readers.json_files import JsonReader
-from qwenvl_jax.data.schema import TASKS
+from qwenvl_jax.data.schema import TRAINING_TASKS
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.data.record_samples import content as content_of
@@ -41,7 +41,7 @@ def assert_same(a: Example, b: Example) -> None:
     assert a.source == b.source
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TRAINING_TASKS)
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_lines_give_the_records_they_came_from(task: str, suffix: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     records = [make_record(task, k) for k in range(7)]

@@ -15,7 +15,7 @@ from qwenvl_jax.data.readers.json_files import JsonReader
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.readers.tar_files import TarReader
 from qwenvl_jax.data.record_writer import write_records
-from qwenvl_jax.data.schema import TASKS, Record
+from qwenvl_jax.data.schema import TRAINING_TASKS, Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from tests.data.record_samples import SENTENCES, encoded_image, make_record
@@ -55,7 +55,7 @@ def ids(record: Record, tokenizer: Tokenizer) -> list[int]:
 
 
 @pytest.mark.parametrize("fixture", ["tokenizer", "qwen"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TRAINING_TASKS)
 def test_the_ids_of_every_task_are_those_of_nfc(
     task: str, fixture: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ KEYS = {  # required, optional
     "ocr": (("lines", *SIZE), ()),
     "text": (("text",), ()),
     "dialogue": (("turns",), ("system", "sizes")),
+    "evaluation": (("questions",), SIZE),
 }
 QUAD = [[1, 1], [9, 1], [9, 5], [1, 5]]
 SHOWN = {  # words and regions of `make_record(task, 1)`
@@ -29,6 +30,7 @@ SHOWN = {  # words and regions of `make_record(task, 1)`
     "ocr": ("cat hill / cat hill", Regions(quads=[QUAD, QUAD])),
     "text": ("cat hillcat hill", Regions()),
     "dialogue": ("user: What is this?\nassistant: cat hill\nuser: And this?\nassistant: A dog", Regions([], [])),
+    "evaluation": ("cat hill\nWhich animal? [cat hill / no animal] cat hill", Regions(boxes=[[1, 3, 20, 27.5]])),
 }
 
 

@@ -25,7 +25,7 @@ from qwenvl_jax.data import formats
 from qwenvl_jax.data.dialogues import DialogueContent, Turn
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.readers.record_folder import RecordReader
-from qwenvl_jax.data.schema import TASKS, Record, content_of, stated_sizes
+from qwenvl_jax.data.schema import TRAINING_TASKS, Record, content_of, stated_sizes
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
@@ -41,7 +41,7 @@ def read(folder: Path, task: str, split: str) -> list[Record]:
 
 def test_counts_and_manifest(built: Path, settings: QuickstartSettings, ingredients: Ingredients) -> None:
     manifest = json.loads((built / "manifest.json").read_text())
-    for task in TASKS:
+    for task in TRAINING_TASKS:
         captions = len(ingredients.captions) if task == "text" else 0
         assert len(RecordReader(built / task, "train")) == 30 + captions
         assert len(RecordReader(built / task, "heldout")) == 9
@@ -56,7 +56,7 @@ def test_counts_and_manifest(built: Path, settings: QuickstartSettings, ingredie
 def test_every_record_can_be_written_out_and_tokenised(built: Path) -> None:
     tokenizer = load_tokenizer(TokenizerConfig("sentencepiece", str(built / VOCABULARY)))
     assert tokenizer.vocab_size <= 400
-    for task in TASKS:
+    for task in TRAINING_TASKS:
         for split in SPLITS:
             for record in read(built, task, split):
                 pieces = formats.training_pieces(record)
@@ -123,7 +123,7 @@ def test_tasks_speak_of_the_same_scene(built: Path) -> None:
 
 
 def test_pictures_of_the_splits_are_apart(built: Path) -> None:
-    for task in TASKS:
+    for task in TRAINING_TASKS:
         train, heldout = ({image for record in read(built, task, split) for image in record.images} for split in SPLITS)
         assert not train & heldout
     # A text with boxes describes one composition, so it belongs to one split, too.
@@ -133,7 +133,7 @@ def test_pictures_of_the_splits_are_apart(built: Path) -> None:
 
 
 def test_ids_are_unique(built: Path) -> None:
-    ids = [record.id for task in TASKS for split in SPLITS for record in read(built, task, split)]
+    ids = [record.id for task in TRAINING_TASKS for split in SPLITS for record in read(built, task, split)]
     assert len(ids) == len(set(ids))
 
 

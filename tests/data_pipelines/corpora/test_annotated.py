@@ -91,7 +91,7 @@ def test_gqa_brings_the_questions_of_a_picture_together(tmp_path: Path) -> None:
 def test_questions_and_answers_in_two_files(name: str, tmp_path: Path) -> None:
     read_rows = rows(name, tmp_path, "val")
     first, second = (f"val2014/COCO_val2014_{number:012d}.jpg" for number in (42, 43))
-    net = (Answer("net", 0.5), Answer("a net", 1.0), Answer("net", 0.5))  # the empty answer is passed over
+    net = (Answer("net", 0.5), Answer("a net", 1.0), Answer("net", 0.5), Answer(""))  # the last one left it empty
     day = (Answer("yes", 1.0), Answer("yes", 0.5), Answer("no", 1.0))
     assert questions(read_rows, tmp_path) == [
         (first, first, [Question("What is this?", net), asked("What color is it?", "white")]),
@@ -133,7 +133,7 @@ def test_vizwiz(tmp_path: Path) -> None:
 
 def test_textvqa(tmp_path: Path) -> None:
     read_rows = rows("textvqa", tmp_path, "val")
-    lines = [asked(f"what is line {number}?", "nokia", "nokia lumia", "nokia") for number in range(3)]
+    lines = [asked(f"what is line {number}?", "nokia", "nokia lumia", "", "nokia") for number in range(3)]
     first, second = "train_images/0054c91397f2fe05.jpg", "train_images/ba3c0e0f5b0b0a2b.jpg"
     assert questions(read_rows, tmp_path) == [(first, first, lines[::2]), (second, second, [lines[1]])]
     assert len(read_rows) == 2
