@@ -5,8 +5,9 @@
 
 Questions about one image are not independent: VQAv2 asks five of each, so a plain standard error is too small. All
 errors here are those of a mean of clusters (Liang and Zeger 1986; Miller 2024, arXiv 2411.00640, for evaluations).
+Figures that weight questions differently, such as a mean over subjects, have `weighted` and `weighted_difference`.
 
-Shape suffixes: Q questions, G clusters.
+Shape suffixes: Q questions, G clusters, P parts.
 """
 
 from __future__ import annotations
@@ -102,14 +103,7 @@ def paired(
         raise UserError(f"{len(scores)} scores cannot be compared with {len(baseline)}; score the same questions")
     change = np.asarray(scores, np.float64) - np.asarray(baseline, np.float64)
     found = estimate(change.tolist(), clusters, bounded=False)
-    if found.clusters < 2:
-        p, smallest = 1.0, math.inf
-    elif found.error == 0:
-        p, smallest = float(found.value == 0), 0.0
-    else:
-        p = float(2 * stats.t.sf(abs(found.value) / found.error, found.clusters - 1))
-        smallest = smallest_difference(found.error, found.clusters)
-    return Difference(**dataclasses.asdict(found), p=p, smallest=smallest)
+    return _tested(found, found.clusters - 1)
 
 
 def smallest_difference(error: float, clusters: int) -> float:
@@ -146,6 +140,124 @@ def weighted_sum(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimat
     return Estimate(value, questions, clusters, error, value - reach * error, value + reach * error)
 
 
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+    """How a figure is made from the scores of questions.
+
+    Attributes:
+      weights: one per question; the figure is the sum of weight times score. A question of weight zero does not count.
+      clusters: of each question, such as its image.
+      parts: of each question, if the figure is a weighted sum of means over the parts of a benchmark, such as the mean
+        over subjects. Then only the scatter within the parts counts. None if it is one mean over all questions.
+    """
+
+    weights: Sequence[float]
+    clusters: Sequence[Hashable]
+    parts: Sequence[Hashable] | None = None
+
+
+def weighted(scores: Sequence[float], weighting: Weighting, *, bounded: bool) -> Estimate:
+    """A weighted sum of the scores of questions, with an interval.
+
+    The error is that of the linearised figure, summed up by cluster (Binder 1983); equal weights give that of
+    `estimate`. Clusters may reach over several parts. The only cluster of a part is compared with all questions,
+    because it has no scatter within the part (Lumley 2004, `survey.lonely.psu="adjust"`).
+
+    Args:
+      scores: one per question.
+      weighting: see there.
+      bounded: whether the figure is a mean of scores between 0 and 1, which gets Wilson's interval as in `estimate`.
+
+    Raises:
+      UserError: if no question has a weight, numbers are not finite, weights are negative, or the lengths differ.
+    """
+    spread, freedom = _spread(scores, weighting)
+    if spread.clusters < 2:
+        low, high = (0.0, 1.0) if bounded else (-math.inf, math.inf)
+        return dataclasses.replace(spread, low=low, high=high)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    if not bounded:
+        return dataclasses.replace(
+            spread, low=spread.value - reach * spread.error, high=spread.value + reach * spread.error
+        )
+    value = min(1.0, max(0.0, spread.value))  # a sum of weights is 1 but for rounding
+    low, high = _wilson(value, spread.error, spread.clusters, reach)
+    return dataclasses.replace(spread, value=value, low=min(low, value), high=max(high, value))
+
+
+def weighted_difference(scores: Sequence[float], baseline: Sequence[float], weighting: Weighting) -> Difference:
+    """`paired` for a figure with weights. Raises UserError as `weighted`, or if the numbers of scores differ."""
+    if len(scores) != len(baseline):
+        raise UserError(f"{len(scores)} scores cannot be compared with {len(baseline)}; score the same questions")
+    change = [score - other for score, other in zip(scores, baseline, strict=True)]
+    _, freedom = _spread(change, weighting)
+    return _tested(weighted(change, weighting, bounded=False), freedom)
+
+
+def _tested(change: Estimate, freedom: float) -> Difference:
+    """A difference with its p and the smallest one that would be shown, by Student's distribution."""
+    if change.clusters < 2:
+        p, smallest = 1.0, math.inf
+    elif change.error == 0:
+        p, smallest = float(change.value == 0), 0.0
+    else:
+        p = float(2 * stats.t.sf(abs(change.value) / change.error, freedom))
+        smallest = change.error * float(stats.t.ppf((1 + LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom))
+    return Difference(**dataclasses.asdict(change), p=p, smallest=smallest)
+
+
+def _spread(scores: Sequence[float], weighting: Weighting) -> tuple[Estimate, float]:
+    """The figure with its standard error but without an interval, and the degrees of freedom of the error.
+
+    These are those of Welch and Satterthwaite over the parts.
+    """
+    weights_Q = np.asarray(weighting.weights, np.float64)
+    if len(weights_Q) != len(scores) or not np.isfinite(weights_Q).all() or weights_Q.min(initial=0.0) < 0:
+        raise UserError(f"{len(scores)} scores need as many weights that are finite and not negative")
+    counted_Q = weights_Q > 0
+    scores_Q, clusters_Q, count = _checked(scores, weighting.clusters)
+    if not counted_Q.any():
+        raise UserError("there are no scores with a weight; ask at least one question")
+    parts_Q = _codes(weighting.parts) if weighting.parts is not None else np.zeros(len(scores_Q), np.int64)
+    if len(parts_Q) != len(scores_Q):
+        raise UserError(f"{len(scores_Q)} scores need as many parts, not {len(parts_Q)}")
+    scores_Q, weights_Q = scores_Q[counted_Q], weights_Q[counted_Q]
+    clusters_Q, parts_Q = _codes(clusters_Q[counted_Q].tolist()), _codes(parts_Q[counted_Q].tolist())
+    count = int(clusters_Q.max()) + 1
+    value = float(weights_Q @ scores_Q)
+    overall = _center(scores_Q, weights_Q)
+    influence_Q = np.zeros(len(scores_Q))
+    variances, freedoms = [], []
+    for part in range(int(parts_Q.max()) + 1):
+        members = parts_Q == part
+        codes = _codes(clusters_Q[members].tolist())
+        groups = int(codes.max()) + 1
+        center = _center(scores_Q[members], weights_Q[members]) if groups > 1 else overall
+        scale = math.sqrt(groups / (groups - 1)) if groups > 1 else 1.0
+        influence_Q[members] = scale * weights_Q[members] * (scores_Q[members] - center)
+        variances.append(float(np.sum(np.bincount(codes, weights=influence_Q[members]) ** 2)))
+        freedoms.append(max(groups - 1, 1))
+    if count < 2:
+        return Estimate(value, len(scores_Q), count, math.nan, -math.inf, math.inf), math.nan
+    error = math.sqrt(float(np.sum(np.bincount(clusters_Q, weights=influence_Q) ** 2)))
+    share = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms, strict=True))
+    freedom = sum(variances) ** 2 / share if share > 0 else float(max(count - len(variances), 1))
+    return Estimate(value, len(scores_Q), count, error, -math.inf, math.inf), freedom
+
+
+def _center(scores_Q: np.ndarray, weights_Q: np.ndarray) -> float:
+    """The weighted mean; that of equal scores is exact, so that they have no scatter."""
+    if scores_Q.min() == scores_Q.max():
+        return float(scores_Q[0])
+    return float(weights_Q @ scores_Q / weights_Q.sum())
+
+
+def _codes(labels: Sequence[Hashable]) -> np.ndarray:
+    """The number of each label, in the order of their first use."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels], np.int64)
+
+
 def _checked(scores: Sequence[float], clusters: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray, int]:
     """Scores [Q], the number of the cluster of each [Q], and how many clusters there are."""
     scores_Q = np.asarray(scores, np.float64)
@@ -157,9 +269,8 @@ def _checked(scores: Sequence[float], clusters: Sequence[Hashable] | None) -> tu
         return scores_Q, np.arange(len(scores_Q)), len(scores_Q)
     if len(clusters) != len(scores_Q):
         raise UserError(f"{len(scores_Q)} scores need as many clusters, not {len(clusters)}")
-    numbers: dict[Hashable, int] = {}
-    codes_Q = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    return scores_Q, codes_Q, len(numbers)
+    codes_Q = _codes(clusters)
+    return scores_Q, codes_Q, int(codes_Q.max()) + 1
 
 
 def _error(scores_Q: np.ndarray, codes_Q: np.ndarray, count: int) -> float:

@@ -8,6 +8,7 @@ The figures depend on how captions are split. Two tokenisations:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ def cider_rule(tokenisation: str) -> Rule:
 
     def rule(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
         _, each = cider(answers, [truth.answers for truth in truths], tokenisation=tokenisation)
-        return mean_scores(each)
+        return dataclasses.replace(mean_scores(each), bounded=False)
 
     return rule
 

@@ -44,12 +44,21 @@ class Scores:
       weights: one per question, so that the sum of weight times value is the aggregate; it is then a weighted mean,
         whose interval follows from the values. None if the aggregate is a function of the whole corpus (BLEU).
       figures: further figures by name, such as those of categories.
+      parts: the category of each question, if `figures` has the means of the categories by their names; else empty.
+      sums: further figures that add up the means of several categories, by name: which ones.
+      within_parts: whether the aggregate itself is a weighted sum of the means of the categories, such as a mean over
+        subjects, so that only the scatter within them makes it uncertain.
+      bounded: whether all values are between 0 and 1.
     """
 
     aggregate: float
     per_question: tuple[float, ...]
     weights: tuple[float, ...] | None
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    sums: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    within_parts: bool = False
+    bounded: bool = True
 
 
 Rule = Callable[[Sequence[str], Sequence[Truth]], Scores]

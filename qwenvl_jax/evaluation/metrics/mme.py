@@ -84,4 +84,13 @@ def mme(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
         "perception": sum(figures.get(subtask, 0.0) for subtask in PERCEPTION),
         "cognition": sum(figures.get(subtask, 0.0) for subtask in COGNITION),
     }
-    return Scores(sum(figures[subtask] for subtask in subtasks), tuple(values), tuple(weights), sums | figures)
+    return Scores(
+        sum(figures[subtask] for subtask in subtasks),
+        tuple(values),
+        tuple(weights),
+        sums | figures,
+        parts=tuple(truth.category for truth in truths),
+        sums={"perception": PERCEPTION, "cognition": COGNITION},
+        within_parts=True,
+        bounded=False,
+    )

@@ -7,6 +7,7 @@ CMMLU; MMBench (arXiv 2307.06281) and the released mmbench scripts.
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 
 from qwenvl_jax.evaluation.metrics.metric import Scores, Truth, mean_scores, required_answers
@@ -36,7 +37,8 @@ def micro_accuracy(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
     """The share of right answers over all questions (SEED-Bench, MMLU, ScienceQA); `figures` has it per category."""
     values = [is_right(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
     members = _of_categories(values, truths)
-    return mean_scores(values, {name: sum(group) / len(group) for name, group in members.items()})
+    figures = {name: sum(group) / len(group) for name, group in members.items()}
+    return dataclasses.replace(mean_scores(values, figures), parts=tuple(truth.category for truth in truths))
 
 
 def macro_accuracy(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
@@ -45,7 +47,8 @@ def macro_accuracy(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
     members = _of_categories(values, truths)
     figures = {name: sum(group) / len(group) for name, group in members.items()}
     weights = tuple(1 / (len(members) * len(members[truth.category])) for truth in truths)
-    return Scores(sum(figures.values()) / len(figures), tuple(values), weights, figures)
+    parts = tuple(truth.category for truth in truths)
+    return Scores(sum(figures.values()) / len(figures), tuple(values), weights, figures, parts, within_parts=True)
 
 
 def _groups(truths: Sequence[Truth]) -> list[list[int]]:

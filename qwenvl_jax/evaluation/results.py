@@ -1,0 +1,319 @@
+"""From rows of predictions to figures with intervals, comparisons with a baseline, and their form in results.json.
+
+    figures = figures_of(benchmark, rows)                      # {"vqa_accuracy": Figure(value=0.79, low=0.78, ..)}
+    comparisons = compare(benchmark, rows, baseline_rows)      # {"vqa_accuracy": Comparison(value=0.012, p=0.03, ..)}
+
+The first figure is the one of the paper's table. A number that is unknown is None here, never NaN or infinite, because
+JSON has neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+from qwenvl_jax.evaluation.benchmark import Benchmark
+from qwenvl_jax.evaluation.metrics.metric import Scores
+from qwenvl_jax.evaluation.metrics.registry import METRICS
+from qwenvl_jax.evaluation.statistics import (
+    Estimate,
+    Weighting,
+    smallest_difference,
+    weighted,
+    weighted_difference,
+)
+from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.errors import UserError
+
+UPSTREAM_EXACT = "upstream_exact"  # `Benchmark.score` names the figure of the released scripts so, if it differs
+_CLOSE = 1e-6  # relative: two ways to add the same numbers up differ by less
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One score.
+
+    Attributes:
+      value: as `Scores.aggregate`.
+      unit: the factor between `value`, all other numbers here, and the number in papers.
+      questions, clusters: how many count, and of how many pictures they are.
+      error: the standard error over clusters; None if it is unknown, as that of BLEU or of one cluster.
+      low, high: the interval that contains the true value in 95 % of all cases; None if it is unknown.
+      smallest: the smallest difference that a comparison of two independent models shows in four of five cases. Paired
+        answers mostly show smaller ones. None if it is unknown, as for a model without a single mistake.
+      figures: the figures of categories by name.
+      upstream_exact: by the rule of the released scripts, if that differs.
+      reason: why it differs.
+      clean: over the questions that no training corpus touched, if a list of these was given and names any.
+    """
+
+    value: float
+    unit: float
+    questions: int
+    clusters: int
+    error: float | None = None
+    low: float | None = None
+    high: float | None = None
+    smallest: float | None = None
+    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+    upstream_exact: Figure | None = None
+    reason: str = ""
+    clean: Figure | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The difference of two models over the questions that both were asked: the model minus the baseline.
+
+    Attributes:
+      value, unit, questions, clusters, error, low, high: as in `Figure`.
+      missing: questions that only one of the two was asked, or whose truth has changed between them.
+      p: the probability of a difference at least as large in either direction if there were none; None if unknown.
+      smallest: the smallest difference that a comparison like this one shows in four of five cases.
+    """
+
+    value: float
+    unit: float
+    questions: int
+    clusters: int
+    missing: int
+    error: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    smallest: float | None = None
+
+
+def figures_of(benchmark: Benchmark, rows: Rows, clean: Collection[str] | None = None) -> dict[str, Figure]:
+    """The figures of a benchmark with intervals, the main one first.
+
+    Args:
+      benchmark: how rows are scored.
+      rows: of predictions. Questions of one picture share `row["cluster"]`; without it each question is its own.
+      clean: ids of untouched questions or records, see `is_clean`.
+
+    Returns:
+      An empty dictionary if there are no rows, or only a server knows the truth.
+    """
+    if not rows or benchmark.hidden:
+        return {}
+    figures = _scored(benchmark, rows)
+    if clean is None:
+        return figures
+    untouched = [row for row in rows if is_clean(row, benchmark, clean)]
+    on_clean = _scored(benchmark, untouched) if untouched else {}
+    return {name: dataclasses.replace(figure, clean=on_clean.get(name)) for name, figure in figures.items()}
+
+
+def compare(benchmark: Benchmark, rows: Rows, baseline_rows: Rows) -> dict[str, Comparison]:
+    """The differences of all figures to a baseline, over the questions that both were asked.
+
+    Questions are paired by their id. A question whose truth differs between the two is left out, too.
+
+    Args:
+      benchmark: how rows are scored.
+      rows: of predictions of the model.
+      baseline_rows: those of the baseline, in any order.
+
+    Returns:
+      An empty dictionary if they share no question, or only a server knows the truth.
+    """
+    others = {row["id"]: row for row in baseline_rows}
+    pairs = [
+        (row, others[row["id"]])
+        for row in rows
+        if row["id"] in others and row.get("truth") == others[row["id"]].get("truth")
+    ]
+    if not pairs or benchmark.hidden:
+        return {}
+    missing = len({row["id"] for row in rows} | set(others)) - len(pairs)
+    clusters = _clusters([row for row, _ in pairs])
+    scores = benchmark.score([dict(row) for row, _ in pairs])
+    baseline = benchmark.score([dict(row) for _, row in pairs])
+    return {
+        name: _comparison(scores[name], baseline[name], clusters, missing, benchmark.unit)
+        for name in scores
+        if name in baseline
+    }
+
+
+def is_clean(row: Mapping[str, Any], benchmark: Benchmark, clean: Collection[str]) -> bool:
+    """Whether a list of untouched samples names a question.
+
+    Args:
+      row: of predictions. `row["record"]` is the id of its record; without it, the record has the id of the question.
+      benchmark: its corpus is the source of its records.
+      clean: ids of questions, or "source/record id" as `python -m data_pipelines.duplicates.untouched` writes them.
+    """
+    record = row.get("record", row["id"])
+    source = row.get("source", benchmark.corpus)
+    return row["id"] in clean or f"{source}/{record}" in clean
+
+
+def read_clean(path: str) -> frozenset[str]:
+    """The ids of untouched samples, from the file of `python -m data_pipelines.duplicates.untouched`.
+
+    Raises:
+      UserError: if the file is missing or is something else.
+    """
+    lists = artifacts.read_json(storage.path(path))
+    clean = lists.get("clean") if isinstance(lists, dict) else None
+    if not isinstance(clean, list) or not all(isinstance(name, str) for name in clean):
+        raise UserError(f'{path} has no list "clean"; write it with `python -m data_pipelines.duplicates.untouched`')
+    return frozenset(clean)
+
+
+def _scored(benchmark: Benchmark, rows: Rows) -> dict[str, Figure]:
+    """All figures, that of the released scripts as an attribute of the main one."""
+    clusters = _clusters(rows)
+    scores = benchmark.score([dict(row) for row in rows])
+    upstream = scores.get(UPSTREAM_EXACT)
+    figures = {name: _figure(each, clusters, benchmark.unit) for name, each in scores.items() if name != UPSTREAM_EXACT}
+    if upstream is not None:
+        main = next(iter(figures))
+        metric = METRICS.get(main)
+        figures[main] = dataclasses.replace(
+            figures[main],
+            upstream_exact=_figure(upstream, clusters, benchmark.unit),
+            reason=metric.difference if metric else "",
+        )
+    return figures
+
+
+def _clusters(rows: Rows) -> list[Hashable]:
+    return [row.get("cluster", ("id", row["id"])) for row in rows]
+
+
+def _figure(scores: Scores, clusters: Sequence[Hashable], unit: float) -> Figure:
+    """A figure with its interval, and those of its categories."""
+    if scores.weights is None or len(scores.per_question) != len(clusters):
+        return Figure(
+            scores.aggregate, unit, len(scores.per_question), len(set(clusters)), figures=_plain(scores, unit)
+        )
+    weighting = Weighting(scores.weights, clusters, scores.parts if scores.within_parts else None)
+    figure = _from_estimate(scores.aggregate, weighted(scores.per_question, weighting, bounded=scores.bounded), unit)
+    return dataclasses.replace(figure, figures=_categories(scores, clusters, unit))
+
+
+def _plain(scores: Scores, unit: float) -> dict[str, Figure]:
+    count = len(scores.per_question)
+    return {name: Figure(value, unit, count, count) for name, value in scores.figures.items()}
+
+
+def _categories(scores: Scores, clusters: Sequence[Hashable], unit: float) -> dict[str, Figure]:
+    """The figures of categories: with an interval those that are the mean of a category, or a sum of such means."""
+    weights = scores.weights or ()
+    totals: dict[str, float] = {}
+    for part, weight in zip(scores.parts, weights, strict=False):
+        totals[part] = totals.get(part, 0.0) + weight
+    figures = {}
+    for name, value in scores.figures.items():
+        members = set(scores.sums.get(name, (name,))) & {part for part, total in totals.items() if total > 0}
+        if not members:
+            figures[name] = Figure(value, unit, 0, 0)
+            continue
+        of_members = [
+            weight / totals[part] if part in members else 0.0
+            for part, weight in zip(scores.parts, weights, strict=True)
+        ]
+        parts = scores.parts if name in scores.sums else None
+        bounded = scores.bounded and name not in scores.sums
+        estimate = weighted(scores.per_question, Weighting(of_members, clusters, parts), bounded=bounded)
+        figures[name] = _from_estimate(value, estimate, unit)
+    return figures
+
+
+def _from_estimate(value: float, estimate: Estimate, unit: float) -> Figure:
+    """A figure with the interval of an estimate, if that is an estimate of the figure.
+
+    It is not if the figure is no sum of the values of questions, for example because it was cut off at zero.
+    """
+    if not math.isclose(estimate.value, value, rel_tol=_CLOSE, abs_tol=_CLOSE):
+        return Figure(value, unit, estimate.questions, estimate.clusters)
+    two_models = math.sqrt(2) * estimate.error
+    return Figure(
+        value=value,
+        unit=unit,
+        questions=estimate.questions,
+        clusters=estimate.clusters,
+        error=_finite(estimate.error),
+        low=_finite(estimate.low),
+        high=_finite(estimate.high),
+        smallest=_finite(smallest_difference(two_models, estimate.clusters)) if estimate.error else None,
+    )
+
+
+def _comparison(
+    scores: Scores, baseline: Scores, clusters: Sequence[Hashable], missing: int, unit: float
+) -> Comparison:
+    """The difference of one figure; without an interval if the two do not weight the questions alike."""
+    value = scores.aggregate - baseline.aggregate
+    if not _same_weights(scores, baseline) or len(scores.per_question) != len(clusters):
+        return Comparison(value, unit, len(scores.per_question), len(set(clusters)), missing)
+    weighting = Weighting(scores.weights or (), clusters, scores.parts if scores.within_parts else None)
+    change = weighted_difference(scores.per_question, baseline.per_question, weighting)
+    if not math.isclose(change.value, value, rel_tol=_CLOSE, abs_tol=_CLOSE):
+        return Comparison(value, unit, change.questions, change.clusters, missing)
+    return Comparison(
+        value=value,
+        unit=unit,
+        questions=change.questions,
+        clusters=change.clusters,
+        missing=missing,
+        error=_finite(change.error),
+        low=_finite(change.low),
+        high=_finite(change.high),
+        p=_finite(change.p),
+        smallest=_finite(change.smallest) if change.error else None,
+    )
+
+
+def _same_weights(scores: Scores, baseline: Scores) -> bool:
+    if scores.weights is None or baseline.weights is None or len(scores.weights) != len(baseline.weights):
+        return False
+    return all(
+        math.isclose(weight, other, rel_tol=_CLOSE)
+        for weight, other in zip(scores.weights, baseline.weights, strict=True)
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def figures_to_json(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """Figures as JSON values."""
+    return {name: dataclasses.asdict(figure) for name, figure in figures.items()}
+
+
+def figures_from_json(values: Mapping[str, Any]) -> dict[str, Figure]:
+    """The reverse of `figures_to_json`. Raises UserError if the values are something else."""
+    return {name: _read_figure(value) for name, value in values.items()}
+
+
+def comparisons_to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
+    """Comparisons as JSON values."""
+    return {name: dataclasses.asdict(comparison) for name, comparison in comparisons.items()}
+
+
+def comparisons_from_json(values: Mapping[str, Any]) -> dict[str, Comparison]:
+    """The reverse of `comparisons_to_json`. Raises UserError if the values are something else."""
+    try:
+        return {name: Comparison(**value) for name, value in values.items()}
+    except TypeError:
+        raise UserError("the comparisons in results.json are of another version; run the evaluation again") from None
+
+
+def _read_figure(value: Any) -> Figure:
+    try:
+        fields = dict(value)
+        fields["figures"] = figures_from_json(fields["figures"])
+        for name in (UPSTREAM_EXACT, "clean"):
+            fields[name] = None if fields[name] is None else _read_figure(fields[name])
+        return Figure(**fields)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise UserError("the figures in results.json are of another version; run the evaluation again") from None

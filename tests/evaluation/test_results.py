@@ -1,0 +1,328 @@
+"""Figures with intervals and comparisons: against the bootstrap, the plain statistics, and by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenvl_jax.evaluation.benchmark import Benchmark
+from qwenvl_jax.evaluation.metrics.metric import Scores, Truth
+from qwenvl_jax.evaluation.metrics.registry import METRICS
+from qwenvl_jax.evaluation.results import (
+    Comparison,
+    Figure,
+    compare,
+    comparisons_from_json,
+    comparisons_to_json,
+    figures_from_json,
+    figures_of,
+    figures_to_json,
+    read_clean,
+)
+from qwenvl_jax.evaluation.statistics import Weighting, estimate, paired, weighted, weighted_difference, weighted_sum
+from qwenvl_jax.runtime.errors import UserError
+
+Rows = list[dict[str, Any]]
+
+
+def benchmark_of(metric: str, **fields: Any) -> Benchmark:
+    """A benchmark whose rows are scored by a metric, and by the released scripts if these differ."""
+
+    def score(rows: Sequence[dict[str, Any]]) -> dict[str, Scores]:
+        answers = [row["prediction"] for row in rows]
+        truths = [Truth(**row["truth"]) for row in rows]
+        scores = {metric: METRICS[metric].score(answers, truths)}
+        if METRICS[metric].upstream_exact is not None:
+            scores["upstream_exact"] = METRICS[metric].score(answers, truths, "upstream_exact")
+        return scores
+
+    values: dict[str, Any] = {"corpus": "quiz", "unit": METRICS[metric].unit} | fields
+    return Benchmark("quiz", "Quiz", lambda *_: [], lambda text, about: about, lambda about: about, score, **values)
+
+
+def choices(draw: np.random.Generator, count: int, subjects: int, right: float = 0.6) -> Rows:
+    """Multiple choice over subjects of different size and difficulty, several questions per picture."""
+    rows: Rows = []
+    for number in range(count):
+        subject = int(draw.integers(0, subjects) ** 2 / subjects)
+        is_right = draw.random() < min(0.95, right + 0.3 * subject / subjects)
+        rows.append(
+            {
+                "id": f"q{number}",
+                "cluster": f"picture {number // 3}",
+                "prediction": "A" if is_right else "B",
+                "truth": {"answers": ["A"], "category": f"subject {subject}"},
+            }
+        )
+    return rows
+
+
+def yes_or_no(draw: np.random.Generator, images: int) -> Rows:
+    """MME: two questions per picture."""
+    rows: Rows = []
+    for number in range(images):
+        subtask = ("existence", "count", "OCR", "code_reasoning")[number % 7 % 4]
+        for truth in ("yes", "no"):
+            prediction = truth if draw.random() < 0.75 else "no idea" if truth == "yes" else "Yes."
+            rows.append(
+                {
+                    "id": f"{number}{truth}",
+                    "cluster": number,
+                    "prediction": prediction,
+                    "truth": {"answers": [truth], "category": subtask, "group": str(number)},
+                }
+            )
+    return rows
+
+
+def rotations(draw: np.random.Generator, questions: int) -> Rows:
+    """MMBench: one to four rotations of each question, two questions per picture."""
+    rows: Rows = []
+    for number in range(questions):
+        ease = draw.random() ** 0.3
+        for turn in range(int(draw.integers(1, 5))):
+            rows.append(
+                {
+                    "id": f"{number}.{turn}",
+                    "cluster": number // 2,
+                    "prediction": "A" if draw.random() < ease else "B",
+                    "truth": {"answers": ["A"], "group": str(number), "options": ["net", "cat"]},
+                }
+            )
+    return rows
+
+
+def bootstrap(rows: Rows, figure: Callable[[Rows], float], stratum: Callable[[dict[str, Any]], Any]) -> float:
+    """The standard error of a figure, by drawing pictures anew within each stratum."""
+    draw = np.random.default_rng(0)
+    strata: dict[Any, dict[Any, Rows]] = {}
+    for row in rows:
+        strata.setdefault(stratum(row), {}).setdefault(row["cluster"], []).append(row)
+    values = []
+    for _ in range(300):
+        sample: Rows = []
+        for pictures in strata.values():
+            groups = list(pictures.values())
+            for copy, index in enumerate(draw.integers(0, len(groups), len(groups))):
+                for row in groups[index]:
+                    group = row["truth"].get("group")
+                    truth = row["truth"] | ({"group": f"{copy} {group}"} if group else {})
+                    sample.append(row | {"truth": truth})
+        values.append(figure(sample))
+    return float(np.std(values))
+
+
+@pytest.mark.parametrize(
+    ("metric", "make", "size", "within"),
+    [
+        ("choice_accuracy", lambda draw, n: choices(draw, 3 * n, 5), 200, False),
+        ("subject_accuracy", lambda draw, n: choices(draw, 3 * n, 5), 200, False),
+        ("mme", yes_or_no, 300, True),
+        ("mmbench", rotations, 300, False),
+    ],
+)
+def test_the_error_of_a_figure_is_that_of_a_bootstrap_over_pictures(
+    metric: str, make: Callable[[np.random.Generator, int], Rows], size: int, within: bool
+) -> None:
+    rows = make(np.random.default_rng(1), size)
+    benchmark = benchmark_of(metric)
+    figure = figures_of(benchmark, rows)[metric]
+    error = bootstrap(
+        rows,
+        lambda sample: benchmark.score(sample)[metric].aggregate,
+        (lambda row: row["truth"]["category"]) if within else lambda row: 0,
+    )
+    assert figure.error == pytest.approx(error, rel=0.13)
+    assert figure.value == pytest.approx(benchmark.score(rows)[metric].aggregate)
+    assert figure.low is not None and figure.high is not None and figure.low < figure.value < figure.high
+    assert (figure.questions, figure.clusters) == (len(rows), len({row["cluster"] for row in rows}))
+
+
+def test_sums_of_mme_and_its_subtasks_have_intervals() -> None:
+    rows = yes_or_no(np.random.default_rng(2), 300)
+    benchmark = benchmark_of("mme")
+    figures = figures_of(benchmark, rows)["mme"].figures
+
+    def perception(sample: Rows) -> float:
+        return benchmark.score(sample)["mme"].figures["perception"]
+
+    error = bootstrap(rows, perception, lambda row: row["truth"]["category"])
+    assert figures["perception"].error == pytest.approx(error, rel=0.13)
+    cognition, code = figures["cognition"], figures["code_reasoning"]
+    assert (cognition.value, cognition.error) == pytest.approx((code.value, code.error))
+    seen = sum(row["truth"]["category"] != "code_reasoning" for row in rows)
+    assert (figures["perception"].questions, cognition.questions) == (seen, len(rows) - seen)
+    assert figures["count_acc_plus"].error is None  # it is no mean of the values of questions
+
+
+def test_a_weighted_figure_with_equal_weights_is_the_plain_mean() -> None:
+    draw = np.random.default_rng(3)
+    scores = (draw.random(90) < 0.7).astype(float).tolist()
+    clusters = [number // 3 for number in range(90)]
+    plain = estimate(scores, clusters)
+    equal = weighted(scores, Weighting([1 / 90] * 90, clusters), bounded=True)
+    assert [equal.value, equal.error, equal.low, equal.high] == pytest.approx(
+        [plain.value, plain.error, plain.low, plain.high]
+    )
+    other = (draw.random(90) < 0.6).astype(float).tolist()
+    change = weighted_difference(scores, other, Weighting([1 / 90] * 90, clusters))
+    expected = paired(scores, other, clusters)
+    assert [change.p, change.smallest, change.low] == pytest.approx([expected.p, expected.smallest, expected.low])
+
+
+def test_parts_that_share_no_picture_are_a_sum_of_independent_means() -> None:
+    draw = np.random.default_rng(4)
+    first, second = draw.random(12).tolist(), draw.random(30).tolist()
+    expected = weighted_sum([estimate(first), estimate(second)], (0.5, 0.5))
+    weights = [0.5 / 12] * 12 + [0.5 / 30] * 30
+    parts = ["first"] * 12 + ["second"] * 30
+    whole = weighted(first + second, Weighting(weights, list(range(42)), parts), bounded=False)
+    assert [whole.value, whole.error, whole.low, whole.high] == pytest.approx(
+        [expected.value, expected.error, expected.low, expected.high]
+    )
+
+
+def test_questions_without_weight_do_not_count() -> None:
+    scores = [1.0, 0.0, 1.0, 1.0, 0.0]
+    some = weighted(scores, Weighting([0.25, 0.25, 0.25, 0.25, 0.0], list("abcdx")), bounded=True)
+    assert some == weighted(scores[:4], Weighting([0.25] * 4, list("abcd")), bounded=True)
+
+
+def test_all_right_answers_of_subjects_leave_a_doubt() -> None:
+    rows = choices(np.random.default_rng(5), 60, 7, right=2.0)
+    figure = figures_of(benchmark_of("subject_accuracy"), [row | {"prediction": "a"} for row in rows])
+    main = figure["subject_accuracy"]
+    assert main.value == main.high == 1.0 and main.low is not None and 0.7 < main.low < 1.0
+    assert main.smallest is None
+
+
+def test_one_question_is_no_evidence() -> None:
+    rows = choices(np.random.default_rng(6), 1, 1)
+    figure = figures_of(benchmark_of("choice_accuracy"), rows)["choice_accuracy"]
+    assert (figure.low, figure.high, figure.error, figure.smallest) == (0.0, 1.0, None, None)
+
+
+def test_a_subject_with_one_picture_is_compared_with_all() -> None:
+    """By hand: two subjects of one question each are then two draws of one kind."""
+    scores = weighted([1.0, 0.0], Weighting([0.5, 0.5], ["a", "b"], ["x", "y"]), bounded=False)
+    assert (scores.value, scores.error) == (0.5, pytest.approx(math.sqrt(0.125)))
+
+
+def test_the_figure_of_the_released_scripts_comes_with_its_reason() -> None:
+    rows: Rows = [
+        {"id": str(number), "prediction": answer, "truth": {"answers": ["100"]}}
+        for number, answer in enumerate(["100", "105.1", "3"])
+    ]
+    figure = figures_of(benchmark_of("relaxed_accuracy"), rows)["relaxed_accuracy"]
+    assert figure.value == pytest.approx(1 / 3)
+    assert figure.upstream_exact is not None and figure.upstream_exact.value == pytest.approx(2 / 3)
+    assert figure.reason == METRICS["relaxed_accuracy"].difference != ""
+    assert figure.clusters == 3  # without pictures each question is its own
+
+
+def test_the_clean_subset_is_named_by_source_and_record_or_by_question() -> None:
+    rows = choices(np.random.default_rng(7), 30, 3)
+    for row in rows:
+        row["record"] = row["cluster"]
+    clean = {"quiz/picture 0", "other/picture 1", "q29"}
+    figure = figures_of(benchmark_of("choice_accuracy"), rows, clean)["choice_accuracy"]
+    chosen = [*rows[:3], rows[29]]
+    assert figure.questions == 30 and figure.clean is not None
+    assert figure.clean == figures_of(benchmark_of("choice_accuracy"), chosen)["choice_accuracy"]
+    none = figures_of(benchmark_of("choice_accuracy"), rows, {"other/picture 1"})["choice_accuracy"]
+    assert none.clean is None
+
+
+def test_lists_of_clean_samples_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "clean.json"
+    path.write_text('{"clean": ["quiz/1"], "touched": ["quiz/2"]}')
+    assert read_clean(str(path)) == {"quiz/1"}
+    path.write_text("[1]")
+    with pytest.raises(UserError, match='has no list "clean"'):
+        read_clean(str(path))
+
+
+def test_hidden_benchmarks_and_empty_folders_have_no_figures() -> None:
+    rows = choices(np.random.default_rng(8), 4, 1)
+    assert figures_of(benchmark_of("choice_accuracy", hidden=True), rows) == {}
+    assert figures_of(benchmark_of("choice_accuracy"), []) == {}
+    assert compare(benchmark_of("choice_accuracy"), rows, []) == {}
+
+
+def test_comparisons_pair_questions_by_id() -> None:
+    draw = np.random.default_rng(9)
+    rows = choices(draw, 120, 4)
+    baseline = [row | {"prediction": "A" if draw.random() < 0.5 else "C"} for row in rows]
+    shuffled = [baseline[number] for number in draw.permutation(120)]
+    shuffled.append(rows[0] | {"id": "new"})
+    del shuffled[shuffled.index(baseline[5])]
+    shuffled[shuffled.index(baseline[7])] = baseline[7] | {"truth": {"answers": ["B"], "category": "subject 0"}}
+    change = compare(benchmark_of("choice_accuracy"), rows, shuffled)["choice_accuracy"]
+    common = [number for number in range(120) if number not in (5, 7)]
+    expected = paired(
+        [float(rows[number]["prediction"] == "A") for number in common],
+        [float(baseline[number]["prediction"] == "A") for number in common],
+        [rows[number]["cluster"] for number in common],
+    )
+    assert (change.questions, change.missing) == (118, 3)
+    assert [change.value, change.low, change.p, change.smallest] == pytest.approx(
+        [expected.value, expected.low, expected.p, expected.smallest]
+    )
+
+
+def test_a_figure_of_the_whole_corpus_has_no_interval() -> None:
+    rows: Rows = [
+        {"id": str(number), "prediction": f"a dog number {number}", "truth": {"answers": ["a dog"]}}
+        for number in range(3)
+    ]
+    figure = figures_of(benchmark_of("bleu_1"), rows)["bleu_1"]
+    assert figure.value > 0 and figure.low is figure.error is None
+    change = compare(benchmark_of("bleu_1"), rows, rows)["bleu_1"]
+    assert (change.value, change.p) == (0.0, None)
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+maybe = st.none() | finite
+names = st.text(max_size=8)
+leaf = st.builds(Figure, finite, finite, st.integers(), st.integers(), maybe, maybe, maybe, maybe, reason=names)
+figures = st.recursive(
+    leaf,
+    lambda inner: st.builds(
+        Figure,
+        finite,
+        finite,
+        st.integers(),
+        st.integers(),
+        figures=st.dictionaries(names, inner, max_size=3),
+        upstream_exact=st.none() | inner,
+        clean=st.none() | inner,
+    ),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(names, figures, max_size=3),
+    st.dictionaries(names, st.builds(Comparison, finite, finite, st.integers(), st.integers(), st.integers(), p=maybe)),
+)
+def test_figures_go_to_json_and_back(some: dict[str, Figure], others: dict[str, Comparison]) -> None:
+    text = json.dumps(figures_to_json(some), allow_nan=False)
+    assert figures_from_json(json.loads(text)) == some
+    text = json.dumps(comparisons_to_json(others), allow_nan=False)
+    assert comparisons_from_json(json.loads(text)) == others
+
+
+@pytest.mark.parametrize("values", [{"a": 1}, {"a": {}}, {"a": {"value": 1, "new": 2}}])
+def test_figures_of_another_version_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="another version"):
+        figures_from_json(values)
+    with pytest.raises(UserError, match="another version"):
+        comparisons_from_json(values)
