@@ -2,8 +2,12 @@
 
     python -m data_pipelines CORPUS --input=FOLDER --output=FOLDER [--split=train] [--workers=2] [--retry] [--help]
     python -m data_pipelines MIXTURE --input=FOLDER --output=FOLDER [--workers=2] [--help]
+    python -m data_pipelines CORPUS --evaluation --split=val --input=FOLDER --output=FOLDER [--help]
+    python -m data_pipelines benchmarks --input=FOLDER --output=FOLDER [--help]
 
-A mixture, such as table2, builds every one of its corpora that has a folder below the input.
+A mixture, such as table2, builds every one of its corpora that has a folder below the input. With --evaluation the
+questions of a split become the records of a benchmark, uncleaned; `benchmarks` does this for every benchmark that has a
+folder below the input. See docs/benchmark_data.md.
 
 A run that was ended in any way continues when the same command is started again, and gives the same bytes. Flags of
 Apache Beam, such as --runner=DataflowRunner, are passed on. See docs/pipelines.md (a run), docs/corpora.md (the corpora
@@ -20,7 +24,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_pipelines.build import benchmarks
 from data_pipelines.build.build_mixture import build_mixture
+from data_pipelines.build.job import Job, code_digest
 from data_pipelines.build.mixtures import MIXTURES
 from data_pipelines.clean.pair import score_at_least
 from data_pipelines.clean.rule import Rule, rule
@@ -28,6 +34,7 @@ from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.synthetic_pages import CACHE
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.duplicates.decontaminate import decontamination
+from data_pipelines.recipes.evaluation import EVALUATION
 from data_pipelines.recipes.table import ACROSS, RECIPES
 from data_pipelines.score.clip_model import CLIP, ClipModel, reads_clip, rules_before_score
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
@@ -41,7 +48,8 @@ def _parser() -> Parser:
     parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"one of {_names()}")
     parser.add_argument("--input", help="folder of the corpus (docs/corpora.md shows its files), on a disk or gs://")
     parser.add_argument("--output", help="folder to write, on a disk or gs://")
-    parser.add_argument("--split", default="train", help="the split of the corpus to read; default train")
+    parser.add_argument("--split", help="the split of the corpus to read; default train")
+    parser.add_argument("--evaluation", action="store_true", help="write the questions of a benchmark, uncleaned")
     parser.add_argument("--workers", type=int, default=0, help="processes; default: one per core, at most 4")
     parser.add_argument("--clip", help="score pairs by this CLIP model, such as ViT-B-32; see docs/clip.md")
     parser.add_argument("--clip_checkpoint", default="", help="OpenCLIP checkpoint of the model, a file or folder")
@@ -58,32 +66,58 @@ def _parser() -> Parser:
 
 
 def _names() -> str:
-    return f"{', '.join(sorted(CORPORA))}, or a mixture of them: {', '.join(MIXTURES)}"
+    return f"{', '.join(sorted(CORPORA))}, or a mixture of them: {', '.join(MIXTURES)}, or {benchmarks.ALL}"
 
 
 def _check(arguments: argparse.Namespace) -> None:
     name = arguments.corpus
     if name is None:
         raise UserError("name a corpus, such as python -m data_pipelines cc12m --input=.. --output=..; see --help")
-    if name not in CORPORA and name not in MIXTURES:
-        raise UserError(f"there is no corpus {name!r}{nearest(name, (*CORPORA, *MIXTURES))}; see --help")
+    known = (*CORPORA, *MIXTURES, benchmarks.ALL)
+    if name not in known:
+        raise UserError(f"there is no corpus {name!r}{nearest(name, known)}; see --help")
     for flag in ("input", "output"):
         if not getattr(arguments, flag):
             raise UserError(f"--{flag} is missing; name a folder on a disk or gs://")
-    for corpus in MIXTURES[name].corpora if name in MIXTURES else (name,):
-        if corpus not in RECIPES:
-            raise UserError(f"there is no recipe for {corpus}; add one to data_pipelines/recipes/table.py")
-        splits = CORPORA[corpus].splits
+    if name not in CORPORA and (arguments.split or arguments.retry):
+        raise UserError(f"{name} has neither --split nor --retry; name one corpus of {name} for that")
+    if arguments.evaluation or name == benchmarks.ALL:
+        _check_evaluation(arguments)
+    else:
+        arguments.split = arguments.split or "train"
+        for corpus in MIXTURES[name].corpora if name in MIXTURES else (name,):
+            _check_training(corpus)
+    if name in CORPORA:
+        splits = CORPORA[name].splits
         if arguments.split not in splits:
-            known = f"; it has {', '.join(splits)}"
-            raise UserError(f"{corpus} has no split {arguments.split!r}{nearest(arguments.split, splits) or known}")
-    if name in MIXTURES and (arguments.split != "train" or arguments.retry):
-        raise UserError(f"a mixture has neither --split nor --retry; name one corpus of {name} for that")
+            known_splits = f"; it has {', '.join(splits)}"
+            raise UserError(
+                f"{name} has no split {arguments.split!r}{nearest(arguments.split, splits) or known_splits}"
+            )
     if arguments.workers < 0 or arguments.bytes_per_shard < 1:
         raise UserError("--workers must be 0 or more, and --bytes_per_shard 1 or more")
     if storage.is_remote(arguments.cache):
         raise UserError(f"--cache={arguments.cache} must be a folder on a disk, because fonts are read from it")
     _check_clip(arguments)
+
+
+def _check_training(corpus: str) -> None:
+    if CORPORA[corpus].tasks == (benchmarks.EVALUATION,):
+        raise UserError(f"{corpus} is a benchmark, on which no model may be trained; add --evaluation and --split")
+    if corpus not in RECIPES:
+        raise UserError(f"there is no recipe for {corpus}; add one to data_pipelines/recipes/table.py")
+
+
+def _check_evaluation(arguments: argparse.Namespace) -> None:
+    name = arguments.corpus
+    if name in MIXTURES:
+        raise UserError(f"{name} is a mixture for training; name a corpus, or {benchmarks.ALL} for all benchmarks")
+    if arguments.clip is not None or arguments.evaluation_index:
+        raise UserError("--clip and --evaluation_index leave pairs out, but a benchmark is asked as a whole; omit them")
+    if name in CORPORA:
+        benchmarks.as_benchmark(CORPORA[name])
+        if not arguments.split:
+            raise UserError(f"--evaluation needs a --split of {name}; it has {', '.join(CORPORA[name].splits)}")
 
 
 def _check_clip(arguments: argparse.Namespace) -> None:
@@ -136,6 +170,29 @@ def _recipe(name: str, arguments: argparse.Namespace) -> tuple[Rule, ...]:
     return (*before, decontamination(arguments.evaluation_index), *recipe[len(before) :])
 
 
+def _job(name: str, split: str, folder: str, output: str, arguments: argparse.Namespace) -> Job:
+    """The job that builds a split of a corpus: records for training, or those of a benchmark."""
+    corpus = CORPORA[name]
+    cache = os.fspath(storage.absolute(arguments.cache))
+    corpus = dataclasses.replace(corpus, layout=corpus.layout.with_cache(cache))
+    evaluates = arguments.evaluation or arguments.corpus == benchmarks.ALL
+    if evaluates:
+        corpus = benchmarks.as_benchmark(corpus)
+    return Job(
+        corpus=corpus,
+        split=split,
+        input=os.fspath(storage.absolute(folder)),
+        output=os.fspath(artifacts.output_folder(output)),
+        recipe=EVALUATION if evaluates else _recipe(name, arguments),
+        clip=None if evaluates else _clip(name, arguments),
+        across=() if evaluates else ACROSS.get(name, ()),
+        composers={task: COMPOSERS[task] for task in corpus.tasks},
+        code=code_digest(),
+        bytes_per_shard=arguments.bytes_per_shard,
+        retry=arguments.retry,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; exit code 2 with one sentence on a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
@@ -144,36 +201,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check(arguments)
         logging.disable(logging.WARNING)  # Beam's import warns about cloud clients that nothing here needs
         from data_pipelines import beam
-        from data_pipelines.build.job import Job, code_digest
         from data_pipelines.build.run import build
 
         logging.disable(logging.NOTSET)
         workers = arguments.workers or min(4, os.cpu_count() or 1)
         flags = [f"--{name}" for name in vars(arguments) if name != "corpus"]
 
-        def build_corpus(name: str, folder: str, output: str) -> Mapping[str, Any]:
-            corpus = CORPORA[name]
-            cache = os.fspath(storage.absolute(arguments.cache))
-            job = Job(
-                corpus=dataclasses.replace(corpus, layout=corpus.layout.with_cache(cache)),
-                split=arguments.split,
-                input=os.fspath(storage.absolute(folder)),
-                output=os.fspath(artifacts.output_folder(output)),
-                recipe=_recipe(name, arguments),
-                clip=_clip(name, arguments),
-                across=ACROSS.get(name, ()),
-                composers={task: COMPOSERS[task] for task in corpus.tasks},
-                code=code_digest(),
-                bytes_per_shard=arguments.bytes_per_shard,
-                retry=arguments.retry,
-            )
+        def build_split(name: str, split: str, folder: str, output: str) -> Mapping[str, Any]:
+            job = _job(name, split, folder, output, arguments)
             return build(job, beam.options(beam_flags, workers, flags), workers, arguments.keep_work)
 
         name = arguments.corpus
-        if name in MIXTURES:
+        if name == benchmarks.ALL:
+            benchmarks.build_benchmarks(arguments.input, arguments.output, build_split)
+        elif name in MIXTURES:
+
+            def build_corpus(corpus: str, folder: str, output: str) -> Mapping[str, Any]:
+                return build_split(corpus, "train", folder, output)
+
             build_mixture(name, MIXTURES[name], arguments.input, arguments.output, build_corpus)
         else:
-            build_corpus(name, arguments.input, arguments.output)
+            manifest = build_split(name, arguments.split, arguments.input, arguments.output)
+            if arguments.evaluation:
+                logging.info("%s", "\n".join(benchmarks.table([manifest])))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def build_index(folders: Sequence[tuple[epath.PathLike, str]]) -> EvaluationInde
             number = ids.setdefault(f"{record.source}/{record.id}", len(ids))
             for payload in record.images:
                 digest = hashlib.sha256(payload).digest()
-                if digest in pictures:
+                if digest in pictures or not _is_readable(payload):
                     continue
                 pictures[digest] = number
                 for variant in variants(picture_of(payload)):
@@ -154,8 +154,21 @@ def build_index(folders: Sequence[tuple[epath.PathLike, str]]) -> EvaluationInde
     )
 
 
+def _is_readable(payload: bytes) -> bool:
+    """Benchmarks keep pictures that were lost or damaged, because their questions count."""
+    try:
+        picture_of(payload)
+    except (UserError, OSError, ValueError):
+        return False
+    return True
+
+
 def _texts_of(record: Record) -> Iterator[str]:
     content: Mapping[str, Any] = record.content
+    if record.task == "evaluation":
+        for question in content["questions"]:
+            yield from [question["text"]] if "text" in question else question.get("answers", ())
+        return
     for sample in contents_of(content):
         for key in _TEXT_KEYS:
             if isinstance(sample.get(key), str):

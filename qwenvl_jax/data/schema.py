@@ -65,8 +65,10 @@ def samples_of(record: Record) -> tuple[Record, ...]:
 
 
 def sample_count(record: Record) -> int:
-    """How many samples a checked record has."""
+    """How many samples a checked record has; of a benchmark, how many questions."""
     content: Mapping[str, Any] = record.content
+    if record.task == "evaluation":
+        return len(content["questions"])
     return len(content.get(ANNOTATIONS, (None,)))
 
 

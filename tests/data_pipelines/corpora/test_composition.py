@@ -54,5 +54,7 @@ def test_every_corpus_gives_records_of_its_tasks(name: str, task: str, tmp_path:
     for record in composed:
         assert record.task == task and record.source == name
         assert record.language in ("en", "zh")
+        if task == "evaluation":
+            continue
         for sample in samples_of(record):
             assert any(piece.supervised for piece in training_pieces(sample))

@@ -1,0 +1,140 @@
+"""Evaluation sets from public corpora: which corpora have questions of a benchmark, and all benchmarks by one command.
+
+<input>/<corpus>/                         raw, as docs/benchmark_data.md describes it
+<output>/<corpus>_<split>/                the output of `build`
+<output>/<corpus>_<split>/evaluation/     the record folder that an evaluation reads; its split has the corpus' name
+
+A corpus without a folder, and a split without files, is left out with a sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.build.clean_part import COMPOSE
+from data_pipelines.clean.evaluation import LOST, evaluation_pictures
+from data_pipelines.corpora.corpus import Corpus
+from data_pipelines.corpora.table import CORPORA
+from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.errors import UserError
+
+EVALUATION = "evaluation"
+ALL = "benchmarks"  # the name of all of them on the command line
+# Corpora with one of these tasks have captions with references, questions, or phrases with boxes.
+_ASKED = {"caption", "vqa", "ref_grounding", EVALUATION}
+_log = logging.getLogger(__name__)
+
+# Corpus -> the splits that papers report, in the order of the tables of Qwen-VL: captions, general questions, questions
+# about text, phrases, benchmarks of instructions, and pure text, whose `dev` has the examples of few-shot prompts.
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "nocaps": ("val",),
+    "flickr30k": ("test",),
+    "vqav2": ("val",),
+    "okvqa": ("val",),
+    "gqa": ("testdev",),
+    "vizwiz": ("val",),
+    "textvqa": ("val",),
+    "docvqa": ("val",),
+    "infovqa": ("val",),
+    "chartqa": ("test_human", "test_augmented"),
+    "ocr_vqa": ("val", "test"),
+    "ai2d": ("test",),
+    "refcoco": ("val", "test_a", "test_b"),
+    "refcoco_plus": ("val", "test_a", "test_b"),
+    "refcocog": ("val", "test"),
+}
+# Corpora that are published in one folder: if there is no folder of the corpus' name, this one is read.
+_SHARED = {"refcoco_plus": "refcoco", "refcocog": "refcoco"}
+
+# (corpus, split, its folder, output) -> builds it and returns its manifest.
+BuildSplit = Callable[[str, str, str, str], Mapping[str, Any]]
+
+
+def as_benchmark(corpus: Corpus) -> Corpus:
+    """The corpus whose only records are those of an evaluation.
+
+    Raises:
+      UserError: if it has nothing that can be asked and scored.
+    """
+    if not _ASKED & set(corpus.tasks):
+        raise UserError(
+            f"{corpus.name} has neither captions nor questions nor phrases with boxes, so it is no benchmark; omit "
+            "--evaluation"
+        )
+    return dataclasses.replace(corpus, tasks=(EVALUATION,))
+
+
+def losses(manifest: Mapping[str, Any]) -> list[str]:
+    """Sentences on rows of a finished evaluation set that could not be read and pictures that are lost."""
+    sentences = []
+    failed = manifest["failed"]["rows"]
+    if failed:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["failed"]["reasons"].items())
+        sentences.append(f"rows that could not be read and are not asked: {failed:,} ({reasons}), see failed.jsonl")
+    for each in manifest["rules"]:
+        if each["rule"] == COMPOSE and each["dropped"]:
+            sentences.append(f"rows that have nothing to ask: {sum(each['dropped'].values()):,}")
+        if each["rule"] != evaluation_pictures.__name__:
+            continue
+        for cause in LOST:
+            count = each["causes"].get(cause, 0)
+            if count:
+                sentences.append(f"{cause}: {count:,} of {each['seen']:,} records")
+    return sentences
+
+
+def build_benchmarks(folder: str, output: str, build_split: BuildSplit) -> list[Mapping[str, Any]]:
+    """Builds every split of every benchmark that has files below a folder.
+
+    Returns:
+      The manifests of those that were built.
+
+    Raises:
+      UserError: if no benchmark has a folder with its files.
+    """
+    manifests = []
+    missing = []
+    for name, splits in BENCHMARKS.items():
+        raw = _folder_of(name, storage.path(folder))
+        if raw is None:
+            missing.append(name)
+            continue
+        for split in splits:
+            try:
+                CORPORA[name].layout.files(raw, CORPORA[name].splits[split])
+            except UserError as error:
+                _log.info("%s, %s is left out: %s", name, split, error)
+                continue
+            manifests.append(build_split(name, split, str(raw), str(storage.path(output) / f"{name}_{split}")))
+    if missing:
+        _log.info("left out, because %s has no folder of this name: %s", folder, ", ".join(missing))
+    if not manifests:
+        raise UserError(
+            f"{folder} has no folder with the files of a benchmark; it needs some of {', '.join(BENCHMARKS)}, as "
+            "docs/benchmark_data.md describes them"
+        )
+    _log.info("%s", "\n".join(table(manifests)))
+    return manifests
+
+
+def _folder_of(name: str, folder: epath.Path) -> epath.Path | None:
+    for each in (name, _SHARED.get(name, name)):
+        if storage.is_folder(folder / each):
+            return folder / each
+    return None
+
+
+def table(manifests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines of text: records, questions and pictures of every set, and rows that could not be read."""
+    yield f"{'benchmark':<28}{'records':>10}{'questions':>12}{'pictures':>10}{'failed':>8}"
+    for manifest in manifests:
+        split = manifest["tasks"].get(EVALUATION, {"records": 0, "samples": 0, "images": 0})
+        counts = f"{split['records']:>10,}{split['samples']:>12,}{split['images']:>10,}"
+        yield f"{manifest['corpus'] + ', ' + manifest['split']:<28}{counts}{manifest['failed']['rows']:>8,}"
+        for sentence in losses(manifest):
+            yield f"  {sentence}"

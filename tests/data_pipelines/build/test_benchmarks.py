@@ -1,0 +1,130 @@
+"""Evaluation sets from the command line: every question with its id, also those whose pictures are lost."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipelines import beam
+from data_pipelines.__main__ import main
+from data_pipelines.build.benchmarks import BENCHMARKS
+from data_pipelines.clean.rule import judge
+from data_pipelines.compose.evaluation import evaluation
+from data_pipelines.corpora.table import CORPORA
+from data_pipelines.pair import RawPair
+from data_pipelines.recipes.evaluation import EVALUATION
+from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
+from qwenvl_jax.data.schema import Record
+from qwenvl_jax.runtime.artifacts import read_json
+from tests.data_pipelines.build.conftest import one_by_one
+from tests.support.corpora.table import FIXTURES
+
+
+@pytest.fixture(autouse=True)
+def without_beam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam takes a second or two per run."""
+    monkeypatch.setattr(beam, "run_steps", one_by_one)
+
+
+def expected(name: str, split: str, folder: Path) -> list[Record]:
+    """The records of a split from a plain loop."""
+    records = []
+    for row in CORPORA[name].read(folder, split):
+        if isinstance(row, RawPair):
+            record = evaluation(judge(EVALUATION, row).pair)
+            records += [record] if record else []
+    return records
+
+
+def read(folder: Path, split: str) -> list[Record]:
+    return list(RecordReader(folder / "evaluation", split, verify=True))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_records_of_a_benchmark_are_those_of_its_pairs(name: str, tmp_path: Path) -> None:
+    """For every split of the table; the ids of all questions of a split differ."""
+    FIXTURES[name](tmp_path / "raw")
+    for split in BENCHMARKS[name]:
+        output = tmp_path / f"{name}_{split}"
+        main([name, "--evaluation", f"--split={split}", f"--input={tmp_path / 'raw'}", f"--output={output}"])
+        records = read(output, split)
+        assert records == expected(name, split, tmp_path / "raw")
+        ids = [question["id"] for record in records for question in record.content["questions"]]  # type: ignore
+        assert len(set(ids)) == len(ids) > 0
+        assert read_manifest(output / "evaluation")["splits"][split]["samples"] == len(ids)
+
+
+def test_a_missing_picture_costs_no_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FIXTURES["vqav2"](tmp_path / "raw")
+    whole = expected("vqav2", "val", tmp_path / "raw")
+    pictures = sorted((tmp_path / "raw/val2014").iterdir())
+    pictures[0].unlink()
+    pictures[1].write_bytes(b"<html>")
+    main(["vqav2", "--evaluation", "--split=val", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out'}"])
+    records = read(tmp_path / "out", "val")
+    assert [record.content for record in records] == [record.content for record in whole]
+    assert [record.images for record in records] == [(b"",), (b"<html>",)]
+    said = capsys.readouterr().out
+    assert "picture missing: 1 of 2 records" in said and "picture unreadable: 1 of 2 records" in said
+    assert "rows that could not be read and are not asked: 1 (question without an answer 1), see failed.jsonl" in said
+
+
+def test_all_benchmarks_that_are_there_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RefCOCO+ is in the folder of RefCOCO; a split without its file is left out."""
+    for name in ("gqa", "refcoco", "chartqa"):
+        FIXTURES[name](tmp_path / "raw" / name)
+    FIXTURES["refcoco_plus"](tmp_path / "raw" / "refcoco")
+    (tmp_path / "raw/chartqa/test/test_human.json").unlink()
+    main(["benchmarks", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'data'}"])
+    built = {path.name for path in (tmp_path / "data").iterdir() if not path.name.startswith(".")}
+    phrases = {f"{name}_{split}" for name in ("refcoco", "refcoco_plus") for split in ("val", "test_a", "test_b")}
+    assert built == {"gqa_testdev", "chartqa_test_augmented", *phrases}
+    said = capsys.readouterr().out
+    assert "chartqa, test_human is left out: " in said and "test_human.json does not exist" in said
+    assert "nocaps, flickr30k, vqav2" in said
+    shutil.rmtree(tmp_path / "raw" / "chartqa")
+    main(["benchmarks", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'data'}"])
+    assert "gqa_testdev is up to date" in capsys.readouterr().out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_mistakes_end_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = (f"--input={tmp_path}", f"--output={tmp_path}/output")
+    cases: list[tuple[tuple[Any, ...], str]] = [
+        (("vqav2", "--evaluation", *flags), "--evaluation needs a --split of vqav2; it has train, val"),
+        (("vqav2", "--evaluation", "--split=vall", *flags), "vqav2 has no split 'vall'; did you mean 'val'"),
+        (("text", "--evaluation", "--split=train", *flags), "so it is no benchmark"),
+        (("table3", "--evaluation", *flags), "table3 is a mixture for training"),
+        (("vqav2", "--evaluation", "--split=val", "--clip=ViT-B-32", *flags), "but a benchmark is asked as a whole"),
+        (("benchmarks", "--split=val", *flags), "benchmarks has neither --split nor --retry"),
+        (("benchmarks", *flags), "has no folder with the files of a benchmark; it needs some of nocaps"),
+        (("benchmark", *flags), "did you mean 'benchmarks'"),
+    ]
+    for arguments, words in cases:
+        line = refusal(capsys, *arguments)
+        assert line.startswith("error: ") and words in line, (arguments, line)
+
+
+def test_a_benchmark_is_one_corpus_of_the_table() -> None:
+    for name, splits in BENCHMARKS.items():
+        assert set(splits) <= set(CORPORA[name].splits)
+
+
+def test_the_manifest_counts_lost_pictures(tmp_path: Path) -> None:
+    FIXTURES["refcoco"](tmp_path / "raw")
+    shutil.rmtree(tmp_path / "raw/images")
+    main(["refcoco", "--evaluation", "--split=val", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out'}"])
+    records = read(tmp_path / "out", "val")
+    manifest = read_json(tmp_path / "out" / "manifest.json")
+    (counts,) = [each for each in manifest["rules"] if each["rule"] == "evaluation_pictures"]
+    assert counts["causes"]["picture missing"] == len(records) and counts["dropped"] == {}
