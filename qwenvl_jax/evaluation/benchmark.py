@@ -77,14 +77,17 @@ class Benchmark:
       stops: the special tokens that end an answer, written out.
       max_new: the largest number of generated tokens.
       min_new: generated tokens before which no stop token may be chosen.
+      last_tokens: a prompt of more than one token above this number keeps only its last ones, this many (the released
+        evaluate_mmlu.py: 2,047 of more than 2,048); 0 keeps all.
       corpus, split: of its records: the entry of `data_pipelines.corpora.table`.
       table: of the paper that it belongs to, such as "4".
-      paper: figures of the paper by model, such as {"Qwen-VL": 79.5}, in the unit of the paper.
+      paper: the paper's main figure by model, such as {"Qwen-VL": 79.5}, in the unit of the paper.
+      paper_figures: the paper's further figures by their name in `Scores.figures`, then by model, in the same unit.
       unit: the factor between a score and the number in papers (100 for shares).
       shots: answered questions before each, unless the config says otherwise.
       exemplar_split: the split of `corpus` from which these are taken.
       exemplar_choice: "random", or "category": the first ones of the same category, as MMLU asks.
-      submission: (rows) -> the name and the content of the file for the benchmark's server; None if it has none.
+      submission: (rows) -> the files for the benchmark's server by name (`submissions`); None if it has no server.
       hidden: whether the truth is only known to a server, so that nothing can be scored here.
       note: what a reader of the table must know, in one sentence; "" for nothing.
     """
@@ -99,15 +102,17 @@ class Benchmark:
     stops: tuple[str, ...] = (tags.ENDOFTEXT,)
     max_new: int = 1
     min_new: int = 0
+    last_tokens: int = 0
     corpus: str = ""
     split: str = ""
     table: str = ""
     paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    paper_figures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     unit: float = 100.0
     shots: int = 0
     exemplar_split: str = ""
     exemplar_choice: str = "random"
-    submission: Callable[[Sequence[dict[str, Any]]], tuple[str, bytes]] | None = None
+    submission: Callable[[Sequence[Mapping[str, Any]]], dict[str, bytes]] | None = None
     hidden: bool = False
     note: str = ""
 
