@@ -27,7 +27,7 @@ from qwenvl_jax.evaluation.statistics import (
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
-UPSTREAM_EXACT = "upstream_exact"  # `Benchmark.score` names the figure of the released scripts so, if it differs
+UPSTREAM = "_upstream_exact"  # the ending of figures by the rules of the released scripts in `Benchmark.score`
 _CLOSE = 1e-6  # relative: two ways to add the same numbers up differ by less
 
 Rows = Sequence[Mapping[str, Any]]
@@ -45,6 +45,7 @@ class Figure:
       low, high: the interval that contains the true value in 95 % of all cases; None if it is unknown.
       smallest: the smallest difference that a comparison of two independent models shows in four of five cases. Paired
         answers mostly show smaller ones. None if it is unknown, as for a model without a single mistake.
+      right: the sum of the values of questions, if each is between 0 and 1, so that it counts right answers.
       figures: the figures of categories by name.
       upstream_exact: by the rule of the released scripts, if that differs.
       reason: why it differs.
@@ -59,6 +60,7 @@ class Figure:
     low: float | None = None
     high: float | None = None
     smallest: float | None = None
+    right: float | None = None
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
     upstream_exact: Figure | None = None
     reason: str = ""
@@ -74,6 +76,7 @@ class Comparison:
       missing: questions that only one of the two was asked, or whose truth has changed between them.
       p: the probability of a difference at least as large in either direction if there were none; None if unknown.
       smallest: the smallest difference that a comparison like this one shows in four of five cases.
+      figures: the differences of further figures by name.
     """
 
     value: float
@@ -86,15 +89,20 @@ class Comparison:
     high: float | None = None
     p: float | None = None
     smallest: float | None = None
+    figures: Mapping[str, Comparison] = dataclasses.field(default_factory=dict)
 
 
-def figures_of(benchmark: Benchmark, rows: Rows, clean: Collection[str] | None = None) -> dict[str, Figure]:
+def figures_of(
+    benchmark: Benchmark, rows: Rows, clean: Collection[str] | None = None, lost: int = 0
+) -> dict[str, Figure]:
     """The figures of a benchmark with intervals, the main one first.
 
     Args:
       benchmark: how rows are scored.
       rows: of predictions. Questions of one picture share `row["cluster"]`; without it each question is its own.
       clean: ids of untouched questions or records, see `is_clean`.
+      lost: how many records could not be read. Each counts as one average question that scores nothing, except on the
+        clean subset, because nobody knows whether it would belong there.
 
     Returns:
       An empty dictionary if there are no rows, or only a server knows the truth.
@@ -102,6 +110,8 @@ def figures_of(benchmark: Benchmark, rows: Rows, clean: Collection[str] | None =
     if not rows or benchmark.hidden:
         return {}
     figures = _scored(benchmark, rows)
+    if lost:
+        figures = {name: _with_lost(figure, lost) for name, figure in figures.items()}
     if clean is None:
         return figures
     untouched = [row for row in rows if is_clean(row, benchmark, clean)]
@@ -168,20 +178,35 @@ def read_clean(path: str) -> frozenset[str]:
 
 
 def _scored(benchmark: Benchmark, rows: Rows) -> dict[str, Figure]:
-    """All figures, that of the released scripts as an attribute of the main one."""
+    """All figures, those of the released scripts as an attribute of the official ones."""
     clusters = _clusters(rows)
     scores = benchmark.score([dict(row) for row in rows])
-    upstream = scores.get(UPSTREAM_EXACT)
-    figures = {name: _figure(each, clusters, benchmark.unit) for name, each in scores.items() if name != UPSTREAM_EXACT}
-    if upstream is not None:
-        main = next(iter(figures))
-        metric = METRICS.get(main)
-        figures[main] = dataclasses.replace(
-            figures[main],
-            upstream_exact=_figure(upstream, clusters, benchmark.unit),
-            reason=metric.difference if metric else "",
-        )
+    figures = {}
+    for name, each in scores.items():
+        if name.endswith(UPSTREAM) and name.removesuffix(UPSTREAM) in scores:
+            continue
+        figure = _figure(each, clusters, benchmark.unit)
+        if upstream := scores.get(f"{name}{UPSTREAM}"):
+            reason = METRICS[name].difference if name in METRICS else ""
+            released = _figure(upstream, clusters, benchmark.unit)
+            figure = dataclasses.replace(figure, upstream_exact=released, reason=reason)
+        figures[name] = figure
     return figures
+
+
+def _with_lost(figure: Figure, lost: int) -> Figure:
+    """A figure in which lost records count as questions that score nothing."""
+    share = figure.questions / (figure.questions + lost)
+    scaled = {
+        name: value * share
+        for name in ("value", "error", "low", "high", "smallest")
+        if (value := getattr(figure, name)) is not None
+    }
+    figures = {name: _with_lost(each, lost) for name, each in figure.figures.items() if figure.questions}
+    upstream = figure.upstream_exact and _with_lost(figure.upstream_exact, lost)
+    return dataclasses.replace(
+        figure, **scaled, questions=figure.questions + lost, figures=figures, upstream_exact=upstream
+    )
 
 
 def _clusters(rows: Rows) -> list[Hashable]:
@@ -189,42 +214,26 @@ def _clusters(rows: Rows) -> list[Hashable]:
 
 
 def _figure(scores: Scores, clusters: Sequence[Hashable], unit: float) -> Figure:
-    """A figure with its interval, and those of its categories."""
-    if scores.weights is None or len(scores.per_question) != len(clusters):
-        return Figure(
-            scores.aggregate, unit, len(scores.per_question), len(set(clusters)), figures=_plain(scores, unit)
-        )
-    weighting = Weighting(scores.weights, clusters, scores.parts if scores.within_parts else None)
-    figure = _from_estimate(scores.aggregate, weighted(scores.per_question, weighting, bounded=scores.bounded), unit)
-    return dataclasses.replace(figure, figures=_categories(scores, clusters, unit))
+    """A figure with its interval, and its further figures."""
+    further = {
+        name: _weighted_figure(value, scores, scores.figure_weights.get(name), clusters, unit)
+        for name, value in scores.figures.items()
+    }
+    main = _weighted_figure(scores.aggregate, scores, scores.weights, clusters, unit)
+    right = sum(scores.per_question) if scores.bounded else None
+    return dataclasses.replace(main, figures=further, right=right)
 
 
-def _plain(scores: Scores, unit: float) -> dict[str, Figure]:
-    count = len(scores.per_question)
-    return {name: Figure(value, unit, count, count) for name, value in scores.figures.items()}
-
-
-def _categories(scores: Scores, clusters: Sequence[Hashable], unit: float) -> dict[str, Figure]:
-    """The figures of categories: with an interval those that are the mean of a category, or a sum of such means."""
-    weights = scores.weights or ()
-    totals: dict[str, float] = {}
-    for part, weight in zip(scores.parts, weights, strict=False):
-        totals[part] = totals.get(part, 0.0) + weight
-    figures = {}
-    for name, value in scores.figures.items():
-        members = set(scores.sums.get(name, (name,))) & {part for part, total in totals.items() if total > 0}
-        if not members:
-            figures[name] = Figure(value, unit, 0, 0)
-            continue
-        of_members = [
-            weight / totals[part] if part in members else 0.0
-            for part, weight in zip(scores.parts, weights, strict=True)
-        ]
-        parts = scores.parts if name in scores.sums else None
-        bounded = scores.bounded and name not in scores.sums
-        estimate = weighted(scores.per_question, Weighting(of_members, clusters, parts), bounded=bounded)
-        figures[name] = _from_estimate(value, estimate, unit)
-    return figures
+def _weighted_figure(
+    value: float, scores: Scores, weights: Sequence[float] | None, clusters: Sequence[Hashable], unit: float
+) -> Figure:
+    """The figure that weights make from the values of questions; without an interval if it has no weights."""
+    if weights is None or not any(weights) or len(scores.per_question) != len(clusters):
+        return Figure(value, unit, len(scores.per_question), len(set(clusters)))
+    weighting = Weighting(weights, clusters, scores.parts or None)
+    # A mean of values between 0 and 1 is between them, too; a sum may not be.
+    bounded = scores.bounded and math.isclose(sum(weights), 1.0, rel_tol=_CLOSE)
+    return _from_estimate(value, weighted(scores.per_question, weighting, bounded=bounded), unit)
 
 
 def _from_estimate(value: float, estimate: Estimate, unit: float) -> Figure:
@@ -250,20 +259,40 @@ def _from_estimate(value: float, estimate: Estimate, unit: float) -> Figure:
 def _comparison(
     scores: Scores, baseline: Scores, clusters: Sequence[Hashable], missing: int, unit: float
 ) -> Comparison:
-    """The difference of one figure; without an interval if the two do not weight the questions alike."""
-    value = scores.aggregate - baseline.aggregate
-    if not _same_weights(scores, baseline) or len(scores.per_question) != len(clusters):
-        return Comparison(value, unit, len(scores.per_question), len(set(clusters)), missing)
-    weighting = Weighting(scores.weights or (), clusters, scores.parts if scores.within_parts else None)
-    change = weighted_difference(scores.per_question, baseline.per_question, weighting)
-    if not math.isclose(change.value, value, rel_tol=_CLOSE, abs_tol=_CLOSE):
-        return Comparison(value, unit, change.questions, change.clusters, missing)
-    return Comparison(
-        value=value,
-        unit=unit,
+    """The difference of a figure, and of its further figures."""
+    counts = Comparison(0.0, unit, len(scores.per_question), len(set(clusters)), missing)
+    further = {
+        name: _difference(
+            dataclasses.replace(counts, value=scores.figures[name] - baseline.figures[name]),
+            (scores, scores.figure_weights.get(name)),
+            (baseline, baseline.figure_weights.get(name)),
+            clusters,
+        )
+        for name in scores.figures
+        if name in baseline.figures
+    }
+    plain = dataclasses.replace(counts, value=scores.aggregate - baseline.aggregate)
+    main = _difference(plain, (scores, scores.weights), (baseline, baseline.weights), clusters)
+    return dataclasses.replace(main, figures=further)
+
+
+Weighted = tuple[Scores, Sequence[float] | None]
+
+
+def _difference(plain: Comparison, ours: Weighted, theirs: Weighted, clusters: Sequence[Hashable]) -> Comparison:
+    """A difference with its interval; as it is if the two figures do not weight the questions alike."""
+    (scores, weights), (baseline, baseline_weights) = ours, theirs
+    if weights is None or not _alike(weights, baseline_weights) or len(scores.per_question) != len(clusters):
+        return plain
+    change = weighted_difference(
+        scores.per_question, baseline.per_question, Weighting(weights, clusters, scores.parts or None)
+    )
+    if not math.isclose(change.value, plain.value, rel_tol=_CLOSE, abs_tol=_CLOSE):
+        return plain
+    return dataclasses.replace(
+        plain,
         questions=change.questions,
         clusters=change.clusters,
-        missing=missing,
         error=_finite(change.error),
         low=_finite(change.low),
         high=_finite(change.high),
@@ -272,13 +301,10 @@ def _comparison(
     )
 
 
-def _same_weights(scores: Scores, baseline: Scores) -> bool:
-    if scores.weights is None or baseline.weights is None or len(scores.weights) != len(baseline.weights):
+def _alike(weights: Sequence[float], others: Sequence[float] | None) -> bool:
+    if others is None or len(weights) != len(others) or not any(weights):
         return False
-    return all(
-        math.isclose(weight, other, rel_tol=_CLOSE)
-        for weight, other in zip(scores.weights, baseline.weights, strict=True)
-    )
+    return all(math.isclose(weight, other, rel_tol=_CLOSE) for weight, other in zip(weights, others, strict=True))
 
 
 def _finite(value: float) -> float | None:
@@ -303,8 +329,11 @@ def comparisons_to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]
 def comparisons_from_json(values: Mapping[str, Any]) -> dict[str, Comparison]:
     """The reverse of `comparisons_to_json`. Raises UserError if the values are something else."""
     try:
-        return {name: Comparison(**value) for name, value in values.items()}
-    except TypeError:
+        return {
+            name: Comparison(**{**value, "figures": comparisons_from_json(value["figures"])})
+            for name, value in values.items()
+        }
+    except (TypeError, KeyError, AttributeError):
         raise UserError("the comparisons in results.json are of another version; run the evaluation again") from None
 
 
@@ -312,7 +341,7 @@ def _read_figure(value: Any) -> Figure:
     try:
         fields = dict(value)
         fields["figures"] = figures_from_json(fields["figures"])
-        for name in (UPSTREAM_EXACT, "clean"):
+        for name in ("upstream_exact", "clean"):
             fields[name] = None if fields[name] is None else _read_figure(fields[name])
         return Figure(**fields)
     except (TypeError, ValueError, KeyError, AttributeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def benchmark_of(metric: str, **fields: Any) -> Benchmark:
         truths = [Truth(**row["truth"]) for row in rows]
         scores = {metric: METRICS[metric].score(answers, truths)}
         if METRICS[metric].upstream_exact is not None:
-            scores["upstream_exact"] = METRICS[metric].score(answers, truths, "upstream_exact")
+            scores[f"{metric}_upstream_exact"] = METRICS[metric].score(answers, truths, "upstream_exact")
         return scores
 
     values: dict[str, Any] = {"corpus": "quiz", "unit": METRICS[metric].unit} | fields
@@ -278,6 +279,27 @@ def test_comparisons_pair_questions_by_id() -> None:
     )
 
 
+def test_further_figures_are_compared_like_a_benchmark_of_their_questions() -> None:
+    draw = np.random.default_rng(10)
+    rows = yes_or_no(draw, 70)
+    baseline = [row | {"prediction": "no"} for row in rows]
+    changes = compare(benchmark_of("mme"), rows, baseline)["mme"].figures
+    code = [number for number, row in enumerate(rows) if row["truth"]["category"] == "code_reasoning"]
+    alone = compare(benchmark_of("mme"), [rows[i] for i in code], [baseline[i] for i in code])["mme"]
+    for name in ("cognition", "code_reasoning"):
+        assert dataclasses.replace(changes[name], figures={}) == dataclasses.replace(alone, figures={})
+    assert changes["cognition"].p is not None and changes["code_reasoning_acc"].p is None
+
+
+def test_lost_records_count_as_average_questions_that_score_nothing() -> None:
+    rows = choices(np.random.default_rng(11), 30, 2)
+    whole = figures_of(benchmark_of("choice_accuracy"), rows)["choice_accuracy"]
+    some = figures_of(benchmark_of("choice_accuracy"), rows, lost=10)["choice_accuracy"]
+    assert (some.value, some.questions) == (pytest.approx(whole.value * 0.75), 40)
+    assert some.low is not None and some.high is not None and some.low < some.value < some.high
+    assert some.right == whole.right == whole.value * 30
+
+
 def test_a_figure_of_the_whole_corpus_has_no_interval() -> None:
     rows: Rows = [
         {"id": str(number), "prediction": f"a dog number {number}", "truth": {"answers": ["a dog"]}}
@@ -292,7 +314,7 @@ def test_a_figure_of_the_whole_corpus_has_no_interval() -> None:
 finite = st.floats(allow_nan=False, allow_infinity=False)
 maybe = st.none() | finite
 names = st.text(max_size=8)
-leaf = st.builds(Figure, finite, finite, st.integers(), st.integers(), maybe, maybe, maybe, maybe, reason=names)
+leaf = st.builds(Figure, finite, finite, st.integers(), st.integers(), maybe, maybe, maybe, maybe, maybe, reason=names)
 figures = st.recursive(
     leaf,
     lambda inner: st.builds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,10 +45,11 @@ class Scores:
       weights: one per question, so that the sum of weight times value is the aggregate; it is then a weighted mean,
         whose interval follows from the values. None if the aggregate is a function of the whole corpus (BLEU).
       figures: further figures by name, such as those of categories.
-      parts: the category of each question, if `figures` has the means of the categories by their names; else empty.
-      sums: further figures that add up the means of several categories, by name: which ones.
-      within_parts: whether the aggregate itself is a weighted sum of the means of the categories, such as a mean over
-        subjects, so that only the scatter within them makes it uncertain.
+      figure_weights: of those further figures that are weighted sums of the same values: one weight per question, zero
+        for a question that does not count.
+      parts: the part of the benchmark to which each question belongs, if the aggregate is a weighted sum of the means
+        of the parts, such as a mean over subjects; then only the scatter within the parts makes it uncertain. Else
+        empty.
       bounded: whether all values are between 0 and 1.
     """
 
@@ -55,9 +57,8 @@ class Scores:
     per_question: tuple[float, ...]
     weights: tuple[float, ...] | None
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    figure_weights: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     parts: tuple[str, ...] = ()
-    sums: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    within_parts: bool = False
     bounded: bool = True
 
 
@@ -112,6 +113,16 @@ def mean_scores(values: Sequence[float], figures: Mapping[str, float] | None = N
     """The scores whose aggregate is the plain mean of the values."""
     weight = 1 / len(values)
     return Scores(sum(values) / len(values), tuple(values), (weight,) * len(values), figures or {})
+
+
+def weights_of_parts(parts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """The weights that make the mean of each part of a benchmark, by the name of the part.
+
+    Args:
+      parts: of each question.
+    """
+    sizes = collections.Counter(parts)
+    return {part: tuple(float(part == other) / size for other in parts) for part, size in sizes.items()}
 
 
 def each(question: Callable[[str, Truth], float]) -> Rule:

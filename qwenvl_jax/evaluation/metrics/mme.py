@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qwenvl_jax.evaluation.metrics.metric import Scores, Truth, required_answers
+from qwenvl_jax.evaluation.metrics.metric import Scores, Truth, required_answers, weights_of_parts
 from qwenvl_jax.runtime.errors import UserError
 
 PERCEPTION = (
@@ -80,17 +80,20 @@ def mme(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
                 # An image counts once in accuracy+, however many questions it has.
                 share = len(questions) / (len(images) * len(image))
                 values[number] = 100 * (right[number] + whole[number] * share)
-    sums = {
-        "perception": sum(figures.get(subtask, 0.0) for subtask in PERCEPTION),
-        "cognition": sum(figures.get(subtask, 0.0) for subtask in COGNITION),
-    }
+    sums = {"perception": PERCEPTION, "cognition": COGNITION}
+    totals = {name: sum(figures.get(subtask, 0.0) for subtask in members) for name, members in sums.items()}
+    parts = tuple(truth.category for truth in truths)
     return Scores(
         sum(figures[subtask] for subtask in subtasks),
         tuple(values),
         tuple(weights),
-        sums | figures,
-        parts=tuple(truth.category for truth in truths),
-        sums={"perception": PERCEPTION, "cognition": COGNITION},
-        within_parts=True,
+        totals | figures,
+        {name: _weights_within(members, parts, weights) for name, members in sums.items()} | weights_of_parts(parts),
+        parts,
         bounded=False,
     )
+
+
+def _weights_within(subtasks: Sequence[str], parts: Sequence[str], weights: Sequence[float]) -> tuple[float, ...]:
+    """The weights of the questions of some subtasks; the others have none."""
+    return tuple(weight if part in subtasks else 0.0 for part, weight in zip(parts, weights, strict=True))

@@ -10,7 +10,13 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from qwenvl_jax.evaluation.metrics.metric import Scores, Truth, mean_scores, required_answers
+from qwenvl_jax.evaluation.metrics.metric import (
+    Scores,
+    Truth,
+    mean_scores,
+    required_answers,
+    weights_of_parts,
+)
 from qwenvl_jax.runtime.errors import UserError
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -26,29 +32,31 @@ def is_right(answer: str, truth: Truth) -> float:
     return float(_letter(answer) == _letter(required_answers(truth)[0]))
 
 
-def _of_categories(values: Sequence[float], truths: Sequence[Truth]) -> dict[str, list[float]]:
+def _means(values: Sequence[float], parts: Sequence[str]) -> dict[str, float]:
+    """The mean of the values of each part."""
     members: dict[str, list[float]] = {}
-    for value, truth in zip(values, truths, strict=True):
-        members.setdefault(truth.category, []).append(value)
-    return members
+    for value, part in zip(values, parts, strict=True):
+        members.setdefault(part, []).append(value)
+    return {part: sum(group) / len(group) for part, group in members.items()}
 
 
 def micro_accuracy(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
     """The share of right answers over all questions (SEED-Bench, MMLU, ScienceQA); `figures` has it per category."""
     values = [is_right(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
-    members = _of_categories(values, truths)
-    figures = {name: sum(group) / len(group) for name, group in members.items()}
-    return dataclasses.replace(mean_scores(values, figures), parts=tuple(truth.category for truth in truths))
+    parts = [truth.category for truth in truths]
+    scores = mean_scores(values, _means(values, parts))
+    return dataclasses.replace(scores, figure_weights=weights_of_parts(parts))
 
 
 def macro_accuracy(answers: Sequence[str], truths: Sequence[Truth]) -> Scores:
     """The mean over categories of their shares of right answers (C-Eval, CMMLU: every subject counts the same)."""
     values = [is_right(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
-    members = _of_categories(values, truths)
-    figures = {name: sum(group) / len(group) for name, group in members.items()}
-    weights = tuple(1 / (len(members) * len(members[truth.category])) for truth in truths)
     parts = tuple(truth.category for truth in truths)
-    return Scores(sum(figures.values()) / len(figures), tuple(values), weights, figures, parts, within_parts=True)
+    sizes = collections.Counter(parts)
+    figures = _means(values, parts)
+    weights = tuple(1 / (len(sizes) * sizes[part]) for part in parts)
+    mean = sum(figures.values()) / len(figures)
+    return Scores(mean, tuple(values), weights, figures, weights_of_parts(parts), parts)
 
 
 def _groups(truths: Sequence[Truth]) -> list[list[int]]:
