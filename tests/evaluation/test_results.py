@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenvl_jax.evaluation.benchmark import Benchmark
+from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.metrics.metric import Scores, Truth
 from qwenvl_jax.evaluation.metrics.registry import METRICS
 from qwenvl_jax.evaluation.results import (
@@ -348,3 +349,17 @@ def test_figures_of_another_version_are_refused(values: dict[str, Any]) -> None:
         figures_from_json(values)
     with pytest.raises(UserError, match="another version"):
         comparisons_from_json(values)
+
+
+def test_seed_bench_has_intervals_for_images_and_videos() -> None:
+    draw = np.random.default_rng(12)
+    rows = choices(draw, 60, 3)
+    for number, row in enumerate(rows):
+        row["truth"] |= {"category": "Action Prediction" if number % 3 == 0 else "Visual Reasoning"}
+    figure = figures_of(BENCHMARKS["seed_bench"], rows)["choice_accuracy"]
+    for name, category in (("video", "Action Prediction"), ("image", "Visual Reasoning")):
+        alone = [row for row in rows if row["truth"]["category"] == category]
+        expected = figures_of(BENCHMARKS["seed_bench"], alone)["choice_accuracy"]
+        assert dataclasses.replace(figure.figures[name], smallest=None) == dataclasses.replace(
+            expected, figures={}, smallest=None, right=None
+        )

@@ -5,7 +5,7 @@ Paper: Table 4 for ScienceQA and Table 7 for SEED-Bench. It has no figure of MMB
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from qwenvl_jax.evaluation import submissions
@@ -53,14 +53,10 @@ SEED_TYPES = (
 _VIDEO_TYPES = 3
 
 
-def seed_figures(values: Sequence[float], truths: Sequence[Truth]) -> dict[str, float]:
-    """The shares of right answers about images and about videos."""
+def is_about_video(truth: Truth) -> bool:
+    """Whether a question of SEED-Bench is about a video; its category is the name or the number of its type."""
     videos = SEED_TYPES[-_VIDEO_TYPES:]
-    numbers = [str(SEED_TYPES.index(name) + 1) for name in videos]
-    members: dict[str, list[float]] = {"image": [], "video": []}
-    for value, truth in zip(values, truths, strict=True):
-        members["video" if truth.category in (*videos, *numbers) else "image"].append(value)
-    return {name: sum(group) / len(group) for name, group in members.items() if group}
+    return truth.category in (*videos, *(str(SEED_TYPES.index(name) + 1) for name in videos))
 
 
 _MMBENCH_NOTE = (
@@ -108,7 +104,7 @@ BENCHMARKS = (
         "choice_accuracy",
         corpus="seed_bench",
         split="test",
-        figures=seed_figures,
+        figures={"image": lambda truth: not is_about_video(truth), "video": is_about_video},
         table="7",
         paper={"Qwen-VL": 56.3, "Qwen-VL-Chat": 58.2},
         paper_figures={

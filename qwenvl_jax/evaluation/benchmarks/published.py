@@ -6,6 +6,7 @@ figures can be computed again from the rows alone.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -21,8 +22,8 @@ from qwenvl_jax.runtime.errors import UserError
 
 UPSTREAM = "_upstream_exact"  # the ending of the figures that the released scripts would print
 
-# (value of each question, truth of each question) -> further figures.
-Figures = Callable[[Sequence[float], Sequence[Truth]], Mapping[str, float]]
+# Further figures by name: the means over the questions for whose truth the function is true.
+Figures = Mapping[str, Callable[[Truth], bool]]
 
 # Scores nothing in any metric: it is no word, no number, no letter, and has no box.
 _NO_ANSWER = "\0"
@@ -50,7 +51,7 @@ def published(
       corpus: of its records.
       split: of its records.
       hidden: whether only a server knows the truth.
-      figures: computes figures from those of all questions, such as that of one kind of question.
+      figures: further figures, such as the mean over one kind of question.
       **facts: further attributes of `Benchmark`.
     """
     if form.chat:
@@ -146,7 +147,14 @@ def _score(metric: str, hidden: bool, figures: Figures | None, rows: Sequence[Ma
 
 
 def _with_figures(scores: Scores, truths: Sequence[Truth], figures: Figures | None) -> Scores:
-    if figures is None:
-        return scores
-    further = figures(scores.per_question, truths)
-    return Scores(scores.aggregate, scores.per_question, scores.weights, {**further, **scores.figures})
+    further: dict[str, float] = {}
+    weights: dict[str, tuple[float, ...]] = {}
+    for name, counts in (figures or {}).items():
+        counted = [counts(truth) for truth in truths]
+        if number := sum(counted):
+            values = [value for value, is_counted in zip(scores.per_question, counted, strict=True) if is_counted]
+            further[name] = sum(values) / number
+            weights[name] = tuple(is_counted / number for is_counted in counted)
+    return dataclasses.replace(
+        scores, figures={**further, **scores.figures}, figure_weights={**weights, **scores.figure_weights}
+    )
