@@ -2,8 +2,9 @@
 
     python -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft [--step=400] [--image=photo.jpg]
 
-Commands: `/image PATH` shows a picture with the next question, `/reset` starts anew, `/quit` ends. Boxes in an answer
-are drawn on the picture shown last and saved as a PNG under --boxes. Lines can also come from a pipe.
+Commands: `/image PATH` shows a picture with the next question, `/reset` starts anew, `/quit` ends. Answers appear as
+they are written, and Ctrl-C stops one. Boxes in an answer are drawn on the picture shown last and saved as a PNG under
+--boxes. Lines can also come from a pipe.
 """
 
 from __future__ import annotations
@@ -101,6 +102,30 @@ class _Shown:
     warned: bool = False
 
 
+class _Written:
+    """Prints an answer while it is written, without its tags, and without white space at its beginning and end."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._space = ""
+
+    def add(self, text: str) -> None:
+        """Prints a piece that ends within no tag."""
+        text = self._space + _TAGS.sub("", text)
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        if self._begun:
+            print(log.printable(shown), end="", flush=True)
+        elif shown:
+            print(f"model: {log.printable(shown.lstrip())}", end="", flush=True)
+            self._begun = True
+
+    def end_line(self, begin: bool = False) -> None:
+        """Ends the line of the answer; `begin` prints the line of an empty answer, too."""
+        if self._begun or begin:
+            print("" if self._begun else "model: ", flush=True)
+
+
 def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.Path, train_length: int) -> None:
     """Answers every line until there are no more lines or the user quits.
 
@@ -140,14 +165,25 @@ def _answer_question(
     conversation: Conversation, text: str, folder: epath.Path, train_length: int, shown: _Shown
 ) -> None:
     """Prints the answer to a question, draws its boxes, and prints what the user should know of the prompt's length."""
+    written = _Written()
     try:
-        answer = conversation.ask(text)
+        answer = conversation.ask(text, written.add)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        written.end_line()
         _say("this needs more memory than there is and is not answered; ask a shorter question, or /reset")
         return
-    _say(f"model: {_TAGS.sub('', answer.text).strip()}")
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        _say("\n(stopped before the answer began; the question is forgotten)")
+        return
+    written.end_line(begin=True)
+    if answer.stopped:
+        if not sys.stdin.isatty():
+            raise KeyboardInterrupt
+        _say("       (stopped; the chat goes on from here)")
     if answer.boxes and answer.image is not None:
         shown.drawn += 1
         _say(f"       boxes drawn in {_draw(answer, folder / f'answer_{shown.drawn:03d}.png')}")

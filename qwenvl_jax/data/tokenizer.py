@@ -121,6 +121,10 @@ class Tokenizer(abc.ABC):
         Bytes that are not UTF-8, and ids beyond `vocab_size` (rows of the embedding that no token uses, which an
         untrained model may emit), become U+FFFD.
         """
+        return self.to_bytes(ids, keep_special=keep_special).decode("utf-8", "replace")
+
+    def to_bytes(self, ids: Iterable[int], *, keep_special: bool = True) -> bytes:
+        """The bytes of which `decode` makes text. They may begin and end inside a character."""
         parts: list[bytes] = []
         ordinary: list[int] = []
         for token in map(int, ids):
@@ -134,7 +138,7 @@ class Tokenizer(abc.ABC):
             else:
                 parts.append("\ufffd".encode())
         parts.append(self._bytes(ordinary))
-        return b"".join(parts).decode("utf-8", "replace")
+        return b"".join(parts)
 
 
 class QwenTokenizer(Tokenizer):

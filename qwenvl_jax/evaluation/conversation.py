@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
+
+from jax.sharding import Mesh
 
 from qwenvl_jax.data import tags
 from qwenvl_jax.data.dialogues import chat_pieces
-from qwenvl_jax.data.examples import make_prompt, tokenize_pieces
+from qwenvl_jax.data.examples import tokenize_pieces
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.readers.conversations import prompt_parts
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.generate import Limits, generate
+from qwenvl_jax.evaluation.generate import GREEDY, Generator
+from qwenvl_jax.evaluation.pictures import Pictures
+from qwenvl_jax.evaluation.requests import Request
+from qwenvl_jax.evaluation.sampling import Limits, Sampling
+from qwenvl_jax.evaluation.text_stream import TextStream
 from qwenvl_jax.models.loaded import LoadedModel
 
 # The system's turn and earlier turns have fewer tokens than this; the question is never cut (released max_window_size).
 MAX_WINDOW = 6144
+
+_STORED_PICTURES = 8  # whose features stay on the device between two questions
 
 # Takes the position of an answer until the answer's pieces replace it; no text contains it by accident.
 _ANSWER = "\0answer\0"
@@ -36,6 +45,7 @@ class Answer:
       image: that picture, encoded, or None.
       tokens: length of the prompt.
       forgotten: how many of the oldest questions, with their answers, were left out of the prompt.
+      stopped: whether Ctrl-C ended it.
     """
 
     text: str
@@ -43,6 +53,7 @@ class Answer:
     image: bytes | None
     tokens: int
     forgotten: int = 0
+    stopped: bool = False
 
 
 class Conversation:
@@ -55,12 +66,26 @@ class Conversation:
       tokenizer: the vocabulary that the model was trained with.
       image_size: pixels of an image's side.
       max_new: the largest number of tokens of an answer.
+      sampling: how tokens are chosen.
+      mesh: of the parameters; None for their device.
     """
 
-    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, image_size: int, *, max_new: int = 256) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        tokenizer: Tokenizer,
+        image_size: int,
+        *,
+        max_new: int = 256,
+        sampling: Sampling = GREEDY,
+        mesh: Mesh | None = None,
+    ) -> None:
         self._model = model
+        self._mesh = mesh
         self._tokenizer = tokenizer
-        self._image_size = image_size
+        self._sampling = sampling
+        self._pictures = Pictures(image_size)
+        self._start()
         ids = tokenizer.special_by_name
         stop_ids = (ids[tags.IM_END], ids[tags.IM_START], ids[tags.ENDOFTEXT])
         self._limits = Limits(max_new=max_new, stop_ids=stop_ids)
@@ -74,6 +99,10 @@ class Conversation:
         self._sizes: list[tuple[int, int]] = []
         self._pending: list[int] = []
 
+    def _start(self) -> None:
+        """A fresh generator: one that was interrupted may have lost its arrays half-way."""
+        self._generator = Generator(self._model, 1, self._mesh, _STORED_PICTURES)
+
     def add_image(self, payload: bytes) -> None:
         """Shows a picture with the next question. Raises UserError if the bytes are not an image."""
         size = decode_image(payload).size
@@ -81,26 +110,49 @@ class Conversation:
         self._images.append(payload)
         self._sizes.append(size)
 
-    def ask(self, question: str) -> Answer:
+    def ask(self, question: str, hear: Callable[[str], Any] = lambda text: None) -> Answer:
         """Asks, remembers the answer and returns it. If that fails, the conversation does not change.
 
         Pairs of `<ref>`, `<box>` and `<quad>` in the question are tags, as in training and in the released `chat`.
+        After Ctrl-C the answer is what was written so far; KeyboardInterrupt is raised if that is nothing.
+
+        Args:
+          question: of the user.
+          hear: gets the answer piece by piece while it is written, in whole characters and whole tags.
         """
         parts: list[dict[str, Any]] = [{"image": index} for index in self._pending]
         self._turns.append({"role": "user", "parts": [*parts, *prompt_parts(question)]})
+        new: list[int] = []
+        stopped = False
         try:
             pieces, forgotten = self._shown()
-            prompt = make_prompt(pieces, self._images, self._tokenizer, self._queries, self._image_size)
-            [new] = generate(self._model, [prompt], self._limits)
-        except BaseException:
-            self._turns.pop()
-            raise
+            request = self._request(pieces)
+            self._write(request, new, hear)
+        except BaseException as error:
+            self._start()
+            stopped = isinstance(error, KeyboardInterrupt) and bool(new)
+            if not stopped:
+                self._turns.pop()
+                raise
         self._pending = []
         self._forget_images(forgotten)
         self._turns.append({"role": "assistant", "parts": [{"text": _ANSWER}]})
         self._answers.append(self._as_pieces(new))
         text = self._tokenizer.decode(new)
-        return Answer(text, self._boxes(text), self._last_image(), len(prompt.tokens_L), forgotten)
+        return Answer(text, self._boxes(text), self._last_image(), len(request.tokens_L), forgotten, stopped)
+
+    def _request(self, pieces: list[Piece]) -> Request:
+        tokens = tokenize_pieces(pieces, self._tokenizer, self._queries)
+        shown = [self._pictures.picture(self._images[index], None) for index in tokens.image_indices]
+        return Request(0, tokens.tokens_L, tokens.image_query_L, shown, seed=len(self._turns))
+
+    def _write(self, request: Request, new: list[int], hear: Callable[[str], Any]) -> None:
+        """Appends the ids of the answer to `new` as they come."""
+        stream = TextStream(self._tokenizer)
+        for ids in self._generator.stream(request, self._limits, self._sampling):
+            new += ids
+            hear(stream.add(ids))
+        hear(stream.end())
 
     @property
     def _queries(self) -> int:

@@ -4,6 +4,8 @@
     for answer in generator.generate(requests, Limits(max_new=10, stop_ids=(151643,))):    # in the order of their ends
         print(answer.key, answer.ids)
 
+`search` does the same by beam search, and `stream` yields the tokens of one answer as they come.
+
 A generator works on any mesh, of one process or of all. All processes of a mesh make the same calls with the same
 requests; every one of them gets all answers. Lengths are rounded up, so that a whole benchmark needs few compilations.
 """
@@ -14,7 +16,7 @@ import dataclasses
 import functools
 import itertools
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +24,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenvl_jax.data.examples import Prompt
+from qwenvl_jax.evaluation import beam_slots
 from qwenvl_jax.evaluation import slots as device
 from qwenvl_jax.evaluation.requests import LENGTH_STEP, Picture, PictureStore, Request, multiple, on, padded
-from qwenvl_jax.evaluation.sampling import Limits, Sampling
+from qwenvl_jax.evaluation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.sharding.mesh import batch_shards
 
@@ -36,6 +39,25 @@ class Answer(NamedTuple):
 
     key: Hashable
     ids: list[int]
+
+
+class Beam(NamedTuple):
+    """An answer of a beam search.
+
+    Attributes:
+      ids: the new ids, without the stop id that ended them.
+      score: the sum of the log-probabilities of its tokens, the stop id included, with the length penalty.
+    """
+
+    ids: list[int]
+    score: float
+
+
+class Beams(NamedTuple):
+    """The answers to a request, the best first."""
+
+    key: Hashable
+    beams: list[Beam]
 
 
 class Generator:
@@ -79,58 +101,155 @@ class Generator:
         Raises:
           UserError: for an empty prompt.
         """
-        run = _Run(limits, sampling, self._count)
+        program = _Greedy(limits, sampling)
+        yield from self._all(requests, program, self._count, longest)
+
+    def search(
+        self, requests: Iterable[Request], limits: Limits, search: BeamSearch, longest: int = 0
+    ) -> Iterator[Beams]:
+        """Continues every request by beam search. As many beams are continued at once as there are slots.
+
+        Args:
+          requests: as for `generate`; their seeds are not used.
+          limits: when an answer ends.
+          search: the rules.
+          longest: as for `generate`.
+
+        Yields:
+          As many answers per request as there are beams, as searches end.
+
+        Raises:
+          UserError: for an empty prompt.
+        """
+        shards = batch_shards(self._mesh) if self._mesh else 1
+        groups = multiple(self._count // search.beams, shards)
+        yield from self._all(requests, _BeamSearch(limits, search), groups, longest)
+
+    def stream(
+        self, request: Request, limits: Limits, sampling: Sampling = GREEDY, together: int = 4
+    ) -> Iterator[list[int]]:
+        """Continues one request and yields its new ids as they come.
+
+        Args:
+          request: the prompt.
+          limits: when the answer ends.
+          sampling: how tokens are chosen.
+          together: tokens that the devices compute before they are fetched; the first comes alone.
+
+        Yields:
+          New ids, at least one at a time; together they are the answer of `generate`.
+
+        Raises:
+          UserError: for an empty prompt.
+        """
+        run = _Run(_Greedy(limits, sampling), self._count)
+        self._fill(run, [request])
+        [slot] = run.taken
+        told = 0
+        while True:
+            new_M, active = run.program.so_far(run.state, slot)
+            if len(new_M) > told:
+                yield new_M[told:]
+                told = len(new_M)
+            if not active:
+                return
+            self._advance(run, min(together, limits.max_new), 0)
+
+    def _all(self, requests: Iterable[Request], program: Any, count: int, longest: int) -> Iterator[Any]:
+        """Continues every request by a program on `count` slots."""
+        run = _Run(program, count)
+        rows = min(self._rows, count)
         waiting = _Waiting(requests)
         if waiting.next:
-            self._widen(run, multiple(longest, LENGTH_STEP) + limits.max_new)
+            self._widen(run, multiple(longest, LENGTH_STEP) + program.limits.max_new)
         while True:
-            while waiting.next and len(run.free) >= min(self._rows, self._count):
-                self._fill(run, waiting.take(self._rows))
+            while waiting.next and len(run.free) >= rows:
+                self._fill(run, waiting.take(rows))
             if not run.taken:
                 return
-            leave = self._count - self._rows if waiting.next else 0
-            with on(self._mesh):
-                run.slots = device.advance(
-                    self._model,
-                    run.slots,
-                    np.int32(limits.max_new),
-                    np.int32(leave),
-                    limits=limits,
-                    sampling=sampling,
-                )
+            self._advance(run, program.limits.max_new, count - rows if waiting.next else 0)
             yield from run.ended()
+
+    def _advance(self, run: _Run, steps: int, leave: int) -> None:
+        with on(self._mesh):
+            run.state = run.program.advance(self._model, run.state, np.int32(steps), np.int32(leave))
 
     def _fill(self, run: _Run, requests: Sequence[Request]) -> None:
         """Puts at most as many requests as there are rows into free slots."""
         longest = max(len(request.tokens_L) for request in requests)
         width = multiple(longest, LENGTH_STEP)
-        self._widen(run, width + run.limits.max_new)
+        self._widen(run, width + run.program.limits.max_new)
         slots = [run.take(request.key) for request in requests]
-        slots += [self._count] * (self._rows - len(requests))
+        slots += [run.count] * (min(self._rows, run.count) - len(requests))
         prompts = padded(requests, slots, width, self._pictures)
         features = self._pictures.features if any(request.pictures for request in requests) else None
-        how = {"limits": run.limits, "sampling": run.sampling}
         with on(self._mesh):
-            run.slots = device.fill(self._model, run.slots, prompts, features, **how)
+            run.state = run.program.fill(self._model, run.state, prompts, features)
 
     def _widen(self, run: _Run, columns: int) -> None:
         """Makes room for so many tokens, prompt and answer."""
         columns = _room(columns)
         with on(self._mesh):
-            if run.slots is None:
-                run.slots = device.empty_slots(self._model, self._count, columns, run.limits.max_new)
-            elif columns > run.slots.cache.key.shape[2]:
-                run.slots = device.widened(run.slots, columns)
+            if run.state is None:
+                run.state = run.program.empty(self._model, run.count, columns)
+            elif columns > run.state.cache.key.shape[2]:
+                run.state = device.widened(run.state, columns)
+
+
+class _Greedy:
+    """How slots are computed whose next token is the most likely one, or is drawn."""
+
+    def __init__(self, limits: Limits, sampling: Sampling):
+        self.limits = limits
+        how = {"limits": limits, "sampling": sampling}
+        self.empty = functools.partial(device.empty_slots, max_new=limits.max_new)
+        self.fill = functools.partial(device.fill, **how)
+        self.advance = functools.partial(device.advance, **how)
+
+    def so_far(self, state: device.Slots, slot: int) -> tuple[list[int], bool]:
+        """The ids of an answer, and whether it goes on."""
+        active_B, new_BM = jax.device_get((state.active_B, state.new_BM))
+        return _without_padding(new_BM[slot]), bool(active_B[slot])
+
+    def ended(self, state: device.Slots, taken: Mapping[int, Hashable]) -> Iterator[tuple[int, Answer]]:
+        """The slots that have ended, with their answers."""
+        active_B, new_BM = jax.device_get((state.active_B, state.new_BM))
+        for slot in sorted(taken):
+            if not active_B[slot]:
+                yield slot, Answer(taken[slot], _without_padding(new_BM[slot]))
+
+
+class _BeamSearch:
+    """How groups of slots are computed that continue beams."""
+
+    def __init__(self, limits: Limits, search: BeamSearch):
+        self.limits = limits
+        how = {"limits": limits, "search": search}
+        self.empty = functools.partial(beam_slots.empty_beams, max_new=limits.max_new, search=search)
+        self.fill = functools.partial(beam_slots.fill_beams, **how)
+        self.advance = functools.partial(beam_slots.advance_beams, **how)
+
+    def ended(self, state: beam_slots.BeamSlots, taken: Mapping[int, Hashable]) -> Iterator[tuple[int, Beams]]:
+        """The groups that have ended, with their answers."""
+        fetched = (state.active_G, state.answers_GKM, state.answer_scores_GK)
+        active_G, answers_GKM, scores_GK = jax.device_get(fetched)
+        for group in sorted(taken):
+            if not active_G[group]:
+                answers = zip(answers_GKM[group], scores_GK[group], strict=True)
+                yield group, Beams(taken[group], [Beam(_without_padding(ids), float(score)) for ids, score in answers])
+
+
+def _without_padding(ids_M: np.ndarray) -> list[int]:
+    return [int(token) for token in ids_M if token >= 0]
 
 
 @dataclasses.dataclass
 class _Run:
-    """One call of `generate`: its slots on the device, and the requests in them."""
+    """One call of a generator: its slots on the devices, and the requests in them."""
 
-    limits: Limits
-    sampling: Sampling
+    program: Any
     count: int
-    slots: Any = None
+    state: Any = None
 
     def __post_init__(self) -> None:
         self.free = deque(range(self.count))
@@ -142,12 +261,12 @@ class _Run:
         self.taken[slot] = key
         return slot
 
-    def ended(self) -> Iterator[Answer]:
+    def ended(self) -> Iterator[Any]:
         """The answers that have ended; frees their slots."""
-        active_B, new_BM = jax.device_get((self.slots.active_B, self.slots.new_BM))
-        for slot in [slot for slot in sorted(self.taken) if not active_B[slot]]:
+        for slot, answer in list(self.program.ended(self.state, self.taken)):
             self.free.append(slot)
-            yield Answer(self.taken.pop(slot), [int(token) for token in new_BM[slot] if token >= 0])
+            del self.taken[slot]
+            yield answer
 
 
 class _Waiting:

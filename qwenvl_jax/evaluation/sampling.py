@@ -1,4 +1,4 @@
-"""How the next token is chosen, and when an answer ends.
+"""How the next token is chosen, or which beams are continued, and when an answer ends.
 
 Shape suffixes: B rows, V vocabulary.
 """
@@ -65,6 +65,45 @@ class Sampling:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class BeamSearch:
+    """Beam search as `generate` of transformers defines it (4.57 and 5.24 are equal).
+
+    The score of an answer is the sum of the log-probabilities of its tokens, its stop id included, divided by their
+    number to the power of `length_penalty`.
+
+    Attributes:
+      beams: the number of beams that are continued together, and of answers that are kept.
+      length_penalty: more than 0 favours long answers, less than 0 short ones.
+      early_stopping: when a search ends. True: once as many answers have ended as there are beams. False: once the best
+        beam, at its present length, scores no better than the worst of these answers. "never": as False, but a positive
+        `length_penalty` is taken at the largest length that the beam may reach.
+
+    Raises:
+      UserError: for values out of range.
+    """
+
+    beams: int
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise UserError(f"a beam search needs at least one beam, not {self.beams}")
+        if not abs(self.length_penalty) <= 100:
+            raise UserError(f"length_penalty {self.length_penalty} must be a number between -100 and 100")
+        if self.early_stopping not in (True, False, "never"):
+            raise UserError(f"early_stopping {self.early_stopping!r} must be True, False or 'never'")
+
+
+def without_early_stops(scores_BV: jax.Array, count_B: jax.Array, limits: Limits) -> jax.Array:
+    """Logits or log-probabilities in which stop ids are -inf for rows with fewer tokens than `min_new`."""
+    if not (limits.stop_ids and limits.min_new):
+        return scores_BV
+    banned_B1 = jnp.where(count_B < limits.min_new, -jnp.inf, 0.0)[:, None]
+    return scores_BV.at[:, jnp.asarray(limits.stop_ids)].add(banned_B1)
+
+
 def chosen(
     logits_BV: jax.Array, count_B: jax.Array, seed_B: jax.Array, limits: Limits, sampling: Sampling
 ) -> jax.Array:
@@ -77,9 +116,7 @@ def chosen(
       limits: no stop id is chosen before `min_new`.
       sampling: how it is drawn.
     """
-    if limits.stop_ids and limits.min_new:
-        banned_B1 = jnp.where(count_B < limits.min_new, -jnp.inf, 0.0)[:, None]
-        logits_BV = logits_BV.at[:, jnp.asarray(limits.stop_ids)].add(banned_B1)
+    logits_BV = without_early_stops(logits_BV, count_B, limits)
     if not sampling.temperature:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     return jnp.argmax(_allowed(logits_BV, sampling) + _noise(logits_BV, count_B, seed_B), axis=-1).astype(jnp.int32)

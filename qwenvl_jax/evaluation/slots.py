@@ -11,7 +11,7 @@ C stored pictures, Q features of a picture, F = C * Q, I images, D width, V voca
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Prompts(NamedTuple):
 def empty_slots(model: LoadedModel, count: int, columns: int, max_new: int) -> Slots:
     """Slots of which none is active."""
     zeros_B = jnp.zeros(count, jnp.int32)
-    return _placed(
+    return placed(
         Slots(
             model.init_cache(count, columns),
             zeros_B,
@@ -84,22 +84,38 @@ def empty_slots(model: LoadedModel, count: int, columns: int, max_new: int) -> S
     )
 
 
-def _placed(slots: Slots) -> Slots:
-    """The cache split by slots and heads, the rest on every device, so that every process can read it."""
+def placed(state: Any) -> Any:
+    """The state of slots, or of beams, with its cache split by slots and heads and the rest on every device.
+
+    So every process can read it.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if not set(AXES) <= set(mesh.axis_names):
-        return slots
+        return state
 
-    split = P(None, BATCH_AXES if rows_split(len(slots.token_B)) else None, None, "tensor", None)
-    cache, *small = slots
+    split = P(None, BATCH_AXES if rows_split(state.cache.key.shape[1]) else None, None, "tensor", None)
+    cache, *small = state
     parts = (jax.lax.with_sharding_constraint(part, split) for part in cache)
-    return Slots(Cache(*parts), *map(everywhere, small))
+    return type(state)(Cache(*parts), *map(everywhere, small))
 
 
 def everywhere(value: jax.Array) -> jax.Array:
     """A result that is on every device, so that every process can read it."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(value, P()) if set(AXES) <= set(mesh.axis_names) else value
+
+
+def first_logits(model: LoadedModel, prompts: Prompts, features_CQD: jax.Array | None) -> tuple[jax.Array, Cache]:
+    """Runs prompts: the logits [R, V] of the first token of each answer, and the keys and values of the prompts."""
+    rows, width = prompts.tokens_RL.shape
+    length_R = jnp.maximum(prompts.length_R, 1)
+    column_L = jnp.arange(width)
+    valid_RL = column_L < length_R[:, None]
+    features_FD = None if features_CQD is None else features_CQD.reshape(-1, features_CQD.shape[-1])
+    embeddings_RLD = model.embed(prompts.tokens_RL, prompts.image_slot_RL, features_FD)
+    positions_RL = jnp.broadcast_to(column_L, (rows, width))
+    hidden_RLD, cache = model.prefill(embeddings_RLD, positions_RL, valid_RL, model.init_cache(rows, width))
+    return model.logits(hidden_RLD[jnp.arange(rows), length_R - 1]), cache
 
 
 @functools.partial(jax.jit, static_argnames=("limits", "sampling"), donate_argnames="slots")
@@ -115,15 +131,9 @@ def fill(
     """Runs prompts, stores their keys and values in their slots, and chooses the first token of each answer."""
     rows, width = prompts.tokens_RL.shape
     length_R = jnp.maximum(prompts.length_R, 1)
-    column_L = jnp.arange(width)
-    valid_RL = column_L < length_R[:, None]
-    features_FD = None if features_CQD is None else features_CQD.reshape(-1, features_CQD.shape[-1])
-    embeddings_RLD = model.embed(prompts.tokens_RL, prompts.image_slot_RL, features_FD)
-    positions_RL = jnp.broadcast_to(column_L, (rows, width))
-    hidden_RLD, cache = model.prefill(embeddings_RLD, positions_RL, valid_RL, model.init_cache(rows, width))
-    hidden_RD = hidden_RLD[jnp.arange(rows), length_R - 1]
+    logits_RV, cache = first_logits(model, prompts, features_CQD)
     zero_R = jnp.zeros(rows, jnp.int32)
-    token_R = chosen(model.logits(hidden_RD), zero_R, prompts.seed_R, limits, sampling)
+    token_R = chosen(logits_RV, zero_R, prompts.seed_R, limits, sampling)
     ended_R = jnp.isin(token_R, jnp.asarray(limits.stop_ids, jnp.int32))
 
     def put(into: jax.Array, values: jax.Array) -> jax.Array:
@@ -133,7 +143,7 @@ def fill(
         return into.at[:, prompts.slot_R, :width].set(values, mode="drop")
 
     answer_RM = jnp.full((rows, slots.new_BM.shape[1]), -1, jnp.int32).at[:, 0].set(jnp.where(ended_R, -1, token_R))
-    return _placed(
+    return placed(
         Slots(
             Cache(put_columns(slots.cache.key, cache.key), put_columns(slots.cache.value, cache.value)),
             put(slots.token_B, token_R),
@@ -193,15 +203,15 @@ def advance(
             slots.new_BM.at[rows, column_B].set(written_B, mode="drop"),
         )
 
-    return _placed(jax.lax.while_loop(goes_on, step, (jnp.int32(0), slots))[1])
+    return placed(jax.lax.while_loop(goes_on, step, (jnp.int32(0), slots))[1])
 
 
 @functools.partial(jax.jit, static_argnames="columns")
-def widened(slots: Slots, columns: int) -> Slots:
-    """The same slots with more columns in the cache."""
-    extra = columns - slots.cache.key.shape[2]
-    cache = Cache(*(jnp.pad(part, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))) for part in slots.cache))
-    return _placed(slots._replace(cache=cache))
+def widened(state: Any, columns: int) -> Any:
+    """The same slots, or beams, with more columns in the cache."""
+    extra = columns - state.cache.key.shape[2]
+    cache = Cache(*(jnp.pad(part, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))) for part in state.cache))
+    return placed(state._replace(cache=cache))
 
 
 @functools.partial(jax.jit, static_argnames="count")

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +16,11 @@ from etils import epath
 
 from qwenvl_jax import chat
 from qwenvl_jax.config import Config
-from qwenvl_jax.data.examples import Prompt
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation import conversation as module
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
-from qwenvl_jax.evaluation.generate import Limits, generate
+from qwenvl_jax.evaluation.generate import Generator, Request
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
@@ -180,16 +179,53 @@ def test_a_question_that_fails_leaves_the_conversation_as_it_was(
     conversation.add_image(picture())
     before = written(conversation._pieces())
 
-    def fails(*arguments: Any, **settings: Any) -> None:
+    def fails(*arguments: Any, **settings: Any) -> Iterator[list[int]]:
         raise KeyboardInterrupt
+        yield []
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "generate", fails)
+        patched.setattr(Generator, "stream", fails)
         with pytest.raises(KeyboardInterrupt):
             conversation.ask("Second?")
     assert written(conversation._pieces()) == before
     assert conversation.ask("Third?").image == picture()  # the picture is still to be shown
     assert "Second?" not in written(conversation._pieces())
+
+
+def test_an_answer_is_heard_while_it_is_written(conversation: Conversation) -> None:
+    conversation.add_image(picture())
+    heard: list[str] = []
+    answer = conversation.ask("What?", heard.append)
+    assert "".join(heard) == answer.text and len(heard) > 2
+    assert not answer.stopped
+
+
+def test_ctrl_c_keeps_what_was_written(
+    conversation: Conversation, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    """The chat goes on from the part of the answer that was read; from a pipe, the command ends."""
+    stream = Generator.stream
+
+    def interrupted(*arguments: Any) -> Iterator[list[int]]:
+        for number, ids in enumerate(stream(*arguments)):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield ids
+
+    whole = conversation.ask("What?").text
+    conversation.reset()
+    with monkeypatch.context() as patched:
+        patched.setattr(Generator, "stream", interrupted)
+        answer = conversation.ask("What?")
+        assert answer.stopped and whole.startswith(answer.text.rstrip("\ufffd")) and len(answer.text) < len(whole)
+        assert written(conversation._answers[-1]) == answer.text
+        patched.setattr(sys.stdin, "isatty", lambda: True)
+        chat.talk(conversation, ["And?"], epath.Path(tmp_path), 512)
+        assert "stopped; the chat goes on" in capsys.readouterr().out
+        patched.setattr(sys.stdin, "isatty", lambda: False)
+        with pytest.raises(KeyboardInterrupt):
+            chat.talk(conversation, ["And?"], epath.Path(tmp_path), 512)
+    assert not conversation.ask("Go on.").stopped
 
 
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
@@ -200,12 +236,14 @@ def test_a_question_too_long_for_memory_does_not_end_the_chat(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def short_only(model: LoadedModel, prompts: Sequence[Prompt], limits: Limits) -> list[list[int]]:
-        if len(prompts[0].tokens_L) > 500:
-            raise error
-        return generate(model, prompts, limits)
+    stream = Generator.stream
 
-    monkeypatch.setattr(module, "generate", short_only)
+    def short_only(generator: Generator, request: Request, *arguments: Any) -> Iterator[list[int]]:
+        if len(request.tokens_L) > 500:
+            raise error
+        return stream(generator, request, *arguments)
+
+    monkeypatch.setattr(Generator, "stream", short_only)
     chat.talk(conversation, ["word " * 1000, "Short?"], epath.Path(tmp_path), 512)
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert "needs more memory than there is" in first and second.startswith("model: ")
@@ -264,7 +302,9 @@ class _Says:
     def add_image(self, payload: bytes) -> None:
         raise AssertionError("there is no picture")
 
-    def ask(self, question: str) -> Answer:
+    def ask(self, question: str, hear: Callable[[str], Any]) -> Answer:
+        for piece in re.split("(?=<)", self._text):
+            hear(piece)
         return Answer(self._text, [], None, 3)
 
 

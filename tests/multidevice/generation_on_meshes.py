@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenvl_jax.evaluation.generate import Generator, Picture, Request
-from qwenvl_jax.evaluation.sampling import Limits
+from qwenvl_jax.evaluation.sampling import BeamSearch, Limits
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import distributed
@@ -49,6 +49,7 @@ def main() -> None:
     params = jax.device_get(params)
     by_mesh = {}
     encoded = {}
+    beams_by_mesh = {}
     for sizes in MESHES if jax.process_count() == 1 else [sizes for sizes in MESHES if np.prod(sizes) == 8]:
         devices = np.asarray(jax.devices()[: int(np.prod(sizes))], dtype=object).reshape(sizes)
         mesh = Mesh(devices, AXES)
@@ -57,7 +58,9 @@ def main() -> None:
         answers = {int(str(key)): ids for key, ids in generator.generate(requests(22), LIMITS)}
         by_mesh[str(sizes)] = [answers[number] for number in range(22)]
         encoded[str(sizes)] = generator.encoded
-    json.dump({"answers": by_mesh, "encoded": encoded}, sys.stdout)
+        searched = {int(str(key)): beams for key, beams in generator.search(requests(11), LIMITS, BeamSearch(3))}
+        beams_by_mesh[str(sizes)] = [[beam.ids for beam in searched[number]] for number in range(11)]
+    json.dump({"answers": by_mesh, "encoded": encoded, "beams": beams_by_mesh}, sys.stdout)
 
 
 if __name__ == "__main__":

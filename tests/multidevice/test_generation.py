@@ -35,6 +35,7 @@ def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 def test_answers_do_not_depend_on_the_mesh_or_the_processes() -> None:
     result = result_of(start(8))
     alone = result["answers"].pop("(1, 1, 1)")
+    beams_alone = result["beams"].pop("(1, 1, 1)")
     assert len({len(answer) for answer in alone}) > 2
     variables = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "JAX_NUM_PROCESSES": "2"}
     variables["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
@@ -44,4 +45,5 @@ def test_answers_do_not_depend_on_the_mesh_or_the_processes() -> None:
     for each in results:
         for mesh, answers in each["answers"].items():
             assert answers == alone, mesh
+            assert each["beams"][mesh] == beams_alone, mesh
         assert set(each["encoded"].values()) == {11}
