@@ -126,6 +126,7 @@ class RawPair:
       scores: numbers that the corpus states about the pair, under the corpus' names, such as "similarity" of LAION; and
         "clip", if a run computes it.
       number: as the publisher numbers the picture, by which results on captions are named; "" if it is `id`.
+      category: of the picture, by which results on captions are grouped.
     """
 
     id: str
@@ -142,6 +143,7 @@ class RawPair:
     in_thousandths: bool = False
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     number: str = dataclasses.field(default="", compare=False)
+    category: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,8 @@ def evaluation(pair: RawPair) -> Record | None:
             for region in pair.regions
         ]
     elif pair.texts:
-        questions = [{"id": pair.number or pair.id, "answers": list(pair.texts)}]
+        category = {"category": pair.category} if pair.category else {}
+        questions = [{"id": pair.number or pair.id, "answers": list(pair.texts), **category}]
     else:
         return None
     for question, identifier in zip(questions, _ids(pair, questions), strict=True):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from data_pipelines.corpora.rows import BadRow, identifier_at, text_at
+from data_pipelines.corpora.rows import BadRow, encodable, identifier_at, text_at
 from data_pipelines.pair import Answer, Box, FailedRow, Question, RawPair, Row
 from qwenvl_jax.data.tags import is_finite
 from qwenvl_jax.runtime.errors import one_line
@@ -53,6 +53,12 @@ def rows_of(pair: RawPair, failures: Iterable[FailedRow], kind: str) -> Iterator
 def phrase_at(row: Mapping[str, Any], key: str) -> str:
     """The text at a key without white space around it. Raises BadRow if nothing is left."""
     return _stripped(text_at(row, key), key)
+
+
+def category_at(row: Mapping[str, Any], key: str) -> str:
+    """The text at a key, by which results are only grouped: "" if there is no text."""
+    value = row.get(key)
+    return encodable(value) if isinstance(value, str) else ""
 
 
 def answer_text(value: object, key: str = "answer") -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from data_pipelines.corpora.annotations import category_at
 from data_pipelines.corpora.corpus import Corpus, Layout
 from data_pipelines.corpora.rows import (
     BadRow,
@@ -74,6 +75,8 @@ def _read_file(pictures: str, corpus: Corpus, folder: epath.Path, split: str, fi
             language=corpus.language,
             pictures=(Picture(path=path, width=side_at(image, "width"), height=side_at(image, "height")),),
             texts=tuple(texts),
+            number=number,
+            category=category_at(image, "domain"),  # nocaps has it
         )
 
     yield from read_each(images, read)

@@ -1,4 +1,4 @@
-"""DocVQA, InfoVQA, ChartQA, DVQA and AI2D (paper, Table 3): questions about documents, charts and diagrams.
+"""DocVQA, InfoVQA, ChartQA and DVQA (paper, Table 3): questions about documents and charts.
 
 DocVQA and InfoVQA (Mathew et al. 2021 and 2022, research use, https://www.docvqa.org), in the older archives and in
 those of today:
@@ -6,7 +6,7 @@ those of today:
     train/train_v1.0.json                  {"data": [{"questionId", "question", "image": "documents/xnbl0037_1.png",
                                              "answers": ["0.28"]}, ..]}
     train/documents/xnbl0037_1.png
-    spdocvqa_qas/train_v1.0_withQT.json, spdocvqa_images/xnbl0037_1.png
+    spdocvqa_qas/train_v1.0_withQT.json, spdocvqa_images/xnbl0037_1.png; the test set is test_v1.0.json
     infographicsvqa_qas/infographicsVQA_train_v1.0.json    {"data": [{"image_local_name": "20471.jpeg", ..}, ..]}
     infographicsvqa_images/20471.jpeg
 
@@ -20,16 +20,6 @@ DVQA (Kafle et al. 2018, CC-BY-NC-4.0, https://github.com/kushalkafle/DVQA_datas
 
     qa/train_qa.json, images/bar_train_00000001.png    [{"image": "bar_train_00000001.png", "question", "answer"}, ..]
 
-AI2D (Kembhavi et al. 2016, for research, https://prior.allenai.org/projects/diagram-understanding). The test set is
-listed in a file of its own, which must exist, so that no training set can have its pictures:
-
-    questions/0.png.json    {"imageName": "0.png", "questions": {"What does ..?": {"answerTexts": ["a", "b", "c", "d"],
-                              "correctAnswer": 2, "abcLabel": false}, ..}}
-    images/0.png, ai2d_test_ids.csv (one number per line)
-
-Questions with `abcLabel` are about a variant of the picture in which letters replace the labels, so these questions
-fail with that reason.
-
 Memory: see `question_list`; 130 MB for the 2.3 million questions of DVQA.
 """
 
@@ -40,24 +30,24 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.corpora.annotations import answer_text, phrase_at, read_parts, rows_of
+from data_pipelines.corpora.annotations import answer_text, phrase_at
 from data_pipelines.corpora.corpus import ANNOTATIONS, Corpus, Layout
 from data_pipelines.corpora.question_list import QuestionList, first_there
-from data_pipelines.corpora.rows import BadRow, json_object, list_at, object_of, picture_path, require
-from data_pipelines.pair import Answer, Picture, Question, RawPair, Row
-from qwenvl_jax.runtime import storage
-from qwenvl_jax.runtime.errors import UserError
+from data_pipelines.corpora.rows import encodable, list_at, require
+from data_pipelines.pair import Answer, Row
 
 _DOC_VQA = "https://rrc.cvc.uab.es/?ch=17&com=downloads"
 _NEW_QUESTIONS = "spdocvqa_qas"
 _CHARTQA = "https://github.com/vis-nlp/ChartQA"
 _DVQA = "https://github.com/kushalkafle/DVQA_dataset"
-_AI2D = "https://prior.allenai.org/projects/diagram-understanding"
-_TEST_IDS = "ai2d_test_ids.csv"
 
 
 def _docvqa_files(folder: epath.Path, split: str) -> list[epath.Path]:
-    names = (f"{split}/{split}_v1.0.json", f"{_NEW_QUESTIONS}/{split}_v1.0_withQT.json")
+    names = (
+        f"{split}/{split}_v1.0.json",
+        f"{_NEW_QUESTIONS}/{split}_v1.0_withQT.json",
+        f"{_NEW_QUESTIONS}/{split}_v1.0.json",
+    )
     return [first_there(folder, names, _DOC_VQA)]
 
 
@@ -68,7 +58,12 @@ def _read_docvqa(corpus: Corpus, folder: epath.Path, split: str, file: epath.Pat
         name = phrase_at(row, "image")
         return f"spdocvqa_images/{name.rpartition('/')[2]}" if new else f"{split}/{name}"
 
-    return QuestionList(picture)(corpus, folder, split, file)
+    return QuestionList(picture, category=_question_types)(corpus, folder, split, file)
+
+
+def _question_types(row: Mapping[str, Any]) -> str:
+    """The types of a question in the newer archives, such as "table/list, form"."""
+    return ", ".join(encodable(kind) for kind in list_at(row, "question_types") if isinstance(kind, str))
 
 
 def _infovqa_files(folder: epath.Path, split: str) -> list[epath.Path]:
@@ -106,52 +101,14 @@ def _dvqa_answers(row: Mapping[str, Any]) -> Sequence[Answer]:
     return (Answer(answer_text(row.get("answer"))),)
 
 
-def _ai2d_files(folder: epath.Path, split: str) -> list[epath.Path]:
-    """One file per picture of the split."""
-    (ids,) = require(folder, (_TEST_IDS,), _AI2D)
-    tested = set(storage.read_bytes(ids).decode("utf-8", "replace").split())
-    if not storage.is_folder(folder / "questions"):
-        raise UserError(f"{folder / 'questions'} does not exist; get it from {_AI2D}, or correct the folder")
-    names = [name for name in storage.names(folder / "questions") if name.endswith(".json")]
-    return [folder / "questions" / name for name in names if (name.partition(".")[0] in tested) == (split == "test")]
-
-
-def _read_diagram(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> Iterator[Row]:
-    """The failed questions of one diagram, and the diagram."""
-    try:
-        row = json_object(storage.read_bytes(file))
-        name = phrase_at(row, "imageName")
-        picture = Picture(path=picture_path(folder / "images", name))
-        members = object_of(row.get("questions"))
-    except BadRow as error:
-        yield error.failed
-        return
-    questions, failures = read_parts(members.items(), _diagram_question)
-    pair = RawPair(name, corpus.name, corpus.license, corpus.language, (picture,), questions=questions)
-    yield from rows_of(pair, failures, "questions")
-
-
-def _diagram_question(member: tuple[str, object]) -> Question:
-    text, value = member
-    row = object_of(value)
-    if row.get("abcLabel") is True:
-        raise BadRow("letters that are not in the picture", text)
-    choices = [answer_text(choice) for choice in list_at(row, "answerTexts")]
-    correct = row.get("correctAnswer")
-    if not isinstance(correct, int) or isinstance(correct, bool) or not 0 <= correct < len(choices):
-        raise BadRow("question without an answer", text)
-    return Question(phrase_at({"question": text}, "question"), (Answer(choices[correct]),), tuple(choices))
-
-
 DOCVQA = Layout(_docvqa_files, _read_docvqa, cut=True, most_strides=ANNOTATIONS)
 INFOVQA = Layout(_infovqa_files, QuestionList(_infovqa_picture), cut=True, most_strides=ANNOTATIONS)
 CHARTQA = Layout(
     _chartqa_files,
-    QuestionList(_chartqa_picture, key="", question="query", answers=_chartqa_answers, several_files=True),
+    QuestionList(_chartqa_picture, key="", question="query", answers=_chartqa_answers, several_files=True, hidden=()),
     cut=True,
     most_strides=ANNOTATIONS,
 )
 DVQA = Layout(
     _dvqa_files, QuestionList(_dvqa_picture, key="", answers=_dvqa_answers), cut=True, most_strides=ANNOTATIONS
 )
-AI2D = Layout(_ai2d_files, _read_diagram)

@@ -1,4 +1,4 @@
-"""Flickr30K: five captions per picture, in the splits of Karpathy or as published.
+"""Flickr30K: five captions per picture, in the splits of Karpathy or as published; and COCO in the splits of Karpathy.
 
 Source: https://shannon.cs.illinois.edu/DenotationGraph (pictures and results_20130124.token) and
 https://cs.stanford.edu/people/karpathy/deepimagesent (dataset_flickr30k.json). Licence: the publisher gives pictures
@@ -8,12 +8,16 @@ and captions for non-commercial research and education; the pictures are under F
     FOLDER/results_20130124.token        1000092795.jpg#0 TAB caption
     FOLDER/flickr30k-images/1000092795.jpg
 
+    FOLDER/dataset_coco.json             {"images": [{"filepath": "val2014", "filename", "cocoid", ..}]}
+    FOLDER/val2014/COCO_val2014_000000391895.jpg
+
 The JSON is needed for the splits train, val and test. The split `all` is read from it too or, if it is missing, from
 the `.token`, whose lines of one picture follow one another.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +29,8 @@ from data_pipelines.corpora.corpus import Corpus, Layout
 from data_pipelines.corpora.rows import (
     BadRow,
     decoded,
+    encodable,
+    identifier_at,
     json_lists,
     lines,
     list_at,
@@ -41,18 +47,27 @@ from qwenvl_jax.runtime import storage
 ALL = "all"
 _KARPATHY = "dataset_flickr30k.json"
 _TOKEN = "results_20130124.token"
+_COCO = "dataset_coco.json"
+_KARPATHYS = "https://cs.stanford.edu/people/karpathy/deepimagesent"
 _PICTURES = ("flickr30k-images", "flickr30k_images")
 
 
 def _files(folder: epath.Path, split: str) -> list[epath.Path]:
     if split == ALL and not storage.exists(folder / _KARPATHY) and storage.exists(folder / _TOKEN):
         return [folder / _TOKEN]
-    return require(folder, [_KARPATHY], "https://cs.stanford.edu/people/karpathy/deepimagesent")
+    return require(folder, [_KARPATHY], _KARPATHYS)
+
+
+def _coco_files(folder: epath.Path, split: str) -> list[epath.Path]:
+    del split
+    return require(folder, [_COCO], _KARPATHYS)
 
 
 def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> Iterator[Row]:
     pictures = next((folder / name for name in _PICTURES if storage.is_folder(folder / name)), folder / _PICTURES[0])
     read = functools.partial(_pair, corpus, pictures)
+    if file.name == _COCO:
+        read = functools.partial(_pair, corpus, folder)
     if file.name == _TOKEN:
         yield from _token_rows(read, file)
         return
@@ -64,7 +79,11 @@ def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path)
         if name in met:
             raise BadRow("repeated picture", name)
         met.add(name)
-        return read(name, [text_at(object_of(sentence), "raw") for sentence in list_at(image, "sentences")])
+        texts = [text_at(object_of(sentence), "raw") for sentence in list_at(image, "sentences")]
+        if file.name != _COCO:
+            return read(name, texts)
+        pair = read(f"{text_at(image, 'filepath')}/{name}", texts)
+        return dataclasses.replace(pair, number=identifier_at(image, "cocoid"))
 
     [images] = json_lists(file, "images")
     wanted = (image for image in images if split == ALL or not isinstance(image, dict) or image.get("split") == split)
@@ -108,7 +127,9 @@ def _pair(corpus: Corpus, pictures: epath.Path, name: str, texts: Sequence[str])
         language=corpus.language,
         pictures=(Picture(path=picture_path(pictures, name)),),
         texts=tuple(texts),
+        number=encodable(name).rpartition(".")[0],
     )
 
 
 LAYOUT = Layout(_files, _read_file, cut=True)
+COCO = Layout(_coco_files, _read_file, cut=True)

@@ -2,7 +2,8 @@
 
 Source: Hudson and Manning 2019. Licence CC-BY-4.0. Home page: https://cs.stanford.edu/people/dorarad/gqa/
 
-    train_balanced_questions.json    {"02930152": {"imageId": "2354786", "question": .., "answer": "yes", ..}, ..}
+    train_balanced_questions.json    {"02930152": {"imageId": "2354786", "question": .., "answer": "yes",
+                                      "types": {"structural": "verify", ..}, ..}, ..}
     val_balanced_questions.json, testdev_balanced_questions.json, val_all_questions.json
     train_all_questions/train_all_questions_0.json .. _9.json
     images/2354786.jpg
@@ -18,10 +19,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from data_pipelines.corpora.annotations import answer_text, phrase_at, question, read_parts, rows_of
+from data_pipelines.corpora.annotations import answer_text, category_at, phrase_at, question, read_parts, rows_of
 from data_pipelines.corpora.corpus import ANNOTATIONS, Corpus, Layout
 from data_pipelines.corpora.json_index import indexed
-from data_pipelines.corpora.rows import BadRow, identifier_at, object_of, picture_path, require
+from data_pipelines.corpora.rows import BadRow, encodable, identifier_at, object_of, picture_path, require
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Row
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
@@ -43,7 +44,7 @@ def _read(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> I
     with indexed(file, "", lambda name, value: identifier_at(object_of(value), "imageId")) as index:
         yield from index.failures
         for image in index.keys:
-            questions, failures = read_parts(index.values(image), _question)
+            questions, failures = read_parts(index.members(image), _question)
             try:
                 picture = Picture(path=picture_path(folder / "images", f"{image}.jpg"))
             except BadRow as error:
@@ -54,9 +55,12 @@ def _read(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> I
             yield from rows_of(pair, failures, "questions")
 
 
-def _question(value: object) -> Question:
-    row = object_of(value)
-    return question(phrase_at(row, "question"), [Answer(answer_text(row.get("answer")))])
+def _question(member: tuple[str, object]) -> Question:
+    row = object_of(member[1])
+    answers = [Answer(answer_text(row.get("answer")))]
+    types = row.get("types")
+    category = category_at(types, "structural") if isinstance(types, dict) else ""
+    return question(phrase_at(row, "question"), answers, id=encodable(member[0]), category=category)
 
 
 LAYOUT = Layout(_files, _read, cut=True, most_strides=ANNOTATIONS)

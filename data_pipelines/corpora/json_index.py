@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import re
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -21,6 +22,8 @@ from data_pipelines.pair import FailedRow
 from qwenvl_jax.runtime import storage
 
 _BUFFER = 1 << 12  # bytes; an entry is a few hundred
+_MOST_NAME = 1 << 9  # bytes of the name of a member and its colon
+_NAME = re.compile(rb'("(?:[^"\\]|\\.)*")\s*:\s*\Z', re.DOTALL)
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -81,6 +84,21 @@ class JsonIndex(Generic[Key]):
             return []
         spans = range(self._bounds[group], self._bounds[group + 1])
         return [self._read(int(self._starts[index]), int(self._ends[index])) for index in spans]
+
+    def members(self, key: Key) -> list[tuple[str, Any]]:
+        """The entries of a group of a JSON object with their names, which are in the bytes before the values."""
+        group = self._groups.get(key)
+        if group is None:
+            return []
+        members = []
+        for index in range(self._bounds[group], self._bounds[group + 1]):
+            start = int(self._starts[index])
+            before = min(start, _MOST_NAME)
+            self._stream.seek(start - before)
+            payload = self._stream.read(int(self._ends[index]) - start + before)
+            name = _NAME.search(payload[:before])
+            members.append((str(parse(name[1])) if name else "", parse(payload[before:])))
+        return members
 
     def _read(self, start: int, end: int) -> Any:
         self._stream.seek(start)

@@ -8,12 +8,13 @@ of their first question.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from data_pipelines.corpora.annotations import answers_of, phrase_at, question, read_parts, rows_of
+from data_pipelines.corpora.annotations import answers_of, id_at, phrase_at, question, read_parts, rows_of
 from data_pipelines.corpora.corpus import Corpus
 from data_pipelines.corpora.json_index import indexed
 from data_pipelines.corpora.rows import BadRow, list_at, object_of, picture_path
@@ -27,6 +28,11 @@ def listed_answers(row: Mapping[str, Any]) -> Sequence[Answer]:
     return answers_of(list_at(row, "answers"))
 
 
+def no_category(row: Mapping[str, Any]) -> str:
+    """For corpora that state no type of a question."""
+    return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class QuestionList:
     """How the questions of one corpus are written. It is the `read_file` of its layout.
@@ -37,6 +43,9 @@ class QuestionList:
       question: the key of the question.
       answers: (row) -> the answers.
       several_files: whether a picture may be in several files of a split; then its id names the file as well.
+      id: the keys of the publisher's id, of which the first that a row has counts.
+      category: (row) -> the type of the question, "" if the corpus states none.
+      hidden: the splits whose answers the publisher keeps.
     """
 
     picture: Callable[[Mapping[str, Any], str], str]
@@ -44,13 +53,16 @@ class QuestionList:
     question: str = "question"
     answers: Callable[[Mapping[str, Any]], Sequence[Answer]] = listed_answers
     several_files: bool = False
+    id: tuple[str, ...] = ("question_id", "questionId")
+    category: Callable[[Mapping[str, Any]], str] = no_category
+    hidden: tuple[str, ...] = ("test",)
 
     def __call__(self, corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> Iterator[Row]:
         """The rows of a file; see the module."""
         with indexed(file, self.key, lambda name, value: self.picture(object_of(value), split)) as index:
             yield from index.failures
             for name in index.keys:
-                questions, failures = read_parts(index.values(name), self._question)
+                questions, failures = read_parts(index.values(name), functools.partial(self._question, split))
                 try:
                     picture = Picture(path=picture_path(folder, name))
                 except BadRow as error:
@@ -60,9 +72,12 @@ class QuestionList:
                 pair = RawPair(id_, corpus.name, corpus.license, corpus.language, (picture,), questions=questions)
                 yield from rows_of(pair, failures, "questions")
 
-    def _question(self, value: object) -> Question:
+    def _question(self, split: str, value: object) -> Question:
         row = object_of(value)
-        return question(phrase_at(row, self.question), self.answers(row))
+        hidden = split in self.hidden
+        answers = () if hidden else self.answers(row)
+        id_ = id_at(row, *self.id)
+        return question(phrase_at(row, self.question), answers, hidden=hidden, id=id_, category=self.category(row))
 
 
 def first_there(folder: epath.Path, names: Sequence[str], source: str) -> epath.Path:

@@ -3,7 +3,8 @@
 Source: Yu et al. 2016 and Mao et al. 2016. Licence: the phrases Apache-2.0, the pictures as in COCO.
 Home page: https://github.com/lichengunc/refer. One folder holds all three, as in that repository:
 
-    refcoco/refs(unc).p          [{"ref_id", "ann_id", "image_id", "split": "train", "sentences": [{"sent"}, ..]}, ..],
+    refcoco/refs(unc).p          [{"ref_id", "ann_id", "image_id", "split": "train",
+                                   "sentences": [{"sent_id", "sent"}, ..]}, ..],
                                  or refs(google).p; RefCOCO+ has refs(unc).p, RefCOCOg refs(umd).p and refs(google).p
     refcoco/instances.json       {"images": [{"id", "file_name", "width", "height"}, ..],
                                   "annotations": [{"id", "bbox": [x, y, width, height]}, ..]}
@@ -29,7 +30,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.corpora.annotations import corner_and_size, numbers_of, phrase_at, read_parts
+from data_pipelines.corpora.annotations import corner_and_size, id_at, numbers_of, phrase_at, read_parts
 from data_pipelines.corpora.corpus import ANNOTATIONS, Corpus, Layout
 from data_pipelines.corpora.json_stream import entries
 from data_pipelines.corpora.plain_pickle import plain_pickle
@@ -116,11 +117,12 @@ def _of_refs(refs: Iterable[Any], part: str, boxes: Mapping[str, Box | FailedRow
             continue
         texts, failures = read_parts(sentences, _sentence, f"phrase of annotation {row['ann_id']}")
         yield from failures
-        yield _Phrases(image, tuple(Region(text, (box,)) for text in texts))
+        yield _Phrases(image, tuple(Region(text, (box,), id=id_) for id_, text in texts))
 
 
-def _sentence(value: object) -> str:
-    return phrase_at(object_of(value), "sent")
+def _sentence(value: object) -> tuple[str, str]:
+    row = object_of(value)
+    return id_at(row, "sent_id"), phrase_at(row, "sent")
 
 
 def _instances(file: epath.Path, folder: epath.Path) -> tuple[dict[str, Picture], dict[str, Box | FailedRow]]:
@@ -168,7 +170,7 @@ def _of_mdetr(file: epath.Path, folder: epath.Path) -> tuple[dict[str, Picture],
             number = identifier_at(row, "id")
             if number not in boxes:
                 raise BadRow("unknown box", f"no annotation is of phrase {number}")
-            phrases.append(_Phrases(name, (Region(phrase_at(row, "caption"), tuple(boxes[number])),)))
+            phrases.append(_Phrases(name, (Region(phrase_at(row, "caption"), tuple(boxes[number]), id=number),)))
         except BadRow as error:
             phrases.append(entry.failure or error.failed)
     return pictures, iter(phrases)

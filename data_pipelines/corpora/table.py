@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from data_pipelines.corpora import (
+    ai2d,
     coco,
     conceptual,
     dialogue_json,
@@ -63,17 +64,25 @@ def _phrases(name: str, layout: Layout, license_: str, home_page: str, splits: M
     return Corpus(name, layout, ("ref_grounding", "grounded_caption"), license_, home_page, splits, "en")
 
 
+def _benchmark(
+    name: str, layout: Layout, license_: str, home_page: str, splits: Mapping[str, str], language: str = "en"
+) -> Corpus:
+    """A corpus on which nothing is trained."""
+    return Corpus(name, layout, ("evaluation",), license_, home_page, splits, language)
+
+
 _UNSTATED = "not stated by the publisher; research use"
 _REFER = "Apache-2.0 (phrases); pictures of COCO"
 _TRAIN_AND_VAL = {"train": "train", "val": "val"}
 _COCO_2014 = {"train": "train2014", "val": "val2014"}
+_TRAIN_VAL_TEST = {"train": "train", "val": "val", "test": "test"}
 _UNC = {"train": "unc/train", "val": "unc/val", "test_a": "unc/testA", "test_b": "unc/testB"}
 
 # Sorted by name.
 _ALL = (
     _vqa(
         "ai2d",
-        doc_vqa.AI2D,
+        ai2d.LAYOUT,
         "AI2D licence (research, no redistribution)",
         "https://prior.allenai.org/projects/diagram-understanding",
         {"train": "train", "test": "test"},
@@ -107,9 +116,16 @@ _ALL = (
         "https://cocodataset.org",
         {"train": "train2017", "val": "val2017", "train2014": "train2014", "val2014": "val2014"},
     ),
+    _benchmark(
+        "coco_karpathy",
+        flickr.COCO,
+        "CC-BY-4.0 (captions); pictures under the licences of Flickr",
+        "https://cs.stanford.edu/people/karpathy/deepimagesent",
+        {"train": "train", "restval": "restval", "val": "val", "test": "test"},
+    ),
     _web("coyo_700m", "https://github.com/kakaobrain/coyo-dataset", _COYO_SCORES, "en"),
     _web("datacomp", "https://www.datacomp.ai", _DATACOMP_SCORES),
-    _vqa("docvqa", doc_vqa.DOCVQA, _UNSTATED, "https://www.docvqa.org", _TRAIN_AND_VAL),
+    _vqa("docvqa", doc_vqa.DOCVQA, _UNSTATED, "https://www.docvqa.org", _TRAIN_VAL_TEST),
     _vqa(
         "dvqa",
         doc_vqa.DVQA,
@@ -153,7 +169,7 @@ _ALL = (
         "https://github.com/rom1504/img2dataset",
         _ONLY_TRAIN,
     ),
-    _vqa("infovqa", doc_vqa.INFOVQA, _UNSTATED, "https://www.docvqa.org", _TRAIN_AND_VAL),
+    _vqa("infovqa", doc_vqa.INFOVQA, _UNSTATED, "https://www.docvqa.org", _TRAIN_VAL_TEST),
     Corpus(
         "kgeography",
         kgeography.LAYOUT,
@@ -244,7 +260,7 @@ _ALL = (
         "https://textvqa.org/textcaps",
         {"train": "train", "val": "val"},
     ),
-    _vqa("textvqa", vqa_json.TEXTVQA, "CC-BY-4.0", "https://textvqa.org", _TRAIN_AND_VAL),
+    _vqa("textvqa", vqa_json.TEXTVQA, "CC-BY-4.0", "https://textvqa.org", _TRAIN_VAL_TEST),
     Corpus(
         "tuxpaint_stamps",
         img2dataset.layout(),
@@ -261,8 +277,14 @@ _ALL = (
         visual_genome.HOME_PAGE,
         {"train": "region_descriptions.json"},
     ),
-    _vqa("vizwiz", vqa_json.VIZWIZ, "CC-BY-4.0", "https://vizwiz.org", _TRAIN_AND_VAL),
-    _vqa("vqav2", vqa_json.VQAV2, "CC-BY-4.0", "https://visualqa.org", _COCO_2014),
+    _vqa("vizwiz", vqa_json.VIZWIZ, "CC-BY-4.0", "https://vizwiz.org", _TRAIN_VAL_TEST),
+    _vqa(
+        "vqav2",
+        vqa_json.VQAV2,
+        "CC-BY-4.0",
+        "https://visualqa.org",
+        {**_COCO_2014, "test_dev": "test-dev2015", "test": "test2015"},
+    ),
 )
 
 # Corpora whose pictures the readers render.

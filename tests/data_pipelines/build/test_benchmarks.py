@@ -84,7 +84,7 @@ def test_all_benchmarks_that_are_there_by_one_command(tmp_path: Path, capsys: py
     assert built == {"gqa_testdev", "chartqa_test_augmented", *phrases}
     said = capsys.readouterr().out
     assert "chartqa, test_human is left out: " in said and "test_human.json does not exist" in said
-    assert "nocaps, flickr30k, vqav2" in said
+    assert "nocaps, flickr30k, coco_karpathy, vqav2" in said
     shutil.rmtree(tmp_path / "raw" / "chartqa")
     main(["benchmarks", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'data'}"])
     assert "gqa_testdev is up to date" in capsys.readouterr().out
@@ -108,6 +108,7 @@ def test_mistakes_end_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
         (("vqav2", "--evaluation", "--split=val", "--clip=ViT-B-32", *flags), "but a benchmark is asked as a whole"),
         (("benchmarks", "--split=val", *flags), "benchmarks has neither --split nor --retry"),
         (("benchmarks", *flags), "has no folder with the files of a benchmark; it needs some of nocaps"),
+        (("coco_karpathy", *flags), "is a benchmark, on which no model may be trained; add --evaluation and --split"),
         (("benchmark", *flags), "did you mean 'benchmarks'"),
     ]
     for arguments, words in cases:

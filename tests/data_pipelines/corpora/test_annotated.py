@@ -205,11 +205,11 @@ def test_dvqa(tmp_path: Path) -> None:
 def test_ai2d(split: str, name: str, tmp_path: Path) -> None:
     read_rows = rows("ai2d", tmp_path, split)
     choices = ("ears", "nose", "mouth", "face")
-    question = Question("What eats the fox?", (Answer("face"),), choices)
+    question = Question("What eats the fox?", (Answer("face"),), choices, 3)
     assert questions(read_rows, tmp_path) == [(name, f"images/{name}", [question])]
     assert pairs_and_failures(read_rows)[1] == [
-        FailedRow("letters that are not in the picture", f"{name}: What is A?"),
         FailedRow("question without an answer", f"{name}: Which is it?"),
+        FailedRow("letters that are not in the picture", f"{name}: What is A?"),
     ]
 
 

@@ -82,6 +82,7 @@ def gqa(image: str, question: str, answer: str) -> Json:
         "question": question,
         "imageId": image,
         "isBalanced": True,
+        "types": {"detailed": "existAttr", "semantic": "attr", "structural": "verify"},
         "answer": answer,
         "fullAnswer": f"It is {answer}.",
     }
@@ -145,8 +146,14 @@ def _two_files(folder: Path, prefix: str) -> None:
 
 
 def write_vqav2(folder: Path) -> None:
-    """Two pictures per split; one question has no answers."""
+    """Two pictures per split; one question has no answers. Answers of the test sets are hidden."""
     _two_files(folder, "v2_")
+    write_pictures(folder / "test2015", [f"COCO_test2015_{number:012d}.jpg" for number in (1, 16)])
+    questions = [
+        {"image_id": image, "question": "Who?", "question_id": 10 * image + n} for n in (1, 0) for image in (16, 1)
+    ]
+    for split, members in (("test2015", questions), ("test-dev2015", questions[:1])):
+        write_json(folder / f"v2_OpenEnded_mscoco_{split}_questions.json", {"questions": members})
 
 
 def write_okvqa(folder: Path) -> None:
@@ -166,6 +173,8 @@ def write_vizwiz(folder: Path) -> None:
         ]
         annotations = folder / "Annotations" if split == "train" else folder
         write_json(annotations / f"{split}.json", [*rows, {**rows[0], "image": None}])
+    write_pictures(folder / "test", ["VizWiz_test_00000000.jpg"])
+    write_json(folder / "test.json", [{"image": "VizWiz_test_00000000.jpg", "question": "What is this?"}])
 
 
 def write_textvqa(folder: Path) -> None:
@@ -178,6 +187,9 @@ def write_textvqa(folder: Path) -> None:
             rows.append({**row, "answers": ["nokia", "nokia lumia", "", "nokia"], "question_id": number})
         table = {"dataset_type": split, "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": rows}
         write_json(folder / f"TextVQA_0.5.1_{split}.json", table)
+    write_pictures(folder / "test_images", ["f5e6a7b8c9d0e1f2.jpg"])
+    hidden = {"question": "what is it?", "image_id": "f5e6a7b8c9d0e1f2", "question_id": 39602}
+    write_json(folder / "TextVQA_0.5.1_test.json", {"dataset_type": "test", "data": [hidden]})
 
 
 def write_st_vqa(folder: Path) -> None:
@@ -223,6 +235,7 @@ def write_docvqa(folder: Path) -> None:
             "docId": 279,
             "answers": ["0.28", "0,28"],
             "data_split": "train",
+            "question_types": ["table/list", "form"],
         }
         for number, name in enumerate((*names, names[0]))
     ]
@@ -232,6 +245,8 @@ def write_docvqa(folder: Path) -> None:
     write_json(folder / "train" / "train_v1.0.json", table)
     write_pictures(folder / "spdocvqa_images", [name.split("/")[1] for name in names])
     write_json(folder / "spdocvqa_qas" / "val_v1.0_withQT.json", table)
+    row = {"questionId": 57344, "question": "Who signed?", "image": names[0], "question_types": None}
+    write_json(folder / "spdocvqa_qas" / "test_v1.0.json", {**table, "data": [row]})
 
 
 def write_infovqa(folder: Path) -> None:
@@ -247,6 +262,8 @@ def write_infovqa(folder: Path) -> None:
     table = {"dataset_name": "infographicVQA", "dataset_version": "1.0", "data": [row]}
     write_json(folder / "infographicsvqa_qas" / "infographicsVQA_train_v1.0.json", table)
     write_json(folder / "infographicsvqa_qas" / "infographicsVQA_val_v1.0_withQT.json", table)
+    del row["answers"]
+    write_json(folder / "infographicsvqa_qas" / "infographicsVQA_test_v1.0.json", {**table, "data": [row]})
 
 
 def write_chartqa(folder: Path) -> None:

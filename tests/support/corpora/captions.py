@@ -103,6 +103,19 @@ def write_flickr30k(folder: Path) -> None:
     write_file(folder / "results_20130124.token", "".join(lines).encode())
 
 
+def write_coco_karpathy(folder: Path) -> None:
+    """A picture per split of Karpathy, all of them in the folders of 2014."""
+    images = []
+    for number, split in enumerate(("train", "restval", "val", "test")):
+        part = "train2014" if split == "train" else "val2014"
+        name = f"COCO_{part}_{number:012d}.jpg"
+        sentences = [{"tokens": [], "raw": SENTENCES[number], "imgid": number, "sentid": number}]
+        facts = {"filepath": part, "sentids": [number], "filename": name, "imgid": number, "split": split}
+        images.append({**facts, "sentences": sentences, "cocoid": 391895 + number})
+        write_file(folder / part / name, picture(number))
+    write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
 def write_textcaps(folder: Path) -> None:
     """Both splits; the captions of the pictures are mixed."""
     for split, numbers in (("train", (1, 2)), ("val", (3,))):

@@ -13,6 +13,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "cc12m": captions.write_cc12m,
     "cc3m": captions.write_cc3m,
     "chartqa": annotated.write_chartqa,
+    "coco_karpathy": captions.write_coco_karpathy,
     "coco_captions": captions.write_coco_captions,
     "coyo_700m": web.write_coyo_700m,
     "datacomp": web.write_datacomp,
