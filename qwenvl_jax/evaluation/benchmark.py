@@ -88,6 +88,7 @@ class Benchmark:
       exemplar_split: the split of `corpus` from which these are taken.
       exemplar_choice: "random", or "category": the first ones of the same category, as MMLU asks.
       submission: (rows) -> the files for the benchmark's server by name (`submissions`); None if it has no server.
+      judged: whether a language model has to score the answers first (`judge`).
       hidden: whether the truth is only known to a server, so that nothing can be scored here.
       note: what a reader of the table must know, in one sentence; "" for nothing.
     """
@@ -113,6 +114,7 @@ class Benchmark:
     exemplar_split: str = ""
     exemplar_choice: str = "random"
     submission: Callable[[Sequence[Mapping[str, Any]]], dict[str, bytes]] | None = None
+    judged: bool = False
     hidden: bool = False
     note: str = ""
 

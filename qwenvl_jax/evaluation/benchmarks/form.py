@@ -16,8 +16,6 @@ from qwenvl_jax.evaluation.prompts import LETTERS, Template
 from qwenvl_jax.evaluation.tasks import truth
 from qwenvl_jax.runtime.errors import UserError
 
-NEEDS = ("answers", "right", "box", "")
-
 
 @dataclasses.dataclass(frozen=True)
 class Form:
@@ -25,7 +23,7 @@ class Form:
 
     Attributes:
       template: the prompt of a question; in a chat, its user's turn.
-      needs: the key of a question that holds its truth; "" if a judge decides.
+      needs: the key of a question that holds its truth: "answers", "right" or "box".
       letters: (question) -> the letters whose likelihoods are compared; None if the answer is generated.
       before_letter: the text between the prompt and a letter or an answer.
       preamble: is written once before exemplars and question.

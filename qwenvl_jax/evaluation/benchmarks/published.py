@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -22,7 +23,8 @@ from qwenvl_jax.runtime.errors import UserError
 
 UPSTREAM = "_upstream_exact"  # the ending of the figures that the released scripts would print
 
-# Further figures by name: the means over the questions for whose truth the function is true.
+# Further figures by name: that of the questions for whose truth the function is true, alone. A mean over subjects stays
+# one.
 Figures = Mapping[str, Callable[[Truth], bool]]
 
 # Scores nothing in any metric: it is no word, no number, no letter, and has no box.
@@ -33,7 +35,7 @@ def published(
     name: str,
     title: str,
     form: Form,
-    metric: str,
+    metric: str = "",
     *,
     corpus: str,
     split: str,
@@ -47,7 +49,7 @@ def published(
       name: in the config.
       title: in tables.
       form: how it asks.
-      metric: one of `METRICS`, whose two variants are its figures.
+      metric: one of `METRICS`, whose two variants are its figures; "" if `facts` has a `score` of its own.
       corpus: of its records.
       split: of its records.
       hidden: whether only a server knows the truth.
@@ -56,17 +58,18 @@ def published(
     """
     if form.chat:
         facts.setdefault("stops", CHAT_STOPS)
+    if metric:
+        facts["score"] = functools.partial(_score, metric, hidden, figures)
+        facts["unit"] = METRICS[metric].unit
     return Benchmark(
         name,
         title,
         questions=functools.partial(_questions, form, hidden),
         read=functools.partial(_read, form),
         unanswered=_unanswered,
-        score=functools.partial(_score, metric, hidden, figures),
         corpus=corpus,
         split=split,
         hidden=hidden,
-        unit=METRICS[metric].unit,
         **facts,
     )
 
@@ -80,6 +83,8 @@ def _questions(form: Form, hidden: bool, record: Record, asking: Asking) -> list
         exemplars = asking.exemplars(record, number) if asking.exemplars else ()
         pieces, images = form.pieces(question, record, exemplars, template)
         about = {"question": question.get("text", ""), "truth": _truth(form, hidden, question, content)}
+        if question.get("hint") and not form.letters:
+            about["hint"] = question["hint"]  # a judge reads it
         asked.append(Question(question["id"], tuple(pieces), images, about, form.options(question)))
     return asked
 
@@ -150,11 +155,12 @@ def _with_figures(scores: Scores, truths: Sequence[Truth], figures: Figures | No
     further: dict[str, float] = {}
     weights: dict[str, tuple[float, ...]] = {}
     for name, counts in (figures or {}).items():
-        counted = [counts(truth) for truth in truths]
-        if number := sum(counted):
-            values = [value for value, is_counted in zip(scores.per_question, counted, strict=True) if is_counted]
-            further[name] = sum(values) / number
-            weights[name] = tuple(is_counted / number for is_counted in counted)
+        of_all = scores.weights or (1.0,) * len(truths)
+        # Equal weights become 1, so that their sums are exact.
+        counted = [counts(truth) * weight / max(of_all) for weight, truth in zip(of_all, truths, strict=True)]
+        if total := sum(counted):
+            further[name] = sum(map(operator.mul, counted, scores.per_question)) / total
+            weights[name] = tuple(weight / total for weight in counted)
     return dataclasses.replace(
         scores, figures={**further, **scores.figures}, figure_weights={**weights, **scores.figure_weights}
     )

@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 
 from qwenvl_jax.evaluation.benchmark import Benchmark
-from qwenvl_jax.evaluation.benchmarks import captions, documents, multiple_choice, referring, vqa
+from qwenvl_jax.evaluation.benchmarks import (
+    captions,
+    documents,
+    mme,
+    multiple_choice,
+    pure_text,
+    referring,
+    touchstone,
+    vqa,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +44,9 @@ _ALL = (
     *documents.BENCHMARKS,
     *referring.BENCHMARKS,
     *multiple_choice.BENCHMARKS,
+    *mme.BENCHMARKS,
+    *touchstone.BENCHMARKS,
+    *pure_text.BENCHMARKS,
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 

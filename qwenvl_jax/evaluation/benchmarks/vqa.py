@@ -31,7 +31,7 @@ BENCHMARKS = (
         VQA,
         "vqa_accuracy",
         corpus="vqav2",
-        split="testdev",
+        split="test_dev",
         hidden=True,
         submission=submissions.vqav2,
         table="4",

@@ -66,6 +66,40 @@ _SEED = Sample(
     " A",
     " C",
 )
+_EXAM = Sample(
+    {
+        "text": "Which gas do plants take in?",
+        "options": ["oxygen", "carbon dioxide", "helium", "neon"],
+        "right": 1,
+        "category": "high_school_biology",
+    },
+    " B",
+    " A",
+    images=0,
+)
+_CHINESE_EXAM = Sample(
+    {
+        "text": "水的化学式是____。",
+        "options": ["CO2", "O2", "H2O", "N2"],
+        "right": 2,
+        "category": "high_school_chemistry",
+    },
+    "C",
+    "A",
+    images=0,
+    language="zh",
+)
+_OPEN = Sample(
+    {
+        "text": "What differs between the pictures?",
+        "hint": "Two photographs of a street.",
+        "answers": ["The second one has a bus."],
+        "category": "comparison,counting",
+    },
+    "A bus is in the second picture.",
+    "Nothing.",
+    images=2,
+)
 
 SAMPLES = {
     "nocaps_val": Sample({"answers": _CAPTIONS}, " A man rides a horse on the beach.", " nothing"),
@@ -101,6 +135,21 @@ SAMPLES = {
     "mmbench_dev": _MMBENCH,
     "mmbench_test": _HIDDEN_MMBENCH,
     "seed_bench": _SEED,
+    "mme": Sample(
+        {
+            "text": "Is there a dog? Please answer yes or no.",
+            "answers": ["Yes"],
+            "category": "existence",
+            "group": "1.jpg",
+        },
+        "Yes, there is.<|im_end|>",
+        "No.<|im_end|>",
+    ),
+    "touchstone_en": _OPEN,
+    "touchstone_cn": dataclasses.replace(_OPEN, language="zh"),
+    "mmlu_test": _EXAM,
+    "cmmlu_test": _CHINESE_EXAM,
+    "ceval_val": _CHINESE_EXAM,
 }
 
 
