@@ -23,7 +23,7 @@ from etils import epath
 from qwenvl_jax.checkpoint.starting_point import IMPORT, find_starting_point
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
-from qwenvl_jax.evaluation import checkpoint
+from qwenvl_jax.evaluation import checkpoint, placement
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
@@ -237,7 +237,7 @@ def main() -> None:
     config = starting_point.config
     tokenizer = load_tokenizer(config.tokenizer)
     checkpoint.check_fits(starting_point, config.tokenizer, tokenizer, config.data.image_size)
-    model = checkpoint.load(starting_point)
+    model = placement.load(starting_point)
     conversation = Conversation(model, tokenizer, config.data.image_size, max_new=_MAX_NEW.value)
     _say(f"{config.model.name}, step {starting_point.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
     if config.train.stage not in ("sft", IMPORT):

@@ -37,7 +37,7 @@ def get_config(
                 for name, size in IMAGE_SIZES.items()
             ),
             tokenizer=common.tokenizer(data),
-            tasks=tuple(
+            benchmarks=tuple(
                 dict(
                     name=name,
                     records=f"{data}/{name}",

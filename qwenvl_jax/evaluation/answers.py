@@ -1,56 +1,76 @@
-"""The answers to one task as they arrive, stored in parts, so that an interrupted sweep continues where it stopped.
+"""Answers as they arrive, stored in parts, so that an interrupted sweep continues where it stopped.
 
-`<task>.parts/00000040.json` holds the rows that came after the first forty, with the fingerprint of what was asked. A
-part is one small file that is written whole, because object stores cannot append. When all answers are there, they are
-written to `<task>.jsonl`, then `<task>.json` marks the task as finished, and the parts are removed.
+    <label>.parts/<settings>/<sha256>.json     answers that arrived since the part before
+    <label>.shares/<process>.json              the rows of one process of several, once it has all of its share
+    <label>.jsonl                              the rows of all questions
+    <label>.json                               the summary, which marks the rows as complete
+
+An answer is found by the key of its question, a digest of prompt, pictures and options; `settings` is a digest of the
+weights and of everything else that an answer depends on. So an answer is never taken for that of another question or
+checkpoint, it does not matter which process gave it, and questions may be added or truths corrected for free. A part is
+one small file that is written whole, because object stores cannot append; it is named after its content, so a damaged
+one is noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime import artifacts, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 PART_SECONDS = 10.0  # a killed sweep loses at most this much work; on an object store a part is one request
 
 
-class Answers:
-    """Rows of predictions by the number of their question.
+class Answer(NamedTuple):
+    """An answer of a model.
 
-    It is a context manager that writes all new rows when it ends, also after an error or Ctrl-C.
+    Attributes:
+      key: of its question.
+      text: with special tokens written out; the most likely option if options were compared.
+      tokens: how many were generated.
+      likelihoods: mean log-likelihood of each option; empty if the answer was generated.
+    """
+
+    key: str
+    text: str
+    tokens: int
+    likelihoods: tuple[float, ...] = ()
+
+
+class Answers:
+    """The answers of one checkpoint to one benchmark by the keys of their questions.
+
+    It is a context manager that writes all new answers when it ends, also after an error or Ctrl-C.
 
     Args:
       folder: the predictions of one checkpoint.
-      task: name of the task.
-      fingerprint: of checkpoint, records and settings. Parts with another fingerprint are removed.
+      label: of the benchmark.
+      settings: digest of everything that an answer depends on but its question.
 
     Attributes:
-      rows: all rows so far, those of earlier runs included.
+      known: all answers so far, those of earlier runs and of other processes included.
     """
 
-    def __init__(self, folder: epath.Path, task: str, fingerprint: str) -> None:
-        self._folder = folder
-        self._task = task
-        self._fingerprint = fingerprint
-        self._parts = folder / f"{task}.parts"
-        self.rows: dict[int, dict[str, Any]] = {}
-        self._new: dict[int, dict[str, Any]] = {}
+    def __init__(self, folder: epath.Path, label: str, settings: str) -> None:
+        self._parts = folder / f"{label}.parts" / settings
+        self.known: dict[str, Answer] = {}
+        self._new: list[Answer] = []
         self._written = time.monotonic()
+        self._read_finished(folder, label, settings)
+        damaged = 0
         for name in storage.names(self._parts) if storage.is_folder(self._parts) else ():
-            rows = _read_part(self._parts / name, fingerprint)
-            if rows is None:
-                storage.remove(self._parts / name)
-            else:
-                self.rows |= rows
-
-    def __contains__(self, number: object) -> bool:
-        return number in self.rows
+            answers = _read_part(self._parts / name)
+            damaged += answers is None
+            self.known |= {answer.key: answer for answer in answers or ()}
+        if damaged:
+            log.line(f"{damaged} damaged files of {self._parts} are ignored; their questions are asked again")
 
     def __enter__(self) -> Answers:
         return self
@@ -59,57 +79,118 @@ class Answers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or not issubclass(kind, StorageError):  # after a StorageError, writing was retried for minutes
-            self._write_part()
+            self.write()
 
-    def add(self, rows: dict[int, dict[str, Any]]) -> None:
-        """Adds the rows of one batch, and writes a part if the last part is old enough."""
-        self.rows |= rows
-        self._new |= rows
+    def add(self, answer: Answer) -> None:
+        """Adds an answer, and writes a part if the last part is old enough."""
+        self.known[answer.key] = answer
+        self._new.append(answer)
         if time.monotonic() - self._written >= PART_SECONDS:
-            self._write_part()
+            self.write()
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Writes all rows in the order of the questions, then the summary, and removes the parts."""
-        done = self._folder / f"{self._task}.json"
-        storage.remove(done)  # it would vouch for rows with another fingerprint
-        rows = [self.rows[number] for number in sorted(self.rows)]
-        lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-        artifacts.write_text(self._folder / f"{self._task}.jsonl", lines)
-        artifacts.write_json(done, {"fingerprint": self._fingerprint, **summary})
-        self._new = {}
-        storage.remove(self._parts)
-
-    def _write_part(self) -> None:
+    def write(self) -> None:
+        """Writes the new answers as a part."""
         if self._new:
-            before = len(self.rows) - len(self._new)
-            content = {"fingerprint": self._fingerprint, "rows": sorted(self._new.items())}
-            artifacts.write_json(self._parts / f"{before:08d}.json", content)
-            self._new = {}
+            payload = json.dumps(self._new).encode()
+            storage.write_bytes(self._parts / f"{_name(payload)}.json", payload)
+            self._new = []
         self._written = time.monotonic()
 
+    def _read_finished(self, folder: epath.Path, label: str, settings: str) -> None:
+        """The answers within the rows of a finished benchmark, unless these belong to other settings."""
+        summary = _summary(folder, label)
+        if summary is None or summary.get("settings") != settings:
+            return
+        for row in read_rows(folder, label):
+            if "raw" in row:
+                likelihoods = tuple(row.get("likelihoods", ()))
+                self.known[row["key"]] = Answer(row["key"], row["raw"], row["tokens"], likelihoods)
 
-def _read_part(path: epath.Path, fingerprint: str) -> dict[int, dict[str, Any]] | None:
-    """The rows of a part; None if the file is damaged or has another fingerprint."""
+
+def finished(folder: epath.Path, label: str, fingerprint: str) -> dict[str, Any] | None:
+    """The summary of a benchmark that was answered under this fingerprint; None if there is none or it is damaged."""
+    summary = _summary(folder, label)
+    return summary if summary is not None and summary.get("fingerprint") == fingerprint else None
+
+
+def read_rows(folder: epath.Path, label: str) -> list[dict[str, Any]]:
+    """The rows of a finished benchmark in the order of its questions.
+
+    Raises:
+      UserError: if the file is missing or is not what an evaluation writes.
+    """
+    path = folder / f"{label}.jsonl"
+    try:
+        # Only a line feed ends a row, because answers may contain other line separators.
+        rows = [json.loads(line) for line in storage.read_bytes(path).decode().split("\n") if line]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the evaluation again") from None
+    except ValueError:
+        rows = [None]
+    if not all(isinstance(row, dict) and isinstance(row.get("id"), str) for row in rows):
+        raise UserError(f"{path} is not what an evaluation writes; remove it and run the evaluation again")
+    return rows
+
+
+def finish(folder: epath.Path, label: str, settings: str, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Writes all rows, then the summary, and removes the parts of these settings and the shares.
+
+    Args:
+      folder: the predictions of one checkpoint.
+      label: of the benchmark.
+      settings: as in `Answers`.
+      rows: of all questions in their order.
+      summary: JSON values; must contain the fingerprint.
+    """
+    done = folder / f"{label}.json"
+    storage.remove(done)  # it would vouch for rows with another fingerprint
+    lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    artifacts.write_text(folder / f"{label}.jsonl", lines)
+    sha256 = artifacts.sha256_of(folder / f"{label}.jsonl")
+    artifacts.write_json(done, {**summary, "settings": settings, "sha256": sha256})
+    parts = folder / f"{label}.parts"
+    storage.remove(parts / settings)
+    if storage.is_folder(parts) and not storage.names(parts):
+        storage.remove(parts)
+    storage.remove(folder / f"{label}.shares")
+
+
+def write_share(folder: epath.Path, label: str, process: int, share: dict[str, Any]) -> None:
+    """Writes what one process of several adds to the rows of a benchmark."""
+    artifacts.write_json(folder / f"{label}.shares" / f"{process:05d}.json", share)
+
+
+def read_share(folder: epath.Path, label: str, process: int) -> dict[str, Any]:
+    """What another process has written by `write_share`."""
+    return artifacts.read_json(folder / f"{label}.shares" / f"{process:05d}.json")
+
+
+def _summary(folder: epath.Path, label: str) -> dict[str, Any] | None:
+    """The summary of a finished benchmark; None if there is none, or it or its rows are damaged."""
+    path = folder / f"{label}.json"
+    if not storage.exists(path):
+        return None
     try:
         content = artifacts.read_json(path)
-    except UserError:
-        return None
-    if not isinstance(content, dict) or content.get("fingerprint") != fingerprint:
-        return None
-    try:
-        return {int(number): dict(row) for number, row in content["rows"]}
-    except (KeyError, TypeError, ValueError):
-        return None
+        whole = isinstance(content, dict) and isinstance(content.get("scores"), dict)
+        return content if whole and artifacts.sha256_of(folder / f"{label}.jsonl") == content.get("sha256") else None
+    except (FileNotFoundError, UserError):
+        return None  # the benchmark is asked again
 
 
-def finished(folder: epath.Path, task: str, fingerprint: str) -> dict[str, Any] | None:
-    """The summary of a task that was answered under this fingerprint; None if there is none or it is damaged."""
-    summary = folder / f"{task}.json"
-    if not storage.exists(summary) or not storage.exists(folder / f"{task}.jsonl"):
+def _name(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()[:32]
+
+
+def _read_part(path: epath.Path) -> list[Answer] | None:
+    """The answers of a part; None if the file is damaged."""
+    payload = storage.read_bytes(path)
+    if path.name != f"{_name(payload)}.json":
         return None
     try:
-        content = artifacts.read_json(summary)
-    except UserError:
-        return None  # the task is answered again
-    whole = isinstance(content, dict) and isinstance(content.get("scores"), dict)
-    return content if whole and content.get("fingerprint") == fingerprint else None
+        return [
+            Answer(str(key), str(text), int(tokens), tuple(likelihoods))
+            for key, text, tokens, likelihoods in json.loads(payload)
+        ]
+    except (ValueError, TypeError):
+        return None

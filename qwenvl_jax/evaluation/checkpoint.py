@@ -1,19 +1,17 @@
-"""The checkpoint under evaluation: whether it fits vocabulary and images, its model, and its fingerprint."""
+"""The checkpoint under evaluation: whether it fits vocabulary and images, and its fingerprint."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from etils import epath
 
-from qwenvl_jax.checkpoint import layout, restore
+from qwenvl_jax.checkpoint import layout
 from qwenvl_jax.checkpoint.manager import SUMS, read_progress
 from qwenvl_jax.checkpoint.starting_point import IMPORT, StartingPoint, check_vocabulary, damage_reported
 from qwenvl_jax.checkpoint.steps import folder_of
 from qwenvl_jax.config import TokenizerConfig, config_hash, to_dict
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training import metrics_log
@@ -47,29 +45,6 @@ def check_fits(
             f"images of {image_size} pixels cannot be cut into the patches of {starting_point.workdir}, which have "
             f"{model.vit.patch_size}; that run was trained with {starting_point.config.data.image_size}"
         )
-
-
-def load(starting_point: StartingPoint) -> LoadedModel:
-    """The model of exactly this step, with the attention that suits the present device.
-
-    Raises:
-      UserError: if the checkpoint is damaged, or a run that still trains removes it meanwhile.
-    """
-    try:
-        params = restore.load_params(starting_point.workdir, step=starting_point.step)[0]
-    except Exception as error:
-        if starting_point.stage != IMPORT and not storage.exists(
-            folder_of(starting_point.workdir, starting_point.step)
-        ):
-            raise UserError(
-                f"step {starting_point.step} of {starting_point.workdir} was removed while it was read, because the "
-                "run there keeps only its newest checkpoints; evaluate again, or raise that run's "
-                "config.train.keep_checkpoints"
-            ) from error
-        raise
-    return LoadedModel(
-        params, starting_point.config.model, dataclasses.replace(starting_point.config.compute, attention="auto")
-    )
 
 
 def identity(starting_point: StartingPoint) -> dict[str, Any]:

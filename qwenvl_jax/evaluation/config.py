@@ -1,4 +1,4 @@
-"""The schema of an evaluation: which checkpoints, which tasks, where the results go.
+"""The schema of an evaluation: which checkpoints, which benchmarks, how they are computed, where the results go.
 
 A config file returns an `ml_collections.ConfigDict`; `qwenvl_jax.config.from_config_dict(EvalConfig, ...)` checks it.
 """
@@ -6,13 +6,19 @@ A config file returns an `ml_collections.ConfigDict`; `qwenvl_jax.config.from_co
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
-from qwenvl_jax.config import TokenizerConfig
+from qwenvl_jax.config import MeshConfig, TokenizerConfig
+from qwenvl_jax.config.schema import DTYPES
 from qwenvl_jax.data.tasks import PROMPT_STYLES
+from qwenvl_jax.evaluation.benchmark import EVALUATION, Benchmark
+from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.metrics.cider import TOKENISATIONS
+from qwenvl_jax.evaluation.prompts import Template
 from qwenvl_jax.runtime.errors import UserError, nearest
 
-# The tasks that can be scored, and the main figure of each in scores.json.
+# The main figure of each held-out task in scores.json.
 SCORE_KEYS = {
     "ref_grounding": "referring_acc",
     "ocr": "ocr_char_acc",
@@ -24,7 +30,9 @@ SCORE_KEYS = {
 HEADLINES = (
     "referring_acc", "ocr_char_acc", "vqa_score", "vqa_acc", "caption_cider", "caption_cider_ptb", "dialogue_acc",
 )  # fmt: skip
-UNANSWERED = "unanswered"  # key in scores.json of the questions that could not be asked, by task
+UNANSWERED = "unanswered"  # key in scores.json of the questions that could not be asked, by benchmark
+
+OWN_DEVICES = MeshConfig(data=-1, fsdp=1, tensor=1, slices=1, max_replicated_bytes=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,28 +51,68 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """One benchmark."""
+class BenchmarkConfig:
+    """One benchmark, asked in one way."""
 
-    name: str  # one of SCORE_KEYS
+    name: str  # one of `benchmarks.registry.BENCHMARKS`
     records: str  # a folder
-    split: str  # of the records
-    limit: int  # only the first records are asked, this many; 0 asks all
-    max_new: int  # the largest number of generated tokens
-    min_new: int  # generated tokens before which no stop id may be chosen
+    split: str = ""  # of the records; "" is the benchmark's
+    limit: int = 0  # only the first records are asked, this many; 0 asks all
+    max_new: int = 0  # the largest number of generated tokens; 0 is the benchmark's
+    min_new: int = -1  # generated tokens before which no stop id may be chosen; -1 is the benchmark's
     tokenisation: str = ""  # of CIDEr: "ptb" as in the official evaluation, also if empty, or "simple"
+    label: str = ""  # in tables and names of files; "" is `name`. Needed if a benchmark is asked in several ways
+    prompt: str = ""  # a template (`prompts.Template`) instead of the benchmark's; "" keeps it
+    shots: int = -1  # answered questions before each; -1 is the benchmark's number
+    exemplars: str = ""  # the record folder from which these are taken; "" is `records`
+    exemplar_split: str = ""  # of that folder; "" is the benchmark's
+    leak: bool = False  # whether exemplars may show the pictures that are asked about, as in the released script
+    seed: int = 0  # of the choice of exemplars
+    clean: str = ""  # a file that lists the ids of questions without a near duplicate in the training data
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """Its entry in the table, scored with this tokenisation."""
+        benchmark = BENCHMARKS[self.name]
+        if not self.tokenisation:
+            return benchmark
+        score: Any = functools.partial(benchmark.score, tokenisation=self.tokenisation)
+        return dataclasses.replace(benchmark, score=score)
+
+    @property
+    def title(self) -> str:
+        """Its name in tables and files."""
+        return self.label or self.name
+
+    @property
+    def most_new(self) -> int:
+        """`max_new`, or that of the benchmark."""
+        return self.max_new or self.benchmark.max_new
+
+    @property
+    def least_new(self) -> int:
+        """`min_new`, or that of the benchmark."""
+        return self.benchmark.min_new if self.min_new < 0 else self.min_new
+
+    @property
+    def shown(self) -> int:
+        """How many answered questions are shown before each."""
+        return self.benchmark.shots if self.shots < 0 else self.shots
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Every checkpoint is asked every task. Results are written under `output`."""
+    """Every checkpoint is asked every benchmark. Results are written under `output`."""
 
     checkpoints: tuple[CheckpointConfig, ...]
     tokenizer: TokenizerConfig
-    tasks: tuple[TaskConfig, ...]
-    batch_size: int  # prompts decoded together
-    prompt_style: str  # "released": the released scripts' prompts; "training": those of the training tasks
+    benchmarks: tuple[BenchmarkConfig, ...]
+    batch_size: int  # prompts that one process answers together
+    prompt_style: str  # of held-out records. "released": the released scripts' prompts; "training": those of training
     output: str
+    mesh: MeshConfig = OWN_DEVICES  # over the devices of one process
+    dtype: str = ""  # of matrix products and weights; "" is that of each run
+    baseline: str = ""  # the checkpoint with which all are compared; "" compares each with the one before it
 
 
 def validate(config: EvalConfig) -> EvalConfig:
@@ -73,36 +121,57 @@ def validate(config: EvalConfig) -> EvalConfig:
     Raises:
       UserError: naming the key and the valid values.
     """
-    for key, items in (("checkpoints", config.checkpoints), ("tasks", config.tasks)):
-        names = [item.name for item in items]
+    for key, names in (
+        ("checkpoints", [item.name for item in config.checkpoints]),
+        ("benchmarks", [item.title for item in config.benchmarks]),
+    ):
         if not names:
             raise UserError(f"config.{key} is empty; name at least one")
         if len(set(names)) != len(names):
-            raise UserError(f"two entries of config.{key} share a name; rename one")
+            raise UserError(f"two entries of config.{key} share a name; give one of them another name or label")
+        for name in names:
+            if not name or name.startswith(".") or "/" in name:
+                raise UserError(
+                    f"the name {name!r} in config.{key} becomes one of a file; it must not be empty, contain / or "
+                    "start with a dot"
+                )
     for item in config.checkpoints:
-        if not item.name or item.name.startswith(".") or "/" in item.name:
-            raise UserError(
-                f"the checkpoint's name {item.name!r} becomes a folder; it must not contain / or start with a dot"
-            )
         if item.step < -1:
             raise UserError(
                 f"checkpoint {item.name!r}: the step {item.step} must be a finished one, or -1 for the newest"
             )
-    for task in config.tasks:
-        if task.name not in SCORE_KEYS:
-            known = ", ".join(SCORE_KEYS)
-            raise UserError(f"the task {task.name!r} is not one of {known}{nearest(task.name, SCORE_KEYS)}")
-        if task.max_new < 1 or not 0 <= task.min_new <= task.max_new or task.limit < 0:
-            raise UserError(
-                f"task {task.name!r}: max_new must be at least 1, min_new between 0 and max_new, and limit not negative"
-            )
-        if task.tokenisation and task.tokenisation not in TOKENISATIONS:
-            known = ", ".join(TOKENISATIONS)
-            raise UserError(f"task {task.name!r}: the tokenisation {task.tokenisation!r} is not one of {known}")
-        if task.tokenisation not in ("", "simple") and task.name != "caption":
-            raise UserError(f"task {task.name!r} has no tokenisation; only captions are scored by CIDEr")
+    for benchmark in config.benchmarks:
+        _check_benchmark(benchmark)
     if config.prompt_style not in PROMPT_STYLES:
         raise UserError(f"config.prompt_style {config.prompt_style!r} is not one of {', '.join(PROMPT_STYLES)}")
     if config.batch_size < 1:
         raise UserError("config.batch_size must be at least 1")
+    if config.dtype not in ("", *DTYPES):
+        raise UserError(f"config.dtype {config.dtype!r} is not one of {', '.join(DTYPES)}; '' is that of each run")
+    if config.baseline and config.baseline not in [item.name for item in config.checkpoints]:
+        raise UserError(
+            f"config.baseline {config.baseline!r} is not the name of a checkpoint; name one, or leave it out"
+        )
     return config
+
+
+def _check_benchmark(item: BenchmarkConfig) -> None:
+    if item.name not in BENCHMARKS:
+        raise UserError(
+            f"the benchmark {item.name!r} is not one of {', '.join(BENCHMARKS)}{nearest(item.name, BENCHMARKS)}"
+        )
+    most, least = item.most_new, item.least_new
+    if most < 1 or not 0 <= least <= most or item.limit < 0 or item.shots < -1 or item.seed < 0:
+        raise UserError(
+            f"benchmark {item.title!r}: max_new must be at least 1, min_new between 0 and max_new, limit and seed not "
+            "negative, and shots at least -1"
+        )
+    if item.tokenisation and item.tokenisation not in TOKENISATIONS:
+        known = ", ".join(TOKENISATIONS)
+        raise UserError(f"benchmark {item.title!r}: the tokenisation {item.tokenisation!r} is not one of {known}")
+    if item.tokenisation not in ("", "simple") and item.name != "caption":
+        raise UserError(f"benchmark {item.title!r} has no tokenisation; only captions are scored by CIDEr")
+    if item.benchmark.task == EVALUATION:
+        Template(item.prompt)
+    elif item.prompt or item.shown or item.clean:
+        raise UserError(f"benchmark {item.title!r}: only published benchmarks have a prompt, shots or a clean list")

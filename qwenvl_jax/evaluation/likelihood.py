@@ -61,6 +61,11 @@ class OptionScorer:
         self._rows = multiple(rows, batch_shards(mesh) if mesh else 1)
         self._pictures = PictureStore(model, self._rows, mesh, stored_pictures)
 
+    @property
+    def encoded(self) -> int:
+        """How many pictures have been encoded so far."""
+        return self._pictures.encoded
+
     def score(self, choices: Iterable[Choice]) -> Iterator[OptionScores]:
         """The scores of every choice, in order.
 

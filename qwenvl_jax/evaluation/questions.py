@@ -1,7 +1,7 @@
 """The questions of one benchmark: all are checked before the first is asked; pictures are decoded batch by batch.
 
-Between the two only the lengths of questions are kept. A record is read a second time when its batch comes, so memory
-grows with the batch and not with the benchmark.
+Between the two only the lengths and keys of questions are kept. A record is read a second time when its batch comes, so
+memory grows with the batch and not with the benchmark.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qwenvl_jax.data.examples import tokenize_pieces
+from qwenvl_jax.data.examples import Tokens, tokenize_pieces
+from qwenvl_jax.data.images.exact import Size
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record, stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.generate import Request
+from qwenvl_jax.evaluation.benchmark import Asking, Benchmark, Question
 from qwenvl_jax.evaluation.pictures import Pictures
-from qwenvl_jax.evaluation.tasks.task import Question, Task
+from qwenvl_jax.evaluation.requests import Request
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
 THREADS = min(8, 2 * (os.cpu_count() or 1))
@@ -29,22 +32,28 @@ AHEAD = 64  # questions that are read, and their pictures decoded, before they a
 READ_AGAIN = (StorageError, OSError, MemoryError)
 
 
-class QuestionSize(NamedTuple):
-    """The origin and the length of a question.
+class Known(NamedTuple):
+    """The facts about a question that are kept after the check.
 
     Attributes:
       record: index of the record.
       number: index of the question among those of its record.
       tokens: tokens of the prompt, without its images.
       shown: how many times the prompt shows an image.
-      images: how many different images it shows.
+      options: how many answers are compared; 0 if the answer is generated.
+      record_id: of the record.
+      key: 32 hex digits that change with the prompt, its pictures, and the options.
+      cluster: the same for questions about the same pictures.
     """
 
     record: int
     number: int
     tokens: int
     shown: int
-    images: int
+    options: int
+    record_id: str
+    key: str
+    cluster: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +74,17 @@ class Asked(NamedTuple):
 
 
 class QuestionSet:
-    """The questions of the first records of a reader.
+    """The questions of some records of a reader.
 
     Args:
-      task: turns records into questions.
+      benchmark: turns records into questions.
       reader: the records.
-      count: how many records are asked about.
+      indices: of the records that are asked about.
       tokenizer: the vocabulary of the models that will be asked.
-      style: the prompt style.
+      asking: style, template and exemplars.
       progress: called once per record.
 
     Attributes:
-      records: the number of records.
       lost: the records that cannot be read. A record that can be read but not scored is a mistake in the set.
 
     Raises:
@@ -85,109 +93,170 @@ class QuestionSet:
 
     def __init__(
         self,
-        task: Task,
+        benchmark: Benchmark,
         reader: RecordReader,
-        count: int,
+        indices: range,
         tokenizer: Tokenizer,
-        style: str,
+        asking: Asking,
         progress: Callable[[], Any] = lambda: None,
     ) -> None:
-        self.task = task
-        self.records = count
+        self.benchmark = benchmark
         self.lost: list[Unanswered] = []
         self._reader = reader
         self._tokenizer = tokenizer
-        self._style = style
-        self._sizes: list[QuestionSize] = []
+        self._asking = asking
+        self._known: list[Known] = []
         with concurrent.futures.ThreadPoolExecutor(THREADS, "open") as pool:
-            for sizes in _in_order(pool, self._open, range(count), 4 * THREADS):
-                if isinstance(sizes, Unanswered):
-                    self.lost.append(sizes)
+            for known in _in_order(pool, self._open, indices, 4 * THREADS):
+                if isinstance(known, Unanswered):
+                    self.lost.append(known)
                 else:
-                    self._sizes += sizes
+                    self._known += known
                 progress()
-        if count and not self._sizes:
+        if indices and not self._known:
             raise UserError(
                 f"no record of {reader.folder} can be read, the first because of: {self.lost[0].why}; copy or write "
                 "the folder again"
             )
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._known)
+
+    def __getitem__(self, number: int) -> Known:
+        return self._known[number]
 
     def longest(self, queries: int) -> int:
         """Tokens of the longest prompt for a model with `queries` features per image."""
-        return max((size.tokens + size.shown * (queries + 2) for size in self._sizes), default=0)
+        return max((known.tokens + known.shown * (queries + 2) for known in self._known), default=0)
 
-    def asked(self, queries: int, image_size: int, known: Callable[[int], bool]) -> Iterator[Asked]:
-        """The questions in order; the next ones are read and decoded in the background.
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Question]]:
+        """Some questions in order, without decoding their pictures."""
+        with concurrent.futures.ThreadPoolExecutor(THREADS, "read") as pool:
+            yield from zip(numbers, _in_order(pool, self._question, numbers, AHEAD), strict=True)
+
+    def asked(self, numbers: Sequence[int], queries: int, image_size: int) -> Iterator[Asked]:
+        """Some questions in order; the next ones are read and decoded in the background.
 
         Args:
+          numbers: of the questions.
           queries: features per image.
           image_size: pixels of an image's side.
-          known: tells whether a question has an answer already; such questions are left out.
         """
         pictures = Pictures(image_size)
 
         def prepare(number: int) -> Asked:
             return self._prepare(number, queries, pictures)
 
-        remaining = [number for number in range(len(self._sizes)) if not known(number)]
         with concurrent.futures.ThreadPoolExecutor(THREADS, "ask") as pool:
             try:
-                yield from _in_order(pool, prepare, remaining, AHEAD)
+                yield from _in_order(pool, prepare, numbers, AHEAD)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _open(self, index: int) -> list[QuestionSize] | Unanswered:
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer, with special tokens written out."""
+        return self._tokenizer.decode(ids)
+
+    def options(self, question: Question) -> list[list[int]]:
+        """The ids of each option of a question."""
+        return [self._tokenizer.encode(option) for option in question.options]
+
+    def _open(self, index: int) -> list[Known] | Unanswered:
         try:
             record = self._reader[index]
         except READ_AGAIN:
             raise
         except Exception as error:  # damaged bytes make libraries raise anything
             return Unanswered(f"record {index}", f"{self._reader.folder}: {error}")
-        sizes = []
+        cluster = _digest(b"".join(map(_sha256, record.images))) if record.images else record.id
+        stated = _stated(record)
+        digests: dict[bytes, bytes] = {}
+        known = []
         for number, question in enumerate(self._questions(record)):
-            tokens = tokenize_pieces(question.pieces, self._tokenizer, 1)
+            tokens = self._tokens(question, 1)
             shown = sum(piece.kind == "image" for piece in question.pieces)
-            sizes.append(
-                QuestionSize(index, number, len(tokens.tokens_L) - 3 * shown, shown, len(tokens.image_indices))
-            )
-        return sizes
+            key = _key(question, digests, stated)
+            length = len(tokens.tokens_L) - 3 * shown
+            known.append(Known(index, number, length, shown, len(question.options), record.id, key, cluster))
+        return known
 
     def _questions(self, record: Record) -> list[Question]:
         name = f"record {record.id!r} of {self._reader.folder}"
-        if record.task != self.task.name:
+        if record.task != self.benchmark.task:
             raise UserError(
-                f"{name} is one of the task {record.task!r}, which the task {self.task.name!r} of the evaluation "
-                "cannot ask; name records of that task"
+                f"{name} is one of the task {record.task!r}, which the benchmark {self.benchmark.name!r} cannot ask; "
+                f"name records of the task {self.benchmark.task!r}"
             )
         try:
-            asked = self.task.questions(record, self._style)
+            asked = self.benchmark.questions(record, self._asking)
             for question in asked:
                 shown = [int(piece.value) for piece in question.pieces if piece.kind == "image"]
-                if not all(0 <= index < len(record.images) for index in shown):
-                    raise UserError(f"it shows a picture that it does not have; it has {len(record.images)}")
+                if not all(0 <= index < len(question.images) for index in shown):
+                    raise UserError(f"it shows a picture that it does not have; it has {len(question.images)}")
         except UserError as error:
             raise UserError(f"{name} cannot be scored: {error}") from None
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{name} has a content that the task {self.task.name!r} cannot ask ({error!r})") from None
+            raise UserError(
+                f"{name} has a content that the benchmark {self.benchmark.name!r} cannot ask ({error!r})"
+            ) from None
         return asked
 
-    def _prepare(self, number: int, queries: int, pictures: Pictures) -> Asked:
-        size = self._sizes[number]
-        record = self._reader[size.record]
-        question = self._questions(record)[size.number]
-        stated = stated_sizes(record)
+    def _question(self, number: int) -> Question:
+        known = self._known[number]
+        return self._questions(self._reader[known.record])[known.number]
+
+    def _tokens(self, question: Question, queries: int) -> Tokens:
         tokens = tokenize_pieces(question.pieces, self._tokenizer, queries)
+        last = self.benchmark.last_tokens
+        if not last or len(tokens.tokens_L) <= last + 1:
+            return tokens
+        return tokens._replace(
+            tokens_L=tokens.tokens_L[-last:],
+            is_target_L=tokens.is_target_L[-last:],
+            image_query_L=tokens.image_query_L[-last:],
+        )
+
+    def _prepare(self, number: int, queries: int, pictures: Pictures) -> Asked:
+        known = self._known[number]
+        record = self._reader[known.record]
+        question = self._questions(record)[known.number]
+        stated = _stated(record)
+        tokens = self._tokens(question, queries)
         try:
             shown = tuple(
-                pictures.picture(question.images[index], stated[index] if stated else None)
+                pictures.picture(question.images[index], stated.get(question.images[index]))
                 for index in tokens.image_indices
             )
         except UserError as error:
             return Asked(number, question, None, str(error))
-        return Asked(number, question, Request(number, tokens.tokens_L, tokens.image_query_L, shown, seed=number), "")
+        seed = int(known.key[:8], 16)  # so that a sample does not depend on the other questions of the set
+        return Asked(number, question, Request(number, tokens.tokens_L, tokens.image_query_L, shown, seed), "")
+
+
+def _stated(record: Record) -> dict[bytes, Size | None]:
+    """The sizes that a record states of its images."""
+    return dict(zip(record.images, stated_sizes(record), strict=True))
+
+
+def _key(question: Question, digests: dict[bytes, bytes], stated: Mapping[bytes, Size | None]) -> str:
+    """The key of a question; `digests` remembers those of pictures."""
+    for image in question.images:
+        if image not in digests:
+            digests[image] = _sha256(image)
+    pieces = [
+        [piece.kind, digests[question.images[int(piece.value)]].hex() if piece.kind == "image" else piece.value]
+        for piece in question.pieces
+    ]
+    sizes = [stated.get(image) for image in question.images]
+    return _digest(json.dumps([pieces, question.options, sizes], ensure_ascii=True).encode())
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _digest(content: bytes) -> str:
+    return _sha256(content).hex()[:32]
 
 
 def _in_order(

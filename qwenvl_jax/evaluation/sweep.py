@@ -1,14 +1,16 @@
-"""Checkpoints x tasks on held-out records: predictions, scores and one table.
+"""Checkpoints x benchmarks: predictions, scores and one table.
 
 Under the output folder:
-  predictions/<checkpoint>/<task>.jsonl   one line per question: the answer and what it was compared with
-  predictions/<checkpoint>/<task>.json    its figures, and the fingerprint of what they belong to
-  predictions/<checkpoint>/<task>.parts   answers of a task that is not finished
-  scores.json                             {checkpoint: {figure: value}}, see `config.HEADLINES`
-  evaluation.json                         the resolved config
+  predictions/<checkpoint>/<benchmark>.jsonl   one line per question: the answer and what it was compared with
+  predictions/<checkpoint>/<benchmark>.json    its figures, and the fingerprint of what they belong to
+  predictions/<checkpoint>/<benchmark>.parts   answers of a benchmark that is not finished (`answers`)
+  submissions/<checkpoint>/<benchmark>/        the file for the server of a benchmark whose truth is hidden
+  scores.json                                  {checkpoint: {figure: value}}
+  evaluation.json                              the resolved config
 
 Every file is written whole or not at all. An interrupted sweep continues where it stopped. Answers are only reused if
-checkpoint, records and settings are the same.
+checkpoint, prompt, pictures and settings are the same. If there are several processes, each answers its share of the
+records with its own devices, and process 0 brings the shares together.
 """
 
 from __future__ import annotations
@@ -18,34 +20,33 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Hashable, Iterator
 from typing import Any
 
 from etils import epath
+from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
 from qwenvl_jax.config import to_dict
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
-from qwenvl_jax.evaluation import checkpoint
-from qwenvl_jax.evaluation.answers import Answers, finished
-from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig, TaskConfig
-from qwenvl_jax.evaluation.generate import Generator, Request
+from qwenvl_jax.evaluation import answers, checkpoint, placement
+from qwenvl_jax.evaluation.benchmark import EVALUATION, Asking, Benchmark
+from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.questions import QuestionSet
+from qwenvl_jax.evaluation.respondent import Respondent, answered
+from qwenvl_jax.evaluation.results import UPSTREAM, figures_of
 from qwenvl_jax.evaluation.sampling import Limits
-from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
-from qwenvl_jax.evaluation.tasks.task import Question, Task
-from qwenvl_jax.models.loaded import LoadedModel
-from qwenvl_jax.runtime import artifacts, log, storage
+from qwenvl_jax.runtime import artifacts, distributed, log, storage
 
-NAMED = 20  # scores.json names at most this many unanswered questions of a task; the task's own file names all
+NAMED = 20  # scores.json names at most this many unanswered questions of a benchmark; the benchmark's file names all
 SCORES = "scores.json"
-EVALUATION = "evaluation.json"
+EVALUATION_FILE = "evaluation.json"
 PREDICTIONS = "predictions"
+SUBMISSIONS = "submissions"
 
 
 def sweep(config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """Asks every checkpoint every task and writes the results under `config.output`.
+    """Asks every checkpoint every benchmark and writes the results under `config.output`.
 
     Returns:
       The content of scores.json.
@@ -56,156 +57,214 @@ def sweep(config: EvalConfig) -> dict[str, dict[str, Any]]:
     """
     run = _Sweep(config)
     scores = {item.name: run.figures_of(item) for item in config.checkpoints}
-    output = storage.path(config.output)
-    artifacts.write_json(output / SCORES, scores)
-    artifacts.write_json(output / EVALUATION, to_dict(config))
-    _show(scores)
+    if distributed.is_primary():
+        output = storage.path(config.output)
+        artifacts.write_json(output / SCORES, scores)
+        artifacts.write_json(output / EVALUATION_FILE, to_dict(config))
+        _show(scores)
     return scores
 
 
-class _Checkpoint:
+class _Subject:
     """A checkpoint under evaluation. Its parameters are only read if a question has to be asked."""
 
-    def __init__(self, config: CheckpointConfig, starting_point: StartingPoint) -> None:
+    def __init__(self, config: CheckpointConfig, starting_point: StartingPoint, mesh: Mesh, settings: EvalConfig):
         self.config = config
         self.starting_point = starting_point
+        self._mesh = mesh
+        self._settings = settings
 
     @functools.cached_property
-    def model(self) -> LoadedModel:
-        return checkpoint.load(self.starting_point)
+    def respondent(self) -> Respondent:
+        model = placement.load(self.starting_point, self._mesh, self._settings.dtype)
+        return Respondent(model, self._mesh, self._settings.batch_size, self.config.image_size)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that change with the weights, and with how they are computed."""
+        return {
+            **checkpoint.identity(self.starting_point),
+            "image_size": self.config.image_size,
+            "dtype": self._settings.dtype,
+        }
 
 
 class _Sweep:
-    """The vocabulary and the opened tasks, which all checkpoints share."""
+    """The vocabulary and the opened benchmarks, which all checkpoints share."""
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
+        self.mesh = placement.local_mesh(config.mesh)
         self.tokenizer = load_tokenizer(config.tokenizer)
-        self.readers = {task.name: RecordReader(task.records, task.split) for task in config.tasks}
+        self.readers = {
+            item.title: RecordReader(item.records, item.split or item.benchmark.split or "train")
+            for item in config.benchmarks
+        }
         self.question_sets: dict[str, QuestionSet] = {}
         for item in config.checkpoints:  # report all mistakes before the first answer
             subject = self._find(item)
-            for task in config.tasks:
-                if finished(self._folder(item), task.name, self._fingerprint(subject, task)) is None:
-                    self._questions(task)
+            for benchmark in config.benchmarks:
+                if self._finished(subject, benchmark) is None:
+                    self._questions(benchmark)
 
     def figures_of(self, item: CheckpointConfig) -> dict[str, Any]:
-        """The figures of all tasks for one checkpoint. Without a step, the checkpoint is now the newest of its run."""
+        """The figures of all benchmarks for one checkpoint. Without a step, it is now the newest of its run."""
         subject = self._find(item)
         figures: dict[str, Any] = {}
         unanswered: dict[str, Any] = {}
-        for task in self.config.tasks:
-            fingerprint = self._fingerprint(subject, task)
-            summary = finished(self._folder(item), task.name, fingerprint)
-            if summary is None:
-                summary = self._ask(subject, task, fingerprint)
+        for benchmark in self.config.benchmarks:
+            summary = self._finished(subject, benchmark) or self._ask(subject, benchmark)
             figures |= summary["scores"]
             if missing := summary.get(UNANSWERED):
-                unanswered[task.name] = {"questions": len(missing), "first": missing[:NAMED]}
+                unanswered[benchmark.title] = {"questions": len(missing), "first": missing[:NAMED]}
         return figures | ({UNANSWERED: unanswered} if unanswered else {})
 
-    def _find(self, item: CheckpointConfig) -> _Checkpoint:
-        starting_point = find_starting_point(item.workdir, item.wanted_step)
+    def _find(self, item: CheckpointConfig) -> _Subject:
+        """The checkpoint, the same one for all processes."""
+        step = distributed.from_primary(lambda: find_starting_point(item.workdir, item.wanted_step).step)
+        starting_point = find_starting_point(item.workdir, step)
         checkpoint.check_fits(starting_point, self.config.tokenizer, self.tokenizer, item.image_size)
-        return _Checkpoint(item, starting_point)
+        return _Subject(item, starting_point, self.mesh, self.config)
 
-    def _folder(self, item: CheckpointConfig) -> epath.Path:
-        return storage.path(self.config.output) / PREDICTIONS / item.name
+    def _folder(self, subject: _Subject) -> epath.Path:
+        return storage.path(self.config.output) / PREDICTIONS / subject.config.name
 
-    def _fingerprint(self, subject: _Checkpoint, task: TaskConfig) -> str:
-        """Sixteen hex digits that change with the checkpoint, the records, or how they are asked and scored."""
-        parts = {
-            **checkpoint.identity(subject.starting_point),
-            "records": self.readers[task.name].summary,
-            "task": {key: value for key, value in dataclasses.asdict(task).items() if key != "records"},
-            "image_size": subject.config.image_size,
-            "prompt_style": self.config.prompt_style,
-            "vocabulary": self._vocabulary,
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    def _settings(self, subject: _Subject, item: BenchmarkConfig) -> str:
+        """Hex digits that change with everything that an answer depends on but its question."""
+        return _digest(
+            subject.identity
+            | {
+                "vocabulary": self._vocabulary,
+                "limits": [item.most_new, item.least_new, item.benchmark.stops],
+            }
+        )
+
+    def _fingerprint(self, subject: _Subject, item: BenchmarkConfig) -> str:
+        """Hex digits that change with the settings, the records, or how they are asked and scored."""
+        asked = {key: value for key, value in dataclasses.asdict(item).items() if key not in ("records", "exemplars")}
+        return _digest(
+            {
+                "settings": self._settings(subject, item),
+                "records": self.readers[item.title].summary,
+                "benchmark": asked,
+                "style": self.config.prompt_style if item.benchmark.task != EVALUATION else "",
+            }
+        )
 
     @functools.cached_property
     def _vocabulary(self) -> str:
         return vocabulary_digest(self.config.tokenizer)
 
-    def _questions(self, task: TaskConfig) -> QuestionSet:
-        if task.name not in self.question_sets:
-            reader = self.readers[task.name]
-            count = min(task.limit or len(reader), len(reader))
-            with log.progress(f"opening {task.name}", count) as advance:
-                self.question_sets[task.name] = QuestionSet(
-                    BENCHMARKS[task.name], reader, count, self.tokenizer, self.config.prompt_style, advance
-                )
-        return self.question_sets[task.name]
+    def _finished(self, subject: _Subject, item: BenchmarkConfig) -> dict[str, Any] | None:
+        fingerprint = self._fingerprint(subject, item)
+        return distributed.from_primary(lambda: answers.finished(self._folder(subject), item.title, fingerprint))
 
-    def _ask(self, subject: _Checkpoint, task: TaskConfig, fingerprint: str) -> dict[str, Any]:
-        """Asks the questions of one task that have no answer yet; writes and returns the summary."""
+    def _questions(self, item: BenchmarkConfig) -> QuestionSet:
+        """This process' share of the questions of a benchmark."""
+        if item.title not in self.question_sets:
+            reader = self.readers[item.title]
+            share = _share(min(item.limit or len(reader), len(reader)))
+            with log.progress(f"opening {item.title}", len(share)) as advance:
+                self.question_sets[item.title] = QuestionSet(
+                    item.benchmark, reader, share, self.tokenizer, self._asking(item), advance
+                )
+        return self.question_sets[item.title]
+
+    def _asking(self, item: BenchmarkConfig) -> Asking:
+        return Asking(self.config.prompt_style, item.prompt)
+
+    def _ask(self, subject: _Subject, item: BenchmarkConfig) -> dict[str, Any]:
+        """Asks the questions of one benchmark that have no answer yet; writes and returns the summary."""
         began = time.monotonic()
-        questions = self._questions(task)
-        title = f"{subject.config.name} · {task.name}"
-        with Answers(self._folder(subject.config), task.name, fingerprint) as answers:
-            with log.progress(title, len(questions) - len(answers.rows)) as advance:
-                self._fill(answers, subject, task, advance)
-            summary = _summary(answers, questions, task)
-            answers.finish(summary)
+        questions = self._questions(item)
+        settings = self._settings(subject, item)
+        folder = self._folder(subject)
+        title = f"{subject.config.name} · {item.title}"
+        limits = Limits(item.most_new, item.least_new, self._stop_ids(item.benchmark))
+        with answers.Answers(folder, item.title, settings) as known:
+            rows = answered(questions, known, lambda: subject.respondent, limits, title)
+        share = {
+            "rows": rows,
+            "lost": [dataclasses.asdict(lost) for lost in questions.lost],
+            "seconds": time.monotonic() - began,
+        }
+        shares = _all_shares(folder, item.title, share)
+
+        def finish() -> dict[str, Any]:
+            rows = [row for share in shares for row in share["rows"]]
+            summary = _summary(item, rows, [lost for share in shares for lost in share["lost"]])
+            summary["seconds"] = round(max(share["seconds"] for share in shares), 3)
+            summary["fingerprint"] = self._fingerprint(subject, item)
+            if item.benchmark.submission:
+                where = storage.path(self.config.output) / SUBMISSIONS / subject.config.name / item.title
+                for name, content in item.benchmark.submission(rows).items():
+                    storage.write_bytes(where / name, content)
+            answers.finish(folder, item.title, settings, rows, summary)
+            return summary
+
+        summary = distributed.from_primary(finish)
         _say(_line(title, summary, time.monotonic() - began))
         if missing := summary.get(UNANSWERED):
             first = f"{missing[0]['id']}: {missing[0]['why']}"
             _say(f"  {len(missing)} could not be asked and count as wrong, the first is {first}")
         return summary
 
-    def _fill(self, answers: Answers, subject: _Checkpoint, task: TaskConfig, advance: Any) -> None:
-        """Adds the answers that are missing, as they end."""
-        kind = BENCHMARKS[task.name]
-        questions = self._questions(task)
-        queries = subject.starting_point.config.model.resampler.queries
-        asked: dict[Hashable, Question] = {}
-
-        def requests() -> Iterator[Request]:
-            """Notes the questions; one whose picture cannot be read has its row at once."""
-            for number, question, request, why in questions.asked(
-                queries, subject.config.image_size, answers.__contains__
-            ):
-                if request is None:
-                    answers.add({number: {"id": question.id, **kind.unanswered(question.about), UNANSWERED: why}})
-                    advance(1)
-                else:
-                    asked[number] = question
-                    yield request
-
-        stop_ids = tuple(self.tokenizer.special_by_name[name] for name in kind.stops)
-        generator = Generator(subject.model, min(self.config.batch_size, len(questions)))
-        limits = Limits(task.max_new, task.min_new, stop_ids)
-        for number, ids in generator.generate(requests(), limits, longest=questions.longest(queries)):
-            question = asked.pop(number)
-            row = kind.read(self.tokenizer.decode(ids), question.about)
-            answers.add({int(str(number)): {"id": question.id, **row}})
-            advance(1)
+    def _stop_ids(self, benchmark: Benchmark) -> tuple[int, ...]:
+        return tuple(self.tokenizer.special_by_name[name] for name in benchmark.stops)
 
 
-def _summary(answers: Answers, questions: QuestionSet, task: TaskConfig) -> dict[str, Any]:
-    """The figures of a finished task, and the questions that could not be asked."""
-    rows = [answers.rows[number] for number in sorted(answers.rows)]
+def _share(count: int) -> range:
+    """The records of this process: contiguous, so that neighbouring questions about one picture stay together."""
+    processes, process = distributed.process_count(), distributed.process_index()
+    return range(count * process // processes, count * (process + 1) // processes)
+
+
+def _all_shares(folder: epath.Path, label: str, share: dict[str, Any]) -> list[dict[str, Any]]:
+    """On process 0 the shares of all processes in their order, once all have finished; elsewhere this one."""
+    processes = distributed.process_count()
+    if processes == 1:
+        return [share]
+    if not distributed.is_primary():
+        answers.write_share(folder, label, distributed.process_index(), share)
+    distributed.gather(label)
+    if not distributed.is_primary():
+        return [share]
+    return [share, *(answers.read_share(folder, label, process) for process in range(1, processes))]
+
+
+def _summary(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: list[dict[str, str]]) -> dict[str, Any]:
+    """The figures of a finished benchmark, and the questions that could not be asked."""
     summary: dict[str, Any] = {
-        "questions": len(rows) + len(questions.lost),
-        "records": questions.records,
-        "scores": _figures(rows, BENCHMARKS[task.name], task, len(questions.lost)),
+        "questions": len(rows) + len(lost),
+        "tokens": sum(row["tokens"] for row in rows),
+        "scores": _scores(item, rows, len(lost)),
     }
-    missing = [dataclasses.asdict(unanswered) for unanswered in questions.lost]
-    missing += [{"id": row["id"], "why": row[UNANSWERED]} for row in rows if UNANSWERED in row]
+    missing = [*lost, *({"id": row["id"], "why": row[UNANSWERED]} for row in rows if UNANSWERED in row)]
+    repeated = len(rows) - len({row["id"] for row in rows})
+    if repeated:
+        summary["repeated_ids"] = repeated
+        _say(f"  {item.title}: {repeated} questions have the id of another question; each counts")
     return summary | ({UNANSWERED: missing} if missing else {})
 
 
-def _figures(rows: list[dict[str, Any]], kind: Task, task: TaskConfig, lost: int) -> dict[str, float]:
+def _scores(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: int) -> dict[str, float]:
     """Scores over all questions. A record that cannot be read counts as one average question answered wrong."""
-    settings = {"tokenisation": task.tokenisation} if task.name == "caption" and task.tokenisation else {}
-    figures = kind.score(rows, **settings)
-    return {key: value * len(rows) / (len(rows) + lost) if lost else value for key, value in figures.items()}
+    figures = figures_of(item.benchmark, rows, lost=lost)
+    label = f"{item.title}." if item.benchmark.task == EVALUATION else ""
+    scores = {f"{label}{key}": figure.value for key, figure in figures.items()}
+    for key, figure in figures.items():
+        if figure.upstream_exact is not None:
+            scores[f"{label}{key}{UPSTREAM}"] = figure.upstream_exact.value
+    return scores
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _line(title: str, summary: dict[str, Any], seconds: float) -> str:
     figures = ", ".join(f"{key} {value:.3f}" for key, value in summary["scores"].items())
-    return f"{title}: {figures}  ({summary['questions']} questions, {seconds:.0f} s)"
+    return f"{title}: {figures or 'answered'}  ({summary['questions']} questions, {seconds:.0f} s)"
 
 
 def _say(text: str) -> None:
@@ -223,4 +282,5 @@ def _show(scores: dict[str, dict[str, Any]]) -> None:
             text = f"{row[key]:.3f}" if key in row else ""
             cells.append(log.bold(text) if row.get(key) == best[key] else text)
         lines.append(cells)
-    log.table("held-out scores", ("checkpoint", *keys), lines)
+    if keys:
+        log.table("held-out scores", ("checkpoint", *keys), lines)

@@ -11,7 +11,7 @@ import pytest
 from qwenvl_jax.checkpoint.layout import CONFIG
 from qwenvl_jax.checkpoint.starting_point import find_starting_point
 from qwenvl_jax.config import FORMER_KEYS, Config, from_config_dict, to_dict
-from qwenvl_jax.evaluation import checkpoint
+from qwenvl_jax.evaluation import placement
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training.loop import train
 from tests.checkpoint.saved_run import assert_same_run
@@ -42,7 +42,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_evaluated(tmp_path: Path, ti
 
     source = find_starting_point(earlier)
     assert source.config == config
-    assert set(checkpoint.load(source).params) == {"vit", "resampler", "decoder"}
+    assert set(placement.load(source).params) == {"vit", "resampler", "decoder"}
 
 
 def test_a_config_does_not_take_both_names(tiny_data: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ import pytest
 
 from qwenvl_jax.checkpoint import imported
 from qwenvl_jax.evaluation import answers
-from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.models import qwen_vl
@@ -45,7 +44,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: str, run: str, output: str) -> EvalConfig:
-    tasks = tuple(TaskConfig(name, f"{data}/{name}", "train", 6, 4, 1) for name in ("vqa", "caption"))
+    tasks = tuple(BenchmarkConfig(name, f"{data}/{name}", "train", 6, 4, 1) for name in ("vqa", "caption"))
     tokenizer = dataclasses.replace(tiny_run.make_config().tokenizer, path=f"{data}/tiny.model")
     return EvalConfig((CheckpointConfig("a", run, 28),), tokenizer, tasks, 3, "training", output)
 
@@ -60,9 +59,9 @@ def test_a_sweep_and_its_report(
     remote = settings(f"{gcs}/data", f"{gcs}/run", f"{gcs}/output")
     add = answers.Answers.add
 
-    def interrupted(self: answers.Answers, rows: dict[int, dict[str, Any]]) -> None:
-        add(self, rows)
-        if len(self.rows) == 4 and self._task == "caption":
+    def interrupted(self: answers.Answers, answer: answers.Answer) -> None:
+        add(self, answer)
+        if len(self.known) == 4 and "caption" in str(self._parts):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -71,7 +70,8 @@ def test_a_sweep_and_its_report(
         with pytest.raises(KeyboardInterrupt):
             sweep(remote)
     assert storage.names(f"{gcs}/output/predictions/a") == ["caption.parts", "vqa.json", "vqa.jsonl"]
-    assert len(storage.names(f"{gcs}/output/predictions/a/caption.parts")) == 4
+    (settings_of_parts,) = storage.names(f"{gcs}/output/predictions/a/caption.parts")
+    assert len(storage.names(f"{gcs}/output/predictions/a/caption.parts/{settings_of_parts}")) == 4
     scores = sweep(remote)
     assert storage.names(f"{gcs}/output/predictions/a") == ["caption.json", "caption.jsonl", "vqa.json", "vqa.jsonl"]
     assert json.loads(storage.read_bytes(f"{gcs}/output/scores.json")) == scores

@@ -12,7 +12,7 @@ from PIL import Image
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 
 
 def noise(seed: int = 0) -> bytes:
@@ -45,7 +45,7 @@ def eval_config(
     config: Config,
     checkpoint: Path,
     output: Path | str,
-    task: TaskConfig,
+    task: BenchmarkConfig,
     *,
     step: int = -1,
     batch_size: int = 4,
@@ -54,7 +54,7 @@ def eval_config(
     return EvalConfig(
         checkpoints=(CheckpointConfig("a", str(checkpoint), 28, step),),
         tokenizer=config.tokenizer,
-        tasks=(task,),
+        benchmarks=(task,),
         batch_size=batch_size,
         prompt_style="training",
         output=str(output),

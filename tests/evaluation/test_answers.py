@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -23,10 +24,11 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation import answers, questions
 from qwenvl_jax.evaluation import sweep as sweep_module
-from qwenvl_jax.evaluation.config import EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.benchmark import Asking
+from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
-from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
+from qwenvl_jax.evaluation.tasks.registry import HELD_OUT
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation import samples
 from tests.evaluation.samples import record_of, rows_of, vqa_record
@@ -36,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 
 def settings(config: Config, checkpoint: Path, output: Path, folder: Path, **task: Any) -> EvalConfig:
     """The checkpoint is asked all records of a folder; `task` changes keys of the task's config."""
-    asked = dataclasses.replace(TaskConfig("vqa", str(folder), "train", 0, 4, 1), **task)
+    asked = dataclasses.replace(BenchmarkConfig("vqa", str(folder), "train", 0, 4, 1), **task)
     return samples.eval_config(config, checkpoint, output, asked)
 
 
@@ -60,9 +62,9 @@ def test_memory_does_not_grow_with_the_benchmark(
 
     monkeypatch.setattr(questions, "AHEAD", 6)
     reader = Counting(many)
-    question_set = questions.QuestionSet(BENCHMARKS["vqa"], reader, len(reader), tokenizer, "training")
+    question_set = questions.QuestionSet(HELD_OUT["vqa"], reader, range(len(reader)), tokenizer, Asking("training"))
     Counting.read = 0
-    asked = question_set.asked(4, 28, lambda number: False)
+    asked = question_set.asked(range(len(question_set)), 4, 28)
     assert isinstance(asked, Generator)
     for done in range(1, 13):
         assert next(asked).request is not None
@@ -83,13 +85,20 @@ sweep(from_config_dict(EvalConfig, json.load(open(sys.argv[1]))))
 """
 
 
+def write_part(folder: Path, content: Any) -> None:
+    """A file of answers that is named after its content, as whole ones are."""
+    payload = json.dumps(content).encode()
+    folder.mkdir(exist_ok=True)
+    (folder / f"{hashlib.sha256(payload).hexdigest()[:32]}.json").write_bytes(payload)
+
+
 def kill_after_the_first_part(config: EvalConfig, parts: Path, tmp_path: Path) -> None:
     """Runs a sweep in another process and kills it as soon as it has written a part of its answers."""
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(dataclasses.asdict(config)))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen([sys.executable, "-c", SWEEP_IN_SMALL_PARTS, str(path)], cwd=ROOT, env=environment)
-    while not (parts.exists() and list(parts.glob("*.json"))):
+    while not (parts.exists() and list(parts.glob("*/*.json"))):
         assert running.poll() is None, "the sweep ended before it could be killed"
         time.sleep(0.002)
     running.kill()
@@ -106,23 +115,23 @@ def test_the_answers_do_not_depend_on_how_often_a_sweep_was_interrupted(
     kill_after_the_first_part(interrupted, folder, tmp_path)
     assert not (tmp_path / "parts/scores.json").exists()
 
-    first_path = sorted(folder.glob("*.json"))[0]
-    first = json.loads(first_path.read_text())
-    assert 0 < len(first["rows"]) < 30
-    marked_number, marked_row = first["rows"][0]
-    marked_row["prediction"] = "marked"  # to recognise it later
-    first_path.write_text(json.dumps(first))
-    foreign = {**first, "fingerprint": "another", "rows": [[3, {"id": "no"}]]}
-    (folder / "00000099.json").write_text(json.dumps(foreign))
-    (folder / "00000098.json").write_text("half of a p")
+    (of_settings,) = folder.iterdir()
+    first_path = next(of_settings.glob("*.json"))
+    ((marked_key, _, *rest), *others) = json.loads(first_path.read_text())
+    assert len(others) < 29
+    write_part(of_settings, [(marked_key, "marked", *rest)])  # to recognise it later
+    first_path.unlink()
+    write_part(folder / "another", [(marked_key, "of another checkpoint", *rest)])
+    (of_settings / f"{64 * '0'}.json").write_text("half of a p")
 
     scores = sweep(interrupted)
     assert scores == json.loads((tmp_path / "parts/scores.json").read_text())
-    assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["another"]  # nothing is lost
     rows = rows_of(tmp_path / "parts")
-    assert [number for number, row in enumerate(rows) if row["prediction"] == "marked"] == [marked_number]
+    (marked,) = [number for number, row in enumerate(rows) if row["prediction"] == "marked"]
+    assert rows[marked]["key"] == marked_key
     expected = rows_of(tmp_path / "whole")
-    expected[marked_number]["prediction"] = "marked"
+    expected[marked] |= {"prediction": "marked", "raw": "marked"}
     assert rows == expected
 
 
@@ -143,7 +152,7 @@ def test_a_full_disk_keeps_what_was_answered(
         signal.signal(signal.SIGXFSZ, before)
     folder = tmp_path / "full/predictions/a"
     assert [path.name for path in folder.iterdir()] == ["vqa.parts"]
-    kept = [row for path in folder.glob("vqa.parts/*.json") for row in json.loads(path.read_text())["rows"]]
+    kept = [row for path in folder.glob("vqa.parts/*/*.json") for row in json.loads(path.read_text())]
     assert len(kept) == 30
     sweep(output)
     sweep(settings(config, checkpoint, tmp_path / "whole", many))
@@ -193,13 +202,14 @@ def test_what_cannot_be_read_is_named_and_counts_as_wrong(config: Config, checkp
 
 def test_a_lost_record_lowers_every_figure() -> None:
     """With two right answers and two records that cannot be read, half of the questions are right."""
-    task = TaskConfig("vqa", "", "train", 0, 4, 1)
-    rows = [BENCHMARKS["vqa"].read("net", {"question": "?", "answers": ["net"]})] * 2
-    assert sweep_module._figures(rows, BENCHMARKS["vqa"], task, 0) == {"vqa_acc": 1.0}
-    assert sweep_module._figures(rows, BENCHMARKS["vqa"], task, 2) == {"vqa_acc": 0.5}
+    item = BenchmarkConfig("vqa", "", "train", 0, 4, 1)
+    row = HELD_OUT["vqa"].read("net", {"question": "?", "answers": ["net"]})
+    rows = [row | {"id": str(number)} for number in range(2)]
+    assert sweep_module._scores(item, rows, 0)["vqa_acc"] == 1.0
+    assert sweep_module._scores(item, rows, 2)["vqa_acc"] == 0.5
 
 
-@pytest.mark.parametrize("name", list(BENCHMARKS))
+@pytest.mark.parametrize("name", list(HELD_OUT))
 def test_what_is_not_answered_scores_nothing(name: str) -> None:
     """Even where the empty answer would be right: a truth of punctuation and articles."""
     truths: dict[str, dict[str, Any]] = {
@@ -209,11 +219,11 @@ def test_what_is_not_answered_scores_nothing(name: str) -> None:
         "caption": {"references": ["the net"]},
         "dialogue": {"truth": "The.", "turn": 1},
     }
-    row = BENCHMARKS[name].unanswered(truths[name])
+    row = HELD_OUT[name].unanswered(truths[name])
     other = {"prediction": "a b c d", "references": ["a b c d"]} if name == "caption" else row
-    figures = BENCHMARKS[name].score([row])
-    assert figures and all(value == 0.0 for value in figures.values()), figures
-    assert BENCHMARKS[name].score([row, other])  # and does not break the others
+    figures = HELD_OUT[name].score([row])
+    assert figures and all(scores.aggregate == 0.0 for scores in figures.values()), figures
+    assert HELD_OUT[name].score([row, other])  # and does not break the others
 
 
 def refused(
@@ -237,7 +247,7 @@ def test_records_of_another_task_are_refused_before_anything_is_asked(
 ) -> None:
     output = settings(config, checkpoint, tmp_path / "output", tiny_data / "caption")
     with pytest.raises(
-        UserError, match=r"record 'caption-0' of .*caption is one of the task 'caption', which the task"
+        UserError, match=r"record 'caption-0' of .*caption is one of the task 'caption', which the benchmark"
     ):
         sweep(output)
     assert not (tmp_path / "output").exists()
@@ -320,13 +330,17 @@ def test_a_picture_of_another_size_than_its_record_says_counts_as_wrong(
     "content", ["", "[]", '{"fingerprint": "m"}', '{"fingerprint": "m", "scores": [1]}', "[" * 9999]
 )
 def test_a_damaged_summary_or_part_is_made_again(content: str, tmp_path: Path) -> None:
+    whole = answers.Answer("k", "a", 1)
     with answers.Answers(tmp_path, "vqa", "m") as first:
-        first.add({0: {"id": "a"}})
-    (tmp_path / "vqa.parts" / "00000007.json").write_text(content)
-    (tmp_path / "vqa.parts" / "00000008.json").write_text('{"fingerprint": "m", "rows": [[0, 5], {}]}')
-    second = answers.Answers(tmp_path, "vqa", "m")
-    assert second.rows == {0: {"id": "a"}}
-    second.finish({"scores": {"vqa_acc": 0.5}})
+        first.add(whole)
+    parts = tmp_path / "vqa.parts" / "m"
+    (parts / "00000007.json").write_text(content)
+    write_part(parts, json.loads(content) if content.startswith("{") else [["k", "b"], 5])
+    assert answers.Answers(tmp_path, "vqa", "m").known == {"k": whole}
+    rows = [{"id": "1", "key": "k", "raw": "a", "tokens": 1}]
+    answers.finish(tmp_path, "vqa", "m", rows, {"scores": {"vqa_acc": 0.5}, "fingerprint": "m"})
+    assert answers.Answers(tmp_path, "vqa", "m").known == {"k": whole}
+    assert answers.Answers(tmp_path, "vqa", "of another checkpoint").known == {}
     summary = answers.finished(tmp_path, "vqa", "m")
     assert summary is not None
     assert summary["scores"] == {"vqa_acc": 0.5}

@@ -16,8 +16,8 @@ from qwenvl_jax.checkpoint import lineage, restore
 from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
 from qwenvl_jax.config import TOWERS, Config
 from qwenvl_jax.data.tokenizer import vocabulary_digest
-from qwenvl_jax.evaluation import checkpoint as module
-from qwenvl_jax.evaluation.config import EvalConfig, TaskConfig
+from qwenvl_jax.evaluation import placement
+from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.models.qwen_vl import Params
@@ -51,7 +51,7 @@ def run(params: Params, config: Config, tmp_path: Path) -> Path:
 
 
 def settings(config: Config, run: Path | str, tiny_data: Path, output: Path | str, *, step: int = -1) -> EvalConfig:
-    task = TaskConfig("vqa", str(tiny_data / "vqa"), "train", 8, 6, 1)
+    task = BenchmarkConfig("vqa", str(tiny_data / "vqa"), "train", 8, 6, 1)
     return samples.eval_config(config, Path(run), output, task, step=step, batch_size=8)
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_named(run: Path) -> No
     source = restore.find_starting_point(run, 3)
     storage.remove(run / "checkpoints/3")
     with pytest.raises(UserError, match=r"step 3 of .*run was removed while it was read, because the run there keeps"):
-        module.load(source)
+        placement.load(source)
 
 
 @pytest.mark.slow

@@ -20,10 +20,11 @@ from PIL import Image
 from qwenvl_jax.config import Config, to_dict
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.record_writer import write_records
-from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.benchmark import Asking
+from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.report.pictures import picture, true
-from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
+from qwenvl_jax.evaluation.tasks.registry import HELD_OUT
 from qwenvl_jax.html.figures import corners_of_box
 from tests.evaluation.samples import record_of
 
@@ -145,15 +146,15 @@ def report_of(runs: tuple[Config, Path], text: str) -> Page:
     for task, content in contents.items():
         record = dataclasses.replace(record_of(task, content, name=text, image=payload), source=text)
         write_records(folder / task, {"train": [record]}, name="hostile")
-        tasks.append(TaskConfig(task, str(folder / task), "train", 0, 4, 0))
+        tasks.append(BenchmarkConfig(task, str(folder / task), "train", 0, 4, 0))
         rows = [
-            {"id": question.id, **BENCHMARKS[task].read(f"<ref>{text}</ref>{text}", question.about)}
-            for question in BENCHMARKS[task].questions(record, "training")
+            {"id": question.id, **HELD_OUT[task].read(f"<ref>{text}</ref>{text}", question.about)}
+            for question in HELD_OUT[task].questions(record, Asking("training"))
         ]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "predictions" / name).mkdir(parents=True, exist_ok=True)
         (folder / "predictions" / name / f"{task}.jsonl").write_text(lines)
-        scores |= BENCHMARKS[task].score(rows)
+        scores |= {key: each.aggregate for key, each in HELD_OUT[task].score(rows).items()}
     scores["unanswered"] = {text: {"questions": 1, "first": [{"id": text, "why": text}]}}
     checkpoint = CheckpointConfig(name, str(folder / "none"), 28)
     evaluation = EvalConfig((checkpoint,), config.tokenizer, tuple(tasks), 2, "training", str(folder))

@@ -15,21 +15,21 @@ from typing import Any, NamedTuple
 import pytest
 
 from qwenvl_jax.config import Config
-from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig, TaskConfig
+from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime.errors import UserError
 
 
 def eval_config(config: Config, checkpoint: Path, tiny_data: Path, output: Path) -> EvalConfig:
-    tasks = tuple(TaskConfig(name, str(tiny_data / name), "train", 5, 4, 1) for name in ("vqa", "caption"))
+    tasks = tuple(BenchmarkConfig(name, str(tiny_data / name), "train", 5, 4, 1) for name in ("vqa", "caption"))
     return EvalConfig(
         checkpoints=(
             CheckpointConfig("stage0_text", str(checkpoint), 28),
             CheckpointConfig("stage1_pretrain", str(checkpoint), 28),
         ),
         tokenizer=config.tokenizer,
-        tasks=tasks,
+        benchmarks=tasks,
         batch_size=5,
         prompt_style="training",
         output=str(output),
@@ -68,8 +68,8 @@ def test_finished_tasks_are_kept_and_changed_ones_asked_again(swept: Swept) -> N
     before = {name: path.stat().st_mtime_ns for name, path in files.items()}
     assert sweep(settings) == scores
     assert {name: path.stat().st_mtime_ns for name, path in files.items()} == before
-    vqa, caption = settings.tasks
-    changed = dataclasses.replace(settings, tasks=(dataclasses.replace(vqa, limit=4), caption))
+    vqa, caption = settings.benchmarks
+    changed = dataclasses.replace(settings, benchmarks=(dataclasses.replace(vqa, limit=4), caption))
     sweep(changed)
     assert files["vqa"].stat().st_mtime_ns != before["vqa"]
     assert files["caption"].stat().st_mtime_ns == before["caption"]
@@ -85,9 +85,9 @@ def test_a_vocabulary_too_large_for_the_model_is_refused(swept: Swept) -> None:
 
 def test_missing_records_and_checkpoints_are_named(swept: Swept, tmp_path: Path) -> None:
     _, settings, _ = swept
-    gone = dataclasses.replace(settings.tasks[0], records=str(tmp_path / "gone"))
+    gone = dataclasses.replace(settings.benchmarks[0], records=str(tmp_path / "gone"))
     with pytest.raises(UserError, match="gone"):
-        sweep(dataclasses.replace(settings, tasks=(gone,)))
+        sweep(dataclasses.replace(settings, benchmarks=(gone,)))
     absent = dataclasses.replace(settings.checkpoints[0], workdir=str(tmp_path / "absent"))
     with pytest.raises(UserError, match="absent"):
         sweep(dataclasses.replace(settings, checkpoints=(absent,)))

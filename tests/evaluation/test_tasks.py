@@ -14,8 +14,9 @@ from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.evaluation.benchmark import Asking, Benchmark
 from qwenvl_jax.evaluation.config import SCORE_KEYS, EvalConfig, validate
-from qwenvl_jax.evaluation.tasks.registry import BENCHMARKS
+from qwenvl_jax.evaluation.tasks.registry import HELD_OUT
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.samples import grey, record_of
 
@@ -43,17 +44,21 @@ def record(task: str, **changes: Any) -> Record:
     return record_of(task, copy.deepcopy(CONTENTS[task]) | changes, image=grey(100, 50))
 
 
+def figures(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {key: scores.aggregate for key, scores in benchmark.score(rows).items()}
+
+
 def written(pieces: Iterable[Piece]) -> str:
     return "".join(f"<{p.value}>" if p.kind == "image" else str(p.value) for p in pieces)
 
 
-@pytest.mark.parametrize("name", list(BENCHMARKS))
+@pytest.mark.parametrize("name", list(HELD_OUT))
 def test_the_true_answer_scores_best_and_another_worse(name: str) -> None:
     """What training would have the model write after the prompt is read as right."""
-    task, sample = BENCHMARKS[name], record(name)
+    task, sample = HELD_OUT[name], record(name)
     whole = written(training_pieces(sample))
     right, wrong = [], []
-    for question in task.questions(sample, "training"):
+    for question in task.questions(sample, Asking("training")):
         prompt = written(question.pieces)
         assert whole.startswith(prompt)
         answer = whole[len(prompt) :]
@@ -66,7 +71,7 @@ def test_the_true_answer_scores_best_and_another_worse(name: str) -> None:
         right.append({"prediction": "x y z", "references": ["x y z"]})
         wrong.append({"prediction": "x y z", "references": ["x y z"]})
     key = SCORE_KEYS[name]
-    best, worse = task.score(right)[key], task.score(wrong)[key]
+    best, worse = task.score(right)[key].aggregate, task.score(wrong)[key].aggregate
     # Three words have no four-grams, so a perfect caption of three reaches three quarters of ten.
     assert best == pytest.approx(7.5 if name == "caption" else 1.0)
     assert worse < best
@@ -75,7 +80,7 @@ def test_the_true_answer_scores_best_and_another_worse(name: str) -> None:
 
 def test_released_prompts() -> None:
     def prompt(name: str) -> str:
-        return written(BENCHMARKS[name].questions(record(name), "released")[0].pieces)
+        return written(HELD_OUT[name].questions(record(name), Asking("released"))[0].pieces)
 
     assert prompt("caption") == "<0>Describe the image in English:"
     assert prompt("vqa") == "<0>Which colour? Answer:"
@@ -83,7 +88,7 @@ def test_released_prompts() -> None:
 
 
 def test_dialogue_asks_every_turn_with_the_true_ones_before_it() -> None:
-    first, second = BENCHMARKS["dialogue"].questions(record("dialogue"), "released")
+    first, second = HELD_OUT["dialogue"].questions(record("dialogue"), Asking("released"))
     assert first.about["truth"] == "A car."
     assert written(first.pieces).endswith("What is it?<|im_end|>\n<|im_start|>assistant\n")
     assert second.about["truth"] == "<ref>The car</ref><box>(100,200),(600,800)</box>"
@@ -91,7 +96,7 @@ def test_dialogue_asks_every_turn_with_the_true_ones_before_it() -> None:
 
 
 def test_dialogue_boxes_are_compared_by_overlap() -> None:
-    read, about = BENCHMARKS["dialogue"].read, {"truth": "<ref>it</ref><box>(0,0),(500,500)</box>"}
+    read, about = HELD_OUT["dialogue"].read, {"truth": "<ref>it</ref><box>(0,0),(500,500)</box>"}
     assert read("<ref>that</ref><box>(0,0),(500,450)</box>", about)["right"] == 1
     assert read("<ref>it</ref><box>(600,600),(900,900)</box>", about)["right"] == 0
     thin = {"truth": "<box>(999,10),(999,20)</box>"}
@@ -113,14 +118,14 @@ def test_dialogue_boxes_are_compared_by_overlap() -> None:
 )
 def test_ocr_lines_are_read_from_whole_and_broken_answers(text: str, lines: list[str]) -> None:
     about = {"lines": ["ab", "cd"], "width": 100, "height": 50}
-    assert BENCHMARKS["ocr"].read(text, about)["prediction"] == lines
+    assert HELD_OUT["ocr"].read(text, about)["prediction"] == lines
 
 
 def test_several_annotators_give_the_vqa_score_too() -> None:
-    task = BENCHMARKS["vqa"]
+    task = HELD_OUT["vqa"]
     sample = record("vqa", answers=["red"] * 9 + ["dark red"])
-    (question,) = task.questions(sample, "released")
-    assert task.score([task.read("red", question.about)]) == {"vqa_acc": 1.0, "vqa_score": 1.0}
+    (question,) = task.questions(sample, Asking("released"))
+    assert figures(task, [task.read("red", question.about)]) == {"vqa_acc": 1.0, "vqa_score": 1.0}
 
 
 def eval_values(**changes: Any) -> dict[str, Any]:
@@ -128,13 +133,13 @@ def eval_values(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = dict(
         checkpoints=(dict(name="a", workdir="w", image_size=28),),
         tokenizer=dict(kind="qwen", path=""),
-        tasks=(task,),
+        benchmarks=(task,),
         batch_size=2,
         prompt_style="training",
         output="out",
     )
     if "task" in changes:
-        values["tasks"] = (task | changes.pop("task"),)
+        values["benchmarks"] = (task | changes.pop("task"),)
     return values | changes
 
 
@@ -142,7 +147,7 @@ def eval_values(**changes: Any) -> dict[str, Any]:
     "changes,message",
     [
         ({"task": {"name": "vqaa"}}, "did you mean 'vqa'"),
-        ({"task": {"max_new": 0}}, "max_new"),
+        ({"task": {"max_new": -1}}, "max_new"),
         ({"task": {"min_new": 9}}, "min_new"),
         ({"checkpoints": ()}, "checkpoints is empty"),
         ({"checkpoints": (dict(name="a", workdir="w", image_size=28),) * 2}, "share a name"),
@@ -151,7 +156,7 @@ def eval_values(**changes: Any) -> dict[str, Any]:
         ({"task": {"tokenisation": "ptb"}}, "only captions"),
         ({"task": {"name": "caption", "tokenisation": "pbt"}}, "not one of ptb, simple"),
         ({"checkpoints": (dict(name="a", workdir="w", image_size=28, step=-2),)}, "step -2"),
-        ({"checkpoints": (dict(name="a/b", workdir="w", image_size=28),)}, "becomes a folder"),
+        ({"checkpoints": (dict(name="a/b", workdir="w", image_size=28),)}, "becomes one of a file"),
         ({"bach_size": 1}, "did you mean 'batch_size'"),
     ],
 )
@@ -176,14 +181,14 @@ def test_config_mistakes_are_named(changes: dict[str, Any], message: str) -> Non
 )
 def test_answers_are_read_in_the_forms_that_data_sets_write(answers: Any, expected: Any) -> None:
     sample = record("vqa", answers=answers)
-    (question,) = BENCHMARKS["vqa"].questions(sample, "released")
+    (question,) = HELD_OUT["vqa"].questions(sample, Asking("released"))
     assert question.about["answers"] == expected
-    assert BENCHMARKS["vqa"].read("n", question.about)["exact"] == 0.0  # letters of an answer are none
+    assert HELD_OUT["vqa"].read("n", question.about)["exact"] == 0.0  # letters of an answer are none
 
 
 def test_captions_are_read_in_the_forms_that_data_sets_write() -> None:
     for captions in ("a red car", ["a red car"], [{"caption": "a red car", "image_id": 3}]):
-        (question,) = BENCHMARKS["caption"].questions(record("caption", captions=captions), "released")
+        (question,) = HELD_OUT["caption"].questions(record("caption", captions=captions), Asking("released"))
         assert question.about["references"] == ["a red car"]
 
 
@@ -197,8 +202,8 @@ def test_an_accent_may_be_written_in_two_ways(said: str) -> None:
     """Truth and answer are compared in one normal form."""
 
     def row(task: str, text: str, /, **changes: Any) -> dict[str, Any]:
-        question = BENCHMARKS[task].questions(record(task, **changes), "released")[0]
-        return BENCHMARKS[task].read(text, question.about)
+        question = HELD_OUT[task].questions(record(task, **changes), Asking("released"))[0]
+        return HELD_OUT[task].read(text, question.about)
 
     assert row("vqa", said, answer=APART)["exact"] == 1.0
     assert row("ocr", f"<ref>{said}</ref>", lines=[{"text": APART, "quad": QUAD}])["edits"] == 0
@@ -239,17 +244,17 @@ def in_form(form: Literal["NFC", "NFD"], value: Any) -> Any:
 )
 def test_rows_and_scores_do_not_depend_on_the_form_of_truth_and_answer(name: str, answers: list[str]) -> None:
     """Whichever of the two is composed; the answers are right ones and others."""
-    task = BENCHMARKS[name]
+    task = HELD_OUT[name]
     more = {"answers": ["red", "red", "car"]} if name == "vqa" else {}
     outcomes = []
     for truth_form, answer_form in itertools.product(FORMS, repeat=2):
         sample = record_of(name, in_form(truth_form, CONTENTS[name] | more), image=grey(100, 50))
         rows = []
-        for question in task.questions(sample, "training"):
+        for question in task.questions(sample, Asking("training")):
             rows += [task.read(in_form(answer_form, answer), question.about) for answer in answers]
         if name == "caption":  # CIDEr needs more than one image to know what is rare
             rows.append({"prediction": "x y z", "references": ["x y z"]})
-        outcomes.append((rows, task.score(rows)))
+        outcomes.append((rows, figures(task, rows)))
     assert outcomes[1:] == outcomes[:1] * 3
     assert any(not unicodedata.is_normalized("NFD", str(row)) for row in outcomes[0][0])
     assert outcomes[0][1][SCORE_KEYS[name]] > 0
@@ -257,21 +262,21 @@ def test_rows_and_scores_do_not_depend_on_the_form_of_truth_and_answer(name: str
 
 def test_the_vqa_score_stays_when_one_question_has_one_annotator() -> None:
     """It counts all questions; the classic evaluator compares with the other annotators, and there is none."""
-    task = BENCHMARKS["vqa"]
+    task = HELD_OUT["vqa"]
     rows = [
         task.read("red", {"question": "?", "answers": ["red"] * 10}),
         task.read("red", {"question": "?", "answers": ["red"]}),
     ]
-    assert task.score(rows) == {"vqa_acc": 1.0, "vqa_score": 0.5}
-    assert task.score(rows[1:]) == {"vqa_acc": 1.0}
+    assert figures(task, rows) == {"vqa_acc": 1.0, "vqa_score": 0.5}
+    assert figures(task, rows[1:]) == {"vqa_acc": 1.0}
 
 
 def test_a_dialogue_without_a_turn_to_ask_is_refused() -> None:
     sample = record("dialogue", turns=CONTENTS["dialogue"]["turns"][:1])
     with pytest.raises(UserError, match="nothing to ask"):
-        BENCHMARKS["dialogue"].questions(sample, "released")
+        HELD_OUT["dialogue"].questions(sample, Asking("released"))
 
 
 def test_the_far_edge_of_a_dialogues_box_is_1000() -> None:
-    read, about = BENCHMARKS["dialogue"].read, {"truth": "<box>(12,5),(999,990)</box>"}
+    read, about = HELD_OUT["dialogue"].read, {"truth": "<box>(12,5),(999,990)</box>"}
     assert read("<box>(12,5),(1000,990)</box>", about)["right"] == 1

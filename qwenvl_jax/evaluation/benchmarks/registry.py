@@ -16,6 +16,7 @@ from qwenvl_jax.evaluation.benchmarks import (
     touchstone,
     vqa,
 )
+from qwenvl_jax.evaluation.tasks.registry import HELD_OUT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ _ALL = (
     *touchstone.BENCHMARKS,
     *pure_text.BENCHMARKS,
 )
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+PUBLISHED: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+BENCHMARKS: dict[str, Benchmark] = HELD_OUT | PUBLISHED
 
 JOINED_ROWS = (
     JoinedRow(

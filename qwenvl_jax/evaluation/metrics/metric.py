@@ -110,9 +110,17 @@ def _normal(truth: Truth) -> Truth:
 
 
 def mean_scores(values: Sequence[float], figures: Mapping[str, float] | None = None) -> Scores:
-    """The scores whose aggregate is the plain mean of the values."""
-    weight = 1 / len(values)
-    return Scores(sum(values) / len(values), tuple(values), (weight,) * len(values), figures or {})
+    """The scores whose aggregate is the plain mean of the values; 0.0 if there are no values."""
+    weight = 1 / max(1, len(values))
+    return Scores(sum(values) / max(1, len(values)), tuple(values), (weight,) * len(values), figures or {})
+
+
+def mean_over(values: Sequence[float], counted: Sequence[bool]) -> Scores:
+    """The scores whose aggregate is the mean of the values that are counted; the others have no weight."""
+    number = max(1, sum(counted))
+    chosen = [value for value, is_counted in zip(values, counted, strict=True) if is_counted]
+    weights = tuple(float(is_counted) / number for is_counted in counted)
+    return Scores(sum(chosen) / number, tuple(values), weights)
 
 
 def weights_of_parts(parts: Sequence[str]) -> dict[str, tuple[float, ...]]:

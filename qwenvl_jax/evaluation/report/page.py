@@ -13,7 +13,7 @@ from qwenvl_jax.checkpoint import layout
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report import sections
-from qwenvl_jax.evaluation.sweep import EVALUATION, SCORES
+from qwenvl_jax.evaluation.sweep import EVALUATION_FILE, SCORES
 from qwenvl_jax.html.charts import line_chart, lines_chart, short
 from qwenvl_jax.html.page import bullets, card, grid, header, page, section
 from qwenvl_jax.html.tables import Cell, table
@@ -60,13 +60,13 @@ def write_report(output: epath.PathLike) -> epath.Path:
       UserError: if no evaluation has finished in this folder.
     """
     output = storage.path(output)
-    if not storage.exists(output / EVALUATION):
-        raise UserError(f"{output} holds no {EVALUATION}; run `python -m qwenvl_jax.evaluate --config=..` first")
-    config = from_config_dict(EvalConfig, artifacts.read_json(output / EVALUATION), str(output / EVALUATION))
+    if not storage.exists(output / EVALUATION_FILE):
+        raise UserError(f"{output} holds no {EVALUATION_FILE}; run `python -m qwenvl_jax.evaluate --config=..` first")
+    config = from_config_dict(EvalConfig, artifacts.read_json(output / EVALUATION_FILE), str(output / EVALUATION_FILE))
     scores = artifacts.read_json(output / SCORES)
     last = config.checkpoints[-1]
     parts = [_header(config, scores), _score_section(scores), _unanswered(scores), _training(config)]
-    shown = {task.name: sections.load(task, output, last.name) for task in config.tasks}
+    shown = {task.title: sections.load(task, output, last.name) for task in config.benchmarks}
     for name, render in sections.SECTIONS.items():
         if name in shown:
             parts.append(render(shown[name]))
@@ -84,7 +84,7 @@ def _header(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str:
         for key in HEADLINES
         if key in scores.get(last, {})
     )
-    names = {task.name for task in config.tasks}
+    names = {task.name for task in config.benchmarks}
     links = [("scores", "Scores"), ("training", "Training")]
     links += [(name, title) for name, title in sections.TITLES.items() if name in names]
     intro = (

@@ -16,7 +16,7 @@ from qwenvl_jax.data.dialogues import DialogueContent, Turn
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record, content_of
 from qwenvl_jax.data.tasks import OcrContent
-from qwenvl_jax.evaluation.config import TaskConfig
+from qwenvl_jax.evaluation.config import BenchmarkConfig
 from qwenvl_jax.evaluation.questions import READ_AGAIN
 from qwenvl_jax.evaluation.report.pictures import picture, predicted, true
 from qwenvl_jax.evaluation.sweep import PREDICTIONS
@@ -62,7 +62,7 @@ class Shown:
     rows: dict[str, dict[str, Any]]
 
 
-def load(task: TaskConfig, output: epath.Path, checkpoint: str) -> Shown:
+def load(task: BenchmarkConfig, output: epath.Path, checkpoint: str) -> Shown:
     """Reads the predictions of one checkpoint and the records that they answer.
 
     Raises:

@@ -7,13 +7,14 @@ from typing import Any
 
 from qwenvl_jax.data.formats import prompt_pieces
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.evaluation.benchmark import Asking, Benchmark, Question, without_tags
 from qwenvl_jax.evaluation.metrics.cider import cider
+from qwenvl_jax.evaluation.metrics.metric import Scores, mean_scores
 from qwenvl_jax.evaluation.tasks import truth
-from qwenvl_jax.evaluation.tasks.task import Question, Task, without_tags
 from qwenvl_jax.runtime.errors import UserError
 
 
-def questions(record: Record, style: str) -> list[Question]:
+def questions(record: Record, asking: Asking) -> list[Question]:
     """One question per record. If its content has `captions`, they are the references instead of `caption`.
 
     Raises:
@@ -23,7 +24,7 @@ def questions(record: Record, style: str) -> list[Question]:
     references = truth.texts(content.get("captions"), "caption") or truth.texts(content.get("caption"), "caption")
     if not any(references):
         raise UserError("it has no caption to compare with; use records that have captions")
-    return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, {"references": references})]
+    return [Question(record.id, tuple(prompt_pieces(record, asking.style)), record.images, {"references": references})]
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
@@ -31,15 +32,17 @@ def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
     return {"prediction": without_tags(text).strip(), "references": about["references"]}
 
 
-def score(rows: Sequence[dict[str, Any]], tokenisation: str = "ptb") -> dict[str, float]:
+def score(rows: Sequence[dict[str, Any]], tokenisation: str = "ptb") -> dict[str, Scores]:
     """`caption_cider_ptb`, where 1.0 is printed as 100 in papers; `caption_cider` with the simple tokenisation."""
     key = "caption_cider" if tokenisation == "simple" else f"caption_cider_{tokenisation}"
     if not rows:
-        return {key: 0.0}
+        return {key: mean_scores([])}
     predictions = [row["prediction"] for row in rows]
     references = [row["references"] for row in rows]
-    return {key: cider(predictions, references, tokenisation=tokenisation)[0]}
+    return {key: mean_scores(cider(predictions, references, tokenisation=tokenisation)[1])}
 
 
 # An empty caption shares no word with any reference, so its CIDEr is zero.
-TASK = Task("caption", questions, read, lambda about: read("", about), score)
+BENCHMARK = Benchmark(
+    "caption", "Captions", questions, read, lambda about: read("", about), score, "caption", max_new=30, min_new=8
+)

@@ -9,9 +9,10 @@ from qwenvl_jax.data import tags
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.evaluation.benchmark import Asking, Benchmark, Question, without_tags
 from qwenvl_jax.evaluation.metrics.grounding import intersection_over_union
+from qwenvl_jax.evaluation.metrics.metric import Scores, mean_over, mean_scores
 from qwenvl_jax.evaluation.metrics.vqa import normalise_words, strip_punctuation
-from qwenvl_jax.evaluation.tasks.task import Question, Task, mean, without_tags
 from qwenvl_jax.runtime.errors import UserError
 
 IOU_THRESHOLD = 0.5
@@ -21,8 +22,8 @@ def _written(pieces: Sequence[Piece]) -> str:
     return "".join(str(piece.value) for piece in pieces if piece.kind != "image")
 
 
-def questions(record: Record, style: str) -> list[Question]:
-    """One question per turn of the assistant. `style` changes nothing, because ChatML has only one prompt style.
+def questions(record: Record, asking: Asking) -> list[Question]:
+    """One question per turn of the assistant. `asking` changes nothing, because ChatML has only one prompt style.
 
     Raises:
       UserError: if there is no such turn, or a turn is malformed.
@@ -71,14 +72,25 @@ def _words(text: str) -> str:
     return normalise_words(strip_punctuation(without_tags(text).strip()))
 
 
-def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def score(rows: Sequence[dict[str, Any]]) -> dict[str, Scores]:
     """`dialogue_acc` over all turns, and separately for turns answered in words and for turns with boxes."""
-    scores = {"dialogue_acc": mean([row["right"] for row in rows])}
+    right = [row["right"] for row in rows]
+    scores = {"dialogue_acc": mean_scores(right)}
     for kind in ("text", "box"):
-        members = [row["right"] for row in rows if row["kind"] == kind]
-        if members:
-            scores[f"dialogue_{kind}_acc"] = mean(members)
+        counted = [row["kind"] == kind for row in rows]
+        if any(counted):
+            scores[f"dialogue_{kind}_acc"] = mean_over(right, counted)
     return scores
 
 
-TASK = Task("dialogue", questions, read, unanswered, score, stops=(tags.IM_END, tags.IM_START, tags.ENDOFTEXT))
+BENCHMARK = Benchmark(
+    "dialogue",
+    "Dialogue turns",
+    questions,
+    read,
+    unanswered,
+    score,
+    "dialogue",
+    stops=(tags.IM_END, tags.IM_START, tags.ENDOFTEXT),
+    max_new=512,
+)

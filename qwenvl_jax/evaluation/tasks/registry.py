@@ -1,14 +1,10 @@
-"""The tasks that an evaluation config can name."""
+"""The training tasks that can be asked on held-out records."""
 
 from __future__ import annotations
 
+from qwenvl_jax.evaluation.benchmark import Benchmark
 from qwenvl_jax.evaluation.tasks import caption, dialogue, ocr, ref_grounding, vqa
-from qwenvl_jax.evaluation.tasks.task import Task
 
-BENCHMARKS: dict[str, Task] = {
-    "ref_grounding": ref_grounding.TASK,
-    "ocr": ocr.TASK,
-    "vqa": vqa.TASK,
-    "caption": caption.TASK,
-    "dialogue": dialogue.TASK,
+HELD_OUT: dict[str, Benchmark] = {
+    module.BENCHMARK.name: module.BENCHMARK for module in (ref_grounding, ocr, vqa, caption, dialogue)
 }

@@ -7,13 +7,14 @@ from typing import Any
 
 from qwenvl_jax.data.formats import prompt_pieces
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.evaluation.benchmark import Asking, Benchmark, Question, without_tags
+from qwenvl_jax.evaluation.metrics.metric import Scores, mean_scores
 from qwenvl_jax.evaluation.metrics.vqa import exact_accuracy, vqa_score
 from qwenvl_jax.evaluation.tasks import truth
-from qwenvl_jax.evaluation.tasks.task import Question, Task, mean, without_tags
 from qwenvl_jax.runtime.errors import UserError
 
 
-def questions(record: Record, style: str) -> list[Question]:
+def questions(record: Record, asking: Asking) -> list[Question]:
     """One question per record. If its content has `answers`, they are those of all annotators.
 
     Raises:
@@ -24,7 +25,7 @@ def questions(record: Record, style: str) -> list[Question]:
     if not any(answers):
         raise UserError("it has no answer to compare with; use records that have answers")
     about = {"question": truth.text(content["question"], "the question"), "answers": answers}
-    return [Question(record.id, tuple(prompt_pieces(record, style)), record.images, about)]
+    return [Question(record.id, tuple(prompt_pieces(record, asking.style)), record.images, about)]
 
 
 def read(text: str, about: dict[str, Any]) -> dict[str, Any]:
@@ -42,15 +43,15 @@ def unanswered(about: dict[str, Any]) -> dict[str, Any]:
     return row | {"vqa_score": 0.0} if len(about["answers"]) > 1 else row
 
 
-def score(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def score(rows: Sequence[dict[str, Any]]) -> dict[str, Scores]:
     """`vqa_acc`: share of exact answers. `vqa_score`: over all questions, if any of them has several annotators.
 
     The classic evaluator compares with the *other* annotators, so a question with one annotator scores 0 there.
     """
-    scores = {"vqa_acc": mean([row["exact"] for row in rows])}
+    scores = {"vqa_acc": mean_scores([row["exact"] for row in rows])}
     if any("vqa_score" in row for row in rows):
-        scores["vqa_score"] = mean([row.get("vqa_score", 0.0) for row in rows])
+        scores["vqa_score"] = mean_scores([row.get("vqa_score", 0.0) for row in rows])
     return scores
 
 
-TASK = Task("vqa", questions, read, unanswered, score)
+BENCHMARK = Benchmark("vqa", "Question answers", questions, read, unanswered, score, "vqa", max_new=10, min_new=1)

@@ -1,0 +1,181 @@
+"""A checkpoint that answers the questions of a benchmark: continues prompts, or compares options."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from qwenvl_jax.evaluation.answers import Answer, Answers
+from qwenvl_jax.evaluation.benchmark import Question
+from qwenvl_jax.evaluation.config import UNANSWERED
+from qwenvl_jax.evaluation.generate import Generator
+from qwenvl_jax.evaluation.likelihood import Choice, OptionScorer
+from qwenvl_jax.evaluation.questions import QuestionSet
+from qwenvl_jax.evaluation.requests import Request
+from qwenvl_jax.evaluation.sampling import Limits
+from qwenvl_jax.models.loaded import LoadedModel
+from qwenvl_jax.runtime import log
+
+REPORT_SECONDS = 60.0  # between two lines of progress if there is no terminal
+
+
+class Respondent:
+    """A model on its devices.
+
+    Attributes:
+      image_size: pixels of an image's side.
+      queries: features per image.
+    """
+
+    def __init__(self, model: LoadedModel, mesh: Mesh, batch_size: int, image_size: int):
+        self.image_size = image_size
+        self.queries = model.config.resampler.queries
+        self._generator = Generator(model, batch_size, mesh)
+        self._scorer = OptionScorer(model, batch_size, mesh)
+
+    @property
+    def encoded(self) -> int:
+        """How many pictures have been encoded so far."""
+        return self._generator.encoded + self._scorer.encoded
+
+    def continued(
+        self,
+        questions: QuestionSet,
+        numbers: Sequence[int],
+        limits: Limits,
+        refused: Callable[[int, Question, str], None],
+    ) -> Iterator[tuple[int, Question, Answer]]:
+        """Generates the answers of some questions, and yields them as they end.
+
+        Args:
+          questions: the set.
+          numbers: of the questions that are asked.
+          limits: when an answer ends.
+          refused: called with each question that cannot be asked, and why.
+        """
+        waiting: dict[Hashable, Question] = {}
+
+        def requests() -> Iterator[Request]:
+            for number, question, request, why in questions.asked(numbers, self.queries, self.image_size):
+                if request is None:
+                    refused(number, question, why)
+                else:
+                    waiting[number] = question
+                    yield request
+
+        for number, ids in self._generator.generate(requests(), limits, longest=questions.longest(self.queries)):
+            index = int(str(number))
+            yield index, waiting.pop(number), Answer(questions[index].key, questions.text(ids), len(ids))
+
+    def compared(
+        self, questions: QuestionSet, numbers: Sequence[int], refused: Callable[[int, Question, str], None]
+    ) -> Iterator[tuple[int, Question, Answer]]:
+        """Compares the options of some questions; see `continued`."""
+        waiting: dict[Hashable, Question] = {}
+
+        def choices() -> Iterator[Choice]:
+            for number, question, request, why in questions.asked(numbers, self.queries, self.image_size):
+                if request is None:
+                    refused(number, question, why)
+                else:
+                    waiting[number] = question
+                    yield Choice(request, questions.options(question))
+
+        for scores in self._scorer.score(choices()):
+            index = int(str(scores.key))
+            question = waiting.pop(scores.key)
+            text = question.options[scores.best]
+            yield index, question, Answer(questions[index].key, text, 0, tuple(scores.scores))
+
+
+def answered(
+    questions: QuestionSet, answers: Answers, respondent: Callable[[], Respondent], limits: Limits, title: str
+) -> list[dict[str, Any]]:
+    """The rows of all questions; those without an answer are asked first.
+
+    Args:
+      questions: of this process.
+      answers: gets the new answers.
+      respondent: loads the model, if a question has to be asked.
+      limits: when a generated answer ends.
+      title: for the progress.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    unknown: dict[str, int] = {}  # a question that is asked twice is answered once
+    for number in range(len(questions)):
+        if questions[number].key not in answers.known:
+            unknown.setdefault(questions[number].key, number)
+    with log.progress(title, len(unknown)) as advance:
+        pace = _Pace(title, len(unknown))
+
+        def refused(number: int, question: Question, why: str) -> None:
+            row = questions.benchmark.unanswered(question.about)
+            rows[number] = _about(questions, number, question) | {"tokens": 0, **row, UNANSWERED: why}
+
+        generated = [number for number in unknown.values() if not questions[number].options]
+        compared = [number for number in unknown.values() if questions[number].options]
+        for numbers, ask in ((generated, _generate(limits)), (compared, Respondent.compared)):
+            if not numbers:
+                continue
+            for number, question, answer in ask(respondent(), questions, numbers, refused):
+                answers.add(answer)
+                rows[number] = _row(questions, number, question, answer)
+                advance(1)
+                pace.one_more()
+    for number, question in questions.read([number for number in range(len(questions)) if number not in rows]):
+        known = answers.known.get(questions[number].key)
+        if known is not None:
+            rows[number] = _row(questions, number, question, known)
+        else:  # the same question as one that could not be asked
+            refused(number, question, rows[unknown[questions[number].key]][UNANSWERED])
+    return [rows[number] for number in range(len(questions))]
+
+
+def _generate(limits: Limits) -> Callable[..., Iterator[tuple[int, Question, Answer]]]:
+    def ask(
+        respondent: Respondent, questions: QuestionSet, numbers: Sequence[int], refused: Callable[..., None]
+    ) -> Iterator[tuple[int, Question, Answer]]:
+        return respondent.continued(questions, numbers, limits, refused)
+
+    return ask
+
+
+def _about(questions: QuestionSet, number: int, question: Question) -> dict[str, Any]:
+    known = questions[number]
+    row = {"id": question.id, "key": known.key, "cluster": known.cluster}
+    return row if known.record_id == question.id else row | {"record": known.record_id}
+
+
+def _row(questions: QuestionSet, number: int, question: Question, answer: Answer) -> dict[str, Any]:
+    """One line of predictions."""
+    row = _about(questions, number, question) | {"raw": answer.text, "tokens": answer.tokens}
+    if answer.likelihoods:
+        row["likelihoods"] = list(answer.likelihoods)
+    return row | questions.benchmark.read(answer.text, question.about)
+
+
+class _Pace:
+    """Says now and then how far the questions are, if there is no terminal to show a bar."""
+
+    def __init__(self, title: str, total: int):
+        self._title = title
+        self._total = total
+        self._done = 0
+        self._began = self._said = time.monotonic()
+
+    def one_more(self) -> None:
+        """Counts one answer."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said < REPORT_SECONDS or log.console().is_terminal:
+            return
+        self._said = now
+        rate = self._done / (now - self._began)
+        left = (self._total - self._done) / rate
+        log.line(
+            f"{log.printable(self._title)}: {self._done:,} of {self._total:,} questions, {rate:.1f} per second, "
+            f"{left / 60:.0f} minutes left"
+        )
