@@ -76,8 +76,8 @@ class BenchmarkConfig:
         benchmark = BENCHMARKS[self.name]
         if not self.tokenisation:
             return benchmark
-        score: Any = functools.partial(benchmark.score, tokenisation=self.tokenisation)
-        return dataclasses.replace(benchmark, score=score)
+        score: Any = benchmark.score
+        return dataclasses.replace(benchmark, score=functools.partial(score, tokenisation=self.tokenisation))
 
     @property
     def title(self) -> str:
