@@ -1,4 +1,4 @@
-"""From rows of predictions to figures with intervals, comparisons with a baseline, and their form in results.json.
+"""From rows of predictions to figures with intervals and comparisons with a baseline.
 
     figures = figures_of(benchmark, rows)                      # {"vqa_accuracy": Figure(value=0.79, low=0.78, ..)}
     comparisons = compare(benchmark, rows, baseline_rows)      # {"vqa_accuracy": Comparison(value=0.012, p=0.03, ..)}
@@ -9,6 +9,7 @@ JSON has neither.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -18,11 +19,14 @@ from qwenvl_jax.evaluation.benchmark import Benchmark
 from qwenvl_jax.evaluation.metrics.metric import Scores
 from qwenvl_jax.evaluation.metrics.registry import METRICS
 from qwenvl_jax.evaluation.statistics import (
+    Difference,
     Estimate,
     Weighting,
     smallest_difference,
     weighted,
     weighted_difference,
+    weighted_sum,
+    weighted_sum_of_differences,
 )
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
@@ -122,7 +126,8 @@ def figures_of(
 def compare(benchmark: Benchmark, rows: Rows, baseline_rows: Rows) -> dict[str, Comparison]:
     """The differences of all figures to a baseline, over the questions that both were asked.
 
-    Questions are paired by their id. A question whose truth differs between the two is left out, too.
+    Questions are paired by their id; of a repeated id, the first with the first. A question whose truth differs between
+    the two is left out, too.
 
     Args:
       benchmark: how rows are scored.
@@ -132,15 +137,16 @@ def compare(benchmark: Benchmark, rows: Rows, baseline_rows: Rows) -> dict[str, 
     Returns:
       An empty dictionary if they share no question, or only a server knows the truth.
     """
-    others = {row["id"]: row for row in baseline_rows}
+    ours = _by_id(rows)
+    others = _by_id(baseline_rows)
     pairs = [
-        (row, others[row["id"]])
-        for row in rows
-        if row["id"] in others and row.get("truth") == others[row["id"]].get("truth")
+        (row, others[key])
+        for key, row in ours.items()
+        if key in others and row.get("truth") == others[key].get("truth")
     ]
     if not pairs or benchmark.hidden:
         return {}
-    missing = len({row["id"] for row in rows} | set(others)) - len(pairs)
+    missing = len(set(ours) | set(others)) - len(pairs)
     clusters = _clusters([row for row, _ in pairs])
     scores = benchmark.score([dict(row) for row, _ in pairs])
     baseline = benchmark.score([dict(row) for _, row in pairs])
@@ -149,6 +155,40 @@ def compare(benchmark: Benchmark, rows: Rows, baseline_rows: Rows) -> dict[str, 
         for name in scores
         if name in baseline
     }
+
+
+def _by_id(rows: Rows) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """Rows by id and, since publishers repeat ids, by how often the id was seen before."""
+    seen: collections.Counter[str] = collections.Counter()
+    by_id = {}
+    for row in rows:
+        by_id[row["id"], seen[row["id"]]] = row
+        seen[row["id"]] += 1
+    return by_id
+
+
+def joined(figures: Sequence[Figure], weights: Sequence[float]) -> Figure:
+    """The weighted sum of figures of benchmarks that share no picture, such as the two halves of ChartQA's test set."""
+    estimate = weighted_sum([_estimate(figure) for figure in figures], weights)
+    figure = _from_estimate(estimate.value, estimate, figures[0].unit)
+    upstream = [each.upstream_exact for each in figures if each.upstream_exact]
+    clean = [each.clean for each in figures if each.clean]
+    rights = [figure.right for figure in figures if figure.right is not None]
+    return dataclasses.replace(
+        figure,
+        right=sum(rights) if len(rights) == len(figures) else None,
+        upstream_exact=joined(upstream, weights) if len(upstream) == len(figures) else None,
+        reason=figures[0].reason,
+        clean=joined(clean, weights) if len(clean) == len(figures) else None,
+    )
+
+
+def joined_comparison(comparisons: Sequence[Comparison], weights: Sequence[float]) -> Comparison:
+    """The weighted sum of differences on benchmarks that share no picture."""
+    change = weighted_sum_of_differences([_estimate(each) for each in comparisons], weights)
+    missing = sum(each.missing for each in comparisons)
+    plain = Comparison(change.value, comparisons[0].unit, change.questions, change.clusters, missing)
+    return plain if math.isnan(change.error) else _tested(plain, change)
 
 
 def is_clean(row: Mapping[str, Any], benchmark: Benchmark, clean: Collection[str]) -> bool:
@@ -232,8 +272,15 @@ def _weighted_figure(
         return Figure(value, unit, len(scores.per_question), len(set(clusters)))
     weighting = Weighting(weights, clusters, scores.parts or None)
     # A mean of values between 0 and 1 is between them, too; a sum may not be.
-    bounded = scores.bounded and math.isclose(sum(weights), 1.0, rel_tol=_CLOSE)
+    bounded = scores.bounded and min(scores.per_question) >= 0 and max(scores.per_question) <= 1
+    bounded = bounded and math.isclose(sum(weights), 1.0, rel_tol=_CLOSE)
     return _from_estimate(value, weighted(scores.per_question, weighting, bounded=bounded), unit)
+
+
+def _estimate(figure: Figure | Comparison) -> Estimate:
+    """As much of a figure as a sum needs."""
+    error = math.nan if figure.error is None else figure.error
+    return Estimate(figure.value, figure.questions, figure.clusters, error, -math.inf, math.inf)
 
 
 def _from_estimate(value: float, estimate: Estimate, unit: float) -> Figure:
@@ -289,6 +336,11 @@ def _difference(plain: Comparison, ours: Weighted, theirs: Weighted, clusters: S
     )
     if not math.isclose(change.value, plain.value, rel_tol=_CLOSE, abs_tol=_CLOSE):
         return plain
+    return _tested(plain, change)
+
+
+def _tested(plain: Comparison, change: Difference) -> Comparison:
+    """A comparison with the numbers of a difference."""
     return dataclasses.replace(
         plain,
         questions=change.questions,
@@ -309,40 +361,3 @@ def _alike(weights: Sequence[float], others: Sequence[float] | None) -> bool:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def figures_to_json(figures: Mapping[str, Figure]) -> dict[str, Any]:
-    """Figures as JSON values."""
-    return {name: dataclasses.asdict(figure) for name, figure in figures.items()}
-
-
-def figures_from_json(values: Mapping[str, Any]) -> dict[str, Figure]:
-    """The reverse of `figures_to_json`. Raises UserError if the values are something else."""
-    return {name: _read_figure(value) for name, value in values.items()}
-
-
-def comparisons_to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
-    """Comparisons as JSON values."""
-    return {name: dataclasses.asdict(comparison) for name, comparison in comparisons.items()}
-
-
-def comparisons_from_json(values: Mapping[str, Any]) -> dict[str, Comparison]:
-    """The reverse of `comparisons_to_json`. Raises UserError if the values are something else."""
-    try:
-        return {
-            name: Comparison(**{**value, "figures": comparisons_from_json(value["figures"])})
-            for name, value in values.items()
-        }
-    except (TypeError, KeyError, AttributeError):
-        raise UserError("the comparisons in results.json are of another version; run the evaluation again") from None
-
-
-def _read_figure(value: Any) -> Figure:
-    try:
-        fields = dict(value)
-        fields["figures"] = figures_from_json(fields["figures"])
-        for name in ("upstream_exact", "clean"):
-            fields[name] = None if fields[name] is None else _read_figure(fields[name])
-        return Figure(**fields)
-    except (TypeError, ValueError, KeyError, AttributeError):
-        raise UserError("the figures in results.json are of another version; run the evaluation again") from None

@@ -128,16 +128,31 @@ def weighted_sum(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimat
     if not parts or len(parts) != len(weights):
         raise UserError(f"{len(parts)} scores need as many weights, not {len(weights)}")
     value = sum(weight * part.value for part, weight in zip(parts, weights, strict=True))
-    variances = [(weight * part.error) ** 2 for part, weight in zip(parts, weights, strict=True)]
     questions = sum(part.questions for part in parts)
     clusters = sum(part.clusters for part in parts)
+    error, freedom = _error_of_sum(parts, weights)
+    if math.isnan(error):
+        return Estimate(value, questions, clusters, math.nan, -math.inf, math.inf)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) if freedom else 0.0
+    return Estimate(value, questions, clusters, error, value - reach * error, value + reach * error)
+
+
+def weighted_sum_of_differences(parts: Sequence[Estimate], weights: Sequence[float]) -> Difference:
+    """`weighted_sum` of differences, with its p. Raises UserError as `weighted_sum`."""
+    change = weighted_sum(parts, weights)
+    if math.isnan(change.error):
+        return Difference(**dataclasses.asdict(change), p=1.0, smallest=math.inf)
+    return _tested(change, _error_of_sum(parts, weights)[1])
+
+
+def _error_of_sum(parts: Sequence[Estimate], weights: Sequence[float]) -> tuple[float, float]:
+    """The standard error of a weighted sum, and its degrees of freedom; these are 0 if nothing scatters."""
+    variances = [(weight * part.error) ** 2 for part, weight in zip(parts, weights, strict=True)]
     total = sum(variances)
     if math.isnan(total):
-        return Estimate(value, questions, clusters, math.nan, -math.inf, math.inf)
+        return math.nan, 0.0
     freedom = sum(variance**2 / (part.clusters - 1) for part, variance in zip(parts, variances, strict=True))
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, total**2 / freedom)) if freedom else 0.0
-    error = math.sqrt(total)
-    return Estimate(value, questions, clusters, error, value - reach * error, value + reach * error)
+    return math.sqrt(total), total**2 / freedom if freedom else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,19 +230,33 @@ def _spread(scores: Sequence[float], weighting: Weighting) -> tuple[Estimate, fl
     if len(weights_Q) != len(scores) or not np.isfinite(weights_Q).all() or weights_Q.min(initial=0.0) < 0:
         raise UserError(f"{len(scores)} scores need as many weights that are finite and not negative")
     counted_Q = weights_Q > 0
-    scores_Q, clusters_Q, count = _checked(scores, weighting.clusters)
+    scores_Q, clusters_Q, _ = _checked(scores, weighting.clusters)
     if not counted_Q.any():
         raise UserError("there are no scores with a weight; ask at least one question")
     parts_Q = _codes(weighting.parts) if weighting.parts is not None else np.zeros(len(scores_Q), np.int64)
     if len(parts_Q) != len(scores_Q):
         raise UserError(f"{len(scores_Q)} scores need as many parts, not {len(parts_Q)}")
-    scores_Q, weights_Q = scores_Q[counted_Q], weights_Q[counted_Q]
-    clusters_Q, parts_Q = _codes(clusters_Q[counted_Q].tolist()), _codes(parts_Q[counted_Q].tolist())
+    scores_Q = scores_Q[counted_Q]
+    weights_Q = weights_Q[counted_Q]
+    clusters_Q = _codes(clusters_Q[counted_Q].tolist())
+    parts_Q = _codes(parts_Q[counted_Q].tolist())
     count = int(clusters_Q.max()) + 1
     value = float(weights_Q @ scores_Q)
+    influence_Q, freedom = _influences(scores_Q, weights_Q, clusters_Q, parts_Q)
+    if count < 2:
+        return Estimate(value, len(scores_Q), count, math.nan, -math.inf, math.inf), math.nan
+    error = math.sqrt(float(np.sum(np.bincount(clusters_Q, weights=influence_Q) ** 2)))
+    return Estimate(value, len(scores_Q), count, error, -math.inf, math.inf), freedom
+
+
+def _influences(
+    scores_Q: np.ndarray, weights_Q: np.ndarray, clusters_Q: np.ndarray, parts_Q: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """How much each question moves the figure [Q], and the degrees of freedom of the error."""
     overall = _center(scores_Q, weights_Q)
     influence_Q = np.zeros(len(scores_Q))
-    variances, freedoms = [], []
+    variances = []
+    freedoms = []
     for part in range(int(parts_Q.max()) + 1):
         members = parts_Q == part
         codes = _codes(clusters_Q[members].tolist())
@@ -237,12 +266,10 @@ def _spread(scores: Sequence[float], weighting: Weighting) -> tuple[Estimate, fl
         influence_Q[members] = scale * weights_Q[members] * (scores_Q[members] - center)
         variances.append(float(np.sum(np.bincount(codes, weights=influence_Q[members]) ** 2)))
         freedoms.append(max(groups - 1, 1))
-    if count < 2:
-        return Estimate(value, len(scores_Q), count, math.nan, -math.inf, math.inf), math.nan
-    error = math.sqrt(float(np.sum(np.bincount(clusters_Q, weights=influence_Q) ** 2)))
     share = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms, strict=True))
-    freedom = sum(variances) ** 2 / share if share > 0 else float(max(count - len(variances), 1))
-    return Estimate(value, len(scores_Q), count, error, -math.inf, math.inf), freedom
+    if not share:
+        return influence_Q, float(max(1, clusters_Q.max() + 1 - len(variances)))
+    return influence_Q, sum(variances) ** 2 / share
 
 
 def _center(scores_Q: np.ndarray, weights_Q: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Line charts, histograms and funnels as inline SVG, in the colours of the page."""
+"""Line charts with or without bands, histograms and funnels as inline SVG, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 from qwenvl_jax.html.style import PALETTE
 
@@ -79,8 +80,58 @@ def lines_chart(steps: Sequence[float], curves: Mapping[str, Sequence[float]], *
         color = PALETTE[number % len(PALETTE)]
         dashes = "6 4" if number >= len(PALETTE) else ""
         parts.append(_path(axes.to_pixels(points), color, opacity=1.0, width=2, dashes=dashes))
-        legend.append(f'<span style="color:{color}">{"┅" if dashes else "━"}</span>&nbsp;{escape(name)}')
-    return _svg(LINE_HEIGHT, label, parts) + f'<p class="soft small">{" &ensp; ".join(legend)}</p>'
+        legend.append(_legend_entry(name, color, dashes))
+    return _svg(LINE_HEIGHT, label, parts) + _legend(legend)
+
+
+def _legend_entry(name: str, color: str, dashes: str) -> str:
+    return f'<span style="color:{color}">{"┅" if dashes else "━"}</span>&nbsp;{escape(name)}'
+
+
+def _legend(entries: Sequence[str]) -> str:
+    return f'<p class="soft small">{" &ensp; ".join(entries)}</p>'
+
+
+class Measured(NamedTuple):
+    """A point of a curve with its interval; NaN if it has none."""
+
+    x: float
+    y: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def bands_chart(curves: Mapping[str, Sequence[Measured]], *, label: str) -> str:
+    """Measured curves with their intervals as bands around them, on the same axes, with a legend below.
+
+    Args:
+      curves: the points of each curve by its name, in the order of `x`; points that are not finite are left out, and so
+        is a curve with fewer than two others.
+      label: describes the chart to screen readers.
+
+    Returns:
+      An `<svg>` element and a paragraph, or a note if there is no curve to draw.
+    """
+    finite = {name: [p for p in points if math.isfinite(p.x + p.y)] for name, points in curves.items()}
+    drawn = {name: points for name, points in finite.items() if len(points) >= 2}
+    if not drawn:
+        return _TOO_FEW
+    edges = [(p.x, y) for points in drawn.values() for p in points for y in (p.low, p.y, p.high) if math.isfinite(y)]
+    axes = _Axes.around(edges)
+    parts = axes.drawn()
+    legend = []
+    for number, (name, points) in enumerate(drawn.items()):
+        color = PALETTE[number % len(PALETTE)]
+        dashes = "6 4" if number >= len(PALETTE) else ""
+        known = [p for p in points if math.isfinite(p.low + p.high)]
+        if known:
+            outline = axes.to_pixels([*((p.x, p.high) for p in known), *((p.x, p.low) for p in reversed(known))])
+            parts.append(f'<polygon points="{_joined(outline)}" fill="{color}" fill-opacity="0.15"/>')
+        curve = axes.to_pixels([(p.x, p.y) for p in points])
+        parts.append(_path(curve, color, opacity=1.0, width=2, dashes=dashes))
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{color}"/>' for x, y in curve]
+        legend.append(_legend_entry(name, color, dashes))
+    return _svg(LINE_HEIGHT, label, parts) + _legend(legend)
 
 
 Points = list[tuple[float, float]]
@@ -144,11 +195,14 @@ class _Axes:
         return parts
 
 
+def _joined(points: Points) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
 def _path(points: Points, color: str, opacity: float, width: float, dashes: str = "") -> str:
-    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return (
-        f'<polyline points="{joined}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
+        f'<polyline points="{_joined(points)}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
         f'stroke-width="{width}" stroke-linejoin="round" stroke-linecap="round"{dashed}/>'
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,22 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from scipy import stats
 
 from qwenvl_jax.evaluation.benchmark import Benchmark
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.metrics.metric import Scores, Truth
 from qwenvl_jax.evaluation.metrics.registry import METRICS
 from qwenvl_jax.evaluation.results import (
-    Comparison,
-    Figure,
     compare,
-    comparisons_from_json,
-    comparisons_to_json,
-    figures_from_json,
     figures_of,
-    figures_to_json,
+    joined,
+    joined_comparison,
     read_clean,
 )
 from qwenvl_jax.evaluation.statistics import Weighting, estimate, paired, weighted, weighted_difference, weighted_sum
@@ -301,6 +295,14 @@ def test_lost_records_count_as_average_questions_that_score_nothing() -> None:
     assert some.right == whole.right == whole.value * 30
 
 
+def test_repeated_ids_are_paired_in_their_order() -> None:
+    rows = choices(np.random.default_rng(14), 4, 1)
+    for row in rows:
+        row["id"] = "same"
+    change = compare(benchmark_of("choice_accuracy"), rows, rows)["choice_accuracy"]
+    assert (change.questions, change.missing, change.value) == (4, 0, 0.0)
+
+
 def test_a_figure_of_the_whole_corpus_has_no_interval() -> None:
     rows: Rows = [
         {"id": str(number), "prediction": f"a dog number {number}", "truth": {"answers": ["a dog"]}}
@@ -312,43 +314,27 @@ def test_a_figure_of_the_whole_corpus_has_no_interval() -> None:
     assert (change.value, change.p) == (0.0, None)
 
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
-maybe = st.none() | finite
-names = st.text(max_size=8)
-leaf = st.builds(Figure, finite, finite, st.integers(), st.integers(), maybe, maybe, maybe, maybe, maybe, reason=names)
-figures = st.recursive(
-    leaf,
-    lambda inner: st.builds(
-        Figure,
-        finite,
-        finite,
-        st.integers(),
-        st.integers(),
-        figures=st.dictionaries(names, inner, max_size=3),
-        upstream_exact=st.none() | inner,
-        clean=st.none() | inner,
-    ),
-    max_leaves=5,
-)
-
-
-@given(
-    st.dictionaries(names, figures, max_size=3),
-    st.dictionaries(names, st.builds(Comparison, finite, finite, st.integers(), st.integers(), st.integers(), p=maybe)),
-)
-def test_figures_go_to_json_and_back(some: dict[str, Figure], others: dict[str, Comparison]) -> None:
-    text = json.dumps(figures_to_json(some), allow_nan=False)
-    assert figures_from_json(json.loads(text)) == some
-    text = json.dumps(comparisons_to_json(others), allow_nan=False)
-    assert comparisons_from_json(json.loads(text)) == others
-
-
-@pytest.mark.parametrize("values", [{"a": 1}, {"a": {}}, {"a": {"value": 1, "new": 2}}])
-def test_figures_of_another_version_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="another version"):
-        figures_from_json(values)
-    with pytest.raises(UserError, match="another version"):
-        comparisons_from_json(values)
+def test_halves_of_a_benchmark_are_joined_with_intervals_and_p() -> None:
+    draw = np.random.default_rng(13)
+    halves = [choices(draw, count, 1) for count in (40, 70)]
+    benchmark = benchmark_of("choice_accuracy")
+    figures = [figures_of(benchmark, rows)["choice_accuracy"] for rows in halves]
+    whole = joined(figures, (0.5, 0.5))
+    parts = [
+        estimate([float(row["prediction"] == "A") for row in rows], [row["cluster"] for row in rows]) for rows in halves
+    ]
+    expected = weighted_sum(parts, (0.5, 0.5))
+    assert (whole.value, whole.error, whole.low) == pytest.approx((expected.value, expected.error, expected.low))
+    assert (whole.questions, whole.right) == (110, figures[0].right + figures[1].right)  # type: ignore[operator]
+    baselines = [[row | {"prediction": "A" if draw.random() < 0.5 else "B"} for row in rows] for rows in halves]
+    pairs = zip(halves, baselines, strict=True)
+    changes = [compare(benchmark, rows, baseline)["choice_accuracy"] for rows, baseline in pairs]
+    change = joined_comparison(changes, (0.5, 0.5))
+    first, second = (each.error for each in changes)
+    assert first is not None and second is not None and change.p is not None
+    assert change.error == pytest.approx(math.hypot(first, second) / 2)
+    normal = 2 * stats.norm.sf(abs(change.value) / (math.hypot(first, second) / 2))
+    assert normal < change.p < 1.2 * normal + 0.01
 
 
 def test_seed_bench_has_intervals_for_images_and_videos() -> None:
@@ -363,3 +349,16 @@ def test_seed_bench_has_intervals_for_images_and_videos() -> None:
         assert dataclasses.replace(figure.figures[name], smallest=None) == dataclasses.replace(
             expected, figures={}, smallest=None, right=None
         )
+
+
+def test_scores_of_a_judge_are_means_over_its_rounds() -> None:
+    rounds = [[(6.0, 8.0), (5.0, 9.0)], [(3.0, 7.0)], [], [(9.0, 9.0), (10.0, 8.0)]]
+    rows: Rows = [
+        {"id": str(number), "truth": {"category": "a, b" if number else "a"}, "verdict": {"scores": scores}}
+        for number, scores in enumerate(rounds)
+    ]
+    figure = figures_of(BENCHMARKS["touchstone_en"], rows)["touchstone"]
+    assert figure.value == pytest.approx((6 + 5 + 3 + 9 + 10) / 5)
+    assert figure.low is not None and figure.low < figure.value < (figure.high or 0) and figure.right is None
+    of_b = figure.figures["b"]
+    assert (of_b.value, of_b.questions) == (pytest.approx((3 + 9 + 10) / 3), 2) and of_b.low is not None

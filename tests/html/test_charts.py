@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from qwenvl_jax.html.charts import (
     Bar,
+    Measured,
     Step,
+    bands_chart,
     funnel,
     histogram,
     line_chart,
@@ -92,3 +95,16 @@ def test_the_last_label_stays_within_the_chart() -> None:
     bars = [Bar(number, number + 1, 1, label=f"{number:06d}") for number in range(22)]
     (last,) = re.findall(r"<text ([^>]*)>000021</text>", histogram(bars, 99, label="many"))
     assert 'text-anchor="end"' in last
+
+
+def test_bands_are_drawn_around_measured_curves() -> None:
+    points = [Measured(0, 1.0, 0.5, 1.5), Measured(5, 2.0), Measured(10, 3.0, 2.0, 4.0), Measured(20, math.nan)]
+    svg = bands_chart({"a <run>": points, "single": [Measured(0, 1.0, 0.0, 2.0)]}, label="a & b")
+    (band,) = re.findall(r'<polygon points="([^"]+)"', svg)
+    corners = [tuple(map(float, pair.split(","))) for pair in band.split()]
+    assert len(corners) == 4 and corners[0][0] == corners[3][0] and corners[1][0] == corners[2][0]
+    assert corners[0][1] < corners[3][1] and corners[1][1] < corners[2][1]  # the high edge is above the low one
+    assert svg.count("<circle") == 3
+    assert "a &lt;run&gt;" in svg and "single" not in svg and 'aria-label="a &amp; b"' in svg
+    assert "<svg" not in bands_chart({"single": points[:1]}, label="none")
+    assert "<polygon" not in bands_chart({"plain": [Measured(0, 1.0), Measured(1, 2.0)]}, label="no intervals")

@@ -39,14 +39,17 @@ def judged_score(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
     values = tuple(sum(answer for answer, _ in scores) / max(1, len(scores)) for scores in rounds)
     weights = tuple(len(scores) / count for scores in rounds)
     members: dict[str, list[float]] = {}
-    for row, scores in zip(rows, rounds, strict=True):
+    counts: dict[str, list[int]] = {}
+    for number, (row, scores) in enumerate(zip(rows, rounds, strict=True)):
         for category in filter(None, map(str.strip, truth_of(row).category.split(","))):
             members.setdefault(category, []).extend(answer for answer, _ in scores)
+            counts.setdefault(category, [0] * len(rows))[number] += len(scores)
     figures = {name: sum(group) / len(group) for name, group in sorted(members.items()) if group}
+    of_categories = {name: tuple(each / len(members[name]) for each in counts[name]) for name in figures}
     figures["reference"] = sum(references) / len(references)
     figures["judged"] = count / (ROUNDS * len(rows))
     aggregate = sum(value * weight for value, weight in zip(values, weights, strict=True))
-    return {SCORE: Scores(aggregate, values, weights, figures)}
+    return {SCORE: Scores(aggregate, values, weights, figures, of_categories, bounded=False)}
 
 
 def _rounds(row: Mapping[str, Any]) -> list[Round]:
