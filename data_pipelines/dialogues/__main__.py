@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 
 from data_pipelines.dialogues.concatenation import weights_of
-from data_pipelines.dialogues.endpoint import checked_url, key_of
 from data_pipelines.dialogues.job import TEXT_TASKS, DialogueJob, EndpointSettings, record_folders
 from data_pipelines.dialogues.picture import TASKS
 from qwenvl_jax.data.record_format import MANIFEST
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.arguments import Parser
+from qwenvl_jax.runtime.endpoint import checked_url, key_of
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 _LAYOUTS = {"qwen_vl": "qwen_vl_dialogues", "llava": "llava"}
@@ -103,7 +103,7 @@ def _endpoint(flags: argparse.Namespace) -> EndpointSettings | None:
         return None
     names = EndpointSettings.__dataclass_fields__.keys() - {"url"}
     settings = EndpointSettings(url=flags.endpoint, **{name: getattr(flags, name) for name in names})
-    checked_url(settings.url, bool(key_of(settings)))
+    checked_url(settings.url, bool(key_of(settings.key_variable)))
     return settings
 
 

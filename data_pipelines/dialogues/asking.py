@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_pipelines.dialogues.compose import seed_of
-from data_pipelines.dialogues.endpoint import Completion, Endpoint, NotAnsweredError, RefusedError, estimated_tokens
 from data_pipelines.dialogues.index import picture_at
 from data_pipelines.dialogues.job import DialogueJob
 from data_pipelines.dialogues.limits import Pace, Purse
 from data_pipelines.dialogues.plan import SELF_INSTRUCTION, Entry, planned_shards, shard_entries
-from data_pipelines.dialogues.replies import Replies, Request, request_digest
 from data_pipelines.dialogues.self_instruction import Conversation, next_request
 from data_pipelines.pair import FailedRow
+from qwenvl_jax.runtime.endpoint import Completion, Endpoint, NotAnsweredError, RefusedError, estimated_tokens
 from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.replies import Replies, Request, request_digest
 
 _LOG_S = 30.0
 _LONGEST_BACKOFF = 60.0  # seconds
@@ -56,7 +56,7 @@ class Asking:
         assert job.endpoint is not None
         self._job = job
         self._settings = job.endpoint
-        self._endpoint = Endpoint(job.endpoint)
+        self._endpoint = Endpoint(job.endpoint.address)
         self._replies = Replies(job.replies)
         self._purse = Purse(job.endpoint)
         self._requests = Pace(job.endpoint.requests_per_minute)

@@ -11,7 +11,6 @@ from data_pipelines.dialogues.index import picture_at
 from data_pipelines.dialogues.job import DialogueJob, reader
 from data_pipelines.dialogues.picture import AnnotatedPicture
 from data_pipelines.dialogues.plan import SELF_INSTRUCTION, TEXT, Entry
-from data_pipelines.dialogues.replies import Replies
 from data_pipelines.dialogues.self_instruction import Conversation, outcome
 from data_pipelines.dialogues.texts import text_dialogue
 from data_pipelines.pair import FailedRow
@@ -20,6 +19,7 @@ from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.schema import Record, check_record
 from qwenvl_jax.data.tasks import Content
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.replies import Replies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest, s
 from qwenvl_jax.data.record_format import MANIFEST
 from qwenvl_jax.data.tasks import RECORD_TASKS
 from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.endpoint import Address
 from qwenvl_jax.runtime.errors import UserError
 
 NAME = "dialogues"
@@ -55,6 +56,11 @@ class EndpointSettings:
     input_price: float = 0.0
     output_price: float = 0.0
     budget: float = 0.0
+
+    @property
+    def address(self) -> Address:
+        """The endpoint and its key."""
+        return Address(self.url, self.key_variable, self.timeout)
 
     def of_result(self) -> dict[str, Any]:
         """The settings on which the replies depend, not how fast they come and what they cost."""

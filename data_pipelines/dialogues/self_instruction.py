@@ -15,11 +15,11 @@ from typing import Any
 
 from data_pipelines.dialogues.job import EndpointSettings
 from data_pipelines.dialogues.picture import AnnotatedPicture, Region
-from data_pipelines.dialogues.replies import Replies, Request
 from data_pipelines.pair import FailedRow
 from qwenvl_jax.data.dialogues import Part, Turn
 from qwenvl_jax.data.languages import guess_language, language_name
 from qwenvl_jax.data.tags import CONTROL_TAGS, IMAGE_TAGS
+from qwenvl_jax.runtime.replies import Replies, Request
 
 _MOST_REGIONS = 20
 _MOST_TEXTS = 8  # captions, questions or lines

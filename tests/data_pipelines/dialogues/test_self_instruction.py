@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from data_pipelines import beam
 from data_pipelines.dialogues.__main__ import main
-from data_pipelines.dialogues.endpoint import checked_url, retry_after
 from data_pipelines.dialogues.job import EndpointSettings
 from data_pipelines.dialogues.limits import Pace, Purse
 from data_pipelines.dialogues.picture import AnnotatedPicture, Region
@@ -26,6 +25,7 @@ from data_pipelines.dialogues.self_instruction import BadReply, Conversation, ch
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import check_record
+from qwenvl_jax.runtime.endpoint import checked_url, retry_after
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from tests.data_pipelines.dialogues.conftest import Small, one_by_one
 from tests.support.commands import ROOT

@@ -20,9 +20,8 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any, cast
 
-from data_pipelines.dialogues.job import EndpointSettings
-from data_pipelines.dialogues.replies import Request
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.replies import Request
 
 _MOST_BYTES = 8 << 20  # of a reply
 _LONGEST_WAIT = 300.0  # seconds that Retry-After may ask for
@@ -40,6 +39,21 @@ class NotAnsweredError(Exception):
 
 class RefusedError(Exception):
     """The endpoint refuses this request, and would refuse it again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """An endpoint and the key for it.
+
+    Attributes:
+      url: up to and with the version, such as "https://api.example.com/v1".
+      key_variable: the environment variable that holds the key; "" for an endpoint that needs none.
+      timeout: of one request, in seconds.
+    """
+
+    url: str
+    key_variable: str = ""
+    timeout: float = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +78,10 @@ class Endpoint:
       UserError: if the URL or the key cannot be used.
     """
 
-    def __init__(self, settings: EndpointSettings):
-        self._settings = settings
-        self._key = key_of(settings)
-        self._url = checked_url(settings.url, bool(self._key)) + "/chat/completions"
+    def __init__(self, address: Address):
+        self._address = address
+        self._key = key_of(address.key_variable)
+        self._url = checked_url(address.url, bool(self._key)) + "/chat/completions"
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def complete(self, request: Request) -> Completion:
@@ -84,7 +98,7 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {self._key}"
         message = urllib.request.Request(self._url, json.dumps(request).encode(), headers, method="POST")
         try:
-            with self._opener.open(message, timeout=self._settings.timeout) as answer:
+            with self._opener.open(message, timeout=self._address.timeout) as answer:
                 body = self._read(answer)
         except urllib.error.HTTPError as error:
             raise self._error(error) from None
@@ -109,7 +123,7 @@ class Endpoint:
 
     def _read(self, answer: http.client.HTTPResponse) -> bytes:
         """The whole body, within the time of one request even if it comes in drops."""
-        deadline = time.monotonic() + self._settings.timeout
+        deadline = time.monotonic() + self._address.timeout
         body = b""
         while block := answer.read1(1 << 16):
             body += block
@@ -135,7 +149,7 @@ class Endpoint:
         if error.code in _AGAIN or error.code >= 500:
             return NotAnsweredError(f"HTTP {error.code}", retry_after(error.headers.get("Retry-After")))
         if error.code in (401, 403):
-            named = self._settings.key_variable or "--key_variable"
+            named = self._address.key_variable or "--key_variable"
             return UserError(f"the endpoint refuses the key with HTTP {error.code}; correct the one in {named}")
         return UserError(f"the endpoint answers HTTP {error.code} ({text}); correct --endpoint or --model")
 
@@ -146,21 +160,19 @@ class Endpoint:
         return text.encode(errors="replace").decode()
 
 
-def key_of(settings: EndpointSettings) -> str:
-    """The key in the environment; "" if none is asked for.
+def key_of(variable: str) -> str:
+    """The key in an environment variable; "" if no variable is named.
 
     Raises:
       UserError: if the variable is not set, or its value cannot be sent in a header.
     """
-    if not settings.key_variable:
+    if not variable:
         return ""
-    key = os.environ.get(settings.key_variable, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(
-            f"the environment variable {settings.key_variable} is not set; put the key of the endpoint there"
-        )
+        raise UserError(f"the environment variable {variable} is not set; put the key of the endpoint there")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"the value of {settings.key_variable} is not a key, because it has blanks or odd characters")
+        raise UserError(f"the value of {variable} is not a key, because it has blanks or odd characters")
     return key
 
 
