@@ -34,8 +34,11 @@ def main() -> None:
     values = _CONFIG.value
     if _OUTPUT.value:
         values.output = _OUTPUT.value
-    distributed.require_alone("an evaluation")
-    sweep(eval_config.validate(from_config_dict(eval_config.EvalConfig, values)))
+    distributed.initialize()
+    with distributed.together():  # if one process fails, all end
+        config = eval_config.validate(from_config_dict(eval_config.EvalConfig, values))
+        distributed.check_shared(config.output)
+        sweep(config)
 
 
 if __name__ == "__main__":

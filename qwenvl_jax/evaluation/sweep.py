@@ -32,11 +32,13 @@ from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation import answers, checkpoint, placement
 from qwenvl_jax.evaluation.benchmark import EVALUATION, Asking, Benchmark
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, BenchmarkConfig, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.few_shot import Exemplars
 from qwenvl_jax.evaluation.questions import QuestionSet
 from qwenvl_jax.evaluation.respondent import Respondent, answered
 from qwenvl_jax.evaluation.results import UPSTREAM, figures_of
 from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
+from qwenvl_jax.runtime.errors import UserError
 
 NAMED = 20  # scores.json names at most this many unanswered questions of a benchmark; the benchmark's file names all
 SCORES = "scores.json"
@@ -147,6 +149,7 @@ class _Sweep:
                 "settings": self._settings(subject, item),
                 "records": self.readers[item.title].summary,
                 "benchmark": asked,
+                "exemplars": RecordReader(item.exemplars, self._exemplar_split(item)).summary if item.exemplars else {},
                 "style": self.config.prompt_style if item.benchmark.task != EVALUATION else "",
             }
         )
@@ -171,7 +174,21 @@ class _Sweep:
         return self.question_sets[item.title]
 
     def _asking(self, item: BenchmarkConfig) -> Asking:
-        return Asking(self.config.prompt_style, item.prompt)
+        exemplars = None
+        if item.shown:
+            reader = RecordReader(item.exemplars or item.records, self._exemplar_split(item))
+            exemplars = Exemplars(reader, item.shown, item.benchmark.exemplar_choice, item.seed, leak=item.leak)
+        return Asking(self.config.prompt_style, item.prompt, exemplars)
+
+    @staticmethod
+    def _exemplar_split(item: BenchmarkConfig) -> str:
+        split = item.exemplar_split or item.benchmark.exemplar_split
+        if not split or not (item.exemplars or item.leak):
+            raise UserError(
+                f"benchmark {item.title!r} shows {item.shown} answered questions, but no records of these are named; "
+                "set `exemplars` to the folder of another split and `exemplar_split` to its name"
+            )
+        return split
 
     def _ask(self, subject: _Subject, item: BenchmarkConfig) -> dict[str, Any]:
         """Asks the questions of one benchmark that have no answer yet; writes and returns the summary."""
