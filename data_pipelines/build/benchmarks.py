@@ -39,6 +39,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "okvqa": ("val",),
     "gqa": ("testdev",),
     "vizwiz": ("val", "test"),
+    "scienceqa": ("test",),
     "textvqa": ("val",),
     "docvqa": ("val", "test"),
     "infovqa": ("val", "test"),
@@ -48,6 +49,14 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "refcoco": ("val", "test_a", "test_b"),
     "refcoco_plus": ("val", "test_a", "test_b"),
     "refcocog": ("val", "test"),
+    "grit_refexp": ("test",),
+    "seed_bench": ("image", "video"),
+    "mme": ("test",),
+    "touchstone": ("en", "zh"),
+    "mmbench": ("dev", "test"),
+    "mmlu": ("dev", "test"),
+    "cmmlu": ("dev", "test"),
+    "ceval": ("dev", "val", "test"),
 }
 # Corpora that are published in one folder: if there is no folder of the corpus' name, this one is read.
 _SHARED = {"refcoco_plus": "refcoco", "refcocog": "refcoco"}

@@ -7,11 +7,11 @@ pair with texts one question whose answers are all reference captions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from data_pipelines.compose.record import points_in, size_of
-from data_pipelines.pair import Question, RawPair
+from data_pipelines.pair import Question, RawPair, Region
 from qwenvl_jax.data.evaluation_content import EvaluationContent
 from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.data.schema import Record, check_record
@@ -28,10 +28,7 @@ def evaluation(pair: RawPair) -> Record | None:
         questions = [_question(question) for question in pair.questions]
     elif pair.regions:
         size = size_of(pair)
-        questions = [
-            {"id": region.id, "text": region.phrase, "box": points_in(region.boxes[0], size, "the box")}
-            for region in pair.regions
-        ]
+        questions = [_phrase(region, size) for region in pair.regions]
     elif pair.texts:
         category = {"category": pair.category} if pair.category else {}
         questions = [{"id": pair.number or pair.id, "answers": list(pair.texts), **category}]
@@ -56,6 +53,14 @@ def _question(question: Question) -> dict[str, Any]:
     for key in ("hint", "category", "group"):
         if getattr(question, key):
             content[key] = getattr(question, key)
+    return content
+
+
+def _phrase(region: Region, size: Mapping[str, float]) -> dict[str, Any]:
+    """A phrase with its box; without one in a hidden test set."""
+    content: dict[str, Any] = {"id": region.id, "text": region.phrase}
+    if region.boxes:
+        content["box"] = points_in(region.boxes[0], size, "the box")
     return content
 
 

@@ -38,7 +38,7 @@ def records(name: str, task: str, folder: Path) -> Iterator[Record]:
             if not isinstance(row, RawPair):
                 continue
             pair = opened(row)
-            judged = judge(RULES, pair) if pair.regions else None
+            judged = judge(RULES, pair) if pair.regions and task != "evaluation" else None
             if judged is not None and judged.dropped is not None:
                 continue
             record = COMPOSERS[task](judged.pair if judged else pair)
