@@ -13,7 +13,6 @@ import dataclasses
 import io
 import re
 import sys
-import urllib.parse
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -25,6 +24,7 @@ from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation import checkpoint, placement
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
+from qwenvl_jax.evaluation.pictures import read_picture
 from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
@@ -36,45 +36,6 @@ _BOXES = flags.DEFINE_string("boxes", "chat_boxes", "Folder for PNGs with the bo
 _MAX_NEW = flags.DEFINE_integer("max_new", 128, "The largest number of tokens of an answer.", lower_bound=1)
 
 _TAGS = re.compile(r"</?(?:ref|box|quad)>|<\|[a-z_]+\|>")
-_ESCAPED = re.compile(r"\\(.)")
-
-
-def spellings(written: str) -> list[str]:
-    """The paths that a line may mean, the likeliest first: as it is written, or as a shell would read it.
-
-    A terminal pastes a dropped file in quotes or with a backslash before each space, a browser as a `file://` address.
-    """
-    if written.startswith("file://"):
-        return [urllib.parse.unquote(urllib.parse.urlsplit(written).path)]
-    paths = [written]
-    if len(written) > 1 and written[0] == written[-1] and written[0] in "'\"":
-        paths.append(written[1:-1])
-    elif "\\" in written:
-        paths.append(_ESCAPED.sub(r"\1", written))
-    return paths
-
-
-def read_picture(written: str) -> bytes:
-    """The bytes of the file that a line names.
-
-    Raises:
-      UserError: if it is a web address or a folder, or the file does not exist or cannot be read.
-    """
-    if re.match(r"(?i)https?://", written):
-        raise UserError("it is a web address; download the picture and name the file")
-    for spelling in spellings(written):
-        try:
-            path = storage.path(spelling)
-            if storage.is_folder(path):
-                raise UserError("it is a folder; name one picture in it")
-            return storage.read_bytes(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise UserError(error.strerror or str(error)) from None
-        except (ValueError, RuntimeError) as error:  # a zero byte, or `~` of an unknown user
-            raise UserError(str(error)) from None
-    raise UserError("there is no such file")
 
 
 def show(conversation: Conversation, written: str) -> None:

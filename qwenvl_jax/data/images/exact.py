@@ -66,6 +66,12 @@ def decode_image(payload: bytes, draft: int = 0, stated: Size | None = None) -> 
         ) from None
 
 
+def size_of(payload: bytes) -> tuple[int, int]:
+    """Width and height of an image that `decode_image` can read; its pixels are not decoded."""
+    with Image.open(io.BytesIO(payload), formats=FORMATS) as image:
+        return image.size
+
+
 def bearable(width: int, height: int) -> bool:
     """Whether an image of that size may be decoded and resized."""
     return width * height <= MAX_PIXELS and max(width, height) <= MAX_SIDE

@@ -1,0 +1,1 @@
+"""Answers about a user's pictures: `python -m qwenvl_jax.infer`."""

@@ -1,0 +1,76 @@
+"""answers.html: pictures, prompts, answers and boxes on one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from qwenvl_jax.data.images.exact import decode_image
+from qwenvl_jax.evaluation.pictures import read_listed
+from qwenvl_jax.html.figures import Region, corners_of_box, figure, palette_color, within
+from qwenvl_jax.html.page import bullets, captioned, grid, header, page, section, visible
+from qwenvl_jax.runtime.errors import UserError
+
+SHOWN_SIDE = 640  # px of the longer side of a picture on the page
+NAMED = 50  # inputs without an answer that are named
+
+
+def answers_page(rows: Sequence[Mapping[str, Any]], folders: Sequence[str], intro: str, shown: int) -> str:
+    """The page.
+
+    Args:
+      rows: of `answers.jsonl`, in the order of the inputs.
+      folders: of the list that names each input's pictures, see `Input.folder`.
+      intro: about the model.
+      shown: at most this many inputs with an answer are shown; their pictures are read again.
+    """
+    answered = [(row, folder) for row, folder in zip(rows, folders, strict=True) if row["answer"] is not None]
+    missing = [row for row in rows if row["answer"] is None]
+    counts = f"{len(answered):,} answers"
+    if len(answered) > shown:
+        counts += f", of which the first {shown:,} are shown here; answers.jsonl has all"
+    links = [("answers", "Answers")] + ([("unanswered", "Not answered")] if missing else [])
+    cards = [_card(row, folder) for row, folder in answered[:shown]]
+    parts = [
+        header("Answers", f"{escape(intro)} {escape(counts)}.", links),
+        section("answers", "Answers", "", grid(cards)),
+    ]
+    if missing:
+        parts.append(_missing(missing))
+    return visible(page("Qwen-VL in JAX · answers", "\n".join(parts)))
+
+
+def _missing(rows: Sequence[Mapping[str, Any]]) -> str:
+    first = f" The first {NAMED}:" if len(rows) > NAMED else ""
+    intro = f"{len(rows):,} inputs have no answer, because a picture cannot be read or their line is broken.{first}"
+    return section("unanswered", "Not answered", intro, bullets(escape(row["why"]) for row in rows[:NAMED]))
+
+
+def _card(row: Mapping[str, Any], folder: str) -> str:
+    samples = row.get("samples", [row])
+    lines = [f"<b>{escape(row['prompt'])}</b>"]
+    for sample in samples:
+        score = f' <span class="soft small">{sample["score"]:.3f}</span>' if "score" in sample else ""
+        lines.append(escape(sample["answer"]) + score)
+    lines.append(f'<span class="soft small">{escape(row["id"])}</span>')
+    return captioned("".join(_figures(row, folder)), lines)
+
+
+def _figures(row: Mapping[str, Any], folder: str) -> list[str]:
+    """The pictures of a row; boxes belong to the last one."""
+    drawn = []
+    for number, path in enumerate(row["images"]):
+        boxes = row["boxes"] if number == len(row["images"]) - 1 else []
+        try:
+            image = decode_image(read_listed(path, folder))
+        except UserError:
+            drawn.append('<p class="soft small">This picture cannot be read any more.</p>')
+            continue
+        labels = list(dict.fromkeys(box["ref"] for box in boxes))
+        regions = [
+            Region(corners_of_box(box["box"]), palette_color(labels.index(box["ref"])), box["ref"]) for box in boxes
+        ]
+        small = within(image, SHOWN_SIDE)
+        drawn.append(figure(small, regions, alt=row["id"], units=image.size))
+    return drawn
