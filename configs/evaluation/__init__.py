@@ -1,0 +1,1 @@
+"""Sweeps over published benchmarks: the tables of the paper, few-shot prompts, and examinations without pictures."""
