@@ -43,8 +43,8 @@ TABLES = {
         "grit_refexp": "grit_refexp_test",
     },
     "7": {
-        "touchstone_en": "touchstone_en_test",
-        "touchstone_cn": "touchstone_cn_test",
+        "touchstone_en": "touchstone_en",
+        "touchstone_cn": "touchstone_zh",
         "seed_bench": "seed_bench_test",
         "mme": "mme_test",
     },

@@ -50,7 +50,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "refcoco_plus": ("val", "test_a", "test_b"),
     "refcocog": ("val", "test"),
     "grit_refexp": ("test",),
-    "seed_bench": ("image", "video"),
+    "seed_bench": ("test",),
     "mme": ("test",),
     "touchstone": ("en", "zh"),
     "mmbench": ("dev", "test"),

@@ -77,8 +77,8 @@ def _read(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> I
 
 def _question(name: str, numbered: tuple[int, str]) -> Question:
     number, line = numbered
-    text, tab, answer = line.rpartition("\t")
-    if not tab or answer.strip().lower() not in ("yes", "no"):
+    text, _, answer = line.rpartition("\t")
+    if not text.strip() or answer.strip().lower() not in ("yes", "no"):
         raise BadRow("wrong form", f"line {number + 1} is not a question, a tab, and Yes or No")
     subtask = name.partition("/")[0]
     return Question(text.strip(), (Answer(answer.strip()),), id=f"{name}#{number}", category=subtask, group=name)

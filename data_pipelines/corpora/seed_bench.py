@@ -11,8 +11,9 @@ Source: Li et al. 2023, CC-BY-NC-4.0, https://github.com/AILab-CVC/SEED-Bench. I
 
 A question without frames gets them from its video: `SSV2/videos/DATA_ID` (type 10, the whole video),
 `EPIC-KITCHENS/NAME` (type 11, the segment in seconds), `BreakfastII_15fps_qvga_sync/DATA_ID` (type 12, the segment in
-frames). The split `video` has 4 frames per question, as in the paper, and `video_8` has 8, as the script is published.
-A question whose video is missing or cannot be decoded stays, with a missing picture.
+frames). The split `test` has all questions, `image` and `video` those of one kind. Videos have 4 frames per question,
+as in the paper; in the split `video_8` they have 8, as the script is published. A question whose video is missing or
+cannot be decoded stays, with a missing picture.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ _PICTURES = ("SEED-Bench-image", "seed_bench_image")
 _VIDEOS = {10: "SSV2/videos", 11: "EPIC-KITCHENS", 12: "BreakfastII_15fps_qvga_sync"}
 _LETTERS = "ABCD"
 VIDEO = "video_"  # before the number of frames in the name of a split
+ALL = "all"  # the split of all questions, with four frames of each video
+_PARTS = ("image", f"{VIDEO}4")
 
 
 def _files(folder: epath.Path, split: str) -> list[epath.Path]:
@@ -56,7 +59,11 @@ def _files(folder: epath.Path, split: str) -> list[epath.Path]:
 
 
 def _read(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> Iterator[Row]:
-    """The pictures in the order of their first question, or one row per question about a video."""
+    """The pictures in the order of their first question, or one row per question about a video, or both."""
+    if split == ALL:
+        for part in _PARTS:
+            yield from _read(corpus, folder, part, file)
+        return
     names = _type_names(file)
     if split.startswith(VIDEO):
         yield from _videos(corpus, folder, file, int(split.removeprefix(VIDEO)), names)

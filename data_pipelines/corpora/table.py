@@ -294,7 +294,7 @@ _ALL = (
         seed_bench.LAYOUT,
         f"CC-BY-NC-4.0 (questions); {_OWNERS}",
         "https://github.com/AILab-CVC/SEED-Bench",
-        {"image": "image", "video": f"{seed_bench.VIDEO}4", "video_8": f"{seed_bench.VIDEO}8"},
+        {"test": seed_bench.ALL, "image": "image", "video": f"{seed_bench.VIDEO}4", "video_8": f"{seed_bench.VIDEO}8"},
     ),
     _vqa("st_vqa", vqa_json.ST_VQA, _UNSTATED, "https://rrc.cvc.uab.es/?ch=11", {"train": "train"}),
     *(

@@ -108,6 +108,6 @@ def test_checkpoints_are_below_the_runs_unless_they_are_paths() -> None:
 @pytest.mark.parametrize("mesh", sorted(set(common.MESHES) - {"cpu", "gpu"}))
 def test_weights_leave_half_of_the_memory_free(mesh: str) -> None:
     """For the cache, the logits and the pictures."""
-    chip = chips.CHIPS[mesh]
-    assert WEIGHTS / common.MESHES[mesh]["tensor"] < chip.hbm_bytes / 2
-    assert chips.CHIPS_PER_HOST % common.MESHES[mesh]["tensor"] == 0
+    sharing = common.MESHES[mesh]["tensor"]
+    assert WEIGHTS / sharing < chips.CHIPS[mesh].hbm_bytes / 2
+    assert chips.CHIPS_PER_HOST % sharing == 0

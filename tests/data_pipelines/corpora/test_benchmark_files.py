@@ -152,6 +152,9 @@ def test_seed_bench_asks_about_pictures_and_frames(tmp_path: Path) -> None:
         videos, _ = read("seed_bench", split, tmp_path)
         names = [[Path(each.path).name for each in pair.pictures] for pair in videos]
         assert names == [[f"{n}_{frame}.jpg" for frame in range(count)] for n in (30055, 30056)]
+    whole, failures = read("seed_bench", "test", tmp_path)
+    assert whole == [*pairs, *read("seed_bench", "video", tmp_path)[0]]
+    assert failures == ["question without an answer"]
 
 
 def test_grit_refexp_has_no_boxes(tmp_path: Path) -> None:
