@@ -66,7 +66,8 @@ def write_report(output: epath.PathLike) -> epath.Path:
     scores = artifacts.read_json(output / SCORES)
     last = config.checkpoints[-1]
     parts = [_header(config, scores), _score_section(scores), _unanswered(scores), _training(config)]
-    shown = {task.title: sections.load(task, output, last.name) for task in config.benchmarks}
+    held_out = [task for task in config.benchmarks if task.title in sections.SECTIONS]
+    shown = {task.title: sections.load(task, output, last.name) for task in held_out}
     for name, render in sections.SECTIONS.items():
         if name in shown:
             parts.append(render(shown[name]))

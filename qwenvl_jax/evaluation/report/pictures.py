@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qwenvl_jax.data.images.exact import decode_image
-from qwenvl_jax.html.figures import Corners, Region, figure
+from qwenvl_jax.html.figures import SHOWN_SIDE, Corners, Region, figure, within
 from qwenvl_jax.runtime.errors import UserError
 
 _JPEG_START = b"\xff\xd8"
@@ -22,7 +22,12 @@ def true(corners: Corners) -> Region:
 
 
 def picture(
-    payload: bytes, regions: Sequence[Region] = (), *, alt: str = "", size: Sequence[float] | None = None
+    payload: bytes,
+    regions: Sequence[Region] = (),
+    *,
+    alt: str = "",
+    size: Sequence[float] | None = None,
+    side: int = SHOWN_SIDE,
 ) -> str:
     """An `<svg>` with the picture and its regions.
 
@@ -31,6 +36,7 @@ def picture(
       regions: in pixels of the image, or in the units of `size`.
       alt: describes the picture to screen readers.
       size: [width, height] of the image in the units of the regions; a dialogue may use thousandths.
+      side: a picture with a longer side of more pixels than this is scaled down.
 
     Returns:
       The element, or a note if the image cannot be read.
@@ -45,4 +51,5 @@ def picture(
         regions = [
             region._replace(corners=[(x * x_scale, y * y_scale) for x, y in region.corners]) for region in regions
         ]
-    return figure(image, regions, alt=alt, lossless=not payload.startswith(_JPEG_START))
+    lossless = not payload.startswith(_JPEG_START)
+    return figure(within(image, side), regions, alt=alt, units=image.size, lossless=lossless)

@@ -51,7 +51,7 @@ STYLE = """
 .bubble .one { width: 220px; max-width: 100%; margin-top: .45rem; }
 @media print { .bubble { break-inside: avoid; } }
 """
-_LEGEND = '<p class="small"><span class="key">predicted</span><span class="key true">true</span></p>'
+LEGEND = '<p class="small"><span class="key">predicted</span><span class="key true">true</span></p>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _ref_grounding(shown: Shown) -> str:
         svg = picture(record.images[0], regions, alt=row["phrase"])
         overlap = f"IoU {row['iou']:.2f}"
         cards.append(captioned(svg, [_strong(row["phrase"]), _verdict(row["iou"] >= 0.5, overlap, overlap)]))
-    return _section("ref_grounding", "A phrase goes in, a box comes out as text.", _LEGEND + grid(cards))
+    return _section("ref_grounding", "A phrase goes in, a box comes out as text.", LEGEND + grid(cards))
 
 
 def _ocr(shown: Shown) -> str:
@@ -151,7 +151,7 @@ def _ocr(shown: Shown) -> str:
                 ],
             )
         )
-    return _section("ocr", "Text and its quadrilaterals, in reading order.", _LEGEND + grid(cards))
+    return _section("ocr", "Text and its quadrilaterals, in reading order.", LEGEND + grid(cards))
 
 
 def _vqa(shown: Shown) -> str:
@@ -202,7 +202,7 @@ def _dialogue(shown: Shown) -> str:
     long = [record for record in shown.records if len(record.images) > 1 and len(_turns(record)) > 2]
     chats = [_chat(record, shown.rows) for record in (long or shown.records)[: _SHOWN["dialogue"]]]
     intro = "Several turns about several pictures, in ChatML; every answer follows the true turns before it."
-    return _section("dialogue", intro, _LEGEND + "".join(chats))
+    return _section("dialogue", intro, LEGEND + "".join(chats))
 
 
 def _chat(record: Record, rows: dict[str, dict[str, Any]]) -> str:

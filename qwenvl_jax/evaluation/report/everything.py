@@ -1,0 +1,43 @@
+"""All reports of a sweep by one call: whatever the folder has."""
+
+from __future__ import annotations
+
+from etils import epath
+
+from qwenvl_jax.config import from_config_dict
+from qwenvl_jax.evaluation.benchmark import EVALUATION
+from qwenvl_jax.evaluation.collected import current_entries
+from qwenvl_jax.evaluation.config import EvalConfig
+from qwenvl_jax.evaluation.report.markdown import tables_as_markdown
+from qwenvl_jax.evaluation.report.page import write_report
+from qwenvl_jax.evaluation.report.scalars import write_scalars
+from qwenvl_jax.evaluation.report.tables_page import tables_page
+from qwenvl_jax.evaluation.sweep import EVALUATION_FILE, PREDICTIONS
+from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime.errors import UserError
+
+TABLES_PAGE = "tables.html"
+TABLES = "tables.md"
+
+
+def write_reports(output: epath.PathLike) -> list[epath.Path]:
+    """Writes results.json, tables.md, tables.html, the scalars and, for held-out training tasks, report.html.
+
+    Returns:
+      The files and folders that were written.
+
+    Raises:
+      UserError: if no evaluation has finished in this folder.
+    """
+    output = storage.path(output)
+    if not storage.exists(output / EVALUATION_FILE):
+        raise UserError(f"{output} holds no {EVALUATION_FILE}; run `python -m qwenvl_jax.evaluate --config=..` first")
+    config = from_config_dict(EvalConfig, artifacts.read_json(output / EVALUATION_FILE), str(output / EVALUATION_FILE))
+    predictions = output / PREDICTIONS
+    entries = current_entries(config, output, predictions)
+    artifacts.write_text(output / TABLES, tables_as_markdown(entries))
+    artifacts.write_text(output / TABLES_PAGE, tables_page(config, predictions, entries))
+    written = [output / TABLES_PAGE, output / TABLES, write_scalars(output, entries)]
+    if any(item.benchmark.task != EVALUATION for item in config.benchmarks):
+        written.append(write_report(output))
+    return written
