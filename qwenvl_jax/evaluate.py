@@ -2,9 +2,11 @@
 
     python -m qwenvl_jax.evaluate --config=configs/quickstart/eval.py [--output=DIR] [--config.batch_size=8]
     python -m qwenvl_jax.evaluate --report --output=DIR
+    python -m qwenvl_jax.evaluate --judge --output=DIR --endpoint=URL --model=NAME [--key_variable=NAME]
 
 The first writes predictions and scores.json. The second makes tables.html, tables.md, results.json, the scalars of
-TensorBoard and, for held-out training tasks, report.html from them, without running a model.
+TensorBoard and, for held-out training tasks, report.html from them, without running a model. The third has a language
+model score the answers to TouchStone (`evaluation.judging`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from absl import flags, logging
 
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation import config as eval_config
+from qwenvl_jax.evaluation.judge import JudgeSettings
+from qwenvl_jax.evaluation.judging import judge_sweep
 from qwenvl_jax.evaluation.report.everything import write_reports
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime import commandline, distributed
@@ -21,10 +25,20 @@ from qwenvl_jax.runtime.errors import UserError
 _CONFIG = commandline.define_config("What to evaluate; see configs/quickstart/eval.py.")
 _OUTPUT = flags.DEFINE_string("output", "", "Where results go; default: the config's `output`.")
 _REPORT = flags.DEFINE_bool("report", False, "Write tables and pages from the results in --output.")
+_JUDGE = flags.DEFINE_bool("judge", False, "Judge the answers in --output that need it, by the model at --endpoint.")
+_ENDPOINT = flags.DEFINE_string("endpoint", "", "Of the judge: OpenAI-compatible, up to and with the version.")
+_MODEL = flags.DEFINE_string("model", "gpt-4", "Of the judge: its name at the endpoint.")
+_KEY_VARIABLE = flags.DEFINE_string("key_variable", "", "Environment variable with the key of the endpoint, if any.")
+_INSTRUCTION = flags.DEFINE_string("instruction", "", "JSON with the judge's texts `system` and `user`; default: ours.")
+_TIMEOUT = flags.DEFINE_float("timeout", 120.0, "Seconds to wait for a reply of the judge.", lower_bound=0.1)
+_CONCURRENCY = flags.DEFINE_integer("concurrency", 4, "Requests to the judge at the same time.", 1, 1024)
 
 
 def main() -> None:
-    """Evaluates checkpoints, or writes the page that shows what was evaluated."""
+    """Evaluates checkpoints, judges their answers, or writes the page that shows what was evaluated."""
+    if _JUDGE.value:
+        _judge()
+        return
     if _REPORT.value:
         if not _OUTPUT.value:
             raise UserError("`evaluate --report` needs --output: the folder that an evaluation wrote")
@@ -40,6 +54,20 @@ def main() -> None:
         config = eval_config.validate(from_config_dict(eval_config.EvalConfig, values))
         distributed.check_shared(config.output)
         sweep(config)
+
+
+def _judge() -> None:
+    if not _OUTPUT.value or not _ENDPOINT.value:
+        raise UserError("`evaluate --judge` needs --output, the folder that an evaluation wrote, and --endpoint")
+    settings = JudgeSettings(
+        _ENDPOINT.value,
+        _MODEL.value,
+        _KEY_VARIABLE.value,
+        timeout=_TIMEOUT.value,
+        concurrency=_CONCURRENCY.value,
+        instruction_file=_INSTRUCTION.value,
+    )
+    judge_sweep(_OUTPUT.value, settings)
 
 
 if __name__ == "__main__":

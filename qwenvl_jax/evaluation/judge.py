@@ -209,14 +209,14 @@ class _Judge:
         answered = False
         wait = 0.0
         for number in range(self._settings.retries + 1):
-            pause = min(self._settings.backoff * 2 ** (number - 1), _LONGEST_BACKOFF) * (0.5 + jitter.random())
-            if number and self.stop.wait(max(pause, wait)):
+            if self.stop.wait(wait):
                 break
             try:
                 text = self._endpoint.complete(request).text
             except NotAnsweredError as error:
                 why = f"not answered ({error})"
-                wait = error.wait
+                backoff = min(self._settings.backoff * 2**number, _LONGEST_BACKOFF) * (0.5 + jitter.random())
+                wait = max(backoff, error.wait)
                 continue
             except RefusedError as error:
                 self._count_silence(answered=True)

@@ -1,0 +1,78 @@
+"""Judges the finished answers of a sweep, and scores them anew.
+
+    python -m qwenvl_jax.evaluate --judge --output=DIR --endpoint=URL --model=NAME [--key_variable=NAME]
+
+Under the output folder of the sweep:
+  judge/                                       the replies of the judge (`judge`)
+  predictions/<checkpoint>/<benchmark>.jsonl   every row gets a `verdict`
+  predictions/<checkpoint>/<benchmark>.json    the scores, and under `judge` its model and the rounds without a score
+  scores.json                                  the scores
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epath
+
+from qwenvl_jax.config import from_config_dict
+from qwenvl_jax.evaluation import answers
+from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
+from qwenvl_jax.evaluation.judge import JudgeSettings, judge_rows
+from qwenvl_jax.evaluation.results import figures_of
+from qwenvl_jax.evaluation.sweep import EVALUATION_FILE, PREDICTIONS, SCORES
+from qwenvl_jax.runtime import artifacts, log, storage
+from qwenvl_jax.runtime.errors import UserError
+
+REPLIES = "judge"
+
+
+def judge_sweep(output: epath.PathLike, settings: JudgeSettings) -> list[str]:
+    """Judges every benchmark of a sweep that needs it.
+
+    Args:
+      output: the folder of the sweep.
+      settings: how the judge is asked.
+
+    Returns:
+      A sentence for each checkpoint and benchmark.
+
+    Raises:
+      UserError: if the folder has no sweep, or no answers that are to be judged; see also `judge_rows`.
+    """
+    folder = storage.path(output)
+    if not storage.exists(folder / EVALUATION_FILE):
+        raise UserError(f"{folder} has no {EVALUATION_FILE}; run the evaluation first, or correct --output")
+    file = folder / EVALUATION_FILE
+    config = from_config_dict(EvalConfig, artifacts.read_json(file), str(file))
+    judged = [item for item in config.benchmarks if item.benchmark.judged]
+    scores = artifacts.read_json(folder / SCORES)
+    sentences = []
+    for checkpoint in config.checkpoints:
+        for item in judged:
+            predictions = folder / PREDICTIONS / checkpoint.name
+            if not storage.exists(predictions / f"{item.title}.json"):
+                continue
+            figures, sentence = _judge(predictions, item, settings, folder / REPLIES)
+            scores.setdefault(checkpoint.name, {}).update(figures)
+            artifacts.write_json(folder / SCORES, scores)
+            sentences.append(f"{checkpoint.name}, {item.title}: {sentence}")
+            log.line(log.printable(sentences[-1]))
+    if not sentences:
+        raise UserError(f"{folder} has no finished answers that are to be judged; evaluate TouchStone first")
+    return sentences
+
+
+def _judge(
+    predictions: epath.Path, item: BenchmarkConfig, settings: JudgeSettings, replies: epath.Path
+) -> tuple[dict[str, float], str]:
+    """Adds verdicts to the rows of one checkpoint; gives its scores and a sentence."""
+    summary: dict[str, Any] = artifacts.read_json(predictions / f"{item.title}.json")
+    rows, judgement = judge_rows(answers.read_rows(predictions, item.title), settings, replies)
+    figures = figures_of(item.benchmark, rows, lost=summary["questions"] - len(rows))
+    scores = {f"{item.title}.{key}": figure.value for key, figure in figures.items()}
+    judge = {"model": settings.model, "rounds": judgement.rounds, "scored": judgement.scored}
+    summary |= {"scores": scores, "judge": judge | {"failed": judgement.failed}}
+    answers.finish(predictions, item.title, summary["settings"], rows, summary)
+    text = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
+    return scores, f"{text or 'no score'}; {judgement.line()}"
