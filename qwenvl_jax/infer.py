@@ -81,8 +81,7 @@ def answer_all(
         inference.answer(inputs.asked, answers)
         rows = answers.finish(each.key for each in inputs.asked)
         intro = f"{config.model.name}, step {start.step} of {args.workdir}."
-        folders = [each.folder for each in inputs.asked]
-        artifacts.write_text(output / PAGE, answers_page(rows, folders, intro, args.shown))
+        artifacts.write_text(output / PAGE, answers_page(rows, intro, args.shown))
     missing = [row for row in rows if row["answer"] is None]
     counts = [f"{len(rows) - len(missing):,} answers in {output / ROWS}, shown in {PAGE}"]
     counts += [f"{known:,} were there already"] if known else []

@@ -95,18 +95,3 @@ def read_picture(written: str) -> bytes:
         except (ValueError, RuntimeError) as error:  # a zero byte, or `~` of an unknown user
             raise UserError(str(error)) from None
     raise UserError("there is no such file")
-
-
-def read_listed(written: str, folder: str) -> bytes:
-    """As `read_picture`; a relative path is looked up in `folder`, too, if it leads nowhere from here.
-
-    Args:
-      written: the path.
-      folder: of the list that names it; "" if there is none.
-    """
-    try:
-        return read_picture(written)
-    except UserError:
-        if not folder or storage.scheme_of(written) or written.startswith(("/", "~")):
-            raise
-    return read_picture(str(storage.path(folder) / written))

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from qwenvl_jax.evaluation.inference.answer_file import ROWS, SETTINGS, UNFINISHED, AnswerFile
 from qwenvl_jax.evaluation.inference.inputs import Input, key_of, read_inputs
 from qwenvl_jax.evaluation.inference.run import boxes_of, pieces_of
-from qwenvl_jax.evaluation.pictures import read_listed
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.samples import grey
 
@@ -76,13 +75,21 @@ def test_no_picture_is_asked_twice(album: Path) -> None:
     assert len({each.key for each in inputs.asked}) == 4
 
 
-def test_lists_name_pictures_from_here_or_from_their_folder(album: Path, tmp_path: Path) -> None:
-    (album / "x" / "list.txt").write_bytes(b"a.jpg\r\n\ny/d.jpg\n\xff\xfe\n/gone.jpg\n")
-    here, there, broken, gone = read_inputs(["x/list.txt"], ["What?"]).asked
-    assert read_listed(here.images[0], here.folder) == read_listed(there.images[0], there.folder) == grey()
-    assert broken.why == "this line is not UTF-8"
-    with pytest.raises(UserError, match="no such file"):
-        read_listed(gone.images[0], gone.folder)
+def test_lists_name_pictures_from_their_folder(album: Path) -> None:
+    """Equal names in two folders are two pictures."""
+    lines = b"c.jpg\r\n\ny/d.jpg\n\xff\xfe\n/gone.jpg\nhttps://example.org/a.jpg\n~/a.jpg\ngs://bucket/a.jpg\n"
+    for name in ("x/list.txt", "list.txt", "x/y/list.txt"):
+        (album / name).write_bytes(lines)
+    asked = read_inputs(["x/list.txt"], ["What?"]).asked
+    assert [each.id for each in asked] == [
+        "x/c.jpg", "x/y/d.jpg", "line 4 of list.txt", "/gone.jpg", "https://example.org/a.jpg", "~/a.jpg",
+        "gs://bucket/a.jpg",
+    ]  # fmt: skip
+    assert [each.why for each in asked if each.why] == ["this line is not UTF-8"]
+    assert ids("list.txt")[:2] == ["c.jpg", "y/d.jpg"]
+    assert ids(f"{album}/x/y/list.txt")[0] == f"{album}/x/y/c.jpg"
+    both = read_inputs(["x/list.txt", "x/y/list.txt"], ["What?"])
+    assert len(both.asked) == 9 and both.repeated == 5
 
 
 def test_json_lines(album: Path) -> None:
@@ -103,11 +110,11 @@ def test_json_lines(album: Path) -> None:
         ("7", ("a.jpg",), "Why?"),
         ("two", ("a.jpg", "b.JPG"), "What?"),
         ("two", ("a.jpg", "b.JPG"), "Who?"),
-        ("line 4", (), "No picture"),
+        ("line 4 of rows.jsonl", (), "No picture"),
     ]
     bad = {each.id: each.why for each in asked if each.why}
-    assert set(bad) == {f"line {number}" for number in range(5, 13)}
-    assert "image tag" in bad["line 9"] and "not a JSON object" in bad["line 12"]
+    assert set(bad) == {f"line {number} of rows.jsonl" for number in range(5, 13)}
+    assert "image tag" in bad["line 9 of rows.jsonl"] and "not a JSON object" in bad["line 12 of rows.jsonl"]
 
 
 @given(st.binary(max_size=200))

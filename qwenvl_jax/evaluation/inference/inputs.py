@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qwenvl_jax.data.images.exact import SUFFIXES
@@ -23,17 +23,15 @@ class Input(NamedTuple):
     """A prompt about pictures.
 
     Attributes:
-      id: of the JSON line, or else the path of the picture as it was named.
-      images: paths as they were named.
+      id: of the JSON line, or else the path of the picture.
+      images: paths; those of a list begin with the folder of the list, unless they begin at the root.
       prompt: the text after the pictures.
-      folder: of the list that names the pictures; a relative path that does not exist is looked up there.
       why: why this cannot be asked; empty if it can.
     """
 
     id: str
     images: tuple[str, ...]
     prompt: str
-    folder: str = ""
     why: str = ""
 
     @property
@@ -109,22 +107,28 @@ def _read(text: str, prompts: Sequence[str]) -> Iterator[Input]:
     elif name.endswith(LINES):
         yield from _json_lines(text, prompts)
     elif name.endswith(LISTS):
-        folder = str(path.parent)
         for number, line in _lines(text):
             if line is None:
-                yield Input(f"line {number}", (), "", folder, "this line is not UTF-8")
+                yield Input(f"line {number} of {path.name}", (), "", "this line is not UTF-8")
             else:
-                yield from _about([line], prompts, folder)
+                yield from _about([_from(text, line)], prompts)
     else:
         yield from _about([text], prompts)
 
 
-def _about(images: Any, prompts: Sequence[str], folder: str = "") -> Iterator[Input]:
+def _about(images: Iterable[str], prompts: Sequence[str]) -> Iterator[Input]:
     if not prompts:
         raise UserError("there is no prompt; give --prompt or --prompts")
     for image in images:
         for prompt in prompts:
-            yield Input(image, (image,), prompt, folder)
+            yield Input(image, (image,), prompt)
+
+
+def _from(listed_in: str, written: str) -> str:
+    """A path that is written in a list; a relative one begins at the folder of the list."""
+    if storage.scheme_of(written) or written.startswith(("/", "~")) or "/" not in listed_in:
+        return written
+    return f"{listed_in.rpartition('/')[0]}/{written}"
 
 
 def _lines(text: str) -> Iterator[tuple[int, str | None]]:
@@ -140,20 +144,20 @@ def _lines(text: str) -> Iterator[tuple[int, str | None]]:
 
 
 def _json_lines(text: str, prompts: Sequence[str]) -> Iterator[Input]:
-    folder = str(storage.path(text).parent)
+    name = storage.path(text).name
     for number, line in _lines(text):
         try:
             row = json.loads(line) if line is not None else None
         except (ValueError, RecursionError):
             row = None
-        yield from _of_row(row, f"line {number}", prompts, folder)
+        yield from _of_row(row, f"line {number} of {name}", text, prompts)
 
 
-def _of_row(row: Any, name: str, prompts: Sequence[str], folder: str) -> Iterator[Input]:
+def _of_row(row: Any, name: str, listed_in: str, prompts: Sequence[str]) -> Iterator[Input]:
     """The inputs of one JSON line; one with a reason if it cannot be asked."""
 
     def refused(why: str) -> Input:
-        return Input(name, (), "", folder, why)
+        return Input(name, (), "", why)
 
     if not isinstance(row, dict):
         yield refused("this line is not a JSON object")
@@ -163,6 +167,7 @@ def _of_row(row: Any, name: str, prompts: Sequence[str], folder: str) -> Iterato
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         yield refused("'image' must be a path, or 'images' a list of paths")
         return
+    images = [_from(listed_in, image) for image in images]
     prompt = row.get("prompt")
     if not (prompt is None or isinstance(prompt, str)):
         yield refused("'prompt' must be a text")
@@ -183,7 +188,7 @@ def _of_row(row: Any, name: str, prompts: Sequence[str], folder: str) -> Iterato
         if not images and not each:
             yield refused("there are neither pictures nor a prompt")
             continue
-        yield Input(str(identifier), tuple(images), each, folder)
+        yield Input(str(identifier), tuple(images), each)
 
 
 def _matching(pattern: str) -> Iterator[str]:

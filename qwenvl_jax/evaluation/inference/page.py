@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from qwenvl_jax.data.images.exact import decode_image
-from qwenvl_jax.evaluation.pictures import read_listed
+from qwenvl_jax.evaluation.pictures import read_picture
 from qwenvl_jax.html.figures import Region, corners_of_box, figure, palette_color, within
 from qwenvl_jax.html.page import bullets, captioned, grid, header, page, section, visible
 from qwenvl_jax.runtime.errors import UserError
@@ -16,22 +16,21 @@ SHOWN_SIDE = 640  # px of the longer side of a picture on the page
 NAMED = 50  # inputs without an answer that are named
 
 
-def answers_page(rows: Sequence[Mapping[str, Any]], folders: Sequence[str], intro: str, shown: int) -> str:
+def answers_page(rows: Sequence[Mapping[str, Any]], intro: str, shown: int) -> str:
     """The page.
 
     Args:
       rows: of `answers.jsonl`, in the order of the inputs.
-      folders: of the list that names each input's pictures, see `Input.folder`.
       intro: about the model.
       shown: at most this many inputs with an answer are shown; their pictures are read again.
     """
-    answered = [(row, folder) for row, folder in zip(rows, folders, strict=True) if row["answer"] is not None]
+    answered = [row for row in rows if row["answer"] is not None]
     missing = [row for row in rows if row["answer"] is None]
     counts = f"{len(answered):,} answers"
     if len(answered) > shown:
         counts += f", of which the first {shown:,} are shown here; answers.jsonl has all"
     links = [("answers", "Answers")] + ([("unanswered", "Not answered")] if missing else [])
-    cards = [_card(row, folder) for row, folder in answered[:shown]]
+    cards = [_card(row) for row in answered[:shown]]
     parts = [
         header("Answers", f"{escape(intro)} {escape(counts)}.", links),
         section("answers", "Answers", "", grid(cards)),
@@ -43,27 +42,28 @@ def answers_page(rows: Sequence[Mapping[str, Any]], folders: Sequence[str], intr
 
 def _missing(rows: Sequence[Mapping[str, Any]]) -> str:
     first = f" The first {NAMED}:" if len(rows) > NAMED else ""
-    intro = f"{len(rows):,} inputs have no answer, because a picture cannot be read or their line is broken.{first}"
+    subject = "1 input has" if len(rows) == 1 else f"{len(rows):,} inputs have"
+    intro = f"{subject} no answer, because a picture cannot be read or a line of a list is broken.{first}"
     return section("unanswered", "Not answered", intro, bullets(escape(row["why"]) for row in rows[:NAMED]))
 
 
-def _card(row: Mapping[str, Any], folder: str) -> str:
+def _card(row: Mapping[str, Any]) -> str:
     samples = row.get("samples", [row])
     lines = [f"<b>{escape(row['prompt'])}</b>"]
     for sample in samples:
         score = f' <span class="soft small">{sample["score"]:.3f}</span>' if "score" in sample else ""
         lines.append(escape(sample["answer"]) + score)
     lines.append(f'<span class="soft small">{escape(row["id"])}</span>')
-    return captioned("".join(_figures(row, folder)), lines)
+    return captioned("".join(_figures(row)), lines)
 
 
-def _figures(row: Mapping[str, Any], folder: str) -> list[str]:
+def _figures(row: Mapping[str, Any]) -> list[str]:
     """The pictures of a row; boxes belong to the last one."""
     drawn = []
     for number, path in enumerate(row["images"]):
         boxes = row["boxes"] if number == len(row["images"]) - 1 else []
         try:
-            image = decode_image(read_listed(path, folder))
+            image = decode_image(read_picture(path))
         except UserError:
             drawn.append('<p class="soft small">This picture cannot be read any more.</p>')
             continue

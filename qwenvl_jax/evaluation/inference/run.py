@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,7 +26,7 @@ from qwenvl_jax.evaluation.ahead import in_order
 from qwenvl_jax.evaluation.generate import GREEDY, Generator
 from qwenvl_jax.evaluation.inference.answer_file import AnswerFile
 from qwenvl_jax.evaluation.inference.inputs import Input
-from qwenvl_jax.evaluation.pictures import Pictures, read_listed
+from qwenvl_jax.evaluation.pictures import Pictures, read_picture
 from qwenvl_jax.evaluation.requests import Picture, Request
 from qwenvl_jax.evaluation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.models.loaded import LoadedModel
@@ -193,7 +194,9 @@ class Inference:
             if each.why:
                 raise UserError(each.why)
             tokens = self._tokens(each.prompt, len(each.images))
-            encoded = [_named(path, read_listed, path, each.folder) for path in each.images]
+            if not len(tokens.tokens_L):
+                raise UserError("there are neither pictures nor a prompt")
+            encoded = [_named(path, read_picture, path) for path in each.images]
             shown = zip(each.images, encoded, strict=True)
             pictures = tuple(_named(path, self._pictures.picture, payload, None) for path, payload in shown)
         except UserError as error:
@@ -205,8 +208,11 @@ class Inference:
 
     def _longest(self, todo: Sequence[Input]) -> int:
         """Tokens of the longest prompt."""
-        prompts = {(each.prompt, len(each.images)) for each in todo if not each.why}
-        return max((len(self._tokens(*prompt).tokens_L) for prompt in prompts), default=0)
+        longest = 0
+        for prompt in {(each.prompt, len(each.images)) for each in todo if not each.why}:
+            with contextlib.suppress(UserError):  # it costs only its input, later
+                longest = max(longest, len(self._tokens(*prompt).tokens_L))
+        return longest
 
     def _row(self, each: Input, prepared: Prepared, written: Sequence[Written]) -> dict[str, Any]:
         answers = [self._answer(each.prompt, prepared.size, *answer) for answer in written]
