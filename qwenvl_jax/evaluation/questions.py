@@ -6,7 +6,6 @@ memory grows with the batch and not with the benchmark.
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -20,6 +19,7 @@ from qwenvl_jax.data.images.exact import Size
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record, stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer
+from qwenvl_jax.evaluation.ahead import in_order
 from qwenvl_jax.evaluation.benchmark import Asking, Benchmark, Question
 from qwenvl_jax.evaluation.pictures import Pictures
 from qwenvl_jax.evaluation.requests import Request
@@ -107,7 +107,7 @@ class QuestionSet:
         self._asking = asking
         self._known: list[Known] = []
         with concurrent.futures.ThreadPoolExecutor(THREADS, "open") as pool:
-            for known in _in_order(pool, self._open, indices, 4 * THREADS):
+            for known in in_order(pool, self._open, indices, 4 * THREADS):
                 if isinstance(known, Unanswered):
                     self.lost.append(known)
                 else:
@@ -132,7 +132,7 @@ class QuestionSet:
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Question]]:
         """Some questions in order, without decoding their pictures."""
         with concurrent.futures.ThreadPoolExecutor(THREADS, "read") as pool:
-            yield from zip(numbers, _in_order(pool, self._question, numbers, AHEAD), strict=True)
+            yield from zip(numbers, in_order(pool, self._question, numbers, AHEAD), strict=True)
 
     def asked(self, numbers: Sequence[int], queries: int, image_size: int) -> Iterator[Asked]:
         """Some questions in order; the next ones are read and decoded in the background.
@@ -149,7 +149,7 @@ class QuestionSet:
 
         with concurrent.futures.ThreadPoolExecutor(THREADS, "ask") as pool:
             try:
-                yield from _in_order(pool, prepare, numbers, AHEAD)
+                yield from in_order(pool, prepare, numbers, AHEAD)
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -257,16 +257,3 @@ def _sha256(content: bytes) -> bytes:
 
 def _digest(content: bytes) -> str:
     return _sha256(content).hex()[:32]
-
-
-def _in_order(
-    pool: concurrent.futures.Executor, function: Callable[[int], Any], items: Sequence[int], ahead: int
-) -> Iterator[Any]:
-    """Yields `function` of every item in order; at most `ahead` items are started before they are needed."""
-    waiting: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
