@@ -51,6 +51,7 @@ def stage(
             optimizer=optimizer,
             init=init,
             train=train,
+            evaluation=dict(every=0, split="", batches=4),
         )
     )
     recipe.apply(config)

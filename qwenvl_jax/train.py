@@ -1,24 +1,30 @@
 """Trains one stage.
 
 python -m qwenvl_jax.train --config=configs/stage1_pretrain.py --workdir=runs/stage1 [--config.key=value] [--dry_run]
+    [--config.evaluation.every=500 --config.evaluation.split=heldout --benchmarks=configs/quickstart/eval.py]
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from absl import flags
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import check_init
-from qwenvl_jax.config import FORMER_KEYS, Config, load_config
+from qwenvl_jax.config import FORMER_KEYS, Config, from_config_dict, load_config
 from qwenvl_jax.runtime import commandline, distributed
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.preemption import EXIT_CODE
 from qwenvl_jax.training import loop, summary
+from qwenvl_jax.training.observers import MakeObserver
 from qwenvl_jax.training.state import abstract_state
 
 _CONFIG = commandline.define_config("The stage, e.g. configs/stage1_pretrain.py.", FORMER_KEYS)
+_BENCHMARKS = commandline.define_config(
+    "What to ask every config.evaluation.every steps, e.g. configs/quickstart/eval.py.", name="benchmarks"
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://; the same one continues it.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config and print its tables; allocate nothing.")
 
@@ -26,6 +32,17 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config and print its t
 def read_config() -> Config:
     """The config that the flags name."""
     return load_config(_CONFIG.value)
+
+
+def _observers() -> list[MakeObserver]:
+    """The benchmarks of --benchmarks, if there are any."""
+    if _BENCHMARKS.value is None:
+        return []
+    from qwenvl_jax.evaluation import config as eval_config  # its packages are not needed otherwise
+    from qwenvl_jax.evaluation.in_training import BenchmarkObserver
+
+    settings = eval_config.validate(from_config_dict(eval_config.EvalConfig, _BENCHMARKS.value, "benchmarks"))
+    return [functools.partial(BenchmarkObserver, settings, _WORKDIR.value)]
 
 
 def main() -> None:
@@ -43,7 +60,7 @@ def main() -> None:
     distributed.initialize()
     with distributed.together():  # if a value of the config is wrong on one host alone, all hosts end
         config = read_config()
-        steps = loop.train(config, _WORKDIR.value)
+        steps = loop.train(config, _WORKDIR.value, _observers())
     if steps < config.train.steps:
         sys.exit(EXIT_CODE)
 

@@ -86,6 +86,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
             optimizer=optimizer,
             init=init,
             train=train,
+            evaluation=dict(every=0, split="heldout", batches=4),
         )
     )
     cpu.apply(config)

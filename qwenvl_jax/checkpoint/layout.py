@@ -5,6 +5,8 @@ LINEAGE = "lineage.json"  # written last of all files that a new run begins with
 FROZEN = "frozen"  # the weights that the stage does not train
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"  # what was measured while it trained (`config.evaluation`)
+ANSWERS = "answers"  # to benchmarks that were asked while it trained
 EVENTS = "events"  # TensorBoard's files
 
-ALL = (CONFIG, LINEAGE, FROZEN, CHECKPOINTS, METRICS, EVENTS)
+ALL = (CONFIG, LINEAGE, FROZEN, CHECKPOINTS, METRICS, EVALUATIONS, ANSWERS, EVENTS)

@@ -317,6 +317,19 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured while a stage trains. It changes nothing in the training."""
+
+    every: Annotated[int, Range(0, LARGEST_SIZE)] = 0  # steps between two evaluations; 0 evaluates never
+    split: str = ""  # of the records of the mixture that are held out for the loss; "" measures no loss
+    batches: Count = 4  # of `data.rows_per_step` rows, over which this loss is taken
+
+    def check(self, path: str) -> None:
+        """Raises UserError if the held-out records are those that are trained."""
+        require(self.split != "train", f"{path}.split 'train' is trained on; name a split that is held out")
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Device mesh. One of `data`, `fsdp`, `tensor` may be -1: whatever is left. `slices` joins `data` over DCN."""
 
@@ -370,6 +383,7 @@ class Config:
     train: TrainConfig
     mesh: Annotated[MeshConfig, Mark.FREE_ON_RESUME]
     compute: ComputeConfig
+    evaluation: Annotated[EvaluationConfig, Mark.FREE_ON_RESUME] = EvaluationConfig()
 
     def check(self, path: str) -> None:
         """Raises UserError if data, model and optimiser do not suit one another."""

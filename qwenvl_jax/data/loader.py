@@ -201,8 +201,13 @@ def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def make_loader(
-    config: Config, tokenizer: Tokenizer, *, streams: Sequence[int] | None = None, prefetch: int = 2
+    config: Config,
+    tokenizer: Tokenizer,
+    *,
+    split: str = "train",
+    streams: Sequence[int] | None = None,
+    prefetch: int = 2,
 ) -> Loader:
     """The batches of a stage with its position and counters; arguments and errors as for `pipeline.pipeline`."""
-    reader = open_mixture(config, tokenizer)
+    reader = open_mixture(config, tokenizer, split=split)
     return Loader(reader, range(config.data.streams) if streams is None else streams, prefetch)

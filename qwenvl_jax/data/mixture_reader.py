@@ -85,8 +85,8 @@ class MixtureReader:
         return fingerprint.facts(self.data, self._sources, self._tokenizer, self.queries)
 
 
-def open_mixture(config: Config, tokenizer: Tokenizer, *, verify: bool = False) -> MixtureReader:
-    """Opens the records of a stage; `verify` as for `source.open_source`.
+def open_mixture(config: Config, tokenizer: Tokenizer, *, split: str = "train", verify: bool = False) -> MixtureReader:
+    """Opens the records of a stage; `split` and `verify` as for `source.open_source`.
 
     Raises:
       UserError: if records are missing or of another task, a transformation cannot be loaded, or the tokenizer does
@@ -100,7 +100,7 @@ def open_mixture(config: Config, tokenizer: Tokenizer, *, verify: bool = False) 
         )
     for name in config.data.transformations:
         transformations.load_transformation(name)
-    sources = open_sources(config.data, verify=verify)
+    sources = open_sources(config.data, split, verify=verify)
     return MixtureReader(config.data, sources, tokenizer, config.model.resampler.queries)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
-from qwenvl_jax.evaluation.answers import Answer, Answers
+from qwenvl_jax.evaluation.answers import Answer
 from qwenvl_jax.evaluation.benchmark import Question
 from qwenvl_jax.evaluation.config import UNANSWERED
 from qwenvl_jax.evaluation.generate import Generator
@@ -92,13 +92,19 @@ class Respondent:
 
 
 def answered(
-    questions: QuestionSet, answers: Answers, respondent: Callable[[], Respondent], limits: Limits, title: str
+    questions: QuestionSet,
+    known: Mapping[str, Answer],
+    add: Callable[[Answer], None],
+    respondent: Callable[[], Respondent],
+    limits: Limits,
+    title: str,
 ) -> list[dict[str, Any]]:
     """The rows of all questions; those without an answer are asked first.
 
     Args:
       questions: of this process.
-      answers: gets the new answers.
+      known: answers by the keys of their questions.
+      add: adds a new answer to `known`.
       respondent: loads the model, if a question has to be asked.
       limits: when a generated answer ends.
       title: for the progress.
@@ -106,7 +112,7 @@ def answered(
     rows: dict[int, dict[str, Any]] = {}
     unknown: dict[str, int] = {}  # a question that is asked twice is answered once
     for number in range(len(questions)):
-        if questions[number].key not in answers.known:
+        if questions[number].key not in known:
             unknown.setdefault(questions[number].key, number)
     with log.progress(title, len(unknown)) as advance:
         pace = _Pace(title, len(unknown))
@@ -121,14 +127,14 @@ def answered(
             if not numbers:
                 continue
             for number, question, answer in ask(respondent(), questions, numbers, refused):
-                answers.add(answer)
+                add(answer)
                 rows[number] = _row(questions, number, question, answer)
                 advance(1)
                 pace.one_more()
     for number, question in questions.read([number for number in range(len(questions)) if number not in rows]):
-        known = answers.known.get(questions[number].key)
-        if known is not None:
-            rows[number] = _row(questions, number, question, known)
+        given = known.get(questions[number].key)
+        if given is not None:
+            rows[number] = _row(questions, number, question, given)
         else:  # the same question as one that could not be asked
             refused(number, question, rows[unknown[questions[number].key]][UNANSWERED])
     return [rows[number] for number in range(len(questions))]

@@ -27,18 +27,16 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
 from qwenvl_jax.config import to_dict
-from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation import answers, checkpoint, placement
-from qwenvl_jax.evaluation.benchmark import EVALUATION, Asking, Benchmark
+from qwenvl_jax.evaluation.benchmark import EVALUATION, Benchmark
 from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, BenchmarkConfig, CheckpointConfig, EvalConfig
-from qwenvl_jax.evaluation.few_shot import Exemplars
 from qwenvl_jax.evaluation.questions import QuestionSet
+from qwenvl_jax.evaluation.records import asked_count, asking_of, exemplar_summary, reader_of
 from qwenvl_jax.evaluation.respondent import Respondent, answered
 from qwenvl_jax.evaluation.results import UPSTREAM, figures_of
 from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
-from qwenvl_jax.runtime.errors import UserError
 
 NAMED = 20  # scores.json names at most this many unanswered questions of a benchmark; the benchmark's file names all
 SCORES = "scores.json"
@@ -98,10 +96,7 @@ class _Sweep:
         self.config = config
         self.mesh = placement.local_mesh(config.mesh)
         self.tokenizer = load_tokenizer(config.tokenizer)
-        self.readers = {
-            item.title: RecordReader(item.records, item.split or item.benchmark.split or "train")
-            for item in config.benchmarks
-        }
+        self.readers = {item.title: reader_of(item) for item in config.benchmarks}
         self.question_sets: dict[str, QuestionSet] = {}
         for item in config.checkpoints:  # report all mistakes before the first answer
             subject = self._find(item)
@@ -149,7 +144,7 @@ class _Sweep:
                 "settings": self._settings(subject, item),
                 "records": self.readers[item.title].summary,
                 "benchmark": asked,
-                "exemplars": RecordReader(item.exemplars, self._exemplar_split(item)).summary if item.exemplars else {},
+                "exemplars": exemplar_summary(item),
                 "style": self.config.prompt_style if item.benchmark.task != EVALUATION else "",
             }
         )
@@ -166,29 +161,12 @@ class _Sweep:
         """This process' share of the questions of a benchmark."""
         if item.title not in self.question_sets:
             reader = self.readers[item.title]
-            share = _share(min(item.limit or len(reader), len(reader)))
+            share = _share(asked_count(item, reader))
             with log.progress(f"opening {item.title}", len(share)) as advance:
                 self.question_sets[item.title] = QuestionSet(
-                    item.benchmark, reader, share, self.tokenizer, self._asking(item), advance
+                    item.benchmark, reader, share, self.tokenizer, asking_of(item, self.config.prompt_style), advance
                 )
         return self.question_sets[item.title]
-
-    def _asking(self, item: BenchmarkConfig) -> Asking:
-        exemplars = None
-        if item.shown:
-            reader = RecordReader(item.exemplars or item.records, self._exemplar_split(item))
-            exemplars = Exemplars(reader, item.shown, item.benchmark.exemplar_choice, item.seed, leak=item.leak)
-        return Asking(self.config.prompt_style, item.prompt, exemplars)
-
-    @staticmethod
-    def _exemplar_split(item: BenchmarkConfig) -> str:
-        split = item.exemplar_split or item.benchmark.exemplar_split
-        if not split or not (item.exemplars or item.leak):
-            raise UserError(
-                f"benchmark {item.title!r} shows {item.shown} answered questions, but no records of these are named; "
-                "set `exemplars` to the folder of another split and `exemplar_split` to its name"
-            )
-        return split
 
     def _ask(self, subject: _Subject, item: BenchmarkConfig) -> dict[str, Any]:
         """Asks the questions of one benchmark that have no answer yet; writes and returns the summary."""
@@ -199,7 +177,7 @@ class _Sweep:
         title = f"{subject.config.name} · {item.title}"
         limits = Limits(item.most_new, item.least_new, self._stop_ids(item.benchmark))
         with answers.Answers(folder, item.title, settings) as known:
-            rows = answered(questions, known, lambda: subject.respondent, limits, title)
+            rows = answered(questions, known.known, known.add, lambda: subject.respondent, limits, title)
         share = {
             "rows": rows,
             "lost": [dataclasses.asdict(lost) for lost in questions.lost],
@@ -254,7 +232,7 @@ def _summary(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: list[dict[
     summary: dict[str, Any] = {
         "questions": len(rows) + len(lost),
         "tokens": sum(row["tokens"] for row in rows),
-        "scores": _scores(item, rows, len(lost)),
+        "scores": scores_of(item, rows, len(lost)),
     }
     missing = [*lost, *({"id": row["id"], "why": row[UNANSWERED]} for row in rows if UNANSWERED in row)]
     repeated = len(rows) - len({row["id"] for row in rows})
@@ -264,7 +242,7 @@ def _summary(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: list[dict[
     return summary | ({UNANSWERED: missing} if missing else {})
 
 
-def _scores(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: int) -> dict[str, float]:
+def scores_of(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: int) -> dict[str, float]:
     """Scores over all questions. A record that cannot be read counts as one average question answered wrong."""
     figures = figures_of(item.benchmark, rows, lost=lost)
     label = f"{item.title}." if item.benchmark.task == EVALUATION else ""

@@ -22,15 +22,16 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 _former_keys: dict[str, str] = {}  # today's names of config keys by their former ones
 
 
-def define_config(help_text: str, former_keys: Mapping[str, str] | None = None) -> Any:
+def define_config(help_text: str, former_keys: Mapping[str, str] | None = None, *, name: str = "config") -> Any:
     """Defines `--config=FILE[:name=value,..]` and `--config.key=value`; returns the flag's holder.
 
     Args:
       help_text: of the flag.
       former_keys: today's names of keys by their former ones; a key with a former name is refused with today's.
+      name: of the flag.
     """
     _former_keys.update(former_keys or {})
-    return config_flags.DEFINE_config_file("config", None, help_text)
+    return config_flags.DEFINE_config_file(name, None, help_text)
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,18 +26,20 @@ from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training import summary
 from qwenvl_jax.training.metrics import MetricsWindow
 from qwenvl_jax.training.metrics_log import MetricsLog
+from qwenvl_jax.training.observers import MakeObserver, make_observers
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.start import find_start
 from qwenvl_jax.training.state import State, abstract_state, shardings_of
 from qwenvl_jax.training.step import make_train_step
 
 
-def train(config: Config, workdir: epath.PathLike) -> int:
+def train(config: Config, workdir: epath.PathLike, observers: Sequence[MakeObserver] = ()) -> int:
     """Trains a stage to its last step, or continues one.
 
     Args:
       config: the run's, validated.
       workdir: its folder. If it holds a run of the same config, that run is continued from its newest checkpoint.
+      observers: what measures the state every `config.evaluation.every` steps, besides the held-out loss.
 
     Returns:
       The number of steps taken in all; less than `config.train.steps` if the process was asked to stop.
@@ -55,7 +58,8 @@ def train(config: Config, workdir: epath.PathLike) -> int:
     abstract = abstract_state(config, mesh)
     streams = local_streams(config.data, mesh)
     check_streams(config.data, mesh, continued=steps_taken is not None)
-    with make_loader(config, load_tokenizer(config.tokenizer), streams=streams) as loader, claimed(workdir):
+    tokenizer = load_tokenizer(config.tokenizer)
+    with make_loader(config, tokenizer, streams=streams) as loader, claimed(workdir):
         distributed.agree(loader.facts())
         if steps_taken is None:
             summary.show(config, starting_points, abstract, mesh)
@@ -67,6 +71,7 @@ def train(config: Config, workdir: epath.PathLike) -> int:
             loader.restore(progress["loader"])
             note_moves(workdir, config, steps_taken)
 
+        watching = make_observers(config, tokenizer, mesh, observers)
         train_step = make_train_step(config, mesh, abstract)
         window = MetricsWindow(progress.get("window"))
         with (
@@ -92,6 +97,8 @@ def train(config: Config, workdir: epath.PathLike) -> int:
                     counts = join_states(distributed.gather(counts_of(position)))
                     metrics_log.write(step, window.values(), loader.counters(counts))
                     window.clear()
+                if watching and (step % config.evaluation.every == 0 or last):
+                    metrics_log.observe(step, state, watching)
                 stop = guard.stop(step)
                 if step % config.train.checkpoint_every == 0 or last or stop:
                     progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}

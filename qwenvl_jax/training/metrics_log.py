@@ -10,23 +10,25 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from jax.sharding import Mesh
 
-from qwenvl_jax.checkpoint.layout import EVENTS, METRICS
+from qwenvl_jax.checkpoint.layout import EVALUATIONS, EVENTS, METRICS
 from qwenvl_jax.chips import peak_flops
 from qwenvl_jax.config import Config
 from qwenvl_jax.models.flops import Work, training_flops
-from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.runtime.distributed import is_primary
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.runtime.growing_file import GrowingFile
 from qwenvl_jax.training.display import Display
 from qwenvl_jax.training.metrics import StepValues, losses_by_source_and_task, summarize
+from qwenvl_jax.training.observers import Observer
+from qwenvl_jax.training.state import State
 
 # A run is given up after this many steps in a row without a finite loss and gradient.
 MAX_SKIPPED = 20
@@ -58,6 +60,11 @@ class MetricsLog:
         self._lines = GrowingFile(workdir / METRICS, earlier.encode())
         self._events = EventWriter(workdir / EVENTS, start + 1 if start else None)
         self._files = [self._lines, self._events]
+        self._evaluations: GrowingFile | None = None
+        if config.evaluation.every:
+            measured = "".join(lines_up_to(workdir / EVALUATIONS, start))
+            self._evaluations = GrowingFile(workdir / EVALUATIONS, measured.encode())
+            self._files.append(self._evaluations)
         self._display = Display(config.train.stage, config.train.steps, start)
 
     def advance(self, step: int) -> None:
@@ -97,6 +104,19 @@ class MetricsLog:
             self._events.add(step, scalars)
             self._display.show(step, line, timing)
         self._divergence.check(step, values)
+
+    def observe(self, step: int, state: State, observers: Sequence[Observer]) -> None:
+        """Writes what observers measure after `step`; the time that they take counts for no step."""
+        began = time.monotonic()
+        figures: dict[str, float] = {}
+        for observer in observers:
+            figures |= observer(step, state)
+        if self._display and self._evaluations:
+            self._evaluations.add((json.dumps({"step": step, **figures}) + "\n").encode())
+            self._events.add(step, {f"evaluation/{key}": value for key, value in figures.items()})
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items() if "/" not in key)
+            log.line(log.printable(f"step {step}, held out: {shown}"))
+        self._clock += time.monotonic() - began
 
     def flush(self) -> None:
         """Makes every line so far readable for other processes."""

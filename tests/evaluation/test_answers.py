@@ -205,8 +205,8 @@ def test_a_lost_record_lowers_every_figure() -> None:
     item = BenchmarkConfig("vqa", "", "train", 0, 4, 1)
     row = HELD_OUT["vqa"].read("net", {"question": "?", "answers": ["net"]})
     rows = [row | {"id": str(number)} for number in range(2)]
-    assert sweep_module._scores(item, rows, 0)["vqa_acc"] == 1.0
-    assert sweep_module._scores(item, rows, 2)["vqa_acc"] == 0.5
+    assert sweep_module.scores_of(item, rows, 0)["vqa_acc"] == 1.0
+    assert sweep_module.scores_of(item, rows, 2)["vqa_acc"] == 0.5
 
 
 @pytest.mark.parametrize("name", list(HELD_OUT))

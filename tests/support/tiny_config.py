@@ -51,4 +51,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         checkpoint_every=8,
         keep_checkpoints=3,
     )
+    config.evaluation = dict(every=0, split="", batches=4)
     return config
