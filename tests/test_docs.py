@@ -90,6 +90,7 @@ def flags_of(module: str) -> set[str]:
     source = Path(spec.origin).read_text()
     names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
     names |= set(re.findall(r'(?:add_argument|add|ask)\(\s*"--(\w+)"', source))
+    names |= set(re.findall(r'define_config\([^)]*name="(\w+)"', source))
     names |= set(re.findall(r'^\s+\("(\w+)", [\d.]+, "', source, re.MULTILINE))  # those that are added in a loop
     return names | ({"config"} if "define_config" in source else set())
 

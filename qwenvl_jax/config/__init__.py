@@ -1,32 +1,29 @@
-"""The config of a run: its keys and their values (`schema`, `constraints`) and how it is read (`parse`).
+"""The config of a run: its keys (`schema`, `model_schema`), their values (`values`, `constraints`), its reader (`parse`).
 
 A config file returns an `ml_collections.ConfigDict`; `load_config` turns it into a `Config` and checks every key, type
 and value, so that a mistake is one sentence before anything is allocated.
 """
 
 from qwenvl_jax.config.constraints import Mark, former_names, marks, validate
+from qwenvl_jax.config.model_schema import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig
 from qwenvl_jax.config.parse import FORMER_KEYS, config_hash, from_config_dict, load_config, to_dict
 from qwenvl_jax.config.schema import (
     ATTENTION_IMPLEMENTATIONS,
     COMPONENTS,
-    DTYPES,
-    REMAT_POLICIES,
     STAGES,
     TOWERS,
     ComputeConfig,
     Config,
     DataConfig,
-    DecoderConfig,
+    EvaluationConfig,
     InitConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
-    ResamplerConfig,
     SourceConfig,
     TokenizerConfig,
     TrainConfig,
-    VitConfig,
 )
+from qwenvl_jax.config.values import DTYPES, REMAT_POLICIES
 
 __all__ = [
     "ATTENTION_IMPLEMENTATIONS",
@@ -40,6 +37,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DecoderConfig",
+    "EvaluationConfig",
     "InitConfig",
     "Mark",
     "MeshConfig",

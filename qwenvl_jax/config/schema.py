@@ -3,7 +3,7 @@
 Sizes are in numbers of elements, rates per step, images in pixels. Each field is annotated with the values it takes,
 and the `check` of a class compares its fields, so that an accepted config gives finite shapes and rates.
 
-Sources: model sizes, facts of the released checkpoint; stages, paper Table 8.
+Source of the stages: paper Table 8.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import math
 from typing import Annotated
 
 from qwenvl_jax.config.constraints import FormerName, Mark, OneOf, Range, require
+from qwenvl_jax.config.model_schema import ModelConfig
+from qwenvl_jax.config.values import LARGE, LARGEST_SIZE, SMALL, Beta, Count, Dtype, RematPolicy, Seed, Size, SizeOrZero
 from qwenvl_jax.data.schema import TRAINING_TASKS
 
 # What can be trained or frozen on its own. `vit_head` is `ln_post` and `proj`: stored under `vit`, run after the
@@ -24,110 +26,9 @@ TOWERS = ("vit", "resampler", "decoder")
 
 STAGES = ("text", "pretrain", "multitask", "sft")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
-REMAT_POLICIES = ("none", "matmuls_saved", "attention_saved", "full")
-DTYPES = ("float32", "bfloat16")
 
 # XLA's option for collectives that run while a Pallas kernel does; recipes choose it by `compute.xla_options`.
 COLLECTIVES_BESIDE_KERNELS = "xla_tpu_enable_async_collective_fusion_with_mosaic_custom_call"
-
-LARGEST_SIZE = 2**24  # no size comes near it; a larger number is a typing error
-# float32 still holds the squares and the quotients of these two.
-LARGE = 1e30
-SMALL = 1e-30
-
-Size = Annotated[int, Range(1, LARGEST_SIZE)]
-SizeOrZero = Annotated[int, Range(0, LARGEST_SIZE)]
-Count = Annotated[int, Range(1, 2**31 - 1)]  # the devices count steps in int32
-Seed = Annotated[int, Range(0, 2**32 - 1)]
-NormEps = Annotated[float, Range(0, 1, above=True)]
-Beta = Annotated[float, Range(0, 1, below=True)]
-Dtype = Annotated[str, OneOf(DTYPES)]
-RematPolicy = Annotated[str, OneOf(REMAT_POLICIES)]
-
-
-@dataclasses.dataclass(frozen=True)
-class VitConfig:
-    """OpenCLIP-style vision transformer. `position_grid` is the side of the stored position table.
-
-    With a `window` of so many patches per side, attention stays within windows (paper E.3: 224 px, 16 patches), except
-    in one layer of every `global_every`, the last. 0 is the released model: every layer sees all patches.
-    """
-
-    width: Size
-    layers: Size
-    heads: Size
-    mlp_dim: Size
-    patch_size: Size
-    position_grid: Size
-    layer_norm_eps: NormEps
-    window: SizeOrZero = 0
-    global_every: Size = 4
-
-    def check(self, path: str) -> None:
-        """Raises UserError if the width does not divide into heads."""
-        require(self.width % self.heads == 0, f"{path}: width {self.width} is no multiple of {self.heads} heads")
-
-
-@dataclasses.dataclass(frozen=True)
-class ResamplerConfig:
-    """Position-aware adapter: `query_grid`^2 queries. Its width is the decoder's."""
-
-    query_grid: Size
-    heads: Size
-    layer_norm_eps: NormEps
-
-    @property
-    def queries(self) -> int:
-        """Queries, and so features per image."""
-        return self.query_grid**2
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of one image in a row: its queries between `<img>` and `</img>`."""
-        return self.queries + 2
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Qwen decoder. `train_length` is the base of log-n attention and dynamic NTK (released `seq_length`)."""
-
-    vocab_size: Size
-    width: Size
-    layers: Size
-    heads: Size
-    mlp_dim: Size
-    rope_base: Annotated[float, Range(1, LARGE, above=True)]
-    rms_norm_eps: NormEps
-    train_length: Annotated[int, Range(2, LARGEST_SIZE)]  # its logarithm is a divisor
-    logn_attention: bool
-    dynamic_ntk: bool
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.width // self.heads
-
-    def check(self, path: str) -> None:
-        """Raises UserError if the width does not suit the heads, rotary embedding or the resampler's table."""
-        require(self.width % self.heads == 0, f"{path}: width {self.width} is no multiple of {self.heads} heads")
-        require(self.head_dim % 2 == 0, f"{path}: head size {self.head_dim} must be even for rotary")
-        require(self.width % 4 == 0, f"{path}.width {self.width} must divide by 4 (sin-cos grid)")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The architecture alone; two checkpoints can follow one another only if these are equal."""
-
-    name: str
-    vit: VitConfig
-    resampler: ResamplerConfig
-    decoder: DecoderConfig
-
-    def check(self, path: str) -> None:
-        """Raises UserError if the resampler's heads do not divide the decoder's width."""
-        width = self.decoder.width
-        heads = self.resampler.heads
-        require(width % heads == 0, f"{path}.resampler: width {width} is no multiple of {heads} heads")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from qwenvl_jax.config import MeshConfig, TokenizerConfig
-from qwenvl_jax.config.schema import DTYPES
+from qwenvl_jax.config import DTYPES, MeshConfig, TokenizerConfig
 from qwenvl_jax.data.tasks import PROMPT_STYLES
 from qwenvl_jax.evaluation.benchmark import EVALUATION, Benchmark
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
