@@ -1,4 +1,4 @@
-"""The config of a run: its keys (`schema`, `model_schema`), their values (`values`, `constraints`), its reader (`parse`).
+"""The config of a run: its keys (`schema`, `model_schema`), values (`values`, `constraints`) and reader (`parse`).
 
 A config file returns an `ml_collections.ConfigDict`; `load_config` turns it into a `Config` and checks every key, type
 and value, so that a mistake is one sentence before anything is allocated.
