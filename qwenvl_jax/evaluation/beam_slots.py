@@ -212,7 +212,7 @@ def fill_beams(
 
     def put_columns(into: jax.Array, values: jax.Array) -> jax.Array:
         for beam in range(beams):
-            into = into.at[:, prompts.slot_R * beams + beam, :width].set(values, mode="drop")
+            into = into.at[:, prompts.slot_R * beams + beam, :, :width].set(values, mode="drop")
         return into
 
     return placed(
@@ -241,7 +241,7 @@ def advance_beams(
     It ends earlier once at most `leave` groups are active: then others can take new prompts.
     """
     groups, beams = state.token_GK.shape
-    everything_BT = jnp.ones((groups * beams, state.cache.key.shape[2]), bool)
+    everything_BT = jnp.ones((groups * beams, state.cache.columns), bool)
 
     def goes_on(carry: tuple[jax.Array, BeamSlots]) -> jax.Array:
         step, state = carry
@@ -270,16 +270,16 @@ def advance_beams(
     return placed(jax.lax.while_loop(goes_on, step, (jnp.int32(0), state))[1])
 
 
-def _moved(part_SBTND: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max_new: int) -> jax.Array:
+def _moved(part_SBNTD: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max_new: int) -> jax.Array:
     """Keys or values in which every beam has those of the answer that it continues; the prompt's columns stay."""
     groups, beams = parent_GK.shape
-    layers, _, columns, *size = part_SBTND.shape
+    layers, _, heads, columns, size = part_SBNTD.shape
     width = min(max_new, columns)
 
-    def of_group(part_SKTND: jax.Array, parent_K: jax.Array, first: jax.Array) -> jax.Array:
-        answer = jax.lax.dynamic_slice_in_dim(part_SKTND, first, width, axis=2)
-        return jax.lax.dynamic_update_slice_in_dim(part_SKTND, answer[:, parent_K], first, axis=2)
+    def of_group(part_SKNTD: jax.Array, parent_K: jax.Array, first: jax.Array) -> jax.Array:
+        answer = jax.lax.dynamic_slice_in_dim(part_SKNTD, first, width, axis=3)
+        return jax.lax.dynamic_update_slice_in_dim(part_SKNTD, answer[:, parent_K], first, axis=3)
 
-    part_SGKTND = part_SBTND.reshape(layers, groups, beams, columns, *size)
-    moved = jax.vmap(of_group, (1, 0, 0), out_axes=1)(part_SGKTND, parent_GK, prompt_G)
-    return moved.reshape(part_SBTND.shape)
+    part_SGKNTD = part_SBNTD.reshape(layers, groups, beams, heads, columns, size)
+    moved = jax.vmap(of_group, (1, 0, 0), out_axes=1)(part_SGKNTD, parent_GK, prompt_G)
+    return moved.reshape(part_SBNTD.shape)

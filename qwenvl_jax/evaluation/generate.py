@@ -192,7 +192,7 @@ class Generator:
         with on(self._mesh):
             if run.state is None:
                 run.state = run.program.empty(self._model, run.count, columns)
-            elif columns > run.state.cache.key.shape[2]:
+            elif columns > run.state.cache.columns:
                 run.state = device.widened(run.state, columns)
 
 

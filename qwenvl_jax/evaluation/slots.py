@@ -93,7 +93,7 @@ def placed(state: Any) -> Any:
     if not set(AXES) <= set(mesh.axis_names):
         return state
 
-    split = P(None, BATCH_AXES if rows_split(state.cache.key.shape[1]) else None, None, "tensor", None)
+    split = P(None, BATCH_AXES if rows_split(state.cache.key.shape[1]) else None, "tensor", None, None)
     cache, *small = state
     parts = (jax.lax.with_sharding_constraint(part, split) for part in cache)
     return type(state)(Cache(*parts), *map(everywhere, small))
@@ -140,7 +140,7 @@ def fill(
         return into.at[prompts.slot_R].set(values, mode="drop")
 
     def put_columns(into: jax.Array, values: jax.Array) -> jax.Array:
-        return into.at[:, prompts.slot_R, :width].set(values, mode="drop")
+        return into.at[:, prompts.slot_R, :, :width].set(values, mode="drop")
 
     answer_RM = jnp.full((rows, slots.new_BM.shape[1]), -1, jnp.int32).at[:, 0].set(jnp.where(ended_R, -1, token_R))
     return placed(
@@ -172,7 +172,7 @@ def advance(
     It ends earlier once at most `leave` slots are active: then others can take new prompts.
     """
     stops = jnp.asarray(limits.stop_ids, jnp.int32)
-    columns = slots.cache.key.shape[2]
+    columns = slots.cache.columns
     everything_BT = jnp.ones((len(slots.token_B), columns), bool)
 
     def goes_on(state: tuple[jax.Array, Slots]) -> jax.Array:
@@ -209,8 +209,8 @@ def advance(
 @functools.partial(jax.jit, static_argnames="columns")
 def widened(state: Any, columns: int) -> Any:
     """The same slots, or beams, with more columns in the cache."""
-    extra = columns - state.cache.key.shape[2]
-    cache = Cache(*(jnp.pad(part, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))) for part in state.cache))
+    extra = columns - state.cache.columns
+    cache = Cache(*(jnp.pad(part, ((0, 0), (0, 0), (0, 0), (0, extra), (0, 0))) for part in state.cache))
     return placed(state._replace(cache=cache))
 
 

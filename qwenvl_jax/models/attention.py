@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
+from qwenvl_jax.models.parallel import per_row_and_head
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
@@ -113,8 +115,8 @@ def decode_attention(
     q_BNK: jax.Array,
     new_key_BNK: jax.Array,
     new_value_BNK: jax.Array,
-    key_BTNK: jax.Array,
-    value_BTNK: jax.Array,
+    key_BNTK: jax.Array,
+    value_BNTK: jax.Array,
     valid_BT: jax.Array,
 ) -> jax.Array:
     """Attention of one new token to the cached tokens and to itself.
@@ -123,22 +125,38 @@ def decode_attention(
 
     Args:
       q_BNK, new_key_BNK, new_value_BNK: of the new token, after rotary.
-      key_BTNK, value_BTNK: the cache of this layer.
+      key_BNTK, value_BNTK: the cache of this layer.
       valid_BT: bool, the cached tokens to attend to; the new token always attends to itself.
 
     Returns:
       [B, N, K] in the dtype of the query.
     """
+    rows, heads, _ = q_BNK.shape
+    arguments = ("BNK", "BNK", "BNK", "BNTK", "BNTK", "BT")
+    attend = per_row_and_head(_decode_attention_local, arguments, "BNK", rows, heads)
+    return attend(q_BNK, new_key_BNK, new_value_BNK, key_BNTK, value_BNTK, valid_BT)
+
+
+def _decode_attention_local(
+    q_BNK: jax.Array,
+    new_key_BNK: jax.Array,
+    new_value_BNK: jax.Array,
+    key_BNTK: jax.Array,
+    value_BNTK: jax.Array,
+    valid_BT: jax.Array,
+) -> jax.Array:
+    # The compiler for GPUs would rather sum along the last axis, and transpose the whole cache for that.
+    key_BNTK, value_BNTK = (with_layout_constraint(part, Layout((0, 1, 2, 3))) for part in (key_BNTK, value_BNTK))
     scale = 1.0 / math.sqrt(q_BNK.shape[-1])
-    scores_BNT = jnp.einsum("BNK,BTNK->BNT", q_BNK, key_BTNK, preferred_element_type=jnp.float32) * scale
+    scores_BNT = jnp.einsum("BNK,BNTK->BNT", q_BNK, key_BNTK, preferred_element_type=jnp.float32) * scale
     new_BN1 = jnp.einsum("BNK,BNK->BN", q_BNK, new_key_BNK, preferred_element_type=jnp.float32)[..., None] * scale
     scores_BNT = jnp.where(valid_BT[:, None, :], scores_BNT, MASKED)
     top_BN1 = jnp.maximum(jnp.max(scores_BNT, axis=-1, keepdims=True), new_BN1)
     weights_BNT = jnp.exp(scores_BNT - top_BN1)
     new_weight_BN1 = jnp.exp(new_BN1 - top_BN1)
     total_BN1 = jnp.sum(weights_BNT, axis=-1, keepdims=True) + new_weight_BN1
-    dtype = value_BTNK.dtype
-    out_BNK = jnp.einsum("BNT,BTNK->BNK", (weights_BNT / total_BN1).astype(dtype), value_BTNK)
+    dtype = value_BNTK.dtype
+    out_BNK = jnp.einsum("BNT,BNTK->BNK", (weights_BNT / total_BN1).astype(dtype), value_BNTK)
     return out_BNK + (new_weight_BN1 / total_BN1).astype(dtype) * new_value_BNK
 
 

@@ -34,10 +34,19 @@ class Rotary(NamedTuple):
 
 
 class KeyValue(NamedTuple):
-    """Keys (after rotary) and values, [B, T, N, K] of one layer or [S, B, T, N, K] of all."""
+    """Keys (after rotary) and values, [B, N, T, K] of one layer or [S, B, N, T, K] of all.
+
+    The tokens of a head lie together: in any other order the compilers for TPUs and GPUs would copy the whole cache
+    before and after the decoding loop.
+    """
 
     key: jax.Array
     value: jax.Array
+
+    @property
+    def columns(self) -> int:
+        """T, the tokens that a row has room for."""
+        return self.key.shape[-2]
 
 
 def ntk_alpha(config: DecoderConfig, length: jax.Array | int) -> jax.Array:
@@ -159,7 +168,8 @@ class DecoderAttention(nn.Module):
         else:
             out_BNK = decode_attention(q_BLNK[:, 0], k_BLNK[:, 0], v_BLNK[:, 0], cache.key, cache.value, valid_BT)
             out_BLNK = out_BNK[:, None]
-        return named(out(out_BLNK), "attention_out"), KeyValue(k_BLNK, v_BLNK)
+        new = KeyValue(jnp.swapaxes(k_BLNK, 1, 2), jnp.swapaxes(v_BLNK, 1, 2))
+        return named(out(out_BLNK), "attention_out"), new
 
 
 class DecoderMlp(nn.Module):
@@ -255,10 +265,10 @@ class Decoder(nn.Module):
           rotary: of the L tokens.
           segment_ids_BL: int32, for whole rows; attention is causal and stays within a segment.
           valid_BT: bool, with a cache; the cached tokens to attend to.
-          cache: [S, B, T, N, K] keys and values of the tokens so far.
+          cache: [S, B, N, T, K] keys and values of the tokens so far.
 
         Returns:
-          hidden [B, L, D] after the final norm, and the new keys and values [S, B, L, N, K] if `keep_kv`.
+          hidden [B, L, D] after the final norm, and the new keys and values [S, B, N, L, K] if `keep_kv`.
         """
         x_BLD, new = self.blocks(x_BLD, rotary, segment_ids_BL, valid_BT, cache)
         return self.ln_f(x_BLD), new

@@ -53,7 +53,11 @@ class Projection(nn.Module):
         """Maps [..., *inputs] to [..., *outputs] in the compute dtype."""
         kernel = self.param("kernel", self.kernel_init, (*self.inputs, *self.outputs), jnp.float32)
         axes = kernel_axes((*self.path, "kernel"))
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype), len(self.inputs), axes, self.unstack)
+        # One token per row: slices of the kernel would cost more than slices of the result.
+        late = self.unstack and x.shape[1] == 1
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype), len(self.inputs), axes, self.unstack and not late)
+        if late:
+            y = jnp.unstack(y, axis=-len(self.outputs))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(self.dtype)
             y = tuple(part + bias[i] for i, part in enumerate(y)) if self.unstack else y + bias

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from qwenvl_jax.sharding.mesh import AXES
 from qwenvl_jax.sharding.mesh import BATCH_AXES as ROWS
 from qwenvl_jax.sharding.rules import KernelAxes
 
@@ -47,6 +48,31 @@ def _per_device(function: Any, in_specs: Any) -> Any:
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=PartitionSpec(ROWS), axis_names=set(ROWS), check_vma=False
     )
+
+
+def per_row_and_head(
+    function: Callable[..., jax.Array], arguments: Sequence[str], result: str, rows: int, heads: int
+) -> Callable[..., jax.Array]:
+    """`function` mapped over the devices, each with its rows and heads; `function` itself without a mesh.
+
+    For work in which no row and no head needs another one, if the compiler would not split it by itself.
+
+    Args:
+      function: of arrays, to one array.
+      arguments: the axes of its arguments as shape suffixes, e.g. "SBNTK"; B is split by rows and N by heads.
+      result: the axes of its result.
+      rows, heads: how many there are; they stay whole if they do not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes or not set(AXES) <= set(mesh.axis_names) or mesh.size == 1:
+        return function
+    split = {"B": ROWS if rows_split(rows) else None, "N": "tensor" if heads % mesh.shape["tensor"] == 0 else None}
+
+    def spec(axes: str) -> PartitionSpec:
+        return PartitionSpec(*map(split.get, axes))
+
+    in_specs = tuple(map(spec, arguments))
+    return jax.shard_map(function, in_specs=in_specs, out_specs=spec(result), axis_names=set(AXES), check_vma=False)
 
 
 def splits_kernels() -> bool:

@@ -26,12 +26,12 @@ from qwenvl_jax.config import ComputeConfig, ModelConfig
 from qwenvl_jax.models import decoder
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.models.decoder import KeyValue, Rotary
-from qwenvl_jax.models.parallel import take_features
+from qwenvl_jax.models.parallel import per_row_and_head, take_features
 from qwenvl_jax.models.resampler import Resampler
 from qwenvl_jax.models.vit import Vit
 from qwenvl_jax.params import Params
 
-Cache = KeyValue  # of all layers, [S, B, T, N, K] in the compute dtype
+Cache = KeyValue  # of all layers, [S, B, N, T, K] in the compute dtype
 
 
 class QwenVL(nn.Module):
@@ -237,7 +237,7 @@ def ntk_alpha(model: ModelConfig, length: jax.Array | int) -> jax.Array:
 def init_cache(model: ModelConfig, compute: ComputeConfig, batch: int, length: int) -> Cache:
     """An empty cache for `batch` rows of up to `length` tokens, prompt and answer."""
     config = model.decoder
-    shape = (config.layers, batch, length, config.heads, config.head_dim)
+    shape = (config.layers, batch, config.heads, length, config.head_dim)
     dtype = jnp.dtype(compute.compute_dtype)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -296,6 +296,8 @@ def decode_step(
       hidden [B, D] after the final norm, and the cache with the token's column filled.
     """
     network = _network(model, compute, inference=True)
+    if network.compute.attention == "cudnn":  # on a GPU a loop over the layers would copy the weights of each
+        network = network.clone(compute=dataclasses.replace(network.compute, unroll_layers=True))
     x_B1D = _apply(network, params, QwenVL.embed, token_B[:, None])
     rotary = decoder.rotary_of(model.decoder, position_B[:, None], jnp.asarray(ntk_alpha))
     valid_BT = valid_BT & (jnp.arange(valid_BT.shape[1]) < jnp.asarray(index)[..., None])
@@ -307,12 +309,19 @@ def _write(cache: Cache, new: KeyValue, column: jax.Array | int) -> Cache:
     """The cache with `new` in its columns from `column` on, a scalar or [B]."""
     column = jnp.asarray(column)
     if column.ndim == 0:
-        start = (0, 0, column, 0, 0)
+        start = (0, 0, 0, column, 0)
         return Cache(
             jax.lax.dynamic_update_slice(cache.key, new.key, start),
             jax.lax.dynamic_update_slice(cache.value, new.value, start),
         )
-    by_row = jax.vmap(
-        lambda row, part, start: jax.lax.dynamic_update_slice(row, part, (0, start, 0, 0)), (1, 1, 0), out_axes=1
-    )
-    return Cache(by_row(cache.key, new.key, column), by_row(cache.value, new.value, column))
+    rows, heads = cache.key.shape[1:3]
+    write = per_row_and_head(_write_by_row, ("SBNTK", "SBNTK", "B"), "SBNTK", rows, heads)
+    return Cache(write(cache.key, new.key, column), write(cache.value, new.value, column))
+
+
+def _write_by_row(cache_SBNTK: jax.Array, new_SBNTK: jax.Array, column_B: jax.Array) -> jax.Array:
+    """One update in place after another: a scatter would make compilers change the layout of the whole cache."""
+    for row in range(cache_SBNTK.shape[1]):
+        start = (0, row, 0, column_B[row], 0)
+        cache_SBNTK = jax.lax.dynamic_update_slice(cache_SBNTK, new_SBNTK[:, row : row + 1], start)
+    return cache_SBNTK

@@ -83,14 +83,16 @@ def test_decode_attention_is_the_last_row_of_the_whole() -> None:
     q, k, v = tensors()
     valid = SEGMENTS > 0
     valid[:, -1] = True  # a token always sees itself
-    out = decode_attention(q[:, -1], k[:, -1], v[:, -1], k[:, :-1], v[:, :-1], jnp.asarray(valid[:, :-1]))
+    key_BNTK, value_BNTK = (jnp.swapaxes(x[:, :-1], 1, 2) for x in (k, v))
+    out = decode_attention(q[:, -1], k[:, -1], v[:, -1], key_BNTK, value_BNTK, jnp.asarray(valid[:, :-1]))
     expected = reference(q, k, v, lambda b, i, j: valid[b, j])[:, -1]
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 def test_decode_attention_with_an_empty_cache_returns_the_own_value() -> None:
     q, k, v = tensors()
-    out = decode_attention(q[:, 0], k[:, 0], v[:, 0], k, v, jnp.zeros((2, 10), bool))
+    key_BNTK, value_BNTK = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+    out = decode_attention(q[:, 0], k[:, 0], v[:, 0], key_BNTK, value_BNTK, jnp.zeros((2, 10), bool))
     np.testing.assert_allclose(out, v[:, 0], atol=1e-6)
 
 
