@@ -278,7 +278,10 @@ def _moved(part_SBNTD: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max
 
     def of_group(part_SKNTD: jax.Array, parent_K: jax.Array, first: jax.Array) -> jax.Array:
         answer = jax.lax.dynamic_slice_in_dim(part_SKNTD, first, width, axis=3)
-        return jax.lax.dynamic_update_slice_in_dim(part_SKNTD, answer[:, parent_K], first, axis=3)
+        # A product instead of `answer[:, parent_K]`: XLA for CPUs (0.10.2) would read these beams while it writes them.
+        source_KJ = jax.nn.one_hot(parent_K, beams, dtype=part_SKNTD.dtype)
+        answer = jnp.einsum("KJ,SJNTD->SKNTD", source_KJ, answer, precision=jax.lax.Precision.HIGHEST)
+        return jax.lax.dynamic_update_slice_in_dim(part_SKNTD, answer, first, axis=3)
 
     part_SGKNTD = part_SBNTD.reshape(layers, groups, beams, heads, columns, size)
     moved = jax.vmap(of_group, (1, 0, 0), out_axes=1)(part_SGKNTD, parent_GK, prompt_G)
