@@ -104,7 +104,8 @@ def _pictures(record: Record, row: Mapping[str, Any], truth: Mapping[str, Any]) 
     """The pictures of a question; boxes are drawn if it has one picture."""
     alt = str(row.get("question", ""))[:LONGEST]
     if len(record.images) != 1:
-        return "".join(picture(image, alt=alt, side=SIDE_PX) for image in record.images[:PICTURES])
+        frames = "".join(picture(image, alt=alt, side=SIDE_PX) for image in record.images[:PICTURES])
+        return f'<div class="frames">{frames}</div>' if frames else ""
     size = truth.get("size")
     regions = _regions(str(row.get("prediction", "")), truth, size) if size and "box" in truth else []
     return picture(record.images[0], regions, alt=alt, size=size, side=SIDE_PX)

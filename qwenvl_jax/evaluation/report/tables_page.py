@@ -28,6 +28,8 @@ _LINKS = (("steps", "Over training"), ("shots", "Few-shot"), ("unanswered", "Not
 # Besides the style that all reports share.
 STYLE = """
 td.up { color: var(--good); } td.down { color: var(--bad); }
+#examples h3 { margin: 1.8rem 0 .6rem; }
+.frames { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; }
 details { margin: .6rem 0 1rem; } summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
 """
 
