@@ -16,6 +16,7 @@ import pytest
 
 from data_pipelines.corpora import page as corpora_page
 from qwenvl_jax.config import Config
+from qwenvl_jax.evaluation.benchmarks import page as benchmarks_page
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "README.md"
@@ -46,6 +47,12 @@ def test_the_page_of_corpora_is_up_to_date() -> None:
     text = (ROOT / corpora_page.PAGE).read_text()
     assert corpora_page.MARK in text
     assert corpora_page.updated(text) == text, "run `python -m data_pipelines.corpora.page`"
+
+
+def test_the_page_of_benchmarks_is_up_to_date() -> None:
+    text = (ROOT / benchmarks_page.PAGE).read_text()
+    assert benchmarks_page.MARK in text
+    assert benchmarks_page.updated(text) == text, "run `python -m qwenvl_jax.evaluation.benchmarks.page`"
 
 
 def test_every_page_is_linked_from_the_index() -> None:

@@ -80,6 +80,9 @@ class Benchmark:
       last_tokens: a prompt of more than one token above this number keeps only its last ones, this many (the released
         evaluate_mmlu.py: 2,047 of more than 2,048); 0 keeps all.
       corpus, split: of its records: the entry of `data_pipelines.corpora.table`.
+      prompt: the text of its prompt (`prompts.Template`).
+      metric: one of `metrics.registry.METRICS`; "" if it has a rule of its own.
+      compared: whether the likelihoods of options are compared.
       table: of the paper that it belongs to, such as "4".
       paper: the paper's main figure by model, such as {"Qwen-VL": 79.5}, in the unit of the paper.
       paper_figures: the paper's further figures by their name in `Scores.figures`, then by model, in the same unit.
@@ -106,6 +109,9 @@ class Benchmark:
     last_tokens: int = 0
     corpus: str = ""
     split: str = ""
+    prompt: str = ""
+    metric: str = ""
+    compared: bool = False
     table: str = ""
     paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     paper_figures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)

@@ -69,6 +69,9 @@ def published(
         unanswered=_unanswered,
         corpus=corpus,
         split=split,
+        prompt=form.template.text,
+        metric=metric,
+        compared=form.letters is not None,
         hidden=hidden,
         **facts,
     )
