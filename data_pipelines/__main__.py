@@ -66,14 +66,15 @@ def _parser() -> Parser:
 
 
 def _names() -> str:
-    return f"{', '.join(sorted(CORPORA))}, or a mixture of them: {', '.join(MIXTURES)}, or {benchmarks.ALL}"
+    several = ", ".join((*MIXTURES, *benchmarks.COLLECTIONS))
+    return f"{', '.join(sorted(CORPORA))}, or several of them: {several}"
 
 
 def _check(arguments: argparse.Namespace) -> None:
     name = arguments.corpus
     if name is None:
         raise UserError("name a corpus, such as python -m data_pipelines cc12m --input=.. --output=..; see --help")
-    known = (*CORPORA, *MIXTURES, benchmarks.ALL)
+    known = (*CORPORA, *MIXTURES, *benchmarks.COLLECTIONS)
     if name not in known:
         raise UserError(f"there is no corpus {name!r}{nearest(name, known)}; see --help")
     for flag in ("input", "output"):
@@ -81,7 +82,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{flag} is missing; name a folder on a disk or gs://")
     if name not in CORPORA and (arguments.split or arguments.retry):
         raise UserError(f"{name} has neither --split nor --retry; name one corpus of {name} for that")
-    if arguments.evaluation or name == benchmarks.ALL:
+    if arguments.evaluation or name in benchmarks.COLLECTIONS:
         _check_evaluation(arguments)
     else:
         arguments.split = arguments.split or "train"
@@ -111,7 +112,7 @@ def _check_training(corpus: str) -> None:
 def _check_evaluation(arguments: argparse.Namespace) -> None:
     name = arguments.corpus
     if name in MIXTURES:
-        raise UserError(f"{name} is a mixture for training; name a corpus, or {benchmarks.ALL} for all benchmarks")
+        raise UserError(f"{name} is a mixture for training; name a corpus, or benchmarks for all benchmarks")
     if arguments.clip is not None or arguments.evaluation_index:
         raise UserError("--clip and --evaluation_index leave pairs out, but a benchmark is asked as a whole; omit them")
     if name in CORPORA:
@@ -175,7 +176,7 @@ def _job(name: str, split: str, folder: str, output: str, arguments: argparse.Na
     corpus = CORPORA[name]
     cache = os.fspath(storage.absolute(arguments.cache))
     corpus = dataclasses.replace(corpus, layout=corpus.layout.with_cache(cache))
-    evaluates = arguments.evaluation or arguments.corpus == benchmarks.ALL
+    evaluates = arguments.evaluation or arguments.corpus in benchmarks.COLLECTIONS
     if evaluates:
         corpus = benchmarks.as_benchmark(corpus)
     return Job(
@@ -212,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             return build(job, beam.options(beam_flags, workers, flags), workers, arguments.keep_work)
 
         name = arguments.corpus
-        if name == benchmarks.ALL:
-            benchmarks.build_benchmarks(arguments.input, arguments.output, build_split)
+        if name in benchmarks.COLLECTIONS:
+            benchmarks.build_benchmarks(name, arguments.input, arguments.output, build_split)
         elif name in MIXTURES:
 
             def build_corpus(corpus: str, folder: str, output: str) -> Mapping[str, Any]:

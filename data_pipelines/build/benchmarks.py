@@ -24,7 +24,6 @@ from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 EVALUATION = "evaluation"
-ALL = "benchmarks"  # the name of all of them on the command line
 # Corpora with one of these tasks have captions with references, questions, or phrases with boxes.
 _ASKED = {"caption", "vqa", "ref_grounding", EVALUATION}
 _log = logging.getLogger(__name__)
@@ -58,6 +57,22 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "cmmlu": ("dev", "test"),
     "ceval": ("dev", "val", "test"),
 }
+# What `python -m data_pipelines.debian --evaluation` fetches.
+DEBIAN: dict[str, tuple[str, ...]] = {
+    "debian_captions": ("test",),
+    "debian_captions_zh": ("test",),
+    "debian_maps": ("test",),
+    "debian_words": ("test",),
+    "debian_documents": ("test",),
+    "debian_charts": ("test",),
+    "debian_phrases": ("test",),
+    "debian_phrases_zh": ("test",),
+    "debian_choices": ("test",),
+    "debian_yes_no": ("test",),
+    "debian_capitals": ("dev", "test"),
+}
+# Names on the command line -> the benchmarks that they build.
+COLLECTIONS = {"benchmarks": BENCHMARKS, "debian_benchmarks": DEBIAN}
 # Corpora that are published in one folder: if there is no folder of the corpus' name, this one is read.
 _SHARED = {"refcoco_plus": "refcoco", "refcocog": "refcoco"}
 
@@ -98,8 +113,14 @@ def losses(manifest: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def build_benchmarks(folder: str, output: str, build_split: BuildSplit) -> list[Mapping[str, Any]]:
-    """Builds every split of every benchmark that has files below a folder.
+def build_benchmarks(name: str, folder: str, output: str, build_split: BuildSplit) -> list[Mapping[str, Any]]:
+    """Builds every split of every benchmark of a collection that has files below a folder.
+
+    Args:
+      name: a key of COLLECTIONS.
+      folder: the input, which has one folder per corpus.
+      output: the folder to write; see the module.
+      build_split: see `BuildSplit`.
 
     Returns:
       The manifests of those that were built.
@@ -109,24 +130,24 @@ def build_benchmarks(folder: str, output: str, build_split: BuildSplit) -> list[
     """
     manifests = []
     missing = []
-    for name, splits in BENCHMARKS.items():
-        raw = _folder_of(name, storage.path(folder))
+    for corpus, splits in COLLECTIONS[name].items():
+        raw = _folder_of(corpus, storage.path(folder))
         if raw is None:
-            missing.append(name)
+            missing.append(corpus)
             continue
         for split in splits:
             try:
-                CORPORA[name].layout.files(raw, CORPORA[name].splits[split])
+                CORPORA[corpus].layout.files(raw, CORPORA[corpus].splits[split])
             except UserError as error:
-                _log.info("%s, %s is left out: %s", name, split, error)
+                _log.info("%s, %s is left out: %s", corpus, split, error)
                 continue
-            manifests.append(build_split(name, split, str(raw), str(storage.path(output) / f"{name}_{split}")))
+            manifests.append(build_split(corpus, split, str(raw), str(storage.path(output) / f"{corpus}_{split}")))
     if missing:
         _log.info("left out, because %s has no folder of this name: %s", folder, ", ".join(missing))
     if not manifests:
         raise UserError(
-            f"{folder} has no folder with the files of a benchmark; it needs some of {', '.join(BENCHMARKS)}, as "
-            "docs/benchmark_data.md describes them"
+            f"{folder} has no folder with the files of a benchmark; it needs some of {', '.join(COLLECTIONS[name])}; "
+            "see docs/benchmark_data.md"
         )
     _log.info("%s", "\n".join(table(manifests)))
     return manifests

@@ -111,6 +111,26 @@ def _read_file(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path)
                 yield described
 
 
+def capitals_of(file: epath.PathLike) -> tuple[str, list[tuple[str, str]]]:
+    """The name of a map, and (division, its capital) of every division that states one, in English.
+
+    Raises:
+      UserError: if the file is not a map.
+    """
+    try:
+        root = _parsed(storage.path(file))
+        title = _text(root, "name")
+    except BadRow as error:
+        raise UserError(f"{file} is not a map ({error.failed.reason}); unpack the package again") from None
+    members = []
+    for element in root.iter("division"):
+        name = (element.findtext("name") or "").strip()
+        capital = (element.findtext("capital") or "").strip()
+        if name and capital and element.findtext("ignore") != "yes":
+            members.append((name, capital))
+    return title, members
+
+
 def _parsed(file: epath.Path) -> ET.Element:
     text = decoded(storage.read_bytes(file, 0, _MOST_BYTES))
     if "<!ENTITY" in text:

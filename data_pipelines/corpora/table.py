@@ -11,28 +11,22 @@ from data_pipelines.corpora import (
     dialogue_json,
     doc_vqa,
     documents,
-    exams,
     flickr,
     gqa,
     grit,
-    grit_refexp,
     img2dataset,
     kgeography,
-    mmbench,
-    mme,
     nocaps,
     refcoco,
-    science_qa,
-    seed_bench,
     synthdog,
     synthetic_pages,
     text,
     textcaps,
-    touchstone,
     visual_genome,
     vqa_json,
 )
 from data_pipelines.corpora.corpus import Corpus, Layout
+from data_pipelines.corpora.evaluated import EVALUATED
 
 _ONLY_TRAIN = {"train": ""}
 _CAPTION = ("caption",)
@@ -71,13 +65,6 @@ def _phrases(name: str, layout: Layout, license_: str, home_page: str, splits: M
     return Corpus(name, layout, ("ref_grounding", "grounded_caption"), license_, home_page, splits, "en")
 
 
-def _benchmark(
-    name: str, layout: Layout, license_: str, home_page: str, splits: Mapping[str, str], language: str = "en"
-) -> Corpus:
-    """A corpus on which nothing is trained."""
-    return Corpus(name, layout, ("evaluation",), license_, home_page, splits, language)
-
-
 _UNSTATED = "not stated by the publisher; research use"
 _REFER = "Apache-2.0 (phrases); pictures of COCO"
 _TRAIN_AND_VAL = {"train": "train", "val": "val"}
@@ -104,14 +91,6 @@ _ALL = (
         "https://ai.google.com/research/ConceptualCaptions",
         {"train": "training", "val": "validation"},
     ),
-    _benchmark(
-        "ceval",
-        exams.CEVAL,
-        "CC-BY-NC-SA-4.0",
-        "https://github.com/hkust-nlp/ceval",
-        {"dev": "dev", "val": "val", "test": "test"},
-        "zh",
-    ),
     _vqa(
         "chartqa",
         doc_vqa.CHARTQA,
@@ -124,27 +103,12 @@ _ALL = (
             "test_augmented": "test/test_augmented",
         },
     ),
-    _benchmark(
-        "cmmlu",
-        exams.CMMLU,
-        "CC-BY-NC-4.0",
-        "https://github.com/haonan-li/CMMLU",
-        {"dev": "dev", "test": "test"},
-        "zh",
-    ),
     _captions(
         "coco_captions",
         coco.layout(),
         "CC-BY-4.0 (captions); pictures under the licences of Flickr",
         "https://cocodataset.org",
         {"train": "train2017", "val": "val2017", "train2014": "train2014", "val2014": "val2014"},
-    ),
-    _benchmark(
-        "coco_karpathy",
-        flickr.COCO,
-        "CC-BY-4.0 (captions); pictures under the licences of Flickr",
-        "https://cs.stanford.edu/people/karpathy/deepimagesent",
-        {"train": "train", "restval": "restval", "val": "val", "test": "test"},
     ),
     _web("coyo_700m", "https://github.com/kakaobrain/coyo-dataset", _COYO_SCORES, "en"),
     _web("datacomp", "https://www.datacomp.ai", _DATACOMP_SCORES),
@@ -184,13 +148,6 @@ _ALL = (
         _ONLY_TRAIN,
         "en",
     ),
-    _benchmark(
-        "grit_refexp",
-        grit_refexp.LAYOUT,
-        f"Apache-2.0 (phrases); {_OWNERS}",
-        "https://github.com/allenai/grit_official",
-        {"ablation": "ablation", "test": "test"},
-    ),
     Corpus(
         "image_text",
         img2dataset.layout(*_LAION_SCORES),
@@ -219,21 +176,6 @@ _ALL = (
         "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
         _ONLY_TRAIN,
         "en",
-    ),
-    _benchmark(
-        "mmbench",
-        mmbench.LAYOUT,
-        _UNSTATED,
-        "https://github.com/open-compass/MMBench",
-        {"dev": "dev", "test": "test", "dev_cn": "dev_cn", "test_cn": "test_cn"},
-    ),
-    _benchmark("mme", mme.LAYOUT, _UNSTATED, mme.HOME_PAGE, {"test": ""}),
-    _benchmark(
-        "mmlu",
-        exams.MMLU,
-        "MIT",
-        "https://github.com/hendrycks/test",
-        {"dev": "dev", "val": "val", "test": "test"},
     ),
     _captions("nocaps", nocaps.LAYOUT, "CC-BY-2.0", "https://nocaps.org", {"val": "val"}),
     _vqa("ocr_vqa", vqa_json.OCR_VQA, _UNSTATED, "https://ocr-vqa.github.io", {"train": "1", "val": "2", "test": "3"}),
@@ -282,20 +224,6 @@ _ALL = (
         "https://www.cs.rice.edu/~vo9/sbucaptions",
         _ONLY_TRAIN,
     ),
-    _benchmark(
-        "scienceqa",
-        science_qa.LAYOUT,
-        "CC-BY-NC-SA-4.0",
-        "https://github.com/lupantech/ScienceQA",
-        {**_TRAIN_VAL_TEST, "test_text": f"test{science_qa.TEXT}"},
-    ),
-    _benchmark(
-        "seed_bench",
-        seed_bench.LAYOUT,
-        f"CC-BY-NC-4.0 (questions); {_OWNERS}",
-        "https://github.com/AILab-CVC/SEED-Bench",
-        {"test": seed_bench.ALL, "image": "image", "video": f"{seed_bench.VIDEO}4", "video_8": f"{seed_bench.VIDEO}8"},
-    ),
     _vqa("st_vqa", vqa_json.ST_VQA, _UNSTATED, "https://rrc.cvc.uab.es/?ch=11", {"train": "train"}),
     *(
         Corpus(
@@ -320,14 +248,6 @@ _ALL = (
         {"train": "train", "val": "val"},
     ),
     _vqa("textvqa", vqa_json.TEXTVQA, "CC-BY-4.0", "https://textvqa.org", _TRAIN_VAL_TEST),
-    _benchmark(
-        "touchstone",
-        touchstone.LAYOUT,
-        _UNSTATED,
-        "https://github.com/OFA-Sys/TouchStone",
-        {"en": "en", "zh": "zh"},
-        "",
-    ),
     Corpus(
         "tuxpaint_stamps",
         img2dataset.layout(),
@@ -383,5 +303,5 @@ _RENDERED = (
 )
 
 CORPORA: dict[str, Corpus] = {
-    corpus.name: corpus for corpus in sorted((*_ALL, *_RENDERED), key=lambda corpus: corpus.name)
+    corpus.name: corpus for corpus in sorted((*_ALL, *EVALUATED, *_RENDERED), key=lambda corpus: corpus.name)
 }

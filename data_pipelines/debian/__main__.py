@@ -1,6 +1,9 @@
 """Builds a real corpus from Debian packages: captions, maps, manuals, end to end.
 
     python -m data_pipelines.debian --output=data/corpora [--cache=data/cache] [--pages=16] [--workers=2]
+    python -m data_pipelines.debian --evaluation --output=data/debian [--cache=data/cache] [--workers=2]
+
+With --evaluation it builds evaluation sets instead: more than 10,000 questions with known answers about the same data.
 
 Packages are fetched without root and kept in the cache. A corpus whose package cannot be fetched is left out with one
 sentence. See docs/real_corpus.md.
@@ -15,11 +18,12 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_pipelines.__main__ import main as build
 from data_pipelines.debian import captions, manuals
+from data_pipelines.debian.benchmarks.writers import Writer, benchmark_writers
 from data_pipelines.fetch.apt import SourceUnavailable, fetch_package
 from data_pipelines.ocr.html import find_chromium
 from qwenvl_jax.runtime import artifacts, storage
@@ -34,10 +38,8 @@ MAP_PATTERNS = (
     f"usr/share/doc/{MAPS}/copyright",
 )
 _VERSION = 2  # of what the writers write; another one makes the raw folders anew
+_BENCHMARKS_VERSION = 1  # of what those of evaluation sets write
 _log = logging.getLogger(__name__)
-
-# (folder) -> writes a corpus into it as its reader expects it. Raises SourceUnavailable or UserError.
-Writer = Callable[[Path], None]
 
 
 def writers(cache: Path, pages: int) -> Mapping[str, Writer]:
@@ -84,8 +86,12 @@ def prepare(folder: Path, writers: Mapping[str, Writer], settings: Mapping[str, 
     return left_out
 
 
+def _fetch_maps(cache: Path) -> Path:
+    return fetch_package(MAPS, cache, MAP_PATTERNS) / "usr/share"
+
+
 def _write_maps(cache: Path, folder: Path) -> None:
-    shutil.copytree(fetch_package(MAPS, cache, MAP_PATTERNS) / "usr/share", folder, dirs_exist_ok=True)
+    shutil.copytree(_fetch_maps(cache), folder, dirs_exist_ok=True)
 
 
 def _write_html_pages(cache: Path, folder: Path, pages: int) -> None:
@@ -96,7 +102,8 @@ def _write_html_pages(cache: Path, folder: Path, pages: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; exit code 2 with one sentence on a user's mistake."""
     parser = Parser("python -m data_pipelines.debian", __doc__)
-    parser.add_argument("--output", default="data/corpora", help="folder to write; default data/corpora")
+    parser.add_argument("--output", help="folder to write; default data/corpora, or data/debian with --evaluation")
+    parser.add_argument("--evaluation", action="store_true", help="build evaluation sets instead of training data")
     parser.add_argument("--cache", default="data/cache", help="folder that keeps what was fetched; default data/cache")
     parser.add_argument("--pages", type=int, default=16, help="pages per language of each kind; default 16")
     parser.add_argument("--workers", type=int, default=0, help="processes; default: one per core, at most 4")
@@ -109,13 +116,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         if storage.is_remote(arguments.cache):
             raise UserError(f"--cache={arguments.cache} must be a folder on a disk, where packages can be unpacked")
         cache = Path(storage.absolute(arguments.cache))
-        raw = cache / "debian_corpora"
-        settings = {"pages": arguments.pages, "version": _VERSION}
-        for sentence in prepare(raw, writers(cache, arguments.pages), settings):
+        if arguments.evaluation:
+            raw, output, name = cache / "debian_benchmarks", arguments.output or "data/debian", "debian_benchmarks"
+            chosen = benchmark_writers(cache, functools.partial(_fetch_maps, cache))
+            settings: dict[str, object] = {"version": _BENCHMARKS_VERSION}
+        else:
+            raw, output, name = cache / "debian_corpora", arguments.output or "data/corpora", "debian"
+            chosen = writers(cache, arguments.pages)
+            settings = {"pages": arguments.pages, "version": _VERSION}
+        for sentence in prepare(raw, chosen, settings):
             _log.info("%s", sentence)
         _log.info("fetched and laid out in %s after %.0f s", raw, time.monotonic() - started)
-        folders = [f"--input={raw}", f"--output={os.fspath(arguments.output)}", f"--cache={cache}"]
-        build(["debian", *folders, f"--workers={arguments.workers}"])
+        folders = [f"--input={raw}", f"--output={os.fspath(output)}", f"--cache={cache}"]
+        build([name, *folders, f"--workers={arguments.workers}"])
         _log.info("done after %.0f s", time.monotonic() - started)
 
 

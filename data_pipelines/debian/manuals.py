@@ -47,7 +47,7 @@ def write_pdf_pages(cache: Path, folder: Path, pages: int) -> None:
       SourceUnavailable: if the package is not available on this machine.
     """
     for language, name in LANGUAGES.items():
-        packed = _guide(cache) / name / f"install.{name}.pdf.gz"
+        packed = guide_of(cache) / name / f"install.{name}.pdf.gz"
         target = folder / language / "guide.pdf"
         target.parent.mkdir(parents=True)
         whole = pypdfium2.PdfDocument(gzip.decompress(packed.read_bytes()))
@@ -67,9 +67,9 @@ def write_html_pages(cache: Path, folder: Path, pages: int) -> None:
     Raises:
       SourceUnavailable: if a package is not available on this machine.
     """
-    _fonts("zh", cache)
+    fonts_of("zh", cache)
     for language, name in LANGUAGES.items():
-        source = _guide(cache) / name
+        source = guide_of(cache) / name
         chosen = {file.name for file in spread(sorted(source.glob("*.html")), pages)}
         for file in sorted(source.rglob("*")):
             if file.name in chosen or file.suffix in (".css", ".png"):
@@ -88,7 +88,7 @@ def write_text(cache: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for language, name in LANGUAGES.items():
         lines = []
-        for file in sorted((_guide(cache) / name).glob("*.html")):
+        for file in sorted((guide_of(cache) / name).glob("*.html")):
             text = paragraphs_of(file.read_text(encoding="utf-8", errors="replace"))
             if text:
                 row = {"id": f"{language}/{file.stem}", "text": text, "language": language, "license": GUIDE_LICENSE}
@@ -122,22 +122,26 @@ def write_synthetic_pages(cache: Path, folder: Path, pages: int) -> None:
             pages=pages,
             seed=seed,
             texts=f"texts/{language}.jsonl",
-            fonts=tuple(str(path) for path in _fonts(language, cache)),
+            fonts=tuple(str(path) for path in fonts_of(language, cache)),
             cache=str(cache),
             license=f"{GUIDE_LICENSE} (text); {PHOTOGRAPHS_LICENSE} or CC0-1.0 (photographs)",
         )
         write_orders(folder, order, PAGES_PER_ORDER)
 
 
-def _guide(cache: Path) -> Path:
+def guide_of(cache: Path) -> Path:
     """The folder of the unpacked package that has one folder per language."""
     root = f"usr/share/doc/{PACKAGE}"
     patterns = [f"{root}/{name}/*" for name in LANGUAGES.values()]
     return fetch_package(PACKAGE, cache, (*patterns, f"{root}/copyright")) / root
 
 
-def _fonts(language: str, cache: Path) -> list[Path]:
-    """The files of the table's families that are in the packages of `FONTS`."""
+def fonts_of(language: str, cache: Path) -> list[Path]:
+    """The files of the table's families that are in the packages of `FONTS`.
+
+    Raises:
+      SourceUnavailable: if a package is not available on this machine.
+    """
     files = []
     for package in FONTS[language]:
         names = [f"usr/share/fonts/{family.file}" for family in FAMILIES[language] if family.package == package]

@@ -1,0 +1,1 @@
+"""Evaluation sets with known answers from Debian packages, in the layouts of published benchmarks."""
