@@ -115,6 +115,7 @@ def _entry(
         benchmark=item.name,
         label=item.title,
         shots=item.shown,
+        leak=item.leak,
         prompt=item.prompt,
         baseline=baseline.checkpoint.name if baseline else "",
         questions=questions,

@@ -28,6 +28,7 @@ class Entry:
       benchmark: its name in `benchmarks.registry.BENCHMARKS`.
       label: its name in the config and of its files.
       shots: answered questions before each.
+      leak: whether these may show the pictures that are asked about.
       prompt: the template that replaced the benchmark's; "" if none did.
       baseline: the checkpoint with which it is compared; "" if there is none.
       questions: how many there are, records that could not be read included.
@@ -44,6 +45,7 @@ class Entry:
     benchmark: str
     label: str
     shots: int
+    leak: bool
     prompt: str
     baseline: str
     questions: int

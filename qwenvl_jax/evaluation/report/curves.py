@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.entries import Entry
+from qwenvl_jax.evaluation.report.tables import title_of
 from qwenvl_jax.evaluation.results import Figure
 from qwenvl_jax.html.charts import Measured, bands_chart
 from qwenvl_jax.html.page import card, grid, section
@@ -24,8 +25,7 @@ def over_steps(entries: Sequence[Entry]) -> Charts:
     for entry in entries:
         if entry.step >= 0 and entry.run:
             for name, figure in entry.figures.items():
-                title = _title(entry, name if len(entry.figures) > 1 else "")
-                title = title if entry.label == entry.benchmark else f"{title} ({entry.label})"
+                title = f"{title_of(entry)} · {name}" if len(entry.figures) > 1 else title_of(entry)
                 charts.setdefault(title, {}).setdefault(runs[entry.run], []).append(_measured(entry.step, figure))
     return _drawable(charts)
 
@@ -36,7 +36,8 @@ def over_shots(entries: Sequence[Entry]) -> Charts:
     for entry in entries:
         if entry.figures and not entry.prompt:
             name = next(iter(entry.figures))
-            points = charts.setdefault(_title(entry, ""), {}).setdefault(entry.checkpoint, [])
+            curve = f"{entry.checkpoint}, with leaks" if entry.leak and entry.shots else entry.checkpoint
+            points = charts.setdefault(_benchmark_title(entry), {}).setdefault(curve, [])
             points.append(_measured(entry.shots, entry.figures[name]))
     return _drawable(charts)
 
@@ -90,10 +91,9 @@ def _drawable(charts: Charts) -> Charts:
     return drawable
 
 
-def _title(entry: Entry, figure: str) -> str:
+def _benchmark_title(entry: Entry) -> str:
     benchmark = BENCHMARKS.get(entry.benchmark)
-    title = benchmark.title if benchmark else entry.benchmark
-    return f"{title} · {figure}" if figure else title
+    return benchmark.title if benchmark else entry.benchmark
 
 
 def _names_of_runs(entries: Sequence[Entry]) -> dict[str, str]:

@@ -21,6 +21,8 @@ TITLES = {
     OTHER: "Benchmarks that the paper does not report",
     HELD_OUT: "Held-out records of training tasks",
 }
+_HIDDEN = "Only a server knows the truth; the files to send are in the folder `submissions`."
+_LEAK = "Exemplars may show the pictures that are asked about, with their answers, as in the released script."
 # Further figures of a benchmark with a column in the overview: image and video of SEED-Bench, perception and cognition
 # of MME.
 _IN_OVERVIEW = 2
@@ -103,7 +105,10 @@ def title_of(entry: Entry) -> str:
     title = benchmark.title if benchmark else entry.benchmark
     if benchmark and entry.shots != benchmark.shots:
         title += f", {entry.shots}-shot"
-    return title if entry.label == entry.benchmark else f"{title} ({entry.label})"
+    if entry.leak and entry.shots:
+        title += " with leaks"
+    usual = (entry.benchmark, f"{entry.benchmark}_{entry.shots}_shots")  # as in configs/evaluation/few_shot.py
+    return title if entry.label in usual else f"{title} ({entry.label})"
 
 
 def _key(benchmark: Benchmark) -> str:
@@ -120,9 +125,9 @@ def _table(key: str, titled: Mapping[str, Sequence[Entry]]) -> Table:
         lines += _lines(title, entries)
         shown += entries
         benchmark = BENCHMARKS[entries[0].benchmark]
-        for note in (benchmark.note, *_released_notes(entries), *_hidden_note(benchmark, entries)):
-            if note:
-                notes[title, note] = None
+        leak = _LEAK if any(entry.leak and entry.shots for entry in entries) else ""
+        for note in (benchmark.note, leak, *_released_notes(entries), _HIDDEN if benchmark.hidden else ""):
+            notes[title, note] = None
         for row in JOINED_ROWS:
             if list(row.weights)[-1] == benchmark.name and entries[0].label == benchmark.name:
                 lines += _joined_lines(row, shown)
@@ -195,9 +200,3 @@ def _joined_lines(row: JoinedRow, entries: Sequence[Entry]) -> list[Line]:
 def _released_notes(entries: Sequence[Entry]) -> list[str]:
     reasons = dict.fromkeys(figure.reason for entry in entries for figure in entry.figures.values())
     return [f"The released scripts give another figure, because {reason}." for reason in reasons if reason]
-
-
-def _hidden_note(benchmark: Benchmark, entries: Sequence[Entry]) -> list[str]:
-    if not benchmark.hidden:
-        return []
-    return ["Only a server knows the truth; the files to send are in the folder `submissions`."]

@@ -51,6 +51,7 @@ def entry(
         benchmark=benchmark,
         label=benchmark,
         shots=0,
+        leak=False,
         prompt="",
         baseline="" if first else "step1000",
         questions=1000,

@@ -53,10 +53,13 @@ def test_halves_of_chartqa_are_joined_for_each_checkpoint_that_was_asked_both() 
 def test_a_benchmark_asked_in_another_way_has_lines_and_no_figure_of_the_paper() -> None:
     plain = entry("okvqa_val", "vqa_accuracy", 0.5)
     shown = dataclasses.replace(plain, shots=4, label="okvqa_4")
+    usual = dataclasses.replace(plain, shots=4, label="okvqa_val_4_shots", leak=True)
     prompt = dataclasses.replace(plain, prompt="<img>{question}", label="bare")
-    (table,) = tables_of([plain, shown, prompt])
-    assert [line.title for line in table.lines] == ["OKVQA val", "OKVQA val, 4-shot (okvqa_4)", "OKVQA val (bare)"]
-    assert [bool(line.paper) for line in table.lines] == [True, False, True]
+    (table,) = tables_of([plain, shown, usual, prompt])
+    titles = ["OKVQA val", "OKVQA val, 4-shot (okvqa_4)", "OKVQA val, 4-shot with leaks", "OKVQA val (bare)"]
+    assert [line.title for line in table.lines] == titles
+    assert [bool(line.paper) for line in table.lines] == [True, False, False, True]
+    assert [title for title, note in table.notes if "exemplars may" in note.lower()] == titles[2:3]
 
 
 def test_every_table_of_a_benchmark_has_a_title() -> None:
