@@ -9,7 +9,7 @@ threads. The released scripts draw in workers whose random numbers depend on how
 
 from __future__ import annotations
 
-import functools
+import collections
 import hashlib
 import io
 import itertools
@@ -31,7 +31,9 @@ CHOICES = ("random", "category")
 
 # Records that are tried per exemplar before the split counts as unusable.
 _TRIES = 64
-_CACHED_RECORDS = 128
+# Records that are kept, in bytes of their pictures: questions about one picture are prepared one after the other, and
+# each of them needs the exemplars of all.
+_CACHED_BYTES = 64 << 20
 
 
 class Exemplars:
@@ -65,7 +67,8 @@ class Exemplars:
         self._choice = choice
         self._seed = seed
         self._leak = leak
-        self._read = functools.lru_cache(maxsize=_CACHED_RECORDS)(self._read_record)
+        self._cache: collections.OrderedDict[int, Record | None] = collections.OrderedDict()
+        self._cached_bytes = 0
         self._lock = threading.Lock()
         self._categories: dict[str, list[Exemplar]] | None = None
 
@@ -130,6 +133,21 @@ class Exemplars:
                     members.append(Exemplar(question, record.language, record.images))
         return first
 
+    def _read(self, index: int) -> Record | None:
+        """`_read_record`, of records that were drawn lately without reading them."""
+        with self._lock:
+            if index in self._cache:
+                self._cache.move_to_end(index)
+                return self._cache[index]
+        record = self._read_record(index)
+        with self._lock:
+            if index not in self._cache:
+                self._cache[index] = record
+                self._cached_bytes += _size(record)
+            while self._cached_bytes > _CACHED_BYTES:
+                self._cached_bytes -= _size(self._cache.popitem(last=False)[1])
+        return record
+
     def _read_record(self, index: int) -> Record | None:
         """A record of which all pictures can be shown; None for another one."""
         try:
@@ -139,6 +157,11 @@ class Exemplars:
         except Exception:  # damaged bytes make libraries raise anything
             return None
         return record if all(map(_is_picture, record.images)) else None
+
+
+def _size(record: Record | None) -> int:
+    """Bytes of the pictures of a record, and a kilobyte for the rest."""
+    return 1 << 10 if record is None else sum(map(len, record.images)) + (1 << 10)
 
 
 def _questions(record: Record) -> Sequence[Mapping[str, Any]]:

@@ -169,6 +169,34 @@ def test_a_failed_read_is_not_passed_over(reader: RecordReader, monkeypatch: pyt
         Exemplars(reader, 1)(asked("q"), 0)
 
 
+def test_kept_records_are_few_megabytes(monkeypatch: pytest.MonkeyPatch, reader: RecordReader) -> None:
+    """A record that is drawn again soon is not read again, and large pictures push each other out."""
+    read: list[int] = []
+    megabytes = 10
+    payload = noise(1) + bytes(megabytes << 20)  # a JPEG may have anything behind its end
+
+    def record(self: RecordReader, index: int) -> Record:
+        read.append(index)
+        return picture_record(index, image=payload)
+
+    monkeypatch.setattr(RecordReader, "__getitem__", record)
+    exemplars = Exemplars(reader, 4, leak=True)
+    first = texts(exemplars(asked("q"), 0))
+    assert texts(exemplars(asked("q"), 0)) == first
+    assert len(read) == 4
+    for number in range(30):
+        exemplars(asked(f"q{number}"), 0)
+    assert len(read) > 30
+    kept = sum(len(each.images[0]) for each in exemplars._cache.values() if each)
+    assert kept <= 64 << 20
+
+
+def test_a_chat_has_no_exemplars() -> None:
+    exemplar = Exemplar({"id": "1", "text": "?", "answers": ["yes"]}, "en", (noise(1),))
+    with pytest.raises(UserError, match="a question in a chat has no exemplars"):
+        ask(BENCHMARKS["mme"], asking=Asking(exemplars=lambda record, number: [exemplar]))
+
+
 def exam_records(count: int) -> list[Record]:
     """Questions of two subjects in turn."""
     records = []

@@ -76,8 +76,10 @@ class Form:
           template: replaces `self.template`.
 
         Raises:
-          UserError: if the prompt does not fit the question or an exemplar.
+          UserError: if the prompt does not fit the question or an exemplar, or a chat has exemplars.
         """
+        if self.chat and exemplars:
+            raise UserError("a question in a chat has no exemplars; set its shots to 0")
         template = template or self.template
         pieces = self.preamble.pieces(question, (), record.language) if self.preamble else []
         images: list[bytes] = []
