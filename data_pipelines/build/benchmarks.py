@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -141,7 +142,9 @@ def build_benchmarks(name: str, folder: str, output: str, build_split: BuildSpli
             except UserError as error:
                 _log.info("%s, %s is left out: %s", corpus, split, error)
                 continue
-            manifests.append(build_split(corpus, split, str(raw), str(storage.path(output) / f"{corpus}_{split}")))
+            manifests.append(
+                build_split(corpus, split, os.fspath(raw), os.fspath(storage.path(output) / f"{corpus}_{split}"))
+            )
     if missing:
         _log.info("left out, because %s has no folder of this name: %s", folder, ", ".join(missing))
     if not manifests:

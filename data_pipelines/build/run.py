@@ -25,6 +25,7 @@ from data_pipelines.build.score_part import note_unscored, score_part, unscored_
 from data_pipelines.build.shards import building_folder, measure_group, plan_shards, write_range
 from data_pipelines.build.survey import join_blocks, survey, survey_block
 from data_pipelines.build.table import table
+from data_pipelines.clean.evaluation import missing_pictures
 from data_pipelines.report.page import REPORT
 from qwenvl_jax.data.schema import TASKS
 from qwenvl_jax.runtime import artifacts, storage
@@ -65,6 +66,9 @@ def build(job: Job, options: PipelineOptions, workers: int = 1, keep_work: bool 
         finished = _finished(job)
         if job.retry:
             _check_retry(job, finished)
+        elif finished is not None and missing_pictures(finished):
+            _log.info("%s lacks pictures, which are looked for again", job.output)
+            finished = None
         attempt = _attempt(job) + (1 if job.retry else 0)
         job = dataclasses.replace(job, attempt=attempt)
         started = time.monotonic()

@@ -8,15 +8,17 @@ the evaluation counts its questions as wrong. The causes are counted, and the re
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from PIL import Image
 
 from data_pipelines.clean.rule import Rewritten, Verdict
 from data_pipelines.pair import Box, Picture, RawPair, Region
 from qwenvl_jax.data.images import exact
-from qwenvl_jax.runtime.errors import StorageError
 
 MISSING = "picture missing"
 UNREADABLE = "picture unreadable"
@@ -24,6 +26,7 @@ RESIZED = "picture of another size than stated; boxes scaled"
 OTHER = "picture of another shape than stated"
 CLIPPED = "box clipped to the picture"
 NO_BOX = "phrase without one box in the picture left out"
+_NO_FILE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 # The causes of which a user should hear at the end of a build.
 LOST = (MISSING, UNREADABLE, OTHER, NO_BOX)
 
@@ -35,7 +38,7 @@ def evaluation_pictures(pair: RawPair) -> Verdict:
     phrase is left out, and counted, if it does not have one box in the picture, unless no phrase has a box.
 
     Raises:
-      StorageError: if the storage does not answer.
+      OSError, StorageError: if a picture is there and cannot be read.
     """
     causes: set[str] = set()
     pictures = tuple(_read(picture, causes) for picture in pair.pictures)
@@ -46,12 +49,20 @@ def evaluation_pictures(pair: RawPair) -> Verdict:
     return Rewritten(dataclasses.replace(pair, pictures=pictures, regions=regions), tuple(sorted(causes)))
 
 
+def missing_pictures(manifest: Mapping[str, Any]) -> int:
+    """How many records of a finished build lack a picture, which may be there by now."""
+    rules = (each for each in manifest["rules"] if each["rule"] == evaluation_pictures.__name__)
+    return sum(each["causes"].get(MISSING, 0) for each in rules)
+
+
 def _read(picture: Picture, causes: set[str]) -> Picture:
     try:
         payload = picture.read() if picture.encoded or picture.path else b""
-    except StorageError:
-        raise
-    except (OSError, ValueError):  # ValueError: a path with a null character
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) and error.errno not in _NO_FILE:
+            raise  # another try may succeed, so the row fails and can be retried
+        payload = b""
+    except ValueError:  # a path with a null character
         payload = b""
     if not payload:
         causes.add(MISSING)

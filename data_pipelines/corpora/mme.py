@@ -14,6 +14,7 @@ the picture, and its id the name of the picture with the number of the line.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 
 from etils import epath
@@ -67,7 +68,7 @@ def _read(corpus: Corpus, folder: epath.Path, split: str, file: epath.Path) -> I
         return
     numbered = [(number, line) for number, line in enumerate(filter(str.strip, lines))]
     questions, failures = read_parts(numbered, functools.partial(_question, name))
-    picture = Picture(path=str(path))
+    picture = Picture(path=os.fspath(path))
     yield from rows_of(
         RawPair(name, corpus.name, corpus.license, corpus.language, (picture,), questions=questions),
         failures,

@@ -16,6 +16,7 @@ from tests.support.faulty_gcs import between, told
 NAMES = (
     *("cc12m", "coco_captions", "coyo_700m", "laion_en", "laion_zh", "llava", "synthdog_en", "text"),
     *("ai2d", "grit", "refcoco", "visual_genome", "vqav2"),
+    *("grit_refexp", "mmbench", "mme", "mmlu", "scienceqa", "seed_bench"),
 )
 
 

@@ -18,6 +18,7 @@ from data_pipelines.pair import RawPair
 from data_pipelines.recipes.evaluation import EVALUATION
 from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
 from qwenvl_jax.data.schema import Record
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.artifacts import read_json
 from tests.data_pipelines.build.conftest import one_by_one
 from tests.support.corpora.table import FIXTURES
@@ -70,6 +71,32 @@ def test_a_missing_picture_costs_no_question(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "picture missing: 1 of 2 records" in said and "picture unreadable: 1 of 2 records" in said
     assert "rows that could not be read and are not asked: 1 (question without an answer 1), see failed.jsonl" in said
+
+
+def test_a_picture_that_was_missing_is_looked_for_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FIXTURES["okvqa"](tmp_path / "raw")
+    command = ["okvqa", "--evaluation", "--split=val", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out'}"]
+    (tmp_path / "raw/val2014").rename(tmp_path / "elsewhere")
+    main(command)
+    assert [record.images for record in read(tmp_path / "out", "val")] == [(b"",)] * 2
+    (tmp_path / "elsewhere").rename(tmp_path / "raw/val2014")
+    main(command)
+    assert "lacks pictures, which are looked for again" in capsys.readouterr().out
+    assert read(tmp_path / "out", "val") == expected("okvqa", "val", tmp_path / "raw")
+    main(command)
+    assert "is up to date" in capsys.readouterr().out
+
+
+def test_a_benchmark_on_gs_is_that_on_a_disk(gcs: str, tmp_path: Path) -> None:
+    """With a picture that is missing."""
+    FIXTURES["vqav2"](tmp_path / "raw")
+    next((tmp_path / "raw/val2014").iterdir()).unlink()
+    for path in sorted((tmp_path / "raw").rglob("*")):
+        if path.is_file():
+            storage.write_bytes(f"{gcs}/raw/{path.relative_to(tmp_path / 'raw')}", path.read_bytes())
+    command = ["vqav2", "--evaluation", "--split=val", "--workers=1"]
+    main([*command, f"--input={gcs}/raw", f"--output={gcs}/out"])
+    assert list(RecordReader(f"{gcs}/out/evaluation", "val")) == expected("vqav2", "val", tmp_path / "raw")
 
 
 def test_all_benchmarks_that_are_there_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

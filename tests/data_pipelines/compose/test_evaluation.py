@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from data_pipelines.compose.evaluation import evaluation
 from data_pipelines.compose.vqa import vqa
 from data_pipelines.pair import Answer, Picture, Question, RawPair, Region
 from qwenvl_jax.data.schema import Record, stated_sizes
+from qwenvl_jax.runtime import storage
 from tests.support.corpora.pictures import HEIGHT, WIDTH, picture
 
 SHOT = Picture(picture(1), "", WIDTH, HEIGHT)
@@ -103,6 +105,17 @@ def test_a_lost_picture_is_counted_and_its_questions_stay(payload: bytes | None,
     record, causes = composed(regions=(Region("the dog", (BOX,), id="3"),), pictures=(shot,))
     assert causes == (cause,)
     assert (content(record)["width"], content(record)["height"]) == (11, 13)
+
+
+def test_a_picture_that_another_try_may_read_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many open files must not become a missing picture."""
+
+    def no_more_files(path: str) -> bytes:
+        raise OSError(errno.EMFILE, "too many open files", path)
+
+    monkeypatch.setattr(storage, "read_bytes", no_more_files)
+    with pytest.raises(OSError, match="too many open files"):
+        composed(texts=("a dog",), pictures=(Picture(path="a.jpg"),))
 
 
 def test_the_bytes_of_a_picture_stay_as_they_are() -> None:

@@ -124,6 +124,29 @@ def test_equal_records_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again").read_bytes() == (folder / "index").read_bytes()
 
 
+def test_records_of_benchmarks_are_indexed(tmp_path: Path) -> None:
+    """With questions, captions, a picture that is missing, and questions without a picture."""
+    caption = "Two red foxes sleep behind the old fence next to the gate."
+    records = [
+        Record("q", "evaluation", "b", "en", "x", (encoded(scene(0)),), {"questions": [{"id": "1", "text": QUESTION}]}),
+        Record("c", "evaluation", "b", "en", "x", (b"",), {"questions": [{"id": "2", "answers": [caption]}]}),
+        Record("t", "evaluation", "b", "en", "x", (), {"questions": [{"id": "3", "text": "Who?", "answers": ["I"]}]}),
+    ]
+    write_records(tmp_path / "evaluation", {"test": records}, name="b")
+    main([f"{tmp_path}/evaluation:test", f"--output={tmp_path}/index"])
+    rule = decontamination(tmp_path / "index")
+    pairs = [
+        pair_with(scene(0)),
+        RawPair("p", "test", "x", texts=(caption,)),
+        RawPair("p", "test", "x", texts=(QUESTION,)),
+        pair_with(scene(1)),
+    ]
+    verdicts = [rule(pair) for pair in pairs]
+    assert [isinstance(verdict, Dropped) for verdict in verdicts] == [True, True, True, False]
+    touched = [verdict.evidence[0]["evaluation"] for verdict in verdicts if isinstance(verdict, Dropped)]
+    assert touched == ["b/q", "b/c", "b/q"]
+
+
 def test_an_index_that_changed_is_noticed(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "index"
     path.write_bytes((folder / "index").read_bytes())
