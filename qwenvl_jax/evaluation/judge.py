@@ -86,7 +86,7 @@ class JudgeSettings:
 
 @dataclasses.dataclass
 class Summary:
-    """What came of a judgement.
+    """The outcome of a judgement.
 
     Attributes:
       rounds: of all answers that were given.
@@ -198,7 +198,7 @@ class _Judge:
         }
 
     def _round(self, request: Request) -> tuple[float, float]:
-        """The scores of assistant 1 and 2. Raises _NotJudgedError if there are none."""
+        """The scores of assistant 1 and 2. Raises _NotJudgedError if there are no scores."""
         stored = self._replies.get(request)
         if stored and (scores := scores_in(str(stored.get("text", "")))):
             with self._lock:

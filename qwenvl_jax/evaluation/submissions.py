@@ -40,8 +40,8 @@ def infovqa(rows: Rows) -> dict[str, bytes]:
 def grit(rows: Rows) -> dict[str, bytes]:
     """For the leaderboard of GRIT, to be put into `test.zip` as `test/refexp.json`: boxes in whole pixels.
 
-    The benchmark wants a confidence, which the model does not state, so it is always 1. An answer without a box has
-    none here.
+    The benchmark wants a confidence, which the model does not state, so it is always 1. The list of boxes is empty if
+    the answer has no box.
     """
     samples = []
     for row in rows:

@@ -8,6 +8,7 @@ import pytest
 
 from configs.evaluation import common, few_shot, paper_tables, pure_text
 from configs.quickstart import eval as quickstart_eval
+from data_pipelines.build import benchmarks as build_benchmarks
 from qwenvl_jax import chips
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS, PUBLISHED
@@ -49,6 +50,13 @@ def test_tables_and_folders_are_those_of_the_benchmarks() -> None:
                 assert not benchmark.paper_figures
             else:
                 assert benchmark.table == table
+
+
+def test_one_command_builds_the_records_of_all() -> None:
+    """Also the exemplars that benchmarks show by default; training splits are built by a command of their own."""
+    built = {f"{corpus}_{split}" for corpus, splits in build_benchmarks.BENCHMARKS.items() for split in splits}
+    wanted = {folder for folders in common.TABLES.values() for folder in folders.values()}
+    assert wanted | set(common.EXEMPLARS.values()) <= built
 
 
 def test_examinations_have_their_exemplars() -> None:

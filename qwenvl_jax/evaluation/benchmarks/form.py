@@ -25,7 +25,7 @@ class Form:
       template: the prompt of a question; in a chat, its user's turn.
       needs: the key of a question that holds its truth: "answers", "right" or "box".
       letters: (question) -> the letters whose likelihoods are compared; None if the answer is generated.
-      before_letter: the text between the prompt and a letter or an answer.
+      before_answer: the text between a prompt and an answer.
       preamble: is written once before exemplars and question.
       after_exemplar: is written after the answer of an exemplar.
       strip: whether white space around an answer is removed.
@@ -35,30 +35,30 @@ class Form:
     template: Template
     needs: str = "answers"
     letters: Callable[[Mapping[str, Any]], str] | None = None
-    before_letter: str = " "
+    before_answer: str = " "
     preamble: Template | None = None
     after_exemplar: str = ""
     strip: bool = True
     chat: bool = False
 
     def options(self, question: Mapping[str, Any]) -> tuple[str, ...]:
-        """The answers to compare, such as " A"; none if the answer is generated."""
+        """The answers to compare, such as " A"; empty if the answer is generated."""
         letters = self.letters(question) if self.letters else ""
-        return tuple(f"{self.before_letter}{letter}" for letter in letters)
+        return tuple(f"{self.before_answer}{letter}" for letter in letters)
 
     def answer(self, question: Mapping[str, Any]) -> str:
         """The answer of an exemplar: the letter of the right option, or the answer that most annotators gave.
 
         Raises:
-          UserError: if it has none.
+          UserError: if it has no answer.
         """
         if self.needs == "right":
-            return f"{self.before_letter}{right_letter(question)}{self.after_exemplar}"
+            return f"{self.before_answer}{right_letter(question)}{self.after_exemplar}"
         answers = [text for text in truth.texts(question.get("answers"), "answer") if text.strip()]
         if not answers:
             raise UserError(f"the exemplar {question.get('id')!r} has no answer")
         best = collections.Counter(answers).most_common(1)[0][0]
-        return f"{self.before_letter}{best}{self.after_exemplar}"
+        return f"{self.before_answer}{best}{self.after_exemplar}"
 
     def pieces(
         self,

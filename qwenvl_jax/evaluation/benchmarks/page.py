@@ -70,7 +70,7 @@ def _code(text: str) -> str:
 
 
 def _figures(paper: Mapping[str, float]) -> str:
-    """The figures of the base model and of the chat model; a dash if there is none of one of them."""
+    """The figures of the base model and of the chat model; a dash for a model without one."""
     if not paper:
         return ""
     return " / ".join(str(paper[model]) if model in paper else "-" for model in ("Qwen-VL", "Qwen-VL-Chat"))

@@ -126,7 +126,7 @@ def truth_of(row: Mapping[str, Any]) -> Truth:
     """The truth of a row of predictions.
 
     Raises:
-      UserError: if the row has none, so that it belongs to another benchmark.
+      UserError: if the row has no truth, so that it belongs to another benchmark.
     """
     values = row.get("truth")
     if not isinstance(values, Mapping):
@@ -142,7 +142,7 @@ def answer_of(row: Mapping[str, Any]) -> str:
 
 
 def _score(metric: str, hidden: bool, figures: Figures | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
-    """The official figure and, if the released scripts differ, theirs. Hidden benchmarks have none."""
+    """The official figure and, if the released scripts differ, theirs. Hidden benchmarks have no figures."""
     if hidden or not rows:
         return {}
     answers = [answer_of(row) for row in rows]

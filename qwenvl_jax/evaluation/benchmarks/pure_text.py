@@ -21,7 +21,7 @@ CHINESE_EXAM = Form(
     Template("问题：{question}\n{options}\n答案："),
     needs="right",
     letters=lambda question: FOUR_LETTERS,
-    before_letter="",
+    before_answer="",
     after_exemplar="\n\n",
 )
 
