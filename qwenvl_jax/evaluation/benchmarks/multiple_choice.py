@@ -111,6 +111,6 @@ BENCHMARKS = (
             "image": {"Qwen-VL": 62.3, "Qwen-VL-Chat": 65.4},
             "video": {"Qwen-VL": 39.1, "Qwen-VL-Chat": 37.8},
         },
-        note="Four frames of a video are shown, as the paper says; the released script sets eight (the split `video_8`).",
+        note="Four frames of a video are shown, as the paper says; the released script sets eight (split `video_8`).",
     ),
 )
