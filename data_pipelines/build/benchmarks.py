@@ -85,8 +85,13 @@ def as_benchmark(corpus: Corpus) -> Corpus:
     """The corpus whose only records are those of an evaluation.
 
     Raises:
-      UserError: if it has nothing that can be asked and scored.
+      UserError: if it has nothing that can be asked and scored, or two kinds of questions, which no metric can join.
     """
+    if {"vqa", "ref_grounding"} <= set(corpus.tasks):
+        raise UserError(
+            f"{corpus.name} has questions and phrases with boxes, which no benchmark can have together; omit "
+            "--evaluation"
+        )
     if not _ASKED & set(corpus.tasks):
         raise UserError(
             f"{corpus.name} has neither captions nor questions nor phrases with boxes, so it is no benchmark; omit "

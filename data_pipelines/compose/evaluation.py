@@ -18,7 +18,7 @@ from qwenvl_jax.data.schema import Record, check_record
 
 
 def evaluation(pair: RawPair) -> Record | None:
-    """The record of a pair after the rule `evaluation_pictures`; nothing of it is rewritten, and nothing left out.
+    """The record of a pair after the rule `evaluation_pictures`. No text is rewritten and no question is left out.
 
     Ids are the publisher's. If the corpus has none, the id is that of the pair with the number of the question; an id
     that repeats within the pair gets a number too, because ids must be unique.

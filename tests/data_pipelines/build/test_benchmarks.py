@@ -131,6 +131,7 @@ def test_mistakes_end_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
         (("vqav2", "--evaluation", *flags), "--evaluation needs a --split of vqav2; it has train, val"),
         (("vqav2", "--evaluation", "--split=vall", *flags), "vqav2 has no split 'vall'; did you mean 'val'"),
         (("text", "--evaluation", "--split=train", *flags), "so it is no benchmark"),
+        (("kgeography", "--evaluation", "--split=train", *flags), "has questions and phrases with boxes, which no"),
         (("table3", "--evaluation", *flags), "table3 is a mixture for training"),
         (("vqav2", "--evaluation", "--split=val", "--clip=ViT-B-32", *flags), "but a benchmark is asked as a whole"),
         (("benchmarks", "--split=val", *flags), "benchmarks has neither --split nor --retry"),
