@@ -11,10 +11,13 @@ import tiktoken
 
 from qwenvl_jax.data import tags
 from qwenvl_jax.data.examples import tokenize_pieces
+from qwenvl_jax.data.readers.record_folder import RecordReader
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer, packaged_qwen_vocabulary
-from qwenvl_jax.evaluation.benchmark import Benchmark
+from qwenvl_jax.evaluation.benchmark import Asking, Benchmark
 from qwenvl_jax.evaluation.benchmarks.registry import PUBLISHED
-from tests.evaluation.benchmarks.published_records import ask
+from qwenvl_jax.evaluation.questions import QuestionSet
+from tests.evaluation.benchmarks.published_records import SAMPLES, ask, record_for
 
 GOLDEN = Path(__file__).parents[2] / "golden/prompts"
 
@@ -85,3 +88,21 @@ def test_chats_end_at_the_tags_of_chatml(qwen: Tokenizer) -> None:
     assert tokens[: len(system)] == system
     assert tokens[len(system)] == 151857
     assert tokens[-5:] == [151645, 198, 151644, 77091, 198]
+
+
+@pytest.mark.parametrize(("length", "kept"), [(2047, 2047), (2048, 2048), (2049, 2047), (3000, 2047)])
+def test_long_examinations_keep_their_last_tokens(length: int, kept: int, qwen: Tokenizer, tmp_path: Path) -> None:
+    """As in the released evaluate_mmlu.py: a prompt of more than 2,048 tokens keeps its last 2,047."""
+    short = ask(of("mmlu_test"))
+    missing = length - len(tokenize_pieces(short.pieces, qwen, 1).tokens_L)
+    text = str(SAMPLES["mmlu_test"].question["text"]).replace(" do ", f" do{' so' * missing} ")
+    record = record_for("mmlu_test", text=text)
+    write_records(tmp_path / "test", {"test": [record]}, name="mmlu")
+    questions = QuestionSet(of("mmlu_test"), RecordReader(tmp_path / "test", "test"), range(1), qwen, Asking())
+    [whole] = of("mmlu_test").questions(record, Asking())
+    ids = tokenize_pieces(whole.pieces, qwen, 1).tokens_L.tolist()
+    assert len(ids) == length
+    [asked] = questions.asked([0], 1, 28)
+    assert asked.request is not None
+    assert asked.request.tokens_L.tolist() == ids[-kept:]
+    assert questions.longest(1) == kept
