@@ -4,9 +4,9 @@
     python -m qwenvl_jax.evaluate --report --output=DIR
     python -m qwenvl_jax.evaluate --judge --output=DIR --endpoint=URL --model=NAME [--key_variable=NAME]
 
-The first writes predictions and scores.json. The second makes tables.html, tables.md, results.json, the scalars of
-TensorBoard and, for held-out training tasks, report.html from them, without running a model. The third has a language
-model score the answers to TouchStone (`evaluation.judging`).
+The first writes predictions and scores.json, and the tables of published benchmarks. The second makes tables.html,
+tables.md, results.json, the scalars of TensorBoard and, for held-out training tasks, report.html from the predictions,
+without running a model. The third has a language model score the answers to TouchStone (`evaluation.judging`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from absl import flags, logging
 
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation import config as eval_config
+from qwenvl_jax.evaluation.benchmark import EVALUATION
 from qwenvl_jax.evaluation.judge import JudgeSettings
 from qwenvl_jax.evaluation.judging import judge_sweep
 from qwenvl_jax.evaluation.report.everything import write_reports
@@ -42,7 +43,7 @@ def main() -> None:
     if _REPORT.value:
         if not _OUTPUT.value:
             raise UserError("`evaluate --report` needs --output: the folder that an evaluation wrote")
-        print("\n".join(f"wrote {path}" for path in write_reports(_OUTPUT.value)))
+        _report(_OUTPUT.value)
         return
     if _CONFIG.value is None:
         raise UserError("evaluate needs --config: a file such as configs/quickstart/eval.py")
@@ -54,6 +55,12 @@ def main() -> None:
         config = eval_config.validate(from_config_dict(eval_config.EvalConfig, values))
         distributed.check_shared(config.output)
         sweep(config)
+        if any(item.benchmark.task == EVALUATION for item in config.benchmarks):
+            distributed.from_primary(lambda: _report(config.output))
+
+
+def _report(output: str) -> None:
+    print("\n".join(f"wrote {path}" for path in write_reports(output)))
 
 
 def _judge() -> None:

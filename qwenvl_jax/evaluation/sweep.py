@@ -189,6 +189,7 @@ class _Sweep:
             rows = [row for share in shares for row in share["rows"]]
             summary = _summary(item, rows, [lost for share in shares for lost in share["lost"]])
             summary["seconds"] = round(max(share["seconds"] for share in shares), 3)
+            summary["step"] = subject.starting_point.step
             summary["fingerprint"] = self._fingerprint(subject, item)
             if item.benchmark.submission:
                 where = storage.path(self.config.output) / SUBMISSIONS / subject.config.name / item.title
@@ -258,7 +259,7 @@ def _digest(value: Any) -> str:
 
 
 def _line(title: str, summary: dict[str, Any], seconds: float) -> str:
-    figures = ", ".join(f"{key} {value:.3f}" for key, value in summary["scores"].items())
+    figures = ", ".join(f"{key.rpartition('.')[2]} {value:.3f}" for key, value in summary["scores"].items())
     return f"{title}: {figures or 'answered'}  ({summary['questions']} questions, {seconds:.0f} s)"
 
 

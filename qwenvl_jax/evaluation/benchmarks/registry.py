@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from qwenvl_jax.evaluation.benchmark import Benchmark
 from qwenvl_jax.evaluation.benchmarks import (
     captions,
+    debian,
     documents,
     mme,
     multiple_choice,
@@ -50,7 +51,8 @@ _ALL = (
     *pure_text.BENCHMARKS,
 )
 PUBLISHED: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
-BENCHMARKS: dict[str, Benchmark] = HELD_OUT | PUBLISHED
+DEBIAN: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in debian.BENCHMARKS}
+BENCHMARKS: dict[str, Benchmark] = HELD_OUT | PUBLISHED | DEBIAN
 
 JOINED_ROWS = (
     JoinedRow(

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from data_pipelines.corpora.table import CORPORA
 from qwenvl_jax.data import tags
-from qwenvl_jax.evaluation.benchmark import EVALUATION, Asking, Benchmark
-from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS, JOINED_ROWS, JoinedRow
+from qwenvl_jax.evaluation.benchmark import Asking, Benchmark
+from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS, JOINED_ROWS, PUBLISHED, JoinedRow
 from qwenvl_jax.evaluation.metrics import mme
 from qwenvl_jax.evaluation.metrics.registry import METRICS
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.benchmarks.published_records import SAMPLES, ask, record_for, row_of, written
 
 GOLDEN = Path(__file__).parents[2] / "golden/prompts"
-PUBLISHED = {name: benchmark for name, benchmark in BENCHMARKS.items() if benchmark.task == EVALUATION}
 JUDGED = {name for name, benchmark in PUBLISHED.items() if benchmark.judged}
 
 # (max_new, min_new) of the released scripts; likelihoods need no limits.
