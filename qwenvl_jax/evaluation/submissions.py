@@ -9,7 +9,7 @@ from typing import Any
 from qwenvl_jax.data import tags
 from qwenvl_jax.evaluation.benchmarks.published import truth_of
 from qwenvl_jax.evaluation.metrics.multiple_choice import constrained_answers
-from qwenvl_jax.evaluation.prompts import LETTERS
+from qwenvl_jax.evaluation.spreadsheet import xlsx
 from qwenvl_jax.runtime.errors import UserError
 
 Rows = Sequence[Mapping[str, Any]]
@@ -55,7 +55,7 @@ def grit(rows: Rows) -> dict[str, bytes]:
 
 
 def mmbench(rows: Rows) -> dict[str, bytes]:
-    """For the server of MMBench, as tables with tabs that a spreadsheet saves as xlsx.
+    """For the server of MMBench: spreadsheets with the columns that it reads.
 
     One file has the answers as they are. In the other, `constrained`, all rotations of a question choose the text that
     most of them chose (released mmbench_predict_to_submission.py).
@@ -64,18 +64,12 @@ def mmbench(rows: Rows) -> dict[str, bytes]:
     truths = [truth_of(row) for row in rows]
     files = {}
     for kind, letters in (("plain", answers), ("constrained", constrained_answers(answers, truths))):
-        lines = [("index", "question", *_MMBENCH_LETTERS, "category", "prediction")]
+        table: list[tuple[str | int, ...]] = [("index", "question", *_MMBENCH_LETTERS, "category", "prediction")]
         for row, truth, letter in zip(rows, truths, letters, strict=True):
             options = (*truth.options, *[""] * len(_MMBENCH_LETTERS))[: len(_MMBENCH_LETTERS)]
-            chosen = letter if letter and letter in LETTERS else ""
-            lines.append((str(row["id"]), str(row.get("question", "")), *options, truth.category, chosen))
-        files[f"mmbench_{kind}.tsv"] = "".join("\t".join(map(_cell, line)) + "\n" for line in lines).encode()
+            table.append((_number(row), str(row.get("question", "")), *options, truth.category, letter))
+        files[f"mmbench_{kind}.xlsx"] = xlsx(table)
     return files
-
-
-def _cell(text: str) -> str:
-    """A cell of a table with tabs, in quotes if it has to be."""
-    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in '\t\n\r"') else text
 
 
 def _number(row: Mapping[str, Any]) -> int:

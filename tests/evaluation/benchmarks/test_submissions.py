@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
+import re
+import zipfile
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
+from qwenvl_jax.evaluation.spreadsheet import xlsx
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.benchmarks.published_records import ask, row_of
 
@@ -63,8 +66,23 @@ def test_grit_has_boxes_in_pixels() -> None:
     ]
 
 
+_MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+
+
 def table(content: bytes) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(content.decode(), newline=""), delimiter="\t"))
+    """The rows of a spreadsheet by the names in its first row; empty cells are left out."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.testzip() is None
+        sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
+    rows = []
+    for row in sheet.iter(f"{_MAIN}row"):
+        cells = {}
+        for cell in row:
+            text = "".join(node.text or "" for node in cell.iter() if node.tag in (f"{_MAIN}t", f"{_MAIN}v"))
+            text = re.sub("_x([0-9A-F]{4})_", lambda match: chr(int(match.group(1), 16)), text)
+            cells[str(cell.get("r")).rstrip("0123456789")] = text
+        rows.append(cells)
+    return [{rows[0][column]: text for column, text in row.items()} for row in rows[1:]]
 
 
 def test_mmbench_plain_and_constrained() -> None:
@@ -75,20 +93,33 @@ def test_mmbench_plain_and_constrained() -> None:
         rotated = options[shift:] + options[:shift]
         predictions += rows("mmbench_test", {str(17 + shift * 10**6): answer}, options=rotated, category="animals")
     written = files("mmbench_test", predictions)
-    plain = table(written["mmbench_plain.tsv"])
-    constrained = table(written["mmbench_constrained.tsv"])
+    plain = table(written["mmbench_plain.xlsx"])
+    constrained = table(written["mmbench_constrained.xlsx"])
     assert [row["index"] for row in plain] == ["17", "1000017", "2000017", "3000017"]
     assert [row["prediction"] for row in plain] == ["A", "D", "C", "A"]
     assert [row["prediction"] for row in constrained] == ["A", "D", "C", "B"]
-    assert plain[1] | {"prediction": ""} == {
+    assert plain[1] == {
         "index": "1000017", "question": "What is in the picture?", "A": "a dog", "B": "a cow", "C": "a hen",
-        "D": "a cat", "category": "animals", "prediction": "",
+        "D": "a cat", "category": "animals", "prediction": "D",
     }  # fmt: skip
+    assert written == files("mmbench_test", predictions)
+
+
+def test_a_cell_holds_so_much_and_columns_have_letters() -> None:
+    [row] = table(xlsx([[str(number) for number in range(60)], ["x" * 40_000, *[7] * 59]]))
+    assert row["0"] == "x" * 32_767
+    assert row["59"] == "7"
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4), st.text(min_size=1, max_size=30))
+@example(["_x000D_", "a\rb"], "<&>\n\t_x0041_ ]]>")
 def test_tables_hold_any_text(options: list[str], question: str) -> None:
     [row] = rows("mmbench_test", {"1": " A"}, options=options, text=question)
-    [cells] = table(files("mmbench_test", [row])["mmbench_plain.tsv"])
-    assert cells["question"] == row["question"]
-    assert [cells[letter] for letter in "ABCD"[: len(options)]] == row["truth"]["options"]
+    [cells] = table(files("mmbench_test", [row])["mmbench_plain.xlsx"])
+    assert cells["question"] == readable(row["question"])
+    assert [cells[letter] for letter in "ABCD"[: len(options)]] == list(map(readable, row["truth"]["options"]))
+
+
+def readable(text: str) -> str:
+    """The text without the characters that XML cannot hold."""
+    return re.sub("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ufffe\\uffff]", "\ufffd", text)
