@@ -75,6 +75,7 @@ def _judge() -> None:
         instruction_file=_INSTRUCTION.value,
     )
     judge_sweep(_OUTPUT.value, settings)
+    _report(_OUTPUT.value)
 
 
 if __name__ == "__main__":

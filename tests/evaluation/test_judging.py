@@ -96,6 +96,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "a, touchstone_en: touchstone_en.touchstone" in done.stdout.replace("\n", " ")
     assert "have no score, the first is round 1 of 4" in " ".join(done.stdout.split())
+    assert "TouchStone, English" in (tmp_path / "tables.md").read_text()
     refused = run(f"--output={tmp_path}")
     assert refused.returncode == 2
     assert refused.stderr.strip() == (
