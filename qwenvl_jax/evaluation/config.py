@@ -36,10 +36,10 @@ OWN_DEVICES = MeshConfig(data=-1, fsdp=1, tensor=1, slices=1, max_replicated_byt
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """One checkpoint of a trained stage."""
+    """One checkpoint of a trained stage, or a released directory."""
 
     name: str  # in the tables
-    workdir: str  # of its training
+    workdir: str  # of its training; or a release in the format of PyTorch
     image_size: int  # pixels of an image's side
     step: int = -1  # of the checkpoint; -1 is the newest finished one
 

@@ -290,6 +290,9 @@ def _from_estimate(value: float, estimate: Estimate, unit: float) -> Figure:
     """
     if not math.isclose(estimate.value, value, rel_tol=_CLOSE, abs_tol=_CLOSE):
         return Figure(value, unit, estimate.questions, estimate.clusters)
+    if not estimate.error and not 0 <= estimate.low < estimate.high <= 1:
+        # All questions have the same value. That says nothing about the next one, unless the value is a share.
+        return Figure(value, unit, estimate.questions, estimate.clusters, error=_finite(estimate.error))
     two_models = math.sqrt(2) * estimate.error
     return Figure(
         value=value,
