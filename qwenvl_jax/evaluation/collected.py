@@ -118,6 +118,7 @@ def _entry(
         leak=item.leak,
         prompt=item.prompt,
         baseline=baseline.checkpoint.name if baseline else "",
+        judge=answered.summary.get("judge", {}).get("model", ""),
         questions=questions,
         unanswered=len(answered.summary.get(UNANSWERED, ())),
         seconds=answered.summary["seconds"],

@@ -31,6 +31,7 @@ class Entry:
       leak: whether these may show the pictures that are asked about.
       prompt: the template that replaced the benchmark's; "" if none did.
       baseline: the checkpoint with which it is compared; "" if there is none.
+      judge: the model that scored the answers; "" if no model did.
       questions: how many there are, records that could not be read included.
       unanswered: how many of these could not be asked.
       seconds: that the answers took.
@@ -48,6 +49,7 @@ class Entry:
     leak: bool
     prompt: str
     baseline: str
+    judge: str
     questions: int
     unanswered: int
     seconds: float

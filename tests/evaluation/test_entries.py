@@ -42,7 +42,7 @@ comparisons = st.recursive(
 )
 entries = st.builds(
     Entry,
-    *[names, names, counts, names, names, counts, st.booleans(), names, names, counts, counts, finite, counts],
+    *[names, names, counts, names, names, counts, st.booleans(), names, names, names, counts, counts, finite, counts],
     figures=st.dictionaries(names, figures, max_size=3),
     comparisons=st.dictionaries(names, comparisons, max_size=3),
 )
@@ -68,7 +68,7 @@ def test_results_of_another_version_are_refused(tmp_path: Path, text: str) -> No
 
 def test_tokens_per_right_answer() -> None:
     figure = Figure(0.5, 100.0, 20, 20, right=10.0)
-    entry = Entry("a", "", 1, "b", "b", 0, False, "", "", 20, 0, 1.0, 50, {"accuracy": figure}, {})
+    entry = Entry("a", "", 1, "b", "b", 0, False, "", "", "", 20, 0, 1.0, 50, {"accuracy": figure}, {})
     assert entry.tokens_per_right_answer == 5.0
     none_right = {"accuracy": Figure(0.0, 100.0, 20, 20, right=0.0)}
     assert Entry(*[*list(vars(entry).values())[:-2], none_right, {}]).tokens_per_right_answer is None

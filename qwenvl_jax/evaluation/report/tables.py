@@ -126,7 +126,8 @@ def _table(key: str, titled: Mapping[str, Sequence[Entry]]) -> Table:
         shown += entries
         benchmark = BENCHMARKS[entries[0].benchmark]
         leak = _LEAK if any(entry.leak and entry.shots for entry in entries) else ""
-        for note in (benchmark.note, leak, *_released_notes(entries), _HIDDEN if benchmark.hidden else ""):
+        hidden = _HIDDEN if benchmark.hidden else ""
+        for note in (benchmark.note, leak, *_released_notes(entries), *_judge_notes(entries), hidden):
             notes[title, note] = None
         for row in JOINED_ROWS:
             if list(row.weights)[-1] == benchmark.name and entries[0].label == benchmark.name:
@@ -200,3 +201,10 @@ def _joined_lines(row: JoinedRow, entries: Sequence[Entry]) -> list[Line]:
 def _released_notes(entries: Sequence[Entry]) -> list[str]:
     reasons = dict.fromkeys(figure.reason for entry in entries for figure in entry.figures.values())
     return [f"The released scripts give another figure, because {reason}." for reason in reasons if reason]
+
+
+def _judge_notes(entries: Sequence[Entry]) -> list[str]:
+    judges = dict.fromkeys(entry.judge for entry in entries if entry.judge)
+    if not BENCHMARKS[entries[0].benchmark].judged:
+        return []
+    return [f"The judge is {', '.join(judges)}." if judges else "No judge has scored the answers yet (--judge)."]

@@ -54,6 +54,7 @@ def entry(
         leak=False,
         prompt="",
         baseline="" if first else "step1000",
+        judge="",
         questions=1000,
         unanswered=0 if first else 3,
         seconds=61.25,

@@ -22,7 +22,18 @@ PARSER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 
 
 def test_the_tables_are_those_of_the_golden_file() -> None:
-    assert tables_as_markdown(small_sweep()) == GOLDEN.read_text()
+    """Without the notes, which are the registry's."""
+    lines = tables_as_markdown(small_sweep()).splitlines(keepends=True)
+    assert "".join(line for line in lines if not line.startswith("- **")) == GOLDEN.read_text()
+
+
+def test_notes_say_what_a_reader_must_know() -> None:
+    notes = [note for table in tables_of(small_sweep()) for note in table.notes]
+    assert ("SEED-Bench", BENCHMARKS["seed_bench"].note) in notes
+    hidden = [title for title, note in notes if note.startswith("Only a server knows")]
+    assert hidden == ["VQAv2 test-dev"]
+    released = [title for title, note in notes if note.startswith("The released scripts give another figure, because")]
+    assert released == ["VQAv2 val"]
 
 
 def test_tables_follow_the_paper_and_name_its_models() -> None:
@@ -60,6 +71,15 @@ def test_a_benchmark_asked_in_another_way_has_lines_and_no_figure_of_the_paper()
     assert [line.title for line in table.lines] == titles
     assert [bool(line.paper) for line in table.lines] == [True, False, False, True]
     assert [title for title, note in table.notes if "exemplars may" in note.lower()] == titles[2:3]
+
+
+def test_the_judge_of_open_answers_is_named() -> None:
+    silent = entry("touchstone_en", "", 0.0)
+    scored = dataclasses.replace(entry("touchstone_cn", "touchstone", 4.0), judge="a | judge")
+    (table,) = tables_of([silent, scored])
+    judges = [note for _, note in table.notes if note.startswith(("The judge is", "No judge"))]
+    assert judges == ["No judge has scored the answers yet (--judge).", "The judge is a | judge."]
+    assert "The judge is a \\| judge." in tables_as_markdown([scored])
 
 
 def test_every_table_of_a_benchmark_has_a_title() -> None:
