@@ -17,14 +17,12 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.build.clean_part import COMPOSE
-from data_pipelines.clean.evaluation import LOST, evaluation_pictures
 from data_pipelines.corpora.corpus import Corpus
 from data_pipelines.corpora.table import CORPORA
+from data_pipelines.report.evaluation_sets import EVALUATION, counts_of, losses
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
-EVALUATION = "evaluation"
 # Corpora with one of these tasks have captions with references, questions, or phrases with boxes.
 _ASKED = {"caption", "vqa", "ref_grounding", EVALUATION}
 _log = logging.getLogger(__name__)
@@ -100,25 +98,6 @@ def as_benchmark(corpus: Corpus) -> Corpus:
     return dataclasses.replace(corpus, tasks=(EVALUATION,))
 
 
-def losses(manifest: Mapping[str, Any]) -> list[str]:
-    """Sentences on rows of a finished evaluation set that could not be read and pictures that are lost."""
-    sentences = []
-    failed = manifest["failed"]["rows"]
-    if failed:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["failed"]["reasons"].items())
-        sentences.append(f"rows that could not be read and are not asked: {failed:,} ({reasons}), see failed.jsonl")
-    for each in manifest["rules"]:
-        if each["rule"] == COMPOSE and each["dropped"]:
-            sentences.append(f"rows that have nothing to ask: {sum(each['dropped'].values()):,}")
-        if each["rule"] != evaluation_pictures.__name__:
-            continue
-        for cause in LOST:
-            count = each["causes"].get(cause, 0)
-            if count:
-                sentences.append(f"{cause}: {count:,} of {each['seen']:,} records")
-    return sentences
-
-
 def build_benchmarks(name: str, folder: str, output: str, build_split: BuildSplit) -> list[Mapping[str, Any]]:
     """Builds every split of every benchmark of a collection that has files below a folder.
 
@@ -169,11 +148,11 @@ def _folder_of(name: str, folder: epath.Path) -> epath.Path | None:
 
 
 def table(manifests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Lines of text: records, questions and pictures of every set, and rows that could not be read."""
+    """Lines of text: records, questions and pictures of every set, and what each lacks."""
     yield f"{'benchmark':<28}{'records':>10}{'questions':>12}{'pictures':>10}{'failed':>8}"
     for manifest in manifests:
-        split = manifest["tasks"].get(EVALUATION, {"records": 0, "samples": 0, "images": 0})
-        counts = f"{split['records']:>10,}{split['samples']:>12,}{split['images']:>10,}"
-        yield f"{manifest['corpus'] + ', ' + manifest['split']:<28}{counts}{manifest['failed']['rows']:>8,}"
-        for sentence in losses(manifest):
-            yield f"  {sentence}"
+        records, questions, pictures = counts_of(manifest)
+        name = f"{manifest['corpus']}, {manifest['split']}"
+        yield f"{name:<28}{records:>10,}{questions:>12,}{pictures:>10,}{manifest['failed']['rows']:>8,}"
+        for phrase in losses(manifest):
+            yield f"  {phrase}"

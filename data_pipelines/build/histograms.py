@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from qwenvl_jax.data.annotations import contents_of
+from qwenvl_jax.data.evaluation_content import single_contents
 from qwenvl_jax.data.images.exact import FORMATS
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tasks import RECORD_TASKS
@@ -51,7 +51,7 @@ class Histograms:
 
     def add(self, record: Record) -> None:
         """Counts one record."""
-        contents = contents_of(record.content)
+        contents = single_contents(record.task, record.content)
         for content in contents:
             self._count("characters", len(RECORD_TASKS[record.task].words(content)))
         if record.images:

@@ -14,7 +14,7 @@ from PIL import Image
 from data_pipelines.duplicates.decontaminate import not_in_evaluation
 from data_pipelines.report.files import DECONTAMINATED
 from data_pipelines.report.texts import shortened
-from qwenvl_jax.data.annotations import contents_of
+from qwenvl_jax.data.evaluation_content import single_contents
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.tasks import RECORD_TASKS
 from qwenvl_jax.html.figures import Region, corners_of_box, figure, palette_color
@@ -72,7 +72,7 @@ def kept(examples: Iterable[Mapping[str, Any]], pairs: int) -> str:
 def _kept_card(example: Mapping[str, Any]) -> str:
     """A kept pair: its picture with the regions of one task, and its samples of all tasks in words."""
     records = example["records"]
-    contents = {task: contents_of(record["content"]) for task, record in records.items()}
+    contents = {task: single_contents(task, record["content"]) for task, record in records.items()}
     drawn = max(contents, key=lambda task: sum(bool(_outlines(task, each)) for each in contents[task]))
     regions: list[Region] = []
     lines = []

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.report.counts import tasks_of
-from qwenvl_jax.data.annotations import contents_of
+from qwenvl_jax.data.evaluation_content import single_contents
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.tasks import RECORD_TASKS
 from qwenvl_jax.data.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def count_tokens(folder: epath.Path, manifest: Mapping[str, Any], tokenizer: Tok
         wanted = np.unique(np.linspace(0, len(reader) - 1, min(len(reader), RECORDS_TOKENISED)).round().astype(int))
         counts = [0] * len(_TOKEN_EDGES)
         for index in wanted.tolist():
-            for content in contents_of(reader[index].content):
+            for content in single_contents(task, reader[index].content):
                 length = len(tokenizer.encode_array(RECORD_TASKS[task].words(content)))
                 counts[bisect.bisect_right(_TOKEN_EDGES, length) - 1] += 1
         counted[task] = TokenCounts(_TOKEN_EDGES, counts, len(wanted), len(reader))

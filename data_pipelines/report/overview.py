@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from data_pipelines.report import paper
 from data_pipelines.report.counts import TABLE_2_HEADER, language_of, percent, tasks_of
+from data_pipelines.report.evaluation_sets import counts_of, is_evaluation, losses
 from data_pipelines.report.texts import shortened
 from qwenvl_jax.html.page import header, page, section, visible
 from qwenvl_jax.html.tables import Cell, table
@@ -25,9 +26,29 @@ def overview(outputs: Mapping[str, Mapping[str, Any]], linked: set[str]) -> str:
     """
     title = "Built corpora"
     intro = f"{len(outputs):,} outputs, next to the figures of the paper (arXiv 2308.12966)."
-    links = (("table-2", "Table 2"), ("table-3", "Table 3"))
-    parts = [header(title, intro, links), _table_2(outputs, linked), _table_3(outputs)]
-    return visible(page(title, "\n".join(parts)))
+    asked = {name: manifest for name, manifest in outputs.items() if is_evaluation(manifest)}
+    trained = {name: manifest for name, manifest in outputs.items() if name not in asked}
+    links = []
+    sections = []
+    if trained:
+        links += [("table-2", "Table 2"), ("table-3", "Table 3")]
+        sections += [_table_2(trained, linked), _table_3(trained)]
+    if asked:
+        links.append(("evaluation", "evaluation sets"))
+        sections.append(_evaluation_sets(asked, linked))
+    return visible(page(title, "\n".join([header(title, intro, links), *sections])))
+
+
+def _evaluation_sets(outputs: Mapping[str, Mapping[str, Any]], linked: set[str]) -> str:
+    """Records and questions of every evaluation set, and what the benchmark lacks."""
+    rows: list[tuple[object, ...]] = []
+    for name, manifest in sorted(outputs.items()):
+        counts = [f"{count:,}" for count in counts_of(manifest)]
+        rows.append((_dataset(name, manifest, name in linked), *counts, "; ".join(losses(manifest))))
+    columns = ("benchmark", "records", "questions", "pictures", "what is missing")
+    intro = "Questions about one picture are one record. No rule leaves out a question."
+    content = f'<div class="wrapped">{table(columns, rows, text_columns=1)}</div>'
+    return section("evaluation", "Evaluation sets", intro, content)
 
 
 def _table_2(outputs: Mapping[str, Mapping[str, Any]], linked: set[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
+from qwenvl_jax.data.annotations import contents_of
 from qwenvl_jax.data.content_checks import kind_of, list_at, objects_at, text_at
 from qwenvl_jax.data.tags import box_to_text
 from qwenvl_jax.runtime.errors import UserError
@@ -93,6 +94,13 @@ def _check_question(question: Mapping[str, Any], content: Mapping[str, Any]) -> 
         if "width" not in content:
             raise UserError("it has a box, but the record does not state 'width' and 'height'; add them")
         box_to_text(list_at(question, "box"), content["width"], content["height"])
+
+
+def single_contents(task: str, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The content of every sample of a checked record of any task; of a benchmark, one for every question."""
+    if task != "evaluation":
+        return contents_of(content)
+    return [{**content, "questions": [question]} for question in content["questions"]]
 
 
 def evaluation_words(content: EvaluationContent) -> str:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenvl_jax import config as schema
+from qwenvl_jax.data.evaluation_content import single_contents
 from qwenvl_jax.data.formats import prompt_pieces, training_pieces
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_format import decode_record, encode_record
@@ -110,6 +111,15 @@ def test_any_content_is_accepted_or_refused_in_one_sentence(questions: Any, widt
         assert "\n" not in str(error)
     else:
         assert len({question["id"] for question in questions}) == len(questions)
+
+
+def test_a_content_per_question_or_sample() -> None:
+    content: Any = make_record("evaluation", 1).content
+    singles = single_contents("evaluation", content)
+    assert [single["questions"] for single in singles] == [[question] for question in content["questions"]]
+    assert all({**single, "questions": content["questions"]} == content for single in singles)
+    several = {"annotations": [{"caption": "a"}, {"caption": "b"}]}
+    assert single_contents("caption", several) == several["annotations"]
 
 
 def test_training_on_a_benchmark_is_refused(run_config: schema.Config, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from data_pipelines.compose.evaluation import evaluation
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import RawPair
 from data_pipelines.recipes.evaluation import EVALUATION
+from data_pipelines.report.__main__ import main as write_overview
 from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
@@ -115,6 +116,24 @@ def test_all_benchmarks_that_are_there_by_one_command(tmp_path: Path, capsys: py
     shutil.rmtree(tmp_path / "raw" / "chartqa")
     main(["benchmarks", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'data'}"])
     assert "gqa_testdev is up to date" in capsys.readouterr().out
+
+
+def test_the_page_of_several_outputs_has_the_evaluation_sets(tmp_path: Path) -> None:
+    """Apart from training data, with their questions and what they lack."""
+    FIXTURES["vqav2"](tmp_path / "raw")
+    next((tmp_path / "raw/val2014").iterdir()).unlink()
+    folders = (f"--input={tmp_path / 'raw'}", "--workers=1")
+    main(["vqav2", "--evaluation", "--split=val", *folders, f"--output={tmp_path / 'data/asked'}"])
+    write_overview([str(tmp_path / "data")])
+    page = (tmp_path / "data/report.html").read_text()
+    assert "Evaluation sets" in page and "As Table 3" not in page
+    assert "picture missing: 1 of 2 records" in page and "<td>3</td>" in page.replace('<td class="number">', "<td>")
+    main(["vqav2", *folders, f"--output={tmp_path / 'data/trained'}"])
+    write_overview([str(tmp_path / "data")])
+    page = (tmp_path / "data/report.html").read_text()
+    assert "Evaluation sets" in page and "As Table 3" in page
+    of_set = (tmp_path / "data/asked/report.html").read_text()
+    assert "samples per record with pictures" in of_set
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -1,0 +1,37 @@
+"""What the manifest of an evaluation set says: its records and questions, and what the benchmark lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipelines.clean.evaluation import LOST, evaluation_pictures
+
+EVALUATION = "evaluation"
+
+
+def is_evaluation(manifest: Mapping[str, Any]) -> bool:
+    """Whether an output is an evaluation set."""
+    return bool(manifest["job"]["tasks"] == [EVALUATION])
+
+
+def counts_of(manifest: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The numbers of records, of questions and of pictures."""
+    split = manifest["tasks"].get(EVALUATION, {"records": 0, "samples": 0, "images": 0})
+    return split["records"], split["samples"], split["images"]
+
+
+def losses(manifest: Mapping[str, Any]) -> list[str]:
+    """Phrases on rows that could not be read, rows without a question, and pictures that are lost."""
+    phrases = []
+    failed = manifest["failed"]["rows"]
+    if failed:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["failed"]["reasons"].items())
+        phrases.append(f"rows that could not be read and are not asked: {failed:,} ({reasons}), see failed.jsonl")
+    for each in manifest["rules"]:
+        if dropped := sum(each["dropped"].values()):
+            phrases.append(f"rows that have nothing to ask: {dropped:,}")
+        if each["rule"] == evaluation_pictures.__name__:
+            counts = {cause: each["causes"].get(cause, 0) for cause in LOST}
+            phrases += [f"{cause}: {count:,} of {each['seen']:,} records" for cause, count in counts.items() if count]
+    return phrases
