@@ -126,7 +126,7 @@ def _written(replacement: str) -> Callable[[str], str]:
 
 _REDUCED = rf"{_APOSTROPHE}(?:[msdMSD]|(?i:re|ve|ll))"
 _NOT = rf"(?i:n){_LETTER_APOSTROPHE}(?i:t)"
-_THING = (
+_JOINED_WORDS = (
     rf"(?:[dDoOlL]{_LETTER_APOSTROPHE}(?:{_LETTER}|{_DIGIT}))?(?:{_LETTER}|{_DIGIT})+"
     rf"(?:{_HYPHEN}(?:[dDoOlL]{_LETTER_APOSTROPHE}(?:{_LETTER}|{_DIGIT}))?(?:{_LETTER}|{_DIGIT})+)*"
 )
@@ -235,9 +235,9 @@ RULES = (
     ),
     # Words with hyphens, slashes and ampersands.
     _rule(_HYPHENATED, rewrite=_without_soft_hyphens),
-    _rule(_THING),
+    _rule(_JOINED_WORDS),
     _rule(rf"{_HYPHENATED}\.", _BEFORE_PUNCTUATION, rewrite=_without_soft_hyphens),
-    _rule(rf"(?:{_THING})\.", _BEFORE_PUNCTUATION),
+    _rule(rf"(?:{_JOINED_WORDS})\.", _BEFORE_PUNCTUATION),
     _rule(_LETTERS_AND, rewrite=_ampersand),
     _rule(rf"{_LETTERS_AND}\.", _BEFORE_PUNCTUATION, rewrite=_ampersand),
     _rule(_SLASHED),
