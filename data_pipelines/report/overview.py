@@ -25,9 +25,10 @@ def overview(outputs: Mapping[str, Mapping[str, Any]], linked: set[str]) -> str:
       linked: the folders that have a page of their own.
     """
     title = "Built corpora"
-    intro = f"{len(outputs):,} outputs, next to the figures of the paper (arXiv 2308.12966)."
     asked = {name: manifest for name, manifest in outputs.items() if is_evaluation(manifest)}
     trained = {name: manifest for name, manifest in outputs.items() if name not in asked}
+    comparison = ", next to the figures of the paper (arXiv 2308.12966)" if trained else ""
+    intro = f"{len(outputs):,} outputs{comparison}."
     links = []
     sections = []
     if trained:
