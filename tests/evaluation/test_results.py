@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from qwenvl_jax.evaluation.benchmark import Benchmark
@@ -17,6 +20,8 @@ from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.metrics.metric import Scores, Truth
 from qwenvl_jax.evaluation.metrics.registry import METRICS
 from qwenvl_jax.evaluation.results import (
+    Comparison,
+    Figure,
     compare,
     figures_of,
     joined,
@@ -362,3 +367,36 @@ def test_scores_of_a_judge_are_means_over_its_rounds() -> None:
     assert figure.low is not None and figure.low < figure.value < (figure.high or 0) and figure.right is None
     of_b = figure.figures["b"]
     assert (of_b.value, of_b.questions) == (pytest.approx((3 + 9 + 10) / 3), 2) and of_b.low is not None
+
+
+def test_equal_captions_that_score_nothing_are_no_certainty() -> None:
+    rows: Rows = [{"id": str(n), "prediction": "x", "truth": {"answers": [f"a dog number {n}"]}} for n in range(5)]
+    figure = figures_of(benchmark_of("cider"), rows)["cider"]
+    assert (figure.value, figure.low, figure.high, figure.smallest) == (0.0, None, None, None)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_answers_have_finite_figures_within_their_intervals(metric: str, data: st.DataObject) -> None:
+    truth = "yes" if metric == "mme" else "A"
+    answer = st.sampled_from([truth, "", "B", "(10,10),(500,500)", "\0", "a b c d e", "1e999"])
+    category = st.sampled_from(["OCR", "subject", ""])
+    rows: Rows = []
+    for number in range(data.draw(st.integers(1, 8))):
+        about: dict[str, Any] = {
+            "answers": (truth,),
+            "box": (1.0, 1.0, 50.0, 50.0),
+            "size": (100.0, 100.0),
+            "options": ("net", "cat"),
+        }
+        about |= {"category": data.draw(category), "group": str(number // 2)}
+        cluster = data.draw(st.integers(0, 3))
+        rows.append({"id": str(number), "cluster": cluster, "prediction": data.draw(answer), "truth": about})
+    figures = figures_of(benchmark_of(metric), rows, clean={"0", "2"}, lost=data.draw(st.integers(0, 2)))
+    changes = compare(benchmark_of(metric), rows, [row | {"prediction": data.draw(answer)} for row in rows])
+    everything: list[Figure | Comparison] = [*figures.values(), *figures[metric].figures.values(), *changes.values()]
+    json.dumps([dataclasses.asdict(each) for each in everything], allow_nan=False)
+    for each in everything:
+        if each.low is not None and each.high is not None:
+            assert each.low - 1e-9 <= each.value <= each.high + 1e-9
