@@ -12,11 +12,11 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .DEFAULT_GOAL := help
 
 # torch first: on machines that carry its small CPU build, a later resolver run would fetch the CUDA one.
-$(VENV)/.base: requirements.txt requirements-data.txt requirements-eval.txt requirements-convert.txt pyproject.toml
+$(VENV)/.base: requirements.txt requirements-data.txt requirements-convert.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-data.txt \
-		-r requirements-eval.txt -r requirements-convert.txt
+		-r requirements-convert.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
