@@ -23,7 +23,9 @@ def tables_as_markdown(entries: Sequence[Entry]) -> str:
     """All tables, each in the paper's layout and with all columns."""
     parts = ["# Results", ""]
     for table in tables_of(entries):
-        parts += [f"## {table.title}", "", _grid(columns.overview_header(table), columns.overview(table), 1), ""]
+        parts += [f"## {table.title}", ""]
+        if table.columns:
+            parts += [_grid(columns.overview_header(table), columns.overview(table), 1), ""]
         parts += [_grid(columns.details_header(table), columns.details(table), 2), ""]
         parts += [f"- **{escaped(title)}** {escaped(note, 4 * LONGEST)}" for title, note in table.notes]
         parts += [""] if table.notes else []

@@ -155,18 +155,19 @@ def _lines(title: str, entries: Sequence[Entry]) -> list[Line]:
                 comparison,
                 entry.baseline,
                 entry,
+                in_overview=entry.shots == benchmark.shots,
             )
         )
         for number, (name, figure, change) in enumerate(_further_figures(entry, benchmark, main)):
             paper = benchmark.paper_figures.get(name, {})
-            shown = number < _IN_OVERVIEW
+            shown = number < _IN_OVERVIEW and entry.shots == benchmark.shots
             line = Line(f"{title} · {name}", entry.checkpoint, paper, figure, change, entry.baseline, in_overview=shown)
             further.setdefault(name, []).append(line)
     return [*lines, *(line for each in further.values() for line in each)]
 
 
 def _further_figures(entry: Entry, benchmark: Benchmark, main: str) -> Iterable[tuple[str, Figure, Comparison | None]]:
-    """Those of the benchmark besides the main one, and those of its categories that the paper reports."""
+    """Those of the benchmark other than the main one, and those of its categories that the paper reports."""
     for name, figure in entry.figures.items():
         if name != main:
             yield name, figure, entry.comparisons.get(name)

@@ -25,11 +25,12 @@ CATEGORIES = 100  # of a benchmark that are listed
 REASONS = 3  # of questions that could not be asked, for each benchmark of a checkpoint
 _SIGNIFICANT = 0.05
 _LINKS = (("steps", "Over training"), ("shots", "Few-shot"), ("unanswered", "Not answered"), ("examples", "Examples"))
-# Besides the style that all reports share.
+# Added to the style that all reports share.
 STYLE = """
 td.up { color: var(--good); } td.down { color: var(--bad); }
 #examples h3 { margin: 1.8rem 0 .6rem; }
 .frames { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; }
+.scroll + .scroll { margin-top: 1.4rem; }
 details { margin: .6rem 0 1rem; } summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
 """
 
@@ -60,7 +61,7 @@ def tables_page(config: EvalConfig, predictions: epath.Path, entries: Sequence[E
         f"{len({entry.label for entry in entries})} benchmarks. Intervals contain the true value in 95 % of all cases; "
         "questions about one picture count as one draw. Differences are paired by question."
     )
-    content = header("Results beside the paper's", intro, links) + content
+    content = header("Results and the paper's", intro, links) + content
     return visible(page("Qwen-VL in JAX · tables", content, style=sections.STYLE + STYLE))
 
 
@@ -69,7 +70,7 @@ def _anchor(each: Table) -> str:
 
 
 def _table_section(each: Table, entries: Sequence[Entry]) -> str:
-    overview = table(_cut(columns.overview_header(each)), map(_cut, columns.overview(each)))
+    overview = table(_cut(columns.overview_header(each)), map(_cut, columns.overview(each))) if each.columns else ""
     rows = [
         _details_row(cells, line.comparison.p if line.comparison else None)
         for cells, line in zip(columns.details(each), each.lines, strict=True)
@@ -118,7 +119,8 @@ def _unanswered(predictions: epath.Path, entries: Sequence[Entry]) -> str:
         missing = _summary(predictions, entry).get(UNANSWERED, [])
         reasons = "; ".join(f"{short(str(each['id']))}: {short(str(each['why']))}" for each in missing[:REASONS])
         name = f"{short(entry.checkpoint)}, {short(title_of(entry))}"
-        items.append(f"{name}: {entry.unanswered:,} of {entry.questions:,}, first {reasons}")
+        first = f", first {reasons}" if reasons else ""
+        items.append(f"{name}: {entry.unanswered:,} of {entry.questions:,}{first}")
     if not items:
         return ""
     intro = "These questions could not be asked, because their record or picture cannot be read. They count as wrong."

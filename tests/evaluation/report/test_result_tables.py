@@ -70,7 +70,13 @@ def test_a_benchmark_asked_in_another_way_has_lines_and_no_figure_of_the_paper()
     titles = ["OKVQA val", "OKVQA val, 4-shot (okvqa_4)", "OKVQA val, 4-shot with leaks", "OKVQA val (bare)"]
     assert [line.title for line in table.lines] == titles
     assert [bool(line.paper) for line in table.lines] == [True, False, False, True]
+    assert list(table.columns) == ["OKVQA val", "OKVQA val (bare)"]
     assert [title for title, note in table.notes if "exemplars may" in note.lower()] == titles[2:3]
+
+
+def test_few_shot_lines_alone_have_no_overview() -> None:
+    shown = dataclasses.replace(entry("okvqa_val", "vqa_accuracy", 0.5), shots=4)
+    assert [token.type for token in PARSER.parse(tables_as_markdown([shown]))].count("table_open") == 1
 
 
 def test_the_judge_of_open_answers_is_named() -> None:
