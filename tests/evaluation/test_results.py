@@ -28,7 +28,7 @@ from qwenvl_jax.evaluation.results import (
     joined_comparison,
     read_clean,
 )
-from qwenvl_jax.evaluation.statistics import Weighting, estimate, paired, weighted, weighted_difference, weighted_sum
+from qwenvl_jax.evaluation.statistics import estimate, paired, weighted_sum
 from qwenvl_jax.runtime.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -164,39 +164,6 @@ def test_sums_of_mme_and_its_subtasks_have_intervals() -> None:
     assert figures["count_acc_plus"].error is None  # it is no mean of the values of questions
 
 
-def test_a_weighted_figure_with_equal_weights_is_the_plain_mean() -> None:
-    draw = np.random.default_rng(3)
-    scores = (draw.random(90) < 0.7).astype(float).tolist()
-    clusters = [number // 3 for number in range(90)]
-    plain = estimate(scores, clusters)
-    equal = weighted(scores, Weighting([1 / 90] * 90, clusters), bounded=True)
-    assert [equal.value, equal.error, equal.low, equal.high] == pytest.approx(
-        [plain.value, plain.error, plain.low, plain.high]
-    )
-    other = (draw.random(90) < 0.6).astype(float).tolist()
-    change = weighted_difference(scores, other, Weighting([1 / 90] * 90, clusters))
-    expected = paired(scores, other, clusters)
-    assert [change.p, change.smallest, change.low] == pytest.approx([expected.p, expected.smallest, expected.low])
-
-
-def test_parts_that_share_no_picture_are_a_sum_of_independent_means() -> None:
-    draw = np.random.default_rng(4)
-    first, second = draw.random(12).tolist(), draw.random(30).tolist()
-    expected = weighted_sum([estimate(first), estimate(second)], (0.5, 0.5))
-    weights = [0.5 / 12] * 12 + [0.5 / 30] * 30
-    parts = ["first"] * 12 + ["second"] * 30
-    whole = weighted(first + second, Weighting(weights, list(range(42)), parts), bounded=False)
-    assert [whole.value, whole.error, whole.low, whole.high] == pytest.approx(
-        [expected.value, expected.error, expected.low, expected.high]
-    )
-
-
-def test_questions_without_weight_do_not_count() -> None:
-    scores = [1.0, 0.0, 1.0, 1.0, 0.0]
-    some = weighted(scores, Weighting([0.25, 0.25, 0.25, 0.25, 0.0], list("abcdx")), bounded=True)
-    assert some == weighted(scores[:4], Weighting([0.25] * 4, list("abcd")), bounded=True)
-
-
 def test_all_right_answers_of_subjects_leave_a_doubt() -> None:
     rows = choices(np.random.default_rng(5), 60, 7, right=2.0)
     figure = figures_of(benchmark_of("subject_accuracy"), [row | {"prediction": "a"} for row in rows])
@@ -209,12 +176,6 @@ def test_one_question_is_no_evidence() -> None:
     rows = choices(np.random.default_rng(6), 1, 1)
     figure = figures_of(benchmark_of("choice_accuracy"), rows)["choice_accuracy"]
     assert (figure.low, figure.high, figure.error, figure.smallest) == (0.0, 1.0, None, None)
-
-
-def test_a_subject_with_one_picture_is_compared_with_all() -> None:
-    """By hand: two subjects of one question each are then two draws of one kind."""
-    scores = weighted([1.0, 0.0], Weighting([0.5, 0.5], ["a", "b"], ["x", "y"]), bounded=False)
-    assert (scores.value, scores.error) == (0.5, pytest.approx(math.sqrt(0.125)))
 
 
 def test_the_figure_of_the_released_scripts_comes_with_its_reason() -> None:
