@@ -22,6 +22,7 @@ import numpy as np
 from qwenvl_jax.evaluation.sampling import BeamSearch, Limits, without_early_stops
 from qwenvl_jax.evaluation.slots import Prompts, first_logits, placed
 from qwenvl_jax.models.loaded import LoadedModel
+from qwenvl_jax.models.parallel import per_row_and_head
 from qwenvl_jax.models.qwen_vl import Cache
 
 _OUT = -1e9  # is added to the score of a beam that may not be chosen, as in transformers
@@ -272,17 +273,25 @@ def advance_beams(
 
 def _moved(part_SBNTD: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max_new: int) -> jax.Array:
     """Keys or values in which every beam has those of the answer that it continues; the prompt's columns stay."""
-    groups, beams = parent_GK.shape
-    layers, _, heads, columns, size = part_SBNTD.shape
-    width = min(max_new, columns)
+    beams = parent_GK.shape[1]
+    rows, heads, columns = part_SBNTD.shape[1:4]
+    local = functools.partial(_move_by_group, beams=beams, width=min(max_new, columns))
+    move = per_row_and_head(local, ("SBNTK", "B", "B"), "SBNTK", rows, heads)
+    return move(part_SBNTD, parent_GK.reshape(-1), jnp.repeat(prompt_G, beams))
 
-    def of_group(part_SKNTD: jax.Array, parent_K: jax.Array, first: jax.Array) -> jax.Array:
-        answer = jax.lax.dynamic_slice_in_dim(part_SKNTD, first, width, axis=3)
-        # A product instead of `answer[:, parent_K]`: XLA for CPUs (0.10.2) would read these beams while it writes them.
-        source_KJ = jax.nn.one_hot(parent_K, beams, dtype=part_SKNTD.dtype)
-        answer = jnp.einsum("KJ,SJNTD->SKNTD", source_KJ, answer, precision=jax.lax.Precision.HIGHEST)
-        return jax.lax.dynamic_update_slice_in_dim(part_SKNTD, answer, first, axis=3)
 
-    part_SGKNTD = part_SBNTD.reshape(layers, groups, beams, heads, columns, size)
-    moved = jax.vmap(of_group, (1, 0, 0), out_axes=1)(part_SGKNTD, parent_GK, prompt_G)
-    return moved.reshape(part_SBNTD.shape)
+def _move_by_group(
+    part_SBNTD: jax.Array, parent_B: jax.Array, first_B: jax.Array, *, beams: int, width: int
+) -> jax.Array:
+    """One update in place after another, see `qwen_vl._write_by_row`; all rows of a group are on one device."""
+    layers, rows, heads, _, size = part_SBNTD.shape
+    for row in range(0, rows, beams):
+        start = (0, row, 0, first_B[row], 0)
+        answer_SKNTD = jax.lax.dynamic_slice(part_SBNTD, start, (layers, beams, heads, width, size))
+        # A product instead of `answer[:, parent]`: XLA for CPUs (0.10.2) would read these beams while it writes them.
+        source_KJ = jax.nn.one_hot(parent_B[row : row + beams], beams, dtype=part_SBNTD.dtype)
+        answer_SKNTD = jnp.einsum(
+            "KJ,SJNTD->SKNTD", source_KJ, answer_SKNTD, precision=jax.lax.Precision.HIGHEST
+        ).astype(part_SBNTD.dtype)
+        part_SBNTD = jax.lax.dynamic_update_slice(part_SBNTD, answer_SKNTD, start)
+    return part_SBNTD

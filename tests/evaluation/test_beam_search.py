@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.config import Config
@@ -38,9 +38,14 @@ def language(seed: int) -> LogProbabilities:
     return following
 
 
+@functools.cache
+def compiled(limits: Limits, search: BeamSearch) -> Any:
+    return jax.jit(functools.partial(beam_slots.extended, limits=limits, search=search))
+
+
 def searched_by_steps(following: LogProbabilities, limits: Limits, search: BeamSearch) -> list[tuple[list[int], float]]:
     """The answers of `beam_slots.extended`, which sees the tokens of the beams only through the log-probabilities."""
-    step = jax.jit(functools.partial(beam_slots.extended, limits=limits, search=search))
+    step = compiled(limits, search)
     now = beam_slots._fresh(1, search.beams, limits.max_new, active=True)
     prefixes: list[tuple[int, ...]] = [()] * search.beams
     while now.active_G[0]:
@@ -72,7 +77,7 @@ def searched_in_lists(following: LogProbabilities, limits: Limits, search: BeamS
         continued.sort(key=lambda each: -each[0])
         ends = {each for each in continued if each[1][-1] in limits.stop_ids or length == limits.max_new}
         for total, prefix in continued[: search.beams]:
-            if (total, prefix) in ends and not (search.early_stopping is True and len(answers) == search.beams):
+            if (total, prefix) in ends:
                 answers.append((score(total, length), prefix))
         answers = sorted(answers, key=lambda each: -each[0])[: search.beams]
         beams = [each for each in continued if each not in ends][: search.beams]
@@ -85,6 +90,7 @@ def searched_in_lists(following: LogProbabilities, limits: Limits, search: BeamS
 
 
 @settings(max_examples=40, deadline=None)
+@example(seed=0, beams=2, penalty=1.0, early=True, limits=Limits(5, 2, (0, 3)))  # two answers end at once
 @given(
     seed=st.integers(0, 10**6),
     beams=st.integers(1, 3),
