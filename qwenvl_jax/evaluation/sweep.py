@@ -34,7 +34,7 @@ from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, BenchmarkConfig,
 from qwenvl_jax.evaluation.questions import QuestionSet
 from qwenvl_jax.evaluation.records import asked_count, asking_of, exemplar_summary, reader_of
 from qwenvl_jax.evaluation.respondent import Respondent, answered
-from qwenvl_jax.evaluation.results import UPSTREAM, figures_of
+from qwenvl_jax.evaluation.results import UPSTREAM, figures_of, read_clean
 from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
 
@@ -97,6 +97,9 @@ class _Sweep:
         self.mesh = placement.local_mesh(config.mesh)
         self.tokenizer = load_tokenizer(config.tokenizer)
         self.readers = {item.title: reader_of(item) for item in config.benchmarks}
+        for item in config.benchmarks:
+            if item.clean:
+                read_clean(item.clean)
         self.question_sets: dict[str, QuestionSet] = {}
         for item in config.checkpoints:  # report all mistakes before the first answer
             subject = self._find(item)

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from qwenvl_jax.config import Config
+from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime.errors import UserError
+from tests.evaluation.samples import record_of
 
 
 def eval_config(config: Config, checkpoint: Path, tiny_data: Path, output: Path) -> EvalConfig:
@@ -91,6 +93,17 @@ def test_missing_records_and_checkpoints_are_named(swept: Swept, tmp_path: Path)
     absent = dataclasses.replace(settings.checkpoints[0], workdir=str(tmp_path / "absent"))
     with pytest.raises(UserError, match="absent"):
         sweep(dataclasses.replace(settings, checkpoints=(absent,)))
+
+
+def test_a_clean_list_that_is_missing_is_named_before_anything_is_asked(swept: Swept, tmp_path: Path) -> None:
+    _, settings, _ = swept
+    records = [record_of("evaluation", {"questions": [{"id": "1", "text": "What?", "answers": ["net"]}]})]
+    write_records(tmp_path / "asked", {"val": records}, name="asked")
+    item = BenchmarkConfig("vqav2_val", str(tmp_path / "asked"), clean=str(tmp_path / "clean.json"))
+    changed = dataclasses.replace(settings, benchmarks=(item,), output=str(tmp_path / "output"))
+    with pytest.raises(UserError, match=r"clean\.json"):
+        sweep(changed)
+    assert not (tmp_path / "output").exists()
 
 
 class _Balanced(html.parser.HTMLParser):
