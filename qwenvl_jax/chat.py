@@ -14,6 +14,7 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -25,14 +26,19 @@ from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation import checkpoint, placement
 from qwenvl_jax.evaluation.conversation import Answer, Conversation
 from qwenvl_jax.evaluation.pictures import read_picture
+from qwenvl_jax.evaluation.sampling import Sampling
 from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.sharding.mesh import config_of
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, preferably of stage 3.")
 _STEP = flags.DEFINE_integer("step", -1, "Step of the checkpoint; -1 is the newest.", lower_bound=-1)
 _IMAGE = flags.DEFINE_multi_string("image", [], "A picture for the first question; can be repeated.")
 _BOXES = flags.DEFINE_string("boxes", "chat_boxes", "Folder for PNGs with the boxes of answers.")
+_MESH = flags.DEFINE_string("mesh", "", "Devices of this machine, such as fsdp=4,tensor=2; by default the first one.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token, more draws one.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the tokens that make up this probability.")
 _MAX_NEW = flags.DEFINE_integer("max_new", 128, "The largest number of tokens of an answer.", lower_bound=1)
 
 _TAGS = re.compile(r"</?(?:ref|box|quad)>|<\|[a-z_]+\|>")
@@ -198,8 +204,11 @@ def main() -> None:
     config = starting_point.config
     tokenizer = load_tokenizer(config.tokenizer)
     checkpoint.check_fits(starting_point, config.tokenizer, tokenizer, config.data.image_size)
-    model = placement.load(starting_point)
-    conversation = Conversation(model, tokenizer, config.data.image_size, max_new=_MAX_NEW.value)
+    sampling = Sampling(_TEMPERATURE.value, top_p=_TOP_P.value)
+    mesh = placement.local_mesh(config_of(_MESH.value)) if _MESH.value else None
+    model = placement.load(starting_point, mesh)
+    settings: dict[str, Any] = {"max_new": _MAX_NEW.value, "sampling": sampling, "mesh": mesh}
+    conversation = Conversation(model, tokenizer, config.data.image_size, **settings)
     _say(f"{config.model.name}, step {starting_point.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
     if config.train.stage not in ("sft", IMPORT):
         _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from absl import logging
 
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
-from qwenvl_jax.config import MeshConfig
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation import checkpoint, placement
 from qwenvl_jax.evaluation.inference.answer_file import ROWS, AnswerFile
@@ -27,6 +26,7 @@ from qwenvl_jax.evaluation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.runtime import artifacts, distributed, folder_lock, log, retries, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.sharding.mesh import config_of
 
 PAGE = "answers.html"
 _EARLY: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
@@ -136,26 +136,6 @@ def _decoding(args: argparse.Namespace) -> Decoding:
     return Decoding(args.chat, args.max_new, args.min_new, sampling, search, args.samples, args.seed)
 
 
-def _mesh(text: str) -> MeshConfig:
-    """`fsdp=4,tensor=2` as a mesh; axes that are not named have one device.
-
-    Raises:
-      UserError: for another form.
-    """
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
-    for part in text.split(","):
-        name, _, size = part.partition("=")
-        try:
-            sizes[name] = int(size)
-        except ValueError:
-            name = ""
-        if name not in ("data", "fsdp", "tensor") or not (sizes[name] > 0 or sizes[name] == -1):
-            raise UserError(f"--mesh={text!r} must be such as data=2,fsdp=2,tensor=2; -1 takes all that is left")
-    mesh = MeshConfig(**sizes, slices=1, max_replicated_bytes=0)
-    mesh.check("--mesh")
-    return mesh
-
-
 def _parser() -> Parser:
     parser = Parser("python -m qwenvl_jax.infer", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the training run, or of imported weights")
@@ -179,7 +159,7 @@ def _parser() -> Parser:
     parser.add_argument("--early_stopping", choices=sorted(_EARLY), default="false", help="when a beam search ends")
     parser.add_argument("--batch_size", type=int, default=8, help="answers, or beams, that are continued together")
     parser.add_argument("--image_size", type=int, default=0, help="pixels of an image's side; default: as in training")
-    parser.add_argument("--mesh", type=_mesh, default=None, help="such as fsdp=4,tensor=2; default: one device")
+    parser.add_argument("--mesh", type=config_of, default=None, help="such as fsdp=4,tensor=2; default: one device")
     parser.add_argument("--shown", type=int, default=100, help="inputs on the page")
     return parser
 

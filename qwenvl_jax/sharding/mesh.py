@@ -24,6 +24,23 @@ BATCH_AXES = ("data", "fsdp")  # the axes that split the rows and the images of 
 AnyMesh = Mesh | AbstractMesh  # of devices, or of sizes alone, which are enough for partitions
 
 
+def config_of(text: str) -> MeshConfig:
+    """A mesh as commands without a config name it, `fsdp=4,tensor=2`; axes that are not named have one device.
+
+    Raises:
+      UserError: for another form.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or not size.removeprefix("-").isdecimal():
+            raise UserError(f"the mesh {text!r} must be such as data=2,fsdp=2,tensor=2; -1 takes all that is left")
+        sizes[name] = int(size)
+    mesh = MeshConfig(**sizes, slices=1, max_replicated_bytes=0)
+    mesh.check("--mesh")
+    return mesh
+
+
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
     """The sizes of `data`, `fsdp`, `tensor` within one slice, with -1 filled in.
 

@@ -19,7 +19,7 @@ from qwenvl_jax.models.layers import Projection
 from qwenvl_jax.params import flatten
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import check_batch
-from qwenvl_jax.sharding.mesh import AXES, abstract_mesh, check_memory, make_mesh, mesh_shape
+from qwenvl_jax.sharding.mesh import AXES, abstract_mesh, check_memory, config_of, make_mesh, mesh_shape
 from qwenvl_jax.sharding.report import check_replicated, parameter_lines
 from qwenvl_jax.sharding.rules import LOGICAL_AXES, check_heads, kernel_axes, param_spec
 from tests.support.chips import chips, grid_mesh
@@ -220,3 +220,16 @@ def test_what_tpus_cannot_do_is_refused_in_a_sentence(
     with pytest.raises(UserError) as error:
         grid_mesh(config, chips(sides, slices))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mesh_of_the_command_line() -> None:
+    assert config_of("fsdp=4,tensor=2") == MeshConfig(1, 4, 2, slices=1, max_replicated_bytes=0)
+    assert config_of("data=-1") == MeshConfig(-1, 1, 1, slices=1, max_replicated_bytes=0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "4", "fsdp", "fsdp=", "fsdp=x", "fsdp=0", "fsdp=-2", "data=-1,fsdp=-1", "model=2"]
+)
+def test_another_mesh_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="mesh"):
+        config_of(text)
