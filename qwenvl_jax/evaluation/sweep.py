@@ -97,9 +97,8 @@ class _Sweep:
         self.mesh = placement.local_mesh(config.mesh)
         self.tokenizer = load_tokenizer(config.tokenizer)
         self.readers = {item.title: reader_of(item) for item in config.benchmarks}
-        for item in config.benchmarks:
-            if item.clean:
-                read_clean(item.clean)
+        for path in {benchmark.clean for benchmark in config.benchmarks if benchmark.clean}:
+            read_clean(path)
         self.question_sets: dict[str, QuestionSet] = {}
         for item in config.checkpoints:  # report all mistakes before the first answer
             subject = self._find(item)
