@@ -24,7 +24,7 @@ from qwenvl_jax.checkpoint.starting_point import IMPORT, find_starting_point
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation import checkpoint, placement
-from qwenvl_jax.evaluation.conversation import Answer, Conversation
+from qwenvl_jax.evaluation.conversation import ChatAnswer, Conversation
 from qwenvl_jax.evaluation.pictures import read_picture
 from qwenvl_jax.evaluation.sampling import Sampling
 from qwenvl_jax.html.figures import draw_boxes
@@ -56,7 +56,7 @@ def show(conversation: Conversation, written: str) -> None:
 
 @dataclasses.dataclass
 class _Shown:
-    """What the user has been shown.
+    """The notices that the user has seen.
 
     Attributes:
       drawn: the number of answers whose boxes were drawn.
@@ -166,7 +166,7 @@ def _say(text: str) -> None:
     print(log.printable(text), flush=True)
 
 
-def _draw(answer: Answer, path: epath.Path) -> epath.Path:
+def _draw(answer: ChatAnswer, path: epath.Path) -> epath.Path:
     assert answer.image is not None
     buffer = io.BytesIO()
     draw_boxes(decode_image(answer.image), answer.boxes).save(buffer, format="PNG")

@@ -98,7 +98,7 @@ class Answers:
 
     def _read_finished(self, folder: epath.Path, label: str, settings: str) -> None:
         """The answers within the rows of a finished benchmark, unless these belong to other settings."""
-        summary = _summary(folder, label)
+        summary = summary_of(folder, label)
         if summary is None or summary.get("settings") != settings:
             return
         for row in read_rows(folder, label):
@@ -109,8 +109,21 @@ class Answers:
 
 def finished(folder: epath.Path, label: str, fingerprint: str) -> dict[str, Any] | None:
     """The summary of a benchmark that was answered under this fingerprint; None if there is none or it is damaged."""
-    summary = _summary(folder, label)
+    summary = summary_of(folder, label)
     return summary if summary is not None and summary.get("fingerprint") == fingerprint else None
+
+
+def summary_of(folder: epath.Path, label: str) -> dict[str, Any] | None:
+    """The summary of a finished benchmark; None if there is none, or it or its rows are damaged."""
+    path = folder / f"{label}.json"
+    if not storage.exists(path):
+        return None
+    try:
+        content = artifacts.read_json(path)
+        whole = isinstance(content, dict) and isinstance(content.get("scores"), dict)
+        return content if whole and artifacts.sha256_of(folder / f"{label}.jsonl") == content.get("sha256") else None
+    except (FileNotFoundError, UserError):
+        return None  # the benchmark is asked again
 
 
 def read_rows(folder: epath.Path, label: str) -> list[dict[str, Any]]:
@@ -163,19 +176,6 @@ def write_share(folder: epath.Path, label: str, process: int, share: dict[str, A
 def read_share(folder: epath.Path, label: str, process: int) -> dict[str, Any]:
     """What another process has written by `write_share`."""
     return artifacts.read_json(folder / f"{label}.shares" / f"{process:05d}.json")
-
-
-def _summary(folder: epath.Path, label: str) -> dict[str, Any] | None:
-    """The summary of a finished benchmark; None if there is none, or it or its rows are damaged."""
-    path = folder / f"{label}.json"
-    if not storage.exists(path):
-        return None
-    try:
-        content = artifacts.read_json(path)
-        whole = isinstance(content, dict) and isinstance(content.get("scores"), dict)
-        return content if whole and artifacts.sha256_of(folder / f"{label}.jsonl") == content.get("sha256") else None
-    except (FileNotFoundError, UserError):
-        return None  # the benchmark is asked again
 
 
 def _name(payload: bytes) -> str:

@@ -12,6 +12,8 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.metric import Scores
 
 EVALUATION = "evaluation"  # the task of the records of published benchmarks
+UNANSWERED = "unanswered"  # the key of the reason in a row, and of the list of such questions in scores.json
+UPSTREAM = "_upstream_exact"  # the ending of the names of figures by the rules of the released scripts
 
 
 @dataclasses.dataclass(frozen=True)

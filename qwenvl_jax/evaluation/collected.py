@@ -9,11 +9,12 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.config import to_dict
-from qwenvl_jax.evaluation.answers import read_rows
-from qwenvl_jax.evaluation.config import UNANSWERED, BenchmarkConfig, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.answers import read_rows, summary_of
+from qwenvl_jax.evaluation.benchmark import UNANSWERED
+from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.entries import RESULTS, Entry, read_results, write_results
 from qwenvl_jax.evaluation.results import Rows, compare, figures_of, read_clean
-from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -78,29 +79,17 @@ def _made_from(config: EvalConfig, predictions: epath.Path) -> str:
     files: list[object] = [sorted(read_clean(item.clean)) for item in config.benchmarks if item.clean]
     for checkpoint in config.checkpoints:
         for item in config.benchmarks:
-            files.append(_summary(predictions / checkpoint.name, item.title))
+            files.append(summary_of(predictions / checkpoint.name, item.title))
     return hashlib.sha256(json.dumps([to_dict(config), files], sort_keys=True).encode()).hexdigest()
 
 
 def _answered(config: EvalConfig, predictions: epath.Path, item: BenchmarkConfig, name: str) -> _Answered | None:
     """A finished benchmark of a checkpoint; None if it is not finished or was damaged."""
-    summary = _summary(predictions / name, item.title)
+    summary = summary_of(predictions / name, item.title)
     if summary is None:
         return None
     (checkpoint,) = (each for each in config.checkpoints if each.name == name)
     return _Answered(checkpoint, summary, read_rows(predictions / name, item.title))
-
-
-def _summary(folder: epath.Path, label: str) -> dict[str, Any] | None:
-    path = folder / f"{label}.json"
-    if not storage.exists(path):
-        return None
-    try:
-        summary = artifacts.read_json(path)
-        is_whole = artifacts.sha256_of(folder / f"{label}.jsonl") == summary["sha256"]
-    except (FileNotFoundError, UserError, KeyError, TypeError):
-        return None
-    return summary if is_whole else None
 
 
 def _entry(

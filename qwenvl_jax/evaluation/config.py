@@ -17,19 +17,11 @@ from qwenvl_jax.evaluation.metrics.cider import TOKENISATIONS
 from qwenvl_jax.evaluation.prompts import Template
 from qwenvl_jax.runtime.errors import UserError, nearest
 
-# The main figure of each held-out task in scores.json.
-SCORE_KEYS = {
-    "ref_grounding": "referring_acc",
-    "ocr": "ocr_char_acc",
-    "vqa": "vqa_acc",
-    "caption": "caption_cider_ptb",
-    "dialogue": "dialogue_acc",
-}
-# The figures of tables and tiles, in this order. CIDEr with the official tokeniser is another figure than with ours.
+# The figures of held-out training tasks in tables and tiles, in this order. CIDEr with the official tokeniser is
+# another figure than with ours.
 HEADLINES = (
     "referring_acc", "ocr_char_acc", "vqa_score", "vqa_acc", "caption_cider", "caption_cider_ptb", "dialogue_acc",
 )  # fmt: skip
-UNANSWERED = "unanswered"  # key in scores.json of the questions that could not be asked, by benchmark
 
 OWN_DEVICES = MeshConfig(data=-1, fsdp=1, tensor=1, slices=1, max_replicated_bytes=0)
 

@@ -36,7 +36,7 @@ _ANSWER = "\0answer\0"
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class ChatAnswer:
     """An answer of the model.
 
     Attributes:
@@ -110,7 +110,7 @@ class Conversation:
         self._images.append(payload)
         self._sizes.append(size)
 
-    def ask(self, question: str, hear: Callable[[str], Any] = lambda text: None) -> Answer:
+    def ask(self, question: str, hear: Callable[[str], Any] = lambda text: None) -> ChatAnswer:
         """Asks, remembers the answer and returns it. If that fails, the conversation does not change.
 
         Pairs of `<ref>`, `<box>` and `<quad>` in the question are tags, as in training and in the released `chat`.
@@ -139,7 +139,7 @@ class Conversation:
         self._turns.append({"role": "assistant", "parts": [{"text": _ANSWER}]})
         self._answers.append(self._as_pieces(new))
         text = self._tokenizer.decode(new)
-        return Answer(text, self._boxes(text), self._last_image(), len(request.tokens_L), forgotten, stopped)
+        return ChatAnswer(text, self._boxes(text), self._last_image(), len(request.tokens_L), forgotten, stopped)
 
     def _request(self, pieces: list[Piece]) -> Request:
         tokens = tokenize_pieces(pieces, self._tokenizer, self._queries)

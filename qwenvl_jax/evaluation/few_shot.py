@@ -25,7 +25,8 @@ from qwenvl_jax.data.images.exact import FORMATS, bearable
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.benchmark import EVALUATION, Exemplar
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.evaluation.questions import READ_AGAIN
+from qwenvl_jax.runtime.errors import UserError
 
 CHOICES = ("random", "category")
 
@@ -152,7 +153,7 @@ class Exemplars:
         """A record of which all pictures can be shown; None for another one."""
         try:
             record = self._reader[index]
-        except (StorageError, OSError, MemoryError):  # a second try may succeed
+        except READ_AGAIN:
             raise
         except Exception:  # damaged bytes make libraries raise anything
             return None

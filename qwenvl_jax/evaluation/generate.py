@@ -34,7 +34,7 @@ from qwenvl_jax.sharding.mesh import batch_shards
 GREEDY = Sampling()
 
 
-class Answer(NamedTuple):
+class Continuation(NamedTuple):
     """The new ids of a request, without the stop id that ended them."""
 
     key: Hashable
@@ -86,7 +86,7 @@ class Generator:
 
     def generate(
         self, requests: Iterable[Request], limits: Limits, sampling: Sampling = GREEDY, longest: int = 0
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Continuation]:
         """Continues every request.
 
         Args:
@@ -211,12 +211,12 @@ class _Greedy:
         active_B, new_BM = jax.device_get((state.active_B, state.new_BM))
         return _without_padding(new_BM[slot]), bool(active_B[slot])
 
-    def ended(self, state: device.Slots, taken: Mapping[int, Hashable]) -> Iterator[tuple[int, Answer]]:
+    def ended(self, state: device.Slots, taken: Mapping[int, Hashable]) -> Iterator[tuple[int, Continuation]]:
         """The slots that have ended, with their answers."""
         active_B, new_BM = jax.device_get((state.active_B, state.new_BM))
         for slot in sorted(taken):
             if not active_B[slot]:
-                yield slot, Answer(taken[slot], _without_padding(new_BM[slot]))
+                yield slot, Continuation(taken[slot], _without_padding(new_BM[slot]))
 
 
 class _BeamSearch:
@@ -314,13 +314,13 @@ def generate(
     Raises:
       UserError: for an empty prompt.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
+    ids_of: dict[Hashable, list[int]] = {}
     requests = (request_of(number, prompt) for number, prompt in enumerate(prompts))
     longest = max((len(prompt.tokens_L) for prompt in prompts), default=0)
     generator = Generator(model, min(batch_size, max(1, len(prompts))))
     for number, ids in generator.generate(requests, limits, sampling, longest):
-        answers[int(str(number))] = ids
-    return answers
+        ids_of[number] = ids
+    return [ids_of[number] for number in range(len(prompts))]
 
 
 def request_of(number: int, prompt: Prompt) -> Request:

@@ -19,7 +19,7 @@ from qwenvl_jax.evaluation.answers import Answer
 from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
 from qwenvl_jax.evaluation.questions import QuestionSet
 from qwenvl_jax.evaluation.records import asked_count, asking_of, reader_of
-from qwenvl_jax.evaluation.respondent import Respondent, answered
+from qwenvl_jax.evaluation.respondent import Respondent, answered_rows
 from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.evaluation.sweep import scores_of
 from qwenvl_jax.models.loaded import LoadedModel
@@ -77,7 +77,7 @@ class BenchmarkObserver:
         def add(answer: Answer) -> None:
             known[answer.key] = answer
 
-        rows = answered(questions, known, add, lambda: respondent, limits, f"step {step} · {item.title}")
+        rows = answered_rows(questions, known, add, lambda: respondent, limits, f"step {step} · {item.title}")
         if is_primary():
             lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
             artifacts.write_text(self._folder / f"{step:08d}" / f"{item.title}.jsonl", lines)

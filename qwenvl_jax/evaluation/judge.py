@@ -24,6 +24,7 @@ from typing import Any
 
 from etils import epath
 
+from qwenvl_jax.evaluation.benchmark import UNANSWERED
 from qwenvl_jax.evaluation.benchmarks.published import truth_of
 from qwenvl_jax.evaluation.benchmarks.touchstone import ROUNDS
 from qwenvl_jax.runtime import artifacts, storage
@@ -165,7 +166,7 @@ class _Judge:
 
     def verdict(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The verdict on one row."""
-        if row.get("unanswered") or self.stop.is_set():
+        if row.get(UNANSWERED) or self.stop.is_set():
             return {}
         truth = truth_of(row)
         if not truth.answers:

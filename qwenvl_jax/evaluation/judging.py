@@ -15,12 +15,11 @@ from typing import Any
 
 from etils import epath
 
-from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation import answers
-from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
+from qwenvl_jax.evaluation.config import BenchmarkConfig
 from qwenvl_jax.evaluation.judge import JudgeSettings, judge_rows
+from qwenvl_jax.evaluation.layout import PREDICTIONS, SCORES, read_config
 from qwenvl_jax.evaluation.results import figures_of
-from qwenvl_jax.evaluation.sweep import EVALUATION_FILE, PREDICTIONS, SCORES
 from qwenvl_jax.runtime import artifacts, log, storage
 from qwenvl_jax.runtime.errors import UserError
 
@@ -41,10 +40,7 @@ def judge_sweep(output: epath.PathLike, settings: JudgeSettings) -> list[str]:
       UserError: if the folder has no sweep, or no answers that are to be judged; see also `judge_rows`.
     """
     folder = storage.path(output)
-    if not storage.exists(folder / EVALUATION_FILE):
-        raise UserError(f"{folder} has no {EVALUATION_FILE}; run the evaluation first, or correct --output")
-    file = folder / EVALUATION_FILE
-    config = from_config_dict(EvalConfig, artifacts.read_json(file), str(file))
+    config = read_config(folder)
     judged = [item for item in config.benchmarks if item.benchmark.judged]
     scores = artifacts.read_json(folder / SCORES)
     sentences = []

@@ -32,7 +32,7 @@ AHEAD = 64  # questions that are read, and their pictures decoded, before they a
 READ_AGAIN = (StorageError, OSError, MemoryError)
 
 
-class Known(NamedTuple):
+class QuestionFacts(NamedTuple):
     """The facts about a question that are kept after the check.
 
     Attributes:
@@ -57,15 +57,15 @@ class Known(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Unanswered:
-    """A question that cannot be asked, or a record that cannot be read, and why."""
+class LostRecord:
+    """A record that cannot be read, and why."""
 
     id: str
     why: str
 
 
-class Asked(NamedTuple):
-    """A question that is to be asked: its number in the set, and its request, or the reason why there is none."""
+class Prepared(NamedTuple):
+    """A question with its number in the set, and its request, or the reason why it cannot be asked."""
 
     number: int
     question: Question
@@ -101,40 +101,40 @@ class QuestionSet:
         progress: Callable[[], Any] = lambda: None,
     ) -> None:
         self.benchmark = benchmark
-        self.lost: list[Unanswered] = []
+        self.lost: list[LostRecord] = []
         self._reader = reader
         self._tokenizer = tokenizer
         self._asking = asking
-        self._known: list[Known] = []
+        self._facts: list[QuestionFacts] = []
         with concurrent.futures.ThreadPoolExecutor(THREADS, "open") as pool:
-            for known in in_order(pool, self._open, indices, 4 * THREADS):
-                if isinstance(known, Unanswered):
-                    self.lost.append(known)
+            for facts in in_order(pool, self._open, indices, 4 * THREADS):
+                if isinstance(facts, LostRecord):
+                    self.lost.append(facts)
                 else:
-                    self._known += known
+                    self._facts += facts
                 progress()
-        if indices and not self._known:
+        if indices and not self._facts:
             raise UserError(
                 f"no record of {reader.folder} can be read, the first because of: {self.lost[0].why}; copy or write "
                 "the folder again"
             )
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._facts)
 
-    def __getitem__(self, number: int) -> Known:
-        return self._known[number]
+    def __getitem__(self, number: int) -> QuestionFacts:
+        return self._facts[number]
 
     def longest(self, queries: int) -> int:
         """Tokens of the longest prompt for a model with `queries` features per image."""
-        return max((known.tokens + known.shown * (queries + 2) for known in self._known), default=0)
+        return max((facts.tokens + facts.shown * (queries + 2) for facts in self._facts), default=0)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Question]]:
         """Some questions in order, without decoding their pictures."""
         with concurrent.futures.ThreadPoolExecutor(THREADS, "read") as pool:
             yield from zip(numbers, in_order(pool, self._question, numbers, AHEAD), strict=True)
 
-    def asked(self, numbers: Sequence[int], queries: int, image_size: int) -> Iterator[Asked]:
+    def prepared(self, numbers: Sequence[int], queries: int, image_size: int) -> Iterator[Prepared]:
         """Some questions in order; the next ones are read and decoded in the background.
 
         Args:
@@ -144,7 +144,7 @@ class QuestionSet:
         """
         pictures = Pictures(image_size)
 
-        def prepare(number: int) -> Asked:
+        def prepare(number: int) -> Prepared:
             return self._prepare(number, queries, pictures)
 
         with concurrent.futures.ThreadPoolExecutor(THREADS, "ask") as pool:
@@ -161,24 +161,24 @@ class QuestionSet:
         """The ids of each option of a question."""
         return [self._tokenizer.encode(option) for option in question.options]
 
-    def _open(self, index: int) -> list[Known] | Unanswered:
+    def _open(self, index: int) -> list[QuestionFacts] | LostRecord:
         try:
             record = self._reader[index]
         except READ_AGAIN:
             raise
         except Exception as error:  # damaged bytes make libraries raise anything
-            return Unanswered(f"record {index}", f"{self._reader.folder}: {error}")
+            return LostRecord(f"record {index}", f"{self._reader.folder}: {error}")
         cluster = _digest(b"".join(map(_sha256, record.images))) if record.images else record.id
         stated = _stated(record)
         digests: dict[bytes, bytes] = {}
-        known = []
+        facts = []
         for number, question in enumerate(self._questions(record)):
             tokens = self._tokens(question, 1)
             shown = sum(piece.kind == "image" for piece in question.pieces)
             key = _key(question, digests, stated)
             length = len(tokens.tokens_L) - 3 * shown
-            known.append(Known(index, number, length, shown, len(question.options), record.id, key, cluster))
-        return known
+            facts.append(QuestionFacts(index, number, length, shown, len(question.options), record.id, key, cluster))
+        return facts
 
     def _questions(self, record: Record) -> list[Question]:
         name = f"record {record.id!r} of {self._reader.folder}"
@@ -202,8 +202,8 @@ class QuestionSet:
         return asked
 
     def _question(self, number: int) -> Question:
-        known = self._known[number]
-        return self._questions(self._reader[known.record])[known.number]
+        facts = self._facts[number]
+        return self._questions(self._reader[facts.record])[facts.number]
 
     def _tokens(self, question: Question, queries: int) -> Tokens:
         tokens = tokenize_pieces(question.pieces, self._tokenizer, queries)
@@ -216,10 +216,10 @@ class QuestionSet:
             image_query_L=tokens.image_query_L[-last:],
         )
 
-    def _prepare(self, number: int, queries: int, pictures: Pictures) -> Asked:
-        known = self._known[number]
-        record = self._reader[known.record]
-        question = self._questions(record)[known.number]
+    def _prepare(self, number: int, queries: int, pictures: Pictures) -> Prepared:
+        facts = self._facts[number]
+        record = self._reader[facts.record]
+        question = self._questions(record)[facts.number]
         stated = _stated(record)
         tokens = self._tokens(question, queries)
         try:
@@ -228,9 +228,9 @@ class QuestionSet:
                 for index in tokens.image_indices
             )
         except UserError as error:
-            return Asked(number, question, None, str(error))
-        seed = int(known.key[:8], 16)  # so that a sample does not depend on the other questions of the set
-        return Asked(number, question, Request(number, tokens.tokens_L, tokens.image_query_L, shown, seed), "")
+            return Prepared(number, question, None, str(error))
+        seed = int(facts.key[:8], 16)  # so that a sample does not depend on the other questions of the set
+        return Prepared(number, question, Request(number, tokens.tokens_L, tokens.image_query_L, shown, seed), "")
 
 
 def _stated(record: Record) -> dict[bytes, Size | None]:

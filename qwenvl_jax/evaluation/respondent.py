@@ -9,8 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from qwenvl_jax.evaluation.answers import Answer
-from qwenvl_jax.evaluation.benchmark import Question
-from qwenvl_jax.evaluation.config import UNANSWERED
+from qwenvl_jax.evaluation.benchmark import UNANSWERED, Question
 from qwenvl_jax.evaluation.generate import Generator
 from qwenvl_jax.evaluation.likelihood import Choice, OptionScorer
 from qwenvl_jax.evaluation.questions import QuestionSet
@@ -56,42 +55,41 @@ class Respondent:
           limits: when an answer ends.
           refused: called with each question that cannot be asked, and why.
         """
-        waiting: dict[Hashable, Question] = {}
+        waiting: dict[Hashable, tuple[int, Question]] = {}
 
         def requests() -> Iterator[Request]:
-            for number, question, request, why in questions.asked(numbers, self.queries, self.image_size):
+            for number, question, request, why in questions.prepared(numbers, self.queries, self.image_size):
                 if request is None:
                     refused(number, question, why)
                 else:
-                    waiting[number] = question
+                    waiting[number] = number, question
                     yield request
 
-        for number, ids in self._generator.generate(requests(), limits, longest=questions.longest(self.queries)):
-            index = int(str(number))
-            yield index, waiting.pop(number), Answer(questions[index].key, questions.text(ids), len(ids))
+        for key, ids in self._generator.generate(requests(), limits, longest=questions.longest(self.queries)):
+            number, question = waiting.pop(key)
+            yield number, question, Answer(questions[number].key, questions.text(ids), len(ids))
 
     def compared(
         self, questions: QuestionSet, numbers: Sequence[int], refused: Callable[[int, Question, str], None]
     ) -> Iterator[tuple[int, Question, Answer]]:
         """Compares the options of some questions; see `continued`."""
-        waiting: dict[Hashable, Question] = {}
+        waiting: dict[Hashable, tuple[int, Question]] = {}
 
         def choices() -> Iterator[Choice]:
-            for number, question, request, why in questions.asked(numbers, self.queries, self.image_size):
+            for number, question, request, why in questions.prepared(numbers, self.queries, self.image_size):
                 if request is None:
                     refused(number, question, why)
                 else:
-                    waiting[number] = question
+                    waiting[number] = number, question
                     yield Choice(request, questions.options(question))
 
         for scores in self._scorer.score(choices()):
-            index = int(str(scores.key))
-            question = waiting.pop(scores.key)
+            number, question = waiting.pop(scores.key)
             text = question.options[scores.best]
-            yield index, question, Answer(questions[index].key, text, 0, tuple(scores.scores))
+            yield number, question, Answer(questions[number].key, text, 0, tuple(scores.scores))
 
 
-def answered(
+def answered_rows(
     questions: QuestionSet,
     known: Mapping[str, Answer],
     add: Callable[[Answer], None],
@@ -150,9 +148,9 @@ def _generate(limits: Limits) -> Callable[..., Iterator[tuple[int, Question, Ans
 
 
 def _about(questions: QuestionSet, number: int, question: Question) -> dict[str, Any]:
-    known = questions[number]
-    row = {"id": question.id, "key": known.key, "cluster": known.cluster}
-    return row if known.record_id == question.id else row | {"record": known.record_id}
+    facts = questions[number]
+    row = {"id": question.id, "key": facts.key, "cluster": facts.cluster}
+    return row if facts.record_id == question.id else row | {"record": facts.record_id}
 
 
 def _row(questions: QuestionSet, number: int, question: Question, answer: Answer) -> dict[str, Any]:
@@ -164,7 +162,7 @@ def _row(questions: QuestionSet, number: int, question: Question, answer: Answer
 
 
 class _Pace:
-    """Says now and then how far the questions are, if there is no terminal to show a bar."""
+    """Says every minute how far the questions are, if there is no terminal to show a bar."""
 
     def __init__(self, title: str, total: int):
         self._title = title

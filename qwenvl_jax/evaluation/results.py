@@ -15,7 +15,7 @@ import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
-from qwenvl_jax.evaluation.benchmark import Benchmark
+from qwenvl_jax.evaluation.benchmark import UPSTREAM, Benchmark
 from qwenvl_jax.evaluation.metrics.metric import Scores
 from qwenvl_jax.evaluation.metrics.registry import METRICS
 from qwenvl_jax.evaluation.statistics import (
@@ -31,7 +31,6 @@ from qwenvl_jax.evaluation.statistics import (
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
-UPSTREAM = "_upstream_exact"  # the ending of figures by the rules of the released scripts in `Benchmark.score`
 _CLOSE = 1e-6  # relative: two ways to add the same numbers up differ by less
 
 Rows = Sequence[Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""Checkpoints x benchmarks: predictions, scores and one table.
+"""Asks every checkpoint every benchmark: predictions and scores (the tables are made by `report`).
 
 Under the output folder:
   predictions/<checkpoint>/<benchmark>.jsonl   one line per question: the answer and what it was compared with
@@ -29,20 +29,17 @@ from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_po
 from qwenvl_jax.config import to_dict
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation import answers, checkpoint, placement
-from qwenvl_jax.evaluation.benchmark import EVALUATION, Benchmark
-from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, BenchmarkConfig, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.benchmark import EVALUATION, UNANSWERED, UPSTREAM, Benchmark
+from qwenvl_jax.evaluation.config import HEADLINES, BenchmarkConfig, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.layout import EVALUATION_FILE, PREDICTIONS, SCORES, SUBMISSIONS
 from qwenvl_jax.evaluation.questions import QuestionSet
 from qwenvl_jax.evaluation.records import asked_count, asking_of, exemplar_summary, reader_of
-from qwenvl_jax.evaluation.respondent import Respondent, answered
-from qwenvl_jax.evaluation.results import UPSTREAM, figures_of, read_clean
+from qwenvl_jax.evaluation.respondent import Respondent, answered_rows
+from qwenvl_jax.evaluation.results import figures_of, read_clean
 from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
 
 NAMED = 20  # scores.json names at most this many unanswered questions of a benchmark; the benchmark's file names all
-SCORES = "scores.json"
-EVALUATION_FILE = "evaluation.json"
-PREDICTIONS = "predictions"
-SUBMISSIONS = "submissions"
 
 
 def sweep(config: EvalConfig) -> dict[str, dict[str, Any]]:
@@ -179,7 +176,7 @@ class _Sweep:
         title = f"{subject.config.name} · {item.title}"
         limits = Limits(item.most_new, item.least_new, self._stop_ids(item.benchmark))
         with answers.Answers(folder, item.title, settings) as known:
-            rows = answered(questions, known.known, known.add, lambda: subject.respondent, limits, title)
+            rows = answered_rows(questions, known.known, known.add, lambda: subject.respondent, limits, title)
         share = {
             "rows": rows,
             "lost": [dataclasses.asdict(lost) for lost in questions.lost],

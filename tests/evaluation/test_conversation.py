@@ -19,7 +19,7 @@ from qwenvl_jax.config import Config
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation import conversation as module
-from qwenvl_jax.evaluation.conversation import Answer, Conversation
+from qwenvl_jax.evaluation.conversation import ChatAnswer, Conversation
 from qwenvl_jax.evaluation.generate import Generator, Request
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import log
@@ -302,10 +302,10 @@ class _Says:
     def add_image(self, payload: bytes) -> None:
         raise AssertionError("there is no picture")
 
-    def ask(self, question: str, hear: Callable[[str], Any]) -> Answer:
+    def ask(self, question: str, hear: Callable[[str], Any]) -> ChatAnswer:
         for piece in re.split("(?=<)", self._text):
             hear(piece)
-        return Answer(self._text, [], None, 3)
+        return ChatAnswer(self._text, [], None, 3)
 
 
 def test_an_answer_cannot_move_the_cursor_and_odd_bytes_cost_one_line(

@@ -76,7 +76,7 @@ def test_answers_of_all_checkpoints_are_judged_and_scored(tmp_path: Path) -> Non
 
 def test_folders_without_such_answers_are_refused(tmp_path: Path) -> None:
     settings = JudgeSettings("http://127.0.0.1:9/v1", "judge")
-    with pytest.raises(UserError, match=r"has no evaluation\.json"):
+    with pytest.raises(UserError, match=r"holds no evaluation\.json"):
         judge_sweep(tmp_path, settings)
     swept(tmp_path, ("mme",))
     with pytest.raises(UserError, match="has no finished answers that are to be judged"):

@@ -13,15 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation.benchmark import Asking, Benchmark, Question
+from qwenvl_jax.evaluation.benchmark import UNANSWERED, UPSTREAM, Asking, Benchmark, Question
 from qwenvl_jax.evaluation.benchmarks.form import CHAT_STOPS, Form, right_letter
 from qwenvl_jax.evaluation.metrics.metric import Scores, Truth
 from qwenvl_jax.evaluation.metrics.registry import METRICS
 from qwenvl_jax.evaluation.prompts import Template
 from qwenvl_jax.evaluation.tasks import truth
 from qwenvl_jax.runtime.errors import UserError
-
-UPSTREAM = "_upstream_exact"  # the ending of the figures that the released scripts would print
 
 # Further figures by name: that of the questions for whose truth the function is true, alone. A mean over subjects stays
 # one.
@@ -119,7 +117,7 @@ def _read(form: Form, text: str, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unanswered(about: dict[str, Any]) -> dict[str, Any]:
-    return {"prediction": "", "unanswered": "it was not asked", **about}
+    return {"prediction": "", UNANSWERED: "it was not asked", **about}
 
 
 def truth_of(row: Mapping[str, Any]) -> Truth:
@@ -138,7 +136,7 @@ def truth_of(row: Mapping[str, Any]) -> Truth:
 
 def answer_of(row: Mapping[str, Any]) -> str:
     """The answer of a row as it is scored; of a question that could not be asked, one that is never right."""
-    return _NO_ANSWER if row.get("unanswered") else str(row.get("prediction", ""))
+    return _NO_ANSWER if row.get(UNANSWERED) else str(row.get("prediction", ""))
 
 
 def _score(metric: str, hidden: bool, figures: Figures | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:

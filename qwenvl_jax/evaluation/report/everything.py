@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from etils import epath
 
-from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation.benchmark import EVALUATION
 from qwenvl_jax.evaluation.collected import current_entries
-from qwenvl_jax.evaluation.config import EvalConfig
+from qwenvl_jax.evaluation.layout import PREDICTIONS, read_config
 from qwenvl_jax.evaluation.report.markdown import tables_as_markdown
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.report.scalars import write_scalars
 from qwenvl_jax.evaluation.report.tables_page import tables_page
-from qwenvl_jax.evaluation.sweep import EVALUATION_FILE, PREDICTIONS
 from qwenvl_jax.runtime import artifacts, storage
-from qwenvl_jax.runtime.errors import UserError
 
 TABLES_PAGE = "tables.html"
 TABLES = "tables.md"
@@ -30,9 +27,7 @@ def write_reports(output: epath.PathLike) -> list[epath.Path]:
       UserError: if no evaluation has finished in this folder.
     """
     output = storage.path(output)
-    if not storage.exists(output / EVALUATION_FILE):
-        raise UserError(f"{output} holds no {EVALUATION_FILE}; run `python -m qwenvl_jax.evaluate --config=..` first")
-    config = from_config_dict(EvalConfig, artifacts.read_json(output / EVALUATION_FILE), str(output / EVALUATION_FILE))
+    config = read_config(output)
     predictions = output / PREDICTIONS
     entries = current_entries(config, output, predictions)
     artifacts.write_text(output / TABLES, tables_as_markdown(entries))

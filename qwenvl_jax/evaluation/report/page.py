@@ -10,15 +10,14 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.checkpoint import layout
-from qwenvl_jax.config import from_config_dict
-from qwenvl_jax.evaluation.config import HEADLINES, UNANSWERED, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.benchmark import UNANSWERED
+from qwenvl_jax.evaluation.config import HEADLINES, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.layout import SCORES, read_config
 from qwenvl_jax.evaluation.report import sections
-from qwenvl_jax.evaluation.sweep import EVALUATION_FILE, SCORES
 from qwenvl_jax.html.charts import line_chart, lines_chart, short
 from qwenvl_jax.html.page import bullets, card, grid, header, page, section
 from qwenvl_jax.html.tables import Cell, table
 from qwenvl_jax.runtime import artifacts, storage
-from qwenvl_jax.runtime.errors import UserError
 
 # Besides the style that all reports share.
 STYLE = """
@@ -60,9 +59,7 @@ def write_report(output: epath.PathLike) -> epath.Path:
       UserError: if no evaluation has finished in this folder.
     """
     output = storage.path(output)
-    if not storage.exists(output / EVALUATION_FILE):
-        raise UserError(f"{output} holds no {EVALUATION_FILE}; run `python -m qwenvl_jax.evaluate --config=..` first")
-    config = from_config_dict(EvalConfig, artifacts.read_json(output / EVALUATION_FILE), str(output / EVALUATION_FILE))
+    config = read_config(output)
     scores = artifacts.read_json(output / SCORES)
     last = config.checkpoints[-1]
     parts = [_header(config, scores), _score_section(scores), _unanswered(scores), _training(config)]

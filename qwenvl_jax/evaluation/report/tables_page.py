@@ -10,8 +10,8 @@ from etils import epath
 
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.evaluation.answers import read_rows
-from qwenvl_jax.evaluation.benchmark import EVALUATION
-from qwenvl_jax.evaluation.config import UNANSWERED, BenchmarkConfig, EvalConfig
+from qwenvl_jax.evaluation.benchmark import EVALUATION, UNANSWERED
+from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
 from qwenvl_jax.evaluation.entries import Entry
 from qwenvl_jax.evaluation.report import columns, curves, numbers, sections
 from qwenvl_jax.evaluation.report.examples import LONGEST, examples, short
