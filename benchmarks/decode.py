@@ -103,12 +103,14 @@ def jax_side(task: Task) -> tuple[Callable[[], list[list[int]]], Callable[[], di
     from qwenvl_jax.evaluation.generate import Generator
     from qwenvl_jax.evaluation.requests import Request
     from qwenvl_jax.evaluation.sampling import Limits
+    from qwenvl_jax.models import qwen_vl
     from qwenvl_jax.models.loaded import LoadedModel
 
     compute = config_lib.ComputeConfig(task.dtype, task.dtype, "auto", "none", "none", False, 1)
-    model = LoadedModel(
-        {"decoder": fresh_params(task)}, config_lib.ModelConfig(task.size, *_VISION, task.decoder), compute
-    )
+    params = {"decoder": fresh_params(task)}
+    if jax.default_backend() == "gpu":  # as `evaluation.placement` does
+        params = qwen_vl.layers_apart(params)
+    model = LoadedModel(params, config_lib.ModelConfig(task.size, *_VISION, task.decoder), compute)
     jax.block_until_ready(model.params)
     generator = Generator(model, task.batch)
     none = np.full(task.prompt, -1, np.int32)

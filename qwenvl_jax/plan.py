@@ -2,7 +2,7 @@
 
 python -m qwenvl_jax.plan --config=configs/stage2_multitask.py --topology=v5p:8x8x8 [--config.key=value]
     [--json] [--dump_hlo=step.txt] [--prices=prices.json] [--compare=v5e:16x16,compute.remat_vit=full]
-    [--search] [--jobs=4] [--dump_sharding=sharding.json]
+    [--search] [--jobs=4] [--dump_sharding=sharding.json] [--decode --batch=32 --context=512]
 
 XLA's TPU compiler (libtpu) compiles the real training step on this machine, and the figures are derived from the
 schedule; no TPU is used. A topology is KIND:AxB[xC][@SLICES]. If the config file has an argument `mesh` that is not
@@ -12,6 +12,9 @@ hour. If the step does not fit, the command prints its table and ends with exit 
 
 `--dump_sharding` compiles nothing and does not need libtpu: it checks the mesh, writes the sharding of every parameter
 on the topology and prints the sums per component.
+
+`--decode` predicts a step of decoding instead of a training step: `--batch` rows with `--context` tokens each in the
+cache, on the mesh of the config. Its mesh is data 1, fsdp 1, tensor all chips, unless the command line sets one.
 
 libtpu must not become the default backend of other runs: install requirements-tpu.txt into a separate environment.
 Compilation runs in processes with JAX_PLATFORMS=cpu and the variables of `planning.aot.compiler_environment`.
@@ -29,7 +32,7 @@ from absl import flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: this process needs no other device
 
 from qwenvl_jax.config import FORMER_KEYS
-from qwenvl_jax.planning import aot, assumptions, candidates, requests, shardings, tables
+from qwenvl_jax.planning import aot, assumptions, candidates, decoding, requests, shardings, tables
 from qwenvl_jax.planning.candidates import Candidate, Outcome
 from qwenvl_jax.planning.prediction import Prediction, misfit_text
 from qwenvl_jax.runtime import artifacts, commandline, log
@@ -51,15 +54,24 @@ _JOBS = flags.DEFINE_integer(
 _DUMP_SHARDING = flags.DEFINE_string("dump_sharding", None, "JSON file for the shardings of the state; no compilation.")
 _PRICES = flags.DEFINE_string("prices", None, 'JSON file of dollars per chip and hour, e.g. {"v5p": 2.94}.')
 
+_DECODE = flags.DEFINE_bool("decode", False, "Predict a step of decoding instead of a training step.")
+_BATCH = flags.DEFINE_integer("batch", 32, "Rows that --decode continues together.", lower_bound=1)
+_CONTEXT = flags.DEFINE_integer("context", 512, "Tokens of a row that --decode has in the cache.", lower_bound=1)
+
 
 def main() -> None:
     """Predicts the run, or writes its shardings."""
     if not _TOPOLOGY.value:
         raise UserError("--topology is missing; name the chips, e.g. --topology=v5p:8x8x8")
+    if _DECODE.value and any((_COMPARE.value, _SEARCH.value, _DUMP_SHARDING.value)):
+        raise UserError("--decode excludes --compare, --search and --dump_sharding; leave those out")
     if sum(map(bool, (_COMPARE.value, _SEARCH.value, _JSON.value, _DUMP_SHARDING.value))) > 1:
         raise UserError("--compare, --search, --json and --dump_sharding exclude one another; choose one")
     if _DUMP_SHARDING.value:
         shardings.write(requests.candidate(_TOPOLOGY.value), _DUMP_SHARDING.value)
+        return
+    if _DECODE.value:
+        decode(requests.decoding_candidate(_TOPOLOGY.value))
         return
     prices = assumptions.read_prices(artifacts.read_json(_PRICES.value) if _PRICES.value else {})
     changes = [entry for entry in (_COMPARE.value or "").split(",") if entry]
@@ -74,6 +86,18 @@ def main() -> None:
     if not _JSON.value:
         packages = ("jax", "jaxlib", "libtpu")
         tables.show_assumptions(", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages))
+
+
+def decode(candidate: Candidate) -> None:
+    """Prints the prediction of a step of decoding."""
+    aot.check_compiler()
+    aot.compiler_environment(os.environ)
+    prediction = decoding.predict(candidate.config, candidate.topology, _BATCH.value, _CONTEXT.value, _DUMP_HLO.value)
+    if _JSON.value:
+        print(json.dumps(prediction.json(), indent=2))
+        return
+    log.line(candidate.name)
+    tables.show_decoding(prediction)
 
 
 def predict(candidate: Candidate, prices: dict[str, float]) -> None:

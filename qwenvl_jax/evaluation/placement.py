@@ -11,7 +11,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.checkpoint.deferred import Deferred
@@ -29,6 +30,9 @@ from qwenvl_jax.sharding.rules import check_heads, param_shardings
 # Parameters that the model casts to the compute dtype before it uses them. The others (norms, biases, positions) are
 # small and partly used in float32.
 CAST = ("kernel", "embedding", "lm_head", "proj")
+
+
+_BLOCKS = ("decoder", "blocks")
 
 
 def local_mesh(config: MeshConfig) -> Mesh:
@@ -91,15 +95,35 @@ def placed(params: Params, mesh: Mesh | None, compute: ComputeConfig) -> Params:
       params: arrays, or `Deferred` leaves.
       mesh: of this process, or None.
       compute: names the dtype.
+
+    Returns:
+      The tree of `params`. On GPUs the blocks of the decoder are apart, see `qwen_vl.layers_apart`.
     """
     shardings = flatten(param_shardings(params, mesh)) if mesh is not None else {}
+    apart = _apart(mesh)
+    layers: list[dict[tuple[str, ...], jax.Array]] = []
     leaves = {}
     for path, leaf in flatten(params).items():
         values = leaf.load() if isinstance(leaf, Deferred) else leaf
         if path[-1] in CAST:
             values = _cast(values, compute.compute_dtype)
-        leaves[path] = jax.device_put(values, shardings.get(path))
-    return unflatten(leaves)
+        if apart and path[: len(_BLOCKS)] == _BLOCKS:
+            layers = layers or [{} for _ in range(len(values))]
+            of_layer = mesh and NamedSharding(mesh, P(*shardings[path].spec[1:]))
+            for layer, part in zip(layers, values, strict=True):
+                layer[path[len(_BLOCKS) :]] = jax.device_put(part, of_layer)
+        else:
+            leaves[path] = jax.device_put(values, shardings.get(path))
+    tree = unflatten(leaves)
+    if layers:
+        tree["decoder"]["blocks"] = tuple(map(unflatten, layers))
+    return tree
+
+
+def _apart(mesh: Mesh | None) -> bool:
+    """Whether the layers of the decoder are put on the devices apart."""
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device.platform == "gpu" and (mesh is None or mesh.shape["fsdp"] == 1)
 
 
 def _cast(values: np.ndarray | jax.Array, dtype: str) -> np.ndarray | jax.Array:

@@ -26,6 +26,7 @@ from qwenvl_jax.config import ComputeConfig, ModelConfig
 from qwenvl_jax.models import decoder
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.models.decoder import KeyValue, Rotary
+from qwenvl_jax.models.layers import RMSNorm
 from qwenvl_jax.models.parallel import per_row_and_head, take_features
 from qwenvl_jax.models.resampler import Resampler
 from qwenvl_jax.models.vit import Vit
@@ -267,7 +268,7 @@ def prefill(
     rotary = decoder.rotary_of(model.decoder, jnp.maximum(positions_BL, 0), alpha_B)
     network = _network(model, compute, inference=True)
     segment_ids_BL = valid_BL.astype(jnp.int32)
-    hidden_BLD, new = _apply(network, params, QwenVL.decode, embeddings_BLD, rotary, segment_ids_BL=segment_ids_BL)
+    hidden_BLD, new = _decode(network, params, embeddings_BLD, rotary, segment_ids_BL=segment_ids_BL)
     return hidden_BLD, _write(cache, new, column=0)
 
 
@@ -296,13 +297,48 @@ def decode_step(
       hidden [B, D] after the final norm, and the cache with the token's column filled.
     """
     network = _network(model, compute, inference=True)
-    if network.compute.attention == "cudnn":  # on a GPU a loop over the layers would copy the weights of each
-        network = network.clone(compute=dataclasses.replace(network.compute, unroll_layers=True))
     x_B1D = _apply(network, params, QwenVL.embed, token_B[:, None])
     rotary = decoder.rotary_of(model.decoder, position_B[:, None], jnp.asarray(ntk_alpha))
     valid_BT = valid_BT & (jnp.arange(valid_BT.shape[1]) < jnp.asarray(index)[..., None])
-    hidden_B1D, new = _apply(network, params, QwenVL.decode, x_B1D, rotary, valid_BT=valid_BT, cache=cache)
+    hidden_B1D, new = _decode(network, params, x_B1D, rotary, valid_BT=valid_BT, cache=cache)
     return hidden_B1D[:, 0], _write(cache, new, column=index)
+
+
+def layers_apart(params: Params) -> Params:
+    """The same parameters, in which the blocks of the decoder are a tuple of layers, for `prefill` and `decode_step`.
+
+    The compiler for GPUs copies a layer out of a stack before it multiplies, so that a step of decoding would move
+    every weight three times. The other functions of this module ignore the blocks.
+    """
+    stacked = params["decoder"]["blocks"]
+    count = len(jax.tree.leaves(stacked)[0])
+    layers = tuple(jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked) for layer in range(count))
+    return {**params, "decoder": {**params["decoder"], "blocks": layers}}
+
+
+def _decode(
+    network: QwenVL,
+    params: Params,
+    x_BLD: jax.Array,
+    rotary: Rotary,
+    segment_ids_BL: jax.Array | None = None,
+    valid_BT: jax.Array | None = None,
+    cache: Cache | None = None,
+) -> tuple[jax.Array, KeyValue]:
+    """See `Decoder.__call__`, for layers in a stack or apart (`layers_apart`)."""
+    layers = params["decoder"]["blocks"]
+    if not isinstance(layers, tuple):
+        visible = {"segment_ids_BL": segment_ids_BL, "valid_BT": valid_BT, "cache": cache}
+        return _apply(network, params, QwenVL.decode, x_BLD, rotary, **visible)
+    block = decoder.DecoderBlock(network.model.decoder, network.compute, keep_kv=True)
+    new: list[KeyValue] = []
+    one: Any
+    for number, layer in enumerate(layers):
+        past = cache and KeyValue(cache.key[number], cache.value[number])
+        x_BLD, one = block.apply({"params": layer}, x_BLD, rotary, segment_ids_BL, valid_BT, past)
+        new.append(one)
+    hidden_BLD: Any = RMSNorm(network.model.decoder.rms_norm_eps).apply({"params": params["decoder"]["ln_f"]}, x_BLD)
+    return hidden_BLD, jax.tree.map(lambda *parts: jnp.stack(parts), *new)
 
 
 def _write(cache: Cache, new: KeyValue, column: jax.Array | int) -> Cache:

@@ -144,9 +144,7 @@ def compile_step(config: Config, topology: Topology, options: Mapping[str, Any] 
     config = for_topology(config, topology)
     mesh = make_mesh(config.mesh, devices(topology))
     state = abstract_state(config, mesh)
-    coordinates = tuple(
-        (*device.coords[: len(topology.shape)], getattr(device, "slice_index", 0) or 0) for device in mesh.devices.flat
-    )
+    coordinates = coordinates_of(mesh, topology)
     start = time.monotonic()
     hlo = ""
     try:
@@ -158,7 +156,7 @@ def compile_step(config: Config, topology: Topology, options: Mapping[str, Any] 
             raise
     else:
         hlo = compiled.as_text()
-        memory = _memory(compiled.memory_analysis(), topology)
+        memory = memory_of(compiled.memory_analysis(), topology)
     return CompiledStep(hlo, memory, mesh, coordinates, time.monotonic() - start)
 
 
@@ -171,7 +169,15 @@ def misfit(message: str) -> Memory | None:
     return None
 
 
-def _memory(stats: Any, topology: Topology) -> Memory:
+def coordinates_of(mesh: Mesh, topology: Topology) -> tuple[tuple[int, ...], ...]:
+    """For every device of a mesh its coordinates on the torus, followed by the index of its slice."""
+    return tuple(
+        (*device.coords[: len(topology.shape)], getattr(device, "slice_index", 0) or 0) for device in mesh.devices.flat
+    )
+
+
+def memory_of(stats: Any, topology: Topology) -> Memory:
+    """The memory of a compiled program, from its `memory_analysis()`."""
     arguments = (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes) / GIB
     temporaries = stats.temp_size_in_bytes / GIB
     code = stats.generated_code_size_in_bytes / GIB

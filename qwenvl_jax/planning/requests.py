@@ -34,6 +34,20 @@ def candidate(topology_name: str, changes: str = "") -> Candidate:
     return Candidate(", ".join([f"{path} on {topology.name}", *settings]), config, topology)
 
 
+def decoding_candidate(topology_name: str) -> Candidate:
+    """The config of `--config` for decoding on a topology: heads over all chips, unless the command line sets a mesh.
+
+    Raises:
+      UserError: if the topology or a setting is wrong.
+    """
+    topology = parse_topology(topology_name)
+    path, values = config_for_chip(topology.chip.kind)
+    flag = flags.FLAGS["config"]
+    if not any(key.startswith("mesh.") for key in config_flags.get_override_values(flag)):
+        values.mesh.update(dict(data=1, fsdp=1, tensor=topology.chips))
+    return Candidate(f"decoding of {path} on {topology.name}", load_config(values), topology)
+
+
 def config_for_chip(kind: str) -> tuple[str, Any]:
     """The path with arguments and the values of `--config`, with the recipe of a chip and the command line's overrides.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from qwenvl_jax.planning.assumptions import ASSUMPTIONS, CHIP_COLUMNS, chip_rows
 from qwenvl_jax.planning.candidates import Failure, Outcome
+from qwenvl_jax.planning.decoding import Decoding
 from qwenvl_jax.planning.prediction import Prediction, capacity_text, cost
 from qwenvl_jax.runtime import log
 
@@ -57,6 +58,31 @@ def show(prediction: Prediction, price: float) -> None:
             kind, _, source = wait.partition(" ")
             waits.append((kind, module_name(source), f"{seconds:.3f}", f"{seconds / p.step_seconds_roofline:.1%}"))
         log.table(f"what the cores wait for, the longest {len(waits)}", ("collective", "of", "s", "of step"), waits)
+
+
+def show_decoding(decoding: Decoding) -> None:
+    """Prints the prediction of a step of decoding."""
+    values = decoding.json()
+    least = decoding.minimum
+    rows: list[Cells] = [
+        ("mesh (data, fsdp, tensor)", ", ".join(map(str, decoding.mesh))),
+        ("rows, tokens of each in the cache", f"{decoding.batch}, {decoding.context}"),
+        ("HBM of one chip, GiB", f"{decoding.hbm_gib:.1f} of {decoding.hbm_capacity_gib:.4g}"),
+        (
+            "least bytes of a step and chip, GB",
+            f"{least.bytes / 1e9:.2f}, of these weights {least.weight_bytes / 1e9:.2f}",
+        ),
+        ("bytes of the compiled step / least", f"{values['bytes_over_minimum']:.3f}"),
+        ("operations of the compiled step / least", f"{values['flops_over_minimum']:.3f}"),
+        ("bytes once per call, GB", f"{decoding.call_bytes / 1e9:.2f}"),
+        ("step, ms (roofline - cycles)", _range(1e3 * decoding.seconds_roofline, 1e3 * decoding.seconds_cycles)),
+        ("share of the HBM bound", _range(values["share_of_bound_roofline"], values["share_of_bound_cycles"])),
+        (
+            "tokens per second",
+            _range(values["tokens_per_second_roofline"], values["tokens_per_second_cycles"], ",.0f"),
+        ),
+    ]
+    log.table(f"decoding, predicted, not measured: {decoding.topology}", ("", "value"), rows)
 
 
 def module_name(source: str) -> str:

@@ -222,10 +222,21 @@ def _read(module: Module, computation: Computation, parameter: Instruction) -> f
             total += _read(module, computation, user)
         elif opcode == "fusion":
             inner = module[user.called("calls")]
-            total += _read(module, inner, inner.parameters[position])
+            if _passed_on(inner, inner.parameters[position]):
+                total += _read(module, computation, user)
+            else:
+                total += _read(module, inner, inner.parameters[position])
         else:
             return whole
     return min(total, whole)
+
+
+def _passed_on(computation: Computation, parameter: Instruction) -> bool:
+    """Whether a computation returns one of its parameters unchanged, apart from its shape."""
+    value = computation.root
+    while value.opcode in ("bitcast", "reshape"):
+        value = computation[value.operands[0]]
+    return value is parameter
 
 
 def _written(module: Module, computation: Computation, result: Instruction) -> float:

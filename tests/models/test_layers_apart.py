@@ -1,0 +1,42 @@
+"""The decoder with its layers in a stack and apart."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import model as models
+from qwenvl_jax import config as config_lib
+from qwenvl_jax.models import qwen_vl
+
+MODEL = config_lib.from_config_dict(config_lib.ModelConfig, dict(models.tiny().items()))
+COMPUTE = config_lib.ComputeConfig("float32", "float32", "xla", "none", "none", False, 64)
+
+
+def run(params: qwen_vl.Params) -> list[jax.Array]:
+    """Hidden states of a prefill and of two decoded tokens, and the keys in the cache."""
+    tokens_BL = jnp.asarray(np.random.default_rng(0).integers(0, 512, (3, 7)), jnp.int32)
+    x_BLD = qwen_vl.embed(params, MODEL, COMPUTE, tokens_BL, jnp.full((3, 7), -1), None)
+    cache = qwen_vl.init_cache(MODEL, COMPUTE, 3, 12)
+    positions_BL = jnp.broadcast_to(jnp.arange(7), (3, 7))
+    hidden, cache = qwen_vl.prefill(params, MODEL, COMPUTE, x_BLD, positions_BL, positions_BL < 6, cache)
+    kept = [hidden]
+    for column in (7, 8):
+        index_B = jnp.full(3, column)
+        hidden, cache = qwen_vl.decode_step(
+            params, MODEL, COMPUTE, tokens_BL[:, 0], index_B, jnp.ones((3, 12), bool), index_B, cache, 1.0
+        )
+        kept += [hidden, qwen_vl.logits(params, MODEL, COMPUTE, hidden)]
+    return [*kept, cache.key]
+
+
+def test_layers_apart_compute_the_same() -> None:
+    params = qwen_vl.init_params(MODEL, jax.random.key(0))
+    apart = qwen_vl.layers_apart(params)
+    assert len(apart["decoder"]["blocks"]) == MODEL.decoder.layers
+    for one, other in zip(run(params), run(apart), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    image = jnp.zeros((1, 28, 28, 3), jnp.uint8)
+    stacked, alone = (qwen_vl.encode_images(tree, MODEL, COMPUTE, image) for tree in (params, apart))
+    np.testing.assert_array_equal(stacked, alone)
