@@ -65,6 +65,7 @@ def answer_all(
         lambda: placement.load(start, mesh),
         tokenizer,
         config.model.resampler.queries,
+        config.model.decoder.max_positions,
         image_size,
         decoding,
         args.batch_size,

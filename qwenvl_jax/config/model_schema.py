@@ -54,6 +54,10 @@ class ResamplerConfig:
         return self.queries + 2
 
 
+# The released max_position_embeddings is four times seq_length.
+POSITIONS_PER_TRAIN_LENGTH = 4
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Qwen decoder. `train_length` is the base of log-n attention and dynamic NTK (released `seq_length`)."""
@@ -73,6 +77,11 @@ class DecoderConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.width // self.heads
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest prompt (released `max_position_embeddings`): 8,192 for Qwen-VL."""
+        return POSITIONS_PER_TRAIN_LENGTH * self.train_length
 
     def check(self, path: str) -> None:
         """Raises UserError if the width does not suit the heads, rotary embedding or the resampler's table."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from qwenvl_jax import config as config_lib
 from qwenvl_jax.config import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig
+from qwenvl_jax.config.model_schema import POSITIONS_PER_TRAIN_LENGTH
 from qwenvl_jax.runtime.errors import UserError
 
 # The files of `torch_model` that are copied into every release.
@@ -30,8 +31,6 @@ CODE_FILES = (
 DEFAULT_QUERIES = 256
 DEFAULT_POSITION_GRID = 16
 RELEASED_HEAD_SIZE = 128
-# The released max_position_embeddings is four times seq_length.
-POSITIONS_PER_TRAIN_LENGTH = 4
 RELEASED_NAME = "imported"  # the name of a model for which there is only a config.json
 # The mean and standard deviation of CLIP, for RGB values in [0, 1] (released visual.py).
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -96,7 +95,7 @@ def released_config(
         "intermediate_size": 2 * decoder.mlp_dim,  # the released key is the sum of both branches
         "kv_channels": decoder.head_dim,
         "layer_norm_epsilon": decoder.rms_norm_eps,
-        "max_position_embeddings": POSITIONS_PER_TRAIN_LENGTH * decoder.train_length,
+        "max_position_embeddings": decoder.max_positions,
         "model_type": "qwen",
         "no_bias": True,  # but c_attn has a bias
         "num_attention_heads": decoder.heads,

@@ -135,5 +135,7 @@ def value_of(question: Mapping[str, Any], field: str, language: str = "en") -> s
 
 
 def options_text(options: Sequence[str]) -> str:
-    """Options as the released scripts list them: one "A. text" per line."""
+    """Options as the released scripts list them: one "A. text" per line. Raises UserError for more than 26."""
+    if len(options) > len(LETTERS):
+        raise UserError(f"a question has {len(options)} options, but only {len(LETTERS)} have a letter; leave some out")
     return "\n".join(f"{LETTERS[number]}. {option}" for number, option in enumerate(options))

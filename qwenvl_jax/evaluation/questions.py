@@ -7,6 +7,7 @@ memory grows with the batch and not with the benchmark.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,7 +21,7 @@ from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record, stated_sizes
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation.ahead import in_order
-from qwenvl_jax.evaluation.benchmark import Asking, Benchmark, Question
+from qwenvl_jax.evaluation.benchmark import UNANSWERED, Asking, Benchmark, Question
 from qwenvl_jax.evaluation.pictures import Pictures
 from qwenvl_jax.evaluation.requests import Request
 from qwenvl_jax.runtime.errors import StorageError, UserError
@@ -125,27 +126,29 @@ class QuestionSet:
     def __getitem__(self, number: int) -> QuestionFacts:
         return self._facts[number]
 
-    def longest(self, queries: int) -> int:
-        """Tokens of the longest prompt for a model with `queries` features per image."""
-        return max((facts.tokens + facts.shown * (queries + 2) for facts in self._facts), default=0)
+    def longest(self, queries: int, positions: int) -> int:
+        """Tokens of the longest prompt that is asked for a model with `queries` features per image."""
+        lengths = (_length(facts, queries) for facts in self._facts)
+        return max((length for length in lengths if length <= positions), default=0)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Question]]:
         """Some questions in order, without decoding their pictures."""
         with concurrent.futures.ThreadPoolExecutor(THREADS, "read") as pool:
             yield from zip(numbers, in_order(pool, self._question, numbers, AHEAD), strict=True)
 
-    def prepared(self, numbers: Sequence[int], queries: int, image_size: int) -> Iterator[Prepared]:
+    def prepared(self, numbers: Sequence[int], queries: int, image_size: int, positions: int) -> Iterator[Prepared]:
         """Some questions in order; the next ones are read and decoded in the background.
 
         Args:
           numbers: of the questions.
           queries: features per image.
           image_size: pixels of an image's side.
+          positions: tokens of the longest prompt that is asked.
         """
         pictures = Pictures(image_size)
 
         def prepare(number: int) -> Prepared:
-            return self._prepare(number, queries, pictures)
+            return self._prepare(number, queries, pictures, positions)
 
         with concurrent.futures.ThreadPoolExecutor(THREADS, "ask") as pool:
             try:
@@ -172,13 +175,39 @@ class QuestionSet:
         stated = _stated(record)
         digests: dict[bytes, bytes] = {}
         facts = []
-        for number, question in enumerate(self._questions(record)):
+        questions = self._questions(record)
+        self._check_scored(record, questions)
+        for number, question in enumerate(questions):
             tokens = self._tokens(question, 1)
             shown = sum(piece.kind == "image" for piece in question.pieces)
             key = _key(question, digests, stated)
             length = len(tokens.tokens_L) - 3 * shown
             facts.append(QuestionFacts(index, number, length, shown, len(question.options), record.id, key, cluster))
         return facts
+
+    def _check_scored(self, record: Record, questions: Sequence[Question]) -> None:
+        """Raises UserError if answers to the questions could not be scored, or sent to the benchmark's server."""
+        rows = [
+            {"id": question.id, "tokens": 0, UNANSWERED: "not yet", **self.benchmark.unanswered(question.about)}
+            for question in questions
+        ]
+        with self._named(record):
+            self.benchmark.score(rows)
+            if self.benchmark.submission:
+                self.benchmark.submission(rows)
+
+    @contextlib.contextmanager
+    def _named(self, record: Record) -> Iterator[None]:
+        """Errors within name the record."""
+        name = f"record {record.id!r} of {self._reader.folder}"
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{name} cannot be scored: {error}") from None
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{name} has a content that the benchmark {self.benchmark.name!r} cannot ask ({error!r})"
+            ) from None
 
     def _questions(self, record: Record) -> list[Question]:
         name = f"record {record.id!r} of {self._reader.folder}"
@@ -187,18 +216,12 @@ class QuestionSet:
                 f"{name} is one of the task {record.task!r}, which the benchmark {self.benchmark.name!r} cannot ask; "
                 f"name records of the task {self.benchmark.task!r}"
             )
-        try:
+        with self._named(record):
             asked = self.benchmark.questions(record, self._asking)
             for question in asked:
                 shown = [int(piece.value) for piece in question.pieces if piece.kind == "image"]
                 if not all(0 <= index < len(question.images) for index in shown):
                     raise UserError(f"it shows a picture that it does not have; it has {len(question.images)}")
-        except UserError as error:
-            raise UserError(f"{name} cannot be scored: {error}") from None
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{name} has a content that the benchmark {self.benchmark.name!r} cannot ask ({error!r})"
-            ) from None
         return asked
 
     def _question(self, number: int) -> Question:
@@ -216,11 +239,14 @@ class QuestionSet:
             image_query_L=tokens.image_query_L[-last:],
         )
 
-    def _prepare(self, number: int, queries: int, pictures: Pictures) -> Prepared:
+    def _prepare(self, number: int, queries: int, pictures: Pictures, positions: int) -> Prepared:
         facts = self._facts[number]
         record = self._reader[facts.record]
         question = self._questions(record)[facts.number]
         stated = _stated(record)
+        length = _length(facts, queries)
+        if length > positions:
+            return Prepared(number, question, None, too_long(length, positions))
         tokens = self._tokens(question, queries)
         try:
             shown = tuple(
@@ -231,6 +257,16 @@ class QuestionSet:
             return Prepared(number, question, None, str(error))
         seed = int(facts.key[:8], 16)  # so that a sample does not depend on the other questions of the set
         return Prepared(number, question, Request(number, tokens.tokens_L, tokens.image_query_L, shown, seed), "")
+
+
+def _length(facts: QuestionFacts, queries: int) -> int:
+    """Tokens of a prompt for a model with `queries` features per image."""
+    return facts.tokens + facts.shown * (queries + 2)
+
+
+def too_long(length: int, positions: int) -> str:
+    """Why a prompt with more tokens than a model has positions is not asked."""
+    return f"its prompt has {length:,} tokens, but the model takes at most {positions:,}; shorten it"
 
 
 def _stated(record: Record) -> dict[bytes, Size | None]:

@@ -12,7 +12,7 @@ from qwenvl_jax.evaluation.answers import Answer
 from qwenvl_jax.evaluation.benchmark import UNANSWERED, Question
 from qwenvl_jax.evaluation.generate import Generator
 from qwenvl_jax.evaluation.likelihood import Choice, OptionScorer
-from qwenvl_jax.evaluation.questions import QuestionSet
+from qwenvl_jax.evaluation.questions import Prepared, QuestionSet
 from qwenvl_jax.evaluation.requests import Request
 from qwenvl_jax.evaluation.sampling import Limits
 from qwenvl_jax.models.loaded import LoadedModel
@@ -27,11 +27,13 @@ class Respondent:
     Attributes:
       image_size: pixels of an image's side.
       queries: features per image.
+      positions: tokens of the longest prompt that is asked.
     """
 
     def __init__(self, model: LoadedModel, mesh: Mesh, batch_size: int, image_size: int):
         self.image_size = image_size
         self.queries = model.config.resampler.queries
+        self.positions = model.config.decoder.max_positions
         self._generator = Generator(model, batch_size, mesh)
         self._scorer = OptionScorer(model, batch_size, mesh)
 
@@ -39,6 +41,9 @@ class Respondent:
     def encoded(self) -> int:
         """How many pictures have been encoded so far."""
         return self._generator.encoded + self._scorer.encoded
+
+    def _prepared(self, questions: QuestionSet, numbers: Sequence[int]) -> Iterator[Prepared]:
+        return questions.prepared(numbers, self.queries, self.image_size, self.positions)
 
     def continued(
         self,
@@ -58,14 +63,15 @@ class Respondent:
         waiting: dict[Hashable, tuple[int, Question]] = {}
 
         def requests() -> Iterator[Request]:
-            for number, question, request, why in questions.prepared(numbers, self.queries, self.image_size):
+            for number, question, request, why in self._prepared(questions, numbers):
                 if request is None:
                     refused(number, question, why)
                 else:
                     waiting[number] = number, question
                     yield request
 
-        for key, ids in self._generator.generate(requests(), limits, longest=questions.longest(self.queries)):
+        longest = questions.longest(self.queries, self.positions)
+        for key, ids in self._generator.generate(requests(), limits, longest=longest):
             number, question = waiting.pop(key)
             yield number, question, Answer(questions[number].key, questions.text(ids), len(ids))
 
@@ -76,7 +82,7 @@ class Respondent:
         waiting: dict[Hashable, tuple[int, Question]] = {}
 
         def choices() -> Iterator[Choice]:
-            for number, question, request, why in questions.prepared(numbers, self.queries, self.image_size):
+            for number, question, request, why in self._prepared(questions, numbers):
                 if request is None:
                     refused(number, question, why)
                 else:

@@ -64,7 +64,7 @@ def test_memory_does_not_grow_with_the_benchmark(
     reader = Counting(many)
     question_set = questions.QuestionSet(HELD_OUT["vqa"], reader, range(len(reader)), tokenizer, Asking("training"))
     Counting.read = 0
-    asked = question_set.prepared(range(len(question_set)), 4, 28)
+    asked = question_set.prepared(range(len(question_set)), 4, 28, 256)
     assert isinstance(asked, Generator)
     for done in range(1, 13):
         assert next(asked).request is not None

@@ -125,6 +125,15 @@ def test_samples_and_beams(checkpoint: Path, pictures: Path, tmp_path: Path) -> 
         assert row["score"] == first["score"] > second["score"]
 
 
+def test_a_prompt_beyond_the_model_costs_only_its_input(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(f"What is it?\n{'so ' * 5000}\n")
+    flags = (f"--prompts={tmp_path / 'prompts.txt'}",)
+    infer_main(checkpoint, pictures / "0.jpg", tmp_path / "out", *flags, prompt="")
+    short, long = rows_of(tmp_path / "out")
+    assert short["answer"] is not None
+    assert "the model takes at most 256" in long["why"]
+
+
 def test_boxes_are_drawn(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(grey(200, 100))
     monkeypatch.setattr(Tokenizer, "decode", lambda *_, **__: "<ref>a <b>dog</ref><box>(100,200),(500,800)</box>")

@@ -27,6 +27,7 @@ from qwenvl_jax.evaluation.generate import GREEDY, Generator
 from qwenvl_jax.evaluation.inference.answer_file import AnswerFile
 from qwenvl_jax.evaluation.inference.inputs import Input
 from qwenvl_jax.evaluation.pictures import Pictures, read_picture
+from qwenvl_jax.evaluation.questions import too_long
 from qwenvl_jax.evaluation.requests import Picture, Request
 from qwenvl_jax.evaluation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.models.loaded import LoadedModel
@@ -100,6 +101,7 @@ class Inference:
       model: loads it; called only if something is to be asked.
       tokenizer: its vocabulary.
       queries: features per image.
+      positions: tokens of the longest prompt that is asked.
       image_size: pixels of an image's side.
       decoding: how answers are written.
       batch_size: answers, or beams, that are continued together.
@@ -111,6 +113,7 @@ class Inference:
         model: Callable[[], LoadedModel],
         tokenizer: Tokenizer,
         queries: int,
+        positions: int,
         image_size: int,
         decoding: Decoding,
         batch_size: int,
@@ -119,6 +122,7 @@ class Inference:
         self._model = model
         self._tokenizer = tokenizer
         self._queries = queries
+        self._positions = positions
         self._decoding = decoding
         self._batch_size = batch_size
         self._mesh = mesh
@@ -204,7 +208,11 @@ class Inference:
         return Prepared(number, tokens, pictures, size_of(encoded[-1]) if encoded else None, "")
 
     def _tokens(self, prompt: str, images: int) -> Tokens:
-        return tokenize_pieces(pieces_of(prompt, images, self._decoding.chat), self._tokenizer, self._queries)
+        """Raises UserError if the prompt has too many tokens, or the vocabulary lacks its tags."""
+        tokens = tokenize_pieces(pieces_of(prompt, images, self._decoding.chat), self._tokenizer, self._queries)
+        if len(tokens.tokens_L) > self._positions:
+            raise UserError(too_long(len(tokens.tokens_L), self._positions))
+        return tokens
 
     def _longest(self, todo: Sequence[Input]) -> int:
         """Tokens of the longest prompt."""

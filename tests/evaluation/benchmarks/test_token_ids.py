@@ -102,7 +102,7 @@ def test_long_examinations_keep_their_last_tokens(length: int, kept: int, qwen: 
     [whole] = of("mmlu_test").questions(record, Asking())
     ids = tokenize_pieces(whole.pieces, qwen, 1).tokens_L.tolist()
     assert len(ids) == length
-    [asked] = questions.prepared([0], 1, 28)
+    [asked] = questions.prepared([0], 1, 28, 8192)
     assert asked.request is not None
     assert asked.request.tokens_L.tolist() == ids[-kept:]
-    assert questions.longest(1) == kept
+    assert questions.longest(1, 8192) == kept

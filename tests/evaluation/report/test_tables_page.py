@@ -151,12 +151,16 @@ def test_results_are_made_anew_if_predictions_change(config: Config, tmp_path: P
     assert entry.checkpoint == "first" and entry.comparisons == {}
 
 
-def test_a_damaged_file_of_predictions_is_left_out(config: Config, tmp_path: Path) -> None:
+def test_a_damaged_file_of_predictions_is_left_out_and_named(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = evaluated(config, tmp_path, "x")
     (output / "predictions/second/refcoco_val.jsonl").write_text("{}")
     write_reports(output)
     labels = {(entry.checkpoint, entry.label) for entry in read_results(storage.path(output))}
     assert ("first", "refcoco_val") in labels and ("second", "refcoco_val") not in labels
+    said = "".join("".join(capsys.readouterr()).split())
+    assert "second/refcoco_val.jsonlwaschangedordamaged" in said and "first/refcoco_val.jsonlwas" not in said
 
 
 def test_tables_need_no_records(config: Config, tmp_path: Path) -> None:
