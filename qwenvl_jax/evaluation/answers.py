@@ -126,6 +126,17 @@ def summary_of(folder: epath.Path, label: str) -> dict[str, Any] | None:
         return None  # the benchmark is asked again
 
 
+def unchanged_summary(folder: epath.Path, label: str) -> dict[str, Any] | None:
+    """As `summary_of`; says which file is left out if it was changed or damaged."""
+    summary = summary_of(folder, label)
+    if summary is None and storage.exists(folder / f"{label}.json"):
+        file = folder / f"{label}.jsonl"
+        log.line(
+            log.printable(f"{file} was changed or damaged after it was written and is left out; evaluate it again")
+        )
+    return summary
+
+
 def read_rows(folder: epath.Path, label: str) -> list[dict[str, Any]]:
     """The rows of a finished benchmark in the order of its questions.
 

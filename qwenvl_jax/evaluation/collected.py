@@ -9,12 +9,12 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.config import to_dict
-from qwenvl_jax.evaluation.answers import read_rows, summary_of
+from qwenvl_jax.evaluation.answers import read_rows, summary_of, unchanged_summary
 from qwenvl_jax.evaluation.benchmark import UNANSWERED
 from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.entries import RESULTS, Entry, read_results, write_results
 from qwenvl_jax.evaluation.results import Rows, compare, figures_of, read_clean
-from qwenvl_jax.runtime import log, storage
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -85,13 +85,8 @@ def _made_from(config: EvalConfig, predictions: epath.Path) -> str:
 
 def _answered(config: EvalConfig, predictions: epath.Path, item: BenchmarkConfig, name: str) -> _Answered | None:
     """A finished benchmark of a checkpoint; None if it is not finished or was damaged."""
-    summary = summary_of(predictions / name, item.title)
+    summary = unchanged_summary(predictions / name, item.title)
     if summary is None:
-        if storage.exists(predictions / name / f"{item.title}.json"):
-            file = predictions / name / f"{item.title}.jsonl"
-            log.line(
-                log.printable(f"{file} was changed or damaged after it was written and is left out; evaluate it again")
-            )
         return None
     (checkpoint,) = (each for each in config.checkpoints if each.name == name)
     return _Answered(checkpoint, summary, read_rows(predictions / name, item.title))

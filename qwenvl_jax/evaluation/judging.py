@@ -47,9 +47,10 @@ def judge_sweep(output: epath.PathLike, settings: JudgeSettings) -> list[str]:
     for checkpoint in config.checkpoints:
         for item in judged:
             predictions = folder / PREDICTIONS / checkpoint.name
-            if not storage.exists(predictions / f"{item.title}.json"):
+            summary = answers.unchanged_summary(predictions, item.title)
+            if summary is None:
                 continue
-            figures, sentence = _judge(predictions, item, settings, folder / REPLIES)
+            figures, sentence = _judge(predictions, item, summary, settings, folder / REPLIES)
             scores.setdefault(checkpoint.name, {}).update(figures)
             artifacts.write_json(folder / SCORES, scores)
             sentences.append(f"{checkpoint.name}, {item.title}: {sentence}")
@@ -60,10 +61,13 @@ def judge_sweep(output: epath.PathLike, settings: JudgeSettings) -> list[str]:
 
 
 def _judge(
-    predictions: epath.Path, item: BenchmarkConfig, settings: JudgeSettings, replies: epath.Path
+    predictions: epath.Path,
+    item: BenchmarkConfig,
+    summary: dict[str, Any],
+    settings: JudgeSettings,
+    replies: epath.Path,
 ) -> tuple[dict[str, float], str]:
     """Adds verdicts to the rows of one checkpoint; gives its scores and a sentence."""
-    summary: dict[str, Any] = artifacts.read_json(predictions / f"{item.title}.json")
     rows, judgement = judge_rows(answers.read_rows(predictions, item.title), settings, replies)
     figures = figures_of(item.benchmark, rows, lost=summary["questions"] - len(rows))
     scores = {f"{item.title}.{key}": figure.value for key, figure in figures.items()}

@@ -84,6 +84,19 @@ def test_folders_without_such_answers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_answers_that_were_changed_by_hand_are_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise the judge's verdict would vouch for them."""
+    swept(tmp_path)
+    file = tmp_path / "predictions/a/touchstone_en.jsonl"
+    file.write_text(file.read_text().replace('"prediction": "', '"prediction": "better ', 1))
+    before = (tmp_path / "predictions/a/touchstone_en.json").read_bytes()
+    with serving("tests.support.judge_server", log=tmp_path / "log") as url:
+        sentences = judge_sweep(tmp_path, JudgeSettings(url, "judge", timeout=5))
+    assert [sentence.split(":")[0] for sentence in sentences] == ["a, touchstone_cn", "b, touchstone_en"]
+    assert (tmp_path / "predictions/a/touchstone_en.json").read_bytes() == before
+    assert "a/touchstone_en.jsonlwaschangedordamaged" in "".join("".join(capsys.readouterr()).split())
+
+
 def test_the_command(tmp_path: Path) -> None:
     swept(tmp_path)
 
