@@ -100,9 +100,9 @@ def jax_side(task: Task) -> tuple[Callable[[], list[list[int]]], Callable[[], di
     """This code: a call that generates, and one that times the decoding loop alone."""
     import jax
 
-    from qwenvl_jax.evaluation.generate import Generator
-    from qwenvl_jax.evaluation.requests import Request
-    from qwenvl_jax.evaluation.sampling import Limits
+    from qwenvl_jax.evaluation.generation.generate import Generator
+    from qwenvl_jax.evaluation.generation.requests import Request
+    from qwenvl_jax.evaluation.generation.sampling import Limits
     from qwenvl_jax.models import qwen_vl
     from qwenvl_jax.models.loaded import LoadedModel
 
@@ -127,8 +127,8 @@ def _loop_figures(task: Task, model: Any) -> dict[str, Any]:
     """JSON values of the decoding loop alone."""
     import jax
 
-    from qwenvl_jax.evaluation import slots
-    from qwenvl_jax.evaluation.sampling import Limits, Sampling
+    from qwenvl_jax.evaluation.generation import slots
+    from qwenvl_jax.evaluation.generation.sampling import Limits, Sampling
 
     columns = -(-(task.prompt + task.new) // 32) * 32
     state = slots.empty_slots(model, task.batch, columns, task.new)

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from qwenvl_jax import config as config_lib
-from qwenvl_jax.evaluation.generate import Generator
-from qwenvl_jax.evaluation.requests import Request
-from qwenvl_jax.evaluation.sampling import Limits
+from qwenvl_jax.evaluation.generation.generate import Generator
+from qwenvl_jax.evaluation.generation.requests import Request
+from qwenvl_jax.evaluation.generation.sampling import Limits
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
 

@@ -25,8 +25,8 @@ from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation import checkpoint, placement
 from qwenvl_jax.evaluation.conversation import ChatAnswer, Conversation
-from qwenvl_jax.evaluation.pictures import read_picture
-from qwenvl_jax.evaluation.sampling import Sampling
+from qwenvl_jax.evaluation.generation.pictures import read_picture
+from qwenvl_jax.evaluation.generation.sampling import Sampling
 from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError

@@ -22,9 +22,9 @@ from etils import epath
 from qwenvl_jax.checkpoint import layout
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation import config as eval_config
-from qwenvl_jax.evaluation.benchmark import EVALUATION
-from qwenvl_jax.evaluation.judge import JudgeSettings
-from qwenvl_jax.evaluation.judging import judge_sweep
+from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION
+from qwenvl_jax.evaluation.judging.judge import JudgeSettings
+from qwenvl_jax.evaluation.judging.judge_sweep import judge_sweep
 from qwenvl_jax.evaluation.report.everything import write_reports
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime import commandline, distributed, storage

@@ -18,11 +18,11 @@ from absl import logging
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation import checkpoint, placement
+from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.evaluation.inference.answer_file import ROWS, AnswerFile
 from qwenvl_jax.evaluation.inference.inputs import Inputs, read_inputs
 from qwenvl_jax.evaluation.inference.page import answers_page
 from qwenvl_jax.evaluation.inference.run import Decoding, Inference, settings_of
-from qwenvl_jax.evaluation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.runtime import artifacts, distributed, folder_lock, log, retries, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error

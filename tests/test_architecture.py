@@ -138,6 +138,23 @@ def package_of(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
+# In `qwenvl_jax.evaluation` a package imports only those before it. Single files are not listed.
+ROOMS_OF_EVALUATION = ("metrics", "benchmarks", "generation", "results", "asking", "inference", "judging", "report")
+
+
+def test_packages_of_evaluation_import_one_way() -> None:
+    top = "qwenvl_jax.evaluation"
+    rooms = {path.parent.name for path in (ROOT / "qwenvl_jax/evaluation").glob("*/__init__.py")}
+    assert rooms == set(ROOMS_OF_EVALUATION)
+    upward = []
+    for number, room in enumerate(ROOMS_OF_EVALUATION):
+        for path in sources(f"qwenvl_jax/evaluation/{room}"):
+            for later in ROOMS_OF_EVALUATION[number + 1 :]:
+                names = [name for name in imports(path) if f"{name}.".startswith(f"{top}.{later}.")]
+                upward += [f"{path} imports {name}" for name in names]
+    assert not upward, "\n".join(upward)
+
+
 def package_imports() -> dict[str, set[str]]:
     """The packages that each package imports. The mains are left out: nothing imports them."""
     modules = all_modules()

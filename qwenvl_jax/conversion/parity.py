@@ -40,7 +40,7 @@ from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Prompt, make_prompt
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.generate import Limits, generate
+from qwenvl_jax.evaluation.generation.generate import Limits, generate
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import artifacts, storage

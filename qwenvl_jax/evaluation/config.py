@@ -11,10 +11,10 @@ from typing import Any
 
 from qwenvl_jax.config import DTYPES, MeshConfig, TokenizerConfig
 from qwenvl_jax.data.tasks import PROMPT_STYLES
-from qwenvl_jax.evaluation.benchmark import EVALUATION, Benchmark
+from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, Benchmark
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.metrics.cider import TOKENISATIONS
-from qwenvl_jax.evaluation.prompts import Template
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 # The figures of held-out training tasks in tables and tiles, in this order. CIDEr with the official tokeniser is

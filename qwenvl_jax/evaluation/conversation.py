@@ -19,11 +19,11 @@ from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.readers.conversations import prompt_parts
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.generate import GREEDY, Generator
-from qwenvl_jax.evaluation.pictures import Pictures
-from qwenvl_jax.evaluation.requests import Request
-from qwenvl_jax.evaluation.sampling import Limits, Sampling
-from qwenvl_jax.evaluation.text_stream import TextStream
+from qwenvl_jax.evaluation.generation.generate import GREEDY, Generator
+from qwenvl_jax.evaluation.generation.pictures import Pictures
+from qwenvl_jax.evaluation.generation.requests import Request
+from qwenvl_jax.evaluation.generation.sampling import Limits, Sampling
+from qwenvl_jax.evaluation.generation.text_stream import TextStream
 from qwenvl_jax.models.loaded import LoadedModel
 
 # The system's turn and earlier turns have fewer tokens than this; the question is never cut (released max_window_size).

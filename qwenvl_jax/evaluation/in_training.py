@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from qwenvl_jax.checkpoint.layout import ANSWERS
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.answers import Answer
+from qwenvl_jax.evaluation.asking.questions import QuestionSet
+from qwenvl_jax.evaluation.asking.records import asked_count, asking_of, reader_of
+from qwenvl_jax.evaluation.asking.respondent import Respondent, answered_rows
 from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
-from qwenvl_jax.evaluation.questions import QuestionSet
-from qwenvl_jax.evaluation.records import asked_count, asking_of, reader_of
-from qwenvl_jax.evaluation.respondent import Respondent, answered_rows
-from qwenvl_jax.evaluation.sampling import Limits
+from qwenvl_jax.evaluation.generation.sampling import Limits
+from qwenvl_jax.evaluation.results.answers import Answer
 from qwenvl_jax.evaluation.sweep import scores_of
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.params import merge

@@ -28,15 +28,16 @@ from jax.sharding import Mesh
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
 from qwenvl_jax.config import to_dict
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
-from qwenvl_jax.evaluation import answers, checkpoint, placement
-from qwenvl_jax.evaluation.benchmark import EVALUATION, UNANSWERED, UPSTREAM, Benchmark
+from qwenvl_jax.evaluation import checkpoint, placement
+from qwenvl_jax.evaluation.asking.questions import QuestionSet
+from qwenvl_jax.evaluation.asking.records import asked_count, asking_of, exemplar_summary, reader_of
+from qwenvl_jax.evaluation.asking.respondent import Respondent, answered_rows
+from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, UNANSWERED, UPSTREAM, Benchmark
 from qwenvl_jax.evaluation.config import HEADLINES, BenchmarkConfig, CheckpointConfig, EvalConfig
-from qwenvl_jax.evaluation.layout import EVALUATION_FILE, PREDICTIONS, SCORES, SUBMISSIONS
-from qwenvl_jax.evaluation.questions import QuestionSet
-from qwenvl_jax.evaluation.records import asked_count, asking_of, exemplar_summary, reader_of
-from qwenvl_jax.evaluation.respondent import Respondent, answered_rows
-from qwenvl_jax.evaluation.results import figures_of, read_clean
-from qwenvl_jax.evaluation.sampling import Limits
+from qwenvl_jax.evaluation.generation.sampling import Limits
+from qwenvl_jax.evaluation.results import answers
+from qwenvl_jax.evaluation.results.figures import figures_of, read_clean
+from qwenvl_jax.evaluation.results.layout import EVALUATION_FILE, PREDICTIONS, SCORES, SUBMISSIONS
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
 
 NAMED = 20  # scores.json names at most this many unanswered questions of a benchmark; the benchmark's file names all

@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.chips import Topology
 from qwenvl_jax.config import ComputeConfig, Config, ModelConfig
-from qwenvl_jax.evaluation import slots
+from qwenvl_jax.evaluation.generation import slots
+from qwenvl_jax.evaluation.generation.sampling import Limits, Sampling
 from qwenvl_jax.evaluation.placement import CAST
-from qwenvl_jax.evaluation.sampling import Limits, Sampling
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.params import flatten, unflatten

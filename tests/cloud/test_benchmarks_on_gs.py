@@ -7,12 +7,12 @@ from pathlib import Path
 
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_writer import write_records
-from qwenvl_jax.evaluation.few_shot import Exemplars
-from qwenvl_jax.evaluation.judge import JudgeSettings
-from qwenvl_jax.evaluation.judging import judge_sweep
+from qwenvl_jax.evaluation.asking.few_shot import Exemplars
+from qwenvl_jax.evaluation.judging.judge import JudgeSettings
+from qwenvl_jax.evaluation.judging.judge_sweep import judge_sweep
 from qwenvl_jax.runtime import storage
-from tests.evaluation.test_few_shot import asked, picture_record, texts
-from tests.evaluation.test_judging import swept
+from tests.evaluation.asking.test_few_shot import asked, picture_record, texts
+from tests.evaluation.judging.test_judge_sweep import swept
 from tests.support.server_process import serving
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from qwenvl_jax.checkpoint import imported
-from qwenvl_jax.evaluation import answers
 from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report.page import write_report
+from qwenvl_jax.evaluation.results import answers
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.runtime import storage

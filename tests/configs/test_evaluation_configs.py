@@ -11,9 +11,9 @@ from configs.quickstart import eval as quickstart_eval
 from data_pipelines.build import benchmarks as build_benchmarks
 from qwenvl_jax import chips
 from qwenvl_jax.config import from_config_dict
+from qwenvl_jax.evaluation.benchmarks.held_out.registry import HELD_OUT
 from qwenvl_jax.evaluation.benchmarks.registry import PUBLISHED
 from qwenvl_jax.evaluation.config import EvalConfig, validate
-from qwenvl_jax.evaluation.tasks.registry import HELD_OUT
 
 MODULES = {"paper_tables": paper_tables, "few_shot": few_shot, "pure_text": pure_text}
 WEIGHTS = 2 * 9_656_935_168  # bytes in bfloat16

@@ -15,8 +15,8 @@ from qwenvl_jax.conversion import parity, to_torch
 from qwenvl_jax.conversion.torch_model.visual import normalise
 from qwenvl_jax.data.examples import Prompt
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.generate import Generator, request_of
-from qwenvl_jax.evaluation.sampling import BeamSearch, Limits
+from qwenvl_jax.evaluation.generation.generate import Generator, request_of
+from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits
 from qwenvl_jax.models.loaded import LoadedModel
 
 

@@ -20,7 +20,7 @@ from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation import conversation as module
 from qwenvl_jax.evaluation.conversation import ChatAnswer, Conversation
-from qwenvl_jax.evaluation.generate import Generator, Request
+from qwenvl_jax.evaluation.generation.generate import Generator, Request
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError

@@ -10,11 +10,11 @@ import pytest
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.benchmark import Asking
+from qwenvl_jax.evaluation.asking.questions import QuestionSet
+from qwenvl_jax.evaluation.asking.records import reader_of
+from qwenvl_jax.evaluation.benchmarks.benchmark import Asking
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.config import BenchmarkConfig
-from qwenvl_jax.evaluation.questions import QuestionSet
-from qwenvl_jax.evaluation.records import reader_of
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.samples import eval_config, noise, record_of, rows_of

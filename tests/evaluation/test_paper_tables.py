@@ -19,8 +19,8 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.benchmarks.registry import PUBLISHED
 from qwenvl_jax.evaluation.config import EvalConfig, validate
-from qwenvl_jax.evaluation.judge import JudgeSettings
-from qwenvl_jax.evaluation.judging import judge_sweep
+from qwenvl_jax.evaluation.judging.judge import JudgeSettings
+from qwenvl_jax.evaluation.judging.judge_sweep import judge_sweep
 from qwenvl_jax.evaluation.report.everything import write_reports
 from qwenvl_jax.evaluation.sweep import sweep
 from tests.support.corpora.table import FIXTURES

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from qwenvl_jax.evaluation.generate import Generator, Picture, Request
-from qwenvl_jax.evaluation.sampling import BeamSearch, Limits
+from qwenvl_jax.evaluation.generation.generate import Generator, Picture, Request
+from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import distributed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qwenvl_jax.evaluation.benchmarks.form import Form
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
-from qwenvl_jax.evaluation.prompts import Template
 
 CAPTION = Form(Template("<img>Describe the image in English:"))
 _LIMITS: dict[str, Any] = {"max_new": 30, "min_new": 8}

@@ -11,11 +11,11 @@ from typing import Any
 from qwenvl_jax.evaluation.benchmarks.form import Form
 from qwenvl_jax.evaluation.benchmarks.mme import YES_OR_NO
 from qwenvl_jax.evaluation.benchmarks.multiple_choice import CHOICE
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
 from qwenvl_jax.evaluation.benchmarks.pure_text import ENGLISH_EXAM
 from qwenvl_jax.evaluation.benchmarks.referring import REFERRING
 from qwenvl_jax.evaluation.benchmarks.vqa import VQA
-from qwenvl_jax.evaluation.prompts import Template
 
 CAPTION = Form(Template("<img>Describe the image in {language}:"))
 _SHORT: dict[str, Any] = {"max_new": 10, "min_new": 1}

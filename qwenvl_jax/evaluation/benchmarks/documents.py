@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwenvl_jax.evaluation import submissions
+from qwenvl_jax.evaluation.benchmarks import submissions
 from qwenvl_jax.evaluation.benchmarks.form import Form
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
 from qwenvl_jax.evaluation.benchmarks.vqa import VQA
-from qwenvl_jax.evaluation.prompts import Template
 
 # As the training records of this project write the options of AI2D.
 DIAGRAM = Form(Template("<img>{question}\nOptions: {options} Answer:"))

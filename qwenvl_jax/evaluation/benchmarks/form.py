@@ -11,9 +11,9 @@ from qwenvl_jax.data import tags
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation.benchmark import Exemplar, without_tags
-from qwenvl_jax.evaluation.prompts import LETTERS, Template
-from qwenvl_jax.evaluation.tasks import truth
+from qwenvl_jax.evaluation.benchmarks import truth
+from qwenvl_jax.evaluation.benchmarks.benchmark import Exemplar, without_tags
+from qwenvl_jax.evaluation.benchmarks.prompts import LETTERS, Template
 from qwenvl_jax.runtime.errors import UserError
 
 

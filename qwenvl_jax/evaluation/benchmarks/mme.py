@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qwenvl_jax.evaluation.benchmarks.form import Form
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
-from qwenvl_jax.evaluation.prompts import Template
 
 # The query of `model.chat`: no "Picture 1:" before the image.
 YES_OR_NO = Form(Template("<img>\n{question}"), chat=True)

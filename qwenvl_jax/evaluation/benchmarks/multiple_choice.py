@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwenvl_jax.evaluation import submissions
+from qwenvl_jax.evaluation.benchmarks import submissions
 from qwenvl_jax.evaluation.benchmarks.form import Form
+from qwenvl_jax.evaluation.benchmarks.prompts import LETTERS, Template
 from qwenvl_jax.evaluation.benchmarks.published import published
 from qwenvl_jax.evaluation.metrics.metric import Truth
-from qwenvl_jax.evaluation.prompts import LETTERS, Template
 
 FOUR_LETTERS = "ABCD"
 _MOST_LETTERS = 5  # of the released scripts

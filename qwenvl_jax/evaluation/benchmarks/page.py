@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from qwenvl_jax.evaluation.benchmark import Benchmark
+from qwenvl_jax.evaluation.benchmarks.benchmark import Benchmark
 from qwenvl_jax.evaluation.benchmarks.registry import JOINED_ROWS, PUBLISHED, JoinedRow
 from qwenvl_jax.runtime import storage
 

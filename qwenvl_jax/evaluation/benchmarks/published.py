@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation.benchmark import UNANSWERED, UPSTREAM, Asking, Benchmark, Question
+from qwenvl_jax.evaluation.benchmarks import truth
+from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED, UPSTREAM, Asking, Benchmark, Question
 from qwenvl_jax.evaluation.benchmarks.form import CHAT_STOPS, Form, right_letter
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.metrics.metric import Scores, Truth
 from qwenvl_jax.evaluation.metrics.registry import METRICS
-from qwenvl_jax.evaluation.prompts import Template
-from qwenvl_jax.evaluation.tasks import truth
 from qwenvl_jax.runtime.errors import UserError
 
 # Further figures by name: that of the questions for whose truth the function is true, alone. A mean over subjects stays

@@ -6,8 +6,8 @@ from typing import Any
 
 from qwenvl_jax.evaluation.benchmarks.form import Form
 from qwenvl_jax.evaluation.benchmarks.multiple_choice import FOUR_LETTERS
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
-from qwenvl_jax.evaluation.prompts import Template
 
 ENGLISH_EXAM = Form(
     Template("Question: {question}\n{options}\nAnswer:"),

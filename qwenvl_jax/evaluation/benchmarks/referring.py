@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwenvl_jax.evaluation import submissions
+from qwenvl_jax.evaluation.benchmarks import submissions
 from qwenvl_jax.evaluation.benchmarks.form import Form
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
-from qwenvl_jax.evaluation.prompts import Template
 
 # The answer continues after <box> with "(x1,y1),(x2,y2)".
 REFERRING = Form(Template("<img><ref>{question}</ref><box>"), needs="box", strip=False, before_answer="")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from qwenvl_jax.evaluation.benchmark import Benchmark
 from qwenvl_jax.evaluation.benchmarks import (
     captions,
     debian,
@@ -17,7 +16,8 @@ from qwenvl_jax.evaluation.benchmarks import (
     touchstone,
     vqa,
 )
-from qwenvl_jax.evaluation.tasks.registry import HELD_OUT
+from qwenvl_jax.evaluation.benchmarks.benchmark import Benchmark
+from qwenvl_jax.evaluation.benchmarks.held_out.registry import HELD_OUT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwenvl_jax.evaluation.benchmarks.form import Form
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published, truth_of
 from qwenvl_jax.evaluation.metrics.metric import Scores
-from qwenvl_jax.evaluation.prompts import Template
 
 DIALOGUE = Form(Template("{images|Picture #: <img>\n}{question}"), chat=True)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwenvl_jax.evaluation import submissions
+from qwenvl_jax.evaluation.benchmarks import submissions
 from qwenvl_jax.evaluation.benchmarks.form import Form
+from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
-from qwenvl_jax.evaluation.prompts import Template
 
 VQA = Form(Template("<img>{question} Answer:"))
 _LIMITS: dict[str, Any] = {"max_new": 10, "min_new": 1}

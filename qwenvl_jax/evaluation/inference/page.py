@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from qwenvl_jax.data.images.exact import decode_image
-from qwenvl_jax.evaluation.pictures import read_picture
+from qwenvl_jax.evaluation.generation.pictures import read_picture
 from qwenvl_jax.html.figures import Region, corners_of_box, figure, palette_color, within
 from qwenvl_jax.html.page import bullets, captioned, grid, header, page, section, visible
 from qwenvl_jax.runtime.errors import UserError

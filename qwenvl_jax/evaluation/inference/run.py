@@ -22,14 +22,14 @@ from qwenvl_jax.data.images.exact import size_of
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.readers.conversations import prompt_parts
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.ahead import in_order
-from qwenvl_jax.evaluation.generate import GREEDY, Generator
+from qwenvl_jax.evaluation.asking.ahead import in_order
+from qwenvl_jax.evaluation.asking.questions import too_long
+from qwenvl_jax.evaluation.generation.generate import GREEDY, Generator
+from qwenvl_jax.evaluation.generation.pictures import Pictures, read_picture
+from qwenvl_jax.evaluation.generation.requests import Picture, Request
+from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.evaluation.inference.answer_file import AnswerFile
 from qwenvl_jax.evaluation.inference.inputs import Input
-from qwenvl_jax.evaluation.pictures import Pictures, read_picture
-from qwenvl_jax.evaluation.questions import too_long
-from qwenvl_jax.evaluation.requests import Picture, Request
-from qwenvl_jax.evaluation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError

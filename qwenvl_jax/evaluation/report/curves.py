@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
-from qwenvl_jax.evaluation.entries import Entry
 from qwenvl_jax.evaluation.report.tables import title_of
-from qwenvl_jax.evaluation.results import Figure
+from qwenvl_jax.evaluation.results.entries import Entry
+from qwenvl_jax.evaluation.results.figures import Figure
 from qwenvl_jax.html.charts import Measured, bands_chart
 from qwenvl_jax.html.page import card, grid, section
 from qwenvl_jax.html.tables import table

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from etils import epath
 
-from qwenvl_jax.evaluation.benchmark import EVALUATION
-from qwenvl_jax.evaluation.collected import current_entries
-from qwenvl_jax.evaluation.layout import PREDICTIONS, read_config
+from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION
 from qwenvl_jax.evaluation.report.markdown import tables_as_markdown
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.report.scalars import write_scalars
 from qwenvl_jax.evaluation.report.tables_page import tables_page
+from qwenvl_jax.evaluation.results.collected import current_entries
+from qwenvl_jax.evaluation.results.layout import PREDICTIONS, read_config
 from qwenvl_jax.runtime import artifacts, storage
 
 TABLES_PAGE = "tables.html"

@@ -9,9 +9,9 @@ from typing import Any
 from qwenvl_jax.data import tags
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation.benchmark import Benchmark
-from qwenvl_jax.evaluation.prompts import LETTERS
-from qwenvl_jax.evaluation.questions import READ_AGAIN
+from qwenvl_jax.evaluation.asking.questions import READ_AGAIN
+from qwenvl_jax.evaluation.benchmarks.benchmark import Benchmark
+from qwenvl_jax.evaluation.benchmarks.prompts import LETTERS
 from qwenvl_jax.evaluation.report.pictures import picture, predicted, true
 from qwenvl_jax.html.figures import Region, corners_of_box
 from qwenvl_jax.html.page import captioned, grid

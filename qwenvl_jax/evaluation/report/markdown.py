@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qwenvl_jax.evaluation.entries import Entry
 from qwenvl_jax.evaluation.report import columns
 from qwenvl_jax.evaluation.report.tables import Table, tables_of
+from qwenvl_jax.evaluation.results.entries import Entry
 from qwenvl_jax.html.page import visible
 
 LONGEST = 200  # characters of a text that are shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwenvl_jax.evaluation.results import Comparison, Figure
+from qwenvl_jax.evaluation.results.figures import Comparison, Figure
 
 NOTHING = "–"
 _DECIMALS = 2

@@ -10,10 +10,10 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.checkpoint import layout
-from qwenvl_jax.evaluation.benchmark import UNANSWERED
+from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED
 from qwenvl_jax.evaluation.config import HEADLINES, CheckpointConfig, EvalConfig
-from qwenvl_jax.evaluation.layout import SCORES, read_config
 from qwenvl_jax.evaluation.report import sections
+from qwenvl_jax.evaluation.results.layout import SCORES, read_config
 from qwenvl_jax.html.charts import line_chart, lines_chart, short
 from qwenvl_jax.html.page import bullets, card, grid, header, page, section
 from qwenvl_jax.html.tables import Cell, table

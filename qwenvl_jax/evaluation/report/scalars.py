@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from qwenvl_jax.evaluation.entries import Entry
-from qwenvl_jax.evaluation.results import Figure
+from qwenvl_jax.evaluation.results.entries import Entry
+from qwenvl_jax.evaluation.results.figures import Figure
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.events import EventWriter
 

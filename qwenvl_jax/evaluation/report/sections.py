@@ -16,10 +16,10 @@ from qwenvl_jax.data.dialogues import DialogueContent, Turn
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record, content_of
 from qwenvl_jax.data.tasks import OcrContent
+from qwenvl_jax.evaluation.asking.questions import READ_AGAIN
 from qwenvl_jax.evaluation.config import BenchmarkConfig
-from qwenvl_jax.evaluation.layout import PREDICTIONS
-from qwenvl_jax.evaluation.questions import READ_AGAIN
 from qwenvl_jax.evaluation.report.pictures import picture, predicted, true
+from qwenvl_jax.evaluation.results.layout import PREDICTIONS
 from qwenvl_jax.html.figures import corners_of_box
 from qwenvl_jax.html.page import captioned, grid, section
 from qwenvl_jax.runtime import storage

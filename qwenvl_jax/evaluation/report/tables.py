@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from qwenvl_jax.evaluation.benchmark import EVALUATION, Benchmark
+from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, Benchmark
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS, JOINED_ROWS, JoinedRow
-from qwenvl_jax.evaluation.entries import Entry
-from qwenvl_jax.evaluation.results import Comparison, Figure, joined, joined_comparison
+from qwenvl_jax.evaluation.results.entries import Entry
+from qwenvl_jax.evaluation.results.figures import Comparison, Figure, joined, joined_comparison
 
 HELD_OUT = "held-out"
 OTHER = ""

@@ -9,13 +9,13 @@ from typing import Any
 from etils import epath
 
 from qwenvl_jax.data.readers.record_folder import RecordReader
-from qwenvl_jax.evaluation.answers import read_rows
-from qwenvl_jax.evaluation.benchmark import EVALUATION, UNANSWERED
+from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, UNANSWERED
 from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
-from qwenvl_jax.evaluation.entries import Entry
 from qwenvl_jax.evaluation.report import columns, curves, numbers, sections
 from qwenvl_jax.evaluation.report.examples import LONGEST, examples, short
 from qwenvl_jax.evaluation.report.tables import Table, tables_of, title_of
+from qwenvl_jax.evaluation.results.answers import read_rows
+from qwenvl_jax.evaluation.results.entries import Entry
 from qwenvl_jax.html.page import bullets, header, page, section, visible
 from qwenvl_jax.html.tables import Cell, table
 from qwenvl_jax.runtime import artifacts, storage

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from qwenvl_jax.data.schema import Record, check_record
-from qwenvl_jax.evaluation.benchmark import Asking, Benchmark, Question
+from qwenvl_jax.evaluation.benchmarks.benchmark import Asking, Benchmark, Question
 from tests.evaluation.samples import noise, record_of
 
 

@@ -12,7 +12,7 @@ from data_pipelines.compose.evaluation import evaluation
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import RawPair
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation.benchmark import Asking, Question
+from qwenvl_jax.evaluation.benchmarks.benchmark import Asking, Question
 from qwenvl_jax.evaluation.benchmarks.registry import PUBLISHED
 from tests.evaluation.benchmarks.published_records import row_of
 from tests.support.corpora.table import FIXTURES

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.corpora.table import CORPORA
 from qwenvl_jax.data import tags
-from qwenvl_jax.evaluation.benchmark import Asking, Benchmark
+from qwenvl_jax.evaluation.benchmarks.benchmark import Asking, Benchmark
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS, JOINED_ROWS, PUBLISHED, JoinedRow
 from qwenvl_jax.evaluation.metrics import mme
 from qwenvl_jax.evaluation.metrics.registry import METRICS

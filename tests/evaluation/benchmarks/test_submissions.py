@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
-from qwenvl_jax.evaluation.spreadsheet import xlsx
+from qwenvl_jax.evaluation.benchmarks.spreadsheet import xlsx
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.benchmarks.published_records import ask, row_of
 

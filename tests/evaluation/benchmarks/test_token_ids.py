@@ -14,9 +14,9 @@ from qwenvl_jax.data.examples import tokenize_pieces
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.tokenizer import Tokenizer, packaged_qwen_vocabulary
-from qwenvl_jax.evaluation.benchmark import Asking, Benchmark
+from qwenvl_jax.evaluation.asking.questions import QuestionSet
+from qwenvl_jax.evaluation.benchmarks.benchmark import Asking, Benchmark
 from qwenvl_jax.evaluation.benchmarks.registry import PUBLISHED
-from qwenvl_jax.evaluation.questions import QuestionSet
 from tests.evaluation.benchmarks.published_records import SAMPLES, ask, record_for
 
 GOLDEN = Path(__file__).parents[2] / "golden/prompts"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from qwenvl_jax.evaluation.entries import Entry
-from qwenvl_jax.evaluation.results import Comparison, Figure
+from qwenvl_jax.evaluation.results.entries import Entry
+from qwenvl_jax.evaluation.results.figures import Comparison, Figure
 
 
 def figure(value: float, questions: int = 1000, unit: float = 100.0) -> Figure:

@@ -14,7 +14,7 @@ from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.report import numbers
 from qwenvl_jax.evaluation.report.markdown import LONGEST, escaped, tables_as_markdown
 from qwenvl_jax.evaluation.report.tables import TITLES, tables_of
-from qwenvl_jax.evaluation.results import Comparison
+from qwenvl_jax.evaluation.results.figures import Comparison
 from tests.evaluation.report.entries import entry, figure, small_sweep
 
 GOLDEN = Path(__file__).parents[2] / "golden/evaluation/tables.md"

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from qwenvl_jax.config import Config, to_dict
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation import answers
-from qwenvl_jax.evaluation.benchmark import Asking
+from qwenvl_jax.evaluation.benchmarks.benchmark import Asking
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
-from qwenvl_jax.evaluation.entries import RESULTS, read_results
 from qwenvl_jax.evaluation.report.everything import write_reports
-from qwenvl_jax.evaluation.results import figures_of
+from qwenvl_jax.evaluation.results import answers
+from qwenvl_jax.evaluation.results.entries import RESULTS, read_results
+from qwenvl_jax.evaluation.results.figures import figures_of
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.samples import noise

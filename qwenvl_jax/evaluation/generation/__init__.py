@@ -1,0 +1,1 @@
+"""How a model answers: prompts in slots of one cache, beams, likelihoods of options, and pictures encoded once."""
