@@ -23,6 +23,8 @@ HEADLINES = (
     "referring_acc", "ocr_char_acc", "vqa_score", "vqa_acc", "caption_cider", "caption_cider_ptb", "dialogue_acc",
 )  # fmt: skip
 
+_LONGEST_NAME = 200  # bytes of a name; file systems take 255 with its ending, also while the file is written
+
 OWN_DEVICES = MeshConfig(data=-1, fsdp=1, tensor=1, slices=1, max_replicated_bytes=0)
 
 
@@ -121,10 +123,10 @@ def validate(config: EvalConfig) -> EvalConfig:
         if len(set(names)) != len(names):
             raise UserError(f"two entries of config.{key} share a name; give one of them another name or label")
         for name in names:
-            if not name or name.startswith(".") or "/" in name:
+            if not _names_a_file(name):
                 raise UserError(
-                    f"the name {name!r} in config.{key} becomes one of a file; it must not be empty, contain / or "
-                    "start with a dot"
+                    f"the name {name!r} in config.{key} becomes one of a file; it must have 1 to {_LONGEST_NAME} "
+                    "bytes, no / and no invisible character, and not start with a dot"
                 )
     for item in config.checkpoints:
         if item.step < -1:
@@ -144,6 +146,13 @@ def validate(config: EvalConfig) -> EvalConfig:
             f"config.baseline {config.baseline!r} is not the name of a checkpoint; name one, or leave it out"
         )
     return config
+
+
+def _names_a_file(name: str) -> bool:
+    """Whether a file of this name, with an ending, can be made on disks and object stores."""
+    # A single surrogate, which has no bytes, is not printable either.
+    visible = name.isprintable() and not name.startswith(".") and "/" not in name
+    return visible and 1 <= len(name.encode()) <= _LONGEST_NAME
 
 
 def _check_benchmark(item: BenchmarkConfig) -> None:

@@ -164,7 +164,10 @@ def eval_values(**changes: Any) -> dict[str, Any]:
         ({"task": {"tokenisation": "ptb"}}, "only captions"),
         ({"task": {"name": "caption", "tokenisation": "pbt"}}, "not one of ptb, simple"),
         ({"checkpoints": (dict(name="a", workdir="w", image_size=28, step=-2),)}, "step -2"),
-        ({"checkpoints": (dict(name="a/b", workdir="w", image_size=28),)}, "becomes one of a file"),
+        *(
+            ({"checkpoints": (dict(name=name, workdir="w", image_size=28),)}, "becomes one of a file")
+            for name in ("a/b", ".a", "", "a" * 201, "中" * 67, "a\nb", "a\0b", "a\ud800", "a\u2028b")
+        ),
         ({"bach_size": 1}, "did you mean 'batch_size'"),
     ],
 )
