@@ -101,7 +101,7 @@ class Generator:
         Raises:
           UserError: for an empty prompt.
         """
-        program = _Greedy(limits, sampling)
+        program = _Greedy(limits, sampling, self._mesh)
         yield from self._all(requests, program, self._count, longest)
 
     def search(
@@ -142,7 +142,7 @@ class Generator:
         Raises:
           UserError: for an empty prompt.
         """
-        run = _Run(_Greedy(limits, sampling), self._count)
+        run = _Run(_Greedy(limits, sampling, self._mesh), self._count)
         self._fill(run, [request])
         [slot] = run.taken
         told = 0
@@ -199,12 +199,12 @@ class Generator:
 class _Greedy:
     """How slots are computed whose next token is the most likely one, or is drawn."""
 
-    def __init__(self, limits: Limits, sampling: Sampling):
+    def __init__(self, limits: Limits, sampling: Sampling, mesh: Mesh | None):
         self.limits = limits
         how = {"limits": limits, "sampling": sampling}
         self.empty = functools.partial(device.empty_slots, max_new=limits.max_new)
         self.fill = functools.partial(device.fill, **how)
-        self.advance = functools.partial(device.advance, **how)
+        self.advance = functools.partial(device.advance_on(mesh), **how)
 
     def so_far(self, state: device.Slots, slot: int) -> tuple[list[int], bool]:
         """The ids of an answer, and whether it goes on."""

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.evaluation.generation.sampling import Limits, Sampling, chosen
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.models.parallel import rows_split
 from qwenvl_jax.models.qwen_vl import Cache
+from qwenvl_jax.sharding.compiler import compiler_options
 from qwenvl_jax.sharding.mesh import AXES, BATCH_AXES
 
 
@@ -204,6 +206,19 @@ def advance(
         )
 
     return placed(jax.lax.while_loop(goes_on, step, (jnp.int32(0), slots))[1])
+
+
+def advance_on(mesh: Mesh | None) -> Any:
+    """`advance`, compiled with the options for the devices of a mesh (`sharding.compiler`)."""
+    return _advance_with(tuple(sorted(compiler_options(mesh).items())) if mesh else ())
+
+
+@functools.cache
+def _advance_with(options: tuple[tuple[str, bool | int | str], ...]) -> Any:
+    if not options:
+        return advance
+    static = ("limits", "sampling")
+    return jax.jit(advance.__wrapped__, static_argnames=static, donate_argnames="slots", compiler_options=dict(options))
 
 
 @functools.partial(jax.jit, static_argnames="columns")
