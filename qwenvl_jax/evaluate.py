@@ -11,23 +11,18 @@ without running a model. The third has a language model score the answers to Tou
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import hashlib
-import json
-
 from absl import flags, logging
 from etils import epath
 
-from qwenvl_jax.checkpoint import layout
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation import config as eval_config
 from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION
 from qwenvl_jax.evaluation.judging.judge import JudgeSettings
 from qwenvl_jax.evaluation.judging.judge_sweep import judge_sweep
+from qwenvl_jax.evaluation.released import with_imported
 from qwenvl_jax.evaluation.report.everything import write_reports
 from qwenvl_jax.evaluation.sweep import sweep
-from qwenvl_jax.runtime import commandline, distributed, storage
+from qwenvl_jax.runtime import commandline, distributed
 from qwenvl_jax.runtime.errors import UserError
 
 _CONFIG = commandline.define_config("What to evaluate; see configs/quickstart/eval.py.")
@@ -61,32 +56,16 @@ def main() -> None:
     with distributed.together():  # if one process fails, all end
         config = eval_config.validate(from_config_dict(eval_config.EvalConfig, values))
         distributed.check_shared(config.output)
-        config = with_imported(config)
+        config = with_imported(config, _import)
         sweep(config)
         if any(item.benchmark.task == EVALUATION for item in config.benchmarks):
             distributed.from_primary(lambda: _report(config.output))
 
 
-def with_imported(config: eval_config.EvalConfig) -> eval_config.EvalConfig:
-    """The config with a checkpoint in the place of each released directory, imported to `<output>/imported/..` once."""
-    items = []
-    for item in config.checkpoints:
-        release = storage.path(item.workdir)
-        if storage.exists(release / layout.CONFIG) and not storage.exists(release / layout.LINEAGE):
-            files = json.dumps([str(release), storage.sizes(release)], sort_keys=True)
-            digest = hashlib.sha256(files.encode()).hexdigest()[:16]
-            workdir = storage.path(config.output) / "imported" / f"{item.name}-{digest}"
-            distributed.from_primary(functools.partial(_import, release, workdir))
-            item = dataclasses.replace(item, workdir=str(workdir))
-        items.append(item)
-    return dataclasses.replace(config, checkpoints=tuple(items))
-
-
 def _import(release: epath.Path, workdir: epath.Path) -> None:
     from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
 
-    if not storage.exists(workdir / layout.LINEAGE):
-        import_release(release, workdir)
+    import_release(release, workdir)
 
 
 def _report(output: str) -> None:
