@@ -11,6 +11,7 @@ C stored pictures, Q features of a picture, F = C * Q, I images, D width, V voca
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -218,7 +219,9 @@ def _advance_with(options: tuple[tuple[str, bool | int | str], ...]) -> Any:
     if not options:
         return advance
     static = ("limits", "sampling")
-    return jax.jit(advance.__wrapped__, static_argnames=static, donate_argnames="slots", compiler_options=dict(options))
+    return jax.jit(
+        inspect.unwrap(advance), static_argnames=static, donate_argnames="slots", compiler_options=dict(options)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="columns")
