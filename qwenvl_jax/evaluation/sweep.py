@@ -77,6 +77,11 @@ class _Subject:
         model = placement.load(self.starting_point, self._mesh, self._settings.dtype)
         return Respondent(model, self._mesh, self._settings.batch_size, self.config.image_size)
 
+    @property
+    def encoded(self) -> int:
+        """How many pictures the model has encoded so far."""
+        return self.respondent.encoded if "respondent" in vars(self) else 0
+
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """JSON values that change with the weights, and with how they are computed."""
@@ -176,12 +181,14 @@ class _Sweep:
         folder = self._folder(subject)
         title = f"{subject.config.name} · {item.title}"
         limits = Limits(item.most_new, item.least_new, self._stop_ids(item.benchmark))
+        encoded = subject.encoded
         with answers.Answers(folder, item.title, settings) as known:
             rows = answered_rows(questions, known.known, known.add, lambda: subject.respondent, limits, title)
         share = {
             "rows": rows,
             "lost": [dataclasses.asdict(lost) for lost in questions.lost],
             "seconds": time.monotonic() - began,
+            "encoded": subject.encoded - encoded,
         }
         shares = _all_shares(folder, item.title, share)
 
@@ -189,6 +196,7 @@ class _Sweep:
             rows = [row for share in shares for row in share["rows"]]
             summary = _summary(item, rows, [lost for share in shares for lost in share["lost"]])
             summary["seconds"] = round(max(share["seconds"] for share in shares), 3)
+            summary["pictures_encoded"] = sum(share["encoded"] for share in shares)  # in this run
             summary["step"] = subject.starting_point.step
             summary["fingerprint"] = self._fingerprint(subject, item)
             if item.benchmark.submission:
