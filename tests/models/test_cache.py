@@ -114,13 +114,13 @@ def test_cache_holds_keys_after_rotary_in_the_compute_dtype(
 ) -> None:
     cache = qwen_vl.init_cache(model, compute, 2, LENGTH)
     config = model.decoder
-    assert cache.key.shape == cache.value.shape == (config.layers, 2, LENGTH, config.heads, config.head_dim)
+    assert cache.key.shape == cache.value.shape == (config.layers, 2, config.heads, LENGTH, config.head_dim)
     assert len(jax.tree.leaves(cache)) == 2
     tokens = jnp.full((1, 2), 7, jnp.int32)
     x = qwen_vl.embed(params, model, compute, tokens, -jnp.ones_like(tokens), None)
     cache = qwen_vl.init_cache(model, compute, 1, 4)
     _, cache = qwen_vl.prefill(params, model, compute, x, jnp.arange(2)[None], jnp.ones((1, 2), bool), cache)
     # The same token twice: equal values in the first layer, but keys turned by their positions.
-    np.testing.assert_allclose(cache.value[0, 0, 0], cache.value[0, 0, 1], atol=1e-6)
-    assert np.abs(cache.key[0, 0, 0] - cache.key[0, 0, 1]).max() > 1e-3
-    np.testing.assert_array_equal(cache.key[:, :, 2:], 0)
+    np.testing.assert_allclose(cache.value[0, 0, :, 0], cache.value[0, 0, :, 1], atol=1e-6)
+    assert np.abs(cache.key[0, 0, :, 0] - cache.key[0, 0, :, 1]).max() > 1e-3
+    np.testing.assert_array_equal(cache.key[:, :, :, 2:], 0)

@@ -21,6 +21,7 @@ COMMANDS = (
     "data_pipelines.duplicates.untouched",
     "data_pipelines.quickstart",
     "data_pipelines.report",
+    "qwenvl_jax.infer",
     "qwenvl_jax.quickstart",
 )
 
