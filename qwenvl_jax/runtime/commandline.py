@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import logging as stdlib_logging
 import os
 import re
 import runpy
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from qwenvl_jax.runtime import retries
-from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
+from qwenvl_jax.runtime.errors import INTERRUPTED, UserError, exit_on_user_error, nearest
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 
@@ -56,12 +58,25 @@ def run(
 
     def framed(argv: list[str]) -> None:
         arguments = argv[1:]
-        with exit_on_user_error():
-            if len(arguments) > positional:
-                raise UserError(f"unexpected argument {arguments[positional]!r}; flags begin with --")
-            main(*arguments)
+        try:
+            with exit_on_user_error():
+                if len(arguments) > positional:
+                    raise UserError(f"unexpected argument {arguments[positional]!r}; flags begin with --")
+                main(*arguments)
+        except SystemExit as end:
+            if end.code == INTERRUPTED:
+                _leave(INTERRUPTED)
+            raise
 
     app.run(framed, flags_parser=parser)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process without tearing the interpreter down: threads of XLA that still compute would crash in it."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def parse(argv: Sequence[str], *, needs_config: bool = True, verbosity: int = logging.WARNING) -> list[str]:

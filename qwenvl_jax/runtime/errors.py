@@ -16,6 +16,8 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 
+INTERRUPTED = 128 + signal.SIGINT  # the exit code that a shell reports for Ctrl-C
+
 
 class UserError(Exception):
     """A mistake in the user's input. The message is one sentence: what is wrong and what to do."""
@@ -72,7 +74,7 @@ def exit_on_user_error() -> Iterator[None]:
         message = f"this machine has no memory left{says}; free some and run the same command again"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         where = error.filename or "the output"
         if error.errno in _FULL:
