@@ -67,7 +67,7 @@ class BenchmarkConfig:
     def benchmark(self) -> Benchmark:
         """Its entry in the table, scored with this tokenisation."""
         benchmark = BENCHMARKS[self.name]
-        if not self.tokenisation:
+        if not self.tokenisation or self.name != "caption":
             return benchmark
         score: Any = benchmark.score
         return dataclasses.replace(benchmark, score=functools.partial(score, tokenisation=self.tokenisation))

@@ -36,6 +36,11 @@ def test_the_quickstart_passes_the_checks() -> None:
     assert {item.name for item in load(quickstart_eval).benchmarks} == set(HELD_OUT)
 
 
+def test_the_tokenisation_of_the_quickstart_is_that_of_captions_alone() -> None:
+    figures = [key for item in load(quickstart_eval).benchmarks for key in item.benchmark.score([])]
+    assert {"caption_cider", "vqa_acc", "referring_acc"} <= set(figures)
+
+
 def test_all_published_benchmarks_are_swept() -> None:
     names = [item.name for item in load(paper_tables).benchmarks]
     assert sorted(names) == sorted(PUBLISHED)
