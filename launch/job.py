@@ -1,0 +1,77 @@
+"""What is launched: one stage, on one topology, bought in one way. Builders turn a `Job` into commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from qwenvl_jax.chips import Topology
+from qwenvl_jax.runtime.errors import UserError
+
+# How chips are bought. On demand and reserved slices stay; spot slices may be taken away at any moment; flex-start
+# slices come when there is room and stay for `Job.hours` at most.
+CAPACITIES = ("on_demand", "spot", "reserved", "flex_start")
+
+# Compute Engine allows 63 characters. JobSet and Kueue put their parts before and behind the name of a job, so that 28
+# remain on GKE.
+LONGEST_NAME = 28
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One stage on one topology.
+
+    Attributes:
+      name: of every resource that is created; a DNS label.
+      topology: chip kind, grid and number of slices.
+      command: what every host runs, e.g. ("python", "-m", "qwenvl_jax.train", "--config=..", "--workdir=..").
+      workdir: the run's folder, on gs:// for all paths but `local`.
+      capacity: one of `CAPACITIES`.
+      reservation: its name, if the capacity is `reserved`.
+      hours: the longest time that the slices are kept; required for flex-start, 0 for no limit.
+      project: the cloud project; empty for the one that gcloud is set to.
+      zones: in which to try, in this order.
+      network, subnetwork, service_account: empty for the project's defaults.
+      internal_addresses: whether hosts get no external addresses; the network then needs Cloud NAT.
+      labels: of every resource.
+      environment: variables of every process; no secrets.
+      secrets: names of secrets of Secret Manager by variable. A host reads them itself when it starts.
+      repository, revision: what `setup` installs; an empty repository sends the launcher's working tree.
+      image: the container image, for GKE.
+    """
+
+    name: str
+    topology: Topology
+    command: tuple[str, ...]
+    workdir: str
+    capacity: str = "on_demand"
+    reservation: str = ""
+    hours: float = 0.0
+    project: str = ""
+    zones: tuple[str, ...] = ()
+    network: str = ""
+    subnetwork: str = ""
+    service_account: str = ""
+    internal_addresses: bool = False
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    repository: str = ""
+    revision: str = ""
+    image: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that no path accepts."""
+        if not _NAME.fullmatch(self.name) or len(self.name) > LONGEST_NAME:
+            raise UserError(
+                f"the name {self.name!r} is not a DNS label of at most {LONGEST_NAME} characters; use lower-case "
+                "letters, digits and hyphens, beginning with a letter"
+            )
+        if self.capacity not in CAPACITIES:
+            raise UserError(f"the capacity {self.capacity!r} is not one of {', '.join(CAPACITIES)}; choose one")
+        if (self.capacity == "reserved") != bool(self.reservation):
+            raise UserError("--reservation and --capacity=reserved belong together; give both, or neither")
+        if self.capacity == "flex_start" and self.hours <= 0:
+            raise UserError("flex-start slices are kept for a limited time; give --hours, e.g. --hours=24")
