@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of, nearest, one_line
+from qwenvl_jax.runtime.errors import StorageError, StorageOutage, UserError, file_errors_of, nearest, one_line
 
 LOCAL_RUNNER = "DirectRunner"
 _MOST_WORKERS = 1000  # more processes than the cores of any machine
@@ -280,7 +280,12 @@ def _carried(error: BaseException) -> BaseException | None:
     values = json.loads(base64.b64decode(match[1]))
     if values["kind"] == "OSError" and values["errno"] is not None:
         return OSError(values["errno"], os.strerror(values["errno"]), values["file"] or None)
-    kinds = {"UserError": UserError, "StorageError": StorageError, "MemoryError": MemoryError}
+    kinds = {
+        "UserError": UserError,
+        "StorageError": StorageError,
+        "StorageOutage": StorageOutage,
+        "MemoryError": MemoryError,
+    }
     return kinds.get(values["kind"], UserError)(values["text"])
 
 

@@ -25,7 +25,7 @@ from qwenvl_jax.checkpoint.starting_point import find_starting_point
 from qwenvl_jax.config import FORMER_KEYS, Config, load_config
 from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, to_torch
 from qwenvl_jax.data.tokenizer import load_tokenizer
-from qwenvl_jax.runtime import commandline, distributed, storage
+from qwenvl_jax.runtime import commandline, distributed, exit_codes, storage
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 _CONFIG = commandline.define_config("import of towers: the stage that will start from them.", FORMER_KEYS)
@@ -132,7 +132,7 @@ def _verify(params: dict[str, Any], config: Config, folder: epath.Path) -> None:
     )
     if not report["passed"]:
         print(f"error: {folder} does not agree with its checkpoint; see {folder / manifest.PARITY}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(exit_codes.ERROR)
 
 
 COMMANDS = {"release": release, "import": import_checkpoint, "verify": verify}

@@ -25,7 +25,7 @@ from qwenvl_jax.data.readers import tar_index
 from qwenvl_jax.data.readers.tar_files import checked_entries, joined_path, no_shards
 from qwenvl_jax.data.readers.tar_joined import join_indexes
 from qwenvl_jax.data.readers.tar_paths import base_and_pattern, find_shards
-from qwenvl_jax.runtime import commandline, log, storage
+from qwenvl_jax.runtime import commandline, exit_codes, log, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.storage import Entry
 
@@ -155,7 +155,7 @@ def _end_with_parent() -> None:
     def watch() -> None:
         if parent is not None:
             parent.join()
-            os._exit(1)
+            os._exit(exit_codes.RETRY)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()
 

@@ -72,7 +72,7 @@ def run(steps: list[Step], workdir: epath.Path) -> None:
         code = subprocess.run([sys.executable, "-m", *step.command]).returncode
         if code:
             print(f"{step.title} ended with exit code {code}; run the same command again to continue", file=sys.stderr)
-            sys.exit(code)
+            sys.exit(code if code > 0 else 128 - code)  # a signal, as a shell reports it
         timings[step.key] = round(time.monotonic() - start, 1)
         print(f"    done in {timings[step.key]:.0f} s, {time.monotonic() - began:.0f} s in all", flush=True)
     timings["total"] = round(time.monotonic() - began, 1)

@@ -14,9 +14,8 @@ from absl import flags
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import check_init
 from qwenvl_jax.config import FORMER_KEYS, Config, from_config_dict, load_config
-from qwenvl_jax.runtime import commandline, distributed
+from qwenvl_jax.runtime import commandline, distributed, exit_codes
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.runtime.preemption import EXIT_CODE
 from qwenvl_jax.training import loop, summary
 from qwenvl_jax.training.observers import MakeObserver
 from qwenvl_jax.training.state import abstract_state
@@ -62,7 +61,7 @@ def main() -> None:
         config = read_config()
         steps = loop.train(config, _WORKDIR.value, _observers())
     if steps < config.train.steps:
-        sys.exit(EXIT_CODE)
+        sys.exit(exit_codes.PREEMPTED)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from data_pipelines.dialogues.plan import SELF_INSTRUCTION, Entry, planned_shard
 from data_pipelines.dialogues.self_instruction import Conversation, next_request
 from data_pipelines.pair import FailedRow
 from qwenvl_jax.runtime.endpoint import Completion, Endpoint, NotAnsweredError, RefusedError, estimated_tokens
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.errors import StorageOutage, UserError
 from qwenvl_jax.runtime.replies import Replies, Request, request_digest
 
 _LOG_S = 30.0
@@ -75,7 +75,7 @@ class Asking:
 
         Raises:
           UserError: if the endpoint refuses the key or all requests, or the budget ends; what was answered is stored.
-          StorageError: if the endpoint does not answer.
+          StorageOutage: if the endpoint does not answer.
         """
         self._count_stored()
         threads = [
@@ -206,7 +206,7 @@ class Asking:
                 completion = self._endpoint.complete(request)
             except NotAnsweredError as error:
                 if number == self._settings.retries:
-                    raise StorageError(
+                    raise StorageOutage(
                         f"the endpoint did not answer {number + 1} times ({error}); run the same command again, which "
                         "continues"
                     ) from None

@@ -19,10 +19,11 @@ from typing import Any
 
 from absl import logging
 
-from qwenvl_jax.runtime.errors import StorageError, UserError, file_errors_of
+from qwenvl_jax.runtime.errors import StorageError, StorageOutage, UserError, file_errors_of
 
 # Words of TensorStore's status codes, and errors of a system, that say nothing about the bytes.
 _STATUS = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|PERMISSION_DENIED|UNAUTHENTICATED)\b")
+_REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")  # no time mends these
 _SYSTEM = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -37,7 +38,8 @@ def reading(folder: object) -> Iterator[None]:
 
     Raises:
       DamagedError: if something of it is missing, cut short or changed.
-      StorageError: if the storage does not answer, or a limit of the system is reached.
+      StorageOutage: if the storage does not answer, or a limit of the system is reached.
+      StorageError: if the storage refuses.
       OSError: if it may not be read.
       UserError, StorageError, MemoryError: as they are; so is anything of JAX, such as too little device memory.
     """
@@ -55,7 +57,9 @@ def reading(folder: object) -> Iterator[None]:
         numbers = [getattr(cause, "errno", None) for cause in _causes(error)]
         system = any(os.strerror(number) in text for number in _SYSTEM for text in texts) or set(numbers) & {*_SYSTEM}
         if system or any(map(_STATUS.search, texts)) or _from_the_net(error):
-            raise StorageError(f"{folder} cannot be read now ({_reason(error)}); run the same command again") from error
+            refused = any(word in text for word in _REFUSED for text in texts)
+            kind = StorageError if refused else StorageOutage
+            raise kind(f"{folder} cannot be read now ({_reason(error)}); run the same command again") from error
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DamagedError(_reason(error)) from error

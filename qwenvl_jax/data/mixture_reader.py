@@ -16,7 +16,8 @@ from qwenvl_jax.data.examples import DrawnRecord
 from qwenvl_jax.data.mixture import check_schedules
 from qwenvl_jax.data.readers.source import Source, open_source
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
+from qwenvl_jax.runtime import retries
+from qwenvl_jax.runtime.errors import StorageError, StorageOutage, UserError, one_line
 
 
 class MixtureReader:
@@ -60,7 +61,8 @@ class MixtureReader:
         except (UserError, *ABSENT) as error:
             message = f"{where}: {error}"
         except OSError as error:
-            raise StorageError(f"{where} could not be read ({error}); run the same command again to continue") from None
+            kind = StorageOutage if retries.is_transient(error) else StorageError
+            raise kind(f"{where} could not be read ({error}); run the same command again to continue") from None
         except BaseException as error:
             message = f"{where} is damaged ({type(error).__name__}: {one_line(error)})"
         return DrawnRecord(source, index, message=message)

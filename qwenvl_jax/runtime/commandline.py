@@ -9,14 +9,15 @@ import os
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from qwenvl_jax.runtime import retries
-from qwenvl_jax.runtime.errors import INTERRUPTED, UserError, exit_on_user_error, nearest
+from qwenvl_jax.runtime import exit_codes, retries
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 
@@ -42,6 +43,7 @@ def run(
     """Runs the main function of a command; never returns.
 
     A user's mistake, on the command line or anywhere in `main`, ends the command with one sentence and exit code 2.
+    All exit codes are those of `exit_codes`.
 
     Args:
       main: gets the positional arguments of the command line.
@@ -64,8 +66,13 @@ def run(
                     raise UserError(f"unexpected argument {arguments[positional]!r}; flags begin with --")
                 main(*arguments)
         except SystemExit as end:
-            if end.code == INTERRUPTED:
-                _leave(INTERRUPTED)
+            if end.code == exit_codes.INTERRUPTED:
+                _leave(exit_codes.INTERRUPTED)
+            raise
+        except Exception as error:
+            if exit_codes.of_exception(error) == exit_codes.RETRY:
+                traceback.print_exc()
+                _leave(exit_codes.RETRY)
             raise
 
     app.run(framed, flags_parser=parser)

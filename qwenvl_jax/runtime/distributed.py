@@ -18,9 +18,9 @@ import jax
 from etils import epath
 from jax._src import distributed as _jax_distributed
 
-from qwenvl_jax.runtime import errors, rollcall, storage
+from qwenvl_jax.runtime import errors, exit_codes, rollcall, storage
 from qwenvl_jax.runtime.clusters import TPUS, find_membership, one_of_several
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import PeerError, UserError
 
 _POLL = 2.0  # seconds of one wait for another process; then it is asked again
 _line: rollcall.Line | None = None  # to process 0, if there are several processes
@@ -33,7 +33,8 @@ def initialize() -> None:
     `clusters.find_membership` says who they are, `rollcall.call` waits until all are there: at most `join_seconds()`.
 
     Raises:
-      UserError: if this process cannot tell whether it is alone, or the others do not come.
+      UserError: if this process cannot tell whether it is alone.
+      PeerError: if the others do not come.
     """
     global _line
     if _line is not None:
@@ -90,12 +91,12 @@ def together() -> Iterator[None]:
         yield
     except BaseException as error:
         text = io.StringIO()
-        code = 1
+        code = exit_codes.of_exception(error)
         try:
             with contextlib.redirect_stderr(text), errors.exit_on_user_error():
                 raise
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
+            code = end.code if isinstance(end.code, int) else exit_codes.ERROR
             sentence = text.getvalue().strip().removeprefix("error: ")
         except BaseException:
             if cause := _line.cause():
@@ -135,7 +136,8 @@ def from_primary(function: Callable[[], Any]) -> Any:
       function: takes nothing and returns a JSON value; called on process 0 alone.
 
     Raises:
-      UserError, StorageError: what `function` raises on process 0, on every process.
+      UserError, StorageError: what `function` raises on process 0, on every process. Any other exception is a
+        `PeerError` on the others.
     """
     client = _client()
     if client is None:
@@ -145,13 +147,13 @@ def from_primary(function: Callable[[], Any]) -> Any:
         try:
             answer = json.dumps({"value": function()})
         except BaseException as error:
-            client.key_value_set(key, json.dumps({"error": type(error).__name__, "message": str(error)}))
+            client.key_value_set(key, json.dumps(_described(error)))
             raise
         client.key_value_set(key, answer)
     else:
         answer = _wait_for(client, key)
     outcome = json.loads(answer)
-    return outcome["value"] if "value" in outcome else _raise(outcome["error"], outcome["message"])
+    return outcome["value"] if "value" in outcome else _raise(**outcome)
 
 
 def gather(value: Any) -> list[Any]:
@@ -265,9 +267,16 @@ def _wait_for(client: Any, key: str) -> str:
                 raise
 
 
-def _raise(kind: str, message: str) -> NoReturn:
+def _described(error: BaseException) -> dict[str, Any]:
+    code = error.code if isinstance(error, PeerError) else exit_codes.of_exception(error)
+    return {"kind": type(error).__name__, "message": str(error), "code": code}
+
+
+def _raise(kind: str, message: str, code: int) -> NoReturn:
     """Raises the error of process 0 as its own type if it is one of ours."""
     known = getattr(errors, kind, None)
+    if known is PeerError:
+        raise PeerError(message, code)
     if isinstance(known, type) and issubclass(known, Exception):
         raise known(message)
-    raise UserError(f"process 0 ended with {kind}: {message}; see its output")
+    raise PeerError(f"process 0 ended with {kind}: {message}; see its output", code)

@@ -1,9 +1,10 @@
 """Errors that a user can cause or has to mend, and how a command ends on one.
 
 A mistake in a flag, a config, a file or a record is a `UserError`: one sentence that says what is wrong and what to do.
-Storage that cannot be reached is a `StorageError`. `commandline.run` runs every main inside `exit_on_user_error`, so
-that such a mistake ends with that sentence on stderr and exit code 2, never with a traceback from deep inside. Anything
-else is a bug and keeps its traceback.
+Storage that refuses is a `StorageError`, storage that does not answer a `StorageOutage`, and another process that is
+gone a `PeerError`. `commandline.run` runs every main inside `exit_on_user_error`, so that such an error ends with its
+sentence on stderr and a code of `exit_codes`, never with a traceback from deep inside. Anything else is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import contextlib
 import difflib
 import errno
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 
-INTERRUPTED = 128 + signal.SIGINT  # the exit code that a shell reports for Ctrl-C
+from qwenvl_jax.runtime import exit_codes
 
 
 class UserError(Exception):
@@ -24,10 +24,26 @@ class UserError(Exception):
 
 
 class StorageError(Exception):
-    """Storage that did not answer, or answered wrongly, for as long as it was asked again; one sentence.
+    """Storage that refused, or a file that is gone; one sentence.
 
     Not a `UserError`: nothing is wrong with what was read, so it never counts as a corrupt sample.
     """
+
+
+class StorageOutage(StorageError):
+    """Storage that did not answer, or answered wrongly, for as long as it was asked again; it may answer later."""
+
+
+class PeerError(Exception):
+    """Another process of the run is missing, was lost or has failed; one sentence.
+
+    Attributes:
+      code: the exit code of `exit_codes` with which this process ends as well.
+    """
+
+    def __init__(self, sentence: str, code: int = exit_codes.RETRY):
+        super().__init__(sentence)
+        self.code = code
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -61,20 +77,26 @@ _ODD = (  # a file for a folder and the reverse, names and links that lead nowhe
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns `UserError`, `StorageError`, a full disk, a forbidden path and full memory into one line and exit code 2.
+    """Turns the errors of this file, a full disk, a forbidden path and full memory into one line and an exit code.
 
-    Ctrl-C ends a command with one line as well, and with the exit code that a shell reports for it.
+    The code is RETRY for a `StorageOutage`, that of a `PeerError`, and MISTAKE otherwise. Ctrl-C ends a command with
+    one line as well, and with the exit code that a shell reports for it.
     """
+    code = exit_codes.MISTAKE
     try:
         yield
-    except (UserError, StorageError) as error:
+    except (UserError, StorageError, PeerError) as error:
         message = str(error)
+        if isinstance(error, StorageOutage):
+            code = exit_codes.RETRY
+        elif isinstance(error, PeerError):
+            code = error.code
     except MemoryError as error:
         says = f" ({error})" if str(error) else ""
         message = f"this machine has no memory left{says}; free some and run the same command again"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
     except OSError as error:
         where = error.filename or "the output"
         if error.errno in _FULL:
@@ -89,7 +111,7 @@ def exit_on_user_error() -> Iterator[None]:
         return
     line = " ".join(message.splitlines())  # a name may hold a line break
     print(f"error: {_visible(line)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

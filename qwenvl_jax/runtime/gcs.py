@@ -69,7 +69,8 @@ class Gcs(GCSFileSystem):
 
         Raises:
           FileNotFoundError: if the server says that there is no such object or bucket.
-          StorageError: if it refuses the request, or after `retries.patience()` seconds.
+          StorageError: if it refuses the request.
+          StorageOutage: after `retries.patience()` seconds.
         """
         where = _name(path, args)
         url = self._format_path(path, args)

@@ -18,7 +18,7 @@ from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError
 
 from qwenvl_jax.runtime import retries
-from qwenvl_jax.runtime.errors import StorageError
+from qwenvl_jax.runtime.errors import StorageError, StorageOutage
 from qwenvl_jax.runtime.retries import NotWhole
 
 _UPLOAD_PART = 32 << 20  # bytes sent in one request; larger objects are sent in parts
@@ -232,7 +232,9 @@ class Store:
                 break
         copied = self.facts(target) or {}
         if any(copied.get(name) != facts.get(name) for name in ("size", "crc32c")):
-            raise StorageError(f"{target} is not what {path} is after the server copied it; run the same command again")
+            raise StorageOutage(
+                f"{target} is not what {path} is after the server copied it; run the same command again"
+            )
 
     def remove(self, path: str) -> None:
         """Removes an object and everything below a folder of that name; what is missing is no error."""

@@ -10,9 +10,6 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-# The exit code that a shell reports after SIGTERM; schedulers then start the job again.
-EXIT_CODE = 128 + signal.SIGTERM
-
 
 class PreemptionGuard:
     """Notes SIGTERM and SIGINT while it is active; the training loop asks `stop` after every step.

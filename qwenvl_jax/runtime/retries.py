@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
+from qwenvl_jax.runtime.errors import StorageOutage, UserError, one_line
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -99,9 +99,9 @@ def note_failure(where: object, error: BaseException, attempt: int) -> None:
         _log.warning("%s: %s; trying again for up to %.0f seconds", where, one_line(error), patience())
 
 
-def exhausted(where: object, error: BaseException) -> StorageError:
+def exhausted(where: object, error: BaseException) -> StorageOutage:
     """The error for a request that failed to the end of patience."""
-    return StorageError(
+    return StorageOutage(
         f"{where} could not be reached for {patience():.0f} seconds ({one_line(error)}); run the same command again "
         f"when the storage answers ({PATIENCE} sets how long to wait)"
     )
@@ -129,7 +129,7 @@ def retried(function: Callable[[], _T], path: object) -> _T:
       path: the path that messages name.
 
     Raises:
-      StorageError: after `patience()` seconds. Any error that does not pass is raised as it is.
+      StorageOutage: after `patience()` seconds. Any error that does not pass is raised as it is.
     """
     started = time.monotonic()
     for attempt in itertools.count():

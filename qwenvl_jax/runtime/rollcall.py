@@ -26,7 +26,8 @@ import time
 import uuid
 from typing import Any, NamedTuple
 
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import PeerError, UserError
+from qwenvl_jax.runtime.exit_codes import MISTAKE, RETRY
 
 ANSWER = 5.0  # seconds for the first answer of process 0, which does nothing else in that time
 GRACE = 2.0  # seconds in which a process may end with its error before the error of another process ends it
@@ -122,7 +123,7 @@ class Desk:
             del self._members[index]
             if ended and self._complete and index not in self._done:
                 where = f"process {index} (host {member.host})"
-                self._stop(f"{where} ended without a word; its own output may say why", code=1)
+                self._stop(f"{where} ended without a word; its own output may say why", code=RETRY)
         if not self._members.keys() - {self._membership.index}:
             self.alone.set()
         writer.close()
@@ -144,10 +145,11 @@ class Desk:
         self._stop(
             f"{len(self._members)} of {self._membership.count} processes ({self._membership.said_by}) came within "
             f"{self._seconds:.0f} s, missing: {names}; start all of them at about the same time (QWENVL_JOIN_SECONDS "
-            "gives them longer), or set JAX_NUM_PROCESSES=1 to run one alone"
+            "gives them longer), or set JAX_NUM_PROCESSES=1 to run one alone",
+            code=RETRY,
         )
 
-    def _stop(self, sentence: str, *others: _Member, code: int = 2) -> None:
+    def _stop(self, sentence: str, *others: _Member, code: int = MISTAKE) -> None:
         if self._stopped is None:
             self._stopped = {"stop": sentence[:LONGEST], "code": code}
             for member in (*self._members.values(), *others):
@@ -200,7 +202,7 @@ class Line:
             pass
         except OSError:
             return  # as in the desk: no sign that the other has ended
-        self._end("process 0 ended without a word; its own output may say why", 1)
+        self._end("process 0 ended without a word; its own output may say why", RETRY)
 
     def _end(self, sentence: str, code: int) -> None:
         """Ends this process, which may be waiting for others anywhere, in the middle of a device computation too."""
@@ -218,7 +220,8 @@ def call(membership: Membership, seconds: float) -> Line:
     """Answers the roll call; returns once all processes of the run are there.
 
     Raises:
-      UserError: on every process if one is missing after `seconds`, comes twice or expects another number of them.
+      PeerError: on every process if one is missing after `seconds`, comes twice or expects another number of them.
+      UserError: if the address of process 0 cannot be used by process 0 itself.
     """
     desk = Desk(membership, seconds) if membership.index == 0 else None
     deadline = time.monotonic() + seconds
@@ -247,13 +250,13 @@ def call(membership: Membership, seconds: float) -> Line:
         except (OSError, ValueError) as error:
             problem = str(error)
         if time.monotonic() > deadline:
-            raise UserError(_unreachable(membership, problem, seconds))
+            raise _unreachable(membership, problem, seconds)
         time.sleep(0.2)
     if "stop" in message:
         connection.close()
         if desk:
             desk.alone.wait(LAST_WORDS)
-        raise UserError(message["stop"])
+        raise PeerError(message["stop"], message["code"])
     connection.settimeout(None)
     return Line(connection, file, desk)
 
@@ -277,14 +280,14 @@ def _greet(membership: Membership, hello: dict[str, Any]) -> tuple[socket.socket
     return connection, file
 
 
-def _unreachable(membership: Membership, problem: str, seconds: float) -> str:
+def _unreachable(membership: Membership, problem: str, seconds: float) -> Exception:
     address, said_by = membership.address, membership.said_by
     if membership.index == 0:
-        return (
+        return UserError(
             f"process 0 does not find itself at {address} ({problem}), the address from {said_by}; set "
             "JAX_COORDINATOR_ADDRESS to an address of the host of process 0, with a free port, on all processes"
         )
-    return (
+    return PeerError(
         f"process {membership.index} of {membership.count} did not reach process 0 at {address} within {seconds:.0f} s "
         f"({problem}); start all processes at about the same time, and see that this address, from {said_by}, is that "
         "of process 0 and its port open to the others"

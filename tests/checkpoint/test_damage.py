@@ -29,7 +29,7 @@ from qwenvl_jax.config import Config
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import merge
 from qwenvl_jax.runtime import storage
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.errors import StorageError, StorageOutage, UserError
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training.state import abstract_state
 from tests.checkpoint.saved_run import MOMENTS, TREE, assert_is, save, write_run
@@ -202,10 +202,10 @@ def test_what_says_nothing_about_the_bytes_is_no_damage() -> None:
             raise error
         return caught.type
 
-    assert what(ValueError("UNAVAILABLE: Error reading gs://bucket/x: HTTP 503")) is StorageError
+    assert what(ValueError("UNAVAILABLE: Error reading gs://bucket/x: HTTP 503")) is StorageOutage
     assert what(ValueError("PERMISSION_DENIED: HTTP 403")) is StorageError
-    assert what(OSError(5, "Input/output error")) is StorageError
-    assert what(ValueError('Error opening "a": Too many open files')) is StorageError
+    assert what(OSError(5, "Input/output error")) is StorageOutage
+    assert what(ValueError('Error opening "a": Too many open files')) is StorageOutage
     assert issubclass(what(ValueError('Error opening "a": Permission denied')), OSError)
     assert what(ValueError("DATA_LOSS: Error decoding")) is DamagedError
     assert what(FileNotFoundError(2, "No such file", "a")) is DamagedError
@@ -213,4 +213,4 @@ def test_what_says_nothing_about_the_bytes_is_no_damage() -> None:
     assert what(StorageError("gone")) is StorageError and what(MemoryError()) is MemoryError
     wrapped = ValueError("reading")
     wrapped.__cause__ = ValueError("DEADLINE_EXCEEDED: no answer")
-    assert what(wrapped) is StorageError
+    assert what(wrapped) is StorageOutage

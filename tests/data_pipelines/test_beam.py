@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.beam import Step, is_local, options, run_steps
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.errors import StorageError, StorageOutage, UserError
 
 
 def note(folder: str, element: int) -> None:
@@ -36,7 +36,12 @@ def fail(error: Exception, element: int) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [UserError("one 'sentence' <with> signs; ä"), StorageError("no answer"), MemoryError("of 3 GB")],
+    [
+        UserError("one 'sentence' <with> signs; ä"),
+        StorageError("no answer"),
+        StorageOutage("late"),
+        MemoryError("of 3 GB"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_errors_on_purpose_keep_their_kind_and_sentence(error: Exception, capfd: pytest.CaptureFixture[str]) -> None:

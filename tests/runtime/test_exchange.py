@@ -40,7 +40,7 @@ def test_one_process_asks_and_all_are_told(parent: Parent) -> None:
 
 @pytest.mark.parametrize(
     ("error", "sentence", "code"),
-    [("UserError('no such bucket')", "error: no such bucket\n", 2), ("KeyError('x')", "ended with KeyError: 'x'", 2)],
+    [("UserError('no such bucket')", "error: no such bucket\n", 2), ("KeyError('x')", "ended with KeyError: 'x'", 1)],
 )
 def test_an_error_of_process_0_is_everybodys(parent: Parent, error: str, sentence: str, code: int) -> None:
     source = JOIN + (f"def ask():\n    raise {error}\nwith exit_on_user_error():\n    distributed.from_primary(ask)\n")

@@ -248,7 +248,7 @@ def test_a_metadata_server_that_is_not_there_is_one_sentence(tpu_parent: Parent)
 
 def test_who_is_missing_is_named(parent: Parent) -> None:
     ended = parent.run(COMPUTE, joined(4, QWENVL_JOIN_SECONDS="2")[:2])
-    assert_one_sentence(ended, "2 of 4 processes (the JAX_ variables) came within 2 s, missing: 2, 3")
+    assert_one_sentence(ended, "2 of 4 processes (the JAX_ variables) came within 2 s, missing: 2, 3", code=42)
 
 
 def test_without_process_0_the_others_say_so(parent: Parent) -> None:
@@ -257,8 +257,8 @@ def test_without_process_0_the_others_say_so(parent: Parent) -> None:
     unreachable = joined(2, QWENVL_JOIN_SECONDS="1")[0]
     unreachable["JAX_COORDINATOR_ADDRESS"] = "nohost.invalid:" + unreachable["JAX_COORDINATOR_ADDRESS"].split(":")[1]
     first, second, third = parent.run(COMPUTE, [here, elsewhere, unreachable])
-    assert_one_sentence([first], "process 1 of 2 did not reach process 0", "within 1 s (nobody listens there)")
-    assert_one_sentence([second], "nohost.invalid:1234", "that name is not known here")
+    assert_one_sentence([first], "process 1 of 2 did not reach process 0", "within 1 s (nobody listens there)", code=42)
+    assert_one_sentence([second], "nohost.invalid:1234", "that name is not known here", code=42)
     assert_one_sentence([third], "process 0 does not find itself at nohost.invalid")
 
 
@@ -279,7 +279,7 @@ def test_a_port_that_something_else_uses_is_one_sentence(parent: Parent) -> None
         variables = [of_one | {"JAX_COORDINATOR_ADDRESS": address} for of_one in joined(2, QWENVL_JOIN_SECONDS="2")]
         first, second = parent.run(COMPUTE, variables)
     assert_one_sentence([first], "is taken on this host")
-    assert_one_sentence([second], "something else than process 0 of this run answers there")
+    assert_one_sentence([second], "something else than process 0 of this run answers there", code=42)
 
 
 # Process 0 waits for a value, 1 fails, 2 waits in a device computation and 3 in one that all would have to join.
@@ -307,7 +307,7 @@ with exit_on_user_error():
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize(
     ("how", "words", "code"),
-    [("killed", "ended without a word", 1), ("user", "shard 3 is damaged; copy it again", 2), ("bug", "KeyError", 1)],
+    [("killed", "ended without a word", 42), ("user", "shard 3 is damaged; copy it again", 2), ("bug", "KeyError", 1)],
 )
 def test_one_that_fails_ends_all(parent: Parent, failing: int, how: str, words: str, code: int) -> None:
     ended = parent.run(FAIL, joined(3), str(failing), how)

@@ -178,4 +178,4 @@ def _unread(error: BaseException) -> StorageError | None:
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, StorageError):
         behind = behind.__context__
-    return None if behind is None else StorageError(str(behind))
+    return None if behind is None else type(behind)(str(behind))
