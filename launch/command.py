@@ -16,25 +16,38 @@ class Command:
       why: one sentence for the reader of a dry run.
       stdin: the text that the program reads, e.g. a manifest for `kubectl apply --filename=-`; empty for programs that
         read nothing.
+      input_from: the arguments of another program, whose output this one reads as in a pipeline; empty for no pipeline.
       environment: variables that the program gets in addition to those of the launcher.
       creates: the resource that exists after the command, e.g. `tpu-vm/stage1`; empty if it creates nothing.
       undo: the arguments that delete the resource again; empty if it creates nothing.
       accepts: exit codes that count as a success.
+      until: the program is run again and again until its output, without white space at the ends, is one of these;
+        empty for programs that are run once.
+      unless: outputs that end the waiting with a failure.
     """
 
     arguments: tuple[str, ...]
     why: str
     stdin: str = ""
+    input_from: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     creates: str = ""
     undo: tuple[str, ...] = ()
     accepts: tuple[int, ...] = (0,)
+    until: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
     @property
     def shell(self) -> str:
-        """The command as a line that a POSIX shell reads back to the same arguments."""
+        """The command as text that a POSIX shell runs with the same arguments, the same input and the same waiting."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.environment.items())]
         line = " ".join([*variables, *map(shlex.quote, self.arguments)])
+        if self.input_from:
+            line = f"{shlex.join(self.input_from)} | {line}"
+        if self.until:
+            wanted = "|".join(map(shlex.quote, self.until))
+            unwanted = f" {'|'.join(map(shlex.quote, self.unless))}) exit 1;;" if self.unless else ""
+            return f'( while :; do case "$({line})" in {wanted}) exit 0;;{unwanted} esac; sleep 30; done )'
         if not self.stdin:
             return line
         end = "END"

@@ -40,6 +40,9 @@ class Job:
       secrets: names of secrets of Secret Manager by variable. A host reads them itself when it starts.
       repository, revision: what `setup` installs; an empty repository sends the launcher's working tree.
       image: the container image, for GKE.
+      host: whose log `logs` follows, a number from 0 on; empty for the last lines of all hosts.
+      preflight: arguments of the check that `setup` ends with, e.g. ("python", "-m", "qwenvl_jax.preflight", ..); empty
+        for no check.
     """
 
     name: str
@@ -61,6 +64,22 @@ class Job:
     repository: str = ""
     revision: str = ""
     image: str = ""
+    host: str = ""
+    preflight: tuple[str, ...] = ()
+
+    @property
+    def zone(self) -> str:
+        """The zone in which builders create and look for resources: the first."""
+        return self.zones[0] if self.zones else ""
+
+    @property
+    def region(self) -> str:
+        """The region of the zone, e.g. `us-east5` of `us-east5-a`."""
+        return self.zone.rpartition("-")[0]
+
+    def in_zone(self, zone: str) -> Job:
+        """The same job in one zone."""
+        return dataclasses.replace(self, zones=(zone,))
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no path accepts."""

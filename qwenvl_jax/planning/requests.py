@@ -8,10 +8,11 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from qwenvl_jax.chips import parse_topology
+from qwenvl_jax.chips import Topology, parse_topology
 from qwenvl_jax.config import load_config
 from qwenvl_jax.planning.candidates import Candidate
 from qwenvl_jax.runtime import commandline
+from qwenvl_jax.runtime.errors import UserError
 
 
 def candidate(topology_name: str, changes: str = "") -> Candidate:
@@ -26,7 +27,7 @@ def candidate(topology_name: str, changes: str = "") -> Candidate:
     """
     settings = [word for word in changes.split() if "=" in word]
     names = [topology_name, *(word for word in changes.split() if "=" not in word)]
-    topology = parse_topology(names[-1])
+    topology = _predictable(names[-1])
     path, values = config_for_chip(topology.chip.kind)
     config = load_config(commandline.changed(values, settings))
     if topology.slices == 1:
@@ -40,12 +41,26 @@ def decoding_candidate(topology_name: str) -> Candidate:
     Raises:
       UserError: if the topology or a setting is wrong.
     """
-    topology = parse_topology(topology_name)
+    topology = _predictable(topology_name)
     path, values = config_for_chip(topology.chip.kind)
     flag = flags.FLAGS["config"]
     if not any(key.startswith("mesh.") for key in config_flags.get_override_values(flag)):
         values.mesh.update(dict(data=1, fsdp=1, tensor=topology.chips))
     return Candidate(f"decoding of {path} on {topology.name}", load_config(values), topology)
+
+
+def _predictable(name: str) -> Topology:
+    """The topology of a name of either kind.
+
+    Raises:
+      UserError: if it is wrong, or its chip lacks the figures that a prediction needs.
+    """
+    topology = parse_topology(name)
+    if not topology.chip.clock:
+        raise UserError(
+            f"no prediction is possible for {topology.chip.kind}, whose clock is not published; plan another chip"
+        )
+    return topology
 
 
 def config_for_chip(kind: str) -> tuple[str, Any]:

@@ -1,27 +1,23 @@
-"""Chips and pod slices: the one table of what we know about the hardware. `plan` prints it.
+"""The one table of what we know about chips; `plan` prints it. Their names in the cloud are in `cloud.py`.
 
 Units: operations and bytes per second, bytes, hertz; bandwidths of links are one way. Sources of the constants, as of
 November 2026:
 
-  [cloud]   Google Cloud TPU documentation, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e", table of key specifications
-            (https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p-training, /v6e)
+  [cloud]   Google Cloud TPU documentation, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e", "TPU7x", table of key
+            specifications (https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p-training, /v6e, /tpu7x)
   [scaling] "How to Scale Your Model", chapter 2, "TPU Specs" (https://jax-ml.github.io/scaling-book/tpus): link and
             data-centre bandwidths as they are reached in practice
   [clock]   the rate at which the matrix units reach the peak (v5e: 4 units * 128^2 * 2 * 1.5 GHz = 197 TFLOP/s). At
             this clock the compiler's cycles for a product of 16384 x 4096 x 11008 are 1.05 (v5e), 1.12 (v4), 1.14
             (v6e) and 1.21 (v5p) times the time at the peak, so the cycles refer to this clock
-  [price]   list prices on demand per chip and hour: v4 3.22 (us-central2), v5e 1.20, v5p 4.20, v6e 2.70, quoted at
-            second hand; the price list (https://cloud.google.com/tpu/pricing) decides, and `--prices` overrides
+  [price]   list prices on demand per chip and hour: v4 3.22 (us-central2), v5e 1.20, v5p 4.20, v6e 2.70, tpu7x 12.00,
+            quoted at second hand; the price list (https://cloud.google.com/tpu/pricing) decides, and `--prices`
+            overrides
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from typing import Any
-
-from qwenvl_jax.runtime.errors import UserError, nearest
 
 GIB = 2**30
 
@@ -45,6 +41,7 @@ class Chip:
       price: US dollars per chip and hour, list price on demand in the cheapest US region [price]; yours will differ.
       compiler_kind, compiler_config: how libtpu calls it.
       device_kinds: how JAX calls it (`jax.Device.device_kind`).
+      devices: number of JAX devices per chip; all figures above are per chip.
       one_core: whether it has one core, or its cores share no memory.
       sparse_cores: whether its SparseCores take over collectives.
       scoped_vmem_kib: the part of VMEM that one operation may use, in KiB; 0 keeps the compiler's default of 16 MiB,
@@ -70,6 +67,7 @@ class Chip:
     one_core: bool
     sparse_cores: bool
     scoped_vmem_kib: int
+    devices: int = 1
 
 
 CHIPS = {
@@ -153,6 +151,26 @@ CHIPS = {
             sparse_cores=True,
             scoped_vmem_kib=65536,
         ),
+        Chip(
+            kind="tpu7x",
+            peak_flops=2307e12,  # [cloud] 2307 TFLOPs
+            hbm_bytes=192 * GIB,  # [cloud] 192 GiB
+            hbm_bandwidth=7.380e12,  # [cloud] 7380 GBps
+            clock=0.0,  # not known; no prediction is made for this chip
+            link_bandwidth=90e9,  # [cloud] 1200 GBps both ways on 6 links: 100e9; 90 % of it, as on v5p
+            dcn_bandwidth=12.5e9,  # [cloud] 100 Gbps per chip
+            host_bandwidth=0.0,  # not known
+            torus_axes=3,
+            wrap_multiple=4,
+            price=12.00,
+            compiler_kind="tpu7x",
+            compiler_config="default",
+            device_kinds=("TPU7x",),
+            one_core=False,
+            sparse_cores=True,
+            scoped_vmem_kib=65536,
+            devices=2,
+        ),
     )
 }
 
@@ -178,85 +196,5 @@ def chip_of(device_kind: str) -> Chip | None:
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 operations per second of one device (a chip, or a GPU), or None if they are not known (CPUs)."""
     if chip := chip_of(device_kind):
-        return chip.peak_flops
+        return chip.peak_flops / chip.devices
     return next((peak for name, peak in GPU_PEAK_FLOPS if name in device_kind), None)
-
-
-# Chips of one virtual machine in slices of several [cloud]; two such machines share a host on v5e and v6e.
-CHIPS_PER_HOST = 4
-
-_NAME = re.compile(r"(\w+):(\d+(?:x\d+)*)(?:@(\d+))?")
-_EXAMPLES = "v5p:8x8x8, v5e:16x16, or v5p:8x8x8@4 for four slices"
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """Slices of one kind: `shape` is the grid of chips of one slice."""
-
-    chip: Chip
-    shape: tuple[int, ...]
-    slices: int = 1
-
-    @property
-    def name(self) -> str:
-        """As on the command line, e.g. "v5p:8x8x8@4"."""
-        grid = "x".join(map(str, self.shape))
-        return f"{self.chip.kind}:{grid}" + (f"@{self.slices}" if self.slices > 1 else "")
-
-    @property
-    def chips(self) -> int:
-        """Number of chips of all slices."""
-        return math.prod(self.shape) * self.slices
-
-    @property
-    def hosts(self) -> int:
-        """Number of hosts of all slices."""
-        return -(-self.chips // CHIPS_PER_HOST)
-
-    @property
-    def wraps(self) -> tuple[bool, ...]:
-        """Which axes of the grid are rings."""
-        return tuple(size % self.chip.wrap_multiple == 0 for size in self.shape)
-
-    def compiler_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `jax.experimental.topologies.get_topology_desc`."""
-        grid = "x".join(map(str, self.shape))
-        one_chip = math.prod(self.shape) == 1
-        wraps = (*self.wraps, False)[:3]
-        return {
-            "platform": "tpu",
-            "topology_name": f"{self.chip.compiler_kind}:{grid}",
-            "chip_config_name": self.chip.compiler_config,
-            "chips_per_host_bounds": (1, 1, 1) if one_chip else (2, 2, 1),
-            "wrap": wraps,
-            "num_slices": self.slices,
-        }
-
-
-def parse_topology(name: str) -> Topology:
-    """`kind:AxB[xC][@slices]` to a topology.
-
-    Raises:
-      UserError: naming the valid form.
-    """
-    match = _NAME.fullmatch(name.strip())
-    if not match:
-        raise UserError(f"the topology {name!r} has not the form KIND:AxB[xC][@SLICES]; write e.g. {_EXAMPLES}")
-    kind = match[1]
-    grid = tuple(int(size) for size in match[2].split("x"))
-    slices = int(match[3] or 1)
-    if kind not in CHIPS:
-        raise UserError(
-            f"the topology {name!r} names a chip that is not one of {', '.join(CHIPS)}{nearest(kind, CHIPS)}"
-        )
-    chip = CHIPS[kind]
-    if len(grid) != chip.torus_axes:
-        sides = "AxBxC" if chip.torus_axes == 3 else "AxB"
-        raise UserError(f"a slice of {kind} has {chip.torus_axes} axes, so write {kind}:{sides}, not {name!r}")
-    if min(grid) < 1 or slices < 1:
-        raise UserError(f"the sides and slices of the topology {name!r} must be positive; write e.g. {_EXAMPLES}")
-    for side in grid:
-        if side not in (1, 2) and (side % 4 if chip.torus_axes == 3 else side not in (4, 8, 16)):
-            sizes = "1, 2 or a multiple of 4" if chip.torus_axes == 3 else "1, 2, 4, 8 or 16"
-            raise UserError(f"a side of a slice of {kind} is {sizes} chips long, not {side} as in {name!r}; change it")
-    return Topology(chip, grid, slices)

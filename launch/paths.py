@@ -1,0 +1,8 @@
+"""The table of paths. A new one is a module with a `PATH`, and its line here."""
+
+from __future__ import annotations
+
+from launch import tpu_vm
+from launch.path import LaunchPath
+
+PATHS: dict[str, LaunchPath] = {path.name: path for path in (tpu_vm.PATH,)}
