@@ -1,8 +1,7 @@
-"""What the commands of the paths on virtual machines share: flags of every call, and lines that run on the hosts."""
+"""What the commands of the paths on virtual machines share: flags of every call."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 
 from launch.job import Job
@@ -29,14 +28,6 @@ def pairs(values: Mapping[str, str]) -> str:
     return f"^{delimiter}^{delimiter.join(texts)}"
 
 
-def folder(job: Job) -> str:
-    """The folder of a job on a host, relative to the home directory; it holds source, environment, state and log."""
-    return f"launch/{job.name}"
-
-
-def on_host(job: Job, *arguments: str) -> str:
-    """A line for the shell of a host that runs the repository's Python on arguments, in its source folder.
-
-    It is quoted for that shell; printing the command that carries it quotes it once more for the shell here.
-    """
-    return f"cd {shlex.quote(folder(job))}/source && {shlex.join(('../venv/bin/python', *arguments))}"
+def seconds(hours: float) -> str:
+    """A duration as gcloud reads it, e.g. `86400s`."""
+    return f"{round(hours * 3600)}s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch import tpu_vm
+from launch import gce, queued_resource, tpu_vm
 from launch.path import LaunchPath
 
-PATHS: dict[str, LaunchPath] = {path.name: path for path in (tpu_vm.PATH,)}
+PATHS: dict[str, LaunchPath] = {path.name: path for path in (tpu_vm.PATH, queued_resource.PATH, gce.PATH)}

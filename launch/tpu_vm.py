@@ -6,8 +6,9 @@ chips exist on Compute Engine and GKE only.
 
 from __future__ import annotations
 
-from launch import gcloud
+from launch import gcloud, hosts
 from launch.command import Command
+from launch.hosts import Group
 from launch.job import Job
 from launch.path import LaunchPath
 from qwenvl_jax.runtime.errors import UserError
@@ -81,9 +82,29 @@ def delete(job: Job) -> list[Command]:
     return [Command(arguments, "Give the slice back; checkpoints and logs in the workdir stay.")]
 
 
+def _groups(job: Job, worker: str = "all") -> list[Group]:
+    flags = (
+        f"--worker={worker}",
+        *(("--internal-ip",) if job.internal_addresses else ()),
+        *gcloud.scope(job),
+        "--quiet",
+    )
+    what = f"all {job.topology.hosts} hosts" if job.topology.hosts > 1 else "the host"
+    return [Group(what, (*_TPU_VM, "ssh", job.name), (*_TPU_VM, "scp"), job.name, flags)]
+
+
+def _one_host(job: Job) -> list[Group]:
+    return _groups(job, worker=job.host)
+
+
+def _describe(job: Job) -> list[Command]:
+    arguments = (*_TPU_VM, "describe", job.name, *gcloud.scope(job), "--format=value(state,health)")
+    return [Command(arguments, "Show the state of the slice: READY, or PREEMPTED if a spot slice was taken away.")]
+
+
 PATH = LaunchPath(
     name="tpu_vm",
     summary="one slice of v4, v5e, v5p or v6e, at once or not at all (Cloud TPU API)",
-    builders={"create": create, "delete": delete},
+    builders={"create": create, **hosts.HostVerbs(_groups, _describe, _one_host).builders(), "delete": delete},
     check=check,
 )

@@ -1,0 +1,62 @@
+"""Packs the working tree for hosts: `python -m launch.source OUTPUT.tar.gz`.
+
+The files are those that git tracks or does not ignore. The same files give the same bytes, and REVISION in the archive
+says which commit they are, with a digest of what was changed since.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+
+
+def pack(root: Path, output: Path) -> str:
+    """Writes the archive of the working tree at `root`; its revision."""
+    names = sorted(filter(None, _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")))
+    files = {name: (root / name) for name in names if (root / name).is_file()}
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        digest.update(f"{name}\0{path.stat().st_mode & 0o111}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    revision = f"{_git(root, 'rev-parse', 'HEAD').strip()} {digest.hexdigest()[:16]}\n"
+    temporary = output.with_name(f"{output.name}.tmp")
+    with (
+        temporary.open("wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        _add(archive, "REVISION", revision.encode(), 0o644)
+        for name, path in files.items():
+            _add(archive, name, path.read_bytes(), 0o755 if os.access(path, os.X_OK) else 0o644)
+    temporary.rename(output)
+    return revision.strip()
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    entry.mode = mode
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError("git is not installed; install it, or use --repository and --revision") from None
+    if done.returncode:
+        raise UserError(f"{root} is no git working tree; start the launcher in one, or use --repository and --revision")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        print(pack(Path.cwd(), Path(sys.argv[1])))
