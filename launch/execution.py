@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
@@ -38,7 +37,7 @@ def _done(command: Command) -> bool:
                 raise UserError(f"{command.input_from[0]} ended with exit code {source.returncode}; see its message")
             text = source.stdout
         ended = subprocess.run(
-            (sys.executable, *command.arguments[1:]) if program == "python" else command.arguments,
+            command.arguments,
             env=environment,
             input=text,
             stdin=None if text is not None else subprocess.DEVNULL,

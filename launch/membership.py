@@ -72,8 +72,8 @@ def worker_and_addresses() -> tuple[int, list[str]]:
         addresses = ["localhost"]
     if not worker.isdecimal() or int(worker) >= len(addresses):
         raise UserError(
-            f"the metadata server calls this host worker {worker!r} of {len(addresses)}; delete the group and create it "
-            "again"
+            f"the metadata server calls this host worker {worker!r} of {len(addresses)}; delete the group and create "
+            "it again"
         )
     return int(worker), addresses
 

@@ -15,8 +15,8 @@ from launch.path import LaunchPath
 from launch.tpu_vm import check_chip, host_flags, slice_flags
 from qwenvl_jax.runtime.errors import UserError
 
-_QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
-_ALPHA = ("gcloud", "alpha", "compute", "tpus", "queued-resources")
+_QUEUED: tuple[str, ...] = ("gcloud", "compute", "tpus", "queued-resources")
+_ALPHA: tuple[str, ...] = ("gcloud", "alpha", "compute", "tpus", "queued-resources")
 LONGEST_FLEX_HOURS = 168
 
 
