@@ -15,6 +15,9 @@ from launch.paths import PATHS
 from qwenvl_jax.runtime import commandline
 from qwenvl_jax.runtime.errors import UserError, nearest
 
+_WAIT_HOURS = flags.DEFINE_float(
+    "wait_hours", execution.WAIT_HOURS, "How long --execute waits for chips, per zone.", lower_bound=0
+)
 _EXECUTE = flags.DEFINE_bool("execute", False, "Run the commands instead of printing them.")
 
 
@@ -30,11 +33,12 @@ def main(path_name: str = "", verb: str = "") -> None:
             f"{path_name} has no verb {verb!r}, only {', '.join(path.builders)}{nearest(verb, path.builders)}"
         )
     job = request.job_of_flags(path, verb)
-    print(f"# {job.topology.description}")
-    commands = path.builders[verb](job)
+    if path.zoned:
+        print(f"# {job.topology.description}")
     if _EXECUTE.value:
-        execution.run(commands)
+        execution.run_in_zones(path.builders[verb], job, _WAIT_HOURS.value)
         return
+    commands = path.builders[verb](job)
     for command in commands:
         print(f"\n# {command.why}\n{command.shell}")
 

@@ -1,59 +1,186 @@
-"""Runs commands, one after another, and says what each does."""
+"""Runs commands, one after another: says what each does, waits for states, and undoes what it made if one fails."""
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import os
+import shlex
+import shutil
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from launch.command import Command
+from launch.job import Job
+from launch.refusals import CloudError, explain
 from qwenvl_jax.runtime.errors import UserError
 
-WAIT_SECONDS = 30.0
+WAIT_HOURS = 24.0  # for which a state is waited
+_FIRST_POLL, _LONGEST_POLL = 2.0, 30.0  # seconds between two looks at a state
+_INSTALL = {
+    "gcloud": "https://cloud.google.com/sdk/docs/install",
+    "kubectl": "`gcloud components install kubectl gke-gcloud-auth-plugin`",
+    "xpk": "`pip install xpk`",
+}
 
 
-def run(commands: Sequence[Command]) -> None:
-    """Runs commands until one fails.
+class StillWaitingError(CloudError):
+    """A state that has not come in time; what waits for it exists."""
+
+
+def run(commands: Sequence[Command], wait_hours: float = WAIT_HOURS, *, keep_waiting: bool = True) -> None:
+    """Runs commands until one fails. Then the resources that earlier ones have made are deleted again.
+
+    Ctrl-C deletes nothing: it says what exists and how to delete it.
+
+    Args:
+      commands: in order.
+      wait_hours: for how long a state is waited, per command.
+      keep_waiting: whether what has been made stays, and waits on, if `wait_hours` have passed.
 
     Raises:
-      UserError: if a program is missing or fails.
+      UserError: if a program is missing (before any command), fails, or reports a state that ends the waiting.
     """
+    _check_programs(commands)
+    made: list[Command] = []
     for command in commands:
         print(f"# {command.why}\n{command.shell}", flush=True)
-        while not _done(command):
-            time.sleep(WAIT_SECONDS)
+        try:
+            _run(command, wait_hours)
+        except KeyboardInterrupt:
+            _say_what_exists([*made, command])
+            raise
+        except StillWaitingError:
+            if keep_waiting:
+                _say_what_exists(made)
+            else:
+                _undo(made)
+            raise
+        except CloudError as error:
+            if command.creates and not error.refused:
+                _say_what_exists([command])
+            _undo(made)
+            raise
+        if command.creates:
+            made.append(command)
 
 
-def _done(command: Command) -> bool:
-    """Runs the command once; whether it need not be run again."""
-    program = command.arguments[0]
-    environment = {**os.environ, **command.environment}
-    try:
-        text: str | None = command.stdin or None
-        if command.input_from:
-            source = subprocess.run(command.input_from, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-            if source.returncode:
-                raise UserError(f"{command.input_from[0]} ended with exit code {source.returncode}; see its message")
-            text = source.stdout
-        ended = subprocess.run(
-            command.arguments,
-            env=environment,
-            input=text,
-            stdin=None if text is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if command.until else None,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise UserError(
-            f"the program {program!r} is not installed; install it, or run the printed commands elsewhere"
-        ) from None
-    if ended.returncode not in command.accepts:
-        raise UserError(f"{program} ended with exit code {ended.returncode}; see its message above")
+def run_in_zones(build: Callable[[Job], Sequence[Command]], job: Job, wait_hours: float = WAIT_HOURS) -> None:
+    """Runs the commands of a builder in the first zone that has room; another reason than room ends the attempt.
+
+    Raises:
+      UserError: if no zone grants the request; it has the reason of every zone.
+    """
+    reasons = []
+    for zone in job.zones or ("",):
+        in_zone = job.in_zone(zone) if zone else job
+        try:
+            run(build(in_zone), wait_hours, keep_waiting=len(job.zones) <= 1)
+        except CloudError as error:
+            if not error.elsewhere or len(job.zones) == 1:
+                raise
+            print(f"{zone}: {error}", file=sys.stderr)
+            reasons.append(f"{zone}: {error}")
+            continue
+        if len(job.zones) > 1:
+            print(f"the chips are in {zone}; give --zone={zone} to the next commands", flush=True)
+        return
+    raise CloudError(f"none of {len(job.zones)} zones grants {job.topology.name}: {'. '.join(reasons)}", refused=True)
+
+
+def _run(command: Command, wait_hours: float) -> None:
     if not command.until:
-        return True
-    state = (ended.stdout or "").strip()
-    if state in command.unless:
-        raise UserError(f"{program} reports {state}; delete the resource and create it again")
-    return state in command.until
+        _once(command)
+        return
+    deadline = time.monotonic() + wait_hours * 3600
+    seconds = _FIRST_POLL
+    last = ""
+    while (state := _once(command)) not in command.until:
+        if state in command.unless:
+            raise CloudError(
+                f"{command.arguments[0]} reports {state}; delete the resource and create it again", elsewhere=True
+            )
+        if time.monotonic() > deadline:
+            raise StillWaitingError(
+                f"the state is still {state or 'unknown'} after {wait_hours:g} hours; look again with `status`, or "
+                "delete the resource",
+                elsewhere=True,
+            )
+        if state != last:
+            print(f"{time.strftime('%H:%M:%S')} {state or 'no state yet'}", flush=True)
+            seconds = _FIRST_POLL
+        last = state
+        time.sleep(min(seconds, max(0.0, deadline - time.monotonic())))
+        seconds = min(1.5 * seconds, _LONGEST_POLL)
+
+
+def _once(command: Command) -> str:
+    """Runs a command once; its output without white space at the ends if its state is waited for."""
+    environment = {**os.environ, **command.environment}
+    text: str | None = command.stdin or None
+    if command.input_from:
+        source = subprocess.run(command.input_from, env=environment, capture_output=True, text=True, check=False)
+        if source.returncode:
+            raise explain(command.input_from[0], source.returncode, source.stderr)
+        text = source.stdout
+    process = subprocess.Popen(
+        command.arguments,
+        env=environment,
+        stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
+        stdout=subprocess.PIPE if command.until else None,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    tail: collections.deque[str] = collections.deque(maxlen=100)
+    assert process.stderr is not None
+    echo = threading.Thread(target=_echo, args=(process.stderr, tail), daemon=True)
+    echo.start()
+    try:
+        if text is not None:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its message says why it did not read
+                pipe.write(text)
+        output = process.stdout.read() if process.stdout else ""
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the terminal has sent Ctrl-C to it as well
+        raise
+    echo.join(timeout=5)
+    if code not in command.accepts:
+        raise explain(command.arguments[0], code, "".join(tail))
+    return output.strip()
+
+
+def _echo(lines: object, tail: collections.deque[str]) -> None:
+    for line in lines:  # type: ignore[attr-defined]
+        tail.append(line)
+        print(line, end="", file=sys.stderr, flush=True)
+
+
+def _check_programs(commands: Sequence[Command]) -> None:
+    for program in {name for command in commands for name in (command.arguments[0], *command.input_from[:1])}:
+        if not shutil.which(program):
+            how = _INSTALL.get(program, "its maker's page")
+            raise UserError(
+                f"the program {program!r} is not installed ({how}); install it, or run the printed commands"
+            )
+
+
+def _undo(made: Sequence[Command]) -> None:
+    """Deletes what this call has made, the last first."""
+    for command in reversed(made):
+        if not command.undo:
+            continue
+        print(f"# Delete {command.creates} again, which this call has made.\n{shlex.join(command.undo)}", flush=True)
+        if subprocess.run(command.undo, stdin=subprocess.DEVNULL, check=False).returncode:
+            print(f"{command.creates} could not be deleted; run the line above yourself", file=sys.stderr)
+
+
+def _say_what_exists(commands: Sequence[Command]) -> None:
+    for command in commands:
+        if command.creates:
+            print(f"{command.creates} may exist; to delete it: {shlex.join(command.undo)}", file=sys.stderr)

@@ -40,6 +40,10 @@ class Job:
       secrets: names of secrets of Secret Manager by variable. A host reads them itself when it starts.
       repository, revision: what `setup` installs; an empty repository sends the launcher's working tree.
       image: the container image, for GKE.
+      cluster, location: the GKE cluster, and its region or zone; an empty location is the region of the zone.
+      queue: of Kueue in the cluster; empty for none.
+      xpk: whether GKE is asked through XPK.
+      restarts: how often a run is started again after a retryable end, on GKE and on this machine.
       host: whose log `logs` follows, a number from 0 on; empty for the last lines of all hosts.
       preflight: arguments of the check that `setup` ends with, e.g. ("python", "-m", "qwenvl_jax.preflight", ..); empty
         for no check.
@@ -64,6 +68,11 @@ class Job:
     repository: str = ""
     revision: str = ""
     image: str = ""
+    cluster: str = ""
+    location: str = ""
+    queue: str = ""
+    xpk: bool = False
+    restarts: int = 20
     host: str = ""
     preflight: tuple[str, ...] = ()
 

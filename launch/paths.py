@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from launch import gce, queued_resource, tpu_vm
+from launch import gce, gke, local, queued_resource, tpu_vm
 from launch.path import LaunchPath
 
-PATHS: dict[str, LaunchPath] = {path.name: path for path in (tpu_vm.PATH, queued_resource.PATH, gce.PATH)}
+_ALL = (tpu_vm.PATH, queued_resource.PATH, gce.PATH, gke.PATH, local.PATH)
+PATHS: dict[str, LaunchPath] = {path.name: path for path in _ALL}

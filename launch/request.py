@@ -39,7 +39,16 @@ _SECRET = flags.DEFINE_multi_string(
 _REPOSITORY = flags.DEFINE_string("repository", "", "Git address that hosts clone; the working tree otherwise.")
 _REVISION = flags.DEFINE_string("revision", "", "Commit of --repository, in full.")
 _IMAGE = flags.DEFINE_string("image", "", "Container image, for gke.")
+_CLUSTER = flags.DEFINE_string("cluster", "", "GKE cluster, for gke.")
+_LOCATION = flags.DEFINE_string("location", "", "Region or zone of the cluster; the region of --zone by default.")
+_QUEUE = flags.DEFINE_string("queue", "", "Local queue of Kueue in the cluster, for gke.")
+_XPK = flags.DEFINE_bool("xpk", False, "Start pods through XPK, for gke.")
+_RESTARTS = flags.DEFINE_integer(
+    "restarts", 20, "How often the run is started again after a retryable end, on gke and local.", lower_bound=0
+)
 _HOST = flags.DEFINE_string("host", "", "Number of the host whose log `logs` follows.")
+
+NO_CHIPS = parse_topology("v5e:1x1")  # of jobs on this machine, which has no topology
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -50,9 +59,9 @@ def job_of_flags(path: LaunchPath, verb: str) -> Job:
     Raises:
       UserError: one sentence about the first flag that is missing or wrong.
     """
-    topology = _topology()
+    topology = _topology() if path.zoned else NO_CHIPS
     workdir = _required("workdir", _WORKDIR.value, "gs://bucket/runs/stage2_multitask")
-    config, overrides, topology = _stage(topology)
+    config, overrides, topology = _stage(topology) if path.zoned else (*_stage_as_given(), topology)
     name = _NAME.value or re.sub(r"[^a-z0-9-]+", "-", workdir.rstrip("/").rpartition("/")[2].lower()).strip("-")
     job = Job(
         name=name,
@@ -74,6 +83,11 @@ def job_of_flags(path: LaunchPath, verb: str) -> Job:
         repository=_REPOSITORY.value,
         revision=_REVISION.value,
         image=_IMAGE.value,
+        cluster=_CLUSTER.value,
+        location=_LOCATION.value,
+        queue=_QUEUE.value,
+        xpk=_XPK.value,
+        restarts=_RESTARTS.value,
         host=_HOST.value,
     )
     _check(job, path, verb)
@@ -145,6 +159,17 @@ def _stage(topology: Topology) -> tuple[str, list[str], Topology]:
             overrides.append(f"--config.mesh.slices={topology.slices}")
     _check_mesh(config, topology)
     return path, overrides, topology
+
+
+def _stage_as_given() -> tuple[str, list[str]]:
+    """The value of `--config` and the overrides, for a machine whose devices the config names itself."""
+    flag = flags.FLAGS["config"]
+    if flag.value is None:
+        raise UserError("--config is missing; name the stage, e.g. --config=configs/quickstart/stage0_text.py")
+    load_config(flag.value)
+    changes = config_flags.get_override_values(flag)
+    overrides = [f"--config.{key}={_text(value)}" for key, value in sorted(changes.items())]
+    return str(config_flags.get_config_filename(flag)), overrides
 
 
 def _text(value: Any) -> str:

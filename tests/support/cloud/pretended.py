@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support.cloud import compute, metadata, tpus, world
+from tests.support.cloud import compute, jobset_controller, metadata, tpus, world
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[3]
-_PROGRAMS = {"gcloud": ("gcloud", "main"), "gsutil": ("gcloud", "gsutil")}
-_PROGRAM = """#!{python} -S
+_PROGRAMS = {"gcloud": ("gcloud", "main"), "gsutil": ("gcloud", "gsutil"), "kubectl": ("kubectl", "main")}
+_PROGRAM = """#!{python}{flags}
 import sys
 sys.path.insert(0, {root!r})
 from tests.support.cloud.{module} import {function}
@@ -63,7 +63,15 @@ class PretendedCloud:
             (folder / name).mkdir(parents=True)
         for name, (module, function) in _PROGRAMS.items():
             program = folder / "bin" / name
-            program.write_text(_PROGRAM.format(python=sys.executable, root=str(ROOT), module=module, function=function))
+            program.write_text(
+                _PROGRAM.format(
+                    python=sys.executable,
+                    flags="" if name == "kubectl" else " -S",  # without site-packages it starts sooner
+                    root=str(ROOT),
+                    module=module,
+                    function=function,
+                )
+            )
             program.chmod(0o755)
         for name in ("sudo", "nice"):
             program = folder / "host_bin" / name
@@ -110,13 +118,22 @@ class PretendedCloud:
         with world.locked() as state:
             (compute if state["resources"][key]["kind"] == "group" else tpus).preempt(state, key)
 
+    def preempt_pod(self, name: str) -> None:
+        """Takes the machine of a pod away."""
+        jobset_controller.preempt_pod(name)
+
+    def jobset(self, name: str) -> dict[str, Any]:
+        """The state of a JobSet: `state`, `restarts`, `counted`, `pods`, `events`."""
+        with world.locked() as state:
+            return copy.deepcopy(state["jobsets"][name])
+
     def signal(self, mark: str, number: int) -> None:
         """Sends a signal to all processes of a host."""
         world.power_off(mark, number)
 
     def close(self) -> None:
         """Ends all processes of all hosts."""
-        for mark in self.hosts():
+        for mark in ("controller", "node", "instance", "pod"):
             world.power_off(mark)
 
 

@@ -94,6 +94,7 @@ def wait_until(ready: Any, seconds: float = 60.0) -> Any:
 def processes_of(mark: str) -> list[int]:
     """The processes of a host, or of all hosts whose mark begins with `mark`."""
     wanted = f"{MARK}={mark}".encode()
+    this_cloud = f"{FOLDER}={os.environ[FOLDER]}".encode()
     numbers = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
@@ -101,6 +102,8 @@ def processes_of(mark: str) -> list[int]:
         try:
             variables = (entry / "environ").read_bytes().split(b"\0")
         except OSError:  # it has ended, or is another user's
+            continue
+        if this_cloud not in variables:
             continue
         if any(variable == wanted or variable.startswith(wanted + b"/") for variable in variables):
             numbers.append(int(entry.name))

@@ -1,0 +1,154 @@
+"""The JobSet and the commands of GKE."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from launch import gke, jobset
+from launch.job import CAPACITIES, Job
+from qwenvl_jax.chips import parse_topology
+from qwenvl_jax.runtime import exit_codes
+from qwenvl_jax.runtime.errors import UserError
+from tests.support.cloud import jobset_controller, jobset_fields
+from tests.support.cloud.flags import parse, split
+from tests.support.cloud.gcloud_commands import COMMANDS
+
+
+def a_job(topology: object = "v5p:4x4x4@2", **fields: object) -> Job:
+    job = Job(
+        name="stage2",
+        topology=parse_topology(str(topology)),
+        command=("python", "-m", "qwenvl_jax.train", "--config=c.py", "--config.data.seed='$(x) \"y\" #1'"),
+        workdir="gs://bucket/stage2",
+        project="a-project",
+        zones=("us-east5-a",),
+        cluster="pods",
+        image="us-docker.pkg.dev/a-project/images/qwenvl:1",
+    )
+    return dataclasses.replace(job, **fields)  # type: ignore[arg-type]
+
+
+def capacity(name: str) -> dict[str, object]:
+    more = {"reserved": {"reservation": "r1"}, "flex_start": {"hours": 24.0}}
+    return {"capacity": name, **more.get(name, {})}
+
+
+@pytest.mark.parametrize("name", CAPACITIES)
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:16x16@2", "v5p:4x4x4@4", "v6e:2x4", "v6e:1x1", "tpu7x:2x2x2"])
+def test_the_api_server_takes_the_job_set_and_gcloud_the_node_pools(topology: str, name: str) -> None:
+    job = a_job(topology, **capacity(name), secrets={"A_KEY": "a_Key"}, environment={"B": "yes"}, labels={"team": "x"})
+    manifest = yaml.safe_load(jobset.text(job))
+    jobset_fields.check(manifest)
+    assert manifest == jobset.manifest(job)
+    replicated = manifest["spec"]["replicatedJobs"][0]
+    pods = replicated["template"]["spec"]
+    limit = pods["template"]["spec"]["containers"][0]["resources"]["limits"]["google.com/tpu"]
+    assert replicated["replicas"] * pods["completions"] * limit == job.topology.chips
+    assert pods["template"]["spec"]["containers"][0]["command"] == list(job.command)
+    commands = gke.create(job)
+    assert len(commands) == job.topology.slices
+    for command in commands:
+        for arguments in (command.arguments, command.undo):
+            dotted, rest = split(list(arguments[1:]), COMMANDS)
+            parsed = parse(dotted, rest, COMMANDS[dotted])
+            if dotted.endswith("create"):
+                assert parsed.get("machine-type") == job.topology.machine_type
+
+
+@pytest.mark.parametrize("name", CAPACITIES)
+def test_every_capacity_has_its_selector_and_flags(name: str) -> None:
+    job = a_job(**capacity(name))
+    selector = jobset.manifest(job)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["nodeSelector"]
+    flags = " ".join(gke.create(job)[0].arguments)
+    wanted = {
+        "on_demand": (None, "--num-nodes=16"),
+        "spot": ("cloud.google.com/gke-spot", "--spot"),
+        "reserved": ("cloud.google.com/reservation-name", "--reservation-affinity=specific --reservation=r1"),
+        "flex_start": ("cloud.google.com/gke-flex-start", "--flex-start --enable-autoscaling --num-nodes=0"),
+    }
+    extra, flag = wanted[name]
+    assert flag in flags
+    assert set(selector) == {
+        "cloud.google.com/gke-tpu-accelerator",
+        "cloud.google.com/gke-tpu-topology",
+        *([extra] if extra else []),
+    }
+
+
+def test_a_queue_is_a_label_and_asks_for_flex_start_nodes_together() -> None:
+    job = a_job(**capacity("flex_start"), queue="research")
+    assert jobset.manifest(job)["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
+    assert "cloud.google.com/gke-queued: " in jobset.text(job)
+    assert "--enable-queued-provisioning" in gke.create(job)[0].arguments
+
+
+def test_the_rules_are_the_contract_of_exit_codes() -> None:
+    """A retryable code restarts the job set and counts; a permanent one ends it; a lost machine does not count."""
+    manifest = jobset.manifest(a_job())
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    policy = manifest["spec"]["failurePolicy"]
+    for code in range(1, 256):
+        pod = {"name": "stage2-slice-0-3-abcde", "code": code, "disrupted": False}
+        action = jobset_controller.action_for(policy, *jobset_controller.failure_of(job, pod))
+        assert action == ("RestartJobSet" if exit_codes.retryable(code) else "FailJobSet"), code
+        taken = {**pod, "disrupted": True}
+        action = jobset_controller.action_for(policy, *jobset_controller.failure_of(job, taken))
+        assert action == "RestartJobSetAndIgnoreMaxRestarts", code
+
+
+def test_no_command_has_the_value_of_a_secret_and_all_name_the_cluster() -> None:
+    job = a_job(secrets={"WANDB_API_KEY": "wandb"})
+    container = jobset.manifest(job)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][
+        0
+    ]
+    reference = {"secretKeyRef": {"name": "stage2-wandb-api-key", "key": "value"}}
+    assert {"name": "WANDB_API_KEY", "valueFrom": reference} in container["env"]
+    write = gke.setup(job)[-1]
+    assert write.input_from[:5] == ("gcloud", "secrets", "versions", "access", "latest")
+    assert "--from-file=value=/dev/stdin" in write.arguments
+    for builder in gke.PATH.builders.values():
+        for command in builder(job):
+            if command.arguments[0] == "kubectl":
+                assert command.arguments[1] == "--context=gke_a-project_us-east5_pods"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"cluster": ""}, "--cluster is missing"),
+        ({"project": ""}, "--project is missing"),
+        ({"image": ""}, "--image is missing"),
+        ({"topology": "v5p:2x2x1@2"}, "joins slices of several machines only"),
+        ({"topology": "v5p:4x8x8", "xpk": True, "secrets": {"A": "b"}}, "--secret exclude one another"),
+        ({"topology": "v5p:2x2x8", "xpk": True}, "leave --xpk out"),
+    ],
+)
+def test_what_gke_cannot_run_is_refused_before_any_call(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        gke.check(a_job(**fields))
+
+
+def test_xpk_gets_the_same_run() -> None:
+    command = gke.run(a_job(xpk=True, capacity="spot"))[0]
+    assert command.arguments[:4] == ("xpk", "workload", "create", "--workload=stage2")
+    for flag in (
+        "--tpu-type=v5p-128",
+        "--num-slices=2",
+        "--spot",
+        "--max-restarts=20",
+        "--env=QWENVL_JOIN_SECONDS=1200",
+    ):
+        assert flag in command.arguments
+    assert "'--config.data.seed='\"'\"'$(x)" in command.arguments[-1]
+
+
+def test_logs_of_one_host_are_those_of_its_pod() -> None:
+    job = a_job()
+    assert job.topology.hosts_per_slice == 16
+    assert (
+        "job-index=1,batch.kubernetes.io/job-completion-index=2"
+        in gke.logs(dataclasses.replace(job, host="18"))[0].shell
+    )
