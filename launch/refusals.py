@@ -70,7 +70,7 @@ _KINDS = (
     ),
     _Kind(re.compile(r"[Rr]eservation.* not found|not found.*[Rr]eservation"), "check --reservation and the zone"),
     _Kind(
-        re.compile(r"NOT_FOUND|was not found|[Nn]ot found|NotFound"),
+        re.compile(r"NOT_FOUND|not found|NotFound", re.IGNORECASE),
         "check --name, --zone and --project; `status` shows what exists",
     ),
     _Kind(

@@ -32,7 +32,7 @@ def a_job(topology: object = "v5p:4x4x4@2", **fields: object) -> Job:
 
 
 def capacity(name: str) -> dict[str, object]:
-    more = {"reserved": {"reservation": "r1"}, "flex_start": {"hours": 24.0}}
+    more: dict[str, dict[str, object]] = {"reserved": {"reservation": "r1"}, "flex_start": {"hours": 24.0}}
     return {"capacity": name, **more.get(name, {})}
 
 

@@ -5,6 +5,7 @@ python -m tests.support.cloud.jobset_controller NAME
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -39,7 +40,14 @@ def preempt_pod(name: str) -> None:
     with world.locked() as state:
         pod = _pod(state, name)
         pod["disrupted"] = True
-    world.power_off(f"pod/{name.split('-slice-')[0]}/{name}", signal.SIGTERM)
+    terminate(pod)
+
+
+def terminate(pod: dict[str, Any]) -> None:
+    """Sends SIGTERM to process 1 of a pod, as Kubernetes does."""
+    if pod["pid"]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pod["pid"], signal.SIGTERM)
 
 
 def forget_hosts(state: dict[str, Any], name: str) -> None:
@@ -115,6 +123,7 @@ def _run_pods(name: str) -> dict[str, Any] | None:
                     stdout=log,
                     stderr=log,
                 )
+            pod["pid"] = processes[pod["name"]].pid
     failed = None
     deadline = float("inf")
     while processes:
@@ -126,7 +135,8 @@ def _run_pods(name: str) -> dict[str, Any] | None:
             code = 128 - code if code < 0 else code
             with world.locked() as state:
                 pod = _pod(state, pod_name)
-                pod.update(code=code, phase="Failed" if code else "Succeeded")
+                pod.update(code=code, phase="Failed" if code else "Succeeded", pid=0)
+            world.power_off(f"pod/{name}/{pod_name}")  # what it has started ends with it
             if code and failed is None:
                 failed = pod
                 grace = _pod_spec(state, name)["terminationGracePeriodSeconds"]
@@ -153,7 +163,7 @@ def _new_pods(state: dict[str, Any], name: str) -> list[dict[str, Any]]:
                                   accelerator_type="gke")  # fmt: skip
             made.append(host)
             pods.append({"name": pod_name, "slice": index, "index": number, "phase": "Pending", "code": None,
-                         "node": "", "disrupted": False, "address": host["address"],
+                         "node": "", "pid": 0, "disrupted": False, "address": host["address"],
                          "log": f"{host['home']}/log"})  # fmt: skip
         first = first or made[0]["address"]
         for host in made:

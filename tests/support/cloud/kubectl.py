@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -205,7 +204,10 @@ def _delete(parsed: Parsed) -> int:
         return 0
     limit = float(parsed.get("timeout", "60s").rstrip("s"))
     world.power_off(f"controller/{name}")
-    world.power_off(f"pod/{name}", signal.SIGTERM)
+    with world.locked() as state:
+        pods = list(state["jobsets"][name]["pods"].values())
+    for pod in pods:
+        jobset_controller.terminate(pod)
     deadline = time.monotonic() + limit
     while world.processes_of(f"pod/{name}"):
         if time.monotonic() > deadline:
