@@ -3,14 +3,20 @@
 python -m launch PATH VERB --config=configs/stage2_multitask.py --topology=v5p:8x8x8 --workdir=gs://bucket/runs/stage2
     --zone=us-east5-a [--name=stage2] [--capacity=spot] [--reservation=NAME] [--hours=24] [--project=PROJECT]
     [--config.key=value] [--env=NAME=VALUE] [--secret=VARIABLE=SECRET] [--repository=URL --revision=COMMIT] [--execute]
+python -m launch where --topology=v5p:8x8x8 [--prices=prices.json] [--config=.. --plan=plan.json]
+python -m launch stages PATH --config_dir=configs --runs=gs://bucket/runs --data=gs://bucket/data --name=qwen-vl
+    --topology=.. --zone=.. [--stages=2-3] [--execute]
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from absl import flags
 
-from launch import execution, request
-from launch.path import VERBS
+from launch import execution, request, stages, where
+from launch.command import Command
+from launch.path import VERBS, LaunchPath
 from launch.paths import PATHS
 from qwenvl_jax.runtime import commandline
 from qwenvl_jax.runtime.errors import UserError, nearest
@@ -22,15 +28,29 @@ _EXECUTE = flags.DEFINE_bool("execute", False, "Run the commands instead of prin
 
 
 def main(path_name: str = "", verb: str = "") -> None:
-    """Prints or runs the commands of one verb on one path."""
-    if not path_name:
+    """Prints or runs the commands of one verb on one path, or of all stages, or shows where chips are."""
+    if path_name == "where":
+        topology, prices = request.topology_and_prices()
+        print(where.report(topology, prices, request.pace_of_flags()))
+    elif path_name == "stages":
+        _chain(_path(verb or "a path"))
+    elif not path_name:
         raise UserError(f"name a path and a verb: python -m launch {'|'.join(PATHS)} {'|'.join(VERBS)} --config=..")
-    if path_name not in PATHS:
-        raise UserError(f"there is no path {path_name!r}, only {', '.join(PATHS)}{nearest(path_name, PATHS)}")
-    path = PATHS[path_name]
+    else:
+        _one_verb(_path(path_name), verb)
+
+
+def _path(name: str) -> LaunchPath:
+    if name not in PATHS:
+        known = (*PATHS, "where", "stages")
+        raise UserError(f"there is no path {name!r}, only {', '.join(known)}{nearest(name, known)}")
+    return PATHS[name]
+
+
+def _one_verb(path: LaunchPath, verb: str) -> None:
     if verb not in path.builders:
         raise UserError(
-            f"{path_name} has no verb {verb!r}, only {', '.join(path.builders)}{nearest(verb, path.builders)}"
+            f"{path.name} has no verb {verb!r}, only {', '.join(path.builders)}{nearest(verb, path.builders)}"
         )
     job = request.job_of_flags(path, verb)
     if path.zoned:
@@ -38,7 +58,30 @@ def main(path_name: str = "", verb: str = "") -> None:
     if _EXECUTE.value:
         execution.run_in_zones(path.builders[verb], job, _WAIT_HOURS.value)
         return
-    commands = path.builders[verb](job)
+    show(path.builders[verb](job))
+    if len(job.zones) > 1:
+        print(f"\n# If {job.zone} has no room: the same in {', then '.join(job.zones[1:])}.")
+
+
+def _chain(path: LaunchPath) -> None:
+    """Prints or runs all stages, one after another."""
+    chain, first = request.stages_of_flags(path)
+    for sentence in stages.check_handoffs(chain):
+        print(f"# {sentence}")
+    if not _EXECUTE.value:
+        show(stages.commands(path, chain, first))
+        return
+    names = [stage.name for stage in stages.left(chain)]
+    for stage in chain:
+        if stage.name not in names:
+            print(f"# {stage.name} has finished.")
+    if names:
+        begin = max(names[0], first, key=[stage.name for stage in chain].index)
+        execution.run(stages.commands(path, chain, begin), _WAIT_HOURS.value)
+
+
+def show(commands: Sequence[Command]) -> None:
+    """Prints commands with their reasons, as a script that a shell could run."""
     for command in commands:
         print(f"\n# {command.why}\n{command.shell}")
 

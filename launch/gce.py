@@ -218,4 +218,5 @@ PATH = LaunchPath(
         "delete": delete,
     },
     check=check,
+    slices_checked_alone=True,
 )

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
-from launch import membership
+from launch import finished, membership
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from qwenvl_jax.runtime.exit_codes import retryable
@@ -148,7 +148,7 @@ class Supervisor:
                 self._say(f"no restart after {MOST_RESTARTS} in a row that failed within {HEALTHY_S:.0f} s")
                 return code
             pause = min(FIRST_PAUSE_S * 2 ** max(0, unhealthy - 1), LONGEST_PAUSE_S)
-            self._folder.write_state(state="waiting", supervisor=os.getpid(), code=code, restarts=restarts)
+            self._folder.write_state(state="waiting", code=code, **self._facts(restarts))
             self._say(f"restart in {pause:.0f} s")
             if self._stopping.wait(pause):
                 return code
@@ -163,11 +163,14 @@ class Supervisor:
             stderr=self._log,
             start_new_session=True,  # a signal to the supervisor's group reaches the command once, through `forward`
         )
-        self._folder.write_state(state="running", supervisor=os.getpid(), child=self._child.pid, restarts=restarts)
+        self._folder.write_state(state="running", child=self._child.pid, **self._facts(restarts))
         if self._stopping.is_set():  # the signal came while the command was being started
             self._child.send_signal(signal.SIGTERM)
         code = self._child.wait()
         return 128 - code if code < 0 else code
+
+    def _facts(self, restarts: int) -> dict[str, Any]:
+        return {"supervisor": os.getpid(), "command": self._command, "restarts": restarts}
 
     def _say(self, text: str) -> None:
         self._log.write(f"supervisor {time.strftime('%Y-%m-%d %H:%M:%S')}: {text}\n")
@@ -194,8 +197,8 @@ class LogCopy:
         if len(content) == self._copied:
             return
         try:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._target.write_bytes(content)
+            storage.make_folder(self._target.parent)
+            storage.write_bytes(self._target, content)
             self._copied = len(content)
         except Exception as error:  # the run goes on without the copy; the next one may succeed
             print(f"supervisor: the log was not copied to {self._target}: {error}", flush=True)
@@ -208,12 +211,17 @@ class LogCopy:
 
 
 def start(folder: Folder, arguments: argparse.Namespace) -> None:
-    """Starts the supervisor, which leaves this session; returns when the command runs.
+    """Starts the supervisor, which leaves this session; returns when the command runs. Again, it does nothing.
 
     Raises:
-      UserError: if one is running already, or the command cannot be started.
+      UserError: if another one is running, or the command cannot be started.
     """
+    with folder.lock() as free:
+        if not free and folder.state().get("command") == arguments.command:
+            print(f"{socket.gethostname()}: this run is active already")
+            return
     environment = environment_of(arguments)
+    finished.forget_ends(arguments.workdir)
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(reading)
@@ -237,7 +245,7 @@ def _become_supervisor(
     code = 1
     with folder.lock() as free, folder.log.open("a") as log:
         if not free:
-            os.write(writing, b"a run is active here already; stop it first")
+            os.write(writing, b"another run is active here; stop it first")
             os._exit(2)
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, 0)
@@ -256,6 +264,7 @@ def _become_supervisor(
             print(f"supervisor: {type(error).__name__}: {error}", flush=True)
         folder.write_state(state="ended", code=code)
         copy.close()
+        finished.note_end(arguments.workdir, socket.gethostname(), code)
     os._exit(code)
 
 

@@ -104,12 +104,12 @@ def _meet(slice_index: int, worker: int, address: str, workdir: str) -> str:
     """The address of the first host of the first slice, which that host leaves in the workdir."""
     path = storage.path(workdir) / ADDRESS
     if slice_index == 0 and worker == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(address)
+        storage.make_folder(path.parent)
+        storage.write_bytes(path, address.encode())
         return address
     deadline = time.monotonic() + MEETING_S
     while time.monotonic() < deadline:
-        if path.exists() and (text := path.read_text().strip()):
+        if storage.exists(path) and (text := storage.read_bytes(path).decode().strip()):
             return text
         time.sleep(POLL_S)
     raise UserError(f"the first slice has not left its address in {path} within {MEETING_S:.0f} s; look at its log")

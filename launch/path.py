@@ -31,6 +31,7 @@ class LaunchPath:
       builders: by verb, in the order of `VERBS`. They are pure: neither a program is called nor a file read.
       check: raises UserError, one sentence, for a job that the path cannot launch; called before any builder.
       zoned: whether a job needs a zone.
+      slices_checked_alone: whether one command of `setup` reaches one slice only, which is then checked by itself.
     """
 
     name: str
@@ -38,3 +39,4 @@ class LaunchPath:
     builders: Mapping[str, Builder]
     check: Callable[[Job], None]
     zoned: bool = True
+    slices_checked_alone: bool = False

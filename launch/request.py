@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +9,14 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from launch import stage_config, zones
 from launch.job import CAPACITIES, Job
 from launch.path import LaunchPath
-from qwenvl_jax.chips import CHIPS, Topology, parse_topology
-from qwenvl_jax.config import FORMER_KEYS, Config, load_config
+from launch.stage_config import StageConfig
+from launch.stages import Stage, files
+from launch.where import Pace, read_pace
+from qwenvl_jax.chips import Topology, parse_topology
+from qwenvl_jax.config import FORMER_KEYS
 from qwenvl_jax.runtime import commandline
 from qwenvl_jax.runtime.errors import UserError
 
@@ -50,6 +52,15 @@ _HOST = flags.DEFINE_string("host", "", "Number of the host whose log `logs` fol
 
 NO_CHIPS = parse_topology("v5e:1x1")  # of jobs on this machine, which has no topology
 
+_PREFLIGHT = flags.DEFINE_bool("preflight", True, "End `setup` with the check of all hosts together.")
+_PRICES = flags.DEFINE_string("prices", "", 'JSON file of dollars per chip and hour, e.g. {"v5p/us-east5/spot": 1.5}.')
+_PLAN = flags.DEFINE_string("plan", "", "Output of `python -m qwenvl_jax.plan .. --json`, for where.")
+_SAMPLES_PER_STEP = flags.DEFINE_float("samples_per_step", 0.0, "For where; by default from --config.", lower_bound=0)
+_CONFIG_DIR = flags.DEFINE_string("config_dir", "configs", "Folder of stageN_NAME.py, for stages.")
+_STAGES = flags.DEFINE_string("stages", "1-3", "Numbers of the stages, for stages.")
+_RUNS = flags.DEFINE_string("runs", "", "Folder of all workdirs, for stages.")
+_DATA = flags.DEFINE_string("data", "", "Folder of the records, for stages.")
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -61,18 +72,96 @@ def job_of_flags(path: LaunchPath, verb: str) -> Job:
     """
     topology = _topology() if path.zoned else NO_CHIPS
     workdir = _required("workdir", _WORKDIR.value, "gs://bucket/runs/stage2_multitask")
-    config, overrides, topology = _stage(topology) if path.zoned else (*_stage_as_given(), topology)
-    name = _NAME.value or re.sub(r"[^a-z0-9-]+", "-", workdir.rstrip("/").rpartition("/")[2].lower()).strip("-")
+    argument, changes = _config()
+    stage = stage_config.read(argument, changes, topology, fit=path.zoned)
+    return _job(path, verb, stage, workdir, _NAME.value or name_of(workdir))
+
+
+def name_of(workdir: str) -> str:
+    """A name for the resources of a run: the last part of its workdir as a DNS label."""
+    return re.sub(r"[^a-z0-9-]+", "-", workdir.rstrip("/").rpartition("/")[2].lower()).strip("-")
+
+
+def stages_of_flags(path: LaunchPath) -> tuple[list[Stage], str]:
+    """The stages that the flags of `launch stages` describe, checked for the path, without their hand-offs.
+
+    Returns:
+      The stages, with the one before the first chosen one if there is any; and the name of the first chosen one.
+
+    Raises:
+      UserError: as `job_of_flags`.
+    """
+    topology = _topology() if path.zoned else NO_CHIPS
+    runs = _required("runs", _RUNS.value, "gs://bucket/runs").rstrip("/")
+    first, dash, last = _STAGES.value.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and (last or not dash)):
+        raise UserError(f"--stages={_STAGES.value} must be a number or a range such as 1-3")
+    stages = []
+    chosen = files(_CONFIG_DIR.value, int(first), int(last or first))
+    before = [file for file in files(_CONFIG_DIR.value, 0, int(last or first)) if file not in chosen]
+    for file in [*before[-1:], *chosen]:
+        known = {"runs": runs, "data": _DATA.value}
+        names = commandline.argument_names(str(file))
+        arguments = [f"{name}={value}" for name, value in known.items() if value and name in names]
+        argument = f"{file}:{','.join(arguments)}" if arguments else str(file)
+        stage = stage_config.read(argument, {}, topology, fit=path.zoned)
+        workdir = f"{runs}/{file.stem}"
+        job = _job(path, "run", stage, workdir, _required("name", _NAME.value, "qwen-vl"))
+        stages.append(Stage(file.stem, stage.config, job))
+    return stages, chosen[0].stem
+
+
+def topology_and_prices() -> tuple[Topology, zones.Prices]:
+    """`--topology` and `--prices`, for commands that need nothing else."""
+    return _topology(), zones.read_prices(_PRICES.value)
+
+
+def pace_of_flags() -> Pace | None:
+    """The pace of `--plan`, if it is given; the samples per step are those of the config, unless they are given.
+
+    Without records nobody knows how many samples a row holds. As in a dry run, it is one per image of the budget.
+    """
+    samples = _SAMPLES_PER_STEP.value
+    if not samples and _PLAN.value and flags.FLAGS["config"].value is not None:
+        argument, changes = _config()
+        data = stage_config.read(argument, changes, _topology()).config.data
+        samples = data.rows_per_step * max(data.images_per_row, 1.0)
+    return read_pace(_PLAN.value, samples)
+
+
+def _config() -> tuple[str, Mapping[str, Any]]:
+    """The value of `--config` and what the command line overrides."""
+    flag = flags.FLAGS["config"]
+    if flag.value is None:
+        raise UserError("--config is missing; name the stage, e.g. --config=configs/stage2_multitask.py")
+    return str(config_flags.get_config_filename(flag)), config_flags.get_override_values(flag)
+
+
+def _zones(path: LaunchPath, verb: str, kind: str) -> tuple[str, ...]:
+    """`--zone`; without it, a new slice is asked for in all zones with a known price, the cheapest first."""
+    if _ZONE.value or not path.zoned:
+        return tuple(_ZONE.value)
+    if verb != "create":
+        raise UserError("--zone is missing; name the zone in which the chips were created")
+    prices = zones.read_prices(_PRICES.value)
+    ordered = zones.by_price(kind, _CAPACITY.value, prices)
+    known = [zone for zone in ordered if zones.price(kind, zone, "on_demand", prices) is not None]
+    return tuple(known or ordered)
+
+
+def _job(path: LaunchPath, verb: str, stage: StageConfig, workdir: str, name: str) -> Job:
+    """The job of a stage with all other flags, checked."""
+    slices = 1 if path.slices_checked_alone else stage.topology.slices
     job = Job(
         name=name,
-        topology=topology,
-        command=("python", "-m", "qwenvl_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides),
+        topology=stage.topology,
+        command=stage.command(workdir),
         workdir=workdir,
         capacity=_CAPACITY.value,
         reservation=_RESERVATION.value,
         hours=_HOURS.value,
         project=_PROJECT.value,
-        zones=tuple(_ZONE.value),
+        zones=_zones(path, verb, stage.topology.chip.kind),
         network=_NETWORK.value,
         subnetwork=_SUBNETWORK.value,
         service_account=_SERVICE_ACCOUNT.value,
@@ -89,6 +178,7 @@ def job_of_flags(path: LaunchPath, verb: str) -> Job:
         xpk=_XPK.value,
         restarts=_RESTARTS.value,
         host=_HOST.value,
+        preflight=stage.preflight(workdir, slices=slices) if _PREFLIGHT.value else (),
     )
     _check(job, path, verb)
     path.check(job)
@@ -99,8 +189,6 @@ def _check(job: Job, path: LaunchPath, verb: str) -> None:
     """Raises UserError for what no path on machines of the cloud accepts."""
     if path.name != "local" and not job.workdir.startswith("gs:"):
         raise UserError(f"the hosts of {path.name} share no disk, so --workdir must be on gs://, not {job.workdir!r}")
-    if path.zoned and not job.zones:
-        raise UserError("--zone is missing; `python -m launch where --topology=..` lists the zones of a chip")
     if path.zoned and verb != "create" and len(job.zones) > 1:
         raise UserError(f"--zone names {len(job.zones)} zones; name the one in which the chips were created")
     if bool(job.repository) != bool(job.revision):
@@ -122,71 +210,6 @@ def _required(name: str, value: str | None, example: str) -> str:
 
 def _topology() -> Topology:
     return parse_topology(_required("topology", _TOPOLOGY.value, "v5p:8x8x8"))
-
-
-def _stage(topology: Topology) -> tuple[str, list[str], Topology]:
-    """The value of `--config` for the hosts, the overrides, and the topology with the slices of the config.
-
-    If the config file has an argument `mesh` that is not given, it becomes the recipe of the chip.
-    """
-    flag = flags.FLAGS["config"]
-    if flag.value is None:
-        raise UserError("--config is missing; name the stage, e.g. --config=configs/stage2_multitask.py")
-    path = str(config_flags.get_config_filename(flag))
-    file, _, text = path.partition(":")
-    given = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-    values: Any = flag.value
-    changes = config_flags.get_override_values(flag)
-    kind = topology.chip.kind
-    if "mesh" in commandline.argument_names(file):
-        if "mesh" not in given:
-            path = ",".join([f"{file}:mesh={kind}", *filter(None, [text])])
-            values = flag.parser.parse(path)
-            values.update_from_flattened_dict(changes)
-        elif given["mesh"] in CHIPS and given["mesh"] != kind:
-            raise UserError(f"the recipe mesh={given['mesh']} is for other chips than {topology.name}; leave it out")
-    config = load_config(values)
-    overrides = [f"--config.{key}={_text(value)}" for key, value in sorted(changes.items())]
-    if topology.slices != config.mesh.slices:
-        if config.mesh.slices > 1 and topology.slices > 1:
-            raise UserError(
-                f"config.mesh.slices is {config.mesh.slices}, but {topology.name} has {topology.slices} slices; leave "
-                "config.mesh.slices out"
-            )
-        if topology.slices == 1:
-            topology = dataclasses.replace(topology, slices=config.mesh.slices)
-        else:
-            overrides.append(f"--config.mesh.slices={topology.slices}")
-    _check_mesh(config, topology)
-    return path, overrides, topology
-
-
-def _stage_as_given() -> tuple[str, list[str]]:
-    """The value of `--config` and the overrides, for a machine whose devices the config names itself."""
-    flag = flags.FLAGS["config"]
-    if flag.value is None:
-        raise UserError("--config is missing; name the stage, e.g. --config=configs/quickstart/stage0_text.py")
-    load_config(flag.value)
-    changes = config_flags.get_override_values(flag)
-    overrides = [f"--config.{key}={_text(value)}" for key, value in sorted(changes.items())]
-    return str(config_flags.get_config_filename(flag)), overrides
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
-
-
-def _check_mesh(config: Config, topology: Topology) -> None:
-    """Raises UserError if the mesh of the config does not fit the devices of a slice."""
-    mesh = config.mesh
-    devices = topology.devices // topology.slices
-    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-    fixed = math.prod(size for size in sizes if size != -1)
-    if devices % fixed if -1 in sizes else devices != fixed:
-        raise UserError(
-            f"config.mesh (data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}) does not fit the {devices} "
-            f"devices of a slice of {topology.name}; set e.g. --config.mesh.fsdp={math.gcd(fixed, devices)}"
-        )
 
 
 def _named(flag: str, entries: Sequence[str]) -> Mapping[str, str]:

@@ -21,7 +21,7 @@ from qwenvl_jax.evaluation.benchmarks import page as benchmarks_page
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "README.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("qwenvl_jax", "configs", "data_pipelines", "tests", "benchmarks")
+FOLDERS = ("qwenvl_jax", "configs", "data_pipelines", "launch", "tests", "benchmarks")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -71,14 +71,15 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 @pages
 def test_modules_that_are_run_exist(page: Path) -> None:
-    for name in re.findall(r"python -m ((?:qwenvl_jax|data_pipelines|benchmarks)[\w.]*)", page.read_text()):
+    for name in re.findall(r"python -m ((?:qwenvl_jax|data_pipelines|launch|benchmarks)[\w.]*)", page.read_text()):
         assert importlib.util.find_spec(name.rstrip(".")), name
 
 
 def commands(page: Path) -> list[str]:
     """The commands in the code blocks of a page, each on one line, with its shell variables filled in."""
     shown = []
-    for block in re.findall(r"```(?:bash)?\n(.*?)```", page.read_text(), re.DOTALL):
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
+    for block in (text for language, text in blocks if language in ("", "bash")):
         lines = block.replace("\\\n", " ").splitlines()
         variables = dict(re.findall(r"^(\w+)=(\S+)$", "\n".join(lines), re.MULTILINE))
         for line in lines:

@@ -119,9 +119,11 @@ def test_stop_lets_the_run_write_its_checkpoint_and_starts_nothing_again(host: H
     while not (host.source / "waiting").exists():
         time.sleep(0.05)
     assert ": running" in host.call("status").stdout
-    second = host.start("0")
-    assert second.returncode == 2
-    assert "a run is active here already; stop it first" in second.stderr
+    again = host.start("0")
+    assert again.returncode == 0 and "this run is active already" in again.stdout
+    other = host.call("start", f"--workdir={host.folder}", "--", sys.executable, "-c", "pass")
+    assert other.returncode == 2
+    assert "another run is active here; stop it first" in other.stderr
     stopped = host.call("stop", "--seconds=20")
     assert stopped.returncode == 0 and "ended, exit code 143" in stopped.stdout
     assert "checkpoint written" in host.log.read_text()
