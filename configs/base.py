@@ -52,6 +52,7 @@ def stage(
             init=init,
             train=train,
             evaluation=dict(every=0, split="", batches=4),
+            watching=watching(),
         )
     )
     recipe.apply(config)
@@ -94,3 +95,8 @@ def train(stage: str, trainable: tuple[str, ...], steps: int) -> dict:
     return dict(
         stage=stage, trainable=trainable, steps=steps, seed=0, log_every=10, checkpoint_every=500, keep_checkpoints=3
     )
+
+
+def watching() -> dict:
+    """What a run shows of itself; nothing of it changes the training."""
+    return dict(profile_steps=(), profile_every=0, report_minutes=10.0, host_sync="allowed", wandb="", goodput_job="")

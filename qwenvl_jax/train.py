@@ -11,12 +11,13 @@ import sys
 
 from absl import flags
 
-from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint import layout, lineage
 from qwenvl_jax.checkpoint.restore import check_init
 from qwenvl_jax.config import FORMER_KEYS, Config, from_config_dict, load_config
-from qwenvl_jax.runtime import commandline, distributed, exit_codes
+from qwenvl_jax.runtime import commandline, compilation_cache, distributed, exit_codes, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training import loop, summary
+from qwenvl_jax.training.ledger import process_began
 from qwenvl_jax.training.observers import MakeObserver
 from qwenvl_jax.training.state import abstract_state
 
@@ -59,7 +60,8 @@ def main() -> None:
     distributed.initialize()
     with distributed.together():  # if a value of the config is wrong on one host alone, all hosts end
         config = read_config()
-        steps = loop.train(config, _WORKDIR.value, _observers())
+        compilation_cache.use(config.compute.compilation_cache, storage.path(_WORKDIR.value) / layout.COMPILATION_CACHE)
+        steps = loop.train(config, _WORKDIR.value, _observers(), process_began())
     if steps < config.train.steps:
         sys.exit(exit_codes.PREEMPTED)
 

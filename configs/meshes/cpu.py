@@ -18,4 +18,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_decoder="none",
         unroll_layers=True,
         loss_chunk=4096,
+        compilation_cache="workdir",
     )

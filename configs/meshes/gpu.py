@@ -18,4 +18,5 @@ def apply(config: ml_collections.ConfigDict) -> None:
         remat_decoder="full",
         unroll_layers=False,
         loss_chunk=1024,
+        compilation_cache="workdir",
     )

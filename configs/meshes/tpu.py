@@ -31,4 +31,5 @@ def apply(
         loss_chunk=loss_chunk,
         rotary_by_product=rotary_by_product,
         xla_options=xla_options,
+        compilation_cache="workdir",
     )

@@ -7,6 +7,7 @@ docs/quickstart.md says how the numbers were found.
 
 import ml_collections
 
+from configs.base import watching
 from configs.meshes import cpu
 
 SIZE_PRETRAIN = 42  # px, 6x6 patches: the quickstart's 224
@@ -87,6 +88,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
             init=init,
             train=train,
             evaluation=dict(every=0, split="heldout", batches=4),
+            watching=watching(),
         )
     )
     cpu.apply(config)

@@ -8,5 +8,10 @@ METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"  # what was measured while it trained (`config.evaluation`)
 ANSWERS = "answers"  # to benchmarks that were asked while it trained
 EVENTS = "events"  # TensorBoard's files
+LEDGER = "ledger.jsonl"  # where the time of all starts went
+PROFILE = "profile"  # traces of the devices
+REPORT = "report.html"
+WANDB = "wandb_run"  # the id of the run at Weights & Biases
+COMPILATION_CACHE = "compilation_cache"  # compiled programs, for the next start
 
 ALL = (CONFIG, LINEAGE, FROZEN, CHECKPOINTS, METRICS, EVALUATIONS, ANSWERS, EVENTS)

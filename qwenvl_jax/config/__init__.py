@@ -24,6 +24,7 @@ from qwenvl_jax.config.schema import (
     TrainConfig,
 )
 from qwenvl_jax.config.values import DTYPES, REMAT_POLICIES
+from qwenvl_jax.config.watching import WatchingConfig
 
 __all__ = [
     "ATTENTION_IMPLEMENTATIONS",
@@ -48,6 +49,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "VitConfig",
+    "WatchingConfig",
     "config_hash",
     "former_names",
     "from_config_dict",

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from typing import Annotated
 
+from qwenvl_jax.config import watching
 from qwenvl_jax.config.constraints import FormerName, Mark, OneOf, Range, require
 from qwenvl_jax.config.model_schema import ModelConfig
 from qwenvl_jax.config.values import LARGE, LARGEST_SIZE, SMALL, Beta, Count, Dtype, RematPolicy, Seed, Size, SizeOrZero
@@ -265,6 +266,8 @@ class ComputeConfig:
     rotary_by_product: Annotated[bool, Mark.FREE_ON_RESUME] = False
     # "name=value" each, in addition to those of `sharding.compiler`.
     xla_options: Annotated[tuple[str, ...], Mark.FREE_ON_RESUME] = ()
+    # Folder of compiled programs, for the next start; "workdir": a folder in that of the run; "": none.
+    compilation_cache: Annotated[str, Mark.FREE_ON_RESUME] = "workdir"
 
     def check(self, path: str) -> None:
         """Raises UserError if an option of XLA has no name."""
@@ -285,6 +288,7 @@ class Config:
     mesh: Annotated[MeshConfig, Mark.FREE_ON_RESUME]
     compute: ComputeConfig
     evaluation: Annotated[EvaluationConfig, Mark.FREE_ON_RESUME] = EvaluationConfig()
+    watching: Annotated[watching.WatchingConfig, Mark.FREE_ON_RESUME] = watching.DEFAULTS
 
     def check(self, path: str) -> None:
         """Raises UserError if data, model and optimiser do not suit one another."""

@@ -18,28 +18,34 @@ from qwenvl_jax.data.loader import counts_of, join_states, make_loader
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.params import merge, split
-from qwenvl_jax.runtime import distributed, log, storage
+from qwenvl_jax.runtime import distributed, host_sync, log, storage
 from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.preemption import PreemptionGuard
 from qwenvl_jax.sharding.batch import check_streams, local_streams, put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training import summary
+from qwenvl_jax.training.ledger import Ledger, check_exports
 from qwenvl_jax.training.metrics import MetricsWindow
 from qwenvl_jax.training.metrics_log import MetricsLog
 from qwenvl_jax.training.observers import MakeObserver, make_observers
 from qwenvl_jax.training.optimizer import make_optimizer
+from qwenvl_jax.training.report.live import reported
 from qwenvl_jax.training.start import find_start
 from qwenvl_jax.training.state import State, abstract_state, shardings_of
 from qwenvl_jax.training.step import make_train_step
+from qwenvl_jax.training.watched_step import WatchedStep
 
 
-def train(config: Config, workdir: epath.PathLike, observers: Sequence[MakeObserver] = ()) -> int:
+def train(
+    config: Config, workdir: epath.PathLike, observers: Sequence[MakeObserver] = (), began: float | None = None
+) -> int:
     """Trains a stage to its last step, or continues one.
 
     Args:
       config: the run's, validated.
       workdir: its folder. If it holds a run of the same config, that run is continued from its newest checkpoint.
       observers: what measures the state every `config.evaluation.every` steps, besides the held-out loss.
+      began: when this start began, in seconds since 1970, for the ledger; by default now.
 
     Returns:
       The number of steps taken in all; less than `config.train.steps` if the process was asked to stop.
@@ -47,6 +53,8 @@ def train(config: Config, workdir: epath.PathLike, observers: Sequence[MakeObser
     Raises:
       UserError: if config, data or checkpoints are wrong; before the first step if possible.
     """
+    ledger = Ledger(began)
+    check_exports(config.watching)
     workdir = storage.path(workdir)
     steps_taken, starting_points = find_start(config, workdir)
     if steps_taken == config.train.steps:
@@ -72,19 +80,23 @@ def train(config: Config, workdir: epath.PathLike, observers: Sequence[MakeObser
             note_moves(workdir, config, steps_taken)
 
         watching = make_observers(config, tokenizer, mesh, observers)
-        train_step = make_train_step(config, mesh, abstract)
         window = MetricsWindow(progress.get("window"))
         with (
             PreemptionGuard() as guard,  # outermost: active until the last checkpoint is written
+            reported(workdir, config.watching.report_minutes),
+            ledger.kept(workdir, steps_taken, config.train.steps, config.watching.goodput_job),
             Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
-            MetricsLog(workdir, config, steps_taken, mesh) as metrics_log,
+            MetricsLog(workdir, config, steps_taken, mesh, ledger) as metrics_log,
+            WatchedStep(make_train_step(config, mesh, abstract), config.watching, workdir, ledger) as take_step,
+            ledger.span("step"),  # but for the spans within it
+            host_sync.refused(unless=config.watching.host_sync == "allowed"),
         ):
             with metrics_log.waiting_for_data():
                 batch = put_batch(next(loader), config.data, mesh)
             if steps_taken == 0:
                 summary.show_passes(config, loader.samples_per_row, loader.samples)
             for step in range(steps_taken + 1, config.train.steps + 1):
-                state, metrics = train_step(state, batch)
+                state, metrics = take_step(step, state, batch)
                 window.add(metrics)
                 position = loader.state()
                 last = step == config.train.steps
@@ -103,9 +115,11 @@ def train(config: Config, workdir: epath.PathLike, observers: Sequence[MakeObser
                 if step % config.train.checkpoint_every == 0 or last or stop:
                     progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}
                     metrics_log.flush()  # before the checkpoint: a continued run does not log earlier steps again
-                    checkpoints.save(step, state.trainable, state.opt_state, progress)
+                    with ledger.span("checkpoint"):
+                        checkpoints.save(step, state.trainable, state.opt_state, progress)
+                        if last or stop:
+                            checkpoints.wait()
                 if stop and not last:
-                    checkpoints.wait()
                     log.line(f"stopped by {guard.signal} after step {step}; run the same command again to continue")
                     return step
     return config.train.steps

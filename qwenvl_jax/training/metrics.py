@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from qwenvl_jax.config import SourceConfig
+from qwenvl_jax.runtime import host_sync
 from qwenvl_jax.training.step import Metrics
 
 StepValues = dict[str, Any]  # the metrics of one step on the host: numbers, or lists with a number per source
@@ -38,7 +39,8 @@ class MetricsWindow:
 
     def values(self) -> list[StepValues]:
         """Fetches the pending metrics and returns those of all steps of the window, oldest first."""
-        fetched = jax.device_get(self._pending)
+        with host_sync.allowed():
+            fetched = jax.device_get(self._pending)
         self._values += [{key: value.tolist() for key, value in step.items()} for step in fetched]
         self._pending = []
         return list(self._values)

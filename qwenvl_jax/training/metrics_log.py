@@ -26,9 +26,11 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.runtime.growing_file import GrowingFile
 from qwenvl_jax.training.display import Display
+from qwenvl_jax.training.ledger import Ledger
 from qwenvl_jax.training.metrics import StepValues, losses_by_source_and_task, summarize
 from qwenvl_jax.training.observers import Observer
 from qwenvl_jax.training.state import State
+from qwenvl_jax.training.wandb_writer import WandbWriter
 
 # A run is given up after this many steps in a row without a finite loss and gradient.
 MAX_SKIPPED = 20
@@ -42,9 +44,13 @@ class MetricsLog:
       config: the run's.
       start: the step that the run continues from; later lines of an earlier attempt are removed.
       mesh: its devices, for the utilisation.
+      ledger: counts what the time goes into; by default one that is not kept.
     """
 
-    def __init__(self, workdir: epath.Path, config: Config, start: int, mesh: Mesh) -> None:
+    def __init__(
+        self, workdir: epath.Path, config: Config, start: int, mesh: Mesh, ledger: Ledger | None = None
+    ) -> None:
+        self._ledger = ledger or Ledger()
         self._config = config
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = peak * mesh.size if peak else None
@@ -52,23 +58,27 @@ class MetricsLog:
         self._clock = time.monotonic()
         self._logged = start
         self._data_wait = 0.0
-        self._files: list[GrowingFile | EventWriter] = []
+        self._files: list[GrowingFile | EventWriter | WandbWriter] = []
+        self._scalars: list[EventWriter | WandbWriter] = []  # where single numbers go
         self._display: Display | None = None
         if not is_primary():
             return
         earlier = "".join(lines_up_to(workdir / METRICS, start))
         self._lines = GrowingFile(workdir / METRICS, earlier.encode())
-        self._events = EventWriter(workdir / EVENTS, start + 1 if start else None)
-        self._files = [self._lines, self._events]
+        self._scalars = [EventWriter(workdir / EVENTS, start + 1 if start else None)]
+        if config.watching.wandb:
+            self._scalars.append(WandbWriter(workdir, config))
+        self._files = [self._lines, *self._scalars]
         self._evaluations: GrowingFile | None = None
         if config.evaluation.every:
             measured = "".join(lines_up_to(workdir / EVALUATIONS, start))
             self._evaluations = GrowingFile(workdir / EVALUATIONS, measured.encode())
             self._files.append(self._evaluations)
-        self._display = Display(config.train.stage, config.train.steps, start)
+        self._display = Display(config, start)
 
     def advance(self, step: int) -> None:
-        """Moves the progress bar."""
+        """Notes that a step has been taken, and moves the progress bar."""
+        self._ledger.advance(step)
         if self._display:
             self._display.advance(step)
 
@@ -77,7 +87,8 @@ class MetricsLog:
         """Counts the time that passes inside as a wait for the next batch."""
         start = time.monotonic()
         try:
-            yield
+            with self._ledger.span("data"):
+                yield
         finally:
             self._data_wait += time.monotonic() - start
 
@@ -101,19 +112,22 @@ class MetricsLog:
             groups: dict[str, Mapping[str, float | None]] = {**losses, "timing": timing}
             for group, numbers in groups.items():
                 scalars |= {f"{group}/{key}": value for key, value in numbers.items() if value is not None}
-            self._events.add(step, scalars)
-            self._display.show(step, line, timing)
+            for writer in self._scalars:
+                writer.add(step, scalars)
+            self._display.show(step, line, losses["loss_by_task"], timing)
         self._divergence.check(step, values)
 
     def observe(self, step: int, state: State, observers: Sequence[Observer]) -> None:
         """Writes what observers measure after `step`; the time that they take counts for no step."""
         began = time.monotonic()
         figures: dict[str, float] = {}
-        for observer in observers:
-            figures |= observer(step, state)
+        with self._ledger.span("evaluation"):
+            for observer in observers:
+                figures |= observer(step, state)
         if self._display and self._evaluations:
             self._evaluations.add((json.dumps({"step": step, **figures}) + "\n").encode())
-            self._events.add(step, {f"evaluation/{key}": value for key, value in figures.items()})
+            for writer in self._scalars:
+                writer.add(step, {f"evaluation/{key}": value for key, value in figures.items()})
             shown = ", ".join(f"{key} {value:.3f}" for key, value in figures.items() if "/" not in key)
             log.line(log.printable(f"step {step}, held out: {shown}"))
         self._clock += time.monotonic() - began

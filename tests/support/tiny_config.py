@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from configs import model
+from configs import base, model
 from configs.meshes import cpu
 
 
@@ -52,4 +52,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         keep_checkpoints=3,
     )
     config.evaluation = dict(every=0, split="", batches=4)
+    config.watching = {**base.watching(), "host_sync": "refused", "report_minutes": 0.0}
     return config

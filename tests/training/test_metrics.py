@@ -111,7 +111,8 @@ def test_resuming_cuts_the_file_back_to_the_restored_step(tmp_path: Path) -> Non
 def test_the_wait_for_data_counts_from_line_to_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    seconds = iter([0.0, 1.0, 2.0, 7.0])  # since the log was opened, at each look at the clock
+    # Since the log was opened, at each look at the clock; the ledger looks as often as the log.
+    seconds = iter([0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 7.0, 7.0])
     with open_log(tmp_path, 0) as writer:
         monkeypatch.setattr("qwenvl_jax.training.metrics_log.time.monotonic", lambda: writer._clock + next(seconds))
         with writer.waiting_for_data():
@@ -128,7 +129,7 @@ def test_the_wait_for_data_counts_from_line_to_line(
     assert (second["data_wait_seconds"], second["data_wait_share"]) == (0.0, 0.0)
     shown = capfd.readouterr()
     lines = [line for line in (shown.out + shown.err).splitlines() if line.startswith("step")]
-    assert "  data wait 1" in lines[0] and "data wait" not in lines[1]
+    assert " wait 1" in lines[0] and "wait" not in lines[1]
 
 
 def test_a_new_run_in_an_old_folder_starts_with_an_empty_file(tmp_path: Path) -> None:
