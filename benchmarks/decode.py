@@ -108,7 +108,7 @@ def jax_side(task: Task) -> tuple[Callable[[], list[list[int]]], Callable[[], di
 
     compute = config_lib.ComputeConfig(task.dtype, task.dtype, "auto", "none", "none", False, 1)
     params = {"decoder": fresh_params(task)}
-    if jax.default_backend() == "gpu":  # as `evaluation.placement` does
+    if jax.default_backend() != "tpu":  # as `evaluation.placement` does
         params = qwen_vl.layers_apart(params)
     model = LoadedModel(params, config_lib.ModelConfig(task.size, *_VISION, task.decoder), compute)
     jax.block_until_ready(model.params)

@@ -97,7 +97,7 @@ def placed(params: Params, mesh: Mesh | None, compute: ComputeConfig) -> Params:
       compute: names the dtype.
 
     Returns:
-      The tree of `params`. On GPUs the blocks of the decoder are apart, see `qwen_vl.layers_apart`.
+      The tree of `params`. On GPUs and CPUs the blocks of the decoder are apart, see `qwen_vl.layers_apart`.
     """
     shardings = flatten(param_shardings(params, mesh)) if mesh is not None else {}
     apart = _apart(mesh)
@@ -123,7 +123,7 @@ def placed(params: Params, mesh: Mesh | None, compute: ComputeConfig) -> Params:
 def _apart(mesh: Mesh | None) -> bool:
     """Whether the layers of the decoder are put on the devices apart."""
     device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
-    return device.platform == "gpu" and (mesh is None or mesh.shape["fsdp"] == 1)
+    return device.platform != "tpu" and (mesh is None or mesh.shape["fsdp"] == 1)
 
 
 def _cast(values: np.ndarray | jax.Array, dtype: str) -> np.ndarray | jax.Array:

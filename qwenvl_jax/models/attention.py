@@ -145,8 +145,7 @@ def _decode_attention_local(
     value_BNTK: jax.Array,
     valid_BT: jax.Array,
 ) -> jax.Array:
-    # The compiler for GPUs would rather sum along the last axis, and transpose the whole cache for that.
-    key_BNTK, value_BNTK = (with_layout_constraint(part, Layout((0, 1, 2, 3))) for part in (key_BNTK, value_BNTK))
+    key_BNTK, value_BNTK = _as_stored(key_BNTK), _as_stored(value_BNTK)
     scale = 1.0 / math.sqrt(q_BNK.shape[-1])
     scores_BNT = jnp.einsum("BNK,BNTK->BNT", q_BNK, key_BNTK, preferred_element_type=jnp.float32) * scale
     new_BN1 = jnp.einsum("BNK,BNK->BN", q_BNK, new_key_BNK, preferred_element_type=jnp.float32)[..., None] * scale
@@ -158,6 +157,17 @@ def _decode_attention_local(
     dtype = value_BNTK.dtype
     out_BNK = jnp.einsum("BNT,BNTK->BNK", (weights_BNT / total_BN1).astype(dtype), value_BNTK)
     return out_BNK + (new_weight_BN1 / total_BN1).astype(dtype) * new_value_BNK
+
+
+def _as_stored(cache_BNTK: jax.Array) -> jax.Array:
+    """The same keys or values, in the order in which they are stored.
+
+    The compiler for GPUs would rather sum along the last axis, and transpose the whole cache for that. The one for CPUs
+    keeps the order unasked, and copies the cache if it is asked.
+    """
+    return jax.lax.platform_dependent(
+        cache_BNTK, cpu=lambda cache: cache, default=lambda cache: with_layout_constraint(cache, Layout((0, 1, 2, 3)))
+    )
 
 
 def _mask(segment_ids_BL: jax.Array | None, kv_segment_ids_BT: jax.Array | None) -> jax.Array | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from qwenvl_jax.config import ComputeConfig, DecoderConfig
 from qwenvl_jax.models.attention import attention, decode_attention
+from qwenvl_jax.models.cache import KeyValue, written
 from qwenvl_jax.models.layers import Projection, RMSNorm, named, scan_blocks
 from qwenvl_jax.models.parallel import lookup, over_rows
 
@@ -31,22 +32,6 @@ class Rotary(NamedTuple):
     cos_BLR: jax.Array
     sin_BLR: jax.Array
     logn_BL: jax.Array | None
-
-
-class KeyValue(NamedTuple):
-    """Keys (after rotary) and values, [B, N, T, K] of one layer or [S, B, N, T, K] of all.
-
-    The tokens of a head lie together: in any other order the compilers for TPUs and GPUs would copy the whole cache
-    before and after the decoding loop.
-    """
-
-    key: jax.Array
-    value: jax.Array
-
-    @property
-    def columns(self) -> int:
-        """T, the tokens that a row has room for."""
-        return self.key.shape[-2]
 
 
 def ntk_alpha(config: DecoderConfig, length: jax.Array | int) -> jax.Array:
@@ -145,8 +130,9 @@ class DecoderAttention(nn.Module):
         segment_ids_BL: jax.Array | None,
         valid_BT: jax.Array | None,
         cache: KeyValue | None,
+        column: jax.Array | int | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        """[B, L, D] to [B, L, D], and the new keys and values; see `Decoder` for the arguments."""
+        """[B, L, D] to [B, L, D], and the new keys and values; see `DecoderBlock` for the arguments."""
         config = self.config
         compute = self.compute
         inputs = (config.width,)
@@ -161,14 +147,16 @@ class DecoderAttention(nn.Module):
         k_BLNK = rotate(k_BLNK, rotary.cos_BLR, rotary.sin_BLR, compute.rotary_by_product)
         if rotary.logn_BL is not None:
             q_BLNK *= rotary.logn_BL[:, :, None, None].astype(q_BLNK.dtype)
+        new = KeyValue(jnp.swapaxes(k_BLNK, 1, 2), jnp.swapaxes(v_BLNK, 1, 2))
         if cache is None or valid_BT is None:
             out_BLNK = attention(
                 q_BLNK, k_BLNK, v_BLNK, segment_ids_BL=segment_ids_BL, causal=True, implementation=compute.attention
             )
         else:
+            if column is not None:  # before the attention, or the compiler for CPUs would copy what both need
+                cache = new = written(cache, new, column)
             out_BNK = decode_attention(q_BLNK[:, 0], k_BLNK[:, 0], v_BLNK[:, 0], cache.key, cache.value, valid_BT)
             out_BLNK = out_BNK[:, None]
-        new = KeyValue(jnp.swapaxes(k_BLNK, 1, 2), jnp.swapaxes(v_BLNK, 1, 2))
         return named(out(out_BLNK), "attention_out"), new
 
 
@@ -205,13 +193,18 @@ class DecoderBlock(nn.Module):
         segment_ids_BL: jax.Array | None,
         valid_BT: jax.Array | None,
         cache: KeyValue | None,
+        column: jax.Array | int | None = None,
     ) -> tuple[jax.Array, KeyValue | None]:
-        """[B, L, D] to [B, L, D], and its keys and values or None; see `Decoder` for the arguments."""
+        """[B, L, D] to [B, L, D], and its keys and values or None.
+
+        See `Decoder` for the arguments; `cache` is of this layer. With `column`, that of the new token, a scalar or
+        [B], the layer's cache is returned with the new keys and values in it.
+        """
         eps = self.config.rms_norm_eps
         x_BLD = over_rows(x_BLD)
         attn = DecoderAttention(self.config, self.compute, name="attn")
         mlp = DecoderMlp(self.config, self.compute, name="mlp")
-        update_BLD, new = attn(RMSNorm(eps, name="ln_1")(x_BLD), rotary, segment_ids_BL, valid_BT, cache)
+        update_BLD, new = attn(RMSNorm(eps, name="ln_1")(x_BLD), rotary, segment_ids_BL, valid_BT, cache, column)
         x_BLD += update_BLD
         x_BLD += mlp(RMSNorm(eps, name="ln_2")(x_BLD))
         return x_BLD, new if self.keep_kv else None

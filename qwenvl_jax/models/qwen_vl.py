@@ -25,14 +25,13 @@ import jax.numpy as jnp
 from qwenvl_jax.config import ComputeConfig, ModelConfig
 from qwenvl_jax.models import decoder
 from qwenvl_jax.models.attention import resolve_attention
-from qwenvl_jax.models.decoder import KeyValue, Rotary
+from qwenvl_jax.models.cache import Cache, KeyValue, empty_cache, written
+from qwenvl_jax.models.decoder import Rotary
 from qwenvl_jax.models.layers import RMSNorm
-from qwenvl_jax.models.parallel import per_row_and_head, take_features
+from qwenvl_jax.models.parallel import take_features
 from qwenvl_jax.models.resampler import Resampler
 from qwenvl_jax.models.vit import Vit
 from qwenvl_jax.params import Params
-
-Cache = KeyValue  # of all layers, [S, B, N, T, K] in the compute dtype
 
 
 class QwenVL(nn.Module):
@@ -235,12 +234,12 @@ def ntk_alpha(model: ModelConfig, length: jax.Array | int) -> jax.Array:
     return decoder.ntk_alpha(model.decoder, length)
 
 
-def init_cache(model: ModelConfig, compute: ComputeConfig, batch: int, length: int) -> Cache:
-    """An empty cache for `batch` rows of up to `length` tokens, prompt and answer."""
-    config = model.decoder
-    shape = (config.layers, batch, config.heads, length, config.head_dim)
-    dtype = jnp.dtype(compute.compute_dtype)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def init_cache(model: ModelConfig, compute: ComputeConfig, batch: int, length: int, *, apart: bool = False) -> Cache:
+    """An empty cache in the compute dtype for `batch` rows of up to `length` tokens, prompt and answer.
+
+    With `apart`, which needs `layers_apart`, every layer has a part of its own.
+    """
+    return empty_cache(model.decoder, compute.compute_dtype, batch, length, apart=apart)
 
 
 def prefill(
@@ -268,8 +267,7 @@ def prefill(
     rotary = decoder.rotary_of(model.decoder, jnp.maximum(positions_BL, 0), alpha_B)
     network = _network(model, compute, inference=True)
     segment_ids_BL = valid_BL.astype(jnp.int32)
-    hidden_BLD, new = _decode(network, params, embeddings_BLD, rotary, segment_ids_BL=segment_ids_BL)
-    return hidden_BLD, _write(cache, new, column=0)
+    return _decode(network, params, embeddings_BLD, rotary, cache, 0, segment_ids_BL=segment_ids_BL)
 
 
 def decode_step(
@@ -300,15 +298,15 @@ def decode_step(
     x_B1D = _apply(network, params, QwenVL.embed, token_B[:, None])
     rotary = decoder.rotary_of(model.decoder, position_B[:, None], jnp.asarray(ntk_alpha))
     valid_BT = valid_BT & (jnp.arange(valid_BT.shape[1]) < jnp.asarray(index)[..., None])
-    hidden_B1D, new = _decode(network, params, x_B1D, rotary, valid_BT=valid_BT, cache=cache)
-    return hidden_B1D[:, 0], _write(cache, new, column=index)
+    hidden_B1D, cache = _decode(network, params, x_B1D, rotary, cache, index, valid_BT=valid_BT)
+    return hidden_B1D[:, 0], cache
 
 
 def layers_apart(params: Params) -> Params:
     """The same parameters, in which the blocks of the decoder are a tuple of layers, for `prefill` and `decode_step`.
 
-    The compiler for GPUs copies a layer out of a stack before it multiplies, so that a step of decoding would move
-    every weight three times. The other functions of this module ignore the blocks.
+    The compilers for GPUs and CPUs copy a layer out of a stack before they multiply, so that a step of decoding would
+    move every weight three times. The other functions of this module ignore the blocks.
     """
     stacked = params["decoder"]["blocks"]
     count = len(jax.tree.leaves(stacked)[0])
@@ -321,43 +319,38 @@ def _decode(
     params: Params,
     x_BLD: jax.Array,
     rotary: Rotary,
+    cache: Cache,
+    column: jax.Array | int,
+    *,
     segment_ids_BL: jax.Array | None = None,
     valid_BT: jax.Array | None = None,
-    cache: Cache | None = None,
-) -> tuple[jax.Array, KeyValue]:
-    """See `Decoder.__call__`, for layers in a stack or apart (`layers_apart`)."""
+) -> tuple[jax.Array, Cache]:
+    """Hidden states after the final norm, and the cache with the L tokens in its columns from `column` on.
+
+    See `Decoder.__call__`; the layers are in a stack or apart (`layers_apart`), and the cache is read if there is
+    `valid_BT`.
+    """
     layers = params["decoder"]["blocks"]
+    reads = valid_BT is not None
     if not isinstance(layers, tuple):
-        visible = {"segment_ids_BL": segment_ids_BL, "valid_BT": valid_BT, "cache": cache}
-        return _apply(network, params, QwenVL.decode, x_BLD, rotary, **visible)
+        (past,) = cache.parts
+        visible = {"segment_ids_BL": segment_ids_BL, "valid_BT": valid_BT, "cache": past if reads else None}
+        hidden_BLD, stack = _apply(network, params, QwenVL.decode, x_BLD, rotary, **visible)
+        return hidden_BLD, Cache((written(past, stack, column),))
+
     block = decoder.DecoderBlock(network.model.decoder, network.compute, keep_kv=True)
-    new: list[KeyValue] = []
-    one: Any
+    inside = reads and not cache.stacked  # whether a block itself writes into the part of its layer
+    new_parts: list[KeyValue] = []
+    new: Any
     for number, layer in enumerate(layers):
-        past = cache and KeyValue(cache.key[number], cache.value[number])
-        x_BLD, one = block.apply({"params": layer}, x_BLD, rotary, segment_ids_BL, valid_BT, past)
-        new.append(one)
-    hidden_BLD: Any = RMSNorm(network.model.decoder.rms_norm_eps).apply({"params": params["decoder"]["ln_f"]}, x_BLD)
-    return hidden_BLD, jax.tree.map(lambda *parts: jnp.stack(parts), *new)
-
-
-def _write(cache: Cache, new: KeyValue, column: jax.Array | int) -> Cache:
-    """The cache with `new` in its columns from `column` on, a scalar or [B]."""
-    column = jnp.asarray(column)
-    if column.ndim == 0:
-        start = (0, 0, 0, column, 0)
-        return Cache(
-            jax.lax.dynamic_update_slice(cache.key, new.key, start),
-            jax.lax.dynamic_update_slice(cache.value, new.value, start),
-        )
-    rows, heads = cache.key.shape[1:3]
-    write = per_row_and_head(_write_by_row, ("SBNTK", "SBNTK", "B"), "SBNTK", rows, heads)
-    return Cache(write(cache.key, new.key, column), write(cache.value, new.value, column))
-
-
-def _write_by_row(cache_SBNTK: jax.Array, new_SBNTK: jax.Array, column_B: jax.Array) -> jax.Array:
-    """One update in place after another: a scatter would make compilers change the layout of the whole cache."""
-    for row in range(cache_SBNTK.shape[1]):
-        start = (0, row, 0, column_B[row], 0)
-        cache_SBNTK = jax.lax.dynamic_update_slice(cache_SBNTK, new_SBNTK[:, row : row + 1], start)
-    return cache_SBNTK
+        of_layer = cache.of_layer(number) if reads else None
+        into = column if inside else None
+        x_BLD, new = block.apply({"params": layer}, x_BLD, rotary, segment_ids_BL, valid_BT, of_layer, into)
+        new_parts.append(new)
+    if cache.stacked:
+        new_parts = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_parts)]
+    if not inside:
+        new_parts = [written(past, part, column) for past, part in zip(cache.parts, new_parts, strict=True)]
+    norm = RMSNorm(network.model.decoder.rms_norm_eps)
+    normed_BLD: Any = norm.apply({"params": params["decoder"]["ln_f"]}, x_BLD)
+    return normed_BLD, Cache(tuple(new_parts))

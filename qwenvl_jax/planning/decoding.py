@@ -140,8 +140,8 @@ def lower(model: LoadedModel, mesh: Any, batch: int, columns: int) -> Any:
         empty = functools.partial(slots.empty_slots, count=batch, columns=columns, max_new=_MAX_NEW)
         cache, *small = jax.eval_shape(empty, model)
         rows = AXES[:2] if batch % batch_shards(mesh) == 0 else None
-        keys = type(cache)(*(on_mesh(part, P(None, rows, "tensor")) for part in cache))
-        state = slots.Slots(keys, *(on_mesh(leaf, P()) for leaf in small))
+        cache = jax.tree.map(lambda part: on_mesh(part, P(None, rows, "tensor")), cache)
+        state = slots.Slots(cache, *(on_mesh(leaf, P()) for leaf in small))
         number = on_mesh(jax.ShapeDtypeStruct((), jnp.int32), P())
         return slots.advance.lower(model, state, number, number, limits=Limits(_MAX_NEW, 0, (0,)), sampling=Sampling())
 

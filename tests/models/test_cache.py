@@ -112,14 +112,15 @@ def test_a_sample_that_grows_beyond_the_train_length_keeps_alpha_one(
 def test_cache_holds_keys_after_rotary_in_the_compute_dtype(
     model: ModelConfig, compute: ComputeConfig, params: Params
 ) -> None:
-    cache = qwen_vl.init_cache(model, compute, 2, LENGTH)
+    (cache,) = qwen_vl.init_cache(model, compute, 2, LENGTH).parts
     config = model.decoder
     assert cache.key.shape == cache.value.shape == (config.layers, 2, config.heads, LENGTH, config.head_dim)
     assert len(jax.tree.leaves(cache)) == 2
     tokens = jnp.full((1, 2), 7, jnp.int32)
     x = qwen_vl.embed(params, model, compute, tokens, -jnp.ones_like(tokens), None)
-    cache = qwen_vl.init_cache(model, compute, 1, 4)
-    _, cache = qwen_vl.prefill(params, model, compute, x, jnp.arange(2)[None], jnp.ones((1, 2), bool), cache)
+    empty = qwen_vl.init_cache(model, compute, 1, 4)
+    _, filled = qwen_vl.prefill(params, model, compute, x, jnp.arange(2)[None], jnp.ones((1, 2), bool), empty)
+    (cache,) = filled.parts
     # The same token twice: equal values in the first layer, but keys turned by their positions.
     np.testing.assert_allclose(cache.value[0, 0, :, 0], cache.value[0, 0, :, 1], atol=1e-6)
     assert np.abs(cache.key[0, 0, :, 0] - cache.key[0, 0, :, 1]).max() > 1e-3

@@ -14,11 +14,11 @@ MODEL = config_lib.from_config_dict(config_lib.ModelConfig, dict(models.tiny().i
 COMPUTE = config_lib.ComputeConfig("float32", "float32", "xla", "none", "none", False, 64)
 
 
-def run(params: qwen_vl.Params) -> list[jax.Array]:
-    """Hidden states of a prefill and of two decoded tokens, and the keys in the cache."""
+def run(params: qwen_vl.Params, *, cache_apart: bool = False) -> list[jax.Array]:
+    """Hidden states of a prefill and of two decoded tokens, and the contents of the cache."""
     tokens_BL = jnp.asarray(np.random.default_rng(0).integers(0, 512, (3, 7)), jnp.int32)
     x_BLD = qwen_vl.embed(params, MODEL, COMPUTE, tokens_BL, jnp.full((3, 7), -1), None)
-    cache = qwen_vl.init_cache(MODEL, COMPUTE, 3, 12)
+    cache = qwen_vl.init_cache(MODEL, COMPUTE, 3, 12, apart=cache_apart)
     positions_BL = jnp.broadcast_to(jnp.arange(7), (3, 7))
     hidden, cache = qwen_vl.prefill(params, MODEL, COMPUTE, x_BLD, positions_BL, positions_BL < 6, cache)
     kept = [hidden]
@@ -28,15 +28,17 @@ def run(params: qwen_vl.Params) -> list[jax.Array]:
             params, MODEL, COMPUTE, tokens_BL[:, 0], index_B, jnp.ones((3, 12), bool), index_B, cache, 1.0
         )
         kept += [hidden, qwen_vl.logits(params, MODEL, COMPUTE, hidden)]
-    return [*kept, cache.key]
+    layers = [cache.of_layer(number) for number in range(MODEL.decoder.layers)]
+    return [*kept, jnp.stack([layer.key for layer in layers]), jnp.stack([layer.value for layer in layers])]
 
 
 def test_layers_apart_compute_the_same() -> None:
     params = qwen_vl.init_params(MODEL, jax.random.key(0))
     apart = qwen_vl.layers_apart(params)
     assert len(apart["decoder"]["blocks"]) == MODEL.decoder.layers
-    for one, other in zip(run(params), run(apart), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    for one, two, three in zip(run(params), run(apart), run(apart, cache_apart=True), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+        np.testing.assert_allclose(one, three, atol=1e-5)
     image = jnp.zeros((1, 28, 28, 3), jnp.uint8)
     stacked, alone = (qwen_vl.encode_images(tree, MODEL, COMPUTE, image) for tree in (params, apart))
     np.testing.assert_array_equal(stacked, alone)

@@ -13,7 +13,7 @@ ties by rounding come out alike.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ import numpy as np
 
 from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits, without_early_stops
 from qwenvl_jax.evaluation.generation.slots import Prompts, first_logits, placed
+from qwenvl_jax.models.cache import Cache
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.models.parallel import per_row_and_head
-from qwenvl_jax.models.qwen_vl import Cache
 
 _OUT = -1e9  # is added to the score of a beam that may not be chosen, as in transformers
 
@@ -213,12 +213,12 @@ def fill_beams(
 
     def put_columns(into: jax.Array, values: jax.Array) -> jax.Array:
         for beam in range(beams):
-            into = into.at[:, prompts.slot_R * beams + beam, :, :width].set(values, mode="drop")
+            into = into.at[..., prompts.slot_R * beams + beam, :, :width, :].set(values, mode="drop")
         return into
 
     return placed(
         BeamSlots(
-            Cache(put_columns(state.cache.key, cache.key), put_columns(state.cache.value, cache.value)),
+            jax.tree.map(put_columns, state.cache, cache),
             put(state.token_GK, token_RK),
             put(state.prompt_G, length_R),
             put(state.alpha_G, model.ntk_alpha(length_R)),
@@ -263,7 +263,7 @@ def advance_beams(
             return jnp.where(state.active_G.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         parent_GK = if_active(parent_GK, jnp.broadcast_to(jnp.arange(beams), (groups, beams)))
-        cache = Cache(*(_moved(part, parent_GK, state.prompt_G, limits.max_new) for part in cache))
+        cache = jax.tree.map(lambda part: _moved(part, parent_GK, state.prompt_G, limits.max_new), cache)
         token_GK = if_active(token_GK, state.token_GK)
         candidates = Candidates(*map(if_active, after, now))
         return step + 1, BeamSlots(cache, token_GK, state.prompt_G, state.alpha_G, *candidates)
@@ -271,27 +271,31 @@ def advance_beams(
     return placed(jax.lax.while_loop(goes_on, step, (jnp.int32(0), state))[1])
 
 
-def _moved(part_SBNTD: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max_new: int) -> jax.Array:
-    """Keys or values in which every beam has those of the answer that it continues; the prompt's columns stay."""
+def _moved(part_BNTD: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max_new: int) -> jax.Array:
+    """Keys or values in which every beam has those of the answer that it continues; the prompt's columns stay.
+
+    `part_BNTD` may have an axis of layers before its rows.
+    """
     beams = parent_GK.shape[1]
-    rows, heads, columns = part_SBNTD.shape[1:4]
+    rows, heads, columns, _ = part_BNTD.shape[-4:]
+    axes = "S" * (part_BNTD.ndim - 4) + "BNTK"
     local = functools.partial(_move_by_group, beams=beams, width=min(max_new, columns))
-    move = per_row_and_head(local, ("SBNTK", "B", "B"), "SBNTK", rows, heads)
-    return move(part_SBNTD, parent_GK.reshape(-1), jnp.repeat(prompt_G, beams))
+    move = per_row_and_head(local, (axes, "B", "B"), axes, rows, heads)
+    return move(part_BNTD, parent_GK.reshape(-1), jnp.repeat(prompt_G, beams))
 
 
 def _move_by_group(
-    part_SBNTD: jax.Array, parent_B: jax.Array, first_B: jax.Array, *, beams: int, width: int
+    part_BNTD: jax.Array, parent_B: jax.Array, first_B: jax.Array, *, beams: int, width: int
 ) -> jax.Array:
-    """One update in place after another, see `qwen_vl._write_by_row`; all rows of a group are on one device."""
-    layers, rows, heads, _, size = part_SBNTD.shape
+    """One update in place after another, see `models.cache.written`; all rows of a group are on one device."""
+    *stack, rows, heads, _, size = part_BNTD.shape
     for row in range(0, rows, beams):
-        start = (0, row, 0, first_B[row], 0)
-        answer_SKNTD = jax.lax.dynamic_slice(part_SBNTD, start, (layers, beams, heads, width, size))
-        # A product instead of `answer[:, parent]`: XLA for CPUs (0.10.2) would read these beams while it writes them.
-        source_KJ = jax.nn.one_hot(parent_B[row : row + beams], beams, dtype=part_SBNTD.dtype)
-        answer_SKNTD = jnp.einsum(
-            "KJ,SJNTD->SKNTD", source_KJ, answer_SKNTD, precision=jax.lax.Precision.HIGHEST
-        ).astype(part_SBNTD.dtype)
-        part_SBNTD = jax.lax.dynamic_update_slice(part_SBNTD, answer_SKNTD, start)
-    return part_SBNTD
+        start: tuple[Any, ...] = (*(0 for _ in stack), row, 0, first_B[row], 0)
+        answer_KNTD = jax.lax.dynamic_slice(part_BNTD, start, (*stack, beams, heads, width, size))
+        # A product instead of `answer[parent]`: XLA for CPUs (0.10.2) would read these beams while it writes them.
+        source_KJ = jax.nn.one_hot(parent_B[row : row + beams], beams, dtype=part_BNTD.dtype)
+        answer_KNTD = jnp.einsum(
+            "KJ,...JNTD->...KNTD", source_KJ, answer_KNTD, precision=jax.lax.Precision.HIGHEST
+        ).astype(part_BNTD.dtype)
+        part_BNTD = jax.lax.dynamic_update_slice(part_BNTD, answer_KNTD, start)
+    return part_BNTD

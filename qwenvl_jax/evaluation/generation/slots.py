@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.evaluation.generation.sampling import Limits, Sampling, chosen
+from qwenvl_jax.models.cache import Cache
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.models.parallel import rows_split
-from qwenvl_jax.models.qwen_vl import Cache
 from qwenvl_jax.sharding.compiler import compiler_options
 from qwenvl_jax.sharding.mesh import AXES, BATCH_AXES
 
@@ -96,10 +96,12 @@ def placed(state: Any) -> Any:
     if not set(AXES) <= set(mesh.axis_names):
         return state
 
-    split = P(None, BATCH_AXES if rows_split(state.cache.key.shape[1]) else None, "tensor", None, None)
+    rows = BATCH_AXES if rows_split(state.cache.rows) else None
+    split = P(rows, "tensor", None, None)
+    stack = P(None, *split)
     cache, *small = state
-    parts = (jax.lax.with_sharding_constraint(part, split) for part in cache)
-    return type(state)(Cache(*parts), *map(everywhere, small))
+    cache = jax.lax.with_sharding_constraint(cache, stack if cache.stacked else split)
+    return type(state)(cache, *map(everywhere, small))
 
 
 def everywhere(value: jax.Array) -> jax.Array:
@@ -143,12 +145,12 @@ def fill(
         return into.at[prompts.slot_R].set(values, mode="drop")
 
     def put_columns(into: jax.Array, values: jax.Array) -> jax.Array:
-        return into.at[:, prompts.slot_R, :, :width].set(values, mode="drop")
+        return into.at[..., prompts.slot_R, :, :width, :].set(values, mode="drop")
 
     answer_RM = jnp.full((rows, slots.new_BM.shape[1]), -1, jnp.int32).at[:, 0].set(jnp.where(ended_R, -1, token_R))
     return placed(
         Slots(
-            Cache(put_columns(slots.cache.key, cache.key), put_columns(slots.cache.value, cache.value)),
+            jax.tree.map(put_columns, slots.cache, cache),
             put(slots.token_B, token_R),
             put(slots.cached_B, length_R),
             put(slots.count_B, zero_R + 1),
@@ -228,8 +230,11 @@ def _advance_with(options: tuple[tuple[str, bool | int | str], ...]) -> Any:
 def widened(state: Any, columns: int) -> Any:
     """The same slots, or beams, with more columns in the cache."""
     extra = columns - state.cache.columns
-    cache = Cache(*(jnp.pad(part, ((0, 0), (0, 0), (0, 0), (0, extra), (0, 0))) for part in state.cache))
-    return placed(state._replace(cache=cache))
+
+    def with_more(part: jax.Array) -> jax.Array:
+        return jnp.pad(part, [(0, 0)] * (part.ndim - 2) + [(0, extra), (0, 0)])
+
+    return placed(state._replace(cache=jax.tree.map(with_more, state.cache)))
 
 
 @functools.partial(jax.jit, static_argnames="count")
