@@ -126,8 +126,10 @@ def _once(command: Command) -> str:
         if source.returncode:
             raise explain(command.input_from[0], source.returncode, source.stderr)
         text = source.stdout
+    # The launcher's own Python, whether its environment is activated or not.
+    itself = command.arguments[0] == "python"
     process = subprocess.Popen(
-        command.arguments,
+        (sys.executable, *command.arguments[1:]) if itself else command.arguments,
         env=environment,
         stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
         stdout=subprocess.PIPE if command.until else None,
@@ -163,7 +165,7 @@ def _echo(lines: object, tail: collections.deque[str]) -> None:
 
 def _check_programs(commands: Sequence[Command]) -> None:
     for program in {name for command in commands for name in (command.arguments[0], *command.input_from[:1])}:
-        if not shutil.which(program):
+        if program != "python" and not shutil.which(program):
             how = _INSTALL.get(program, "its maker's page")
             raise UserError(
                 f"the program {program!r} is not installed ({how}); install it, or run the printed commands"

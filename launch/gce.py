@@ -93,9 +93,9 @@ def create(job: Job) -> list[Command]:
     for name in _group_names(job):
         commands += _group_creation(job, name)
     for name in _group_names(job):
-        wait = (*_MANAGED, "wait-until", name, _project(job), f"--zone={job.zone}", "--stable")
+        stable = (*_MANAGED, "describe", name, _project(job), f"--zone={job.zone}", "--format=value(status.isStable)")
         why = "Wait until the machines run. That they have booted says nothing of the chips; `setup` checks these."
-        commands.append(Command(wait, why))
+        commands.append(Command(stable, why, until=("True",)))
     return commands
 
 
@@ -202,7 +202,7 @@ def _describe(job: Job) -> list[Command]:
         arguments = (*_MANAGED, "list-instances", name, _project(job), f"--zone={job.zone}")
         commands.append(
             Command(
-                (*arguments, "--format=value(instance.basename(),status,currentAction)"),
+                (*arguments, "--format=value(instance.basename(),instanceStatus,currentAction)"),
                 "Show the state of every machine. A spot group that lost one is deleted and created again.",
             )
         )
