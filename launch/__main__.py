@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import execution, request, stages, where
+from launch import execution, request, stages, watch, where
 from launch.command import Command
 from launch.path import VERBS, LaunchPath
 from launch.paths import PATHS
@@ -55,6 +55,15 @@ def _one_verb(path: LaunchPath, verb: str) -> None:
     job = request.job_of_flags(path, verb)
     if path.zoned:
         print(f"# {job.topology.description}")
+    if _EXECUTE.value and path.replaces:
+        execution.become(path.builders[verb](job)[0])
+    if _EXECUTE.value and verb == "status":
+        outputs: list[str] = []
+        try:
+            execution.run(path.builders[verb](job), outputs=outputs)
+        finally:
+            print(watch.summary("\n".join(outputs)))
+        return
     if _EXECUTE.value:
         execution.run_in_zones(path.builders[verb], job, _WAIT_HOURS.value)
         return

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from launch.command import Command
 from launch.job import Job
@@ -31,7 +32,13 @@ class StillWaitingError(CloudError):
     """A state that has not come in time; what waits for it exists."""
 
 
-def run(commands: Sequence[Command], wait_hours: float = WAIT_HOURS, *, keep_waiting: bool = True) -> None:
+def run(
+    commands: Sequence[Command],
+    wait_hours: float = WAIT_HOURS,
+    *,
+    keep_waiting: bool = True,
+    outputs: list[str] | None = None,
+) -> None:
     """Runs commands until one fails. Then the resources that earlier ones have made are deleted again.
 
     Ctrl-C deletes nothing: it says what exists and how to delete it.
@@ -40,6 +47,7 @@ def run(commands: Sequence[Command], wait_hours: float = WAIT_HOURS, *, keep_wai
       commands: in order.
       wait_hours: for how long a state is waited, per command.
       keep_waiting: whether what has been made stays, and waits on, if `wait_hours` have passed.
+      outputs: gets what the commands print to stdout, which is printed when each has ended.
 
     Raises:
       UserError: if a program is missing (before any command), fails, or reports a state that ends the waiting.
@@ -49,7 +57,7 @@ def run(commands: Sequence[Command], wait_hours: float = WAIT_HOURS, *, keep_wai
     for command in commands:
         print(f"# {command.why}\n{command.shell}", flush=True)
         try:
-            _run(command, wait_hours)
+            output = _run(command, wait_hours, captured=outputs is not None)
         except KeyboardInterrupt:
             _say_what_exists([*made, command])
             raise
@@ -60,12 +68,32 @@ def run(commands: Sequence[Command], wait_hours: float = WAIT_HOURS, *, keep_wai
                 _undo(made)
             raise
         except CloudError as error:
+            if outputs is not None:
+                print(error.output, flush=True)
+                outputs.append(error.output)
             if command.creates and not error.refused:
                 _say_what_exists([command])
             _undo(made)
             raise
+        if outputs is not None:
+            print(output, flush=True)
+            outputs.append(output)
         if command.creates:
             made.append(command)
+
+
+def runnable(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The arguments with this Python for `python`, which need not be on PATH."""
+    program, *others = arguments
+    return (sys.executable if program == "python" else program, *others)
+
+
+def become(command: Command) -> NoReturn:
+    """Replaces this process by a command."""
+    _check_programs([command])
+    print(f"# {command.why}\n{command.shell}", flush=True)
+    arguments = runnable(command.arguments)
+    os.execvpe(arguments[0], list(arguments), {**os.environ, **command.environment})
 
 
 def run_in_zones(build: Callable[[Job], Sequence[Command]], job: Job, wait_hours: float = WAIT_HOURS) -> None:
@@ -91,14 +119,13 @@ def run_in_zones(build: Callable[[Job], Sequence[Command]], job: Job, wait_hours
     raise CloudError(f"none of {len(job.zones)} zones grants {job.topology.name}: {'. '.join(reasons)}", refused=True)
 
 
-def _run(command: Command, wait_hours: float) -> None:
+def _run(command: Command, wait_hours: float, captured: bool) -> str:
     if not command.until:
-        _once(command)
-        return
+        return _once(command, captured)
     deadline = time.monotonic() + wait_hours * 3600
     seconds = _FIRST_POLL
     last = ""
-    while (state := _once(command)) not in command.until:
+    while (state := _once(command, captured=True)) not in command.until:
         if state in command.unless:
             raise CloudError(
                 f"{command.arguments[0]} reports {state}; delete the resource and create it again", elsewhere=True
@@ -115,10 +142,11 @@ def _run(command: Command, wait_hours: float) -> None:
         last = state
         time.sleep(min(seconds, max(0.0, deadline - time.monotonic())))
         seconds = min(1.5 * seconds, _LONGEST_POLL)
+    return state
 
 
-def _once(command: Command) -> str:
-    """Runs a command once; its output without white space at the ends if its state is waited for."""
+def _once(command: Command, captured: bool) -> str:
+    """Runs a command once; its output without white space at the ends if it is captured."""
     environment = {**os.environ, **command.environment}
     text: str | None = command.stdin or None
     if command.input_from:
@@ -126,13 +154,11 @@ def _once(command: Command) -> str:
         if source.returncode:
             raise explain(command.input_from[0], source.returncode, source.stderr)
         text = source.stdout
-    # The launcher's own Python, whether its environment is activated or not.
-    itself = command.arguments[0] == "python"
     process = subprocess.Popen(
-        (sys.executable, *command.arguments[1:]) if itself else command.arguments,
+        runnable(command.arguments),
         env=environment,
         stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
-        stdout=subprocess.PIPE if command.until else None,
+        stdout=subprocess.PIPE if captured else None,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
@@ -153,7 +179,9 @@ def _once(command: Command) -> str:
         raise
     echo.join(timeout=5)
     if code not in command.accepts:
-        raise explain(command.arguments[0], code, "".join(tail))
+        error = explain(command.arguments[0], code, "".join(tail))
+        error.output = output.strip()
+        raise error
     return output.strip()
 
 
@@ -165,7 +193,7 @@ def _echo(lines: object, tail: collections.deque[str]) -> None:
 
 def _check_programs(commands: Sequence[Command]) -> None:
     for program in {name for command in commands for name in (command.arguments[0], *command.input_from[:1])}:
-        if program != "python" and not shutil.which(program):
+        if not shutil.which(runnable((program,))[0]):
             how = _INSTALL.get(program, "its maker's page")
             raise UserError(
                 f"the program {program!r} is not installed ({how}); install it, or run the printed commands"

@@ -180,12 +180,12 @@ def _create_pool(job: Job, index: int) -> Command:
 
 
 def _xpk_create(job: Job) -> Command:
-    capacity = {
-        "on_demand": "--on-demand",
-        "spot": "--spot",
-        "reserved": f"--reservation={job.reservation}",
-        "flex_start": "--flex",
-    }[job.capacity]
+    capacity: dict[str, tuple[str, ...]] = {
+        "on_demand": ("--on-demand",),
+        "spot": ("--spot",),
+        "reserved": (f"--reservation={job.reservation}",),
+        "flex_start": (),  # the cluster's node pools decide; a workload has no such flag
+    }
     variables = {"QWENVL_JOIN_SECONDS": str(jobset.JOIN_SECONDS), **job.environment}
     arguments = (
         *("xpk", "workload", "create", f"--workload={job.name}", *_xpk_cluster(job)),
@@ -194,7 +194,7 @@ def _xpk_create(job: Job) -> Command:
         f"--docker-image={job.image}",
         f"--max-restarts={job.restarts}",
         f"--termination-grace-period-seconds={jobset.GRACE_SECONDS}",
-        capacity,
+        *capacity[job.capacity],
         *(f"--env={name}={value}" for name, value in variables.items()),
         f"--command={shlex.join(job.command)}",
     )

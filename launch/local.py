@@ -22,6 +22,7 @@ from typing import IO
 from absl import flags
 
 from launch.command import Command
+from launch.execution import runnable
 from launch.job import Job
 from launch.path import LaunchPath
 from qwenvl_jax.runtime import commandline, exit_codes
@@ -46,8 +47,8 @@ def check(job: Job) -> None:
 def run(job: Job) -> list[Command]:
     """Runs the stage on this machine until it ends, for good or after too many restarts."""
     arguments = (
-        *(sys.executable, "-m", "launch.local", f"--processes={_PROCESSES.value}", f"--devices={_DEVICES.value}"),
-        *(f"--restarts={job.restarts}", "--", sys.executable, *job.command[1:]),
+        *("python", "-m", "launch.local", f"--processes={_PROCESSES.value}", f"--devices={_DEVICES.value}"),
+        *(f"--restarts={job.restarts}", "--", *job.command),
     )
     noun = "process" if _PROCESSES.value == 1 else "processes"
     why = f"Run {_PROCESSES.value} {noun} here; start again after retryable exit codes, {job.restarts} times at most."
@@ -95,7 +96,7 @@ class Group:
         for index, of_one in enumerate(variables):
             try:
                 process = subprocess.Popen(
-                    command,
+                    runnable(command),
                     env={**os.environ, **of_one},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -216,6 +217,7 @@ PATH = LaunchPath(
     builders={"run": run},
     check=check,
     zoned=False,
+    replaces=True,
 )
 
 

@@ -32,6 +32,8 @@ class LaunchPath:
       check: raises UserError, one sentence, for a job that the path cannot launch; called before any builder.
       zoned: whether a job needs a zone.
       slices_checked_alone: whether one command of `setup` reaches one slice only, which is then checked by itself.
+      replaces: whether the only command of a verb takes the launcher's process over with `--execute`, so that signals
+        reach it and its exit code is that of the launcher.
     """
 
     name: str
@@ -40,3 +42,4 @@ class LaunchPath:
     check: Callable[[Job], None]
     zoned: bool = True
     slices_checked_alone: bool = False
+    replaces: bool = False

@@ -18,12 +18,14 @@ class CloudError(UserError):
     Attributes:
       elsewhere: whether another zone may grant what this one refused.
       refused: whether the cloud is known to have made nothing.
+      output: what the command has printed to stdout, if it was captured.
     """
 
     def __init__(self, text: str, *, elsewhere: bool = False, refused: bool = False):
         super().__init__(text)
         self.elsewhere = elsewhere
         self.refused = refused
+        self.output = ""
 
 
 class _Kind(NamedTuple):

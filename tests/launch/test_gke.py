@@ -131,6 +131,22 @@ def test_what_gke_cannot_run_is_refused_before_any_call(fields: dict[str, object
         gke.check(a_job(**fields))
 
 
+# Flags of `xpk workload create` and `delete` in its parser of June 2026.
+XPK = {
+    "create": "workload cluster project zone tpu-type num-slices docker-image max-restarts command env on-demand spot "
+    "reservation termination-grace-period-seconds",
+    "delete": "workload cluster project zone force",
+}
+
+
+@pytest.mark.parametrize("name", CAPACITIES)
+def test_xpk_knows_the_flags(name: str) -> None:
+    job = a_job(xpk=True, **capacity(name))
+    for command in (gke.run(job)[0], gke.stop(job)[0], gke.delete(job)[0]):
+        flags = {argument.partition("=")[0].removeprefix("--") for argument in command.arguments[3:]}
+        assert flags <= set(XPK[command.arguments[2]].split())
+
+
 def test_xpk_gets_the_same_run() -> None:
     command = gke.run(a_job(xpk=True, capacity="spot"))[0]
     assert command.arguments[:4] == ("xpk", "workload", "create", "--workload=stage2")

@@ -109,3 +109,13 @@ def test_a_permanent_error_of_one_process_is_that_of_the_group(codes: list[int])
     assert (code == 0) == (set(as_shell) == {0})
     permanent = [one for one in as_shell if one and not exit_codes.retryable(one)]
     assert exit_codes.retryable(code) == (not permanent and code != 0)
+
+
+@pytest.mark.slow
+def test_the_launcher_ends_with_the_exit_code_of_the_run(tmp_path: Path) -> None:
+    """A config that the trainer refuses is a mistake, not a reason to start again."""
+    flags = ("--config=configs/quickstart/stage0_text.py:data=/nowhere", f"--workdir={tmp_path}/run", "--execute")
+    command = [sys.executable, "-m", "launch", "local", "run", *flags, "--processes=1", "--devices=1"]
+    ended = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300)
+    assert ended.returncode == exit_codes.MISTAKE, ended.stdout + ended.stderr
+    assert "/nowhere" in ended.stdout and "start 2" not in ended.stdout

@@ -52,6 +52,8 @@ def command(parsed: Parsed, name: str) -> int:
         return _connect(parsed, name)
     if name in ("project-info.describe", "regions.describe", "zones.describe", "reservations.describe"):
         return _describe_other(parsed, name)
+    if name == "instance-groups.managed.wait-until":
+        return _wait_until(parsed)
     kind = _KINDS[name.split(".")[0]]
     verb = name.rpartition(".")[2]
     with world.locked() as state:
@@ -85,6 +87,25 @@ def command(parsed: Parsed, name: str) -> int:
             raise parsed.refuse("the stand-in does not know this command")
     if verb == "delete":
         time.sleep(state["settings"]["seconds"]["delete"])
+    return 0
+
+
+def _wait_until(parsed: Parsed) -> int:
+    """Waits until all machines of a group run."""
+
+    def stable(state: dict[str, Any]) -> Any:
+        advance(state)
+        group = _get(parsed, state, "group", parsed.name)
+        return True if _view(state, group)["status"]["isStable"] else None
+
+    if not parsed.has("stable"):
+        raise parsed.refuse(
+            "Exactly one of (--all-instances-config-effective | --stable | --version-target-reached) must be "
+            "specified.",
+            2,
+        )
+    world.wait_until(stable, float(parsed.get("timeout", "60")))
+    print("Group is stable", file=sys.stderr)
     return 0
 
 
@@ -141,7 +162,10 @@ def _template(parsed: Parsed, state: dict[str, Any]) -> None:
             "Invalid value for field 'resource.properties.scheduling': You cannot specify a "
             "termination action for a VM instance that has the standard provisioning model (default).",
         )
-    if model == "RESERVATION_BOUND" and parsed.get("reservation") not in state["settings"]["reservations"]:
+    if (
+        model == "RESERVATION_BOUND"
+        and parsed.get("reservation").rsplit("/", 1)[-1] not in state["settings"]["reservations"]
+    ):
         raise _not_fetched(
             parsed,
             f"The resource 'projects/{state['settings']['project']}/reservations/"

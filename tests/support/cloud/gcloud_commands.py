@@ -119,6 +119,9 @@ _COMPUTE = {
     ),
     "instance-groups.managed.delete": Spec("NAME", many=True, values="zone region"),
     "instance-groups.managed.describe": Spec("NAME", values="zone region"),
+    "instance-groups.managed.wait-until": Spec(
+        "NAME", values="zone region timeout", switches="stable version-target-reached all-instances-config-effective"
+    ),
     "instance-groups.managed.list": Spec(values="zones regions"),
     "instance-groups.managed.list-instances": Spec("NAME", values="zone region"),
     "instance-groups.managed.list-errors": Spec("NAME", values="zone region"),

@@ -23,6 +23,20 @@ sys.path.insert(0, {root!r})
 from tests.support.cloud.{module} import {function}
 sys.exit({function}(sys.argv[1:]))
 """
+# The Python of a host's image. Environments that it makes have the packages of this one; pip checks its files alone.
+_HOST_PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-m venv")
+  for folder; do :; done
+  mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
+"-m pip")
+  for argument; do
+    case "$argument" in --requirement=*) [ -f "${{argument#*=}}" ] || exit 1 ;; esac
+  done ;;
+*)
+  exec {python} "$@" ;;
+esac
+"""
 # A host's Python believes that it has four chips of a TPU. JAX looks for them on the PCI bus.
 _TPU_MACHINE = """
 import importlib.abc, importlib.machinery, sys
@@ -48,11 +62,13 @@ class PretendedCloud:
 
     Attributes:
       folder: of its state.
+      metadata_port: on which the metadata server answers, at the address of each host.
       environment: the variables with which its programs are found.
     """
 
     def __init__(self, folder: Path, metadata_port: int):
         self.folder = folder
+        self.metadata_port = metadata_port
         self.environment = {
             **os.environ,
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
@@ -77,6 +93,9 @@ class PretendedCloud:
             program = folder / "host_bin" / name
             program.write_text('#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n')
             program.chmod(0o755)
+        python = folder / "host_bin" / "python3.11"
+        python.write_text(_HOST_PYTHON.format(python=sys.executable))
+        python.chmod(0o755)
         (folder / "tpu_machine" / "sitecustomize.py").write_text(_TPU_MACHINE)
         state = {
             "settings": copy.deepcopy(world.SETTINGS),
@@ -117,6 +136,11 @@ class PretendedCloud:
         """Takes a spot node, queued resource's node or managed group away, as the cloud does."""
         with world.locked() as state:
             (compute if state["resources"][key]["kind"] == "group" else tpus).preempt(state, key)
+
+    def announce_maintenance(self, mark: str) -> None:
+        """Lets the metadata server of a host announce that its machine will be taken for maintenance."""
+        with world.locked() as state:
+            state["hosts"][mark]["notice"] = "TERMINATE_ON_HOST_MAINTENANCE"
 
     def preempt_pod(self, name: str) -> None:
         """Takes the machine of a pod away."""
