@@ -53,6 +53,7 @@ def stage(
             train=train,
             evaluation=dict(every=0, split="", batches=4),
             watching=watching(),
+            watchdog=watchdog(),
         )
     )
     recipe.apply(config)
@@ -100,3 +101,8 @@ def train(stage: str, trainable: tuple[str, ...], steps: int) -> dict:
 def watching() -> dict:
     """What a run shows of itself; nothing of it changes the training."""
     return dict(profile_steps=(), profile_every=0, report_minutes=10.0, host_sync="allowed", wandb="", goodput_job="")
+
+
+def watchdog() -> dict:
+    """When a run counts as hung: seconds without a step, and that many medians of a step."""
+    return dict(factor=20.0, least_seconds=900.0, first_step_seconds=7200.0)

@@ -22,8 +22,9 @@ from qwenvl_jax.evaluation.judging.judge_sweep import judge_sweep
 from qwenvl_jax.evaluation.released import with_imported
 from qwenvl_jax.evaluation.report.everything import write_reports
 from qwenvl_jax.evaluation.sweep import sweep
-from qwenvl_jax.runtime import commandline, distributed
+from qwenvl_jax.runtime import commandline, distributed, preflight
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.versions import SETUP_AGAIN, versions
 
 _CONFIG = commandline.define_config("What to evaluate; see configs/quickstart/eval.py.")
 _OUTPUT = flags.DEFINE_string("output", "", "Where results go; default: the config's `output`.")
@@ -55,7 +56,8 @@ def main() -> None:
     distributed.initialize()
     with distributed.together():  # if one process fails, all end
         config = eval_config.validate(from_config_dict(eval_config.EvalConfig, values))
-        distributed.check_shared(config.output)
+        distributed.agree(versions(), SETUP_AGAIN)
+        preflight.check_folder(config.output)
         config = with_imported(config, _import)
         sweep(config)
         if any(item.benchmark.task == EVALUATION for item in config.benchmarks):

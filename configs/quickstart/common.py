@@ -7,7 +7,7 @@ docs/quickstart.md says how the numbers were found.
 
 import ml_collections
 
-from configs.base import watching
+from configs.base import watchdog, watching
 from configs.meshes import cpu
 
 SIZE_PRETRAIN = 42  # px, 6x6 patches: the quickstart's 224
@@ -89,6 +89,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
             train=train,
             evaluation=dict(every=0, split="heldout", batches=4),
             watching=watching(),
+            watchdog=watchdog(),
         )
     )
     cpu.apply(config)

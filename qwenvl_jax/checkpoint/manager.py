@@ -22,7 +22,7 @@ from qwenvl_jax.checkpoint import checksums, deferred, failures, layout, steps
 from qwenvl_jax.checkpoint.failures import DamagedError
 from qwenvl_jax.checkpoint.layout import FROZEN
 from qwenvl_jax.params import flatten, unflatten
-from qwenvl_jax.runtime import distributed, storage
+from qwenvl_jax.runtime import distributed, phases, storage
 from qwenvl_jax.runtime.errors import file_errors_of
 
 _PROGRESS = "progress/metadata"
@@ -70,6 +70,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1)
         return self
 
+    @phases.phase("checkpoint", unlimited=True)
     def save(self, step: int, params: Any, opt_state: Any, progress: dict[str, Any]) -> None:
         """Starts to write a checkpoint; returns once the values are copied, so that the arrays may be donated.
 
@@ -89,6 +90,7 @@ class Checkpoints:
             )
         self._writing = self._thread.submit(self._finish)
 
+    @phases.phase("checkpoint", unlimited=True)
     def wait(self) -> None:
         """Waits until the last checkpoint is written; raises the error if it could not be."""
         writing, self._writing = self._writing, None

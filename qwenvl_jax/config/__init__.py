@@ -24,6 +24,7 @@ from qwenvl_jax.config.schema import (
     TrainConfig,
 )
 from qwenvl_jax.config.values import DTYPES, REMAT_POLICIES
+from qwenvl_jax.config.watchdog import WatchdogConfig
 from qwenvl_jax.config.watching import WatchingConfig
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "VitConfig",
+    "WatchdogConfig",
     "WatchingConfig",
     "config_hash",
     "former_names",

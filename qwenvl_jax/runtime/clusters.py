@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jax._src import clusters as _jax_clusters
 
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.runtime.rollcall import Membership, split_address
+from qwenvl_jax.runtime.membership import Membership, split_address
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 DEVICES = "JAX_LOCAL_DEVICE_IDS"

@@ -54,6 +54,13 @@ def size(path: epath.PathLike) -> int:
     return retried(lambda: os.stat(path), path).st_size
 
 
+def free_bytes(folder: epath.Path) -> int:
+    """Free space of the disk of a folder, which need not exist yet."""
+    while not exists(folder):
+        folder = folder.parent
+    return retried(lambda: shutil.disk_usage(folder), folder).free
+
+
 def entry(path: epath.PathLike) -> Entry:
     """A single file or folder. Raises FileNotFoundError if there is none."""
     return _entry(retried(lambda: os.stat(path), path))

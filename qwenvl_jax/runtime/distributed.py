@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import itertools
 import json
 import os
-import socket
 import sys
+import time
 import traceback
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
-from etils import epath
 from jax._src import distributed as _jax_distributed
 
-from qwenvl_jax.runtime import errors, exit_codes, rollcall, storage
+from qwenvl_jax.runtime import errors, exit_codes, rollcall
 from qwenvl_jax.runtime.clusters import TPUS, find_membership, one_of_several
 from qwenvl_jax.runtime.errors import PeerError, UserError
+from qwenvl_jax.runtime.line import Line
+from qwenvl_jax.runtime.preemption import set_sigterm_aside
 
+_SHOWN = 8  # the most processes that a message names
 _POLL = 2.0  # seconds of one wait for another process; then it is asked again
-_line: rollcall.Line | None = None  # to process 0, if there are several processes
+_line: Line | None = None  # to process 0, if there are several processes
 _calls = itertools.count()  # exchanges so far: all processes make the same ones in the same order
 
 
@@ -40,10 +42,11 @@ def initialize() -> None:
     if _line is not None:
         return
     seconds = join_seconds()
+    silence = silence_seconds()
     membership = find_membership(os.environ, seconds)
     if membership is None:
         return
-    _line = rollcall.call(membership, seconds)
+    _line = rollcall.call(membership, seconds, silence)
     jax.distributed.initialize(
         membership.address,
         membership.count,
@@ -52,14 +55,33 @@ def initialize() -> None:
         cluster_detection_method="deactivate",  # it has been asked
         initialization_timeout=int(seconds) + 1,
     )
+    set_sigterm_aside()
 
 
 def join_seconds() -> float:
     """Seconds for which processes wait for one another at the start: `QWENVL_JOIN_SECONDS`, default 60."""
-    text = os.environ.get("QWENVL_JOIN_SECONDS", "60")
-    if not text.isascii() or not text.isdecimal() or len(text) > 6 or int(text) < 1:
-        raise UserError(f"QWENVL_JOIN_SECONDS is {text[:80]!r}; give whole seconds from 1 to 999999")
+    return whole_seconds("QWENVL_JOIN_SECONDS", 60, 999999)
+
+
+def silence_seconds() -> float:
+    """Seconds after which a process that sends no beats counts as lost: `QWENVL_SILENCE_SECONDS`, default 60.
+
+    JAX aborts all processes without a sentence 100 seconds after one has gone, so the value is below that.
+    """
+    return whole_seconds("QWENVL_SILENCE_SECONDS", 60, 90)
+
+
+def whole_seconds(variable: str, default: int, most: int) -> float:
+    """The value of an environment variable in seconds. Raises UserError if it is no whole number from 1 to `most`."""
+    text = os.environ.get(variable, str(default))
+    if not text.isascii() or not text.isdecimal() or len(text) > 6 or not 1 <= int(text) <= most:
+        raise UserError(f"{variable} is {text[:80]!r}; give whole seconds from 1 to {most}")
     return float(text)
+
+
+def connection() -> Line | None:
+    """The line to process 0; None if this process is alone."""
+    return _line
 
 
 def require_alone(tool: str) -> None:
@@ -151,7 +173,7 @@ def from_primary(function: Callable[[], Any]) -> Any:
             raise
         client.key_value_set(key, answer)
     else:
-        answer = _wait_for(client, key)
+        answer = _wait_for(client, key) or ""
     outcome = json.loads(answer)
     return outcome["value"] if "value" in outcome else _raise(**outcome)
 
@@ -169,16 +191,72 @@ def gather(value: Any) -> list[Any]:
     if not is_primary():
         client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
         return [value]
-    values = [value, *(json.loads(_wait_for(client, f"{key}/{index}")) for index in range(1, process_count()))]
+    texts = [_wait_for(client, f"{key}/{index}") or "null" for index in range(1, process_count())]
+    values = [value, *map(json.loads, texts)]
     client.key_value_delete(key)  # with all keys below it
     return values
 
 
-def agree(facts: Mapping[str, str]) -> None:
-    """Compares the facts of all processes; all of them must call it, in the same order.
+def gather_within(value: Any, seconds: float, task: str) -> list[Any]:
+    """As `gather`, but a process that does not come ends all of them.
+
+    Args:
+      value: of this process.
+      seconds: how long process 0 waits for the others, from when it comes itself.
+      task: what the processes come to, for the message.
 
     Raises:
-      UserError: on every process, naming the first one that differs from process 0, the fact and both values.
+      PeerError: on every process, naming those that did not come.
+    """
+    client = _client()
+    if client is None:
+        return [value]
+    key = f"qwenvl/{next(_calls)}/within"
+    if not is_primary():
+        client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
+    values = [value]
+
+    def collect() -> None:
+        deadline = time.monotonic() + seconds
+        texts = {index: _wait_for(client, f"{key}/{index}", deadline) for index in range(1, process_count())}
+        missing = [index for index, text in texts.items() if text is None]
+        if missing:
+            come = f"did not come to {task} within {seconds:.0f} s"
+            raise PeerError(f"{named(missing)} {come}; look at the output there, and run the same command again")
+        values.extend(json.loads(text) for text in texts.values() if text is not None)
+        client.key_value_delete(key)
+
+    from_primary(collect)
+    return values
+
+
+def named(indices: Sequence[int]) -> str:
+    """Processes for a message, with their hosts if this is process 0: `processes 3 and 5 (hosts a and b)`."""
+    hosts = [_line.host(index) for index in indices] if _line else []
+    known = [host for host in hosts if host]
+    several = len(indices) > 1
+    name = f"{'processes' if several else 'process'} {listed(indices)}"
+    return f"{name} ({'hosts' if several else 'host'} {listed(known)})" if known else name
+
+
+def listed(items: Sequence[Any]) -> str:
+    """`a, b and c`, cut off after some."""
+    texts = [str(item) for item in items]
+    if len(texts) > _SHOWN:
+        return f"{', '.join(texts[:_SHOWN])} and {len(texts) - _SHOWN} more"
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def agree(facts: Mapping[str, str], advice: str = "start all processes from the same code, config and data") -> None:
+    """Compares the facts of all processes; all of them must call it, in the same order.
+
+    Args:
+      facts: values by the name that messages give them.
+      advice: what to do about a difference.
+
+    Raises:
+      UserError: on every process, naming the first fact that differs, the processes that differ from most others, and
+        both values. If no value has a majority, that of process 0 counts.
     """
     if process_count() == 1:
         return
@@ -187,53 +265,19 @@ def agree(facts: Mapping[str, str]) -> None:
     client.key_value_set(f"{key}/{process_index()}", json.dumps(dict(facts)))
 
     def compare() -> None:
-        for index in range(process_count()):
-            theirs = json.loads(_wait_for(client, f"{key}/{index}"))
-            for name in [*facts, *(name for name in theirs if name not in facts)]:
-                if theirs.get(name) != facts.get(name):
-                    raise UserError(
-                        f"process {index} differs from process 0 in {name}: {theirs.get(name, 'nothing')} there, "
-                        f"{facts.get(name, 'nothing')} here; start all processes from the same code, config and data"
-                    )
+        answers = [json.loads(_wait_for(client, f"{key}/{index}") or "{}") for index in range(process_count())]
+        for name in dict.fromkeys(name for answer in answers for name in answer):
+            values = [answer.get(name, "nothing") for answer in answers]
+            usual, count = collections.Counter(values).most_common(1)[0]
+            usual = usual if 2 * count > len(values) else values[0]
+            odd = [index for index, value in enumerate(values) if value != usual]
+            if odd:
+                theirs = " or ".join(dict.fromkeys(values[index] for index in odd))
+                others = "process 0" if len(values) == 2 else "the others"
+                verb = "differ" if len(odd) > 1 else "differs"
+                raise UserError(f"{named(odd)} {verb} from {others} in {name}: {theirs} instead of {usual}; {advice}")
 
     from_primary(compare)
-
-
-def check_shared(folder: epath.PathLike) -> None:
-    """Checks that a path is the same folder on all processes.
-
-    Raises:
-      UserError: on every process if one of them does not see what process 0 puts there.
-    """
-    if process_count() == 1 or storage.is_remote(folder):
-        return
-    folder = storage.path(folder)
-    mark = folder / f".joining-{from_primary(lambda: uuid.uuid4().hex)}"
-    made = [path for path in (folder, *folder.parents) if is_primary() and not path.exists()]
-
-    def leave() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text("")
-
-    def judge() -> None:
-        for index, (host, seen) in enumerate(answers):
-            if not seen:
-                raise UserError(
-                    f"{folder} is another folder on process {index} (host {host}) than on process 0; name one that all "
-                    "hosts share, such as gs://.. or a network disk"
-                )
-
-    try:
-        from_primary(leave)
-        answers = gather([socket.gethostname(), mark.exists()])
-        from_primary(judge)
-        made = []
-    finally:
-        if is_primary():
-            mark.unlink(missing_ok=True)
-            for path in made:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
 
 
 def check_devices() -> None:
@@ -257,14 +301,17 @@ def _client() -> Any:
     return _jax_distributed.global_state.client if process_count() > 1 else None
 
 
-def _wait_for(client: Any, key: str) -> str:
-    """The value that another process sets, however long it takes."""
+def _wait_for(client: Any, key: str, deadline: float | None = None) -> str | None:
+    """The value that another process sets, however long it takes; None if it is not there at the deadline."""
     while True:
+        left = _POLL if deadline is None else min(_POLL, deadline - time.monotonic())
         try:
-            return client.blocking_key_value_get(key, int(1000 * _POLL))
+            return client.blocking_key_value_get(key, max(1, int(1000 * left)))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
 
 
 def _described(error: BaseException) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from types import FrameType
@@ -18,6 +19,8 @@ class PreemptionGuard:
     an exception that a handler raises while it runs a destructor or a callback of the garbage collector; then the
     `KeyboardInterrupt` is raised again at the end.
 
+    Before the first step there is nothing to save, so SIGTERM ends the process at once, also while it compiles.
+
     One process watches the signals itself. Several must stop after the same step: there JAX's own service receives
     SIGTERM on any of them and agrees on the step; Ctrl-C is passed on to it.
     """
@@ -26,12 +29,11 @@ class PreemptionGuard:
         self.signal = "SIGTERM"
         self._received = False
         self._given_up = False
+        self._stepped = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> PreemptionGuard:
         self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
-        if jax.process_count() == 1:
-            self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -46,6 +48,8 @@ class PreemptionGuard:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, self._give_up)
+        if jax.process_count() > 1 and not self._stepped:
+            raise KeyboardInterrupt
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
             return
@@ -59,6 +63,38 @@ class PreemptionGuard:
 
     def stop(self, step: int) -> bool:
         """Whether to save and end after `step`."""
+        if not self._stepped:
+            self._stepped = True
+            self._watch_sigterm()
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._received
+
+    def _watch_sigterm(self) -> None:
+        if jax.process_count() > 1:
+            restore_sigterm()
+        else:
+            self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
+
+
+# What JAX's service had the system do on SIGTERM, as the C library describes it.
+_of_service: list[ctypes.Array[ctypes.c_char]] = []
+_LARGEST_ACTION = 1024  # bytes; more than any system's `struct sigaction`
+
+
+def set_sigterm_aside() -> None:
+    """Lets SIGTERM end the process again, which JAX's service prevents as soon as processes have joined.
+
+    Without this, SIGTERM would have no effect until a training loop asks the service: not in an evaluation, and not
+    while a run restores and compiles for minutes. The service is written in C++, so Python cannot name its handler.
+    """
+    action = ctypes.create_string_buffer(_LARGEST_ACTION)
+    if ctypes.CDLL(None).sigaction(int(signal.SIGTERM), None, action) == 0:
+        _of_service[:] = [action]
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def restore_sigterm() -> None:
+    """Hands SIGTERM back to JAX's service."""
+    if _of_service:
+        ctypes.CDLL(None).sigaction(int(signal.SIGTERM), _of_service.pop(), None)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import platform
 from pathlib import Path
+
+# What to do if processes differ in them.
+SETUP_AGAIN = "run setup again on the hosts that differ, so that all have the same versions"
 
 
 def versions() -> dict[str, str]:
-    """The versions that must be equal on all processes of a run: this package, by version and bytes, and JAX."""
+    """The versions that must be equal on all processes of a run: this package, by version and bytes, JAX and Python."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):  # a few milliseconds
@@ -18,4 +22,5 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:  # run from its folder, never installed
         version = "not installed"
     code = {f"the code of {package.name}": f"{version}, digest {digest.hexdigest()[:12]}"}
-    return code | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    return code | packages | {"Python": platform.python_version()}

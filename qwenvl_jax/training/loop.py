@@ -30,9 +30,10 @@ from qwenvl_jax.training.metrics_log import MetricsLog
 from qwenvl_jax.training.observers import MakeObserver, make_observers
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.report.live import reported
-from qwenvl_jax.training.start import find_start
+from qwenvl_jax.training.start import check_hosts, find_start
 from qwenvl_jax.training.state import State, abstract_state, shardings_of
 from qwenvl_jax.training.step import make_train_step
+from qwenvl_jax.training.watchdog import Watchdog
 from qwenvl_jax.training.watched_step import WatchedStep
 
 
@@ -60,13 +61,13 @@ def train(
     if steps_taken == config.train.steps:
         log.line(f"{workdir} is finished: {steps_taken} steps")
         return steps_taken
-    distributed.check_shared(workdir)
     distributed.check_devices()
     mesh = checked_mesh(config)
     abstract = abstract_state(config, mesh)
     streams = local_streams(config.data, mesh)
     check_streams(config.data, mesh, continued=steps_taken is not None)
     tokenizer = load_tokenizer(config.tokenizer)
+    check_hosts(workdir, mesh, abstract, begins=steps_taken is None)
     with make_loader(config, tokenizer, streams=streams) as loader, claimed(workdir):
         distributed.agree(loader.facts())
         if steps_taken is None:
@@ -87,6 +88,7 @@ def train(
             ledger.kept(workdir, steps_taken, config.train.steps, config.watching.goodput_job),
             Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
             MetricsLog(workdir, config, steps_taken, mesh, ledger) as metrics_log,
+            Watchdog(config.watchdog, workdir) as watchdog,
             WatchedStep(make_train_step(config, mesh, abstract), config.watching, workdir, ledger) as take_step,
             ledger.span("step"),  # but for the spans within it
             host_sync.refused(unless=config.watching.host_sync == "allowed"),
@@ -105,6 +107,7 @@ def train(
                         batch = put_batch(next(loader), config.data, mesh)
                 window.wait_for_previous()
                 metrics_log.advance(step)
+                watchdog.step(step)
                 if step % config.train.log_every == 0 or last:
                     counts = join_states(distributed.gather(counts_of(position)))
                     metrics_log.write(step, window.values(), loader.counters(counts))

@@ -20,7 +20,7 @@ from qwenvl_jax.checkpoint.layout import EVALUATIONS, EVENTS, METRICS
 from qwenvl_jax.chips import peak_flops
 from qwenvl_jax.config import Config
 from qwenvl_jax.models.flops import Work, training_flops
-from qwenvl_jax.runtime import log, storage
+from qwenvl_jax.runtime import log, phases, storage
 from qwenvl_jax.runtime.distributed import is_primary
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.events import EventWriter
@@ -87,7 +87,7 @@ class MetricsLog:
         """Counts the time that passes inside as a wait for the next batch."""
         start = time.monotonic()
         try:
-            with self._ledger.span("data"):
+            with self._ledger.span("data"), phases.phase("next batch"):
                 yield
         finally:
             self._data_wait += time.monotonic() - start
@@ -117,6 +117,7 @@ class MetricsLog:
             self._display.show(step, line, losses["loss_by_task"], timing)
         self._divergence.check(step, values)
 
+    @phases.phase("evaluation", unlimited=True)
     def observe(self, step: int, state: State, observers: Sequence[Observer]) -> None:
         """Writes what observers measure after `step`; the time that they take counts for no step."""
         began = time.monotonic()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.restore import StartingPoint, check_init
 from qwenvl_jax.checkpoint.steps import folder_of, latest_step
 from qwenvl_jax.config import Config, from_config_dict, to_dict
-from qwenvl_jax.runtime import distributed
+from qwenvl_jax.params import PyTree
+from qwenvl_jax.runtime import distributed, preflight
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.runtime.versions import versions
+from qwenvl_jax.runtime.versions import SETUP_AGAIN, versions
+from qwenvl_jax.training.state import State
 
 
 def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[str, StartingPoint | None]]:
@@ -24,7 +28,7 @@ def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[st
     Raises:
       UserError: if a process differs, if the folder holds another run, or if `check_init` refuses a checkpoint.
     """
-    distributed.agree({**versions(), "--workdir": str(workdir), **dict(_leaves(to_dict(config), "config"))})
+    check_equal(config, workdir)
 
     def look() -> dict[str, Any]:
         lineage.check_resumable(workdir, config)
@@ -42,6 +46,32 @@ def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[st
 
     start = distributed.from_primary(look)
     return start["step"], {tower: values and _from_json(values) for tower, values in start["starting_points"].items()}
+
+
+def check_equal(config: Config, workdir: epath.Path) -> None:
+    """Compares code, versions, workdir and config of all processes.
+
+    Raises:
+      UserError: on every process, naming the processes that differ, the key, and both values.
+    """
+    distributed.agree(versions(), SETUP_AGAIN)
+    distributed.agree({"--workdir": str(workdir), **dict(_leaves(to_dict(config), "config"))})
+
+
+def check_hosts(workdir: epath.Path, mesh: Mesh, abstract: State, *, begins: bool) -> None:
+    """The pre-flight of a run (`runtime.preflight`): devices, collectives, workdir, space and clocks.
+
+    A run that begins needs space for the frozen weights and two checkpoints, because the first is kept while the second
+    is written. One that continues has older checkpoints, which make room; it needs space for one.
+    """
+    checkpoint = _bytes_of((abstract.trainable, abstract.opt_state))
+    needed = _bytes_of(abstract.frozen) + 2 * checkpoint if begins else checkpoint
+    preflight.check(mesh, workdir, needed)
+
+
+def _bytes_of(tree: PyTree) -> int:
+    """Bytes of the leaves of a tree of arrays or shapes, without copies."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _leaves(value: Any, path: str) -> list[tuple[str, str]]:

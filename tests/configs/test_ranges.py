@@ -52,6 +52,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a negative seed": (dict(data__seed=-1), "config.data.seed must not be negative"),
     "a seed of more than 32 bits": (dict(train__seed=2**32), "config.train.seed is 4294967296"),
     "no rate": (dict(optimizer__peak_learning_rate=0.0, optimizer__min_learning_rate=0.0), "peak_learning_rate is 0"),
+    "a watchdog that is quicker than the first step": (
+        dict(watchdog__first_step_seconds=10.0),
+        "config.watchdog.first_step_seconds 10.0 must be at least config.watchdog.least_seconds 900.0",
+    ),
+    "a watchdog that ends every slow step": (
+        dict(watchdog__factor=0.5),
+        "config.watchdog.factor must be positive, not 0.5",
+    ),
     "no number": (dict(optimizer__peak_learning_rate=math.nan), "config.optimizer.peak_learning_rate is nan"),
     "infinity": (dict(data__images_per_row=math.inf), "config.data.images_per_row is inf"),
     "a rate beyond float32": (dict(optimizer__peak_learning_rate=1e300), "peak_learning_rate is 1e+300"),
@@ -139,7 +147,7 @@ ANYTHING: st.SearchStrategy[Any] = st.one_of(
     NUMBERS,
     NUMBERS,
     st.sampled_from(["", "float32", "splash", "vit", "text", "nonsense", True, None, (), ("decoder",), ((1.0, 2.0),)]),
-    st.just({}),
+    st.builds(dict),
 )
 
 
@@ -157,11 +165,10 @@ def test_any_config_is_refused_in_a_sentence_or_gives_finite_shapes_and_rates(ch
     for path, value in changes:
         node = values
         for key in path[:-1]:
-            node = (
-                node[key]
-                if isinstance(node, dict | list | tuple) and (isinstance(node, dict) or key < len(node))
-                else {}
-            )
+            try:
+                node = node[key]
+            except (LookupError, TypeError):  # an earlier change has replaced a group
+                node = {}
         if isinstance(node, dict | list):
             try:
                 node[path[-1]] = value

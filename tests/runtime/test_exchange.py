@@ -62,7 +62,8 @@ def test_the_process_that_differs_is_named_to_all(parent: Parent) -> None:
     ended = parent.run(source, joined(3))
     for one in ended:
         assert one.code == 2, one
-        assert "error: process 2 differs from process 0 in the config: c2 there, c1 here" in one.err
+        assert "error: process 2 (" in one.err
+        assert "differs from the others in the config: c2 instead of c1; start all processes" in one.err
 
 
 def test_one_process_alone_just_asks() -> None:
@@ -93,9 +94,10 @@ def test_a_folder_that_is_not_shared_is_noticed_and_left_as_it_was(parent: Paren
     source = JOIN + (
         "from etils import epath\n"
         "folder = epath.Path(sys.argv[1] if me < 2 else sys.argv[2])\n"
-        "distributed.check_shared(sys.argv[3])\n"
+        "from qwenvl_jax.runtime import preflight\n"
+        "preflight.check_folder(sys.argv[3])\n"
         "with exit_on_user_error():\n"
-        "    distributed.check_shared(folder)\n"
+        "    preflight.check_folder(folder)\n"
     )
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -56,7 +56,7 @@ def hosts(tmp_path: Path, tiny_data: Path) -> tuple[Path, Path]:
 def test_a_setting_that_differs_is_named(parent: Parent, hosts: tuple[Path, Path], tmp_path: Path) -> None:
     run = f"--workdir={tmp_path / 'run'}"
     ended = train(parent, hosts, run, others="--config.train.log_every=2")
-    assert_all_end_with(ended, "process 1 differs from process 0 in config.train.log_every: 2 there, 5 here")
+    assert_all_end_with(ended, "process 1 (", "differs from process 0 in config.train.log_every: 2 instead of 5")
     ended = train(parent, hosts, run, others="--config.train.steps=0")
     assert_all_end_with(ended, "config.train.steps must be positive")
     assert not (tmp_path / "run").exists()
@@ -92,7 +92,7 @@ def test_records_of_other_content_are_named(parent: Parent, hosts: tuple[Path, P
     tiny_run.write_data(hosts[1] / "data", count=64)
     shutil.copy(hosts[0] / "data" / "tiny.model", hosts[1] / "data" / "tiny.model")
     ended = train(parent, hosts, f"--workdir={tmp_path / 'run'}")
-    assert_all_end_with(ended, "process 1 differs from process 0 in")
+    assert_all_end_with(ended, "process 1 (", "differs from process 0 in")
 
 
 @pytest.mark.slow
