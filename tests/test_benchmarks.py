@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -176,3 +177,12 @@ def test_gpu_step_wants_a_gpu(tmp_path: Path) -> None:
     process = gpu_step("--side=torch", folder=tmp_path)
     assert process.returncode == 2
     assert "PyTorch sees no GPU" in process.stderr
+
+
+def test_the_loop_can_be_cut_from_its_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    loop_overhead = importlib.import_module("loop_overhead")
+    small_stage = importlib.import_module("small_stage")
+    assert "watching" not in loop_overhead.loop_without_evaluation().__code__.co_varnames
+    config = config_lib.load_config(small_stage.get_config("folder"))
+    assert config.evaluation.every == 0 and config.model.decoder.layers == small_stage.LAYERS
