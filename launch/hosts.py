@@ -142,7 +142,8 @@ class HostVerbs:
                 follow = line_on_host(job, "-m", "launch.host", "follow", f"--worker={worker}")
             return [group.command(follow, why) for group in self.one_host(job)]
         why = "Show the last lines of the log of {}; all of it is also in the workdir, below logs/."
-        return [group.command(f"tail --lines=20 {log}", why.format(group.what)) for group in self.groups(job)]
+        named = f'tail --lines=20 {log} | sed "s/^/$(hostname): /"'
+        return [group.command(named, why.format(group.what)) for group in self.groups(job)]
 
     def status(self, job: Job) -> list[Command]:
         """Shows the state of the resources and of the run."""
