@@ -51,10 +51,10 @@ def _check_topology(topology: Topology) -> None:
             f"the devices are {devices[0].device_kind}, not the {topology.chip.kind} of --topology={topology.name}; "
             "start it on the hosts of that slice"
         )
-    if len(devices) != topology.chips or distributed.process_count() != topology.hosts:
+    if len(devices) != topology.devices or distributed.process_count() != topology.hosts:
         raise UserError(
             f"{distributed.process_count()} processes have {len(devices)} devices, but {topology.name} has "
-            f"{topology.hosts} hosts with {topology.chips} chips; start it on every host of the slice"
+            f"{topology.hosts} hosts with {topology.devices} devices; start it on every host of the slice"
         )
 
 
