@@ -24,6 +24,12 @@ def check(job: Job) -> None:
     for flag, value in (("cluster", job.cluster), ("project", job.project), ("image", job.image)):
         if not value:
             raise UserError(f"--{flag} is missing; gke needs --cluster, --project and --image")
+    regions = {zone.rpartition("-")[0] for zone in job.zones}
+    if len(regions) > 1:
+        raise UserError(
+            f"a cluster has nodes in one region, but the zones are in {', '.join(sorted(regions))}; give --zone, or "
+            "several zones of the cluster's region"
+        )
     if job.topology.slices > 1 and job.topology.hosts_per_slice == 1:
         raise UserError(
             f"GKE joins slices of several machines only, and a slice of {job.topology.name} is one machine; take a "
