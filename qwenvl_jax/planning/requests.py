@@ -27,7 +27,7 @@ def candidate(topology_name: str, changes: str = "") -> Candidate:
     """
     settings = [word for word in changes.split() if "=" in word]
     names = [topology_name, *(word for word in changes.split() if "=" not in word)]
-    topology = _predictable(names[-1])
+    topology = predictable_topology(names[-1])
     path, values = config_for_chip(topology.chip.kind)
     config = load_config(commandline.changed(values, settings))
     if topology.slices == 1:
@@ -41,7 +41,7 @@ def decoding_candidate(topology_name: str) -> Candidate:
     Raises:
       UserError: if the topology or a setting is wrong.
     """
-    topology = _predictable(topology_name)
+    topology = predictable_topology(topology_name)
     path, values = config_for_chip(topology.chip.kind)
     flag = flags.FLAGS["config"]
     if not any(key.startswith("mesh.") for key in config_flags.get_override_values(flag)):
@@ -49,7 +49,7 @@ def decoding_candidate(topology_name: str) -> Candidate:
     return Candidate(f"decoding of {path} on {topology.name}", load_config(values), topology)
 
 
-def _predictable(name: str) -> Topology:
+def predictable_topology(name: str) -> Topology:
     """The topology of a name of either kind.
 
     Raises:

@@ -8,6 +8,7 @@ import pytest
 
 from qwenvl_jax.chips import CHIPS, parse_topology, peak_flops
 from qwenvl_jax.planning.assumptions import CHIP_COLUMNS, chip_rows, read_prices
+from qwenvl_jax.planning.requests import predictable_topology
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -56,6 +57,12 @@ def test_several_slices_and_open_axes() -> None:
 def test_unknown_topologies(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_topology(name)
+
+
+def test_what_can_be_planned() -> None:
+    assert predictable_topology("v5p-1024").name == "v5p:8x8x8"
+    with pytest.raises(UserError, match="no prediction is possible for tpu7x, whose clock is not published"):
+        predictable_topology("tpu7x-128")
 
 
 def test_the_table_is_the_one_of_the_trainer() -> None:

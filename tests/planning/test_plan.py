@@ -50,7 +50,9 @@ DUMP = "--dump_sharding={tmp}/sharding.json"
 MISTAKES = {
     "no topology": ([TINY], "--topology is missing"),
     "unknown chip": ([TINY, "--topology=v9:2x2"], "a chip that is not one of"),
-    "bad form": ([TINY, "--topology=v5e-4"], "KIND:AxB"),
+    "bad form": ([TINY, "--topology=v5e/4"], "KIND:AxB"),
+    "bad accelerator type": ([TINY, "--topology=v5e-5"], "there is no slice 'v5e-5'"),
+    "no figures": ([TINY, "--topology=tpu7x-128"], "no prediction is possible for tpu7x"),
     "unknown flag": ([TINY, "--topolgy=v5e:2x2"], "did you mean 'topology'"),
     "two modes": ([TINY, "--topology=v5e:2x2", "--json", "--search"], "exclude one another"),
     "no price file": ([TINY, "--topology=v5e:2x2", "--prices={tmp}/none.json"], "none.json does not exist"),
