@@ -54,6 +54,7 @@ def stage(
             evaluation=dict(every=0, split="", batches=4),
             watching=watching(),
             watchdog=watchdog(),
+            anomalies=anomalies(),
         )
     )
     recipe.apply(config)
@@ -106,3 +107,17 @@ def watching() -> dict:
 def watchdog() -> dict:
     """When a run counts as hung: seconds without a step, and that many medians of a step."""
     return dict(factor=20.0, least_seconds=900.0, first_step_seconds=7200.0)
+
+
+def anomalies() -> dict:
+    """Steps that are not finite are left out; there is no rule for spikes."""
+    return dict(
+        loss_factor=0.0,
+        gradient_factor=0.0,
+        mean_steps=100,
+        warmup_steps=100,
+        max_in_a_row=20,
+        max_recent=100,
+        recent_steps=1000,
+        dumps=3,
+    )

@@ -7,7 +7,7 @@ docs/quickstart.md says how the numbers were found.
 
 import ml_collections
 
-from configs.base import watchdog, watching
+from configs.base import anomalies, watchdog, watching
 from configs.meshes import cpu
 
 SIZE_PRETRAIN = 42  # px, 6x6 patches: the quickstart's 224
@@ -90,6 +90,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
             evaluation=dict(every=0, split="heldout", batches=4),
             watching=watching(),
             watchdog=watchdog(),
+            anomalies=anomalies(),
         )
     )
     cpu.apply(config)

@@ -14,5 +14,6 @@ REPORT = "report.html"
 WANDB = "wandb_run"  # the id of the run at Weights & Biases
 COMPILATION_CACHE = "compilation_cache"  # compiled programs, for the next start
 STACKS = "stacks"  # of the threads of all processes, when a run hung; a run may begin in a folder that has them
+ANOMALIES = "anomalies"  # batches of steps that were left out
 
-ALL = (CONFIG, LINEAGE, FROZEN, CHECKPOINTS, METRICS, EVALUATIONS, ANSWERS, EVENTS)
+ALL = (CONFIG, LINEAGE, FROZEN, CHECKPOINTS, METRICS, EVALUATIONS, ANSWERS, EVENTS, ANOMALIES)

@@ -4,6 +4,7 @@ A config file returns an `ml_collections.ConfigDict`; `load_config` turns it int
 and value, so that a mistake is one sentence before anything is allocated.
 """
 
+from qwenvl_jax.config.anomalies import AnomaliesConfig
 from qwenvl_jax.config.constraints import Mark, former_names, marks, validate
 from qwenvl_jax.config.model_schema import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig
 from qwenvl_jax.config.parse import FORMER_KEYS, config_hash, from_config_dict, load_config, to_dict
@@ -35,6 +36,7 @@ __all__ = [
     "REMAT_POLICIES",
     "STAGES",
     "TOWERS",
+    "AnomaliesConfig",
     "ComputeConfig",
     "Config",
     "DataConfig",

@@ -12,7 +12,7 @@ import dataclasses
 import math
 from typing import Annotated
 
-from qwenvl_jax.config import watchdog, watching
+from qwenvl_jax.config import anomalies, watchdog, watching
 from qwenvl_jax.config.constraints import FormerName, Mark, OneOf, Range, require
 from qwenvl_jax.config.model_schema import ModelConfig
 from qwenvl_jax.config.values import LARGE, LARGEST_SIZE, SMALL, Beta, Count, Dtype, RematPolicy, Seed, Size, SizeOrZero
@@ -290,6 +290,7 @@ class Config:
     evaluation: Annotated[EvaluationConfig, Mark.FREE_ON_RESUME] = EvaluationConfig()
     watching: Annotated[watching.WatchingConfig, Mark.FREE_ON_RESUME] = watching.DEFAULTS
     watchdog: Annotated[watchdog.WatchdogConfig, Mark.FREE_ON_RESUME] = watchdog.DEFAULTS
+    anomalies: Annotated[anomalies.AnomaliesConfig, Mark.FREE_ON_RESUME] = anomalies.DEFAULTS
 
     def check(self, path: str) -> None:
         """Raises UserError if data, model and optimiser do not suit one another."""

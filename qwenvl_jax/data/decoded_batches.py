@@ -37,6 +37,13 @@ class _Pending(NamedTuple):
     states: list[dict[str, Any]]
 
 
+class ReturnedBatch(NamedTuple):
+    """A batch with the examples that it was made from."""
+
+    batch: Batch
+    packed: list[PackedExample]
+
+
 class DecodeIterDataset(grain.IterDataset[Batch]):
     """Batches, whose images are decoded on threads or, if `config.data.decode_workers` is not 0, in processes.
 
@@ -94,6 +101,7 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
         self._states = self._parent.get_state()["parents"]
         self._totals = {stream: self._no_totals() for stream in streams}
         self._returned = self._state()
+        self._last: ReturnedBatch | None = None
         self._error: Exception | None = None
         self._interrupted = False
 
@@ -132,6 +140,7 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
                 self._remove(each, batch, error)
             else:
                 self._count(each)
+        self._last = ReturnedBatch(batch, packed)
         return batch
 
     def _lay_out(self, groups_by_stream: GroupsByStream) -> _Pending:
@@ -187,6 +196,12 @@ class DecodeIterator(grain.DatasetIterator[Batch]):
         self._returned = self._state()
         self._error = None
         self._interrupted = False
+
+    def last(self) -> ReturnedBatch:
+        """The batch that was returned last. Raises ValueError before the first."""
+        if self._last is None:
+            raise ValueError("no batch has been returned yet")
+        return self._last
 
     def workers(self) -> list[int]:
         """Process ids of the running decoders."""

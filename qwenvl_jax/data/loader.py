@@ -13,6 +13,7 @@ from typing import Any
 from qwenvl_jax.config import Config
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.corruption import Tally, check_corruption
+from qwenvl_jax.data.decoded_batches import ReturnedBatch
 from qwenvl_jax.data.mixture_reader import MixtureReader, open_mixture
 from qwenvl_jax.data.packed_groups import COUNTS
 from qwenvl_jax.data.pipeline import batches
@@ -165,6 +166,10 @@ class Loader(Iterator[Batch]):
     def facts(self) -> dict[str, str]:
         """Everything the batches depend on, by name. It is the same in all processes, and when the run is continued."""
         return dict(self._facts)
+
+    def last(self) -> ReturnedBatch:
+        """The batch that was returned last, with the examples that it was made from."""
+        return self._iterator.last()
 
     def workers(self) -> list[int]:
         """Process ids of the running decoders."""

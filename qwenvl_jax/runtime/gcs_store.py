@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import bisect
 import datetime
+import email.utils
 import json
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -73,6 +75,43 @@ class Store:
     def write(self, path: str, payload: bytes | memoryview) -> None:
         """Writes one object, whole or not at all, and compares size and checksum with what the server then holds."""
         self._write(path, len(payload), lambda start, size: bytes(payload[start : start + size]))
+
+    def read_with_age(self, path: str) -> tuple[str, float, bytes] | None:
+        """Generation, age in seconds by the clock of the server, and bytes of an object; None if there is none."""
+        bucket, key = split(path)
+        while True:
+            try:
+                _, headers, contents = self._call("GET", "b/{}/o/{}", bucket, key)
+                facts = _json(contents)
+                return facts["generation"], _age(facts, headers), self._read_generation(path, facts["generation"])
+            except FileNotFoundError:
+                if self.facts(path) is None:  # otherwise it was replaced between the two requests
+                    return None
+
+    def _read_generation(self, path: str, generation: str) -> bytes:
+        bucket, key = split(path)
+        url = f"{self._fs._location}/download/storage/v1/b/{{}}/o/{{}}"
+        return self._call("GET", url, bucket, key, alt="media", generation=generation)[2]
+
+    def write_if(self, path: str, payload: bytes, generation: str) -> str | None:
+        """Writes a small object if it still has a generation, "0" for none; its new one, or None if it has another."""
+        bucket, key = split(path)
+        boundary = uuid.uuid4().hex
+        parts = (("application/json", json.dumps({"name": key}).encode()), ("application/octet-stream", payload))
+        body = b"".join(
+            f"--{boundary}\r\nContent-Type: {kind}\r\n\r\n".encode() + part + b"\r\n" for kind, part in parts
+        )
+        try:
+            answer = self._upload(
+                bucket,
+                data=body + f"--{boundary}--\r\n".encode(),
+                headers={"Content-Type": f"multipart/related; boundary={boundary}"},
+                uploadType="multipart",
+                ifGenerationMatch=generation,
+            )
+        except FileExistsError:  # what gcsfs makes of a precondition that does not hold
+            return None
+        return _json(answer[2])["generation"]
 
     def write_file(self, path: str, source: os.PathLike[str]) -> None:
         """As `write`, from a local file."""
@@ -255,6 +294,12 @@ def split(path: str) -> tuple[str, str]:
     """Bucket and key of `gs://bucket/key`."""
     bucket, _, key = path.removeprefix("gs://").partition("/")
     return bucket, key
+
+
+def _age(facts: Mapping[str, Any], headers: Any) -> float:
+    """Seconds between the last change of an object and the answer that described it, both by the server's clock."""
+    answered = email.utils.parsedate_to_datetime(headers["Date"])
+    return max(0.0, (answered - datetime.datetime.fromisoformat(facts["updated"])).total_seconds())
 
 
 def _can_be_object(name: str) -> bool:

@@ -24,6 +24,7 @@ from qwenvl_jax.runtime.preemption import PreemptionGuard
 from qwenvl_jax.sharding.batch import check_streams, local_streams, put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training import summary
+from qwenvl_jax.training.anomalies import PROGRESS, Anomalies
 from qwenvl_jax.training.ledger import Ledger, check_exports
 from qwenvl_jax.training.metrics import MetricsWindow
 from qwenvl_jax.training.metrics_log import MetricsLog
@@ -82,6 +83,8 @@ def train(
 
         watching = make_observers(config, tokenizer, mesh, observers)
         window = MetricsWindow(progress.get("window"))
+        anomalies = Anomalies(config, workdir, streams, progress)
+        state = state._replace(means=anomalies.means(abstract.means))
         with (
             PreemptionGuard() as guard,  # outermost: active until the last checkpoint is written
             reported(workdir, config.watching.report_minutes),
@@ -100,6 +103,7 @@ def train(
             for step in range(steps_taken + 1, config.train.steps + 1):
                 state, metrics = take_step(step, state, batch)
                 window.add(metrics)
+                anomalies.add(step, metrics, loader.last())
                 position = loader.state()
                 last = step == config.train.steps
                 if not last:  # fetch and copy the next batch while the devices work on this one
@@ -114,14 +118,17 @@ def train(
                     window.clear()
                 if watching and (step % config.evaluation.every == 0 or last):
                     metrics_log.observe(step, state, watching)
-                stop = guard.stop(step)
+                stop = guard.stop(step) or anomalies.too_many()
                 if step % config.train.checkpoint_every == 0 or last or stop:
                     progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}
+                    progress[PROGRESS] = anomalies.progress(state.means)
                     metrics_log.flush()  # before the checkpoint: a continued run does not log earlier steps again
                     with ledger.span("checkpoint"):
                         checkpoints.save(step, state.trainable, state.opt_state, progress)
                         if last or stop:
                             checkpoints.wait()
+                if stop:
+                    anomalies.raise_if_too_many()
                 if stop and not last:
                     log.line(f"stopped by {guard.signal} after step {step}; run the same command again to continue")
                     return step

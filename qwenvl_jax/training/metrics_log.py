@@ -1,4 +1,4 @@
-"""The log of a run: lines of `metrics.jsonl`, TensorBoard events and the terminal; and the end of a diverged run.
+"""The log of a run: lines of `metrics.jsonl`, TensorBoard events and the terminal.
 
 `metrics.jsonl` gets one line per log step. Everything except the group `timing` is a function of config and seed: a run
 that was killed and continued leaves the same lines as an unbroken run, each once. On a disk a line can be read at once,
@@ -22,7 +22,6 @@ from qwenvl_jax.config import Config
 from qwenvl_jax.models.flops import Work, training_flops
 from qwenvl_jax.runtime import log, phases, storage
 from qwenvl_jax.runtime.distributed import is_primary
-from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.runtime.growing_file import GrowingFile
 from qwenvl_jax.training.display import Display
@@ -31,9 +30,6 @@ from qwenvl_jax.training.metrics import StepValues, losses_by_source_and_task, s
 from qwenvl_jax.training.observers import Observer
 from qwenvl_jax.training.state import State
 from qwenvl_jax.training.wandb_writer import WandbWriter
-
-# A run is given up after this many steps in a row without a finite loss and gradient.
-MAX_SKIPPED = 20
 
 
 class MetricsLog:
@@ -54,7 +50,6 @@ class MetricsLog:
         self._config = config
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = peak * mesh.size if peak else None
-        self._divergence = Divergence()
         self._clock = time.monotonic()
         self._logged = start
         self._data_wait = 0.0
@@ -99,9 +94,6 @@ class MetricsLog:
           step: steps taken so far.
           values: of the window that ends here.
           counters: totals of the data loader.
-
-        Raises:
-          UserError: if loss or gradients were not finite for too many steps in a row.
         """
         line = {"step": step, **summarize(values)}
         losses = losses_by_source_and_task(values, self._config.data.mixture)
@@ -115,7 +107,6 @@ class MetricsLog:
             for writer in self._scalars:
                 writer.add(step, scalars)
             self._display.show(step, line, losses["loss_by_task"], timing)
-        self._divergence.check(step, values)
 
     @phases.phase("evaluation", unlimited=True)
     def observe(self, step: int, state: State, observers: Sequence[Observer]) -> None:
@@ -174,27 +165,6 @@ class MetricsLog:
             self._display.close()
         for file in self._files:
             file.close()
-
-
-class Divergence:
-    """Counts the latest steps in a row without a finite loss and gradient."""
-
-    def __init__(self) -> None:
-        self._skipped = 0
-
-    def check(self, step: int, values: list[StepValues]) -> None:
-        """Counts the steps of a window that ends with `step`.
-
-        Raises:
-          UserError: if they reach `MAX_SKIPPED`.
-        """
-        for value in values:
-            self._skipped = self._skipped + 1 if value["skipped"] else 0
-            if self._skipped >= MAX_SKIPPED:
-                raise UserError(
-                    f"loss or gradients were not finite for {self._skipped} steps in a row, up to step {step}; lower "
-                    "config.optimizer.peak_learning_rate and start again (the parameters kept their last finite values)"
-                )
 
 
 def lines_up_to(path: epath.Path, step: int) -> list[str]:

@@ -19,6 +19,7 @@ from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.report import check_replicated, parameter_lines
 from qwenvl_jax.sharding.rules import check_heads, param_shardings, replicated
+from qwenvl_jax.training.means import no_means
 from qwenvl_jax.training.optimizer import make_optimizer
 
 
@@ -30,12 +31,14 @@ class State(NamedTuple):
       trainable: float32 master weights of the trained components.
       frozen: all other parameters, in `config.compute.frozen_dtype`.
       opt_state: optax state over `trainable`; its moments are kept in `config.optimizer.moments_memory`.
+      means: running means of loss and gradient norm (`means.Means`), or () if there is no rule for spikes.
     """
 
     step: PyTree
     trainable: Params
     frozen: Params
     opt_state: PyTree
+    means: PyTree = ()
 
 
 def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
@@ -53,7 +56,8 @@ def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
     trainable, frozen = abstract_split(params, config.train.trainable, config.compute.frozen_dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     opt_state = jax.eval_shape(optimizer.init, trainable)
-    state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, opt_state)
+    means = jax.eval_shape(lambda: no_means(config.anomalies))
+    state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, opt_state, means)
     if mesh is None:
         return state
     check_batch(config.data.rows_per_microbatch, mesh)
@@ -77,7 +81,8 @@ def _state_shardings(
         trainable,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return State(replicated(mesh), trainable, param_shardings(state.frozen, mesh), opt_state)
+    means = jax.tree.map(lambda _: replicated(mesh), state.means)
+    return State(replicated(mesh), trainable, param_shardings(state.frozen, mesh), opt_state, means)
 
 
 def shardings_of(tree: PyTree) -> PyTree:

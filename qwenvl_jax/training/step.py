@@ -28,6 +28,7 @@ from qwenvl_jax.sharding.compiler import compiler_options
 from qwenvl_jax.sharding.mesh import BATCH_AXES
 from qwenvl_jax.sharding.rules import replicated
 from qwenvl_jax.training.loss import sum_by_source, token_loss_sum
+from qwenvl_jax.training.means import judge
 from qwenvl_jax.training.optimizer import make_optimizer, make_schedule
 from qwenvl_jax.training.state import State, shardings_of
 
@@ -36,9 +37,23 @@ _Sums = tuple[tuple[jax.Array, jax.Array], Params]  # of losses (whole, by sourc
 
 
 def microbatch_loss(
-    trainable: Params, frozen: Params, micro: Any, total_tokens: jax.Array, config: Config, mesh: Mesh
+    trainable: Params,
+    frozen: Params,
+    micro: Any,
+    total_tokens: jax.Array,
+    config: Config,
+    mesh: Mesh,
+    source_count: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The share of one microbatch (a `Batch` without its axis A) in the loss of the batch.
+
+    Args:
+      trainable, frozen: the parameters.
+      micro: on the devices.
+      total_tokens: supervised tokens of the whole batch, float32 scalar.
+      config: the run's.
+      mesh: of the devices.
+      source_count: S, if `micro.sources` does not count the sources of the mixture.
 
     Returns:
       The share, a float32 scalar, and the sums of the token losses by source, float32 [S], which have no gradient.
@@ -64,7 +79,7 @@ def microbatch_loss(
             micro.loss_mask,
             micro.sources,
             params["decoder"]["lm_head"],
-            len(config.data.mixture),
+            source_count or len(config.data.mixture),
             config.compute.loss_chunk,
             "decoder" in config.train.trainable,
         )
@@ -78,22 +93,22 @@ class TrainStep(NamedTuple):
     mesh: Mesh
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        """Takes one step; the buffers of `state.step`, `.trainable` and `.opt_state` are donated."""
+        """Takes one step; all buffers of `state` but those of `.frozen` are donated."""
         try:
             with jax.set_mesh(self.mesh):
-                (step, trainable, opt_state), metrics = self.jitted(
-                    state.step, state.trainable, state.opt_state, state.frozen, batch
+                (step, trainable, opt_state, means), metrics = self.jitted(
+                    state.step, state.trainable, state.opt_state, state.means, state.frozen, batch
                 )
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" in str(error):
                 raise UserError(f"the compiler refuses an option of config.compute.xla_options: {error}") from error
             raise
-        return State(step, trainable, state.frozen, opt_state), metrics
+        return State(step, trainable, state.frozen, opt_state, means), metrics
 
     def lower(self, state: State, batch: Batch) -> Any:
         """The lowered step, to be compiled ahead of time or analysed. Takes shapes; allocates nothing."""
         with jax.set_mesh(self.mesh):
-            return self.jitted.lower(state.step, state.trainable, state.opt_state, state.frozen, batch)
+            return self.jitted.lower(state.step, state.trainable, state.opt_state, state.means, state.frozen, batch)
 
 
 def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
@@ -101,8 +116,8 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
 
     Metrics are scalars on the devices: `loss` (nats per supervised token), `grad_norm` (over trainable gradients,
     before clipping), `learning_rate`, `tokens` (not padding), `supervised_tokens`, `images`, and `skipped`, which is 1
-    if loss or gradients were not finite and the update was left out. Two are float32 [S], an entry per source of
-    `config.data.mixture`: `loss_sum_by_source` (nats) and `supervised_by_source` (tokens).
+    if the step was an anomaly (`config.anomalies`) and its update was left out. Two are float32 [S], an entry per
+    source of `config.data.mixture`: `loss_sum_by_source` (nats) and `supervised_by_source` (tokens).
 
     Args:
       config: the run's.
@@ -115,8 +130,8 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
     loss_and_gradients = jax.value_and_grad(microbatch_loss, has_aux=True)
 
     def step_fn(
-        step: jax.Array, trainable: Params, opt_state: PyTree, frozen: Params, batch: Batch
-    ) -> tuple[tuple[jax.Array, Params, PyTree], Metrics]:
+        step: jax.Array, trainable: Params, opt_state: PyTree, means: PyTree, frozen: Params, batch: Batch
+    ) -> tuple[tuple[jax.Array, Params, PyTree, PyTree], Metrics]:
         supervised = jnp.sum(batch.loss_mask)
         total = jnp.maximum(supervised, 1.0)
 
@@ -129,28 +144,28 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
         zeros = (no_losses, jax.tree.map(jnp.zeros_like, trainable))
         ((loss, by_source_S), gradients), _ = jax.lax.scan(accumulate, zeros, batch)
         grad_norm = optax.global_norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        regular, means = judge(config.anomalies, loss, grad_norm, means)
 
         def update(trainable: Params, opt_state: PyTree) -> tuple[Params, PyTree]:
             updates, opt_state = optimizer.update(gradients, opt_state, trainable, step=step)
             return optax.apply_updates(trainable, updates), opt_state
 
-        new_trainable, new_opt_state = _update_if(finite, update, trainable, opt_state, shardings.opt_state)
+        new_trainable, new_opt_state = _update_if(regular, update, trainable, opt_state, shardings.opt_state)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": schedule(step),
             "supervised_tokens": supervised,
-            "skipped": 1 - finite.astype(jnp.int32),
+            "skipped": 1 - regular.astype(jnp.int32),
             "loss_sum_by_source": by_source_S,
         }
-        return (step + 1, new_trainable, new_opt_state), metrics | _counts(batch, config)
+        return (step + 1, new_trainable, new_opt_state, means), metrics | _counts(batch, config)
 
     # The frozen tree is a separate argument that is neither donated nor returned: its buffers are never rewritten.
-    changing = (shardings.step, shardings.trainable, shardings.opt_state)
+    changing = (shardings.step, shardings.trainable, shardings.opt_state, shardings.means)
     jitted = jax.jit(
         step_fn,
-        donate_argnums=(0, 1, 2),
+        donate_argnums=(0, 1, 2, 3),
         in_shardings=(*changing, shardings.frozen, batch_shardings(mesh)),
         out_shardings=(changing, replicated(mesh)),
         compiler_options=compiler_options(mesh, config.compute.xla_options) or None,
@@ -168,16 +183,16 @@ def _counts(batch: Any, config: Config) -> Metrics:
 
 
 def _update_if(
-    finite: jax.Array,
+    regular: jax.Array,
     update: Callable[[Params, PyTree], tuple[Params, PyTree]],
     trainable: Params,
     opt_state: PyTree,
     shardings: PyTree,
 ) -> tuple[Params, PyTree]:
-    """`update(trainable, opt_state)` if `finite` is true, otherwise both unchanged.
+    """`update(trainable, opt_state)` if `regular` is true, otherwise both unchanged.
 
     Args:
-      finite: bool scalar.
+      regular: bool scalar.
       update: computes new parameters and a new optimiser state on the devices.
       trainable, opt_state: the old ones.
       shardings: of `opt_state`; its moments may be in the host's memory.
@@ -185,11 +200,11 @@ def _update_if(
     old = (trainable, opt_state)
     on_devices = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
     if all(sharding.memory_kind in (None, "device") for sharding in jax.tree.leaves(shardings)):
-        return jax.tree.map(functools.partial(jnp.where, finite), update(*old), old)
+        return jax.tree.map(functools.partial(jnp.where, regular), update(*old), old)
 
     def fetch_and_update(trainable: Params, opt_state: PyTree) -> tuple[Params, PyTree]:
         new_trainable, new_opt_state = update(trainable, jax.device_put(opt_state, on_devices))
         return new_trainable, jax.device_put(new_opt_state, shardings)
 
     # Only a conditional makes the compiler wait for the gradients before it fetches the moments.
-    return jax.lax.cond(finite, fetch_and_update, lambda *unchanged: unchanged, *old)
+    return jax.lax.cond(regular, fetch_and_update, lambda *unchanged: unchanged, *old)

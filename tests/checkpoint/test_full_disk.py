@@ -11,13 +11,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from qwenvl_jax.checkpoint import steps
 from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
 from qwenvl_jax.checkpoint.restore import newest_state
+from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.runtime.errors import exit_on_user_error
+from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.runtime.growing_file import GrowingFile
+from qwenvl_jax.training.anomalies import Anomalies
 from tests.checkpoint.saved_run import MOMENTS
+from tests.support import tiny_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +98,31 @@ def test_frozen_weights_and_a_growing_file(small: Path) -> None:
             file.add(b"x" * 99_999 + b"\n")
     file.close()
     assert error.value.filename == str(small / "metrics.jsonl")
+
+
+def test_events_and_the_batch_of_an_anomaly(small: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = EventWriter(epath.Path(small / "run/events"))
+    with (small / "filler").open("wb") as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            os.write(file.fileno(), bytes(1024))
+    with pytest.raises(OSError, match="No space left") as error:
+        for step in range(10_000):
+            events.add(step, {"train/loss": 1.0})
+    events.close()
+    assert str(error.value.filename).startswith(f"{small}/run/events/")
+    config = tiny_run.make_config(tiny_data)
+    anomalies = Anomalies(config, epath.Path(small / "run"), [0], {})
+    metrics = {"loss": jnp.float32(jnp.nan), "grad_norm": jnp.float32(1), "skipped": jnp.int32(1)}
+    with make_loader(config, load_tokenizer(config.tokenizer)) as loader:
+        next(loader)
+        anomalies.add(1, metrics, loader.last())
+        assert anomalies.progress(()) == {"total": 1, "recent": [1]}
+        assert "step 1 was left out (the loss is nan); its batch could not be written: " in capsys.readouterr().out
+        assert [path.name for path in (small / "run/anomalies/step_1").iterdir()] == []
+        (small / "filler").unlink()
+        anomalies.add(2, metrics, loader.last())
+        anomalies.progress(())
+    assert (small / "run/anomalies/step_2/anomaly.json").exists()
 
 
 @pytest.mark.slow

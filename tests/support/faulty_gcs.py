@@ -3,7 +3,8 @@
     python -m tests.support.faulty_gcs --upstream=http://127.0.0.1:4443 --port=4444 --seed=0 --rate=0.1
 
 Every request is spoilt with probability `--rate`, in one of the ways of `KINDS` (`--kinds=503,reset`), until `--most`
-were. `GET /_faults` tells what was done so far. Tests start it by `faulty`.
+were. `GET /_outage?kind=503&seconds=60` spoils every request of that time. `GET /_faults` tells what was done so far.
+Tests start it by `faulty`.
 """
 
 from __future__ import annotations
@@ -54,11 +55,15 @@ class Proxy(ThreadingHTTPServer):
         self.upstream = urllib.parse.urlsplit(arguments.upstream)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.requests, self.faults = 0, collections.Counter[str]()
+        self.outage, self.outage_ends = "", 0.0
         self.lock = threading.Lock()
 
     def choose(self, target: str) -> str | None:
         """The fault of the next request, or None."""
         with self.lock:
+            if time.monotonic() < self.outage_ends:
+                self.faults[self.outage] += 1
+                return self.outage
             if not re.search(self.arguments.only, target):
                 return None
             draw = random.Random(f"{self.arguments.seed}:{self.requests}")
@@ -83,13 +88,19 @@ class _Handler(BaseHTTPRequestHandler):
             told = json.dumps({"requests": proxy.requests, "faults": proxy.faults}).encode()
             self._answer(200, [("Content-Type", "application/json")], told)
             return
+        if self.path.startswith("/_outage?"):
+            asked = dict(urllib.parse.parse_qsl(self.path.partition("?")[2]))
+            proxy.outage, proxy.outage_ends = asked["kind"], time.monotonic() + float(asked["seconds"])
+            self._answer(200, [], b"")
+            return
         body = self._body()
         kind = proxy.choose(f"{self.command} {self.path}")
         if kind is not None and kind.isdigit():
             said = json.dumps({"error": {"code": int(kind), "message": "injected"}}).encode()
             self._answer(int(kind), [("Content-Type", "application/json")], said)
         elif kind == "hang":
-            time.sleep(proxy.arguments.hang)
+            left = proxy.outage_ends - time.monotonic()
+            time.sleep(left if left > 0 else proxy.arguments.hang)
             self._reset()
         elif kind == "reset":
             self._reset()
@@ -176,6 +187,12 @@ def told(url: str) -> dict[str, Any]:
     """How many requests a proxy has seen and, by kind, the faults that it has injected."""
     with urllib.request.urlopen(f"{url}/_faults") as answer:
         return json.loads(answer.read())
+
+
+def outage(url: str, kind: str, seconds: float) -> None:
+    """Has a proxy spoil every request for some seconds; returns at once."""
+    with urllib.request.urlopen(f"{url}/_outage?kind={kind}&seconds={seconds}"):
+        pass
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -54,4 +54,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.evaluation = dict(every=0, split="", batches=4)
     config.watching = {**base.watching(), "host_sync": "refused", "report_minutes": 0.0}
     config.watchdog = base.watchdog()
+    config.anomalies = base.anomalies()
     return config

@@ -74,7 +74,7 @@ def full_step(trainable: tuple[str, ...], remat: str) -> dict[str, int]:
     state, batch = abstract_state(config, mesh), abstract_batch(config, mesh)
     with jax.set_mesh(mesh):
         step = make_train_step(config, mesh, state)
-        return calls(step.jitted, state.step, state.trainable, state.opt_state, state.frozen, batch)
+        return calls(step.jitted, state.step, state.trainable, state.opt_state, state.means, state.frozen, batch)
 
 
 @pytest.mark.parametrize(
