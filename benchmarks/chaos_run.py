@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 DEVICES = 4  # of all processes together
 COUNTS = (1, 2, 4)  # of processes
 _POLL = 0.05
-_STEP = re.compile(r"^step +(\d+)/.* left$", re.MULTILINE)
+_STEP = re.compile(r"^step +(\d+)/.* ETA ", re.MULTILINE)
 _CONTINUED = re.compile(r"^continuing .* after step (\d+) of", re.MULTILINE)
 
 # An offset in seconds, read from a mapped file, is added to the wall clock; the monotonic clock stays as it is.
