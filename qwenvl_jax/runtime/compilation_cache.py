@@ -26,3 +26,13 @@ def use(setting: str, default: epath.PathLike) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if storage.is_remote(folder):
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # XLA writes them itself, to disks alone
+
+
+def require_common_keys() -> None:
+    """Gives the cache up on CPUs of several processes; call it when the devices are known, before anything is compiled.
+
+    There every process has keys of its own, and the first one alone writes. It would read its programs at once and then
+    wait for the others, which compile, for longer than their collectives allow (30 s).
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)

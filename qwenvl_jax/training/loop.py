@@ -18,7 +18,7 @@ from qwenvl_jax.data.loader import counts_of, join_states, make_loader
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.params import merge, split
-from qwenvl_jax.runtime import distributed, host_sync, log, storage
+from qwenvl_jax.runtime import compilation_cache, distributed, host_sync, log, storage
 from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.preemption import PreemptionGuard
 from qwenvl_jax.sharding.batch import check_streams, local_streams, put_batch
@@ -63,6 +63,7 @@ def train(
         log.line(f"{workdir} is finished: {steps_taken} steps")
         return steps_taken
     distributed.check_devices()
+    compilation_cache.require_common_keys()
     mesh = checked_mesh(config)
     abstract = abstract_state(config, mesh)
     streams = local_streams(config.data, mesh)
