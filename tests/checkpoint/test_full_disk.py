@@ -129,6 +129,7 @@ def test_events_and_the_batch_of_an_anomaly(small: Path, tiny_data: Path, capsys
 def test_a_run_on_a_full_disk_ends_with_one_sentence_and_goes_on_with_space(run_sized: Path, tiny_data: Path) -> None:
     config = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}:{tiny_data}"
     command = [sys.executable, "-m", "qwenvl_jax.train", config, f"--workdir={run_sized / 'run'}"]
+    command.append("--config.compute.compilation_cache=")  # the compiled programs would fill the disk
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     full = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert full.returncode == 2
