@@ -1,9 +1,11 @@
 """Zones that have a kind of chip, and what a chip costs there per hour.
 
-Zones: "TPU regions and zones" (https://docs.cloud.google.com/tpu/docs/regions-zones) as of November 2026; zones outside
-North America were not compared with that page again. Which of them have room for a project, only the cloud knows. Prices: the list price on demand in the cheapest region of the United
-States (`qwenvl_jax/chips/kinds.py`), used for all regions of the United States. For other regions, and for spot,
-reserved and flex-start, no price is published in a form that we could check: `--prices` gives them.
+Zones: "TPU regions and zones" (https://docs.cloud.google.com/tpu/docs/regions-zones) as of November 2026; those outside
+North America were not compared with that page again. Which of them have room for a project, only the cloud knows.
+
+Prices: the list price on demand in the cheapest region of the United States (`qwenvl_jax/chips/kinds.py`), used for all
+regions of the United States. For other regions, and for spot, reserved and flex-start, no price is published in a form
+that we could check: `--prices` gives them.
 """
 
 from __future__ import annotations
