@@ -6,6 +6,7 @@ the endpoint before it is stored or shown. Redirects are not followed, because t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import email.utils
@@ -13,7 +14,8 @@ import http.client
 import ipaddress
 import json
 import os
-import time
+import socket
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -48,7 +50,7 @@ class Address:
     Attributes:
       url: up to and with the version, such as "https://api.example.com/v1".
       key_variable: the environment variable that holds the key; "" for an endpoint that needs none.
-      timeout: of one request, in seconds.
+      timeout: of one request, in seconds, from its first byte to the last one of its answer.
     """
 
     url: str
@@ -71,6 +73,61 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Deadline:
+    """Ends the connections of one request after a time, also if the endpoint sends a byte now and then."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self.over = False
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._timer.cancel()
+
+    def watched(self, kind: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+        """The same kind of connection, ended by this deadline."""
+        deadline = self
+
+        class Watched(kind):  # type: ignore[valid-type, misc]
+            def connect(self) -> None:
+                super().connect()
+                deadline._sockets.append(self.sock)
+                if deadline.over:
+                    raise TimeoutError
+
+        return Watched
+
+    def _end(self) -> None:
+        self.over = True
+        for connected in self._sockets:
+            with contextlib.suppress(OSError):  # it is closed already
+                connected.shutdown(socket.SHUT_RDWR)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, deadline: _Deadline):
+        super().__init__()
+        self._deadline = deadline
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._deadline.watched(http.client.HTTPConnection), request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, deadline: _Deadline):
+        super().__init__()
+        self._deadline = deadline
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._deadline.watched(http.client.HTTPSConnection), request)
+
+
 class Endpoint:
     """One endpoint and one key.
 
@@ -82,7 +139,6 @@ class Endpoint:
         self._address = address
         self._key = key_of(address.key_variable)
         self._url = checked_url(address.url, bool(self._key)) + "/chat/completions"
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def complete(self, request: Request) -> Completion:
         """One answer to one request, which is sent once.
@@ -97,13 +153,16 @@ class Endpoint:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         message = urllib.request.Request(self._url, json.dumps(request).encode(), headers, method="POST")
-        try:
-            with self._opener.open(message, timeout=self._address.timeout) as answer:
-                body = self._read(answer)
-        except urllib.error.HTTPError as error:
-            raise self._error(error) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a broken chunk or header
-            raise NotAnsweredError(self._clean(f"{type(error).__name__}: {error}")) from None
+        with _Deadline(self._address.timeout) as deadline:
+            opener = urllib.request.build_opener(_NoRedirects, _Http(deadline), _Https(deadline))
+            try:
+                with opener.open(message, timeout=self._address.timeout) as answer:
+                    body = self._read(answer, deadline)
+            except urllib.error.HTTPError as error:
+                raise self._error(error) from None
+            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a broken chunk or header
+                reason = "the answer took too long" if deadline.over else f"{type(error).__name__}: {error}"
+                raise NotAnsweredError(self._clean(ascii(reason)[1:-1])[:200]) from None
         try:
             value = json.loads(body)
             choice = value["choices"][0]
@@ -121,16 +180,15 @@ class Endpoint:
             _tokens(usage, "completion_tokens", estimated_tokens(text)),
         )
 
-    def _read(self, answer: http.client.HTTPResponse) -> bytes:
-        """The whole body, within the time of one request even if it comes in drops."""
-        deadline = time.monotonic() + self._address.timeout
+    def _read(self, answer: http.client.HTTPResponse, deadline: _Deadline) -> bytes:
+        """The whole body."""
         body = b""
         while block := answer.read1(1 << 16):
             body += block
             if len(body) > _MOST_BYTES:
                 raise NotAnsweredError("the answer is too long")
-            if time.monotonic() > deadline:
-                raise TimeoutError("the answer took too long")
+        if deadline.over:  # which looks like the end of the body
+            raise TimeoutError
         expected = answer.headers.get("Content-Length")
         if expected is not None and expected.isdecimal() and len(body) < int(expected):
             raise NotAnsweredError("the answer was cut off")

@@ -1,6 +1,6 @@
 """An OpenAI-compatible server that answers from the annotations it gets, and fails in the ways that real ones do.
 
-    python -m tests.support.chat_server --log=FILE [--faults=none|all|down|unauthorized|refused|redirect]
+    python -m tests.support.chat_server --log=FILE [--faults=none|all|down|unauthorized|refused|redirect|drip|garbage]
         [--replies=good|mixed|bad]
 
 The log has a line of JSON per request: its time, its header Authorization, its body, and what was done.
@@ -55,7 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             number = self.server.seen[digest] = self.server.seen.get(digest, 0) + 1
         faults = self.server.flags.faults
         fault = _FAULTS[int(digest, 16) % len(_FAULTS)] if faults == "all" and number == 1 else "none"
-        if faults in ("down", "unauthorized", "refused", "redirect"):
+        if faults in ("down", "unauthorized", "refused", "redirect", "drip", "garbage"):
             fault = faults
         entry = {"time": time.time(), "path": self.path, "key": self.headers.get("Authorization"), "fault": fault}
         self.server.note({**entry, "body": json.loads(body)})
@@ -88,6 +88,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _drop(self, _: Any) -> None:
         self.connection.close()
+
+    def _drip(self, _: Any) -> None:
+        """A byte now and then of headers that never end."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Name: ")
+        while True:
+            self.wfile.write(b"x")
+            time.sleep(0.05)
+
+    def _garbage(self, _: Any) -> None:
+        self.wfile.write(bytes(range(256)) * 8)
 
     def _redirect(self, _: Any) -> None:
         self._send(307, b"moved", Location=f"http://localhost:{self.server.server_address[1]}/stolen")

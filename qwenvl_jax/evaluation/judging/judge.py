@@ -57,6 +57,7 @@ HIGHEST = 10.0
 _FIELD = re.compile("|".join(rf"\{{{field}\}}" for field in FIELDS))
 _LONGEST_BACKOFF = 60.0  # seconds
 _GIVE_UP = 8  # rounds without any answer in a row, after which the endpoint counts as out of order
+_NO_JUDGE = 16  # rounds without a score before the first score, after which the model counts as none that can judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +164,8 @@ class _Judge:
         self._replies = Replies(str(folder))
         self._lock = threading.Lock()
         self._silent = 0  # rounds in a row without any answer
+        self._unscored = 0
+        self._has_judged = False
 
     def verdict(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The verdict on one row."""
@@ -204,6 +207,7 @@ class _Judge:
         if stored and (scores := scores_in(str(stored.get("text", "")))):
             with self._lock:
                 self.summary.stored += 1
+                self._has_judged = True
             return scores
         jitter = random.Random(request_digest(request))
         why = "the run was ended"
@@ -220,30 +224,41 @@ class _Judge:
                 wait = max(backoff, error.wait)
                 continue
             except RefusedError as error:
-                self._count_silence(answered=True)
-                raise _NotJudgedError(f"refused ({error})") from None
+                why = f"refused ({error})"
+                self._count(why, answered=True)
+                raise _NotJudgedError(why) from None
             except UserError:
                 self.stop.set()
                 raise
             answered = True
             if scores := scores_in(text):
                 self._replies.put(request, {"text": text})
-                self._count_silence(answered=True)
+                self._count("", answered=True)
                 return scores
             why = f"not two scores from 1 to 10: {text.strip()[:60]!r}"
             wait = 0.0
-        self._count_silence(answered=answered)
+        self._count(why, answered=answered)
         raise _NotJudgedError(why)
 
-    def _count_silence(self, *, answered: bool) -> None:
-        """Ends the run if the endpoint has been silent for too long."""
+    def _count(self, why: str, *, answered: bool) -> None:
+        """Counts a round, and why it has no score. Ends the run if the endpoint is silent or its model no judge."""
         with self._lock:
+            if self.stop.is_set():
+                return
             self._silent = 0 if answered else self._silent + 1
+            self._has_judged = self._has_judged or not why
+            self._unscored += bool(why)
             if self._silent >= _GIVE_UP:
                 self.stop.set()
                 raise UserError(
-                    f"the judge did not answer {self._silent} rounds one after the other; run the same command again "
-                    "when it does, which continues"
+                    f"the judge did not answer {self._silent} rounds one after the other, the last one was {why}; run "
+                    "the same command again when it does, which continues"
+                )
+            if self._unscored >= _NO_JUDGE and not self._has_judged:
+                self.stop.set()
+                raise UserError(
+                    f"the judge gave no score in {self._unscored} rounds, the last one was {why}; name another --model "
+                    "or --instruction"
                 )
 
 

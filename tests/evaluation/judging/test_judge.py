@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,37 @@ def test_an_endpoint_that_never_answers_ends_the_run_with_a_sentence(log: Path, 
         assert len(requests(log)) < 40
     with pytest.raises(UserError, match="did not answer"):
         judge_rows(rows(40), settings("http://127.0.0.1:9/v1", retries=0), tmp_path / "judge")
+
+
+@pytest.mark.parametrize(
+    ("faults", "replies", "words"),
+    [
+        (
+            "drip",
+            "good",
+            r"the last one was not answered \(the answer took too long\); run the same command",
+        ),
+        (
+            "garbage",
+            "good",
+            r"the last one was not answered \(BadStatusLine: [ -~]*\); run the same command",
+        ),
+        ("none", "bad", r"gave no score in 16 rounds, the last one was not two scores .*; name another --model"),
+    ],
+)
+def test_a_judge_that_is_of_no_use_ends_the_run_with_a_sentence(
+    log: Path, tmp_path: Path, faults: str, replies: str, words: str
+) -> None:
+    """`drip` sends a byte of headers now and then, within every time limit of a socket."""
+    began = time.monotonic()
+    with (
+        serving(_SERVER, log=log, faults=faults, replies=replies) as url,
+        pytest.raises(UserError, match=words) as caught,
+    ):
+        judge_rows(rows(40), settings(url, retries=1, timeout=0.3), tmp_path / "judge")
+    assert time.monotonic() - began < 60
+    assert str(caught.value).isprintable()
+    assert len(requests(log)) < 60
 
 
 def test_a_wrong_key_ends_the_run_and_stays_secret(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
