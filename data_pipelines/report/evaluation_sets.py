@@ -8,6 +8,8 @@ from typing import Any
 from data_pipelines.clean.evaluation import LOST, evaluation_pictures
 
 EVALUATION = "evaluation"
+# Reasons of a failed row that stands for all further rows of its file.
+_UNFINISHED = ("the reader stopped", "rest of the file unreadable", "file damaged")
 
 
 def is_evaluation(manifest: Mapping[str, Any]) -> bool:
@@ -24,6 +26,10 @@ def counts_of(manifest: Mapping[str, Any]) -> tuple[int, int, int]:
 def losses(manifest: Mapping[str, Any]) -> list[str]:
     """Phrases on rows that could not be read, rows without a question, and pictures that are lost."""
     phrases = []
+    if not counts_of(manifest)[1]:
+        phrases.append("it has no question; compare its files with docs/benchmark_data.md")
+    if any(reason in manifest["failed"]["reasons"] for reason in _UNFINISHED):
+        phrases.append("the rest of a file could not be read, so questions are missing; get that file again")
     failed = manifest["failed"]["rows"]
     if failed:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["failed"]["reasons"].items())

@@ -74,6 +74,32 @@ def test_a_missing_picture_costs_no_question(tmp_path: Path, capsys: pytest.Capt
     assert "rows that could not be read and are not asked: 1 (question without an answer 1), see failed.jsonl" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "split", "file"),
+    [
+        ("gqa", "testdev", "testdev_balanced_questions.json"),
+        ("nocaps", "val", "nocaps_val_4500_captions.json"),
+        ("seed_bench", "test", "SEED-Bench.json"),
+        ("vqav2", "val", "v2_OpenEnded_mscoco_val2014_questions.json"),
+    ],
+)
+def test_a_benchmark_that_lacks_questions_says_so(
+    name: str, split: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is cut off, as by a download that ended early; one of another shape; one without entries."""
+    FIXTURES[name](tmp_path / "raw")
+    whole = (tmp_path / "raw" / file).read_bytes()
+    command = [name, "--evaluation", f"--split={split}", f"--input={tmp_path / 'raw'}"]
+    for number, payload in enumerate((whole[: 2 * len(whole) // 3], b"3", b'{"questions": [], "annotations": []}')):
+        (tmp_path / "raw" / file).write_bytes(payload)
+        main([*command, f"--output={tmp_path / str(number)}"])
+        said = capsys.readouterr().out
+        if number < 2:
+            assert "the rest of a file could not be read, so questions are missing; get that file again" in said
+        if number == 1:
+            assert "it has no question; compare its files with docs/benchmark_data.md" in said
+
+
 def test_a_picture_that_was_missing_is_looked_for_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FIXTURES["okvqa"](tmp_path / "raw")
     command = ["okvqa", "--evaluation", "--split=val", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out'}"]
