@@ -107,10 +107,11 @@ def finish(*processes: subprocess.Popen[str]) -> None:
 def contents(output: Path) -> dict[str, bytes]:
     """All rows, submissions and scores. Likelihoods lose the digits that rounding changes."""
     files = [*output.rglob("*.jsonl"), *(output / "submissions").rglob("*.*"), output / "scores.json"]
-    return {str(path.relative_to(output)): _rounded(path.read_bytes()) for path in files}
+    return {str(path.relative_to(output)): rounded(path.read_bytes()) for path in files}
 
 
-def _rounded(content: bytes) -> bytes:
+def rounded(content: bytes) -> bytes:
+    """Likelihoods with four digits."""
     return re.sub(rb"(?<=[\[ ])-[0-9.]+(?=[],])", lambda number: b"%.4f" % float(number.group()), content)
 
 
