@@ -137,6 +137,43 @@ def decode_attention(
     return attend(q_BNK, new_key_BNK, new_value_BNK, key_BNTK, value_BNTK, valid_BT)
 
 
+def attention_after_prefix(
+    q_BLNK: jax.Array,
+    k_BLNK: jax.Array,
+    v_BLNK: jax.Array,
+    segment_ids_BL: jax.Array,
+    key_NTK: jax.Array,
+    value_NTK: jax.Array,
+    valid_T: jax.Array,
+) -> jax.Array:
+    """Causal attention of new tokens to the cached tokens of a prefix that all rows share, and to themselves.
+
+    The prefix has no axis of rows, so it is read once and never repeated. Plain einsums serve all backends, because the
+    new tokens are few.
+
+    Args:
+      q_BLNK, k_BLNK, v_BLNK: of the new tokens, after rotary.
+      segment_ids_BL: int32, 1 for tokens and 0 for padding on the right.
+      key_NTK, value_NTK: the cache of the prefix in this layer.
+      valid_T: bool, the cached tokens to attend to.
+
+    Returns:
+      [B, L, N, K] in the dtype of the queries.
+    """
+    scale = 1.0 / math.sqrt(q_BLNK.shape[-1])
+    length = q_BLNK.shape[1]
+    below_LL = jnp.tril(jnp.ones((length, length), bool))
+    own_mask = below_LL & (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :])[:, None]
+    before_BNLT = jnp.einsum("BLNK,NTK->BNLT", q_BLNK, key_NTK, preferred_element_type=jnp.float32) * scale
+    own_BNLL = jnp.einsum("BLNK,BMNK->BNLM", q_BLNK, k_BLNK, preferred_element_type=jnp.float32) * scale
+    before_BNLT = jnp.where(valid_T, before_BNLT, MASKED)
+    own_BNLL = jnp.where(own_mask, own_BNLL, MASKED)
+    weights = jax.nn.softmax(jnp.concatenate([before_BNLT, own_BNLL], axis=-1), axis=-1).astype(v_BLNK.dtype)
+    columns = key_NTK.shape[1]
+    out_BLNK = jnp.einsum("BNLT,NTK->BLNK", weights[..., :columns], value_NTK)
+    return out_BLNK + jnp.einsum("BNLM,BMNK->BLNK", weights[..., columns:], v_BLNK)
+
+
 def _decode_attention_local(
     q_BNK: jax.Array,
     new_key_BNK: jax.Array,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenvl_jax.config import ComputeConfig, DecoderConfig
-from qwenvl_jax.models.attention import attention, decode_attention
+from qwenvl_jax.models.attention import attention, attention_after_prefix, decode_attention
 from qwenvl_jax.models.cache import KeyValue, written
 from qwenvl_jax.models.layers import Projection, RMSNorm, named, scan_blocks
 from qwenvl_jax.models.parallel import lookup, over_rows
@@ -117,7 +117,7 @@ def rotate(x_BLNK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array, by_product
 
 
 class DecoderAttention(nn.Module):
-    """Causal self-attention over packed rows, or of one new token per row over a cache."""
+    """Causal self-attention over packed rows, of one new token per row over a cache, or of rows after one prefix."""
 
     config: DecoderConfig
     compute: ComputeConfig
@@ -151,6 +151,10 @@ class DecoderAttention(nn.Module):
         if cache is None or valid_BT is None:
             out_BLNK = attention(
                 q_BLNK, k_BLNK, v_BLNK, segment_ids_BL=segment_ids_BL, causal=True, implementation=compute.attention
+            )
+        elif segment_ids_BL is not None:
+            out_BLNK = attention_after_prefix(
+                q_BLNK, k_BLNK, v_BLNK, segment_ids_BL, cache.key[0], cache.value[0], valid_BT[0]
             )
         else:
             if column is not None:  # before the attention, or the compiler for CPUs would copy what both need
@@ -251,14 +255,17 @@ class Decoder(nn.Module):
         valid_BT: jax.Array | None = None,
         cache: KeyValue | None = None,
     ) -> tuple[jax.Array, KeyValue | None]:
-        """Runs all blocks and the final norm, over whole rows or for one new token per row (L = 1) with a cache.
+        """Runs all blocks and the final norm.
+
+        Over whole rows without a cache, for one new token per row (L = 1) with a cache, or, with segments and the cache
+        of one row, for rows that all continue that row.
 
         Args:
           x_BLD: embeddings in the compute dtype.
           rotary: of the L tokens.
-          segment_ids_BL: int32, for whole rows; attention is causal and stays within a segment.
+          segment_ids_BL: int32, for more than one token per row; attention is causal and stays within a segment.
           valid_BT: bool, with a cache; the cached tokens to attend to.
-          cache: [S, B, N, T, K] keys and values of the tokens so far.
+          cache: [S, B, N, T, K] keys and values of the tokens so far; B is 1 if all rows continue the same tokens.
 
         Returns:
           hidden [B, L, D] after the final norm, and the new keys and values [S, B, N, L, K] if `keep_kv`.

@@ -66,6 +66,14 @@ class LoadedModel:
             self.params, self.config, self.compute, embeddings_BLD, positions_BL, valid_BL, cache
         )  # fmt: skip
 
+    def after_prefix(
+        self, embeddings_BLD: jax.Array, valid_BL: jax.Array, prefix: Cache, length: jax.Array | int
+    ) -> jax.Array:
+        """Runs rows that continue one cached prefix; hidden states [B, L, D]."""
+        return qwen_vl.after_prefix(
+            self.params, self.config, self.compute, embeddings_BLD, valid_BL, prefix, length
+        )  # fmt: skip
+
     def decode_step(
         self,
         token_B: jax.Array,

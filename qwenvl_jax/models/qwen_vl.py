@@ -270,6 +270,37 @@ def prefill(
     return _decode(network, params, embeddings_BLD, rotary, cache, 0, segment_ids_BL=segment_ids_BL)
 
 
+def after_prefix(
+    params: Params,
+    model: ModelConfig,
+    compute: ComputeConfig,
+    embeddings_BLD: jax.Array,
+    valid_BL: jax.Array,
+    prefix: Cache,
+    length: jax.Array | int,
+) -> jax.Array:
+    """Runs rows that all continue one prefix, whose keys and values are computed already.
+
+    Args:
+      embeddings_BLD: from `embed`, of the tokens after the prefix, padded on the right.
+      valid_BL: bool, False in padding.
+      prefix: the cache of one row, from `prefill`.
+      length: int32 scalar, tokens of the prefix; further columns are ignored.
+
+    Returns:
+      hidden [B, L, D] after the final norm, as `prefill` gives it for the whole rows. None of them may be so long that
+      its NTK factor differs from that of the prefix.
+    """
+    positions_BL = jnp.broadcast_to(length + jnp.arange(valid_BL.shape[1]), valid_BL.shape)
+    rotary = decoder.rotary_of(model.decoder, positions_BL, decoder.ntk_alpha(model.decoder, length))
+    network = _network(model, compute, inference=True)
+    valid_1T = jnp.arange(prefix.columns)[None] < length
+    segment_ids_BL = valid_BL.astype(jnp.int32)
+    return _decode(
+        network, params, embeddings_BLD, rotary, prefix, None, segment_ids_BL=segment_ids_BL, valid_BT=valid_1T
+    )[0]
+
+
 def decode_step(
     params: Params,
     model: ModelConfig,
@@ -320,12 +351,12 @@ def _decode(
     x_BLD: jax.Array,
     rotary: Rotary,
     cache: Cache,
-    column: jax.Array | int,
+    column: jax.Array | int | None,
     *,
     segment_ids_BL: jax.Array | None = None,
     valid_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Hidden states after the final norm, and the cache with the L tokens in its columns from `column` on.
+    """Hidden states after the final norm, and the cache with the L tokens in its columns from `column` on, if any.
 
     See `Decoder.__call__`; the layers are in a stack or apart (`layers_apart`), and the cache is read if there is
     `valid_BT`.
@@ -336,7 +367,7 @@ def _decode(
         (past,) = cache.parts
         visible = {"segment_ids_BL": segment_ids_BL, "valid_BT": valid_BT, "cache": past if reads else None}
         hidden_BLD, stack = _apply(network, params, QwenVL.decode, x_BLD, rotary, **visible)
-        return hidden_BLD, Cache((written(past, stack, column),))
+        return hidden_BLD, cache if column is None else Cache((written(past, stack, column),))
 
     block = decoder.DecoderBlock(network.model.decoder, network.compute, keep_kv=True)
     inside = reads and not cache.stacked  # whether a block itself writes into the part of its layer
@@ -347,10 +378,10 @@ def _decode(
         into = column if inside else None
         x_BLD, new = block.apply({"params": layer}, x_BLD, rotary, segment_ids_BL, valid_BT, of_layer, into)
         new_parts.append(new)
-    if cache.stacked:
+    if cache.stacked and column is not None:
         new_parts = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_parts)]
-    if not inside:
+    if not inside and column is not None:
         new_parts = [written(past, part, column) for past, part in zip(cache.parts, new_parts, strict=True)]
     norm = RMSNorm(network.model.decoder.rms_norm_eps)
     normed_BLD: Any = norm.apply({"params": params["decoder"]["ln_f"]}, x_BLD)
-    return normed_BLD, Cache(tuple(new_parts))
+    return normed_BLD, cache if column is None else Cache(tuple(new_parts))

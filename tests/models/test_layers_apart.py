@@ -42,3 +42,22 @@ def test_layers_apart_compute_the_same() -> None:
     image = jnp.zeros((1, 28, 28, 3), jnp.uint8)
     stacked, alone = (qwen_vl.encode_images(tree, MODEL, COMPUTE, image) for tree in (params, apart))
     np.testing.assert_array_equal(stacked, alone)
+
+
+def test_rows_after_a_prefix_are_those_of_whole_rows() -> None:
+    """Four tokens that all rows begin with, in a cache with two more columns; the last row has two tokens less."""
+    params = qwen_vl.init_params(MODEL, jax.random.key(0))
+    tokens_BL = jnp.asarray(np.random.default_rng(0).integers(0, 512, (3, 9)), jnp.int32)
+    tokens_BL = tokens_BL.at[:, :4].set(tokens_BL[0, :4])
+    valid_BL = jnp.arange(9) < jnp.array([[9], [9], [7]])
+    x_BLD = qwen_vl.embed(params, MODEL, COMPUTE, tokens_BL, jnp.full((3, 9), -1), None)
+    positions_BL = jnp.broadcast_to(jnp.arange(9), (3, 9))
+    empty = qwen_vl.init_cache(MODEL, COMPUTE, 3, 9)
+    whole_BLD, _ = qwen_vl.prefill(params, MODEL, COMPUTE, x_BLD, positions_BL, valid_BL, empty)
+    apart = qwen_vl.layers_apart(params)
+    for tree, cache_apart in ((params, False), (apart, False), (apart, True)):
+        cache = qwen_vl.init_cache(MODEL, COMPUTE, 1, 6, apart=cache_apart)
+        beginning = x_BLD[:1, :4]
+        _, cache = qwen_vl.prefill(tree, MODEL, COMPUTE, beginning, positions_BL[:1, :4], valid_BL[:1, :4], cache)
+        rest_BLD = qwen_vl.after_prefix(tree, MODEL, COMPUTE, x_BLD[:, 4:], valid_BL[:, 4:], cache, 4)
+        np.testing.assert_allclose(rest_BLD[valid_BL[:, 4:]], whole_BLD[:, 4:][valid_BL[:, 4:]], atol=1e-5)

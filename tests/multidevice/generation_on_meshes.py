@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -10,6 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwenvl_jax.evaluation.generation.generate import Generator, Picture, Request
+from qwenvl_jax.evaluation.generation.likelihood import OptionScorer
+from qwenvl_jax.evaluation.generation.prefixes import Choice
 from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
@@ -41,6 +44,22 @@ def requests(count: int) -> list[Request]:
     return made
 
 
+def choices(count: int) -> list[Choice]:
+    """Prompts that begin with the same 80 tokens and a picture, and end in different ones."""
+    queries = MODEL.resampler.queries
+    beginning = np.random.default_rng(0).integers(0, MODEL.decoder.vocab_size, 80)
+    made = []
+    for number in range(count):
+        draw = np.random.default_rng(number)
+        ids = np.append(beginning, draw.integers(0, MODEL.decoder.vocab_size, 1 + number % 3))
+        slots = np.full(len(ids), -1)
+        slots[1 : 1 + queries] = np.arange(queries)
+        options = [[int(token)] for token in draw.integers(0, MODEL.decoder.vocab_size, 4)]
+        shown = (Picture(0, lambda: pixels_of(0)),)
+        made.append(Choice(Request(number, ids.astype(np.int32), slots.astype(np.int32), shown), options))
+    return made
+
+
 def main() -> None:
     distributed.initialize()
     params = qwen_vl.init_params(MODEL, jax.random.key(0))
@@ -50,6 +69,8 @@ def main() -> None:
     by_mesh = {}
     encoded = {}
     beams_by_mesh = {}
+    scores_by_mesh = {}
+    computed = {}
     for sizes in MESHES if jax.process_count() == 1 else [sizes for sizes in MESHES if np.prod(sizes) == 8]:
         devices = np.asarray(jax.devices()[: int(np.prod(sizes))], dtype=object).reshape(sizes)
         mesh = Mesh(devices, AXES)
@@ -59,8 +80,15 @@ def main() -> None:
         by_mesh[str(sizes)] = [answers[number] for number in range(22)]
         encoded[str(sizes)] = generator.encoded
         searched = {int(str(key)): beams for key, beams in generator.search(requests(11), LIMITS, BeamSearch(3))}
+        without_ntk = dataclasses.replace(MODEL.decoder, train_length=256)
+        scorer = OptionScorer(
+            dataclasses.replace(model, config=dataclasses.replace(MODEL, decoder=without_ntk)), 8, mesh
+        )
+        scores_by_mesh[str(sizes)] = [each.scores for each in scorer.score(choices(11))]
+        computed[str(sizes)] = scorer.computed
         beams_by_mesh[str(sizes)] = [[beam.ids for beam in searched[number]] for number in range(11)]
-    json.dump({"answers": by_mesh, "encoded": encoded, "beams": beams_by_mesh}, sys.stdout)
+    facts = {"answers": by_mesh, "encoded": encoded, "beams": beams_by_mesh}
+    json.dump(facts | {"scores": scores_by_mesh, "computed": computed}, sys.stdout)
 
 
 if __name__ == "__main__":

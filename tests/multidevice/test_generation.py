@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.ports import free_port
@@ -36,6 +37,7 @@ def test_answers_do_not_depend_on_the_mesh_or_the_processes() -> None:
     result = result_of(start(8))
     alone = result["answers"].pop("(1, 1, 1)")
     beams_alone = result["beams"].pop("(1, 1, 1)")
+    scores_alone = result["scores"]["(1, 1, 1)"]
     assert len({len(answer) for answer in alone}) > 2
     variables = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "JAX_NUM_PROCESSES": "2"}
     variables["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
@@ -46,4 +48,8 @@ def test_answers_do_not_depend_on_the_mesh_or_the_processes() -> None:
         for mesh, answers in each["answers"].items():
             assert answers == alone, mesh
             assert each["beams"][mesh] == beams_alone, mesh
+            np.testing.assert_allclose(each["scores"][mesh], scores_alone, atol=2e-5, err_msg=mesh)
+            assert np.argmax(each["scores"][mesh], axis=1).tolist() == np.argmax(scores_alone, axis=1).tolist(), mesh
+        # One prefix, rounded up to 256 tokens, and two batches of 8 rows of 32 tokens.
+        assert set(each["computed"].values()) == {256 + 2 * 8 * 32}
         assert set(each["encoded"].values()) == {11}

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from qwenvl_jax.evaluation.asking.questions import Prepared, QuestionSet
 from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED, Question
 from qwenvl_jax.evaluation.generation.generate import Generator
-from qwenvl_jax.evaluation.generation.likelihood import Choice, OptionScorer
+from qwenvl_jax.evaluation.generation.likelihood import OptionScorer
+from qwenvl_jax.evaluation.generation.prefixes import Choice
 from qwenvl_jax.evaluation.generation.requests import Request
 from qwenvl_jax.evaluation.generation.sampling import Limits
 from qwenvl_jax.evaluation.results.answers import Answer

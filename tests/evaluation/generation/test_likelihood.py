@@ -9,7 +9,8 @@ import pytest
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.generation.likelihood import Choice, OptionScorer, OptionScores
+from qwenvl_jax.evaluation.generation.likelihood import OptionScorer, OptionScores
+from qwenvl_jax.evaluation.generation.prefixes import Choice
 from qwenvl_jax.evaluation.generation.requests import Picture, Request
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
@@ -60,7 +61,7 @@ def one_by_one(model: LoadedModel, choice: Choice) -> list[float]:
             model=model.config,
             compute=model.compute,
             tokens_BL=tokens,
-            segment_ids_BL=(np.arange(TOTAL) < len(prompt) + len(option))[None].astype(np.int32),
+            segment_ids_BL=(np.arange(TOTAL) < len(prompt) + len(option) - 1)[None].astype(np.int32),
             positions_BL=np.arange(TOTAL)[None],
             image_slot_BL=slots,
             images_IHWC=images,
