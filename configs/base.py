@@ -55,6 +55,7 @@ def stage(
             watching=watching(),
             watchdog=watchdog(),
             anomalies=anomalies(),
+            checkpoint=dict(minutes=0.0, keep_every=0, keep_best=0, best_by="train/loss", best_is="lowest"),
         )
     )
     recipe.apply(config)

@@ -1,6 +1,7 @@
 """Trains one stage.
 
 python -m qwenvl_jax.train --config=configs/stage1_pretrain.py --workdir=runs/stage1 [--config.key=value] [--dry_run]
+    [--from_step=500]
     [--config.evaluation.every=500 --config.evaluation.split=heldout --benchmarks=configs/quickstart/eval.py]
 """
 
@@ -26,6 +27,7 @@ _BENCHMARKS = commandline.define_config(
     "What to ask every config.evaluation.every steps, e.g. configs/quickstart/eval.py.", name="benchmarks"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://; the same one continues it.")
+_FROM_STEP = flags.DEFINE_integer("from_step", None, "Go back to this checkpoint; later ones are moved aside.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check the config and print its tables; allocate nothing.")
 
 
@@ -61,7 +63,7 @@ def main() -> None:
     with distributed.together():  # if a value of the config is wrong on one host alone, all hosts end
         config = read_config()
         compilation_cache.use(config.compute.compilation_cache, storage.path(_WORKDIR.value) / layout.COMPILATION_CACHE)
-        steps = loop.train(config, _WORKDIR.value, _observers(), process_began())
+        steps = loop.train(config, _WORKDIR.value, _observers(), process_began(), from_step=_FROM_STEP.value)
     if steps < config.train.steps:
         sys.exit(exit_codes.PREEMPTED)
 

@@ -91,6 +91,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
             watching=watching(),
             watchdog=watchdog(),
             anomalies=anomalies(),
+            checkpoint=dict(minutes=0.0, keep_every=0, keep_best=0, best_by="train/loss", best_is="lowest"),
         )
     )
     cpu.apply(config)

@@ -2,7 +2,8 @@
 
 Orbax writes checksums for its indexes, not for the numbers themselves: a bit that flips in a file gives another weight
 and no error. So a checkpoint has one 32-bit sum per leaf, which is compared after reading. Any single changed bit
-changes the sum. The sum is the same on every mesh and costs one pass over the memory of each device.
+changes the sum. The sum is the same on every mesh and costs one pass over the memory of each device. It covers the way
+from the devices to the files as well, which `file_checksums` does not see.
 """
 
 from __future__ import annotations
@@ -13,18 +14,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qwenvl_jax.checkpoint.failures import DamagedError
 
 _DIGEST = "digest"
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # unsigned integers by their bytes
+_BLOCK = 1 << 20  # elements that are summed at once on a host
 
 
 def sums(tree: Any) -> dict[str, int]:
     """One sum per leaf in device memory, by path; leaves that are kept in host memory are left out."""
+    return fetch(start(tree))
+
+
+def start(tree: Any) -> dict[str, jax.Array]:
+    """Asks the devices for `sums` and does not wait; the leaves may be donated afterwards."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in named}
     here = {path: leaf for path, leaf in leaves.items() if leaf.sharding.memory_kind != "pinned_host"}
-    return {path: int(value) for path, value in jax.device_get(_sums(here)).items()}
+    return _sums(here)
+
+
+def fetch(started: dict[str, jax.Array]) -> dict[str, int]:
+    """Waits for what `start` asked for."""
+    return {path: int(value) for path, value in jax.device_get(started).items()}
 
 
 @jax.jit
@@ -34,13 +48,25 @@ def _sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def _sum(leaf: jax.Array) -> jax.Array:
     """The sum of (2 i + 1) times the bits of element i of [*shape], modulo 2^32, a uint32 []."""
-    bits = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize])
+    bits = jax.lax.bitcast_convert_type(leaf, _BITS[leaf.dtype.itemsize])
     index = jnp.zeros(leaf.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(leaf.ndim)):
         index += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= leaf.shape[axis]
     return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+
+
+def host_sum(leaf: np.ndarray) -> int:
+    """The sum of a leaf in the memory of a host, equal to the one that devices take."""
+    bits = np.ascontiguousarray(leaf).reshape(-1).view(_BITS[leaf.dtype.itemsize])
+    odd = np.arange(1, 2 * min(_BLOCK, bits.size), 2, dtype=np.uint32)
+    total = 0
+    for start in range(0, bits.size, _BLOCK):
+        block = bits[start : start + _BLOCK].astype(np.uint32)
+        total += 2 * start * int(block.sum(dtype=np.uint64))
+        total += int((block * odd[: block.size]).sum(dtype=np.uint64))
+    return total % 2**32
 
 
 def check(tree: Any, noted: dict[str, int]) -> None:

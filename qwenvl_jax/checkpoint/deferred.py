@@ -6,6 +6,7 @@ save_frozen(workdir, tree)      # calls read_embedding, writes its array, forget
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from etils import epath
+
+from qwenvl_jax.checkpoint.checksums import host_sum
 
 # Chunk size on disk, so that a host can read only its part of a leaf.
 CHUNK_BYTES = 8 << 20
@@ -51,14 +55,20 @@ def host_array(leaf: Any) -> np.ndarray:
 
 
 class _Handler(ocp.type_handlers.NumpyHandler):
-    """Writes `Deferred` leaves one after the other, each before the next is loaded."""
+    """Writes `Deferred` leaves one after the other, each before the next is loaded, and notes their sums."""
+
+    def __init__(self, sums: dict[str, int]) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+        self._sums = sums
 
     async def serialize(
         self, values: Sequence[Deferred], infos: Sequence[Any], args: Sequence[ocp.SaveArgs] | None = None
     ) -> Sequence[Any]:
         args = args or [ocp.SaveArgs()] * len(values)
         for value, info, arg in zip(values, infos, args, strict=True):
-            for written in await super().serialize([value.load()], [info], [arg]):
+            leaf = value.load()
+            self._sums[info.name.replace(".", "/")] = host_sum(leaf)
+            for written in await super().serialize([leaf], [info], [arg]):
                 written.result()
         return []
 
@@ -94,15 +104,35 @@ def _slabs(shape: tuple[int, ...], chunk: tuple[int, ...], itemsize: int) -> Ite
         yield (slice(None),) * axis + (slice(start, min(start + step, shape[axis])),)
 
 
+class StoredArrays:
+    """The arrays of a checkpoint of any tree, by the names that Orbax gives them, e.g. `0.mu.vit.proj`.
+
+    Args:
+      folder: of one item of the checkpoint, absolute.
+    """
+
+    def __init__(self, folder: epath.Path) -> None:
+        self._folder = folder
+        self._is_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(folder)
+        self._context = tensorstore.Context()  # one for all arrays, so that the index is read once
+
+    def read(self, name: str) -> np.ndarray:
+        """One array, in host memory."""
+        info = ocp.type_handlers.ParamInfo(
+            name=name, parent_dir=self._folder, is_ocdbt_checkpoint=self._is_ocdbt, ts_context=self._context
+        )
+        return asyncio.run(_SlabReader().deserialize([info]))[0]
+
+
 def reader() -> ocp.PyTreeCheckpointHandler:
     """Reads leaves of any checkpoint as NumPy arrays, with little more memory than they take themselves."""
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, _SlabReader()))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
-def handler() -> ocp.PyTreeCheckpointHandler:
-    """Writes a tree of `Deferred` leaves in the format of every other checkpoint."""
-    registry = ocp.type_handlers.create_type_handler_registry((Deferred, _Handler(deepcopy_host_arrays=False)))
+def handler(sums: dict[str, int]) -> ocp.PyTreeCheckpointHandler:
+    """Writes a tree of `Deferred` leaves in the format of every other checkpoint; `sums` gets their sums by path."""
+    registry = ocp.type_handlers.create_type_handler_registry((Deferred, _Handler(sums)))
     # Weights hardly shrink when compressed, and it would take longer than writing them.
     return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
 

@@ -8,13 +8,19 @@ from typing import Any
 
 from etils import epath
 
-from qwenvl_jax.checkpoint import layout, steps
+from qwenvl_jax.checkpoint import file_checksums, layout, steps
 from qwenvl_jax.checkpoint.layout import CONFIG, LINEAGE
 from qwenvl_jax.config import COMPONENTS, Config, Mark, config_hash, from_config_dict, marks, to_dict
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.versions import commit, versions
 
 VOCABULARY = "vocabulary"  # key of the lineage: sha256 of the vocabulary's file
+_CHECKSUMS = "checksums"  # key of the lineage: the frozen weights have checksums, which cannot be missing
+_CODE = "code"  # key of the lineage: versions, and the commit if there is one
+_DATA = "data"  # key of the lineage: digest of everything that the batches depend on
+_TENSORS = "tensors"  # key of the lineage: which tensors were loaded, resized, skipped or begun anew
+_RETURNS = "returns"  # key of the lineage: the steps that the run has gone back to, and what was moved aside then
 _MOVES = "moves"  # key of the lineage: paths that had changed when the run was continued
 
 
@@ -129,6 +135,24 @@ def note_moves(workdir: epath.PathLike, config: Config, step: int) -> list[str]:
     return [move["key"] for move in moves]
 
 
+def expects_checksums(workdir: epath.PathLike) -> bool:
+    """Whether the frozen weights of the run were written with checksums."""
+    return has_run(workdir) and bool(read_lineage(workdir).get(_CHECKSUMS))
+
+
+def last_return(workdir: epath.PathLike) -> int | None:
+    """The step that the run has gone back to last, or None."""
+    returns = read_lineage(workdir).get(_RETURNS, [])
+    return returns[-1]["to"] if returns else None
+
+
+def note_return(workdir: epath.PathLike, step: int, moved: list[str]) -> None:
+    """Notes that the run goes back to a step, and the names of the checkpoints that were moved aside."""
+    lineage = read_lineage(workdir)
+    lineage[_RETURNS] = [*lineage.get(_RETURNS, []), {"to": step, "moved": moved}]
+    artifacts.write_json(storage.path(workdir) / LINEAGE, lineage)
+
+
 def _put(values: Any, key: str, value: Any) -> None:
     """Sets a leaf that `differences` named, e.g. `config.data.mixture[0].records`."""
     *parts, last = re.findall(r"\w+", key)[1:]
@@ -149,6 +173,8 @@ def write(
     origins: dict[str, dict[str, Any] | None],
     *,
     vocabulary: str | None = None,
+    data: str | None = None,
+    tensors: dict[str, str] | None = None,
 ) -> None:
     """Writes `config.json` and, last of all files of a new run, `lineage.json`.
 
@@ -158,11 +184,16 @@ def write(
       origins: per tower (`vit`, `resampler`, `decoder`) the `origin_of` the checkpoint that it starts from, or None for
         fresh initialisation. A tower that is not in it is not in the run.
       vocabulary: sha256 of the vocabulary's file.
+      data: digest of everything that its batches depend on (`data.fingerprint`).
+      tensors: what became of every tensor (`handoff.to_json`).
     """
     artifacts.write_json(storage.path(workdir) / CONFIG, to_dict(config))
-    lineage = {"stage": config.train.stage, "config": config_hash(config), "model": config.model.name}
-    if vocabulary is not None:
-        lineage[VOCABULARY] = vocabulary
+    lineage: dict[str, Any] = {"stage": config.train.stage, "config": config_hash(config), "model": config.model.name}
+    lineage[_CODE] = versions() | ({"commit": commit()} if commit() else {})
+    noted = {VOCABULARY: vocabulary, _DATA: data, _TENSORS: tensors}
+    lineage |= {key: value for key, value in noted.items() if value is not None}
+    if file_checksums.has_any(storage.path(workdir) / layout.FROZEN):
+        lineage[_CHECKSUMS] = True
     components = {}
     for name in COMPONENTS:
         tower = "vit" if name == "vit_head" else name
@@ -183,5 +214,6 @@ def origin_of(workdir: epath.PathLike, step: int, tower: str) -> dict[str, Any]:
         "step": step,
         "stage": lineage["stage"],
         "config": lineage["config"],
+        **{key: lineage[key] for key in (_DATA, _CODE) if key in lineage},
         **lineage["components"][tower],
     }

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from qwenvl_jax.checkpoint import layout, lineage
+from qwenvl_jax.checkpoint import handoff, layout, lineage
 from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.checkpoint.failures import DamagedError
 from qwenvl_jax.checkpoint.manager import (
@@ -21,7 +21,7 @@ from qwenvl_jax.checkpoint.manager import (
     restore_frozen,
     restore_params,
     restore_state,
-    stored_leaves,
+    verify_params,
 )
 from qwenvl_jax.checkpoint.starting_point import (
     IMPORT,
@@ -30,6 +30,8 @@ from qwenvl_jax.checkpoint.starting_point import (
     damage_reported,
     find_starting_point,
     frozen_damage_reported,
+    stored_params,
+    stored_trained,
 )
 from qwenvl_jax.checkpoint.steps import finished_steps, set_aside
 from qwenvl_jax.config import TOWERS, Config, to_dict
@@ -59,7 +61,7 @@ def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tup
     """
     damaged: dict[int, str] = {}
     for step in reversed(distributed.from_primary(lambda: finished_steps(workdir))):
-        restored, reason = _read_and_check(workdir, step, params, opt_state)
+        restored, reason = read_and_check(workdir, step, params, opt_state)
         if restored is None:
             damaged[step] = reason
             continue
@@ -74,7 +76,7 @@ def newest_state(workdir: epath.PathLike, params: Params, opt_state: Any) -> tup
     )
 
 
-def _read_and_check(
+def read_and_check(
     workdir: epath.PathLike, step: int, params: Params, opt_state: Any
 ) -> tuple[tuple[Params, Any, dict[str, Any]] | None, str]:
     """(params, opt_state, progress) of a checkpoint and "", or None and why it is damaged; alike on all processes."""
@@ -97,11 +99,16 @@ def _read_and_check(
 def frozen_of(workdir: epath.PathLike, frozen: Params) -> Params:
     """The frozen tree of a run that is continued. Raises UserError if it is damaged; there is no older one."""
     with frozen_damage_reported(workdir):
-        return restore_frozen(workdir, frozen)
+        return restore_frozen(workdir, frozen, together=True)
 
 
-def read_leaves(start: StartingPoint, abstract: Params) -> Params:
+def read_leaves(start: StartingPoint, abstract: Params, *, together: bool = False) -> Params:
     """Reads the leaves of `abstract` (shapes with dtypes and maybe shardings; any part of the whole tree).
+
+    Args:
+      start: the checkpoint.
+      abstract: what to read.
+      together: all processes call this now; each verifies its share of the files.
 
     Raises:
       UserError: if the checkpoint is damaged, lacks a leaf (converted weights may have one tower only), or has a leaf
@@ -120,10 +127,10 @@ def read_leaves(start: StartingPoint, abstract: Params) -> Params:
     trainable, frozen = split(abstract, () if start.stage == IMPORT else start.config.train.trainable)
     with frozen_damage_reported(start.workdir):
         if frozen:
-            frozen = restore_frozen(start.workdir, frozen)
+            frozen = restore_frozen(start.workdir, frozen, together=together)
     with damage_reported(start):
         if trainable:
-            trainable = restore_params(start.workdir, start.step, trainable)
+            trainable = restore_params(start.workdir, start.step, trainable, together=together)
     return merge(trainable, frozen)
 
 
@@ -159,19 +166,6 @@ def load_params(
     return read_leaves(start, abstract), start.config, start.step
 
 
-def stored_params(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Shape and stored dtype of every parameter that a checkpoint holds, trained and frozen, by path.
-
-    Raises:
-      UserError: if it is damaged.
-    """
-    with frozen_damage_reported(start.workdir):
-        frozen = stored_leaves(params_folder(start.workdir, None))
-    stored = frozen | _stored_trained(start)
-    shapes = flatten(qwen_vl.abstract_params(start.config.model))
-    return {path: stored[path] for path in shapes if path in stored}  # in the model's order
-
-
 def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tuple[Params, Config]:
     """The parameters of `load_params`, each read by this host when it is needed; and the run's config.
 
@@ -179,19 +173,17 @@ def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tupl
       UserError: if there is no such checkpoint, or it is damaged; the latter also while a leaf is read.
     """
     start = find_starting_point(workdir, step)
-    trained = _stored_trained(start)
+    with frozen_damage_reported(start.workdir):
+        verify_params(start.workdir, None)
+    trained = stored_trained(start)
+    if trained:
+        with damage_reported(start):
+            verify_params(start.workdir, start.step)
     leaves = {}
     for path, leaf in stored_params(start).items():
         load = functools.partial(_read_deferred, start, path, frozen=path not in trained)
         leaves[path] = Deferred(leaf.shape, leaf.dtype, load)
     return unflatten(leaves), start.config
-
-
-def _stored_trained(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    if start.stage == IMPORT:
-        return {}
-    with damage_reported(start):
-        return stored_leaves(params_folder(start.workdir, start.step))
 
 
 def _read_deferred(start: StartingPoint, path: tuple[str, ...], *, frozen: bool) -> np.ndarray:
@@ -226,9 +218,12 @@ def _starting_point_of(config: Config, tower: str, *, missing_ok: bool) -> Start
     start = find_starting_point(workdir, named)
     same_name = dataclasses.replace(start.config.model, name=config.model.name)
     for key, here, there in lineage.differences(to_dict(config.model), to_dict(same_name), "config.model"):
+        if config.init.partial:
+            break
         raise UserError(
             f"config.init.{tower} ({workdir}) is a checkpoint of another model: {key} is {there!r} there and "
-            f"{here!r} here; name a checkpoint of this model, or give the run that model"
+            f"{here!r} here; name a checkpoint of this model, give the run that model, or load the tensors that fit "
+            "with --config.init.partial"
         )
     if config.init.stage and start.stage != config.init.stage:
         raise UserError(
@@ -241,39 +236,53 @@ def _starting_point_of(config: Config, tower: str, *, missing_ok: bool) -> Start
             f"{start.step} of {start.config.train.steps}; finish it first, or take that one on purpose with "
             f"--config.init.step={start.step}"
         )
-    if tower == "decoder":
+    if tower == "decoder" and not config.init.partial:
         check_vocabulary(start, config.tokenizer, f"config.init.decoder ({workdir})", missing_ok=missing_ok)
     return start
 
 
 def initial_params(config: Config, starting_points: dict[str, StartingPoint | None], abstract: Params) -> Params:
-    """The parameters a fresh run starts with: from checkpoints if `starting_points` has one, else initialised.
+    """The parameters a new run starts with: from checkpoints if `starting_points` has one, else initialised.
 
     Args:
       config: the run's.
       starting_points: from `check_init`.
       abstract: the whole tree of shapes, with the dtypes and shardings to produce.
     """
-    fresh = {name for name, start in starting_points.items() if start is None}
+    fits = handoff.fits_of(starting_points, abstract)
+    leaves = flatten(abstract)
     loaded: Params = {}
     # In one order on all processes.
     for start in dict.fromkeys(start for start in starting_points.values() if start is not None):
         towers = {name for name, other in starting_points.items() if other == start}
-        part = {tower: leaves for tower, leaves in abstract.items() if tower in towers}
-        loaded = merge(loaded, read_leaves(start, part))
-    if not fresh:
+        # Without `config.init.partial` nothing but all leaves will do, and `read_leaves` names those that are missing.
+        part = {
+            path: leaf
+            for path, leaf in leaves.items()
+            if path[0] in towers and (fits[path].how == handoff.LOADED or not config.init.partial)
+        }
+        loaded = merge(loaded, read_leaves(start, unflatten(part), together=True))
+    missing = {path: leaf for path, leaf in leaves.items() if path not in flatten(loaded)}
+    if not missing:
         return loaded
-    fresh_shapes = {tower: leaves for tower, leaves in abstract.items() if tower in fresh}
+    fresh = flatten(_initialise(config, unflatten(missing)))
+    for path in missing:
+        source = starting_points[path[0]]
+        if source is not None and fits[path].how == handoff.RESIZED:
+            frozen = path not in stored_trained(source)
+            fresh[path] = handoff.resized(path, _read_deferred(source, path, frozen=frozen), fresh[path])
+    return merge(loaded, unflatten(fresh))
 
-    # One program for all fresh leaves: each is created on its own devices, and the unused ones are never computed.
-    @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, fresh_shapes))
+
+def _initialise(config: Config, shapes: Params) -> Params:
+    """Fresh values of some leaves: one program creates each on its own devices and never computes the others."""
+
+    @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
     def initialise(key: jax.Array) -> Params:
-        params = qwen_vl.init_params(config.model, key)
-        return jax.tree.map(
-            lambda like, leaf: leaf.astype(like.dtype), fresh_shapes, {name: params[name] for name in fresh_shapes}
-        )
+        params = flatten(qwen_vl.init_params(config.model, key))
+        return unflatten({path: params[path].astype(leaf.dtype) for path, leaf in flatten(shapes).items()})
 
-    return merge(loaded, initialise(jax.random.key(config.train.seed)))
+    return initialise(jax.random.key(config.train.seed))
 
 
 def _with_shardings(abstract: Params, mesh: Mesh) -> Params:

@@ -6,14 +6,17 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+import jax
 from etils import epath
 
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.failures import DamagedError
-from qwenvl_jax.checkpoint.manager import params_folder, read_host_leaf, read_progress, stored_leaves
-from qwenvl_jax.checkpoint.steps import finished_steps, folder_of
+from qwenvl_jax.checkpoint.manager import params_folder, read_host_leaf, stored_leaves, verify_params
+from qwenvl_jax.checkpoint.steps import finished_steps
 from qwenvl_jax.config import Config, TokenizerConfig
 from qwenvl_jax.data.tokenizer import vocabulary_digest
+from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import flatten
 from qwenvl_jax.runtime.errors import UserError
 
 IMPORT = "import"  # the stage of weights that were converted, not trained
@@ -47,6 +50,27 @@ def find_starting_point(workdir: epath.PathLike, step: int | None = None) -> Sta
         known = ", ".join(map(str, finished))
         raise UserError(f"{workdir} holds no checkpoint of step {step}; its newest is {newest} (there are {known})")
     return StartingPoint(str(workdir), newest if step is None else step, config, stage)
+
+
+def stored_params(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Shape and stored dtype of every parameter that a checkpoint holds, trained and frozen, by path.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    with frozen_damage_reported(start.workdir):
+        frozen = stored_leaves(params_folder(start.workdir, None))
+    stored = frozen | stored_trained(start)
+    shapes = flatten(qwen_vl.abstract_params(start.config.model))
+    return {path: stored[path] for path in shapes if path in stored}  # in the model's order
+
+
+def stored_trained(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """As `stored_params`, without the frozen ones; none of imported weights."""
+    if start.stage == IMPORT:
+        return {}
+    with damage_reported(start):
+        return stored_leaves(params_folder(start.workdir, start.step))
 
 
 def check_vocabulary(
@@ -111,9 +135,9 @@ def damage_reported(start: StartingPoint) -> Iterator[None]:
 
 
 def _is_whole(start: StartingPoint, step: int) -> bool:
-    """Whether the parameters of `step` can be read; reads them all, one at a time."""
+    """Whether the parameters of `step` are what was saved; reads them all, one at a time."""
     try:
-        read_progress(folder_of(start.workdir, step))
+        verify_params(start.workdir, step)
         folder = params_folder(start.workdir, step)
         for path in stored_leaves(folder):
             read_host_leaf(folder, path)

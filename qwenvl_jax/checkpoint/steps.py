@@ -107,18 +107,24 @@ def remove(workdir: epath.PathLike, step: int) -> None:
 
 def remove_temporary(folder: epath.Path) -> None:
     """Removes the rest of a failed save into `folder`."""
-    storage.remove(folder if storage.is_remote(folder) else folder.with_name(folder.name + _TEMPORARY))
+    storage.remove(temporary_of(folder))
 
 
-def set_aside(workdir: epath.PathLike, step: int) -> str:
-    """Gives a damaged checkpoint another name, so that its step can be written again; returns the name."""
+def temporary_of(folder: epath.Path) -> epath.Path:
+    """The folder into which Orbax writes a checkpoint before it is finished."""
+    return folder if storage.is_remote(folder) else folder.with_name(folder.name + _TEMPORARY)
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, or with a number if it is taken."""
+    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return next(free for free in (name, *numbered) if free not in taken)
+
+
+def set_aside(workdir: epath.PathLike, step: int, suffix: str = DAMAGED) -> str:
+    """Gives a checkpoint another name, so that its step can be written again; returns the name."""
     folder = folder_of(workdir, step)
-    taken = set(_names(workdir))
-    name = f"{step}{DAMAGED}"
-    for number in range(2, len(taken) + 3):
-        if name not in taken:
-            break
-        name = f"{step}{DAMAGED}-{number}"
+    name = free_name(f"{step}{suffix}", set(_names(workdir)))
     target = folder.with_name(name)
     if not storage.is_remote(folder):
         storage.rename(folder, target)

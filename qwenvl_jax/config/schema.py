@@ -13,6 +13,7 @@ import math
 from typing import Annotated
 
 from qwenvl_jax.config import anomalies, watchdog, watching
+from qwenvl_jax.config.checkpoint_schema import ONLY_THE_NEWEST, CheckpointConfig
 from qwenvl_jax.config.constraints import FormerName, Mark, OneOf, Range, require
 from qwenvl_jax.config.model_schema import ModelConfig
 from qwenvl_jax.config.values import LARGE, LARGEST_SIZE, SMALL, Beta, Count, Dtype, RematPolicy, Seed, Size, SizeOrZero
@@ -190,7 +191,8 @@ class InitConfig:
     """Where each tower starts: a checkpoint folder, or empty for fresh initialisation.
 
     `stage` is the stage that must have written those checkpoints ("" accepts any, "import" a conversion). `step` is the
-    step of each checkpoint; -1 is the last one, of a stage that is finished.
+    step of each checkpoint; -1 is the last one, of a stage that is finished. `partial` accepts a checkpoint of another
+    model, of which the tensors that fit are loaded.
     """
 
     stage: str
@@ -198,6 +200,7 @@ class InitConfig:
     resampler: str
     decoder: str
     step: Annotated[int, Range(-1, 2**31 - 1)] = -1
+    partial: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +294,7 @@ class Config:
     watching: Annotated[watching.WatchingConfig, Mark.FREE_ON_RESUME] = watching.DEFAULTS
     watchdog: Annotated[watchdog.WatchdogConfig, Mark.FREE_ON_RESUME] = watchdog.DEFAULTS
     anomalies: Annotated[anomalies.AnomaliesConfig, Mark.FREE_ON_RESUME] = anomalies.DEFAULTS
+    checkpoint: Annotated[CheckpointConfig, Mark.FREE_ON_RESUME] = ONLY_THE_NEWEST
 
     def check(self, path: str) -> None:
         """Raises UserError if data, model and optimiser do not suit one another."""
@@ -315,6 +319,11 @@ class Config:
         require(
             self.data.sequence_length > image_tokens,
             f"{path}.data.sequence_length {self.data.sequence_length} cannot hold one image of {image_tokens} tokens",
+        )
+        require(
+            not self.checkpoint.best_needs_evaluation or self.evaluation.every > 0,
+            f"{path}.checkpoint.best_by {self.checkpoint.best_by!r} is measured every {path}.evaluation.every steps, "
+            "which is 0; set that, or choose train/loss",
         )
         warmup = self.optimizer.warmup_steps
         steps = self.train.steps

@@ -101,6 +101,12 @@ def files_below(folder: epath.PathLike) -> list[str]:
     return sorted(os.path.relpath(file, root) for file in files)
 
 
+def entries_below(folder: epath.PathLike) -> dict[str, Entry]:
+    """All files below a folder, by names relative to it. Raises FileNotFoundError if there is no such folder."""
+    os.stat(folder)
+    return {name: entry(os.path.join(folder, name)) for name in files_below(folder)}
+
+
 def remove(path: epath.PathLike) -> None:
     """Removes a file, or a folder with everything in it; a missing one is no error."""
 

@@ -247,6 +247,26 @@ def listed(items: Sequence[Any]) -> str:
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
+def announce(name: str, text: str) -> None:
+    """Makes a text known to the other processes, which look for it with `announced` when they like."""
+    client = _client()
+    if client is not None:
+        client.key_value_set(f"qwenvl/announced/{name}", text)
+
+
+def announced(name: str) -> str | None:
+    """A text that another process has announced, or None if there is none yet; one short request to process 0."""
+    client = _client()
+    if client is None:
+        return None
+    try:
+        return client.key_value_try_get(f"qwenvl/announced/{name}")
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        return None
+
+
 def agree(facts: Mapping[str, str], advice: str = "start all processes from the same code, config and data") -> None:
     """Compares the facts of all processes; all of them must call it, in the same order.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import bisect
 import datetime
 import email.utils
@@ -10,16 +9,16 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fsspec
-import google_crc32c
 from fsspec.asyn import sync
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError
 
 from qwenvl_jax.runtime import retries
+from qwenvl_jax.runtime.crc32c import crc32c
 from qwenvl_jax.runtime.errors import StorageError, StorageOutage
 from qwenvl_jax.runtime.retries import NotWhole
 
@@ -308,14 +307,6 @@ def _can_be_object(name: str) -> bool:
         return 0 < len(name.encode()) <= 1024
     except UnicodeEncodeError:
         return False
-
-
-def crc32c(parts: Iterable[bytes]) -> str:
-    """The CRC-32C of bytes as the server writes it."""
-    checksum = google_crc32c.Checksum()
-    for part in parts:
-        checksum.update(part)
-    return base64.b64encode(checksum.digest()).decode()
 
 
 def _check_length(status: int, headers: Any, contents: bytes, start: int, size: int | None) -> None:

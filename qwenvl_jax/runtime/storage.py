@@ -25,6 +25,7 @@ import fsspec
 from etils import epath
 
 from qwenvl_jax.runtime import disk
+from qwenvl_jax.runtime.crc32c import crc32c
 from qwenvl_jax.runtime.disk import Entry
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from qwenvl_jax.runtime.range_reader import RangeReader
@@ -142,18 +143,18 @@ def sizes(folder: epath.PathLike) -> dict[str, int | None]:
     return {name: entry.size for name, entry in entries(folder).items()}
 
 
-def entries(folder: epath.PathLike) -> dict[str, Entry]:
-    """The files and folders in a folder, by name, from one listing.
+def entries(folder: epath.PathLike, *, deep: bool = False) -> dict[str, Entry]:
+    """The files and folders in a folder, by name, from one listing; if `deep`, all files below it instead.
 
     Raises:
       FileNotFoundError: if there is no such folder.
     """
     if is_remote(folder):
-        listed = _store().listed(_plain(folder))
+        listed = _store().listed(_plain(folder), deep=deep)
         if not listed:
             raise FileNotFoundError(2, "No such folder", str(folder))
         return {name: Entry(*facts) for name, facts in listed.items()}
-    return disk.entries(folder)
+    return disk.entries_below(folder) if deep else disk.entries(folder)
 
 
 def sizes_of(folder: epath.PathLike, names: Iterable[str]) -> dict[str, int]:
@@ -355,8 +356,6 @@ def _open_ranges(where: epath.PathLike) -> RangeReader:
 
 
 def _download(where: epath.PathLike, copy: epath.Path) -> None:
-    from qwenvl_jax.runtime.gcs_store import crc32c
-
     facts = _facts(where)
     whole = int(facts["size"])
     store = _store()

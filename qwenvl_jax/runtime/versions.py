@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+import subprocess
 from pathlib import Path
 
 # What to do if processes differ in them.
@@ -24,3 +25,19 @@ def versions() -> dict[str, str]:
     code = {f"the code of {package.name}": f"{version}, digest {digest.hexdigest()[:12]}"}
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     return code | packages | {"Python": platform.python_version()}
+
+
+def commit() -> str:
+    """The Git commit of the code, with " and changes" if files differ from it; "" outside of a repository."""
+    root = Path(__file__).parents[2]
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    if not (root / ".git").exists():
+        return ""
+    try:
+        return ask("rev-parse", "HEAD") + (" and changes" if ask("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

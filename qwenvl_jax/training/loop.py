@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from qwenvl_jax.checkpoint import layout, lineage
+from qwenvl_jax.checkpoint import handoff, layout, lineage, rewind
 from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
 from qwenvl_jax.checkpoint.restore import StartingPoint, frozen_of, initial_params, newest_state
+from qwenvl_jax.checkpoint.schedule import Schedule
 from qwenvl_jax.config import Config
+from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.loader import counts_of, join_states, make_loader
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.models.attention import resolve_attention
@@ -39,7 +41,12 @@ from qwenvl_jax.training.watched_step import WatchedStep
 
 
 def train(
-    config: Config, workdir: epath.PathLike, observers: Sequence[MakeObserver] = (), began: float | None = None
+    config: Config,
+    workdir: epath.PathLike,
+    observers: Sequence[MakeObserver] = (),
+    began: float | None = None,
+    *,
+    from_step: int | None = None,
 ) -> int:
     """Trains a stage to its last step, or continues one.
 
@@ -48,6 +55,7 @@ def train(
       workdir: its folder. If it holds a run of the same config, that run is continued from its newest checkpoint.
       observers: what measures the state every `config.evaluation.every` steps, besides the held-out loss.
       began: when this start began, in seconds since 1970, for the ledger; by default now.
+      from_step: of an older checkpoint to go back to; later ones are moved aside.
 
     Returns:
       The number of steps taken in all; less than `config.train.steps` if the process was asked to stop.
@@ -58,7 +66,8 @@ def train(
     ledger = Ledger(began)
     check_exports(config.watching)
     workdir = storage.path(workdir)
-    steps_taken, starting_points = find_start(config, workdir)
+    going_back = rewind.wanted(workdir, from_step)
+    steps_taken, starting_points = find_start(config, workdir, going_back)
     if steps_taken == config.train.steps:
         log.line(f"{workdir} is finished: {steps_taken} steps")
         return steps_taken
@@ -74,10 +83,10 @@ def train(
         distributed.agree(loader.facts())
         if steps_taken is None:
             summary.show(config, starting_points, abstract, mesh)
-            vocabulary = vocabulary_digest(config.tokenizer)
-            steps_taken, state, progress = begin(config, workdir, starting_points, abstract, vocabulary)
+            noted = {"vocabulary": vocabulary_digest(config.tokenizer), "data": fingerprint.combined(loader.facts())}
+            steps_taken, state, progress = begin(config, workdir, starting_points, abstract, noted)
         else:
-            steps_taken, state, progress = resume(workdir, abstract)
+            steps_taken, state, progress = resume(workdir, abstract, going_back)
             log.line(f"continuing {workdir} after step {steps_taken} of {config.train.steps}")
             loader.restore(progress["loader"])
             note_moves(workdir, config, steps_taken)
@@ -90,13 +99,14 @@ def train(
             PreemptionGuard() as guard,  # outermost: active until the last checkpoint is written
             reported(workdir, config.watching.report_minutes),
             ledger.kept(workdir, steps_taken, config.train.steps, config.watching.goodput_job),
-            Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
+            Checkpoints(workdir, keep=config.train.keep_checkpoints, rules=config.checkpoint) as checkpoints,
             MetricsLog(workdir, config, steps_taken, mesh, ledger) as metrics_log,
             Watchdog(config.watchdog, workdir) as watchdog,
             WatchedStep(make_train_step(config, mesh, abstract), config.watching, workdir, ledger) as take_step,
             ledger.span("step"),  # but for the spans within it
             host_sync.refused(unless=config.watching.host_sync == "allowed"),
         ):
+            schedule = Schedule(config, checkpoints)
             with metrics_log.waiting_for_data():
                 batch = put_batch(next(loader), config.data, mesh)
             if steps_taken == 0:
@@ -120,7 +130,7 @@ def train(
                 if watching and (step % config.evaluation.every == 0 or last):
                     metrics_log.observe(step, state, watching)
                 stop = guard.stop(step) or anomalies.too_many()
-                if step % config.train.checkpoint_every == 0 or last or stop:
+                if schedule.due(step) or last or stop:
                     progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}
                     progress[PROGRESS] = anomalies.progress(state.means)
                     metrics_log.flush()  # before the checkpoint: a continued run does not log earlier steps again
@@ -153,7 +163,7 @@ def begin(
     workdir: epath.Path,
     starting_points: dict[str, StartingPoint | None],
     abstract: State,
-    vocabulary: str | None = None,
+    noted: dict[str, str] | None = None,
 ) -> tuple[int, State, dict[str, Any]]:
     """Begins a new run: step 0, its state, and no progress. Writes its config, frozen tree and lineage, in this order.
 
@@ -162,7 +172,7 @@ def begin(
       workdir: its folder.
       starting_points: where each tower starts, from `find_start`.
       abstract: from `abstract_state`.
-      vocabulary: sha256 of the tokenizer's vocabulary, for the lineage.
+      noted: the digests of vocabulary and data for `lineage.write`.
     """
     distributed.from_primary(lambda: lineage.begin(workdir, config))
     params = initial_params(config, starting_points, merge(abstract.trainable, abstract.frozen))
@@ -175,15 +185,26 @@ def begin(
             tower: point and lineage.origin_of(point.workdir, point.step, tower)
             for tower, point in starting_points.items()
         }
-        lineage.write(workdir, config, origins, vocabulary=vocabulary)
+        tensors = handoff.to_json(handoff.fits_of(starting_points, params))
+        lineage.write(workdir, config, origins, tensors=tensors, **(noted or {}))
     step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
     return 0, State(step, trainable, frozen, opt_state), {}
 
 
-def resume(workdir: epath.Path, abstract: State) -> tuple[int, State, dict[str, Any]]:
-    """The newest complete checkpoint: its step, the state on the mesh of `abstract`, and the saved progress."""
+def resume(workdir: epath.Path, abstract: State, going_back: int | None = None) -> tuple[int, State, dict[str, Any]]:
+    """The newest whole checkpoint, or an older one: its step, the state on the mesh of `abstract`, the progress.
+
+    Args:
+      workdir: the run's folder.
+      abstract: from `abstract_state`.
+      going_back: the step of the older one, from `rewind.wanted`.
+    """
     frozen = frozen_of(workdir, abstract.frozen)
-    number, trainable, opt_state, progress = newest_state(workdir, abstract.trainable, abstract.opt_state)
+    if going_back is None:
+        number, trainable, opt_state, progress = newest_state(workdir, abstract.trainable, abstract.opt_state)
+    else:
+        number = going_back
+        trainable, opt_state, progress = rewind.state_of(workdir, number, abstract.trainable, abstract.opt_state)
     step = jax.device_put(jnp.asarray(number, jnp.int32), abstract.step.sharding)
     return number, State(step, trainable, frozen, opt_state), progress
 

@@ -19,11 +19,18 @@ from qwenvl_jax.runtime.versions import SETUP_AGAIN, versions
 from qwenvl_jax.training.state import State
 
 
-def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[str, StartingPoint | None]]:
+def find_start(
+    config: Config, workdir: epath.Path, going_back: int | None = None
+) -> tuple[int | None, dict[str, StartingPoint | None]]:
     """The step that a run continues from, or None and the checkpoints by tower that a new run starts from.
 
     All processes must run the same code with the same config. Process 0 looks into the file system and tells the
     others, which might see an earlier state of it.
+
+    Args:
+      config: the run's.
+      workdir: its folder.
+      going_back: continue from this older checkpoint instead of the newest one.
 
     Raises:
       UserError: if a process differs, if the folder holds another run, or if `check_init` refuses a checkpoint.
@@ -32,7 +39,7 @@ def find_start(config: Config, workdir: epath.Path) -> tuple[int | None, dict[st
 
     def look() -> dict[str, Any]:
         lineage.check_resumable(workdir, config)
-        step = latest_step(workdir)
+        step = latest_step(workdir) if going_back is None else going_back
         if step is not None and step > config.train.steps:
             raise UserError(
                 f"{folder_of(workdir, step)} does not belong to this run of {config.train.steps} steps; it was put "

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import Mesh
 
+from qwenvl_jax.checkpoint import handoff
 from qwenvl_jax.checkpoint.restore import StartingPoint
 from qwenvl_jax.config import COMPONENTS, Config, config_hash
 from qwenvl_jax.data.passes import expected_passes, many_passes
 from qwenvl_jax.models.flops import full_work, training_flops
-from qwenvl_jax.params import PyTree, component_of, flatten, merge
+from qwenvl_jax.params import Params, PyTree, component_of, flatten, merge
 from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.report import ComponentLine, component_lines, memory_use, parameter_lines
@@ -41,21 +42,29 @@ def show(
     show_rates(config)
     show_data(config)
     show_flops(config)
-    show_start(config, starting_points)
+    show_start(config, starting_points, merge(state.trainable, state.frozen))
     if mesh is not None:
         show_sharding(config, state, mesh)
 
 
-def show_start(config: Config, starting_points: dict[str, StartingPoint | None]) -> None:
-    """The checkpoint that each tower starts from."""
+def show_start(config: Config, starting_points: dict[str, StartingPoint | None], shapes: Params) -> None:
+    """The checkpoint that each tower starts from, and what becomes of its tensors."""
+    fits = handoff.fits_of(starting_points, shapes)
+    kinds = (handoff.LOADED, handoff.RESIZED, handoff.FRESH, handoff.SKIPPED)
     rows: list[tuple[object, ...]] = []
     for name, starting_point in starting_points.items():
+        counts = [sum(path[0] == name and fit.how == kind for path, fit in fits.items()) for kind in kinds]
         planned = getattr(config.init, name)
         if starting_point:
-            rows.append((name, starting_point.workdir, starting_point.stage, starting_point.step))
+            rows.append((name, starting_point.workdir, starting_point.stage, starting_point.step, *counts))
+        elif planned:
+            rows.append((name, planned, "not there yet", "", *("",) * len(kinds)))
         else:
-            rows.append((name, planned, "not there yet", "") if planned else (name, "fresh", "", ""))
-    log.table("start", ("tower", "from", "stage", "step"), rows)
+            rows.append((name, "fresh", "", "", *counts))
+    log.table("start", ("tower", "from", "stage", "step", *kinds), rows)
+    changed = [("/".join(path), fit.how, fit.why) for path, fit in fits.items() if fit.why]
+    if changed:
+        log.table("tensors that are not loaded as they are", ("tensor", "", "why"), changed)
 
 
 def _bytes(tree: PyTree) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint import checksums, file_checksums, lineage
 from qwenvl_jax.checkpoint.lineage import read_config
 from qwenvl_jax.checkpoint.manager import Checkpoints, restore_state, save_frozen
 from qwenvl_jax.config import TOWERS, Config
@@ -37,6 +37,15 @@ def assert_is(step: int, restored: tuple[Any, Any, dict[str, Any]]) -> None:
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
     assert restored[2]["at"] == step
+
+
+def without_checksums(folder: Path | epath.Path) -> None:
+    """Makes a checkpoint one of an earlier version, which wrote no checksums of files."""
+    (folder / file_checksums.NAME).unlink()
+    metadata = folder / "progress" / "metadata"
+    progress = checksums.check_digest(json.loads(metadata.read_text()))
+    del progress["checksums"]
+    metadata.write_text(json.dumps(checksums.with_digest(progress)))
 
 
 def lines(workdir: Path | epath.Path) -> list[dict]:

@@ -55,7 +55,7 @@ def test_whatever_happens_to_a_file_the_state_is_one_that_was_saved(tmp_path: Pa
     whole, run = tmp_path / "whole", tmp_path / "run"
     save(whole, 3, 6)
     files = sorted(file.relative_to(whole) for file in (whole / "checkpoints/6").rglob("*") if file.is_file())
-    rng, taken = np.random.default_rng(0), {3: 0, 6: 0}
+    rng = np.random.default_rng(0)
     for file in files:
         for kind in KINDS:
             shutil.rmtree(run, ignore_errors=True)
@@ -63,15 +63,11 @@ def test_whatever_happens_to_a_file_the_state_is_one_that_was_saved(tmp_path: Pa
             damage(run / file, kind, rng)
             step, *restored = newest_state(run, TREE, MOMENTS)
             assert_is(step, tuple(restored))  # not one number is another
-            taken[step] += 1
             said = capsys.readouterr().out
-            if step == 6:
-                assert not said and steps.finished_steps(run) == [3, 6]
-            else:
-                assert "the checkpoint of step 6 is damaged (" in said and said.count("\n") == 1
-                assert "it is kept as 6.damaged, step 3 is taken" in said
-                assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["3", "6.damaged"]
-    assert taken[3] > 20 and taken[6] > 10  # Orbax leaves files that nothing reads
+            assert step == 3, f"{kind}: {file}"
+            assert "the checkpoint of step 6 is damaged (" in said and said.count("\n") == 1
+            assert "it is kept as 6.damaged, step 3 is taken" in said
+            assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["3", "6.damaged"]
 
 
 def test_if_none_is_whole_nothing_is_touched(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from qwenvl_jax.data.tokenizer import load_tokenizer
 from tests import test_architecture
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = {"numba", "simplejpeg", "gcsfs", "google_crc32c"}  # used where they are installed (-tpu, -gpu), or for gs://
+OPTIONAL = {"numba", "simplejpeg", "gcsfs"}  # used where they are installed (-tpu, -gpu), or for gs://
 
 
 def normal(name: str) -> str:
