@@ -95,7 +95,7 @@ def main() -> None:
         settings = {
             "checkpoints": [{"name": "small", "workdir": str(folder / "run"), "image_size": SIDE}],
             "tokenizer": write_model(folder),
-            "benchmarks": [{"name": "vqav2_val", "records": str(folder / "asked"), "max_new": 2}],
+            "benchmarks": [{"name": "vqav2_val", "records": str(folder / "asked"), "max_new_tokens": 2}],
             "batch_size": arguments.batch,
             "prompt_style": "released",
             "output": str(folder / "output"),

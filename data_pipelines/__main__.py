@@ -34,9 +34,10 @@ from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.synthetic_pages import CACHE
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.duplicates.decontaminate import decontamination
-from data_pipelines.recipes.evaluation import EVALUATION
+from data_pipelines.recipes.evaluation import EVALUATION_RECIPE
 from data_pipelines.recipes.table import ACROSS, RECIPES
 from data_pipelines.score.clip_model import CLIP, ClipModel, reads_clip, rules_before_score
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.record_writer import BYTES_PER_SHARD
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.arguments import Parser
@@ -103,7 +104,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _check_training(corpus: str) -> None:
-    if CORPORA[corpus].tasks == (benchmarks.EVALUATION,):
+    if CORPORA[corpus].tasks == (EVALUATION,):
         raise UserError(f"{corpus} is a benchmark, on which no model may be trained; add --evaluation and --split")
     if corpus not in RECIPES:
         raise UserError(f"there is no recipe for {corpus}; add one to data_pipelines/recipes/table.py")
@@ -184,7 +185,7 @@ def _job(name: str, split: str, folder: str, output: str, arguments: argparse.Na
         split=split,
         input=os.fspath(storage.absolute(folder)),
         output=os.fspath(artifacts.output_folder(output)),
-        recipe=EVALUATION if evaluates else _recipe(name, arguments),
+        recipe=EVALUATION_RECIPE if evaluates else _recipe(name, arguments),
         clip=None if evaluates else _clip(name, arguments),
         across=() if evaluates else ACROSS.get(name, ()),
         composers={task: COMPOSERS[task] for task in corpus.tasks},

@@ -39,7 +39,7 @@ _BOXES = flags.DEFINE_string("boxes", "chat_boxes", "Folder for PNGs with the bo
 _MESH = flags.DEFINE_string("mesh", "", "Devices of this machine, such as fsdp=4,tensor=2; by default the first one.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token, more draws one.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the tokens that make up this probability.")
-_MAX_NEW = flags.DEFINE_integer("max_new", 128, "The largest number of tokens of an answer.", lower_bound=1)
+_MAX_NEW = flags.DEFINE_integer("max_new_tokens", 128, "The largest number of tokens of an answer.", lower_bound=1)
 
 _TAGS = re.compile(r"</?(?:ref|box|quad)>|<\|[a-z_]+\|>")
 
@@ -207,7 +207,7 @@ def main() -> None:
     sampling = Sampling(_TEMPERATURE.value, top_p=_TOP_P.value)
     mesh = placement.local_mesh(config_of(_MESH.value)) if _MESH.value else None
     model = placement.load(starting_point, mesh)
-    settings: dict[str, Any] = {"max_new": _MAX_NEW.value, "sampling": sampling, "mesh": mesh}
+    settings: dict[str, Any] = {"max_new_tokens": _MAX_NEW.value, "sampling": sampling, "mesh": mesh}
     conversation = Conversation(model, tokenizer, config.data.image_size, **settings)
     _say(f"{config.model.name}, step {starting_point.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
     if config.train.stage not in ("sft", IMPORT):

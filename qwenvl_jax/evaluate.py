@@ -15,18 +15,19 @@ from absl import flags, logging
 from etils import epath
 
 from qwenvl_jax.config import from_config_dict
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.evaluation import config as eval_config
-from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION
 from qwenvl_jax.evaluation.judging.judge import JudgeSettings
 from qwenvl_jax.evaluation.judging.judge_sweep import judge_sweep
 from qwenvl_jax.evaluation.released import with_imported
 from qwenvl_jax.evaluation.report.everything import write_reports
+from qwenvl_jax.evaluation.results.progress import unfinished
 from qwenvl_jax.evaluation.sweep import sweep
-from qwenvl_jax.runtime import commandline, distributed, preflight
+from qwenvl_jax.runtime import commandline, distributed, log, preflight, storage
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.versions import SETUP_AGAIN, versions
 
-_CONFIG = commandline.define_config("What to evaluate; see configs/quickstart/eval.py.")
+_CONFIG = commandline.define_config("What to evaluate; see configs/quickstart/eval.py.", eval_config.FORMER_KEYS)
 _OUTPUT = flags.DEFINE_string("output", "", "Where results go; default: the config's `output`.")
 _REPORT = flags.DEFINE_bool("report", False, "Write tables and pages from the results in --output.")
 _JUDGE = flags.DEFINE_bool("judge", False, "Judge the answers in --output that need it, by the model at --endpoint.")
@@ -71,7 +72,10 @@ def _import(release: epath.Path, workdir: epath.Path) -> None:
 
 
 def _report(output: str) -> None:
-    print("\n".join(f"wrote {path}" for path in write_reports(output)))
+    for path in write_reports(output):
+        print(f"wrote {path}")
+    for benchmark in unfinished(storage.path(output)):
+        print(log.printable(f"not finished: {benchmark}"))
 
 
 def _judge() -> None:

@@ -123,7 +123,7 @@ def _decoding(args: argparse.Namespace) -> Decoding:
     Raises:
       UserError: for values out of range, or that contradict each other.
     """
-    Limits(args.max_new, args.min_new)
+    Limits(args.max_new_tokens, args.min_new_tokens)
     search = None
     if args.num_beams > 1:
         search = BeamSearch(args.num_beams, args.length_penalty, _EARLY[args.early_stopping])
@@ -134,7 +134,7 @@ def _decoding(args: argparse.Namespace) -> Decoding:
     if not args.temperature and (args.top_k or args.top_p != 1):
         raise UserError("--top_k and --top_p draw tokens and need a --temperature, such as 1")
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
-    return Decoding(args.chat, args.max_new, args.min_new, sampling, search, args.samples, args.seed)
+    return Decoding(args.chat, args.max_new_tokens, args.min_new_tokens, sampling, search, args.samples, args.seed)
 
 
 def _parser() -> Parser:
@@ -148,8 +148,8 @@ def _parser() -> Parser:
     parser.add_argument("--prompts", default="", help="file with a prompt per line; every picture is asked each")
     parser.add_argument("--chat", action="store_true", help="ask in the form of a dialogue (models of stage 3)")
     parser.add_argument("--output", default="answers", help="folder for answers.jsonl and answers.html")
-    parser.add_argument("--max_new", type=int, default=256, help="the largest number of tokens of an answer")
-    parser.add_argument("--min_new", type=int, default=0, help="tokens before which no answer ends")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="the largest number of tokens of an answer")
+    parser.add_argument("--min_new_tokens", type=int, default=0, help="tokens before which no answer ends")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--top_k", type=int, default=0, help="draw from this many tokens; 0: from all")
     parser.add_argument("--top_p", type=float, default=1.0, help="draw from the tokens that make up this probability")

@@ -43,11 +43,11 @@ def get_config(
                     records=f"{data}/{name}",
                     split="heldout",
                     limit=common.scaled(limit, scale),
-                    max_new=most,
-                    min_new=least,
+                    max_new_tokens=largest,
+                    min_new_tokens=smallest,
                     tokenisation="simple",  # of CIDEr; the quickstart has Chinese captions, which "ptb" cannot split
                 )
-                for name, (limit, most, least) in TASKS.items()
+                for name, (limit, largest, smallest) in TASKS.items()
             ),
             batch_size=20,
             prompt_style="training",

@@ -19,7 +19,8 @@ from etils import epath
 
 from data_pipelines.corpora.corpus import Corpus
 from data_pipelines.corpora.table import CORPORA
-from data_pipelines.report.evaluation_sets import EVALUATION, counts_of, losses
+from data_pipelines.report.evaluation_sets import counts_of, losses
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
 

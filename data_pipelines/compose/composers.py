@@ -12,6 +12,7 @@ from data_pipelines.compose.ocr import ocr
 from data_pipelines.compose.text import text
 from data_pipelines.compose.vqa import vqa
 from data_pipelines.pair import RawPair
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.schema import Record
 
 # (pair) -> its record of one task, which holds the picture once and all its annotations of that task; None if the pair
@@ -28,5 +29,5 @@ COMPOSERS: dict[str, Composer] = {
     "ocr": ocr,
     "text": text,
     "dialogue": dialogue,
-    "evaluation": evaluation,
+    EVALUATION: evaluation,
 }

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from data_pipelines.compose.record import points_in, size_of
 from data_pipelines.pair import Question, RawPair, Region
-from qwenvl_jax.data.evaluation_content import EvaluationContent
+from qwenvl_jax.data.evaluation_content import EVALUATION, EvaluationContent
 from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.data.schema import Record, check_record
 
@@ -39,7 +39,7 @@ def evaluation(pair: RawPair) -> Record | None:
     content = cast(EvaluationContent, {"questions": questions, **size})
     language = pair.language or guess_language(" ".join(_words(pair)))
     images = tuple(picture.encoded for picture in pair.pictures)
-    return check_record(Record(pair.id, "evaluation", pair.source, language, pair.license, images, content))
+    return check_record(Record(pair.id, EVALUATION, pair.source, language, pair.license, images, content))
 
 
 def _question(question: Question) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from data_pipelines.corpora import (
     vqa_json,
 )
 from data_pipelines.corpora.corpus import Corpus, Layout
+from qwenvl_jax.data.evaluation_content import EVALUATION
 
 _UNSTATED = "not stated by the publisher; research use"
 _OWNERS = "pictures of their owners"
@@ -29,7 +30,7 @@ _TRAIN_VAL_TEST = {"train": "train", "val": "val", "test": "test"}
 def _benchmark(
     name: str, layout: Layout, license_: str, home_page: str, splits: Mapping[str, str], language: str = "en"
 ) -> Corpus:
-    return Corpus(name, layout, ("evaluation",), license_, home_page, splits, language)
+    return Corpus(name, layout, (EVALUATION,), license_, home_page, splits, language)
 
 
 _PUBLISHED = (

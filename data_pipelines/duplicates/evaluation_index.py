@@ -27,6 +27,7 @@ from data_pipelines.duplicates.hash_index import HashIndex
 from data_pipelines.duplicates.signatures import PERMUTATIONS, flipped, hash_of, minhash, picture_of, plain_text
 from data_pipelines.thumbnails import jpeg_thumbnail
 from qwenvl_jax.data.annotations import contents_of
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.languages import guess_language
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
@@ -165,7 +166,7 @@ def _is_readable(payload: bytes) -> bool:
 
 def _texts_of(record: Record) -> Iterator[str]:
     content: Mapping[str, Any] = record.content
-    if record.task == "evaluation":
+    if record.task == EVALUATION:
         for question in content["questions"]:
             yield from [question["text"]] if "text" in question else question.get("answers", ())
         return

@@ -5,4 +5,4 @@ from __future__ import annotations
 from data_pipelines.clean.evaluation import evaluation_pictures
 from data_pipelines.clean.rule import Rule, rule
 
-EVALUATION: tuple[Rule, ...] = (rule(evaluation_pictures),)
+EVALUATION_RECIPE: tuple[Rule, ...] = (rule(evaluation_pictures),)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.clean.evaluation import LOST, evaluation_pictures
+from qwenvl_jax.data.evaluation_content import EVALUATION
 
-EVALUATION = "evaluation"
 # Reasons of a failed row that stands for all further rows of its file.
 _UNFINISHED = ("the reader stopped", "rest of the file unreadable", "file damaged")
 

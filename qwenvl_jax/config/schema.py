@@ -17,6 +17,7 @@ from qwenvl_jax.config.checkpoint_schema import ONLY_THE_NEWEST, CheckpointConfi
 from qwenvl_jax.config.constraints import FormerName, Mark, OneOf, Range, require
 from qwenvl_jax.config.model_schema import ModelConfig
 from qwenvl_jax.config.values import LARGE, LARGEST_SIZE, SMALL, Beta, Count, Dtype, RematPolicy, Seed, Size, SizeOrZero
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.schema import TRAINING_TASKS
 
 # What can be trained or frozen on its own. `vit_head` is `ln_post` and `proj`: stored under `vit`, run after the
@@ -57,7 +58,7 @@ class SourceConfig:
 
     def check(self, path: str) -> None:
         """Raises UserError for a missing name, an unknown task or weights out of range."""
-        taught = self.task != "evaluation"
+        taught = self.task != EVALUATION
         require(
             taught, f"source {self.name!r} is a benchmark, on which no model may be trained; remove it from the mixture"
         )

@@ -112,7 +112,7 @@ def verify(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
-    max_new: int = 32,
+    max_new_tokens: int = 32,
     compare_in: str = "float32",
     trust_release_code: bool = False,
 ) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def verify(
       tokenizer: of the model.
       prompts: must include prompts with and without images. A decoder release is compared on those without images, a
         vision release on the images.
-      max_new: number of tokens of the greedy continuation.
+      max_new_tokens: number of tokens of the greedy continuation.
       compare_in: the dtype in which both sides compute, "float32" or "bfloat16".
       trust_release_code: whether to run the code in the folder instead of ours. If the folder has a manifest, the code
         is compared with it first.
@@ -152,7 +152,9 @@ def verify(
         if scope == "vision":
             rows = [_compare_images(rounded, config.model, (compute, exact), torch_side, prompt) for prompt in prompts]
         else:
-            rows = _compare_texts(rounded, config.model, (compute, exact), torch_side, tokenizer, prompts, max_new)
+            rows = _compare_texts(
+                rounded, config.model, (compute, exact), torch_side, tokenizer, prompts, max_new_tokens
+            )
     report = {
         "component": scope,
         "tensors": tensors,
@@ -235,16 +237,16 @@ def _compare_texts(
     torch_side: TorchSide,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
-    max_new: int,
+    max_new_tokens: int,
 ) -> list[dict[str, Any]]:
     """The rows of the report of a release with a decoder; `computes` as in `_compare_images`."""
     compute, exact = computes
     ours = _forward(params, model, compute, prompts)
     reference = ours if compute == exact else _forward(params, model, exact, prompts)
-    limits = Limits(max_new, stop_ids=(tokenizer.special.eot,))
+    limits = Limits(max_new_tokens, stop_ids=(tokenizer.special.eot,))
     answers = generate(LoadedModel(params, model, compute), prompts, limits, batch_size=len(prompts))
     sides = zip(prompts, ours, reference, answers, strict=True)
-    return [_compare(torch_side, tokenizer, *each, max_new) for each in sides]
+    return [_compare(torch_side, tokenizer, *each, max_new_tokens) for each in sides]
 
 
 def _errors(kind: str, ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> dict[str, float]:
@@ -263,7 +265,7 @@ def _compare(
     ours: tuple[np.ndarray, np.ndarray],
     reference: tuple[np.ndarray, np.ndarray],
     answer: list[int],
-    max_new: int,
+    max_new_tokens: int,
 ) -> dict[str, Any]:
     """One row of the report: compares our results for one prompt with those of the release.
 
@@ -274,12 +276,12 @@ def _compare(
       ours: image features [I * Q, D] and logits [L, V].
       reference: the same in float32.
       answer: our greedy continuation.
-      max_new: the largest length of a continuation.
+      max_new_tokens: the largest length of a continuation.
     """
     features_FD, logits_LV = ours
     exact_FD, exact_LV = reference
     their_logits_LV = torch_side.logits(prompt)
-    their_answer = torch_side.generate(prompt, max_new, tokenizer.special.eot)
+    their_answer = torch_side.generate(prompt, max_new_tokens, tokenizer.special.eot)
     is_text_L = prompt.image_query_L < 0  # predictions inside an image are never used
     our_choice_L = logits_LV.argmax(-1)
     their_choice_L = their_logits_LV.argmax(-1)

@@ -100,12 +100,12 @@ class TorchSide:
         with self.torch.no_grad():
             return self.model(**self._inputs(prompt)).logits[0].float().numpy()
 
-    def generate(self, prompt: Prompt, max_new: int, end_id: int) -> list[int]:
+    def generate(self, prompt: Prompt, max_new_tokens: int, end_id: int) -> list[int]:
         """The greedy continuation without its end id, from the `generate` of transformers."""
         inputs = self._inputs(prompt)
         with self.torch.no_grad():
             ids = self.model.generate(
-                **inputs, do_sample=False, max_new_tokens=max_new, eos_token_id=end_id, pad_token_id=end_id
+                **inputs, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_id, pad_token_id=end_id
             )
         new = ids[0, inputs["input_ids"].shape[1] :].tolist()
         return new[: new.index(end_id)] if end_id in new else new

@@ -1,6 +1,6 @@
 """The content of evaluation records: the questions of a benchmark about one picture, several pictures, or no picture.
 
-Training refuses such records. `evaluation.benchmark` asks their questions.
+Training refuses such records. `evaluation.benchmarks` asks their questions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from qwenvl_jax.data.annotations import contents_of
 from qwenvl_jax.data.content_checks import kind_of, list_at, objects_at, text_at
 from qwenvl_jax.data.tags import box_to_text
 from qwenvl_jax.runtime.errors import UserError
+
+EVALUATION = "evaluation"  # the task of the records of published benchmarks
 
 
 class EvaluationQuestion(TypedDict):
@@ -98,7 +100,7 @@ def _check_question(question: Mapping[str, Any], content: Mapping[str, Any]) -> 
 
 def single_contents(task: str, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The content of every sample of a checked record of any task; of a benchmark, one for every question."""
-    if task != "evaluation":
+    if task != EVALUATION:
         return contents_of(content)
     return [{**content, "questions": [question]} for question in content["questions"]]
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from qwenvl_jax.data.annotations import ANNOTATIONS, check_one_size, contents_of
 from qwenvl_jax.data.dialogues import THOUSANDTHS
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.tasks import RECORD_TASKS, Content, check_content
 from qwenvl_jax.runtime.errors import UserError, nearest
 
@@ -67,7 +68,7 @@ def samples_of(record: Record) -> tuple[Record, ...]:
 def sample_count(record: Record) -> int:
     """How many samples a checked record has; of a benchmark, how many questions."""
     content: Mapping[str, Any] = record.content
-    if record.task == "evaluation":
+    if record.task == EVALUATION:
         return len(content["questions"])
     return len(content.get(ANNOTATIONS, (None,)))
 
@@ -90,7 +91,7 @@ def check_record(record: Record) -> Record:
             check_one_size(contents_of(cast(Mapping[str, Any], record.content)))
     except UserError as error:
         raise UserError(f"{name}, task {record.task!r}: {error}") from None
-    one_image = RECORD_TASKS[record.task].one_image or (record.task == "evaluation" and "width" in record.content)
+    one_image = RECORD_TASKS[record.task].one_image or (record.task == EVALUATION and "width" in record.content)
     if one_image and len(record.images) != 1:
         raise UserError(f"{name}, task {record.task!r}, has {len(record.images)} images instead of one")
     return record
@@ -103,7 +104,7 @@ def stated_sizes(record: Record) -> list[tuple[float, float] | None]:
     """
     content: Mapping[str, Any] = record.content
     count = len(record.images)
-    if RECORD_TASKS[record.task].states_size or (record.task == "evaluation" and "width" in content):
+    if RECORD_TASKS[record.task].states_size or (record.task == EVALUATION and "width" in content):
         return [(content["width"], content["height"])] * count
     sizes = (content.get("sizes") or ()) if record.task == "dialogue" else ()
     stated = [None if list(size) == [THOUSANDTHS, THOUSANDTHS] else (size[0], size[1]) for size in sizes[:count]]

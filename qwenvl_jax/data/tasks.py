@@ -21,7 +21,13 @@ from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 from qwenvl_jax.data.annotations import ANNOTATIONS, contents_of
 from qwenvl_jax.data.content_checks import check_lines, check_segments, kind_of, objects_at, text_at
 from qwenvl_jax.data.dialogues import DialogueContent, check_dialogue, dialogue_words
-from qwenvl_jax.data.evaluation_content import EvaluationContent, check_evaluation, evaluation_boxes, evaluation_words
+from qwenvl_jax.data.evaluation_content import (
+    EVALUATION,
+    EvaluationContent,
+    check_evaluation,
+    evaluation_boxes,
+    evaluation_words,
+)
 from qwenvl_jax.data.languages import language_name
 from qwenvl_jax.data.pieces import Piece, box_pieces, quad_pieces, ref_pieces
 from qwenvl_jax.data.tags import BOX
@@ -379,7 +385,7 @@ RECORD_TASKS: dict[str, RecordTask[Any]] = {
         regions=_dialogue_regions,
         one_image=False,
     ),
-    "evaluation": RecordTask(
+    EVALUATION: RecordTask(
         EvaluationContent,
         words=evaluation_words,
         check=check_evaluation,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 from qwenvl_jax.config import DTYPES, MeshConfig, TokenizerConfig
+from qwenvl_jax.config.constraints import FormerName, all_former_names
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.tasks import PROMPT_STYLES
-from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, Benchmark
+from qwenvl_jax.evaluation.benchmarks.benchmark import Benchmark
 from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.metrics.cider import TOKENISATIONS
@@ -51,10 +53,11 @@ class BenchmarkConfig:
     records: str  # a folder
     split: str = ""  # of the records; "" is the benchmark's
     limit: int = 0  # only the first records are asked, this many; 0 asks all
-    max_new: int = 0  # the largest number of generated tokens; 0 is the benchmark's
-    min_new: int = -1  # generated tokens before which no stop id may be chosen; -1 is the benchmark's
+    max_new_tokens: Annotated[int, FormerName("max_new")] = 0  # generated tokens; 0 is the benchmark's number
+    # Generated tokens before which no stop id may be chosen; -1 is the benchmark's number.
+    min_new_tokens: Annotated[int, FormerName("min_new")] = -1
     tokenisation: str = ""  # of CIDEr: "ptb" as in the official evaluation, also if empty, or "simple"
-    label: str = ""  # in tables and names of files; "" is `name`. Needed if a benchmark is asked in several ways
+    label: str = ""  # in tables and names of files; "" becomes `name`. Needed if a benchmark is asked in several ways
     prompt: str = ""  # a template (`prompts.Template`) instead of the benchmark's; "" keeps it
     shots: int = -1  # answered questions before each; -1 is the benchmark's number
     exemplars: str = ""  # the record folder from which these are taken; "" is `records`
@@ -62,6 +65,10 @@ class BenchmarkConfig:
     leak: bool = False  # whether exemplars may show the pictures that are asked about, as in the released script
     seed: int = 0  # of the choice of exemplars
     clean: str = ""  # a file that lists the ids of questions without a near duplicate in the training data
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
 
     @property
     def benchmark(self) -> Benchmark:
@@ -73,23 +80,15 @@ class BenchmarkConfig:
         return dataclasses.replace(benchmark, score=functools.partial(score, tokenisation=self.tokenisation))
 
     @property
-    def title(self) -> str:
-        """Its name in tables and files."""
-        return self.label or self.name
+    def token_limits(self) -> tuple[int, int]:
+        """The largest number of generated tokens, and the number before which no stop id may be chosen."""
+        largest = self.max_new_tokens or self.benchmark.max_new_tokens
+        smallest = self.benchmark.min_new_tokens if self.min_new_tokens < 0 else self.min_new_tokens
+        return largest, smallest
 
     @property
-    def most_new(self) -> int:
-        """`max_new`, or that of the benchmark."""
-        return self.max_new or self.benchmark.max_new
-
-    @property
-    def least_new(self) -> int:
-        """`min_new`, or that of the benchmark."""
-        return self.benchmark.min_new if self.min_new < 0 else self.min_new
-
-    @property
-    def shown(self) -> int:
-        """How many answered questions are shown before each."""
+    def exemplar_count(self) -> int:
+        """How many answered questions are shown before each: `shots`, or the number of the benchmark."""
         return self.benchmark.shots if self.shots < 0 else self.shots
 
 
@@ -108,6 +107,9 @@ class EvalConfig:
     baseline: str = ""  # the checkpoint with which all are compared; "" compares each with the one before it
 
 
+FORMER_KEYS = all_former_names(EvalConfig)  # today's names of keys by their former ones
+
+
 def validate(config: EvalConfig) -> EvalConfig:
     """Checks names and ranges; returns the config.
 
@@ -116,7 +118,7 @@ def validate(config: EvalConfig) -> EvalConfig:
     """
     for key, names in (
         ("checkpoints", [item.name for item in config.checkpoints]),
-        ("benchmarks", [item.title for item in config.benchmarks]),
+        ("benchmarks", [item.label for item in config.benchmarks]),
     ):
         if not names:
             raise UserError(f"config.{key} is empty; name at least one")
@@ -160,18 +162,18 @@ def _check_benchmark(item: BenchmarkConfig) -> None:
         raise UserError(
             f"the benchmark {item.name!r} is not one of {', '.join(BENCHMARKS)}{nearest(item.name, BENCHMARKS)}"
         )
-    most, least = item.most_new, item.least_new
-    if most < 1 or not 0 <= least <= most or item.limit < 0 or item.shots < -1 or item.seed < 0:
+    largest, smallest = item.token_limits
+    if largest < 1 or not 0 <= smallest <= largest or item.limit < 0 or item.shots < -1 or item.seed < 0:
         raise UserError(
-            f"benchmark {item.title!r}: max_new must be at least 1, min_new between 0 and max_new, limit and seed not "
-            "negative, and shots at least -1"
+            f"benchmark {item.label!r}: max_new_tokens must be at least 1, min_new_tokens between 0 and "
+            "max_new_tokens, limit and seed not negative, and shots at least -1"
         )
     if item.tokenisation and item.tokenisation not in TOKENISATIONS:
         known = ", ".join(TOKENISATIONS)
-        raise UserError(f"benchmark {item.title!r}: the tokenisation {item.tokenisation!r} is not one of {known}")
+        raise UserError(f"benchmark {item.label!r}: the tokenisation {item.tokenisation!r} is not one of {known}")
     if item.tokenisation not in ("", "simple") and item.name != "caption":
-        raise UserError(f"benchmark {item.title!r} has no tokenisation; only captions are scored by CIDEr")
+        raise UserError(f"benchmark {item.label!r} has no tokenisation; only captions are scored by CIDEr")
     if item.benchmark.task == EVALUATION:
         Template(item.prompt)
-    elif item.prompt or item.shown or item.clean:
-        raise UserError(f"benchmark {item.title!r}: only published benchmarks have a prompt, shots or a clean list")
+    elif item.prompt or item.exemplar_count or item.clean:
+        raise UserError(f"benchmark {item.label!r}: only published benchmarks have a prompt, shots or a clean list")

@@ -65,7 +65,7 @@ class Conversation:
       model: the model that answers.
       tokenizer: the vocabulary that the model was trained with.
       image_size: pixels of an image's side.
-      max_new: the largest number of tokens of an answer.
+      max_new_tokens: the largest number of tokens of an answer.
       sampling: how tokens are chosen.
       mesh: of the parameters; None for their device.
     """
@@ -76,7 +76,7 @@ class Conversation:
         tokenizer: Tokenizer,
         image_size: int,
         *,
-        max_new: int = 256,
+        max_new_tokens: int = 256,
         sampling: Sampling = GREEDY,
         mesh: Mesh | None = None,
     ) -> None:
@@ -88,7 +88,7 @@ class Conversation:
         self._start()
         ids = tokenizer.special_by_name
         stop_ids = (ids[tags.IM_END], ids[tags.IM_START], ids[tags.ENDOFTEXT])
-        self._limits = Limits(max_new=max_new, stop_ids=stop_ids)
+        self._limits = Limits(max_new_tokens=max_new_tokens, stop_ids=stop_ids)
         self.reset()
 
     def reset(self) -> None:

@@ -51,7 +51,7 @@ class BenchmarkObserver:
         self._config = config
         self._tokenizer = tokenizer
         self._mesh = mesh
-        self._questions = {item.title: self._open(item) for item in settings.benchmarks}
+        self._questions = {item.label: self._open(item) for item in settings.benchmarks}
 
     def __call__(self, step: int, state: State) -> dict[str, float]:
         """The scores of all benchmarks by name, as in scores.json."""
@@ -69,16 +69,16 @@ class BenchmarkObserver:
         return QuestionSet(item.benchmark, reader, range(asked_count(item, reader)), self._tokenizer, asking)
 
     def _ask(self, item: BenchmarkConfig, respondent: Respondent, step: int) -> dict[str, float]:
-        questions = self._questions[item.title]
+        questions = self._questions[item.label]
         stop_ids = tuple(self._tokenizer.special_by_name[name] for name in item.benchmark.stops)
-        limits = Limits(item.most_new, item.least_new, stop_ids)
+        limits = Limits(*item.token_limits, stop_ids)
         known: dict[str, Answer] = {}
 
         def add(answer: Answer) -> None:
             known[answer.key] = answer
 
-        rows = answered_rows(questions, known, add, lambda: respondent, limits, f"step {step} · {item.title}")
+        rows = answered_rows(questions, known, add, lambda: respondent, limits, f"step {step} · {item.label}")
         if is_primary():
             lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-            artifacts.write_text(self._folder / f"{step:08d}" / f"{item.title}.jsonl", lines)
+            artifacts.write_text(self._folder / f"{step:08d}" / f"{item.label}.jsonl", lines)
         return scores_of(item, rows, len(questions.lost))

@@ -5,8 +5,9 @@ Under the output folder:
   predictions/<checkpoint>/<benchmark>.json    its figures, and the fingerprint of what they belong to
   predictions/<checkpoint>/<benchmark>.parts   answers of a benchmark that is not finished (`answers`)
   submissions/<checkpoint>/<benchmark>/        the file for the server of a benchmark whose truth is hidden
-  scores.json                                  {checkpoint: {figure: value}}
-  evaluation.json                              the resolved config
+  scores.json                                  {checkpoint: {figure: value}} of all finished benchmarks
+  evaluation.json                              the resolved config, written before the first question
+  progress.json                                the benchmarks to ask (`progress`), until all are finished
 
 Every file is written whole or not at all. An interrupted sweep continues where it stopped. Answers are only reused if
 checkpoint, prompt, pictures and settings are the same. If there are several processes, each answers its share of the
@@ -27,17 +28,19 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
 from qwenvl_jax.config import to_dict
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.evaluation import checkpoint, placement
 from qwenvl_jax.evaluation.asking.questions import QuestionSet
 from qwenvl_jax.evaluation.asking.records import asked_count, asking_of, exemplar_summary, reader_of
 from qwenvl_jax.evaluation.asking.respondent import Respondent, answered_rows
-from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, UNANSWERED, UPSTREAM, Benchmark
+from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED, UPSTREAM, Benchmark
 from qwenvl_jax.evaluation.config import HEADLINES, BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.generation.sampling import Limits
 from qwenvl_jax.evaluation.results import answers
 from qwenvl_jax.evaluation.results.figures import figures_of, read_clean
 from qwenvl_jax.evaluation.results.layout import EVALUATION_FILE, PREDICTIONS, SCORES, SUBMISSIONS
+from qwenvl_jax.evaluation.results.progress import Asked, remove_progress, write_progress
 from qwenvl_jax.runtime import artifacts, distributed, log, storage
 
 NAMED = 20  # scores.json names at most this many unanswered questions of a benchmark; the benchmark's file names all
@@ -54,13 +57,11 @@ def sweep(config: EvalConfig) -> dict[str, dict[str, Any]]:
         be scored. All of this is checked before the first question is asked.
     """
     run = _Sweep(config)
-    scores = {item.name: run.figures_of(item) for item in config.checkpoints}
-    if distributed.is_primary():
-        output = storage.path(config.output)
-        artifacts.write_json(output / SCORES, scores)
-        artifacts.write_json(output / EVALUATION_FILE, to_dict(config))
-        _show(scores)
-    return scores
+    run.begin()
+    for item in config.checkpoints:
+        run.evaluate(item)
+    run.end()
+    return run.scores
 
 
 class _Subject:
@@ -93,33 +94,78 @@ class _Subject:
 
 
 class _Sweep:
-    """The vocabulary and the opened benchmarks, which all checkpoints share."""
+    """The vocabulary and the opened benchmarks, which all checkpoints share, and the scores so far."""
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
         self.mesh = placement.local_mesh(config.mesh)
         self.tokenizer = load_tokenizer(config.tokenizer)
-        self.readers = {item.title: reader_of(item) for item in config.benchmarks}
+        self.readers = {item.label: reader_of(item) for item in config.benchmarks}
         for path in {benchmark.clean for benchmark in config.benchmarks if benchmark.clean}:
             read_clean(path)
         self.question_sets: dict[str, QuestionSet] = {}
+        self.scores: dict[str, dict[str, Any]] = {item.name: {} for item in config.checkpoints}
+        self._output = storage.path(config.output)
+        self._counts: dict[str, int] = {}  # questions of a benchmark over all processes, known on process 0
+        self._asked: dict[tuple[str, str], Asked] = {}
         for item in config.checkpoints:  # report all mistakes before the first answer
             subject = self._find(item)
             for benchmark in config.benchmarks:
-                if self._finished(subject, benchmark) is None:
+                summary = self._finished(subject, benchmark)
+                if summary is None:
                     self._questions(benchmark)
+                    self._will_ask(subject, benchmark)
+                else:
+                    self._add(item, benchmark, summary)
 
-    def figures_of(self, item: CheckpointConfig) -> dict[str, Any]:
-        """The figures of all benchmarks for one checkpoint. Without a step, it is now the newest of its run."""
+    def begin(self) -> None:
+        """Writes the files from which a report can be made if the sweep is killed."""
+        if not distributed.is_primary():
+            return
+        artifacts.write_json(self._output / EVALUATION_FILE, to_dict(self.config))
+        if not self._asked:
+            return
+        write_progress(self._output, self._asked.values())
+        if any(self.scores.values()):
+            artifacts.write_json(self._output / SCORES, self.scores)
+        else:
+            storage.remove(self._output / SCORES)  # of another sweep
+
+    def evaluate(self, item: CheckpointConfig) -> None:
+        """Asks one checkpoint all benchmarks. Without a step, it is now the newest of its run."""
         subject = self._find(item)
-        figures: dict[str, Any] = {}
-        unanswered: dict[str, Any] = {}
         for benchmark in self.config.benchmarks:
-            summary = self._finished(subject, benchmark) or self._ask(subject, benchmark)
-            figures |= summary["scores"]
-            if missing := summary.get(UNANSWERED):
-                unanswered[benchmark.title] = {"questions": len(missing), "first": missing[:NAMED]}
-        return figures | ({UNANSWERED: unanswered} if unanswered else {})
+            summary = self._finished(subject, benchmark)
+            if summary is None:
+                summary = self._ask(subject, benchmark)
+            self._add(item, benchmark, summary)
+            if distributed.is_primary():
+                artifacts.write_json(self._output / SCORES, self.scores)
+
+    def end(self) -> None:
+        """Shows the scores, after everything is finished."""
+        if distributed.is_primary():
+            remove_progress(self._output)
+            _show(self.scores)
+
+    def _add(self, item: CheckpointConfig, benchmark: BenchmarkConfig, summary: dict[str, Any]) -> None:
+        """Adds the scores of a benchmark, and its questions that could not be asked."""
+        scores = self.scores[item.name]
+        scores |= summary["scores"]
+        unanswered = scores.pop(UNANSWERED, {})
+        unanswered.pop(benchmark.label, None)
+        if missing := summary.get(UNANSWERED):
+            unanswered[benchmark.label] = {"questions": len(missing), "first": missing[:NAMED]}
+        if unanswered:
+            scores[UNANSWERED] = unanswered
+
+    def _will_ask(self, subject: _Subject, item: BenchmarkConfig) -> bool:
+        """Notes that a benchmark is to be asked; says whether that is new."""
+        key = (subject.config.name, item.label)
+        asked = Asked(*key, self._counts[item.label], self._settings(subject, item), self._fingerprint(subject, item))
+        is_new = self._asked.get(key) != asked
+        self._asked[key] = asked
+        return is_new
 
     def _find(self, item: CheckpointConfig) -> _Subject:
         """The checkpoint, the same one for all processes."""
@@ -129,7 +175,7 @@ class _Sweep:
         return _Subject(item, starting_point, self.mesh, self.config)
 
     def _folder(self, subject: _Subject) -> epath.Path:
-        return storage.path(self.config.output) / PREDICTIONS / subject.config.name
+        return self._output / PREDICTIONS / subject.config.name
 
     def _settings(self, subject: _Subject, item: BenchmarkConfig) -> str:
         """Hex digits that change with everything that an answer depends on but its question."""
@@ -137,7 +183,7 @@ class _Sweep:
             subject.identity
             | {
                 "vocabulary": self._vocabulary,
-                "limits": [item.most_new, item.least_new, item.benchmark.stops],
+                "limits": [*item.token_limits, item.benchmark.stops],
             }
         )
 
@@ -147,7 +193,7 @@ class _Sweep:
         return _digest(
             {
                 "settings": self._settings(subject, item),
-                "records": self.readers[item.title].summary,
+                "records": self.readers[item.label].summary,
                 "benchmark": asked,
                 "exemplars": exemplar_summary(item),
                 "style": self.config.prompt_style if item.benchmark.task != EVALUATION else "",
@@ -160,29 +206,33 @@ class _Sweep:
 
     def _finished(self, subject: _Subject, item: BenchmarkConfig) -> dict[str, Any] | None:
         fingerprint = self._fingerprint(subject, item)
-        return distributed.from_primary(lambda: answers.finished(self._folder(subject), item.title, fingerprint))
+        return distributed.from_primary(lambda: answers.finished(self._folder(subject), item.label, fingerprint))
 
     def _questions(self, item: BenchmarkConfig) -> QuestionSet:
         """This process' share of the questions of a benchmark."""
-        if item.title not in self.question_sets:
-            reader = self.readers[item.title]
+        if item.label not in self.question_sets:
+            reader = self.readers[item.label]
             share = _share(asked_count(item, reader))
-            with log.progress(f"opening {item.title}", len(share)) as advance:
-                self.question_sets[item.title] = QuestionSet(
+            with log.progress(f"opening {item.label}", len(share)) as advance:
+                self.question_sets[item.label] = QuestionSet(
                     item.benchmark, reader, share, self.tokenizer, asking_of(item, self.config.prompt_style), advance
                 )
-        return self.question_sets[item.title]
+            questions = self.question_sets[item.label]
+            self._counts[item.label] = sum(distributed.gather(len(questions) + len(questions.lost)))
+        return self.question_sets[item.label]
 
     def _ask(self, subject: _Subject, item: BenchmarkConfig) -> dict[str, Any]:
         """Asks the questions of one benchmark that have no answer yet; writes and returns the summary."""
         began = time.monotonic()
         questions = self._questions(item)
+        if self._will_ask(subject, item) and distributed.is_primary():  # of a checkpoint that is newer than the sweep
+            write_progress(self._output, self._asked.values())
         settings = self._settings(subject, item)
         folder = self._folder(subject)
-        title = f"{subject.config.name} · {item.title}"
-        limits = Limits(item.most_new, item.least_new, self._stop_ids(item.benchmark))
+        title = f"{subject.config.name} · {item.label}"
+        limits = Limits(*item.token_limits, self._stop_ids(item.benchmark))
         encoded = subject.encoded
-        with answers.Answers(folder, item.title, settings) as known:
+        with answers.Answers(folder, item.label, settings) as known:
             rows = answered_rows(questions, known.known, known.add, lambda: subject.respondent, limits, title)
         share = {
             "rows": rows,
@@ -190,7 +240,7 @@ class _Sweep:
             "seconds": time.monotonic() - began,
             "encoded": subject.encoded - encoded,
         }
-        shares = _all_shares(folder, item.title, share)
+        shares = _all_shares(folder, item.label, share)
 
         def finish() -> dict[str, Any]:
             rows = [row for share in shares for row in share["rows"]]
@@ -200,10 +250,10 @@ class _Sweep:
             summary["step"] = subject.starting_point.step
             summary["fingerprint"] = self._fingerprint(subject, item)
             if item.benchmark.submission:
-                where = storage.path(self.config.output) / SUBMISSIONS / subject.config.name / item.title
+                where = self._output / SUBMISSIONS / subject.config.name / item.label
                 for name, content in item.benchmark.submission(rows).items():
                     storage.write_bytes(where / name, content)
-            answers.finish(folder, item.title, settings, rows, summary)
+            answers.finish(folder, item.label, settings, rows, summary)
             return summary
 
         summary = distributed.from_primary(finish)
@@ -247,14 +297,14 @@ def _summary(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: list[dict[
     repeated = len(rows) - len({row["id"] for row in rows})
     if repeated:
         summary["repeated_ids"] = repeated
-        _say(f"  {item.title}: {repeated} questions have the id of another question; each counts")
+        _say(f"  {item.label}: {repeated} questions have the id of another question; each counts")
     return summary | ({UNANSWERED: missing} if missing else {})
 
 
 def scores_of(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: int) -> dict[str, float]:
     """Scores over all questions. A record that cannot be read counts as one average question answered wrong."""
     figures = figures_of(item.benchmark, rows, lost=lost)
-    label = f"{item.title}." if item.benchmark.task == EVALUATION else ""
+    label = f"{item.label}." if item.benchmark.task == EVALUATION else ""
     scores = {f"{label}{key}": figure.value for key, figure in figures.items()}
     for key, figure in figures.items():
         if figure.upstream_exact is not None:

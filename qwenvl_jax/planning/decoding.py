@@ -137,7 +137,7 @@ def lower(model: LoadedModel, mesh: Any, batch: int, columns: int) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     with jax.set_mesh(mesh):
-        empty = functools.partial(slots.empty_slots, count=batch, columns=columns, max_new=_MAX_NEW)
+        empty = functools.partial(slots.empty_slots, count=batch, columns=columns, max_new_tokens=_MAX_NEW)
         cache, *small = jax.eval_shape(empty, model)
         rows = AXES[:2] if batch % batch_shards(mesh) == 0 else None
         cache = jax.tree.map(lambda part: on_mesh(part, P(None, rows, "tensor")), cache)

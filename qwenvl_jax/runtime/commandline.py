@@ -20,7 +20,7 @@ from qwenvl_jax.runtime import exit_codes, retries
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
-
+_INDEX = re.compile(r"\[(\d{1,9})\]")
 
 _former_keys: dict[str, str] = {}  # today's names of config keys by their former ones
 
@@ -200,7 +200,11 @@ def _check_key(key: str, values: Mapping[str, Any]) -> None:
                 raise UserError(f"{path}.{name} is now named {path}.{_former_keys[name]}; write that")
             raise UserError(f"{path} has no key {name!r}{nearest(name, known)}")
         node = node[name]
-        path = f"{path}.{name}"
+        for index in _INDEX.findall(part):
+            if not isinstance(node, list | tuple) or int(index) >= len(node):
+                raise UserError(f"{path}.{name} has no entry {index}; its first one has the index 0")
+            node = node[int(index)]
+        path = f"{path}.{part}"
 
 
 def _cause(error: BaseException) -> str:

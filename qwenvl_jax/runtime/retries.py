@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from qwenvl_jax.runtime.errors import StorageOutage, UserError, one_line
+from qwenvl_jax.runtime.errors import StorageError, StorageOutage, UserError, one_line
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -50,6 +50,10 @@ _TRANSIENT_ERRNO = frozenset(
     }
 )
 _pauses = random.SystemRandom()  # separate from the generators that a seed makes repeatable
+
+
+# Errors of a read that are not the file's fault. A second try may succeed, so no output may depend on them.
+READ_AGAIN = (StorageError, OSError, MemoryError)
 
 
 class NotWhole(Exception):

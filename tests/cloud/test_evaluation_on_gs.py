@@ -94,7 +94,7 @@ def test_a_chat_with_a_picture(
     upload(run, f"{gcs}/run")
 
     def said(workdir: str, picture: str) -> str:
-        command = [sys.executable, "-m", "qwenvl_jax.chat", f"--workdir={workdir}", "--max_new=8"]
+        command = [sys.executable, "-m", "qwenvl_jax.chat", f"--workdir={workdir}", "--max_new_tokens=8"]
         lines = f"/image {picture}\nWhat is it?\n".encode()
         done = subprocess.run(command, cwd=ROOT, env=gcs_environment, input=lines, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()

@@ -53,8 +53,8 @@ def test_answers_are_those_on_a_disk(pictures: str, gcs: str, tiny_data: Path, t
 
     def rows(folder: str) -> list[dict[str, Any]]:
         infer.main(
-            [f"--workdir={tmp_path}/run", f"--images={folder}/pictures/list.txt", "--prompt=What is it?", "--max_new=6",
-             f"--output={folder}/answers"]
+            [f"--workdir={tmp_path}/run", f"--images={folder}/pictures/list.txt", "--prompt=What is it?",
+             "--max_new_tokens=6", f"--output={folder}/answers"]
         )  # fmt: skip
         assert storage.names(f"{folder}/answers") == ["answers.html", "answers.jsonl", "inference.json"]
         text = storage.read_bytes(f"{folder}/answers/answers.jsonl").decode()

@@ -21,6 +21,8 @@ MISTAKES = {
         [TINY, "--config.data.global_batch_size=8"],
         "config.data.global_batch_size is now named config.data.rows_per_step; write that",
     ),
+    "no such entry": ([TINY, "--config.data.mixture[7].weight=1"], "config.data.mixture has no entry 7"),
+    "key of an entry": ([TINY, "--config.data.mixture[0].wait=1"], "config.data.mixture[0] has no key 'wait'"),
     "unknown group": ([TINY, "--config.optimzer.b1=1"], "config has no key 'optimzer'; did you mean 'optimizer'"),
     "unknown key, negated": ([TINY, "--noconfig.train.stepz"], "config.train has no key 'stepz'"),
     "key below a value": ([TINY, "--config.train.steps.x=1"], "config.train.steps has no key 'x'"),

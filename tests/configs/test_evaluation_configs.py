@@ -67,7 +67,7 @@ def test_one_command_builds_the_records_of_all() -> None:
 
 def test_examinations_have_their_exemplars() -> None:
     config = load(pure_text, data="d")
-    assert [item.shown for item in config.benchmarks] == [5, 5, 5]
+    assert [item.exemplar_count for item in config.benchmarks] == [5, 5, 5]
     for item in config.benchmarks:
         assert item.exemplars == f"d/{item.benchmark.corpus}_{item.benchmark.exemplar_split}/evaluation"
     with_exemplars = {name for name, benchmark in PUBLISHED.items() if benchmark.shots}
@@ -77,12 +77,12 @@ def test_examinations_have_their_exemplars() -> None:
 def test_shots_of_figure_4() -> None:
     config = load(few_shot, data="d")
     names = ("okvqa_val", "vizwiz_val", "textvqa_val", "flickr30k_karpathy_test")
-    assert [(item.name, item.shown) for item in config.benchmarks] == [
+    assert [(item.name, item.exemplar_count) for item in config.benchmarks] == [
         (name, shots) for name in names for shots in (0, 1, 2, 4, 8)
     ]
     assert not any(item.leak for item in config.benchmarks)
     for item in config.benchmarks:
-        if item.shown:
+        if item.exemplar_count:
             assert item.exemplars == f"d/{item.benchmark.corpus}_{item.benchmark.exemplar_split}/evaluation"
 
 
@@ -93,7 +93,7 @@ def test_the_leak_of_the_release_is_one_word() -> None:
         ("flickr30k_karpathy_test", True, "test")
     }
     assert len(leaking) == 4
-    assert {item.seed for item in config.benchmarks if item.shown} == {3}
+    assert {item.seed for item in config.benchmarks if item.exemplar_count} == {3}
 
 
 def test_some_tables_or_benchmarks() -> None:

@@ -39,7 +39,7 @@ def test_a_release_on_a_bucket_is_the_one_on_disk(
     if form == "bin":
         return
     prompts = parity.example_prompts(tokenizer, config.model.resampler.queries, config.data.image_size)[:2]
-    report = parity.verify(params, config, remote, tokenizer, prompts, max_new=2)
+    report = parity.verify(params, config, remote, tokenizer, prompts, max_new_tokens=2)
     assert report["passed"] and parity.PARITY in storage.names(remote)
     again = to_torch.release(params, config, remote, dtype="bfloat16")  # replaces it, parity.json included
     assert manifest.verify_manifest(again) and parity.PARITY not in storage.names(again)

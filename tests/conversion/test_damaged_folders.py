@@ -53,10 +53,10 @@ def test_code_in_a_release_never_runs(copy_of: Path, tokenizer: Any, tmp_path: P
         (copy_of / name).unlink()  # now it looks like a folder of others
     params, config = from_torch.open_release(copy_of)
     prompts = parity.example_prompts(tokenizer, config.model.resampler.queries, config.data.image_size)[:2]
-    report = parity.verify(params, config, copy_of, tokenizer, prompts, max_new=2)
+    report = parity.verify(params, config, copy_of, tokenizer, prompts, max_new_tokens=2)
     assert report["passed"] and report["manifest"] == "none" and report["code"] == "of qwenvl_jax"
     assert not trace.exists()
-    report = parity.verify(params, config, copy_of, tokenizer, prompts, max_new=2, trust_release_code=True)
+    report = parity.verify(params, config, copy_of, tokenizer, prompts, max_new_tokens=2, trust_release_code=True)
     assert report["passed"] and report["code"] == "of the release" and trace.exists()
 
 
@@ -314,7 +314,7 @@ def test_untrained_weights_pass_in_bfloat16_and_wrong_ones_do_not(
     towers = {name: fresh[name] for name in mapping.RELEASE_SCOPES[scope].towers}
     folder = to_torch.release(towers, config, tmp_path / "release", scope=scope)
     prompts = parity.example_prompts(tokenizer, config.model.resampler.queries, config.data.image_size)
-    options: dict[str, Any] = {"max_new": 2, "compare_in": "bfloat16"}
+    options: dict[str, Any] = {"max_new_tokens": 2, "compare_in": "bfloat16"}
     report = parity.verify(fresh, config, folder, tokenizer, prompts, **options)
     assert report["passed"], {key: value for key, value in report.items() if key != "details"}
     block = fresh["vit"]["blocks"]["attn"]["qkv"]

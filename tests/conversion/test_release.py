@@ -34,7 +34,7 @@ def prompts(config: Config, tokenizer: Any) -> Any:
 def test_pytorch_agrees_with_jax(
     params: dict[str, Any], config: Config, tokenizer: Any, released: Path, prompts: Any
 ) -> None:
-    report = parity.verify(params, config, released, tokenizer, prompts, max_new=12)
+    report = parity.verify(params, config, released, tokenizer, prompts, max_new_tokens=12)
     assert report["passed"] and report["greedy_equal"]
     assert report["logits_relative_error"] <= 1e-5
     assert report["image_embedding_relative_error"] <= 1e-5
@@ -53,7 +53,7 @@ def test_parity_finds_a_swapped_pair_of_tensors(
     swapped = {**mlp, "up": mlp["gate"], "gate": mlp["up"]}
     wrong = {**params, "decoder": {**decoder, "blocks": {**decoder["blocks"], "mlp": swapped}}}
     folder = to_torch.release(wrong, config, tmp_path / "wrong")
-    report = parity.verify(params, config, folder, tokenizer, prompts[:1], max_new=2)
+    report = parity.verify(params, config, folder, tokenizer, prompts[:1], max_new_tokens=2)
     assert not report["passed"] and report["logits_relative_error"] > 1e-2
     assert report["image_embedding_relative_error"] <= 1e-5
 
@@ -124,7 +124,7 @@ def test_a_component_can_be_released_compared_and_imported_alone(
 ) -> None:
     towers = mapping.RELEASE_SCOPES[scope].towers
     folder = to_torch.release({name: params[name] for name in towers}, config, tmp_path / "part", scope=scope)
-    report = parity.verify(params, config, folder, tokenizer, prompts, max_new=4)
+    report = parity.verify(params, config, folder, tokenizer, prompts, max_new_tokens=4)
     assert report["passed"] and report["component"] == scope
     if scope == "vision":
         assert 0 < report["image_embedding_relative_error"] <= 1e-5
@@ -142,7 +142,7 @@ def test_a_component_can_be_released_compared_and_imported_alone(
 def test_in_bfloat16_the_likeliest_tokens_count(
     params: dict[str, Any], config: Config, tokenizer: Any, released: Path, prompts: Any
 ) -> None:
-    report = parity.verify(params, config, released, tokenizer, prompts, max_new=2, compare_in="bfloat16")
+    report = parity.verify(params, config, released, tokenizer, prompts, max_new_tokens=2, compare_in="bfloat16")
     assert report["required_top1_agreement"] == parity.TOP1_AGREEMENT
     assert report["passed"] == (report["top1_agreement"] >= parity.TOP1_AGREEMENT)
     assert report["top1_agreement"] > 0.9 and report["logits_relative_error"] > 1e-4

@@ -54,8 +54,9 @@ def theirs(
     inputs = padded(prompts)
     output = model.generate(
         **inputs, do_sample=False, num_beams=search.beams, num_return_sequences=search.beams,
-        length_penalty=search.length_penalty, early_stopping=search.early_stopping, max_new_tokens=limits.max_new,
-        min_new_tokens=limits.min_new or None, eos_token_id=list(limits.stop_ids), pad_token_id=limits.stop_ids[0],
+        length_penalty=search.length_penalty, early_stopping=search.early_stopping,
+        max_new_tokens=limits.max_new_tokens, min_new_tokens=limits.min_new_tokens or None,
+        eos_token_id=list(limits.stop_ids), pad_token_id=limits.stop_ids[0],
         return_dict_in_generate=True, output_scores=True,
     )  # fmt: skip
     answers = []
@@ -71,7 +72,7 @@ def greedy(model: Any, prompts: list[Prompt], limits: Limits) -> list[list[int]]
     """The most likely answers without stop ids."""
     inputs = padded(prompts)
     output = model.generate(
-        **inputs, do_sample=False, max_new_tokens=limits.max_new, eos_token_id=limits.stop_ids[0], pad_token_id=0
+        **inputs, do_sample=False, max_new_tokens=limits.max_new_tokens, eos_token_id=limits.stop_ids[0], pad_token_id=0
     )
     rows = output[:, inputs["input_ids"].shape[1] :].tolist()
     return [row[: row.index(limits.stop_ids[0])] if limits.stop_ids[0] in row else row for row in rows]
@@ -133,7 +134,7 @@ def test_prompts_around_2048_tokens_in_one_batch(
     model = LoadedModel(params, config.model, config.compute)
     requests = [request_of(number, prompt) for number, prompt in enumerate(prompts)]
     ours = {answer.key: answer.ids for answer in Generator(model, 4).generate(requests, limits, longest=4101)}
-    assert limits.max_new > 2048 - 2041  # the first answer crosses the trained length
+    assert limits.max_new_tokens > 2048 - 2041  # the first answer crosses the trained length
     together = greedy(torch_model, prompts, limits)
     for number, prompt in enumerate(prompts):
         assert ours[number] == together[number]

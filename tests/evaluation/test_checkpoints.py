@@ -93,7 +93,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_named(run: Path) -> No
 @pytest.mark.slow
 def test_the_chat_takes_a_step(run: Path, config: Config, tiny_data: Path) -> None:
     def said(*flags: str) -> str:
-        command = [sys.executable, "-m", "qwenvl_jax.chat", f"--workdir={run}", "--max_new=8", *flags]
+        command = [sys.executable, "-m", "qwenvl_jax.chat", f"--workdir={run}", "--max_new_tokens=8", *flags]
         done = subprocess.run(command, cwd=ROOT, input=b"What?\n", capture_output=True)
         return (done.stdout + done.stderr).decode()
 

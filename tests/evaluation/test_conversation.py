@@ -29,7 +29,7 @@ from tests.evaluation.samples import grey as picture
 
 @pytest.fixture
 def conversation(loaded: LoadedModel, config: Config, tokenizer: Tokenizer) -> Conversation:
-    return Conversation(loaded, tokenizer, config.data.image_size, max_new=4)
+    return Conversation(loaded, tokenizer, config.data.image_size, max_new_tokens=4)
 
 
 def test_a_later_question_sees_the_earlier_turns(conversation: Conversation, tokenizer: Tokenizer) -> None:

@@ -22,7 +22,7 @@ from qwenvl_jax.sharding.rules import param_shardings
 from tests.multidevice.any_mesh import COMPUTE, MODEL
 
 MESHES = ((1, 1, 1), (2, 1, 1), (8, 1, 1), (1, 1, 2), (2, 2, 2), (4, 1, 2))
-LIMITS = Limits(max_new=9, min_new=2, stop_ids=tuple(range(12)))
+LIMITS = Limits(max_new_tokens=9, min_new_tokens=2, stop_ids=tuple(range(12)))
 
 
 def pixels_of(number: int) -> np.ndarray:

@@ -60,7 +60,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EvalConfig
     imported.save_params(folder / "run", params, config)
     write_records(folder / "asked", {"val": records(17), "test": records(17)}, name="asked")
     write_records(folder / "shown", {"train": records(9, 100)}, name="shown")
-    asked = tuple(BenchmarkConfig(name, str(folder / "asked"), max_new=12, min_new=1) for name in BENCHMARKS[:2])
+    asked = tuple(
+        BenchmarkConfig(name, str(folder / "asked"), max_new_tokens=12, min_new_tokens=1) for name in BENCHMARKS[:2]
+    )
     few_shot = dataclasses.replace(
         asked[0], label="two_shots", shots=2, exemplars=str(folder / "shown"), exemplar_split="train"
     )

@@ -106,8 +106,8 @@ def test_training_goes_on_as_without_and_answers_are_those_of_a_sweep(data: Path
     scores = sweep(settings)["last"]
     assert {key: value for key, value in lines[-1].items() if key in scores} == scores
     for item in asked:
-        in_training = (tmp_path / f"with/answers/00000006/{item.title}.jsonl").read_text()
-        assert in_training == (tmp_path / f"sweep/predictions/last/{item.title}.jsonl").read_text()
+        in_training = (tmp_path / f"with/answers/00000006/{item.label}.jsonl").read_text()
+        assert in_training == (tmp_path / f"sweep/predictions/last/{item.label}.jsonl").read_text()
 
 
 def test_what_cannot_be_measured_is_refused_before_the_first_step(data: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ from typing import Any
 
 from PIL import Image
 
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.images.exact import FORMATS, bearable
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation.asking.questions import READ_AGAIN
-from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, Exemplar
+from qwenvl_jax.evaluation.benchmarks.benchmark import Exemplar
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.retries import READ_AGAIN
 
 CHOICES = ("random", "category")
 

@@ -24,13 +24,11 @@ from qwenvl_jax.evaluation.asking.ahead import in_order
 from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED, Asking, Benchmark, Question
 from qwenvl_jax.evaluation.generation.pictures import Pictures
 from qwenvl_jax.evaluation.generation.requests import Request
-from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.retries import READ_AGAIN
 
 THREADS = min(8, 2 * (os.cpu_count() or 1))
 AHEAD = 64  # questions that are read, and their pictures decoded, before they are needed
-
-# Errors that are not the record's fault. A second try may succeed, so no answer may depend on them.
-READ_AGAIN = (StorageError, OSError, MemoryError)
 
 
 class QuestionFacts(NamedTuple):

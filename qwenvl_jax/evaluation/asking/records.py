@@ -31,23 +31,23 @@ def asking_of(item: BenchmarkConfig, style: str) -> Asking:
     Raises:
       UserError: if exemplars are wanted, but their records are not named or missing.
     """
-    if not item.shown:
+    if not item.exemplar_count:
         return Asking(style, item.prompt)
     choice = item.benchmark.exemplar_choice
-    exemplars = Exemplars(_exemplar_reader(item), item.shown, choice, item.seed, leak=item.leak)
+    exemplars = Exemplars(_exemplar_reader(item), item.exemplar_count, choice, item.seed, leak=item.leak)
     return Asking(style, item.prompt, exemplars)
 
 
 def exemplar_summary(item: BenchmarkConfig) -> dict[str, Any]:
     """The manifest of the records of exemplars, which changes with them; empty if none are shown."""
-    return _exemplar_reader(item).summary if item.shown else {}
+    return _exemplar_reader(item).summary if item.exemplar_count else {}
 
 
 def _exemplar_reader(item: BenchmarkConfig) -> RecordReader:
     split = item.exemplar_split or item.benchmark.exemplar_split
     if not split or not (item.exemplars or item.leak):
         raise UserError(
-            f"benchmark {item.title!r} shows {item.shown} answered questions, but no records of these are named; "
-            "set `exemplars` to the folder of another split and `exemplar_split` to its name"
+            f"benchmark {item.label!r} shows {item.exemplar_count} answered questions, but no records of these are "
+            "named; set `exemplars` to the folder of another split and `exemplar_split` to its name"
         )
     return RecordReader(item.exemplars or item.records, split)

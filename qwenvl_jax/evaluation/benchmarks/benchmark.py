@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.metrics.metric import Scores
 
-EVALUATION = "evaluation"  # the task of the records of published benchmarks
 UNANSWERED = "unanswered"  # the key of the reason in a row, and of the list of such questions in scores.json
 UPSTREAM = "_upstream_exact"  # the ending of the names of figures by the rules of the released scripts
 
@@ -77,8 +77,8 @@ class Benchmark:
       score: see `Score`.
       task: of its records.
       stops: the special tokens that end an answer, written out.
-      max_new: the largest number of generated tokens.
-      min_new: generated tokens before which no stop token may be chosen.
+      max_new_tokens: the largest number of generated tokens.
+      min_new_tokens: generated tokens before which no stop token may be chosen.
       last_tokens: a prompt of more than one token above this number keeps only its last ones, this many (the released
         evaluate_mmlu.py: 2,047 of more than 2,048); 0 keeps all.
       corpus, split: of its records: the entry of `data_pipelines.corpora.table`.
@@ -106,8 +106,8 @@ class Benchmark:
     score: Score
     task: str = EVALUATION
     stops: tuple[str, ...] = (tags.ENDOFTEXT,)
-    max_new: int = 1
-    min_new: int = 0
+    max_new_tokens: int = 1
+    min_new_tokens: int = 0
     last_tokens: int = 0
     corpus: str = ""
     split: str = ""

@@ -9,7 +9,7 @@ from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
 
 CAPTION = Form(Template("<img>Describe the image in English:"))
-_LIMITS: dict[str, Any] = {"max_new": 30, "min_new": 8}
+_LIMITS: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 8}
 
 BENCHMARKS = (
     published(

@@ -18,10 +18,10 @@ from qwenvl_jax.evaluation.benchmarks.referring import REFERRING
 from qwenvl_jax.evaluation.benchmarks.vqa import VQA
 
 CAPTION = Form(Template("<img>Describe the image in {language}:"))
-_SHORT: dict[str, Any] = {"max_new": 10, "min_new": 1}
-_LONG: dict[str, Any] = {"max_new": 100, "min_new": 1}
-_CAPTION: dict[str, Any] = {"max_new": 30, "min_new": 8}
-_BOX: dict[str, Any] = {"max_new": 28, "min_new": 10}
+_SHORT: dict[str, Any] = {"max_new_tokens": 10, "min_new_tokens": 1}
+_LONG: dict[str, Any] = {"max_new_tokens": 100, "min_new_tokens": 1}
+_CAPTION: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 8}
+_BOX: dict[str, Any] = {"max_new_tokens": 28, "min_new_tokens": 10}
 _EXAM: dict[str, Any] = {"shots": 5, "exemplar_split": "dev", "exemplar_choice": "category"}
 
 # (corpus, title, form, metric, limits and other facts)
@@ -29,7 +29,7 @@ _ALL: tuple[tuple[str, str, Form, str, dict[str, Any]], ...] = (
     ("debian_captions", "Stamps, captions", CAPTION, "cider", _CAPTION),
     ("debian_captions_zh", "Stamps, captions in Chinese", CAPTION, "cider_simple", _CAPTION),
     ("debian_choices", "Stamps, choices in all rotations", CHOICE, "mmbench", {}),
-    ("debian_yes_no", "Stamps, yes or no", YES_OR_NO, "mme", {"max_new": 16}),
+    ("debian_yes_no", "Stamps, yes or no", YES_OR_NO, "mme", {"max_new_tokens": 16}),
     ("debian_maps", "Maps, questions", VQA, "exact_match", _SHORT),
     ("debian_phrases", "Maps, regions", REFERRING, "iou_accuracy", _BOX),
     ("debian_phrases_zh", "Maps, regions in Chinese", REFERRING, "iou_accuracy", _BOX),

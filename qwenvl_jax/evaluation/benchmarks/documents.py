@@ -12,8 +12,8 @@ from qwenvl_jax.evaluation.benchmarks.vqa import VQA
 
 # As the training records of this project write the options of AI2D.
 DIAGRAM = Form(Template("<img>{question}\nOptions: {options} Answer:"))
-_SHORT: dict[str, Any] = {"max_new": 10, "min_new": 1, "table": "5"}
-_LONG: dict[str, Any] = {"max_new": 100, "min_new": 1, "table": "5"}
+_SHORT: dict[str, Any] = {"max_new_tokens": 10, "min_new_tokens": 1, "table": "5", "exemplar_split": "train"}
+_LONG: dict[str, Any] = {"max_new_tokens": 100, "min_new_tokens": 1, "table": "5", "exemplar_split": "train"}
 _ONE_OF_TWO = "The paper reports one figure for both halves of the test split; see ChartQA test."
 
 BENCHMARKS = (
@@ -25,10 +25,9 @@ BENCHMARKS = (
         corpus="textvqa",
         split="val",
         paper={"Qwen-VL": 63.8, "Qwen-VL-Chat": 61.5},
-        exemplar_split="train",
         **_SHORT,
     ),
-    published("docvqa_val", "DocVQA val", VQA, "anls", corpus="docvqa", split="val", exemplar_split="train", **_LONG),
+    published("docvqa_val", "DocVQA val", VQA, "anls", corpus="docvqa", split="val", **_LONG),
     published(
         "docvqa_test",
         "DocVQA test",
@@ -39,7 +38,6 @@ BENCHMARKS = (
         hidden=True,
         submission=submissions.docvqa,
         paper={"Qwen-VL": 65.1, "Qwen-VL-Chat": 62.6},
-        exemplar_split="train",
         **_LONG,
     ),
     published(
@@ -49,7 +47,6 @@ BENCHMARKS = (
         "anls",
         corpus="infovqa",
         split="val",
-        exemplar_split="train",
         note="The paper has no figure; prompt and limits are those of DocVQA.",
         **_LONG,
     ),
@@ -62,7 +59,6 @@ BENCHMARKS = (
         split="test",
         hidden=True,
         submission=submissions.infovqa,
-        exemplar_split="train",
         note="The paper has no figure; prompt and limits are those of DocVQA.",
         **_LONG,
     ),
@@ -74,7 +70,6 @@ BENCHMARKS = (
             "relaxed_accuracy",
             corpus="chartqa",
             split=f"test_{half}",
-            exemplar_split="train",
             note=_ONE_OF_TWO,
             **_LONG,
         )
@@ -87,7 +82,6 @@ BENCHMARKS = (
         "exact_match",
         corpus="ocr_vqa",
         split="val",
-        exemplar_split="train",
         **_LONG,
     ),
     published(
@@ -98,7 +92,6 @@ BENCHMARKS = (
         corpus="ocr_vqa",
         split="test",
         paper={"Qwen-VL": 75.7, "Qwen-VL-Chat": 70.5},
-        exemplar_split="train",
         **_LONG,
     ),
     published(
@@ -109,7 +102,6 @@ BENCHMARKS = (
         corpus="ai2d",
         split="test",
         paper={"Qwen-VL": 62.3, "Qwen-VL-Chat": 57.7},
-        exemplar_split="train",
         note="How the questions of the paper show their options is not published; here they are listed as in the "
         "training records, and the answer is compared with the text of the right option.",
         **_SHORT,

@@ -37,7 +37,7 @@ BENCHMARKS = (
         corpus="mme",
         split="test",
         table="7",
-        max_new=512,
+        max_new_tokens=512,
         paper_figures={name: {"Qwen-VL-Chat": value} for name, value in (_SUMS | _SUBTASKS).items()},
         note="The figures are of the first Chat weights, which were replaced in September 2023. Those of subtasks are "
         "of the release's table, in which perception is 1487.57. The release samples with top_p 0.01; here the most "

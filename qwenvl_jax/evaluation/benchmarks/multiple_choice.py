@@ -74,7 +74,8 @@ BENCHMARKS = (
         table="4",
         paper={"Qwen-VL": 67.1, "Qwen-VL-Chat": 68.2},
         exemplar_split="train",
-        note="Only questions with a picture are asked.",
+        note="Only questions with a picture are asked. Options beyond E are shown but not compared, as in the released "
+        "script; a question whose right option is one of these counts as wrong.",
     ),
     published(
         "mmbench_dev",

@@ -52,7 +52,7 @@ def _line(benchmark: Benchmark) -> str:
         f"`{benchmark.name}`",
         f"`{benchmark.corpus}_{benchmark.split}`",
         _code(benchmark.prompt),
-        "likelihood" if benchmark.compared else f"{benchmark.max_new}, {benchmark.min_new}",
+        "likelihood" if benchmark.compared else f"{benchmark.max_new_tokens}, {benchmark.min_new_tokens}",
         "a judge" if benchmark.judged else f"`{benchmark.metric}`{', on a server' if benchmark.hidden else ''}",
         _all_figures(benchmark),
     )

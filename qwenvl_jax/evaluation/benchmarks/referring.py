@@ -11,7 +11,7 @@ from qwenvl_jax.evaluation.benchmarks.published import published
 
 # The answer continues after <box> with "(x1,y1),(x2,y2)".
 REFERRING = Form(Template("<img><ref>{question}</ref><box>"), needs="box", strip=False, before_answer="")
-_LIMITS: dict[str, Any] = {"max_new": 28, "min_new": 10, "table": "6"}
+_LIMITS: dict[str, Any] = {"max_new_tokens": 28, "min_new_tokens": 10, "table": "6"}
 
 # (corpus, its title, split, the paper's figures of Qwen-VL and Qwen-VL-Chat)
 _SPLITS = (

@@ -75,7 +75,7 @@ BENCHMARKS = (
         corpus="touchstone",
         split="en",
         table="7",
-        max_new=512,
+        max_new_tokens=512,
         paper={"Qwen-VL-Chat": 645.2},
         note=f"{_NOTE} The release's README has 711.6 for Qwen-VL-Chat-1.1 and 651.4 for its Int4 weights.",
     ),
@@ -88,7 +88,7 @@ BENCHMARKS = (
         corpus="touchstone",
         split="zh",
         table="7",
-        max_new=512,
+        max_new_tokens=512,
         paper={"Qwen-VL-Chat": 401.2},
         note=f"{_NOTE} The Chinese instruction of the judge is not published; it is asked in English. The release's "
         "README has 481.7 for Qwen-VL-Chat-1.1 and 386.6 for the Int4 weights.",

@@ -10,7 +10,7 @@ from qwenvl_jax.evaluation.benchmarks.prompts import Template
 from qwenvl_jax.evaluation.benchmarks.published import published
 
 VQA = Form(Template("<img>{question} Answer:"))
-_LIMITS: dict[str, Any] = {"max_new": 10, "min_new": 1}
+_ASKED: dict[str, Any] = {"max_new_tokens": 10, "min_new_tokens": 1, "table": "4", "exemplar_split": "train"}
 
 BENCHMARKS = (
     published(
@@ -20,10 +20,8 @@ BENCHMARKS = (
         "vqa_accuracy",
         corpus="vqav2",
         split="val",
-        table="4",
-        exemplar_split="train",
         note="The paper reports test-dev alone.",
-        **_LIMITS,
+        **_ASKED,
     ),
     published(
         "vqav2_testdev",
@@ -34,11 +32,9 @@ BENCHMARKS = (
         split="test_dev",
         hidden=True,
         submission=submissions.vqav2,
-        table="4",
         paper={"Qwen-VL": 79.5, "Qwen-VL-Chat": 78.2},
-        exemplar_split="train",
         note="The release's README has 78.8 for Qwen-VL.",
-        **_LIMITS,
+        **_ASKED,
     ),
     published(
         "okvqa_val",
@@ -47,11 +43,9 @@ BENCHMARKS = (
         "vqa_accuracy",
         corpus="okvqa",
         split="val",
-        table="4",
         paper={"Qwen-VL": 58.6, "Qwen-VL-Chat": 56.6},
-        exemplar_split="train",
         note="A comment in the release's README has 63.6 for Qwen-VL and 60.6 for Qwen-VL-Chat with 4 exemplars.",
-        **_LIMITS,
+        **_ASKED,
     ),
     published(
         "gqa_testdev",
@@ -60,11 +54,9 @@ BENCHMARKS = (
         "gqa_accuracy",
         corpus="gqa",
         split="testdev",
-        table="4",
         paper={"Qwen-VL": 59.3, "Qwen-VL-Chat": 57.5},
-        exemplar_split="train",
         note="The paper says test-balanced; the released script takes test-dev balanced.",
-        **_LIMITS,
+        **_ASKED,
     ),
     published(
         "vizwiz_val",
@@ -73,12 +65,10 @@ BENCHMARKS = (
         "vqa_accuracy",
         corpus="vizwiz",
         split="val",
-        table="4",
         paper={"Qwen-VL": 35.2, "Qwen-VL-Chat": 38.9},
-        exemplar_split="train",
         note="The paper says test-dev; the released script scores val. A comment in the release's README has 39.1 for "
         "Qwen-VL and 44.45 for Qwen-VL-Chat with 4 exemplars.",
-        **_LIMITS,
+        **_ASKED,
     ),
     published(
         "vizwiz_test",
@@ -89,10 +79,8 @@ BENCHMARKS = (
         split="test",
         hidden=True,
         submission=submissions.vizwiz,
-        table="4",
         paper={"Qwen-VL": 35.2, "Qwen-VL-Chat": 38.9},
-        exemplar_split="train",
         note="The paper says test-dev, and it is not known which of val and test its figure belongs to.",
-        **_LIMITS,
+        **_ASKED,
     ),
 )

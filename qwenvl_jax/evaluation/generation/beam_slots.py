@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits, without_early_stops
-from qwenvl_jax.evaluation.generation.slots import Prompts, first_logits, placed
+from qwenvl_jax.evaluation.generation.slots import Prompts, placed, prefill, put, put_prompts
 from qwenvl_jax.models.cache import Cache
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.models.parallel import per_row_and_head
@@ -80,9 +80,9 @@ class BeamSlots(NamedTuple):
         return Candidates(*(getattr(self, name) for name in Candidates._fields))
 
 
-def _fresh(groups: int, beams: int, max_new: int, active: bool) -> Candidates:
+def _fresh(groups: int, beams: int, max_new_tokens: int, active: bool) -> Candidates:
     """Beams without any token. Only the first has a score to continue from, else all would become the same."""
-    none_GKM = jnp.full((groups, beams, max_new), -1, jnp.int32)
+    none_GKM = jnp.full((groups, beams, max_new_tokens), -1, jnp.int32)
     score_GK = jnp.full((groups, beams), _OUT, jnp.float32)
     return Candidates(
         jnp.zeros(groups, jnp.int32),
@@ -96,14 +96,14 @@ def _fresh(groups: int, beams: int, max_new: int, active: bool) -> Candidates:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "columns", "max_new", "search"))
-def empty_beams(model: LoadedModel, groups: int, columns: int, max_new: int, *, search: BeamSearch) -> BeamSlots:
+@functools.partial(jax.jit, static_argnames=("groups", "columns", "max_new_tokens", "search"))
+def empty_beams(model: LoadedModel, groups: int, columns: int, max_new_tokens: int, *, search: BeamSearch) -> BeamSlots:
     """Groups of which none is active."""
     beams = search.beams
     cache = model.init_cache(groups * beams, columns)
     token_GK = jnp.zeros((groups, beams), jnp.int32)
     alpha_G = jnp.ones(groups, jnp.float32)
-    candidates = _fresh(groups, beams, max_new, active=False)
+    candidates = _fresh(groups, beams, max_new_tokens, active=False)
     return placed(BeamSlots(cache, token_GK, jnp.zeros(groups, jnp.int32), alpha_G, *candidates))
 
 
@@ -122,7 +122,7 @@ def extended(
       The next beams; [G, K] the beam that each of them continues, and [G, K] its new token.
     """
     groups, beams, vocabulary = logits_GKV.shape
-    max_new = now.tokens_GKM.shape[-1]
+    max_new_tokens = now.tokens_GKM.shape[-1]
     stops = jnp.asarray(limits.stop_ids, jnp.int32)
     share_BV = jax.nn.log_softmax(logits_GKV.reshape(-1, vocabulary), axis=-1)
     share_BV = without_early_stops(share_BV, jnp.repeat(now.count_G, beams), limits)
@@ -132,9 +132,9 @@ def extended(
     parent_GC = index_GC // vocabulary
     token_GC = index_GC % vocabulary
     stopped_GC = jnp.isin(token_GC, stops)
-    hit_GC = stopped_GC | (now.count_G + 1 >= max_new)[:, None]
+    hit_GC = stopped_GC | (now.count_G + 1 >= max_new_tokens)[:, None]
     tokens_GCM = _taken(now.tokens_GKM, parent_GC)
-    column_M = jnp.arange(max_new)
+    column_M = jnp.arange(max_new_tokens)
     newest_GCM = jnp.where(stopped_GC, -1, token_GC)[:, :, None]
     tokens_GCM = jnp.where(column_M == now.count_G[:, None, None], newest_GCM, tokens_GCM)
 
@@ -160,8 +160,8 @@ def _with_answers(
 ) -> Candidates:
     """Keeps the best answers, those of candidates that have just ended included, and whether they can be beaten."""
     beams = search.beams
-    max_new = tokens_GCM.shape[-1]
-    lengths = np.arange(max_new + 1, dtype=np.float64)
+    max_new_tokens = tokens_GCM.shape[-1]
+    lengths = np.arange(max_new_tokens + 1, dtype=np.float64)
     lengths[0] = 1
     penalty = jnp.asarray(lengths**search.length_penalty, jnp.float32)  # by the length of an answer
     early = search.early_stopping is True
@@ -177,7 +177,7 @@ def _with_answers(
     answers_GKM = _taken(jnp.concatenate([now.answers_GKM, tokens_GCM], axis=1), best_GK)
 
     at_most = search.early_stopping == "never" and search.length_penalty > 0
-    reached_G = penalty[jnp.full_like(after.count_G, max_new) if at_most else after.count_G]
+    reached_G = penalty[jnp.full_like(after.count_G, max_new_tokens) if at_most else after.count_G]
     best_G1 = after.scores_GK[:, :1] / reached_G[:, None]
     worst_GK = jnp.where(ended_GK, jnp.min(scores_GK, axis=1, keepdims=True), _OUT)
     open_G = now.open_G & jnp.any(best_G1 > worst_GK, axis=-1)
@@ -200,29 +200,24 @@ def fill_beams(
     search: BeamSearch,
 ) -> BeamSlots:
     """Runs prompts, stores their keys and values in all rows of their groups, and chooses the first tokens."""
-    rows, width = prompts.tokens_RL.shape
+    read = prefill(model, prompts, features_CQD)
+    slot_R = prompts.slot_R
+    rows, vocabulary = read.logits_RV.shape
     beams = search.beams
-    length_R = jnp.maximum(prompts.length_R, 1)
-    logits_RV, cache = first_logits(model, prompts, features_CQD)
-    logits_RKV = jnp.broadcast_to(logits_RV[:, None], (rows, beams, logits_RV.shape[-1]))
-    fresh = _fresh(rows, beams, limits.max_new, active=True)
+    logits_RKV = jnp.broadcast_to(read.logits_RV[:, None], (rows, beams, vocabulary))
+    fresh = _fresh(rows, beams, limits.max_new_tokens, active=True)
     candidates, _, token_RK = extended(fresh, logits_RKV, limits, search)
 
-    def put(into: jax.Array, values: jax.Array) -> jax.Array:
-        return into.at[prompts.slot_R].set(values, mode="drop")
-
-    def put_columns(into: jax.Array, values: jax.Array) -> jax.Array:
-        for beam in range(beams):
-            into = into.at[..., prompts.slot_R * beams + beam, :, :width, :].set(values, mode="drop")
-        return into
-
+    cache = state.cache
+    for beam in range(beams):
+        cache = put_prompts(cache, read.cache, slot_R * beams + beam)
     return placed(
         BeamSlots(
-            jax.tree.map(put_columns, state.cache, cache),
-            put(state.token_GK, token_RK),
-            put(state.prompt_G, length_R),
-            put(state.alpha_G, model.ntk_alpha(length_R)),
-            *map(put, state.candidates(), candidates),
+            cache,
+            put(state.token_GK, token_RK, slot_R),
+            put(state.prompt_G, read.length_R, slot_R),
+            put(state.alpha_G, read.alpha_R, slot_R),
+            *(put(old, new, slot_R) for old, new in zip(state.candidates(), candidates, strict=True)),
         )
     )
 
@@ -263,7 +258,7 @@ def advance_beams(
             return jnp.where(state.active_G.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         parent_GK = if_active(parent_GK, jnp.broadcast_to(jnp.arange(beams), (groups, beams)))
-        cache = jax.tree.map(lambda part: _moved(part, parent_GK, state.prompt_G, limits.max_new), cache)
+        cache = jax.tree.map(lambda part: _moved(part, parent_GK, state.prompt_G, limits.max_new_tokens), cache)
         token_GK = if_active(token_GK, state.token_GK)
         candidates = Candidates(*map(if_active, after, now))
         return step + 1, BeamSlots(cache, token_GK, state.prompt_G, state.alpha_G, *candidates)
@@ -271,7 +266,7 @@ def advance_beams(
     return placed(jax.lax.while_loop(goes_on, step, (jnp.int32(0), state))[1])
 
 
-def _moved(part_BNTD: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max_new: int) -> jax.Array:
+def _moved(part_BNTD: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max_new_tokens: int) -> jax.Array:
     """Keys or values in which every beam has those of the answer that it continues; the prompt's columns stay.
 
     `part_BNTD` may have an axis of layers before its rows.
@@ -279,7 +274,7 @@ def _moved(part_BNTD: jax.Array, parent_GK: jax.Array, prompt_G: jax.Array, max_
     beams = parent_GK.shape[1]
     rows, heads, columns, _ = part_BNTD.shape[-4:]
     axes = "S" * (part_BNTD.ndim - 4) + "BNTK"
-    local = functools.partial(_move_by_group, beams=beams, width=min(max_new, columns))
+    local = functools.partial(_move_by_group, beams=beams, width=min(max_new_tokens, columns))
     move = per_row_and_head(local, (axes, "B", "B"), axes, rows, heads)
     return move(part_BNTD, parent_GK.reshape(-1), jnp.repeat(prompt_G, beams))
 

@@ -1,7 +1,8 @@
 """Continues prompts in slots: as answers end, the next prompts take their slots, and each picture is encoded once.
 
     generator = Generator(model, slots=32, mesh=mesh)
-    for answer in generator.generate(requests, Limits(max_new=10, stop_ids=(151643,))):    # in the order of their ends
+    limits = Limits(max_new_tokens=10, stop_ids=(151643,))
+    for answer in generator.generate(requests, limits):    # in the order of their ends
         print(answer.key, answer.ids)
 
 `search` does the same by beam search, and `stream` yields the tokens of one answer as they come.
@@ -153,7 +154,7 @@ class Generator:
                 told = len(new_M)
             if not active:
                 return
-            self._advance(run, min(together, limits.max_new), 0)
+            self._advance(run, min(together, limits.max_new_tokens), 0)
 
     def _all(self, requests: Iterable[Request], program: Any, count: int, longest: int) -> Iterator[Any]:
         """Continues every request by a program on `count` slots."""
@@ -161,13 +162,13 @@ class Generator:
         rows = min(self._rows, count)
         waiting = _Waiting(requests)
         if waiting.next:
-            self._widen(run, multiple(longest, LENGTH_STEP) + program.limits.max_new)
+            self._widen(run, multiple(longest, LENGTH_STEP) + program.limits.max_new_tokens)
         while True:
             while waiting.next and len(run.free) >= rows:
                 self._fill(run, waiting.take(rows))
             if not run.taken:
                 return
-            self._advance(run, program.limits.max_new, count - rows if waiting.next else 0)
+            self._advance(run, program.limits.max_new_tokens, count - rows if waiting.next else 0)
             yield from run.ended()
 
     def _advance(self, run: _Run, steps: int, leave: int) -> None:
@@ -178,7 +179,7 @@ class Generator:
         """Puts at most as many requests as there are rows into free slots."""
         longest = max(len(request.tokens_L) for request in requests)
         width = multiple(longest, LENGTH_STEP)
-        self._widen(run, width + run.program.limits.max_new)
+        self._widen(run, width + run.program.limits.max_new_tokens)
         slots = [run.take(request.key) for request in requests]
         slots += [run.count] * (min(self._rows, run.count) - len(requests))
         prompts = padded(requests, slots, width, self._pictures)
@@ -202,7 +203,7 @@ class _Greedy:
     def __init__(self, limits: Limits, sampling: Sampling, mesh: Mesh | None):
         self.limits = limits
         how = {"limits": limits, "sampling": sampling}
-        self.empty = functools.partial(device.empty_slots, max_new=limits.max_new)
+        self.empty = functools.partial(device.empty_slots, max_new_tokens=limits.max_new_tokens)
         self.fill = functools.partial(device.fill, **how)
         self.advance = functools.partial(device.advance_on(mesh), **how)
 
@@ -225,7 +226,7 @@ class _BeamSearch:
     def __init__(self, limits: Limits, search: BeamSearch):
         self.limits = limits
         how = {"limits": limits, "search": search}
-        self.empty = functools.partial(beam_slots.empty_beams, max_new=limits.max_new, search=search)
+        self.empty = functools.partial(beam_slots.empty_beams, max_new_tokens=limits.max_new_tokens, search=search)
         self.fill = functools.partial(beam_slots.fill_beams, **how)
         self.advance = functools.partial(beam_slots.advance_beams, **how)
 

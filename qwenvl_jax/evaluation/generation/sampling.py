@@ -18,22 +18,23 @@ class Limits:
     """When an answer ends.
 
     Attributes:
-      max_new: the largest number of new tokens.
-      min_new: the number of new tokens before which no stop id may be chosen (the released scripts' min_new_tokens).
+      max_new_tokens: the largest number of new tokens.
+      min_new_tokens: the number of new tokens before which no stop id may be chosen.
       stop_ids: ids that end an answer; they are not part of it.
 
     Raises:
       UserError: if the numbers contradict each other.
     """
 
-    max_new: int
-    min_new: int = 0
+    max_new_tokens: int
+    min_new_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new < 1 or not 0 <= self.min_new <= self.max_new:
+        if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UserError(
-                f"max_new {self.max_new} must be at least 1 and min_new {self.min_new} between 0 and max_new"
+                f"max_new_tokens {self.max_new_tokens} must be at least 1 and min_new_tokens {self.min_new_tokens} "
+                "between 0 and max_new_tokens"
             )
 
 
@@ -97,10 +98,10 @@ class BeamSearch:
 
 
 def without_early_stops(scores_BV: jax.Array, count_B: jax.Array, limits: Limits) -> jax.Array:
-    """Logits or log-probabilities in which stop ids are -inf for rows with fewer tokens than `min_new`."""
-    if not (limits.stop_ids and limits.min_new):
+    """Logits or log-probabilities in which stop ids are -inf for rows with fewer tokens than `min_new_tokens`."""
+    if not (limits.stop_ids and limits.min_new_tokens):
         return scores_BV
-    banned_B1 = jnp.where(count_B < limits.min_new, -jnp.inf, 0.0)[:, None]
+    banned_B1 = jnp.where(count_B < limits.min_new_tokens, -jnp.inf, 0.0)[:, None]
     return scores_BV.at[:, jnp.asarray(limits.stop_ids)].add(banned_B1)
 
 
@@ -113,7 +114,7 @@ def chosen(
       logits_BV: float32.
       count_B: int32, tokens that the row's answer has already.
       seed_B: uint32, of the row's prompt.
-      limits: no stop id is chosen before `min_new`.
+      limits: no stop id is chosen before `min_new_tokens`.
       sampling: how it is drawn.
     """
     logits_BV = without_early_stops(logits_BV, count_B, limits)

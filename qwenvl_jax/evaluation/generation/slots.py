@@ -69,8 +69,8 @@ class Prompts(NamedTuple):
     slot_R: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("count", "columns", "max_new"))
-def empty_slots(model: LoadedModel, count: int, columns: int, max_new: int) -> Slots:
+@functools.partial(jax.jit, static_argnames=("count", "columns", "max_new_tokens"))
+def empty_slots(model: LoadedModel, count: int, columns: int, max_new_tokens: int) -> Slots:
     """Slots of which none is active."""
     zeros_B = jnp.zeros(count, jnp.int32)
     return placed(
@@ -82,7 +82,7 @@ def empty_slots(model: LoadedModel, count: int, columns: int, max_new: int) -> S
             jnp.ones(count, jnp.float32),
             jnp.zeros(count, jnp.uint32),
             jnp.zeros(count, bool),
-            jnp.full((count, max_new), -1, jnp.int32),
+            jnp.full((count, max_new_tokens), -1, jnp.int32),
         )
     )
 
@@ -110,8 +110,30 @@ def everywhere(value: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(value, P()) if set(AXES) <= set(mesh.axis_names) else value
 
 
-def first_logits(model: LoadedModel, prompts: Prompts, features_CQD: jax.Array | None) -> tuple[jax.Array, Cache]:
-    """Runs prompts: the logits [R, V] of the first token of each answer, and the keys and values of the prompts."""
+class Prefilled(NamedTuple):
+    """Prompts that the model has read.
+
+    Attributes:
+      length_R: int32, tokens of the prompt; 1 for a row without a prompt.
+      alpha_R: float32, the NTK factor.
+      logits_RV: float32, of the first token of the answer.
+      cache: keys and values of the prompts, one row each.
+    """
+
+    length_R: jax.Array
+    alpha_R: jax.Array
+    logits_RV: jax.Array
+    cache: Cache
+
+
+def prefill(model: LoadedModel, prompts: Prompts, features_CQD: jax.Array | None) -> Prefilled:
+    """Runs prompts.
+
+    Args:
+      model: the model that is asked.
+      prompts: `slot_R` and `seed_R` are not used.
+      features_CQD: stored pictures; None if no prompt has one.
+    """
     rows, width = prompts.tokens_RL.shape
     length_R = jnp.maximum(prompts.length_R, 1)
     column_L = jnp.arange(width)
@@ -120,7 +142,22 @@ def first_logits(model: LoadedModel, prompts: Prompts, features_CQD: jax.Array |
     embeddings_RLD = model.embed(prompts.tokens_RL, prompts.image_slot_RL, features_FD)
     positions_RL = jnp.broadcast_to(column_L, (rows, width))
     hidden_RLD, cache = model.prefill(embeddings_RLD, positions_RL, valid_RL, model.init_cache(rows, width))
-    return model.logits(hidden_RLD[jnp.arange(rows), length_R - 1]), cache
+    logits_RV = model.logits(hidden_RLD[jnp.arange(rows), length_R - 1])
+    return Prefilled(length_R, model.ntk_alpha(length_R), logits_RV, cache)
+
+
+def put(into_B: jax.Array, values_R: jax.Array, slot_R: jax.Array) -> jax.Array:
+    """The state of all slots [B, ..] with the values of new prompts [R, ..]; slots behind the last one are dropped."""
+    return into_B.at[slot_R].set(values_R, mode="drop")
+
+
+def put_prompts(into: Cache, prompts: Cache, row_R: jax.Array) -> Cache:
+    """The cache of all slots with the keys and values of new prompts at the start of the rows `row_R`."""
+
+    def put_columns(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[..., row_R, :, : prompts.columns, :].set(new, mode="drop")
+
+    return jax.tree.map(put_columns, into, prompts)
 
 
 @functools.partial(jax.jit, static_argnames=("limits", "sampling"), donate_argnames="slots")
@@ -134,30 +171,24 @@ def fill(
     sampling: Sampling,
 ) -> Slots:
     """Runs prompts, stores their keys and values in their slots, and chooses the first token of each answer."""
-    rows, width = prompts.tokens_RL.shape
-    length_R = jnp.maximum(prompts.length_R, 1)
-    logits_RV, cache = first_logits(model, prompts, features_CQD)
-    zero_R = jnp.zeros(rows, jnp.int32)
-    token_R = chosen(logits_RV, zero_R, prompts.seed_R, limits, sampling)
+    read = prefill(model, prompts, features_CQD)
+    slot_R = prompts.slot_R
+    zero_R = jnp.zeros_like(read.length_R)
+    token_R = chosen(read.logits_RV, zero_R, prompts.seed_R, limits, sampling)
     ended_R = jnp.isin(token_R, jnp.asarray(limits.stop_ids, jnp.int32))
 
-    def put(into: jax.Array, values: jax.Array) -> jax.Array:
-        return into.at[prompts.slot_R].set(values, mode="drop")
-
-    def put_columns(into: jax.Array, values: jax.Array) -> jax.Array:
-        return into.at[..., prompts.slot_R, :, :width, :].set(values, mode="drop")
-
-    answer_RM = jnp.full((rows, slots.new_BM.shape[1]), -1, jnp.int32).at[:, 0].set(jnp.where(ended_R, -1, token_R))
+    none_RM = jnp.full((len(slot_R), slots.new_BM.shape[1]), -1, jnp.int32)
+    answer_RM = none_RM.at[:, 0].set(jnp.where(ended_R, -1, token_R))
     return placed(
         Slots(
-            jax.tree.map(put_columns, slots.cache, cache),
-            put(slots.token_B, token_R),
-            put(slots.cached_B, length_R),
-            put(slots.count_B, zero_R + 1),
-            put(slots.alpha_B, model.ntk_alpha(length_R)),
-            put(slots.seed_B, prompts.seed_R),
-            put(slots.active_B, ~ended_R & (limits.max_new > 1)),
-            put(slots.new_BM, answer_RM),
+            put_prompts(slots.cache, read.cache, slot_R),
+            put(slots.token_B, token_R, slot_R),
+            put(slots.cached_B, read.length_R, slot_R),
+            put(slots.count_B, zero_R + 1, slot_R),
+            put(slots.alpha_B, read.alpha_R, slot_R),
+            put(slots.seed_B, prompts.seed_R, slot_R),
+            put(slots.active_B, ~ended_R & (limits.max_new_tokens > 1), slot_R),
+            put(slots.new_BM, answer_RM, slot_R),
         )
     )
 
@@ -204,7 +235,7 @@ def advance(
             count_B,
             slots.alpha_B,
             slots.seed_B,
-            active_B & ~ended_B & (count_B < limits.max_new),
+            active_B & ~ended_B & (count_B < limits.max_new_tokens),
             slots.new_BM.at[rows, column_B].set(written_B, mode="drop"),
         )
 

@@ -47,8 +47,8 @@ class Decoding:
 
     Attributes:
       chat: whether the prompt is a turn of a dialogue (ChatML), or `<img>..</img>text` as in the released scripts.
-      max_new: the largest number of new tokens.
-      min_new: tokens before which no answer ends.
+      max_new_tokens: the largest number of new tokens.
+      min_new_tokens: tokens before which no answer ends.
       sampling: how tokens are chosen.
       search: beam search, or None.
       samples: answers per input: independent draws, or the best beams.
@@ -59,8 +59,8 @@ class Decoding:
     """
 
     chat: bool = False
-    max_new: int = 256
-    min_new: int = 0
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
     sampling: Sampling = GREEDY
     search: BeamSearch | None = None
     samples: int = 1
@@ -150,7 +150,7 @@ class Inference:
         decoding = self._decoding
         names = (tags.IM_END, tags.IM_START, tags.ENDOFTEXT) if decoding.chat else (tags.ENDOFTEXT,)
         stops = tuple(self._tokenizer.special_by_name[name] for name in names)
-        limits = Limits(decoding.max_new, decoding.min_new, stops)
+        limits = Limits(decoding.max_new_tokens, decoding.min_new_tokens, stops)
         requests = self._requests(todo, asked, add)
         rows = len(todo) * (decoding.search.beams if decoding.search else decoding.samples)
         generator = Generator(self._model(), min(self._batch_size, rows), self._mesh)

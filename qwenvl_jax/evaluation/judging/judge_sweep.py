@@ -42,18 +42,18 @@ def judge_sweep(output: epath.PathLike, settings: JudgeSettings) -> list[str]:
     folder = storage.path(output)
     config = read_config(folder)
     judged = [item for item in config.benchmarks if item.benchmark.judged]
-    scores = artifacts.read_json(folder / SCORES)
+    scores = artifacts.read_json(folder / SCORES) if storage.exists(folder / SCORES) else {}
     sentences = []
     for checkpoint in config.checkpoints:
         for item in judged:
             predictions = folder / PREDICTIONS / checkpoint.name
-            summary = answers.unchanged_summary(predictions, item.title)
+            summary = answers.unchanged_summary(predictions, item.label)
             if summary is None:
                 continue
             figures, sentence = _judge(predictions, item, summary, settings, folder / REPLIES)
             scores.setdefault(checkpoint.name, {}).update(figures)
             artifacts.write_json(folder / SCORES, scores)
-            sentences.append(f"{checkpoint.name}, {item.title}: {sentence}")
+            sentences.append(f"{checkpoint.name}, {item.label}: {sentence}")
             log.line(log.printable(sentences[-1]))
     if not sentences:
         raise UserError(f"{folder} has no finished answers that are to be judged; evaluate TouchStone first")
@@ -68,11 +68,11 @@ def _judge(
     replies: epath.Path,
 ) -> tuple[dict[str, float], str]:
     """Adds verdicts to the rows of one checkpoint; gives its scores and a sentence."""
-    rows, judgement = judge_rows(answers.read_rows(predictions, item.title), settings, replies)
+    rows, judgement = judge_rows(answers.read_rows(predictions, item.label), settings, replies)
     figures = figures_of(item.benchmark, rows, lost=summary["questions"] - len(rows))
-    scores = {f"{item.title}.{key}": figure.value for key, figure in figures.items()}
+    scores = {f"{item.label}.{key}": figure.value for key, figure in figures.items()}
     judge = {"model": settings.model, "rounds": judgement.rounds, "scored": judgement.scored}
     summary |= {"scores": scores, "judge": judge | {"failed": judgement.failed}}
-    answers.finish(predictions, item.title, summary["settings"], rows, summary)
+    answers.finish(predictions, item.label, summary["settings"], rows, summary)
     text = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
     return scores, f"{text or 'no score'}; {judgement.line()}"

@@ -9,12 +9,12 @@ from typing import Any
 from qwenvl_jax.data import tags
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record
-from qwenvl_jax.evaluation.asking.questions import READ_AGAIN
 from qwenvl_jax.evaluation.benchmarks.benchmark import Benchmark
 from qwenvl_jax.evaluation.benchmarks.prompts import LETTERS
 from qwenvl_jax.evaluation.report.pictures import picture, predicted, true
 from qwenvl_jax.html.figures import Region, corners_of_box
 from qwenvl_jax.html.page import captioned, grid
+from qwenvl_jax.runtime.retries import READ_AGAIN
 
 SHOWN = 3  # right answers of a benchmark, and as many wrong ones
 SEARCHED = 60  # records, spread evenly over the benchmark

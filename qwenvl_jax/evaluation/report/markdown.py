@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from qwenvl_jax.evaluation.report import columns
 from qwenvl_jax.evaluation.report.tables import Table, tables_of
 from qwenvl_jax.evaluation.results.entries import Entry
+from qwenvl_jax.evaluation.results.progress import Unfinished
 from qwenvl_jax.html.page import visible
 
 LONGEST = 200  # characters of a text that are shown
@@ -19,9 +20,11 @@ LONGEST = 200  # characters of a text that are shown
 _ACTIVE = re.compile(r"[\\`*\[\]<>|~$&!#]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
-def tables_as_markdown(entries: Sequence[Entry]) -> str:
-    """All tables, each in the paper's layout and with all columns."""
+def tables_as_markdown(entries: Sequence[Entry], unfinished: Sequence[Unfinished] = ()) -> str:
+    """The benchmarks that are not finished, then all tables, each in the paper's layout and with all columns."""
     parts = ["# Results", ""]
+    if unfinished:
+        parts += ["## Not finished", "", *(f"- {escaped(str(each))}" for each in unfinished), ""]
     for table in tables_of(entries):
         parts += [f"## {table.title}", ""]
         if table.columns:

@@ -14,6 +14,7 @@ from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED
 from qwenvl_jax.evaluation.config import HEADLINES, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report import sections
 from qwenvl_jax.evaluation.results.layout import SCORES, read_config
+from qwenvl_jax.evaluation.results.progress import unfinished
 from qwenvl_jax.html.charts import line_chart, lines_chart, short
 from qwenvl_jax.html.page import bullets, card, grid, header, page, section
 from qwenvl_jax.html.tables import Cell, table
@@ -55,16 +56,25 @@ _METRIC_NOTES = {
 def write_report(output: epath.PathLike) -> epath.Path:
     """Writes `<output>/report.html` from evaluation.json, scores.json, the predictions and the runs' metrics.
 
+    Benchmarks that a killed sweep has not finished are named. The figures on top are those of the last checkpoint that
+    has one.
+
     Raises:
-      UserError: if no evaluation has finished in this folder.
+      UserError: if no evaluation has begun in this folder.
     """
     output = storage.path(output)
     config = read_config(output)
-    scores = artifacts.read_json(output / SCORES)
-    last = config.checkpoints[-1]
-    parts = [_header(config, scores), _score_section(scores), _unanswered(scores), _training(config)]
-    held_out = [task for task in config.benchmarks if task.title in sections.SECTIONS]
-    shown = {task.title: sections.load(task, output, last.name) for task in held_out}
+    scores = artifacts.read_json(output / SCORES) if storage.exists(output / SCORES) else {}
+    remaining = unfinished(output)
+    left_out = {(each.checkpoint, each.label) for each in remaining}
+    held_out = [task for task in config.benchmarks if task.label in sections.SECTIONS]
+    names = [item.name for item in config.checkpoints]
+    begun = [name for name in names if any((name, task.label) not in left_out for task in held_out)]
+    last = (begun or names)[-1]
+    parts = [_header(config, last, scores), sections.unfinished_section(remaining), _score_section(scores)]
+    parts += [_unanswered(scores), _training(config)]
+    finished = [task for task in held_out if (last, task.label) not in left_out]
+    shown = {task.label: sections.load(task, output, last) for task in finished}
     for name, render in sections.SECTIONS.items():
         if name in shown:
             parts.append(render(shown[name]))
@@ -74,8 +84,8 @@ def write_report(output: epath.PathLike) -> epath.Path:
     return output / "report.html"
 
 
-def _header(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str:
-    last = config.checkpoints[-1].name
+def _header(config: EvalConfig, last: str, scores: dict[str, dict[str, Any]]) -> str:
+    """The top of the page, with the figures of the checkpoint `last`."""
     tiles = "".join(
         f'<div class="tile"><span class="soft small">{TITLES[key]}</span><b>{scores[last][key]:.2f}</b>'
         f'<span class="soft small">{_METRIC_NOTES[key]}</span></div>'

@@ -16,14 +16,15 @@ from qwenvl_jax.data.dialogues import DialogueContent, Turn
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.data.schema import Record, content_of
 from qwenvl_jax.data.tasks import OcrContent
-from qwenvl_jax.evaluation.asking.questions import READ_AGAIN
 from qwenvl_jax.evaluation.config import BenchmarkConfig
 from qwenvl_jax.evaluation.report.pictures import picture, predicted, true
 from qwenvl_jax.evaluation.results.layout import PREDICTIONS
+from qwenvl_jax.evaluation.results.progress import Unfinished
 from qwenvl_jax.html.figures import corners_of_box
-from qwenvl_jax.html.page import captioned, grid, section
+from qwenvl_jax.html.page import bullets, captioned, grid, section
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.retries import READ_AGAIN
 
 TITLES = {
     "ref_grounding": "Referring expressions",
@@ -104,6 +105,14 @@ def _is_answered(record: Record, rows: dict[str, dict[str, Any]]) -> bool:
         return record.id in rows
     turns = enumerate(_turns(record))
     return all(f"{record.id}#{number}" in rows for number, turn in turns if turn["role"] == "assistant")
+
+
+def unfinished_section(unfinished: Sequence[Unfinished]) -> str:
+    """The benchmarks that have no result yet; empty if all have one."""
+    if not unfinished:
+        return ""
+    intro = "The evaluation has not ended. The command that began it continues it; these benchmarks have no result yet."
+    return section("unfinished", "Not finished", intro, bullets(html.escape(str(each)) for each in unfinished))
 
 
 def _section(name: str, intro: str, content: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, Benchmark
+from qwenvl_jax.data.evaluation_content import EVALUATION
+from qwenvl_jax.evaluation.benchmarks.benchmark import Benchmark
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS, JOINED_ROWS, JoinedRow
 from qwenvl_jax.evaluation.results.entries import Entry
 from qwenvl_jax.evaluation.results.figures import Comparison, Figure, joined, joined_comparison

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
+from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.data.readers.record_folder import RecordReader
-from qwenvl_jax.evaluation.benchmarks.benchmark import EVALUATION, UNANSWERED
+from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED
 from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig
 from qwenvl_jax.evaluation.report import columns, curves, numbers, sections
 from qwenvl_jax.evaluation.report.examples import LONGEST, examples, short
 from qwenvl_jax.evaluation.report.tables import Table, tables_of, title_of
-from qwenvl_jax.evaluation.results.answers import read_rows
+from qwenvl_jax.evaluation.results.answers import read_rows, summary_of
 from qwenvl_jax.evaluation.results.entries import Entry
+from qwenvl_jax.evaluation.results.progress import Unfinished
 from qwenvl_jax.html.page import bullets, header, page, section, visible
 from qwenvl_jax.html.tables import Cell, table
-from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 CATEGORIES = 100  # of a benchmark that are listed
 REASONS = 3  # of questions that could not be asked, for each benchmark of a checkpoint
 _SIGNIFICANT = 0.05
-_LINKS = (("steps", "Over training"), ("shots", "Few-shot"), ("unanswered", "Not answered"), ("examples", "Examples"))
+_LINKS = (
+    ("steps", "Over training"),
+    ("shots", "Few-shot"),
+    ("unfinished", "Not finished"),
+    ("unanswered", "Not answered"),
+    ("examples", "Examples"),
+)
 # Added to the style that all reports share.
 STYLE = """
 td.up { color: var(--good); } td.down { color: var(--bad); }
@@ -35,27 +41,24 @@ details { margin: .6rem 0 1rem; } summary { cursor: pointer; color: var(--soft);
 """
 
 
-def tables_page(config: EvalConfig, predictions: epath.Path, entries: Sequence[Entry]) -> str:
+def tables_page(
+    config: EvalConfig, predictions: epath.Path, entries: Sequence[Entry], unfinished: Sequence[Unfinished] = ()
+) -> str:
     """The whole page.
 
     Args:
       config: of the sweep.
       predictions: its folder of that name.
       entries: see `entries.Entry`.
+      unfinished: the benchmarks that have no result yet.
     """
     tables = tables_of(entries)
-    parts = [_table_section(each, entries) for each in tables]
+    parts = [sections.unfinished_section(unfinished), *(_table_section(each, entries) for each in tables)]
     parts += [curves.steps_section(entries), curves.shots_section(entries), _unanswered(predictions, entries)]
     parts.append(_examples(config, predictions, entries))
     links = [(_anchor(each), each.title.partition(" · ")[0]) for each in tables]
-    titles = (
-        ("steps", "Over training"),
-        ("shots", "Few-shot"),
-        ("unanswered", "Not answered"),
-        ("examples", "Examples"),
-    )
     content = "\n".join(filter(None, parts))
-    links += [(anchor, title) for anchor, title in titles if f'<section id="{anchor}">' in content]
+    links += [(anchor, title) for anchor, title in _LINKS if f'<section id="{anchor}">' in content]
     intro = (
         f"{len({entry.checkpoint for entry in entries})} checkpoints, "
         f"{len({entry.label for entry in entries})} benchmarks. Intervals contain the true value in 95 % of all cases; "
@@ -116,7 +119,8 @@ def _unanswered(predictions: epath.Path, entries: Sequence[Entry]) -> str:
     for entry in entries:
         if not entry.unanswered:
             continue
-        missing = _summary(predictions, entry).get(UNANSWERED, [])
+        summary = summary_of(predictions / entry.checkpoint, entry.label) or {}
+        missing = summary.get(UNANSWERED, [])
         reasons = "; ".join(f"{short(str(each['id']))}: {short(str(each['why']))}" for each in missing[:REASONS])
         name = f"{short(entry.checkpoint)}, {short(title_of(entry))}"
         first = f", first {reasons}" if reasons else ""
@@ -127,17 +131,12 @@ def _unanswered(predictions: epath.Path, entries: Sequence[Entry]) -> str:
     return section("unanswered", "Not answered", intro, bullets(items))
 
 
-def _summary(predictions: epath.Path, entry: Entry) -> dict[str, Any]:
-    path = predictions / entry.checkpoint / f"{entry.label}.json"
-    return artifacts.read_json(path) if storage.exists(path) else {}
-
-
 def _examples(config: EvalConfig, predictions: epath.Path, entries: Sequence[Entry]) -> str:
     """Examples of the published benchmarks, answered by the last checkpoint that has them."""
     last = {entry.label: entry for entry in entries}
     parts = []
     for item in config.benchmarks:
-        entry = last.get(item.title)
+        entry = last.get(item.label)
         if entry is not None and item.benchmark.task == EVALUATION:
             cards = _cards(item, predictions / entry.checkpoint)
             title = f"{short(title_of(entry))} · {short(entry.checkpoint)}"
@@ -156,4 +155,4 @@ def _cards(item: BenchmarkConfig, folder: epath.Path) -> str:
         reader = RecordReader(item.records, item.split or item.benchmark.split or "train")
     except UserError:
         return ""
-    return examples(item.benchmark, read_rows(folder, item.title), reader, item.limit)
+    return examples(item.benchmark, read_rows(folder, item.label), reader, item.limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 from etils import epath
@@ -27,12 +28,16 @@ class _Answered:
         self.rows = rows
 
 
-def collect(config: EvalConfig, predictions: epath.Path) -> list[Entry]:
+Pairs = Collection[tuple[str, str]]  # of the name of a checkpoint and the label of a benchmark
+
+
+def collect(config: EvalConfig, predictions: epath.Path, unfinished: Pairs = ()) -> list[Entry]:
     """The entries of all benchmarks that are finished, in the order of the config.
 
     Args:
       config: of the sweep.
       predictions: its folder of that name.
+      unfinished: is left out, because its files, if there are any, belong to an earlier sweep.
 
     Raises:
       UserError: if a list of clean questions is missing or is something else.
@@ -40,9 +45,11 @@ def collect(config: EvalConfig, predictions: epath.Path) -> list[Entry]:
     entries = []
     for item in config.benchmarks:
         clean = read_clean(item.clean) if item.clean else None
-        baseline = _answered(config, predictions, item, config.baseline) if config.baseline else None
-        for checkpoint in config.checkpoints:
-            answered = _answered(config, predictions, item, checkpoint.name)
+        finished = [each for each in config.checkpoints if (each.name, item.label) not in unfinished]
+        named = next((each for each in finished if each.name == config.baseline), None)
+        baseline = _answered(named, predictions, item) if named else None
+        for checkpoint in finished:
+            answered = _answered(checkpoint, predictions, item)
             if answered is None:
                 continue
             is_baseline = baseline is not None and baseline.checkpoint.name == checkpoint.name
@@ -53,43 +60,45 @@ def collect(config: EvalConfig, predictions: epath.Path) -> list[Entry]:
     return sorted(entries, key=lambda entry: order[entry.checkpoint])
 
 
-def write_collected(config: EvalConfig, output: epath.Path, predictions: epath.Path) -> list[Entry]:
+def write_collected(
+    config: EvalConfig, output: epath.Path, predictions: epath.Path, unfinished: Pairs = ()
+) -> list[Entry]:
     """Collects the entries and writes `<output>/results.json`."""
-    made_from = _made_from(config, predictions)
-    entries = collect(config, predictions)
+    made_from = _made_from(config, predictions, unfinished)
+    entries = collect(config, predictions, unfinished)
     write_results(output, entries, made_from)
     return entries
 
 
-def current_entries(config: EvalConfig, output: epath.Path, predictions: epath.Path) -> list[Entry]:
+def current_entries(
+    config: EvalConfig, output: epath.Path, predictions: epath.Path, unfinished: Pairs = ()
+) -> list[Entry]:
     """The entries of results.json if they belong to config and predictions; otherwise they are made and written anew.
 
     Scoring takes minutes for large benchmarks.
     """
     if storage.exists(output / RESULTS):
         try:
-            return read_results(output, _made_from(config, predictions))
+            return read_results(output, _made_from(config, predictions, unfinished))
         except UserError:
             pass  # of older predictions, or of an older version
-    return write_collected(config, output, predictions)
+    return write_collected(config, output, predictions, unfinished)
 
 
-def _made_from(config: EvalConfig, predictions: epath.Path) -> str:
-    """Changes with the config, the predictions and the lists of clean questions."""
+def _made_from(config: EvalConfig, predictions: epath.Path, unfinished: Pairs) -> str:
+    """Changes with the config, the predictions, the lists of clean questions, and the benchmarks that are left out."""
     files: list[object] = [sorted(read_clean(item.clean)) for item in config.benchmarks if item.clean]
     for checkpoint in config.checkpoints:
         for item in config.benchmarks:
-            files.append(summary_of(predictions / checkpoint.name, item.title))
-    return hashlib.sha256(json.dumps([to_dict(config), files], sort_keys=True).encode()).hexdigest()
+            files.append(summary_of(predictions / checkpoint.name, item.label))
+    return hashlib.sha256(json.dumps([to_dict(config), files, sorted(unfinished)], sort_keys=True).encode()).hexdigest()
 
 
-def _answered(config: EvalConfig, predictions: epath.Path, item: BenchmarkConfig, name: str) -> _Answered | None:
+def _answered(checkpoint: CheckpointConfig, predictions: epath.Path, item: BenchmarkConfig) -> _Answered | None:
     """A finished benchmark of a checkpoint; None if it is not finished or was damaged."""
-    summary = unchanged_summary(predictions / name, item.title)
-    if summary is None:
-        return None
-    (checkpoint,) = (each for each in config.checkpoints if each.name == name)
-    return _Answered(checkpoint, summary, read_rows(predictions / name, item.title))
+    folder = predictions / checkpoint.name
+    summary = unchanged_summary(folder, item.label)
+    return _Answered(checkpoint, summary, read_rows(folder, item.label)) if summary is not None else None
 
 
 def _entry(
@@ -102,8 +111,8 @@ def _entry(
         run=answered.checkpoint.workdir,
         step=answered.summary.get("step", answered.checkpoint.step),
         benchmark=item.name,
-        label=item.title,
-        shots=item.shown,
+        label=item.label,
+        shots=item.exemplar_count,
         leak=item.leak,
         prompt=item.prompt,
         baseline=baseline.checkpoint.name if baseline else "",

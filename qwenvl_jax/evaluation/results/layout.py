@@ -11,15 +11,16 @@ from qwenvl_jax.runtime.errors import UserError
 
 SCORES = "scores.json"
 EVALUATION_FILE = "evaluation.json"
+PROGRESS = "progress.json"
 PREDICTIONS = "predictions"
 SUBMISSIONS = "submissions"
 
 
 def read_config(output: epath.Path) -> EvalConfig:
-    """The resolved config of a finished sweep.
+    """The resolved config of a sweep, which may be unfinished.
 
     Raises:
-      UserError: if no sweep has finished in this folder.
+      UserError: if no sweep has begun in this folder.
     """
     file = output / EVALUATION_FILE
     if not storage.exists(file):

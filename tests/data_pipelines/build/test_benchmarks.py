@@ -15,7 +15,7 @@ from data_pipelines.clean.rule import judge
 from data_pipelines.compose.evaluation import evaluation
 from data_pipelines.corpora.table import CORPORA
 from data_pipelines.pair import RawPair
-from data_pipelines.recipes.evaluation import EVALUATION
+from data_pipelines.recipes.evaluation import EVALUATION_RECIPE
 from data_pipelines.report.__main__ import main as write_overview
 from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
 from qwenvl_jax.data.schema import Record
@@ -36,7 +36,7 @@ def expected(name: str, split: str, folder: Path) -> list[Record]:
     records = []
     for row in CORPORA[name].read(folder, split):
         if isinstance(row, RawPair):
-            record = evaluation(judge(EVALUATION, row).pair)
+            record = evaluation(judge(EVALUATION_RECIPE, row).pair)
             records += [record] if record else []
     return records
 

@@ -16,7 +16,7 @@ from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.evaluation.benchmarks.benchmark import Asking, Benchmark
 from qwenvl_jax.evaluation.benchmarks.held_out.registry import HELD_OUT
-from qwenvl_jax.evaluation.config import EvalConfig, validate
+from qwenvl_jax.evaluation.config import BenchmarkConfig, EvalConfig, validate
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.samples import grey, record_of
 
@@ -137,7 +137,7 @@ def test_several_annotators_give_the_vqa_score_too() -> None:
 
 
 def eval_values(**changes: Any) -> dict[str, Any]:
-    task: dict[str, Any] = dict(name="vqa", records="r", split="test", limit=0, max_new=4, min_new=1)
+    task: dict[str, Any] = dict(name="vqa", records="r", split="test", limit=0, max_new_tokens=4, min_new_tokens=1)
     values: dict[str, Any] = dict(
         checkpoints=(dict(name="a", workdir="w", image_size=28),),
         tokenizer=dict(kind="qwen", path=""),
@@ -155,8 +155,8 @@ def eval_values(**changes: Any) -> dict[str, Any]:
     "changes,message",
     [
         ({"task": {"name": "vqaa"}}, "did you mean 'vqa'"),
-        ({"task": {"max_new": -1}}, "max_new"),
-        ({"task": {"min_new": 9}}, "min_new"),
+        ({"task": {"max_new_tokens": -1}}, "max_new_tokens"),
+        ({"task": {"min_new_tokens": 9}}, "min_new_tokens"),
         ({"checkpoints": ()}, "checkpoints is empty"),
         ({"checkpoints": (dict(name="a", workdir="w", image_size=28),) * 2}, "share a name"),
         ({"batch_size": 0}, "batch_size"),
@@ -168,6 +168,7 @@ def eval_values(**changes: Any) -> dict[str, Any]:
             ({"checkpoints": (dict(name=name, workdir="w", image_size=28),)}, "becomes one of a file")
             for name in ("a/b", ".a", "", "a" * 201, "中" * 67, "a\nb", "a\0b", "a\ud800", "a\u2028b")
         ),
+        ({"task": {"max_new": 4}}, "has max_new_tokens twice, also by its former name 'max_new'"),
         ({"bach_size": 1}, "did you mean 'batch_size'"),
     ],
 )
@@ -175,6 +176,18 @@ def test_config_mistakes_are_named(changes: dict[str, Any], message: str) -> Non
     validate(from_config_dict(EvalConfig, eval_values()))
     with pytest.raises(UserError, match=message):
         validate(from_config_dict(EvalConfig, eval_values(**changes)))
+
+
+def test_a_config_of_an_earlier_version_has_the_same_limits() -> None:
+    values = eval_values()
+    (task,) = values["benchmarks"]
+    former = {"max_new": task.pop("max_new_tokens"), "min_new": task.pop("min_new_tokens")}
+    config = validate(from_config_dict(EvalConfig, values | {"benchmarks": (task | former,)}))
+    assert config.benchmarks[0].token_limits == (4, 1)
+
+
+def test_the_label_of_a_benchmark_is_its_name_if_none_is_given() -> None:
+    assert [BenchmarkConfig("vqa", "r", label=label).label for label in ("", "mine")] == ["vqa", "mine"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.evaluation.benchmarks.published_records import SAMPLES, ask, record_f
 GOLDEN = Path(__file__).parents[2] / "golden/prompts"
 JUDGED = {name for name, benchmark in PUBLISHED.items() if benchmark.judged}
 
-# (max_new, min_new) of the released scripts; likelihoods need no limits.
+# (max_new_tokens, min_new_tokens) of the released scripts; likelihoods need no limits.
 LIMITS = {
     "nocaps_val": (30, 8), "flickr30k_karpathy_test": (30, 8),
     "vqav2_val": (10, 1), "vqav2_testdev": (10, 1), "okvqa_val": (10, 1), "gqa_testdev": (10, 1),
@@ -91,7 +91,7 @@ def test_prompts_equal_the_golden_texts(name: str) -> None:
 
 def test_limits() -> None:
     generated = {name for name in PUBLISHED if name not in LIKELIHOOD}
-    assert {name: (of(name).max_new, of(name).min_new) for name in generated} == LIMITS
+    assert {name: (of(name).max_new_tokens, of(name).min_new_tokens) for name in generated} == LIMITS
     for name in LIKELIHOOD:
         assert ask(of(name)).options
     for name in generated:

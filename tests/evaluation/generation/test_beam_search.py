@@ -46,7 +46,7 @@ def compiled(limits: Limits, search: BeamSearch) -> Any:
 def searched_by_steps(following: LogProbabilities, limits: Limits, search: BeamSearch) -> list[tuple[list[int], float]]:
     """The answers of `beam_slots.extended`, which sees the tokens of the beams only through the log-probabilities."""
     step = compiled(limits, search)
-    now = beam_slots._fresh(1, search.beams, limits.max_new, active=True)
+    now = beam_slots._fresh(1, search.beams, limits.max_new_tokens, active=True)
     prefixes: list[tuple[int, ...]] = [()] * search.beams
     while now.active_G[0]:
         logits_GKV = np.stack([following(prefix) for prefix in prefixes])[None]
@@ -68,14 +68,14 @@ def searched_in_lists(following: LogProbabilities, limits: Limits, search: BeamS
     def score(total: float, length: int) -> float:
         return total / length**search.length_penalty
 
-    for length in range(1, limits.max_new + 1):
+    for length in range(1, limits.max_new_tokens + 1):
         continued = []
         for total, prefix in beams:
             for token, share in enumerate(following(prefix)):
-                if token not in limits.stop_ids or length > limits.min_new:
+                if token not in limits.stop_ids or length > limits.min_new_tokens:
                     continued.append((total + float(share), (*prefix, token)))
         continued.sort(key=lambda each: -each[0])
-        ends = {each for each in continued if each[1][-1] in limits.stop_ids or length == limits.max_new}
+        ends = {each for each in continued if each[1][-1] in limits.stop_ids or length == limits.max_new_tokens}
         for total, prefix in continued[: search.beams]:
             if (total, prefix) in ends:
                 answers.append((score(total, length), prefix))
@@ -83,7 +83,7 @@ def searched_in_lists(following: LogProbabilities, limits: Limits, search: BeamS
         beams = [each for each in continued if each not in ends][: search.beams]
         if len(answers) == search.beams:
             long = search.early_stopping == "never" and search.length_penalty > 0
-            hoped = score(beams[0][0], limits.max_new if long else length) if beams else -math.inf
+            hoped = score(beams[0][0], limits.max_new_tokens if long else length) if beams else -math.inf
             if search.early_stopping is True or hoped <= answers[-1][0]:
                 break
     return [([token for token in prefix if token not in limits.stop_ids], total) for total, prefix in answers]
@@ -130,7 +130,7 @@ def test_a_search_out_of_range_is_refused(values: tuple[Any, ...]) -> None:
         BeamSearch(*values)
 
 
-LIMITS = Limits(max_new=6, min_new=1, stop_ids=tuple(range(40)))
+LIMITS = Limits(max_new_tokens=6, min_new_tokens=1, stop_ids=tuple(range(40)))
 
 
 def texts(config: Config, tokenizer: Tokenizer) -> list[Request]:

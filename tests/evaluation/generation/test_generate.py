@@ -76,7 +76,7 @@ def naive(model: LoadedModel, prompt: Prompt, limits: Limits) -> list[int]:
     images[: len(prompt.images_IHWC)] = prompt.images_IHWC
     ids = prompt.tokens_L.tolist()
     new: list[int] = []
-    while len(new) < limits.max_new:
+    while len(new) < limits.max_new_tokens:
         count = len(ids) + len(new)
         tokens = np.zeros((1, TOTAL), np.int32)
         tokens[0, :count] = ids + new
@@ -85,7 +85,7 @@ def naive(model: LoadedModel, prompt: Prompt, limits: Limits) -> list[int]:
         segments = (np.arange(TOTAL) < count)[None].astype(np.int32)
         row = (tokens, slots, segments, count, images)
         logits = np.array(last_logits(model.params, model.config, model.compute, *row))
-        if len(new) < limits.min_new:
+        if len(new) < limits.min_new_tokens:
             logits[list(limits.stop_ids)] = -np.inf
         token = int(logits.argmax())
         if token in limits.stop_ids:
@@ -111,7 +111,7 @@ def test_equals_generation_without_a_cache(model: LoadedModel, config: Config, t
     stop = free_answers[1][2]
     stopped = Limits(MAX_NEW, stop_ids=(stop,))
     stopped_answers = generate(model, prompts, stopped, batch_size=3)
-    banned = Limits(MAX_NEW, min_new=4, stop_ids=(stop,))
+    banned = Limits(MAX_NEW, min_new_tokens=4, stop_ids=(stop,))
     banned_answers = generate(model, prompts, banned, batch_size=3)
     for index, prompt in enumerate(prompts):
         assert free_answers[index] == naive(model, prompt, free)
@@ -140,9 +140,12 @@ def test_no_prompts_have_no_answers(loaded: LoadedModel) -> None:
     assert generate(loaded, [], Limits(1)) == []
 
 
-@pytest.mark.parametrize("limits", [{"max_new": 0}, {"max_new": 2, "min_new": 3}, {"max_new": 2, "min_new": -1}])
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_new_tokens": 0}, {"max_new_tokens": 2, "min_new_tokens": 3}, {"max_new_tokens": 2, "min_new_tokens": -1}],
+)
 def test_contradicting_limits_are_refused(limits: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="max_new"):
+    with pytest.raises(UserError, match="max_new_tokens"):
         Limits(**limits)
 
 

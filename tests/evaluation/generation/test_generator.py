@@ -20,7 +20,7 @@ from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime.errors import UserError
 
 SIDE = 28
-LIMITS = Limits(max_new=12, stop_ids=(0, 1, 2, 3, 4, 5, 6, 7))  # answers of all lengths
+LIMITS = Limits(max_new_tokens=12, stop_ids=(0, 1, 2, 3, 4, 5, 6, 7))  # answers of all lengths
 
 
 class Album:

@@ -40,8 +40,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def infer_main(checkpoint: Path, images: Path | str, output: Path, *flags: str, prompt: str = PROMPT) -> None:
     asked = [f"--prompt={prompt}"] if prompt else []
     infer.main(
-        [f"--workdir={checkpoint}", f"--images={images}", f"--output={output}", "--max_new=5", "--min_new=1",
-         "--batch_size=4", *asked, *flags]
+        [f"--workdir={checkpoint}", f"--images={images}", f"--output={output}", "--max_new_tokens=5",
+         "--min_new_tokens=1", "--batch_size=4", *asked, *flags]
     )  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def _bmp(width: int, height: int) -> bytes:
 def test_a_chat_prompt_is_that_of_the_chat(
     checkpoint: Path, loaded: LoadedModel, config: Config, tokenizer: Tokenizer, pictures: Path, tmp_path: Path
 ) -> None:
-    infer_main(checkpoint, pictures / "0.jpg", tmp_path, "--chat", "--min_new=0")
-    conversation = Conversation(loaded, tokenizer, config.data.image_size, max_new=5)
+    infer_main(checkpoint, pictures / "0.jpg", tmp_path, "--chat", "--min_new_tokens=0")
+    conversation = Conversation(loaded, tokenizer, config.data.image_size, max_new_tokens=5)
     conversation.add_image(noise(0))
     [row] = rows_of(tmp_path)
     assert row["answer"] == conversation.ask(PROMPT).text.strip()
@@ -188,8 +188,8 @@ def test_an_interrupted_command_asks_only_what_is_missing(
         (["--samples=2"], "all samples would be equal"),
         (["--top_p=0.5"], "need a --temperature"),
         (["--top_p=1.5", "--temperature=1"], "top_p 1.5"),
-        (["--min_new=9"], "min_new 9"),
-        (["--max_new=many"], "invalid int value: 'many'"),
+        (["--min_new_tokens=9"], "min_new_tokens 9"),
+        (["--max_new_tokens=many"], "invalid int value: 'many'"),
         (["--early_stopping=maybe"], "invalid choice: 'maybe'"),
         (["--bach_size=2"], "did you mean '--batch_size'"),
         (["--mesh=fsdp=three"], "the mesh 'fsdp=three' must be"),
@@ -236,7 +236,7 @@ def test_a_killed_command_continues(checkpoint: Path, tmp_path: Path) -> None:
         (folder / f"{number:02d}.jpg").write_bytes(noise(number % 50))
     (folder / "broken.jpg").write_bytes(b"no picture")
     command = [sys.executable, "-m", "qwenvl_jax.infer", f"--workdir={checkpoint}", f"--images={folder}/*.jpg"]
-    command += [f"--prompt={PROMPT}", "--max_new=40", "--batch_size=1"]
+    command += [f"--prompt={PROMPT}", "--max_new_tokens=40", "--batch_size=1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def run(output: Path) -> str:

@@ -21,9 +21,12 @@ from qwenvl_jax.evaluation.benchmarks.benchmark import Asking
 from qwenvl_jax.evaluation.benchmarks.registry import BENCHMARKS
 from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report.everything import write_reports
+from qwenvl_jax.evaluation.report.tables_page import tables_page
 from qwenvl_jax.evaluation.results import answers
+from qwenvl_jax.evaluation.results.collected import collect
 from qwenvl_jax.evaluation.results.entries import RESULTS, read_results
 from qwenvl_jax.evaluation.results.figures import figures_of
+from qwenvl_jax.evaluation.results.layout import read_config
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.samples import noise
@@ -87,7 +90,7 @@ def answer_all(config: EvalConfig, checkpoint: str, item: BenchmarkConfig, asked
     folder = storage.path(config.output) / "predictions" / checkpoint
     missing = [{"id": "lost", "why": text}]
     summary = {"questions": len(rows) + 1, "tokens": 3 * len(rows), "scores": {}, "seconds": 1.5, "unanswered": missing}
-    answers.finish(folder, item.title, "settings", rows, summary | {"step": 7, "fingerprint": ""})
+    answers.finish(folder, item.label, "settings", rows, summary | {"step": 7, "fingerprint": ""})
 
 
 def evaluated(config: Config, root: Path, text: str) -> Path:
@@ -161,6 +164,17 @@ def test_a_damaged_file_of_predictions_is_left_out_and_named(
     assert ("first", "refcoco_val") in labels and ("second", "refcoco_val") not in labels
     said = "".join("".join(capsys.readouterr()).split())
     assert "second/refcoco_val.jsonlwaschangedordamaged" in said and "first/refcoco_val.jsonlwas" not in said
+
+
+def test_reasons_of_a_file_that_was_changed_are_not_shown(config: Config, tmp_path: Path) -> None:
+    """Entries made before the change are shown, but nothing more is read from the file."""
+    output = storage.path(evaluated(config, tmp_path, "x"))
+    entries = collect(read_config(output), output / "predictions")
+    before = tables_page(read_config(output), output / "predictions", entries)
+    rows = output / "predictions/second/refcoco_val.jsonl"
+    rows.write_text(rows.read_text() + rows.read_text().splitlines(keepends=True)[0])
+    after = tables_page(read_config(output), output / "predictions", entries)
+    assert (before.count("first lost: x"), after.count("first lost: x")) == (8, 7)
 
 
 def test_tables_need_no_records(config: Config, tmp_path: Path) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -32,14 +29,13 @@ from qwenvl_jax.evaluation.results import answers
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation import samples
+from tests.evaluation.killed import kill_after_the_first_part
 from tests.evaluation.samples import record_of, rows_of, vqa_record
-
-ROOT = Path(__file__).parents[3]
 
 
 def settings(config: Config, checkpoint: Path, output: Path, folder: Path, **task: Any) -> EvalConfig:
     """The checkpoint is asked all records of a folder; `task` changes keys of the task's config."""
-    asked = dataclasses.replace(BenchmarkConfig("vqa", str(folder), "train", 0, 4, 1), **task)
+    asked = dataclasses.replace(BenchmarkConfig("vqa", str(folder), "train", 0, 4, 1), label="", **task)
     return samples.eval_config(config, checkpoint, output, asked)
 
 
@@ -74,36 +70,11 @@ def test_memory_does_not_grow_with_the_benchmark(
     asked.close()
 
 
-SWEEP_IN_SMALL_PARTS = """
-import json, sys
-from qwenvl_jax.config import from_config_dict
-from qwenvl_jax.evaluation.results import answers
-from qwenvl_jax.evaluation.config import EvalConfig
-from qwenvl_jax.evaluation.sweep import sweep
-
-answers.PART_SECONDS = 0.0
-sweep(from_config_dict(EvalConfig, json.load(open(sys.argv[1]))))
-"""
-
-
 def write_part(folder: Path, content: Any) -> None:
     """A file of answers that is named after its content, as whole ones are."""
     payload = json.dumps(content).encode()
     folder.mkdir(exist_ok=True)
     (folder / f"{hashlib.sha256(payload).hexdigest()[:32]}.json").write_bytes(payload)
-
-
-def kill_after_the_first_part(config: EvalConfig, parts: Path, tmp_path: Path) -> None:
-    """Runs a sweep in another process and kills it as soon as it has written a part of its answers."""
-    path = tmp_path / "settings.json"
-    path.write_text(json.dumps(dataclasses.asdict(config)))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen([sys.executable, "-c", SWEEP_IN_SMALL_PARTS, str(path)], cwd=ROOT, env=environment)
-    while not (parts.exists() and list(parts.glob("*/*.json"))):
-        assert running.poll() is None, "the sweep ended before it could be killed"
-        time.sleep(0.002)
-    running.kill()
-    assert running.wait() == -signal.SIGKILL
 
 
 def test_the_answers_do_not_depend_on_how_often_a_sweep_was_interrupted(

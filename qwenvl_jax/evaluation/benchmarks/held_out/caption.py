@@ -1,4 +1,4 @@
-"""Captioning, scored by CIDEr (released evaluate_caption.py; there max_new 30, min_new 8)."""
+"""Captioning, scored by CIDEr (released evaluate_caption.py; there 8 to 30 tokens)."""
 
 from __future__ import annotations
 
@@ -44,5 +44,13 @@ def score(rows: Sequence[dict[str, Any]], tokenisation: str = "ptb") -> dict[str
 
 # An empty caption shares no word with any reference, so its CIDEr is zero.
 BENCHMARK = Benchmark(
-    "caption", "Captions", questions, read, lambda about: read("", about), score, "caption", max_new=30, min_new=8
+    "caption",
+    "Captions",
+    questions,
+    read,
+    lambda about: read("", about),
+    score,
+    "caption",
+    max_new_tokens=30,
+    min_new_tokens=8,
 )

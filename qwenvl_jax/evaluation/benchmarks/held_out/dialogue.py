@@ -92,5 +92,5 @@ BENCHMARK = Benchmark(
     score,
     "dialogue",
     stops=(tags.IM_END, tags.IM_START, tags.ENDOFTEXT),
-    max_new=512,
+    max_new_tokens=512,
 )

@@ -47,4 +47,6 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, Scores]:
 
 
 # An empty text lacks every character.
-BENCHMARK = Benchmark("ocr", "Reading", questions, read, lambda about: read("", about), score, "ocr", max_new=512)
+BENCHMARK = Benchmark(
+    "ocr", "Reading", questions, read, lambda about: read("", about), score, "ocr", max_new_tokens=512
+)

@@ -1,4 +1,4 @@
-"""Referring expressions: the box of a phrase (released evaluate_grounding.py; there max_new 28, min_new 10)."""
+"""Referring expressions: the box of a phrase (released evaluate_grounding.py; there 10 to 28 tokens)."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ BENCHMARK = Benchmark(
     lambda about: read("", about),
     score,
     "ref_grounding",
-    max_new=28,
-    min_new=10,
+    max_new_tokens=28,
+    min_new_tokens=10,
 )

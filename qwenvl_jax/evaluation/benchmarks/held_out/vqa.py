@@ -1,4 +1,4 @@
-"""Questions with short answers (released evaluate_vqa.py; there max_new 10, min_new 1)."""
+"""Questions with short answers (released evaluate_vqa.py; there 1 to 10 tokens)."""
 
 from __future__ import annotations
 
@@ -54,4 +54,6 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, Scores]:
     return scores
 
 
-BENCHMARK = Benchmark("vqa", "Question answers", questions, read, unanswered, score, "vqa", max_new=10, min_new=1)
+BENCHMARK = Benchmark(
+    "vqa", "Question answers", questions, read, unanswered, score, "vqa", max_new_tokens=10, min_new_tokens=1
+)
