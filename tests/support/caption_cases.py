@@ -38,6 +38,33 @@ def caption(draw: random.Random) -> str:
     return "".join(draw.choice(_PIECES) + draw.choice(_GLUE) for _ in range(count))
 
 
+_MORE_PIECES = str.split(
+    """
+a.com/x www.a.co.uk/ab <p> <br_/> <a_b='c_d'> <!--_x_--> &#39; &aacute; &ndash; &ht; I'm he'd we've they're can't
+ain't Lemme wanna 'em 'til cap'n li'l ev'ry nor'easter pro- anti- :D ;-) =P >:( (^^) ^_- 12 12:30 +44_20_7946_0958
+1/2/03 3-4/05 2_3/4 '60s '99 F# US$ HK$ A+B #x @y Yahoo!x a_b \u2010 \u2011 ` \u2018 \u2019 \u00ab \u2039 \u201a . .
+. \u00b3 \u2080 \u207a \u00a4 \u00ad \u0301 \u200b \ue000 \\/ B. The I No. l'homme d'1a x-O'ab Hawai'i mfg. Pte. pty
+mtg.
+"""
+)
+_ENDS = (" ", "", "", "", "-", ".", ",", "'", "\u2019", "/", "_", "@")
+
+
+def mixture(draw: random.Random) -> str:
+    """One line of up to five pieces that are glued more tightly than those of `caption`, and of random characters."""
+    parts = []
+    for _ in range(draw.randint(1, 5)):
+        kind = draw.random()
+        if kind < 0.6:
+            parts.append(draw.choice(_PIECES + _MORE_PIECES).replace("_", " "))
+        elif kind < 0.8:
+            parts.append("".join(draw.choice("abDnosty1205.-'/_,&+@") for _ in range(draw.randint(1, 5))))
+        else:
+            parts.append("".join(draw.choice("0123456789 -./+(),:'s") for _ in range(draw.randint(3, 9))))
+        parts.append(draw.choice(_ENDS))
+    return "".join(parts)
+
+
 def noise(draw: random.Random) -> str:
     """One line of up to fifteen random characters without line breaks."""
     letters = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html.entities
+import itertools
 import random
 import shutil
+import string
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,42 @@ def test_tokens_of_6000_captions_are_the_official_ones(monkeypatch: pytest.Monke
 
 
 @needs_java
+def test_tokens_of_6000_mixtures_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random("mixtures")
+    captions = [caption_cases.mixture(draw) for _ in range(6000)]
+    assert differences(captions, official(captions, monkeypatch)) == []
+
+
+@needs_java
+@pytest.mark.slow
+def test_tokens_of_100000_mixtures_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random("more mixtures")
+    captions = [caption_cases.mixture(draw) for _ in range(100_000)]
+    assert differences(captions, official(captions, monkeypatch)) == []
+
+
+@needs_java
+@pytest.mark.slow
+def test_all_short_words_with_a_period_or_an_apostrophe_are_treated_as_officially(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Up to three letters: abbreviations, clipped words, names with an apostrophe, endings of files and entities."""
+    letters = string.ascii_lowercase
+    words = ["".join(word) for count in (1, 2, 3) for word in itertools.product(letters, repeat=count)]
+    captions = [f"{word}. b {word.title()}. 5 '{word} \u2019{word} 2.{word} a &{word}; b {word}-" for word in words]
+    captions += [f"{first}'{last} {first.upper()}'{last}" for first in words if len(first) < 3 for last in letters]
+    assert differences(captions, official(captions, monkeypatch)) == []
+
+
+@needs_java
+@pytest.mark.slow
+def test_entities_are_treated_as_officially(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = sorted({name.rstrip(";") for name in html.entities.html5})
+    captions = [f"x&{each};y z" for name in names for each in {name, name.lower(), name.upper()}]
+    assert differences(captions, official(captions, monkeypatch)) == []
+
+
+@needs_java
 @pytest.mark.slow
 def test_tokens_of_100000_captions_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random("more captions")
@@ -91,6 +130,16 @@ def test_a_caption_does_not_depend_on_the_next_one(monkeypatch: pytest.MonkeyPat
         ("1 1/2 cups for $5", "1\u00a01/2 cups for $ 5"),
         ("a dog \U0001f436\U0001f436", "a dog"),
         ("one\rtwo\u2028three\nfour", "one two three four"),
+        ("a nor\u2019easter, a nor'easter", "a nor easter a nor'easter"),
+        ("don`t don\u2018t don\u2019t", "do n`t do n`t do n't"),
+        ("mfg. Mtg. pte. PTY. mfgx.", "mfg. mtg. pte. pty. mfgx"),
+        ("e.g.,well-known.: no", "e.g.,well-known. no"),
+        ("&ht; &md; &Quot; &quot; &APOS;", "&ht; &quot; &apos;"),
+        ("a@b\u3000", "a@b"),
+        ("a@b\u3000 c", "a@b\u3000 c"),
+        ("foobar.com/\U0001f436", "foobar.com/\U0001f436"),
+        ("D.\u2010B d.-b", "d. b d.-b"),
+        ("......8 aisle B. The dog", ".8 aisle b the dog"),
         ("", ""),
         (" .,! ", ""),
     ],

@@ -5,7 +5,7 @@ below are the answers of stanford-corenlp 3.4.1 for every character of the Basic
 on the version of Python.
 
 `kinds` replaces each character by one that represents its kind, so that patterns need no long character classes. ASCII
-and the characters that a rule names are their own representatives.
+and the characters that a pattern names are their own representatives.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _RANGES = (
     (SUPERSCRIPT, "b2-b3 b9 2070 2074-2079"),
     (SUBSCRIPT, "2080-2089"),
 )
-# Characters that rules name: curly quotes, dashes, the ellipsis, line separators, the letters that fold to s, k and i.
+# Characters that patterns name: curly quotes, dashes, the ellipsis, line separators, letters that fold to s, k and i.
 _NAMED = frozenset(
     "\x85\x91\x92\x93\x94\x96\x97\xa0\xab\xad\xbb\u0130\u0131\u017f\u058a\u066b\u066c\u200b\u200e\u200f\u2010\u2011\u2013\u2014"
     "\u2015\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2026\u2028\u2029\u2039\u203a\u2044\u207a\u207b\u208a\u208b\u212a\u3001\ufeff"

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 
 from qwenvl_jax.evaluation.metrics.ptb import characters
-from qwenvl_jax.evaluation.metrics.ptb.rules import RULES
+from qwenvl_jax.evaluation.metrics.ptb.shapes import Spelling, shapes_from
 
 # Removed from the tokens, by pycocoevalcap and here.
 PUNCTUATION = frozenset(("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "..."))
@@ -35,8 +36,19 @@ def tokens(text: str) -> list[str]:
     A token may contain a no-break space, which the tokenizer writes into fractions and telephone numbers.
     """
     text = text.translate(_LINE_BREAKS)
-    if "<" in text:  # a tag may have spaces
-        return [token for token in split(text) if token not in PUNCTUATION]
+    words = _kept(split(text)) if "<" in text else _words(text)  # a tag may have spaces
+    if words and words[-1][-1].isspace() and split(text)[-1] == words[-1]:
+        words[-1] = words[-1].rstrip()  # pycocoevalcap strips the line; an address may end with a wide space
+        return _kept(words)
+    return words
+
+
+def _kept(pieces: Sequence[str]) -> list[str]:
+    return [token for token in pieces if token not in PUNCTUATION]
+
+
+def _words(text: str) -> list[str]:
+    """The tokens of a line without tags, most of which are remembered."""
     words: list[str] = []
     run: list[str] = []  # neighbours that may be one token, such as "1 1/2"
     for chunk in text.split(" "):
@@ -54,7 +66,7 @@ def tokens(text: str) -> list[str]:
 @functools.lru_cache(maxsize=65_536)
 def _tokens_of_run(run: str, context: str) -> tuple[str, ...]:
     """The tokens of chunks that the word `context` follows."""
-    return tuple(token for token in split(run, context) if token not in PUNCTUATION)
+    return tuple(_kept(split(run, context)))
 
 
 def clear_cache() -> None:
@@ -65,20 +77,25 @@ def clear_cache() -> None:
 def split(text: str, context: str = "") -> list[str]:
     """All tokens of one line in lower case, punctuation included; `context` follows on the line."""
     kinds = characters.kinds(f"{text}{context}\n")
-    end = len(text)
     pieces = []
     position = 0
-    while position < end:
-        chosen = None
-        reach = position
-        stop = position + 1
-        for rule in RULES:
-            match = rule.pattern.match(kinds, position)
-            if match and match.end() > reach:
-                chosen = rule
-                reach = match.end()
-                stop = match.end("token") - rule.drop
-        if chosen is not None and chosen.rewrite is not None:
-            pieces.append(chosen.rewrite(text[position:stop]).lower())
-        position = stop
+    while position < len(text):
+        spelled, end = _longest(kinds, position)
+        if spelled is not None:
+            pieces.append(spelled(text[position:end]).lower())
+        position = end
     return pieces
+
+
+def _longest(kinds: str, position: int) -> tuple[Spelling | None, int]:
+    """The spelling and the end of the longest token at a position; a character that starts none is left out."""
+    spelled: Spelling | None = None
+    end = position + 1
+    reach = position
+    for shape in shapes_from(kinds[position]):
+        match = shape.pattern.match(kinds, position)
+        if match and match.end() > reach:
+            reach = match.end()
+            spelled = shape.spelled
+            end = match.start("rest") if "rest" in shape.pattern.groupindex else reach
+    return spelled, end
