@@ -44,7 +44,7 @@ _DIGIT = "[0-9\u0663]"
 _ALNUM = f"[A-Za-z0-9{_OTHER_LETTERS}\u0663]"
 _SPACE = "[ \t\n\u2000]"
 _ANY_SPACE = "[ \t\n\u2000\u00a0]"
-_HYPHEN = "[-\u2010\u2011]"
+_HYPHEN = "[-\u058a\u2010\u2011]"
 _APOSTROPHE = "(?:['\u2019\x92]|&(?i:apos);)"
 _CURLY_APOSTROPHE = "(?:[\u2019\x92]|&(?i:apos);)"
 _NAME_APOSTROPHE = "(?:['\u2019\x92`\u2018\u201b\x91]|&(?i:apos);)"  # within names, quotation marks pass for one
@@ -52,7 +52,7 @@ _NAME_APOSTROPHE = "(?:['\u2019\x92`\u2018\u201b\x91]|&(?i:apos);)"  # within na
 # ---- Spellings
 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_QUOTES = {
+_QUOTES: dict[str, str] = {
     **dict.fromkeys("\u2018\u2039\x91\u201b", "`"),
     **dict.fromkeys("\u2019\u203a\x92", "'"),
     **dict.fromkeys("\u201c\xab\x93", "``"),
@@ -83,13 +83,14 @@ def _joined(text: str) -> str:
 
 
 def _straight(text: str) -> str:
-    return text.replace("&apos;", "'").translate(str.maketrans(_QUOTES))
+    return _quotes(text.replace("&apos;", "'"))
 
 
 def _ampersands(text: str) -> str:
     return text.replace("&amp;", "&")
 
 
+_quotes = _by(_QUOTES)
 _unbroken = _by({" ": "\u00a0", "(": "-lrb-", ")": "-rrb-"})  # a token has no space
 _face = _by({"(": "-lrb-", ")": "-rrb-"})
 
@@ -187,6 +188,9 @@ ABBREVIATIONS = (
     _shape("A-Z", f"{_one_of(words.CAPITALISED_ABBREVIATIONS, capital=True)}\\.(?P<rest>-?.)"),
     _shape("a-z", f"{_one_of(words.NUMBERED)}\\.(?P<rest> ?{_DIGIT})", cased=False),
     _shape("a-z", f"{_one_of(words.TITLES)}\\.", cased=False),
+    # Of these, some letters must be small.
+    _shape("pP", "[pP]{1,2}[tT][ey][sS]?\\.(?P<rest>-?.)"),
+    _shape("mM", "[mM][ft][gG]\\."),
     # "aisle B. The": the sentence ends. A tag begins a sentence as well.
     _shape(
         "A-Za-z",
@@ -222,8 +226,8 @@ WORDS = (
 _DIGITS = f"{_DIGIT}(?:{_HYPHENATION}*{_DIGIT})*"
 _POINT = "[.,:\u066b\u066c]"
 _GAP = "[- \u00a0]"
-_AREA = f"(?:\\+?[0-9]{{2,4}}{_GAP})?(?:[0-9]{{2,4}}{_GAP}|\\([0-9]{{2,3}}\\)[ \u00a0]?)"
-_ABROAD = f"\\+[0-9]{{2,4}}{_GAP}"
+_AREA = f"(?:\\+{{0,2}}[0-9]{{2,4}}{_GAP})?(?:[0-9]{{2,4}}{_GAP}|\\([0-9]{{2,3}}\\)[ \u00a0]?)"
+_ABROAD = f"\\+{{1,2}}[0-9]{{2,4}}{_GAP}"
 
 NUMBERS = (
     _shape(

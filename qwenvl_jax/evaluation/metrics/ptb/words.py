@@ -22,8 +22,8 @@ sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
 TITLES = _words(
     """
 adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov
-govs hon insp invt jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc ph pres prof profs pte pty pvt
-rep reps rev sen sens sfc sgt spc st ste supt supts treas vs wm
+govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep reps rev sen
+sens sfc sgt spc st ste supt supts treas vs wm
 """
 )
 # As ABBREVIATIONS, but only with a capital, because the small word is a common one.
