@@ -132,7 +132,7 @@ def test_a_caption_does_not_depend_on_the_next_one(monkeypatch: pytest.MonkeyPat
         ("one\rtwo\u2028three\nfour", "one two three four"),
         ("a nor\u2019easter, a nor'easter", "a nor easter a nor'easter"),
         ("don`t don\u2018t don\u2019t", "do n`t do n`t do n't"),
-        ("mfg. Mtg. pte. PTY. mfgx.", "mfg. mtg. pte. pty. mfgx"),
+        ("mfg. Mtg. pte. Pty. PTY. mfgx.", "mfg. mtg. pte. pty. pty mfgx"),
         ("e.g.,well-known.: no", "e.g.,well-known. no"),
         ("&ht; &md; &Quot; &quot; &APOS;", "&ht; &quot; &apos;"),
         ("a@b\u3000", "a@b"),
