@@ -93,7 +93,8 @@ def test_two_processes_with_benchmarks_train_as_without_and_answer_as_a_sweep(tm
     """Training is equal to the bit; answers are those of one process that asks the finished checkpoint."""
     write_records(tmp_path / "asked", {"val": records(9), "test": records(9)}, name="asked")
     asked = tuple(
-        BenchmarkConfig(name, str(tmp_path / "asked"), max_new=8, min_new=1) for name in ("vqav2_val", "nocaps_val")
+        BenchmarkConfig(name, str(tmp_path / "asked"), max_new_tokens=8, min_new_tokens=1)
+        for name in ("vqav2_val", "nocaps_val")
     )
     compared = BenchmarkConfig("scienceqa_img_test", str(tmp_path / "asked"))
     tokenizer = TokenizerConfig("sentencepiece", str(tiny_data / "tiny.model"))
@@ -112,6 +113,6 @@ def test_two_processes_with_benchmarks_train_as_without_and_answer_as_a_sweep(tm
         key: value for key, value in scores.items() if key != "unanswered"
     }
     for item in settings.benchmarks:
-        together = (tmp_path / f"with/answers/00000006/{item.title}.jsonl").read_bytes()
-        alone = (tmp_path / f"sweep/predictions/last/{item.title}.jsonl").read_bytes()
-        assert rounded(together) == rounded(alone), item.title
+        together = (tmp_path / f"with/answers/00000006/{item.label}.jsonl").read_bytes()
+        alone = (tmp_path / f"sweep/predictions/last/{item.label}.jsonl").read_bytes()
+        assert rounded(together) == rounded(alone), item.label

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.evaluation.generation.prefixes import LEAST_SHARED, Choice, Group, PrefixSharing
 from qwenvl_jax.evaluation.generation.requests import LENGTH_STEP, PictureStore, Request, multiple, on, padded
-from qwenvl_jax.evaluation.generation.slots import Prompts, everywhere, first_logits
+from qwenvl_jax.evaluation.generation.slots import Prompts, everywhere, prefill
 from qwenvl_jax.models.cache import Cache
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime.errors import UserError
@@ -153,7 +153,7 @@ def _checked(choice: Choice) -> Choice:
 @jax.jit
 def _prompt_cache(model: LoadedModel, prompts: Prompts, features_CQD: jax.Array | None) -> Cache:
     """The keys and values of prompts."""
-    return first_logits(model, prompts, features_CQD)[1]
+    return prefill(model, prompts, features_CQD).cache
 
 
 @jax.jit
