@@ -342,8 +342,13 @@ def params_folder(workdir: epath.PathLike, step: int | None) -> epath.Path:
 
 def stored_leaves(folder: epath.Path) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Shape and dtype of every leaf that a folder of `params_folder` holds, by path. Raises DamagedError."""
-    with _open(folder, ocp.PyTreeCheckpointHandler()) as (handler, source):
-        tree = handler.metadata(source).tree
+    try:
+        with _open(folder, ocp.PyTreeCheckpointHandler()) as (handler, source):
+            tree = handler.metadata(source).tree
+    except DamagedError:
+        for root, below in ((folder, ""), (folder.parent, f"{folder.name}/")):
+            file_checksums.verify(root, (below,))  # names the file
+        raise
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
 

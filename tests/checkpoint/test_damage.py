@@ -76,7 +76,7 @@ def test_if_none_is_whole_nothing_is_touched(tmp_path: Path) -> None:
         (tmp_path / f"run/checkpoints/{step}/progress/metadata").write_text("{}")
         (tmp_path / f"run/checkpoints/{step}/params/manifest.ocdbt").unlink()
     with pytest.raises(
-        UserError, match=r"all 2 checkpoints of .*run are damaged; the newest one, of step 6: NOT_FOUND"
+        UserError, match=r"all 2 checkpoints of .*run are damaged; .* of step 6: params/manifest.ocdbt is missing"
     ):
         newest_state(tmp_path / "run", TREE, MOMENTS)
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["3", "6"]
@@ -145,7 +145,9 @@ def test_a_turned_bit_in_a_weight_is_seen_by_chat(tmp_path: Path, runs: tuple[Pa
     payload = bytearray(file.read_bytes())
     payload[len(payload) // 2] ^= 16
     file.write_bytes(bytes(payload))
-    with pytest.raises(UserError, match=r"step 7 of .* is damaged \(.* is not what was saved\); .*of step 5"):
+    with pytest.raises(
+        UserError, match=r"step 7 of .* is damaged \(params/.* not what was saved, with .*\); .* step 5"
+    ):
         load_params(tmp_path / "run")
 
 
