@@ -139,6 +139,7 @@ def test_a_caption_does_not_depend_on_the_next_one(monkeypatch: pytest.MonkeyPat
         ("a@b\u3000 c", "a@b\u3000 c"),
         ("foobar.com/\U0001f436", "foobar.com/\U0001f436"),
         ("D.\u2010B d.-b", "d. b d.-b"),
+        ("723-0293\\/2 1\\/2", "723-0293\\/2 1\\/2"),
         ("......8 aisle B. The dog", ".8 aisle b the dog"),
         ("", ""),
         (" .,! ", ""),

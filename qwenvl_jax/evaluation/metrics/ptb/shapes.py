@@ -236,7 +236,9 @@ NUMBERS = (
         _joined,
     ),
     _shape(_NUMBER_STARTS, f"{_DIGIT}{{1,2}}[-/]{_DIGIT}{{1,2}}[-/]{_DIGIT}{{2,4}}"),  # a date
-    _shape(_NUMBER_STARTS, f"(?:{_DIGIT}{{1,4}}{_GAP})?{_DIGIT}{{1,4}}[/\u2044]{_DIGIT}{{1,4}}", _unbroken),  # 1 1/2
+    _shape(
+        _NUMBER_STARTS, f"(?:{_DIGIT}{{1,4}}{_GAP})?{_DIGIT}{{1,4}}(?:\\\\?/|\u2044){_DIGIT}{{1,4}}", _unbroken
+    ),  # 1 1/2
     _shape("'\u2019\x92&", f"{_APOSTROPHE}(?:[2-9]0[sS]|[0-9]{{2}}(?={_SPACE}))"),  # '80s
     _shape("+(0-9", f"(?:{_AREA}|{_ABROAD})[0-9]{{3,4}}{_GAP}?[0-9]{{3,5}}", _unbroken),  # a telephone
     _shape("\u00bd", "\u00bd", lambda text: _FRACTIONS.get(text, text)),
