@@ -175,6 +175,8 @@ def supervise(command: Sequence[str], processes: int, devices: int, restarts: in
             if received:
                 return 128 + received[0]
             group = Group(command, variables)
+            for number in received:  # while the processes were started
+                group.signal(number)
             code = group.wait()
             if code == exit_codes.FINISHED or received or not exit_codes.retryable(code):
                 break

@@ -69,6 +69,12 @@ def test_signals_reach_all_processes_and_end_the_group(number: int, code: int) -
     assert sorted(rest.splitlines()) == ["[0] saved", "[1] saved"]
 
 
+def test_a_signal_while_processes_are_started_is_not_lost() -> None:
+    first = '[ "$JAX_PROCESS_ID" = 0 ] && kill -TERM $PPID'
+    code, output = run(f"trap 'exit 143' TERM; {first}; while :; do sleep 0.1; done", processes=4)
+    assert code == 143 and "start" not in output
+
+
 def test_no_process_outlives_a_supervisor_that_is_killed() -> None:
     script = "echo $$; exec sleep 300"
     with subprocess.Popen(local(script), cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
