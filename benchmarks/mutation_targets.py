@@ -36,6 +36,7 @@ from qwenvl_jax.data.mixture_reader import MixtureReader
 from qwenvl_jax.data.readers.record_folder import read_manifest
 from qwenvl_jax.data.readers.source import open_source
 from qwenvl_jax.data.readers.tar_files import checked_entries, joined_path
+from qwenvl_jax.data.readers.tar_indexing import index_all
 from qwenvl_jax.data.readers.tar_joined import join_indexes
 from qwenvl_jax.data.readers.tar_paths import find_shards
 from qwenvl_jax.data.record_format import FEATURES, encode_record
@@ -43,7 +44,6 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
-from qwenvl_jax.index import index_all
 
 QUERIES, SIDE = 4, 28
 _WRITTEN = re.compile(rb"[^\0](?:.{0,4000}?[^\0])*", re.DOTALL)  # shards are filled up with zeros to 64 KiB

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
+import string
 from collections.abc import Mapping
 
 
@@ -50,8 +52,26 @@ class Command:
             return f'( while :; do case "$({line})" in {wanted}) exit 0;;{unwanted} esac; sleep 30; done )'
         if not self.stdin:
             return line
-        end = "END"
-        while end in self.stdin.splitlines():
-            end += "_"
+        end = _end_mark(self.stdin)
         text = self.stdin if self.stdin.endswith("\n") else self.stdin + "\n"
         return f"{line} <<'{end}'\n{text}{end}"
+
+
+def _end_mark(text: str) -> str:
+    """A line that ends a text for a shell.
+
+    dash (0.5.12) spoils lines that begin as the end mark does and go on with a letter that is not ASCII.
+    """
+    lines = text.splitlines()
+
+    def fits(mark: str) -> bool:
+        beginnings = [mark[:length] for length in range(1, len(mark) + 1)]
+        spoiled = any(
+            line.startswith(beginning) and not line[len(beginning) :][:1].isascii()
+            for line in lines
+            for beginning in beginnings
+        )
+        return mark not in lines and not spoiled
+
+    others = map("".join, itertools.product(string.ascii_uppercase, repeat=3))
+    return next(filter(fits, itertools.chain(["END"], others)))

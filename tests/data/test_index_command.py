@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl_jax import index
 from qwenvl_jax.data.readers import tar_index
 from qwenvl_jax.data.readers.tar_files import TarReader
+from qwenvl_jax.data.readers.tar_indexing import index_all
 from qwenvl_jax.data.readers.tar_paths import find_shards
 from qwenvl_jax.runtime.errors import UserError
 from tests.data.source_files import records_of, tar_sample, write_tar
@@ -142,4 +142,4 @@ def test_ctrl_c_ends_the_command_with_one_line(tmp_path: Path) -> None:
 
 def test_a_worker_that_cannot_write_ends_the_command(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no index can be written"):
-        index.index_all(find_shards(shards), str(tmp_path / "laion" / "00000.tar"), 2)
+        index_all(find_shards(shards), str(tmp_path / "laion" / "00000.tar"), 2)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import string
 import subprocess
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launch.command import Command
@@ -22,6 +23,8 @@ def shown(command: Command) -> list[str]:
 
 @settings(max_examples=50, deadline=None)
 @given(arguments=st.lists(texts, max_size=3), value=texts, stdin=texts)
+@example(arguments=[], value="", stdin="E\x80")
+@example(arguments=[], value="", stdin="\n".join([*string.ascii_uppercase, "END", "END_", "END\xe9"]))
 def test_a_shell_reads_back_the_same_arguments(arguments: list[str], value: str, stdin: str) -> None:
     command = Command((*SHOW, *arguments), "Why.", stdin=stdin, environment={"A": value})
     complete = stdin if not stdin or stdin.endswith("\n") else stdin + "\n"
