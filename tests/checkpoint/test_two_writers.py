@@ -41,6 +41,7 @@ if not first:
 with PreemptionGuard() as guard, Checkpoints(workdir, keep=3) as checkpoints:
     checkpoints.save(1, params, {"b": params["a"]}, {"at": 1})
     checkpoints.wait()
+    guard.stop(1)  # from the first step on, SIGTERM asks for a checkpoint
     print("ready", flush=True)
     for step in range(2, 100000):
         time.sleep(0.02)
