@@ -108,8 +108,8 @@ def save(run: Path, step: int, state: tuple[PyTree, PyTree]) -> tuple[float, flo
         return blocking, time.perf_counter() - began
 
 
-def measure_round(folder: Path, state: tuple[PyTree, PyTree]) -> dict[str, float]:
-    """Seconds of one round, by what was done."""
+def measure_round(folder: Path, state: tuple[PyTree, PyTree], turn: int) -> dict[str, float]:
+    """Seconds of one round, by what was done; `turn` counts the rounds."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     timings = {}
     plain = folder / "plain"
@@ -117,13 +117,16 @@ def measure_round(folder: Path, state: tuple[PyTree, PyTree]) -> dict[str, float
     forget(folder)
     timings["plain read"] = seconds(lambda: read_plainly(plain))
     plain.unlink()
-    run = folder / "run"
-    with without_checksums():
-        timings["save, no checksums"] = save(run, 1, state)[1]
-    timings["save, blocking"], timings["save"] = save(run, 2, state)
-    forget(run)
+    runs = {"save, no checksums": folder / "bare", "save": folder / "run"}
+    for key in runs if turn % 2 else reversed(runs):  # none of the two always follows the other
+        os.sync()
+        with without_checksums() if key == "save, no checksums" else contextlib.nullcontext():
+            timings[f"{key}, blocking"], timings[key] = save(runs[key], 1, state)
+    forget(folder)
+    run = runs["save"]
     timings["restore"] = seconds(lambda: jax.block_until_ready(newest_state(run, *state)[1:3]))
-    shutil.rmtree(run)
+    for run in runs.values():
+        shutil.rmtree(run)
     return timings
 
 
@@ -162,7 +165,9 @@ def main() -> None:
     state = make_state(options.gigabytes)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        rounds = [measure_round(Path(name), state) for _ in range(options.repeats + 1)][1:]  # the first one compiles
+        rounds = [measure_round(Path(name), state, turn) for turn in range(options.repeats + 1)][
+            1:
+        ]  # the first one compiles
         training = [measure_training(Path(name) / str(k), state, options.steps) for k in range(options.repeats)]
     timings = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     for key, value in timings.items():

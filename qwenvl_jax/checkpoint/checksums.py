@@ -33,7 +33,7 @@ def start(tree: Any) -> dict[str, jax.Array]:
     named = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in named}
     here = {path: leaf for path, leaf in leaves.items() if leaf.sharding.memory_kind != "pinned_host"}
-    return _sums(here)
+    return {path: _sum(leaf) for path, leaf in here.items()}
 
 
 def fetch(started: dict[str, jax.Array]) -> dict[str, int]:
@@ -42,19 +42,31 @@ def fetch(started: dict[str, jax.Array]) -> dict[str, int]:
 
 
 @jax.jit
-def _sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {path: _sum(leaf) for path, leaf in leaves.items()}
-
-
 def _sum(leaf: jax.Array) -> jax.Array:
-    """The sum of (2 i + 1) times the bits of element i of [*shape], modulo 2^32, a uint32 []."""
-    bits = jax.lax.bitcast_convert_type(leaf, _BITS[leaf.dtype.itemsize])
-    index = jnp.zeros(leaf.shape, jnp.uint32)
+    """The sum of (2 i + 1) times the bits of element i of [*shape], modulo 2^32, a uint32 [].
+
+    One reduction takes two sums per row, of which the positions of the rows are factored out: CPUs compute it at the
+    speed of their memory, and a product by the positions of all elements at a tenth of it.
+    """
+    rows = leaf.reshape(1) if leaf.ndim == 0 else leaf
+    bits = jax.lax.bitcast_convert_type(rows, _BITS[leaf.dtype.itemsize]).astype(jnp.uint32)
+    zero = np.uint32(0)
+    odd = 2 * _positions(rows.shape[-1:]) + 1
+    weighted, plain = jax.lax.reduce(
+        (bits * odd, bits), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (rows.ndim - 1,)
+    )
+    offsets = _positions(plain.shape) * jnp.uint32(2 * rows.shape[-1] % 2**32)
+    return jnp.sum(weighted + plain * offsets, dtype=jnp.uint32)
+
+
+def _positions(shape: tuple[int, ...]) -> jax.Array:
+    """The position of every element of [*shape] in row-major order, modulo 2^32, uint32."""
+    index = jnp.zeros(shape, jnp.uint32)
     stride = 1
-    for axis in reversed(range(leaf.ndim)):
-        index += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= leaf.shape[axis]
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return index
 
 
 def host_sum(leaf: np.ndarray) -> int:

@@ -32,7 +32,8 @@ LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes them after
 _FILES = "files"  # key: [size in bytes, checksum] by the path of a file
 _VALUES = "values"  # key: the sums of `checksums` by the path of a leaf
 _DIGEST = "digest"
-_BLOCK = 4 << 20  # bytes of one read
+_BLOCK = 1 << 20  # bytes of one read; larger ones cost more in fresh memory than they save in calls
+_REQUEST = 4 << 20  # bytes of one request to a store that keeps no checksums
 _THREADS = 8
 _MOMENT = 0.1  # seconds for which a file stays as it is before its checksum is taken early
 _STATED = "crc32c:"  # begins the checksum of an entry whose store keeps one
@@ -204,7 +205,7 @@ def _checksum(file: epath.Path, stated: str) -> str:
     """The CRC-32C of a file: as its store states it, or of its bytes."""
     if stated.startswith(_STATED):
         return stated.removeprefix(_STATED)
-    with storage.open_read(file, _BLOCK) as stream:
+    with storage.open_read(file, _REQUEST if storage.is_remote(file) else _BLOCK) as stream:
         return crc32c(iter(lambda: stream.read(_BLOCK), b""))
 
 
