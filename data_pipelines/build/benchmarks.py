@@ -112,10 +112,11 @@ def build_benchmarks(name: str, folder: str, output: str, build_split: BuildSpli
       The manifests of those that were built.
 
     Raises:
-      UserError: if no benchmark has a folder with its files.
+      UserError: if no benchmark has a folder with its files, or, once all others are built, if one could not be built.
     """
     manifests = []
     missing = []
+    failed = []
     for corpus, splits in COLLECTIONS[name].items():
         raw = _folder_of(corpus, storage.path(folder))
         if raw is None:
@@ -127,17 +128,27 @@ def build_benchmarks(name: str, folder: str, output: str, build_split: BuildSpli
             except UserError as error:
                 _log.info("%s, %s is left out: %s", corpus, split, error)
                 continue
-            manifests.append(
-                build_split(corpus, split, os.fspath(raw), os.fspath(storage.path(output) / f"{corpus}_{split}"))
-            )
+            try:
+                manifests.append(
+                    build_split(corpus, split, os.fspath(raw), os.fspath(storage.path(output) / f"{corpus}_{split}"))
+                )
+            except UserError as error:
+                failed.append(f"{corpus}, {split}: {error}")
+                _log.info("%s, %s could not be built: %s", corpus, split, error)
     if missing:
         _log.info("left out, because %s has no folder of this name: %s", folder, ", ".join(missing))
-    if not manifests:
+    if not manifests and not failed:
         raise UserError(
             f"{folder} has no folder with the files of a benchmark; it needs some of {', '.join(COLLECTIONS[name])}; "
             "see docs/benchmark_data.md"
         )
-    _log.info("%s", "\n".join(table(manifests)))
+    if manifests:
+        _log.info("%s", "\n".join(table(manifests)))
+    if failed:
+        others = f" ({len(failed)} could not be built, {len(manifests)} are)" if manifests or failed[1:] else ""
+        raise UserError(
+            f"{failed[0]}{others}; mend it and run the same command again, which builds only what is missing"
+        )
     return manifests
 
 

@@ -144,6 +144,16 @@ def test_all_benchmarks_that_are_there_by_one_command(tmp_path: Path, capsys: py
     assert "gqa_testdev is up to date" in capsys.readouterr().out
 
 
+def test_a_benchmark_that_cannot_be_built_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("gqa", "vqav2"):
+        FIXTURES[name](tmp_path / "raw" / name)
+    (tmp_path / "data/vqav2_val").mkdir(parents=True)
+    (tmp_path / "data/vqav2_val/thesis.txt").write_text("of somebody else")
+    line = refusal(capsys, "benchmarks", f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'data'}")
+    assert line.startswith("error: vqav2, val: ") and "run the same command again" in line
+    assert (tmp_path / "data/gqa_testdev/evaluation").is_dir()
+
+
 def test_the_page_of_several_outputs_has_the_evaluation_sets(tmp_path: Path) -> None:
     """Apart from training data, with their questions and what they lack."""
     FIXTURES["vqav2"](tmp_path / "raw")
