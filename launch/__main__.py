@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import execution, request, stages, watch, where
+from launch import execution, request, stages, status, where
 from launch.command import Command
 from launch.path import VERBS, LaunchPath
 from launch.paths import PATHS
@@ -63,7 +63,7 @@ def _one_verb(path: LaunchPath, verb: str) -> None:
         try:
             execution.run(path.builders[verb](job), outputs=outputs)
         finally:
-            print(watch.summary("\n".join(outputs)))
+            print(status.summary("\n".join(outputs)))
         return
     if _EXECUTE.value:
         execution.run_in_zones(path.builders[verb], job, _WAIT_HOURS.value)

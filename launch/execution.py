@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from launch.cloud_errors import CloudError, explain
 from launch.command import Command
 from launch.job import Job
-from launch.refusals import CloudError, explain
 from qwenvl_jax.runtime.errors import UserError
 
 WAIT_HOURS = 24.0  # for which a state is waited

@@ -10,11 +10,11 @@ deleted one by one. Quotas are those of Compute Engine, not of the Cloud TPU API
 
 from __future__ import annotations
 
-from launch import gcloud, hosts
+from launch import gcloud, ssh_verbs
 from launch.command import Command
-from launch.hosts import Group
 from launch.job import Job
 from launch.path import LaunchPath
+from launch.ssh_verbs import Group
 from qwenvl_jax.runtime.errors import UserError
 
 _COMPUTE = ("gcloud", "compute")
@@ -214,7 +214,7 @@ PATH = LaunchPath(
     summary="slices of v5p, v6e or tpu7x as managed groups of machines (Compute Engine)",
     builders={
         "create": create,
-        **hosts.HostVerbs(_groups, _describe, _slice_of_host, members=True).builders(),
+        **ssh_verbs.HostVerbs(_groups, _describe, _slice_of_host, members=True).builders(),
         "delete": delete,
     },
     check=check,

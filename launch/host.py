@@ -30,7 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
-from launch import finished, membership
+from launch import finished, gce_metadata
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from qwenvl_jax.runtime.exit_codes import retryable
@@ -89,7 +89,7 @@ def environment_of(arguments: argparse.Namespace) -> dict[str, str]:
         environment[variable] = read_secret(secret)
     if arguments.members:
         slice_index, slices = map(int, arguments.members.split("/"))
-        environment |= membership.variables(slice_index, slices, arguments.workdir)
+        environment |= gce_metadata.variables(slice_index, slices, arguments.workdir)
     return environment
 
 
@@ -343,7 +343,7 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.verb == "status":
         print(status(folder))
     elif arguments.verb == "follow":
-        if membership.worker_and_addresses()[0] == arguments.worker:
+        if gce_metadata.worker_and_addresses()[0] == arguments.worker:
             os.execvp("tail", ["tail", "--lines=200", "--follow=name", str(folder.log)])
     else:
         print(stop(folder, arguments.seconds))

@@ -7,11 +7,11 @@ new chips exist on Compute Engine and GKE only.
 
 from __future__ import annotations
 
-from launch import gcloud, hosts
+from launch import gcloud, ssh_verbs
 from launch.command import Command
-from launch.hosts import Group
 from launch.job import Job
 from launch.path import LaunchPath
+from launch.ssh_verbs import Group
 from launch.tpu_vm import check_chip, host_flags, slice_flags
 from qwenvl_jax.runtime.errors import UserError
 
@@ -113,6 +113,6 @@ def _describe(job: Job) -> list[Command]:
 PATH = LaunchPath(
     name="queued_resource",
     summary="slices of v4, v5e, v5p or v6e when there is room, several at once (Cloud TPU API)",
-    builders={"create": create, **hosts.HostVerbs(_groups, _describe, _one_host).builders(), "delete": delete},
+    builders={"create": create, **ssh_verbs.HostVerbs(_groups, _describe, _one_host).builders(), "delete": delete},
     check=check,
 )

@@ -6,11 +6,11 @@ chips exist on Compute Engine and GKE only.
 
 from __future__ import annotations
 
-from launch import gcloud, hosts
+from launch import gcloud, ssh_verbs
 from launch.command import Command
-from launch.hosts import Group
 from launch.job import Job
 from launch.path import LaunchPath
+from launch.ssh_verbs import Group
 from qwenvl_jax.runtime.errors import UserError
 
 _TPU_VM = ("gcloud", "compute", "tpus", "tpu-vm")
@@ -105,6 +105,6 @@ def _describe(job: Job) -> list[Command]:
 PATH = LaunchPath(
     name="tpu_vm",
     summary="one slice of v4, v5e, v5p or v6e, at once or not at all (Cloud TPU API)",
-    builders={"create": create, **hosts.HostVerbs(_groups, _describe, _one_host).builders(), "delete": delete},
+    builders={"create": create, **ssh_verbs.HostVerbs(_groups, _describe, _one_host).builders(), "delete": delete},
     check=check,
 )

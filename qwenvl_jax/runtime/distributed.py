@@ -17,36 +17,36 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed as _jax_distributed
 
-from qwenvl_jax.runtime import errors, exit_codes, rollcall
+from qwenvl_jax.runtime import errors, exit_codes, rendezvous
 from qwenvl_jax.runtime.clusters import TPUS, find_membership, one_of_several
+from qwenvl_jax.runtime.connection import Connection
 from qwenvl_jax.runtime.errors import PeerError, UserError
-from qwenvl_jax.runtime.line import Line
 from qwenvl_jax.runtime.preemption import set_sigterm_aside
 
 _SHOWN = 8  # the most processes that a message names
 _POLL = 2.0  # seconds of one wait for another process; then it is asked again
-_line: Line | None = None  # to process 0, if there are several processes
+_connection: Connection | None = None  # to process 0, if there are several processes
 _calls = itertools.count()  # exchanges so far: all processes make the same ones in the same order
 
 
 def initialize() -> None:
     """Joins the other processes of the run if there are any; call it before anything touches a device.
 
-    `clusters.find_membership` says who they are, `rollcall.call` waits until all are there: at most `join_seconds()`.
+    `clusters.find_membership` says who they are, `rendezvous.join` waits until all are there: at most `join_seconds()`.
 
     Raises:
       UserError: if this process cannot tell whether it is alone.
       PeerError: if the others do not come.
     """
-    global _line
-    if _line is not None:
+    global _connection
+    if _connection is not None:
         return
     seconds = join_seconds()
     silence = silence_seconds()
     membership = find_membership(os.environ, seconds)
     if membership is None:
         return
-    _line = rollcall.call(membership, seconds, silence)
+    _connection = rendezvous.join(membership, seconds, silence)
     jax.distributed.initialize(
         membership.address,
         membership.count,
@@ -64,7 +64,7 @@ def join_seconds() -> float:
 
 
 def silence_seconds() -> float:
-    """Seconds after which a process that sends no beats counts as lost: `QWENVL_SILENCE_SECONDS`, default 60.
+    """Seconds after which a process that sends no heartbeats counts as lost: `QWENVL_SILENCE_SECONDS`, default 60.
 
     JAX aborts all processes without a sentence 100 seconds after one has gone, so the value is below that.
     """
@@ -79,9 +79,9 @@ def whole_seconds(variable: str, default: int, most: int) -> float:
     return float(text)
 
 
-def connection() -> Line | None:
+def connection() -> Connection | None:
     """The line to process 0; None if this process is alone."""
-    return _line
+    return _connection
 
 
 def require_alone(tool: str) -> None:
@@ -106,7 +106,7 @@ def together() -> Iterator[None]:
 
     The process that fails ends here: to unwind further could mean to wait for the others, which have ended by then.
     """
-    if _line is None:
+    if _connection is None:
         yield
         return
     try:
@@ -121,7 +121,7 @@ def together() -> Iterator[None]:
             code = end.code if isinstance(end.code, int) else exit_codes.ERROR
             sentence = text.getvalue().strip().removeprefix("error: ")
         except BaseException:
-            if cause := _line.cause():
+            if cause := _connection.cause():
                 text.write(f"error: {cause[0]}\n")
                 code = cause[1]
             else:
@@ -129,9 +129,9 @@ def together() -> Iterator[None]:
             sentence = f"{type(error).__name__}: {str(error).strip() or 'no message'}; its output has more"
         print(text.getvalue(), end="", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        _line.fail(" ".join(sentence.split()), code)
+        _connection.fail(" ".join(sentence.split()), code)
         os._exit(code)
-    _line.done()
+    _connection.done()
 
 
 def process_index() -> int:
@@ -232,7 +232,7 @@ def gather_within(value: Any, seconds: float, task: str) -> list[Any]:
 
 def named(indices: Sequence[int]) -> str:
     """Processes for a message, with their hosts if this is process 0: `processes 3 and 5 (hosts a and b)`."""
-    hosts = [_line.host(index) for index in indices] if _line else []
+    hosts = [_connection.host(index) for index in indices] if _connection else []
     known = [host for host in hosts if host]
     several = len(indices) > 1
     name = f"{'processes' if several else 'process'} {listed(indices)}"

@@ -2,8 +2,8 @@
 
 A thread of every process watches its steps. If none ends for too long, every process writes the stacks of its threads
 to `stacks/` in the workdir, and all end with one sentence and the exit code RETRY. Several processes leave the verdict
-to process 0, which knows from their beats (`runtime.line`) which of them did not come to the step, and which may take
-any time because it compiles, evaluates or writes a checkpoint.
+to process 0, which knows from their heartbeats (`runtime.connection`) which of them did not come to the step, and which
+may take any time because it compiles, evaluates or writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Watchdog:
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)  # seconds of steps
         self._waited = 0.0  # seconds since the last step or the end of a phase without a limit
         self._ended = threading.Event()
-        self._line = distributed.connection()
+        self._connection = distributed.connection()
 
     def __enter__(self) -> Self:
         if self._config.least_seconds:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-            if self._line:
-                self._line.write_stacks = self.write_stacks
+            if self._connection:
+                self._connection.write_stacks = self.write_stacks
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -83,9 +83,9 @@ class Watchdog:
             if unlimited:
                 self._waited = 0.0
             limit = self.limit
-            if self._line:
+            if self._connection:
                 compiling = self._step is None and self._waited <= limit
-                self._line.activity = {
+                self._connection.activity = {
                     "step": self._step or 0,
                     "phase": phases.current().name,
                     "unlimited": unlimited or compiling,
@@ -94,8 +94,8 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
-        if self._line:
-            self._line.hung(self._waited)  # again at the next tick if process 0 lets the run go on
+        if self._connection:
+            self._connection.hung(self._waited)  # again at the next tick if process 0 lets the run go on
             return
         doing = phases.current().name
         doing = f", in the phase {doing!r}" if doing else ""

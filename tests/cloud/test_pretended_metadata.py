@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from launch import membership
+from launch import gce_metadata
 from tests.support.cloud.pretended import PretendedCloud
 
 
@@ -30,11 +30,11 @@ def test_hosts_learn_their_roles_and_notices(cloud: PretendedCloud, monkeypatch:
     for of_slice in range(2):
         for worker in range(2):
             mark = f"node/us-east5-a/n-{of_slice}/{worker}"
-            environment = membership.tpu_environment(ask(cloud, mark, "instance/attributes/tpu-env"))
+            environment = gce_metadata.tpu_environment(ask(cloud, mark, "instance/attributes/tpu-env"))
             assert environment["WORKER_ID"] == str(worker)
             assert (environment["MEGASCALE_SLICE_ID"], environment["MEGASCALE_NUM_SLICES"]) == (str(of_slice), "2")
             monkeypatch.setenv("GCE_METADATA_IP", f"{cloud.hosts()[mark]['address']}:{cloud.metadata_port}")
-            number, addresses = membership.worker_and_addresses()
+            number, addresses = gce_metadata.worker_and_addresses()
             assert number == worker and addresses[worker] == cloud.hosts()[mark]["address"]
     mark = "node/us-east5-a/n-0/0"
     assert ask(cloud, mark, "instance/maintenance-event") == "NONE"

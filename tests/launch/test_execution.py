@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from launch import execution, gke, tpu_vm
+from launch.cloud_errors import CloudError, explain
 from launch.command import Command
 from launch.job import Job
-from launch.refusals import CloudError, explain
 from qwenvl_jax.chips import parse_topology
 from qwenvl_jax.runtime.errors import UserError
 from tests.support.cloud.pretended import PretendedCloud

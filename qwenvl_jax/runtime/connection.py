@@ -1,4 +1,4 @@
-"""A process's side of the connection to process 0 that it keeps until the end of the run."""
+"""The connection to process 0 that every process keeps until the end of the run; `coordinator` is its other end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qwenvl_jax.runtime.desk import BEATS, LAST_WORDS, LONGEST, Desk
+from qwenvl_jax.runtime.coordinator import HEARTBEATS, LAST_WORDS, LONGEST, Coordinator
 from qwenvl_jax.runtime.exit_codes import RETRY
 from qwenvl_jax.runtime.membership import Membership, encoded
 
@@ -20,23 +20,25 @@ GRACE = 2.0  # seconds in which a process may end with its error before the erro
 UNKNOWN = {"step": 0, "phase": "", "unlimited": True}  # what a process without a watchdog does
 
 
-class Line:
-    """This process's line to process 0.
+class Connection:
+    """This process's connection to process 0.
 
     Attributes:
       activity: what this process does, for process 0: `step`, `phase`, and `unlimited` if the phase may take any time.
       write_stacks: is called before this process ends because a process hangs or is lost.
     """
 
-    def __init__(self, connection: socket.socket, file: Any, desk: Desk | None, membership: Membership, silence: float):
-        self._connection = connection
+    def __init__(
+        self, sock: socket.socket, file: Any, coordinator: Coordinator | None, membership: Membership, silence: float
+    ):
+        self._socket = sock
         self._file = file
-        self._desk = desk
+        self._coordinator = coordinator
         self._membership = membership
         self._silence = silence
         self._sending = threading.Lock()
-        self._missed = 0  # beats without an answer
-        self._sent = (0.0, 0.0)  # the last beat: monotonic time, wall clock
+        self._missed = 0  # heartbeats without an answer
+        self._sent = (0.0, 0.0)  # the last heartbeat: monotonic time, wall clock
         self._clock: tuple[float, float] | None = None  # seconds of the quickest answer, and by how much we are ahead
         self._answered = threading.Event()
         self._ending = threading.Event()  # this process ends by itself
@@ -45,8 +47,8 @@ class Line:
         self._stop = ("", 0)
         self.activity: dict[str, Any] = UNKNOWN
         self.write_stacks: Callable[[], None] | None = None
-        threading.Thread(target=self._watch, name="line to process 0", daemon=True).start()
-        threading.Thread(target=self._beat, name="beats to process 0", daemon=True).start()
+        threading.Thread(target=self._watch, name="connection to process 0", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name="heartbeats to process 0", daemon=True).start()
 
     def clock_offset(self, seconds: float) -> float | None:
         """By how many seconds this host's clock is ahead of that of process 0; None without an answer in `seconds`."""
@@ -55,7 +57,7 @@ class Line:
 
     def host(self, index: int) -> str | None:
         """The host of a process; known to process 0 alone."""
-        return self._desk.host(index) if self._desk else None
+        return self._coordinator.host(index) if self._coordinator else None
 
     def hung(self, seconds: float) -> None:
         """Reports that no step has ended for so long; process 0 decides whether the run ends."""
@@ -77,8 +79,8 @@ class Line:
         self._ending.set()
         if self._send({"failed": sentence[:LONGEST], "code": code}):
             self._told.wait(LAST_WORDS)
-        if self._desk:
-            self._desk.alone.wait(LAST_WORDS)
+        if self._coordinator:
+            self._coordinator.alone.wait(LAST_WORDS)
 
     def done(self) -> None:
         """Says that this process ends in good order, and listens no more."""
@@ -87,14 +89,14 @@ class Line:
 
     def _send(self, message: dict[str, Any]) -> bool:
         with contextlib.suppress(OSError), self._sending:
-            self._connection.sendall(encoded(message))
+            self._socket.sendall(encoded(message))
             return True
         return False
 
-    def _beat(self) -> None:
-        """Sends beats; ends this process if process 0 answers none. Beats are counted, as at the desk."""
+    def _send_heartbeats(self) -> None:
+        """Sends heartbeats; ends this process if process 0 answers none. They are counted, as by the coordinator."""
         while not self._ending.is_set() and not self._told.is_set():
-            if self._missed > BEATS:
+            if self._missed > HEARTBEATS:
                 host = self._membership.address.rpartition(":")[0]
                 self._end(
                     f"process 0 ({host}) has not answered for {self._silence:.0f} s; it was stopped, or its machine or "
@@ -105,15 +107,15 @@ class Line:
                 return
             self._missed += 1
             self._sent = (time.monotonic(), time.time())
-            self._send({"beat": self.activity})
-            self._ending.wait(self._silence / BEATS)
+            self._send({"heartbeat": self.activity})
+            self._ending.wait(self._silence / HEARTBEATS)
 
     def _watch(self) -> None:
         try:
             for line in self._file:
                 message = json.loads(line)
-                if "beat" in message:
-                    self._hear(message["beat"])
+                if "heartbeat" in message:
+                    self._hear(message["heartbeat"])
                 if "done" in message:
                     self._ending.set()  # process 0 answers no more
                     return
@@ -123,11 +125,11 @@ class Line:
         except ConnectionError:
             pass
         except OSError:
-            return  # as at the desk: no sign that the other has ended
+            return  # as for the coordinator: no sign that the other has ended
         self._end("process 0 ended without a word; its own output may say why", RETRY)
 
     def _hear(self, now: float) -> None:
-        """Takes the answer to the last beat."""
+        """Takes the answer to the last heartbeat."""
         self._missed = 0
         sent, clock = self._sent
         seconds = time.monotonic() - sent
@@ -147,6 +149,6 @@ class Line:
         if self._ending.wait(GRACE):
             return
         print(f"error: {sentence}", file=sys.stderr, flush=True)
-        if self._desk:
-            self._desk.alone.wait(LAST_WORDS)
+        if self._coordinator:
+            self._coordinator.alone.wait(LAST_WORDS)
         os._exit(code)

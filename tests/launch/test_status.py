@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from launch import execution
+from launch.cloud_errors import CloudError
 from launch.command import Command
-from launch.refusals import CloudError
-from launch.watch import summary
+from launch.status import summary
 
 
 def test_hosts_in_another_state_than_most_are_named() -> None:

@@ -1,11 +1,11 @@
-"""The roll call of a run's processes, and the connection that each of them keeps to process 0.
+"""The rendezvous of a run's processes; afterwards each of them keeps its connection to process 0.
 
 JAX connects processes that are all present. If one is missing, it waits for minutes and then aborts the others with a
 stack trace of addresses; if the port is taken, it crashes; if a process dies later, the others keep waiting. So the
-processes first call the roll over plain sockets, on the port that JAX uses afterwards. A process that is missing, comes
-twice or belongs to another run is named. The sockets stay open (`line.Line`, and `desk.Desk` on process 0). A process
-that fails reports it, the system closes the socket of a killed one, a stopped one sends no beats, and process 0 tells
-all others, which end with that sentence whatever they are waiting for.
+processes first meet over plain sockets, on the port that JAX uses afterwards. A process that is missing, comes twice or
+belongs to another run is named. The sockets stay open (`connection.Connection`, and `coordinator.Coordinator` on
+process 0). A process that fails reports it, the system closes the socket of a killed one, a stopped one sends no
+heartbeats, and process 0 tells all others, which end with that sentence whatever they are waiting for.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 import uuid
 from typing import Any
 
-from qwenvl_jax.runtime.desk import ANSWER, LAST_WORDS, Desk
+from qwenvl_jax.runtime.connection import Connection
+from qwenvl_jax.runtime.coordinator import ANSWER, LAST_WORDS, Coordinator
 from qwenvl_jax.runtime.errors import PeerError, UserError
-from qwenvl_jax.runtime.line import Line
 from qwenvl_jax.runtime.membership import Membership, encoded, split_address
 
 
@@ -26,19 +26,19 @@ class _Foreign(Exception):
     """The answer did not come from process 0 of this run."""
 
 
-def call(membership: Membership, seconds: float, silence: float) -> Line:
-    """Answers the roll call; returns once all processes of the run are there.
+def join(membership: Membership, seconds: float, silence: float) -> Connection:
+    """Joins the run; returns once all processes of the run are there.
 
     Args:
       membership: which process this is.
       seconds: how long to wait for the others.
-      silence: seconds after which a process that has stopped to send beats counts as lost.
+      silence: seconds after which a process without heartbeats counts as lost.
 
     Raises:
       PeerError: on every process if one is missing after `seconds`, comes twice or expects another number of them.
       UserError: if the address of process 0 cannot be used by process 0 itself.
     """
-    desk = Desk(membership, seconds, silence) if membership.index == 0 else None
+    coordinator = Coordinator(membership, seconds, silence) if membership.index == 0 else None
     deadline = time.monotonic() + seconds
     hello = {
         "process": membership.index,
@@ -48,8 +48,8 @@ def call(membership: Membership, seconds: float, silence: float) -> Line:
     }
     while True:
         try:
-            connection, file = _greet(membership, hello)
-            connection.settimeout(seconds + ANSWER)
+            sock, file = _greet(membership, hello)
+            sock.settimeout(seconds + ANSWER)
             message = json.loads(file.readline() or '""')
             if message:
                 break
@@ -68,21 +68,21 @@ def call(membership: Membership, seconds: float, silence: float) -> Line:
             raise _unreachable(membership, problem, seconds)
         time.sleep(0.2)
     if "stop" in message:
-        connection.close()
-        if desk:
-            desk.alone.wait(LAST_WORDS)
+        sock.close()
+        if coordinator:
+            coordinator.alone.wait(LAST_WORDS)
         raise PeerError(message["stop"], message["code"])
-    connection.settimeout(None)
-    return Line(connection, file, desk, membership, silence)
+    sock.settimeout(None)
+    return Connection(sock, file, coordinator, membership, silence)
 
 
 def _greet(membership: Membership, hello: dict[str, Any]) -> tuple[socket.socket, Any]:
     host, port = split_address(membership.address)
-    connection = socket.create_connection((host, port), timeout=ANSWER)
-    _keep_alive(connection)
+    sock = socket.create_connection((host, port), timeout=ANSWER)
+    _keep_alive(sock)
     try:
-        connection.sendall(encoded(hello))
-        file = connection.makefile("r", encoding="utf-8", errors="replace", newline="\n")
+        sock.sendall(encoded(hello))
+        file = sock.makefile("r", encoding="utf-8", errors="replace", newline="\n")
         try:
             heard = json.loads(file.readline(1000))
         except ValueError:
@@ -90,9 +90,9 @@ def _greet(membership: Membership, hello: dict[str, Any]) -> tuple[socket.socket
         if heard != {"heard": True}:
             raise _Foreign
     except BaseException:
-        connection.close()
+        sock.close()
         raise
-    return connection, file
+    return sock, file
 
 
 def _unreachable(membership: Membership, problem: str, seconds: float) -> Exception:
@@ -109,8 +109,8 @@ def _unreachable(membership: Membership, problem: str, seconds: float) -> Except
     )
 
 
-def _keep_alive(connection: socket.socket) -> None:
+def _keep_alive(sock: socket.socket) -> None:
     """A packet a minute: firewalls forget connections that are silent for longer."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)

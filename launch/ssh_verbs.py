@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from launch.command import Command
+from launch.gce_metadata import ADDRESS
 from launch.job import Job
-from launch.membership import ADDRESS
 from launch.path import Builder
 
 STOP_SECONDS = 900  # a checkpoint of 9.6B parameters with its moments takes a few minutes
@@ -74,7 +74,7 @@ class HostVerbs:
       groups: all hosts of a job.
       describe: commands that show the state of the resources.
       one_host: the host `job.host`; with `members`, the slice that it is in.
-      members: whether hosts have to find the numbers of their processes themselves (`launch/membership.py`).
+      members: whether hosts have to find the numbers of their processes themselves (`launch/gce_metadata.py`).
     """
 
     groups: Groups

@@ -1,10 +1,10 @@
-"""Process 0's side of the connections that all processes of a run keep to it.
+"""Process 0's end of the connections that all processes of a run keep to it (`connection`).
 
-It calls the roll, notices who fails, who is gone and who falls silent, and tells all others.
+It waits for all of them, notices who fails, who is gone and who falls silent, and tells all others.
 
-Messages are lines of JSON. To process 0: who calls; then `beat` (what the process does, every few seconds), `hung` (how
-long no step has ended), `failed` (a sentence, and the exit code) or `done`. From it: `heard`; then `complete`; then
-`beat` (its time, as the answer to one), `stop` (a sentence, and the exit code) or `done`.
+Messages are lines of JSON. To process 0: who calls; then `heartbeat` (what the process does, every few seconds),
+`hung` (how long no step has ended), `failed` (a sentence, and the exit code) or `done`. From it: `heard`; then
+`complete`; then `heartbeat` (its time, as the answer to one), `stop` (a sentence, and the exit code) or `done`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qwenvl_jax.runtime.membership import Membership, encoded, split_address
 
 ANSWER = 5.0  # seconds for the first answer of process 0, which does nothing else in that time
 LAST_WORDS = 5.0  # seconds for which process 0 stays so that the others learn why the run has ended
-BEATS = 12  # in the time after which a silent process counts as lost
+HEARTBEATS = 12  # in the time after which a silent process counts as lost
 SHOWN = 8  # the most missing processes that are named
 LONGEST = 8000  # characters of a sentence
 
@@ -37,13 +37,13 @@ class _Member(NamedTuple):
     writer: asyncio.StreamWriter
 
 
-class Desk:
-    """Calls the roll, then passes on who has failed or is lost. Works on a separate thread.
+class Coordinator:
+    """Waits for all processes, then passes on who has failed or is lost. Works on a separate thread.
 
     Args:
       membership: of process 0.
       seconds: how long to wait for all processes.
-      silence: seconds without a beat after which a process counts as lost.
+      silence: seconds without a heartbeat after which a process counts as lost.
 
     Raises:
       UserError: if the port of the run's address cannot be used on this host.
@@ -55,14 +55,14 @@ class Desk:
         self._silence = silence
         self._members: dict[int, _Member] = {}
         self._done: set[int] = set()
-        self._missed: dict[int, int] = {}  # beats that did not come, by process
-        self._activities: dict[int, dict[str, Any]] = {}  # what the processes do, as their last beats say
+        self._missed: dict[int, int] = {}  # heartbeats that did not come, by process
+        self._activities: dict[int, dict[str, Any]] = {}  # what the processes do, as their last heartbeats say
         self._complete = False
         self._stopped: dict[str, Any] | None = None  # what all have been told
         self.alone = threading.Event()  # set once all others have gone
         self._socket = _listen(membership)
         _allow_files(membership.count)
-        threading.Thread(target=asyncio.run, args=(self._work(),), name="roll call", daemon=True).start()
+        threading.Thread(target=asyncio.run, args=(self._work(),), name="coordinator", daemon=True).start()
 
     def host(self, index: int) -> str | None:
         """The host of a process that has called."""
@@ -73,15 +73,15 @@ class Desk:
         self._server = await asyncio.start_server(self._serve, sock=self._socket, backlog=4096)
         asyncio.get_running_loop().call_later(self._seconds, self._give_up)
         while True:  # the thread ends with its process
-            await asyncio.sleep(self._silence / BEATS)
+            await asyncio.sleep(self._silence / HEARTBEATS)
             if self._complete and self._stopped is None:
                 self._count_beats()
 
     def _count_beats(self) -> None:
-        """Stops the run if a process is silent. Beats are counted, not seconds: this process may have been stopped."""
+        """Stops the run if a process is silent. It counts heartbeats, because this process may have stood still."""
         for index in sorted(self._members.keys() - self._done - {self._membership.index}):
             self._missed[index] = self._missed.get(index, 0) + 1
-            if self._missed[index] > BEATS:
+            if self._missed[index] > HEARTBEATS:
                 self._stop(
                     f"process {index} (host {self._members[index].host}) has not answered for {self._silence:.0f} s; "
                     "it was stopped, or its machine or network is gone: run the same command again",
@@ -137,10 +137,10 @@ class Desk:
         writer.close()
 
     def _hear(self, index: int, member: _Member, message: dict[str, Any]) -> None:
-        if "beat" in message:
+        if "heartbeat" in message:
             self._missed[index] = 0
-            self._activities[index] = message["beat"]
-            _send(member.writer, {"beat": time.time()})
+            self._activities[index] = message["heartbeat"]
+            _send(member.writer, {"heartbeat": time.time()})
         elif "hung" in message:
             self._activities[index] = message["activity"]
             self._judge(message["hung"])
