@@ -1,9 +1,11 @@
 """Compares saving and restoring a checkpoint with plain writes and reads of the same bytes on the same disk.
 
-    python -m benchmarks.checkpoint_io [--gigabytes=0.75] [--folder=/tmp] [--repeats=5]
+    python -m benchmarks.checkpoint_io [--gigabytes=0.75] [--folder=/tmp] [--local=/dev/shm] [--repeats=5]
 
 Every round writes and reads the bytes plainly and as a checkpoint, so that both meet the same load of the machine:
-plain writes end with fsync, as the files of a checkpoint do, and before every read the files leave the page cache. Then
+plain writes end with fsync, as the files of a checkpoint do, and before every read the files leave the page cache. A
+local checkpoint (`checkpoint/local.py`) is written and read in the same folder, or in `--local`, as it is used: without
+fsync, and read from the page cache. Then
 steps of a stand-in for training run alone and while a checkpoint is written. Medians over the rounds:
 
 - GB/s of a save until the checkpoint is finished, and of a restore with all checks, each over the plain one;
@@ -28,10 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base
-from qwenvl_jax.checkpoint import checksums, file_checksums
+from configs import base, stage1_pretrain
+from qwenvl_jax.checkpoint import checksums, file_checksums, lineage
+from qwenvl_jax.checkpoint.local import LocalCheckpoints
 from qwenvl_jax.checkpoint.manager import Checkpoints
 from qwenvl_jax.checkpoint.restore import newest_state
+from qwenvl_jax.config import load_config
 from qwenvl_jax.params import PyTree
 
 LEAVES = 8  # of the parameters; each of the two moments has as many
@@ -130,6 +134,20 @@ def measure_round(folder: Path, state: tuple[PyTree, PyTree], turn: int) -> dict
     return timings
 
 
+def measure_local(root: Path, run: Path, state: tuple[PyTree, PyTree]) -> dict[str, float]:
+    """Seconds of a local checkpoint in a folder; `run` has the lineage that names it."""
+    checkpoints = LocalCheckpoints(str(root), run)
+    with checkpoints.after(0):
+        began = time.perf_counter()
+        checkpoints.save(1, *state, {})
+        blocking = time.perf_counter() - began
+        checkpoints.wait()
+        whole = time.perf_counter() - began
+    restore = seconds(lambda: jax.block_until_ready((checkpoints.newest_state(None, *state) or ())[1:3]))
+    checkpoints.remove()
+    return {"local save, blocking": blocking, "local save": whole, "local restore": restore}
+
+
 def measure_training(folder: Path, state: tuple[PyTree, PyTree], steps: int) -> dict[str, float]:
     """Seconds of steps alone, and of as many during which a checkpoint is written."""
     step = jax.jit(lambda x: jax.lax.fori_loop(0, 4, lambda _, y: jnp.tanh(y @ y), x))
@@ -159,21 +177,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=0.75)
     parser.add_argument("--folder", default=None, help="On the disk to measure; default the temporary one.")
+    parser.add_argument("--local", default=None, help="For local checkpoints; default the temporary one.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60, help="Of the stand-in for training.")
     options = parser.parse_args()
     state = make_state(options.gigabytes)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        rounds = [measure_round(Path(name), state, turn) for turn in range(options.repeats + 1)][
-            1:
-        ]  # the first one compiles
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder) as name,
+        tempfile.TemporaryDirectory(dir=options.local) as fast,
+    ):
+        lineage.write(Path(name), load_config(stage1_pretrain.get_config()), {})
+        rounds = [
+            measure_round(Path(name), state, turn) | measure_local(Path(fast), Path(name), state)
+            for turn in range(options.repeats + 1)
+        ][1:]  # the first one compiles
         training = [measure_training(Path(name) / str(k), state, options.steps) for k in range(options.repeats)]
     timings = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     for key, value in timings.items():
         print(f"{key:20} {value:7.3f} s  {size / value:6.2f} GB/s")
     print(f"save over plain write    {timings['plain write'] / timings['save']:.0%}")
     print(f"restore over plain read  {timings['plain read'] / timings['restore']:.0%}")
+    print(f"local save over save     {timings['local save'] / timings['save']:.0%}")
     print(f"checksums over save      {1 - timings['save, no checksums'] / timings['save']:.1%}")
     added = statistics.median(each["steps with a save"] - each["steps alone"] for each in training)
     step = statistics.median(each["steps alone"] for each in training) / options.steps

@@ -55,7 +55,7 @@ def stage(
             watching=watching(),
             watchdog=watchdog(),
             anomalies=anomalies(),
-            checkpoint=dict(minutes=0.0, keep_every=0, keep_best=0, best_by="train/loss", best_is="lowest"),
+            checkpoint=checkpoint(),
         )
     )
     recipe.apply(config)
@@ -98,6 +98,12 @@ def train(stage: str, trainable: tuple[str, ...], steps: int) -> dict:
     return dict(
         stage=stage, trainable=trainable, steps=steps, seed=0, log_every=10, checkpoint_every=500, keep_checkpoints=3
     )
+
+
+def checkpoint() -> dict:
+    """When checkpoints are written and which are kept, besides those of `train`."""
+    local = dict(local="", local_every=0, local_minutes=0.0)
+    return dict(minutes=0.0, keep_every=0, keep_best=0, best_by="train/loss", best_is="lowest", **local)
 
 
 def watching() -> dict:

@@ -3,8 +3,8 @@
 python -m qwenvl_jax.preflight --config=configs/stage1_pretrain.py --workdir=runs/stage1 [--topology=v5p:8x8x8]
 
 Start it on all hosts, as the training itself. It compares versions and configs, sums known numbers along every axis of
-the mesh, writes into the workdir and removes that again, and compares the clocks. The checkpoints of earlier stages may
-be missing.
+the mesh, writes into the workdir and the folder for local checkpoints and removes that again, and compares the clocks.
+The checkpoints of earlier stages may be missing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
         if topology:
             _check_topology(topology)
         mesh = checked_mesh(config)
-        start.check_hosts(workdir, mesh, abstract_state(config, mesh), begins=True)
+        start.check_hosts(workdir, mesh, abstract_state(config, mesh), begins=True, local=config.checkpoint.local)
 
 
 def _check_topology(topology: Topology) -> None:

@@ -7,7 +7,7 @@ docs/quickstart.md says how the numbers were found.
 
 import ml_collections
 
-from configs.base import anomalies, watchdog, watching
+from configs.base import anomalies, checkpoint, watchdog, watching
 from configs.meshes import cpu
 
 SIZE_PRETRAIN = 42  # px, 6x6 patches: the quickstart's 224
@@ -91,7 +91,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
             watching=watching(),
             watchdog=watchdog(),
             anomalies=anomalies(),
-            checkpoint=dict(minutes=0.0, keep_every=0, keep_best=0, best_by="train/loss", best_is="lowest"),
+            checkpoint=checkpoint(),
         )
     )
     cpu.apply(config)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ _CODE = "code"  # key of the lineage: versions, and the commit if there is one
 _DATA = "data"  # key of the lineage: digest of everything that the batches depend on
 _TENSORS = "tensors"  # key of the lineage: which tensors were loaded, resized, skipped or begun anew
 _RETURNS = "returns"  # key of the lineage: the steps that the run has gone back to, and what was moved aside then
+_RUN = "run"  # key of the lineage: a random name, if the run has local checkpoints
 _MOVES = "moves"  # key of the lineage: paths that had changed when the run was continued
 
 
@@ -151,6 +154,23 @@ def note_return(workdir: epath.PathLike, step: int, moved: list[str]) -> None:
     lineage = read_lineage(workdir)
     lineage[_RETURNS] = [*lineage.get(_RETURNS, []), {"to": step, "moved": moved}]
     artifacts.write_json(storage.path(workdir) / LINEAGE, lineage)
+
+
+def identity(workdir: epath.PathLike, *, create: bool = False) -> tuple[str, list[int]]:
+    """A name that belongs to one run in one folder, "" if it has none; and the steps that the run has gone back to.
+
+    Args:
+      workdir: the run's folder.
+      create: gives the run a name if it has none. A run that begins anew in the same folder gets another one.
+    """
+    lineage = read_lineage(workdir) if has_run(workdir) else {}
+    if create and _RUN not in lineage:
+        lineage[_RUN] = uuid.uuid4().hex
+        artifacts.write_json(storage.path(workdir) / LINEAGE, lineage)
+    returns = [int(entry["to"]) for entry in lineage.get(_RETURNS, [])]
+    if _RUN not in lineage:
+        return "", returns
+    return hashlib.sha256(f"{lineage[_RUN]} {storage.absolute(workdir)}".encode()).hexdigest()[:16], returns
 
 
 def _put(values: Any, key: str, value: Any) -> None:

@@ -12,6 +12,7 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import lineage, steps
 from qwenvl_jax.checkpoint.layout import EVALUATIONS, METRICS
+from qwenvl_jax.checkpoint.local import LocalCheckpoints
 from qwenvl_jax.checkpoint.restore import read_and_check
 from qwenvl_jax.params import Params
 from qwenvl_jax.runtime import distributed, log, storage
@@ -21,12 +22,13 @@ LATER = ".later"  # ends the name of what was written after the checkpoint
 _LOGS = (METRICS, EVALUATIONS)
 
 
-def wanted(workdir: epath.Path, step: int | None) -> int | None:
+def wanted(workdir: epath.Path, step: int | None, local: LocalCheckpoints | None = None) -> int | None:
     """The step of `--from_step`, or None if there is nothing to go back to.
 
     Args:
       workdir: the run's folder.
       step: the value of the flag, None without it.
+      local: of the run; one of these may be meant as well.
 
     Raises:
       UserError: if there is no finished checkpoint of that step, or a process has another value.
@@ -34,11 +36,12 @@ def wanted(workdir: epath.Path, step: int | None) -> int | None:
     distributed.agree({"--from_step": str(step)})
     if step is None:
         return None
+    local_steps = local.steps() if local else []
 
     def look() -> bool:
         if not lineage.has_run(workdir):
             raise UserError(f"{workdir} has no run that --from_step could go back in; leave the flag out to start one")
-        finished = steps.finished_steps(workdir)
+        finished = sorted({*steps.finished_steps(workdir), *local_steps})
         if step not in finished:
             known = ", ".join(map(str, finished)) or "none at all"
             raise UserError(f"--from_step={step}: {workdir} holds no checkpoint of that step (there are {known})")
@@ -53,7 +56,9 @@ def wanted(workdir: epath.Path, step: int | None) -> int | None:
     return step
 
 
-def state_of(workdir: epath.Path, step: int, params: Params, opt_state: Any) -> tuple[Params, Any, dict[str, Any]]:
+def state_of(
+    workdir: epath.Path, step: int, params: Params, opt_state: Any, local: LocalCheckpoints | None = None
+) -> tuple[Params, Any, dict[str, Any]]:
     """Reads the checkpoint of `step` and then moves everything aside that was written after it.
 
     Args:
@@ -61,6 +66,7 @@ def state_of(workdir: epath.Path, step: int, params: Params, opt_state: Any) -> 
       step: from `wanted`.
       params: shapes, dtypes and shardings of the trained parameters.
       opt_state: of the optimiser's state.
+      local: of the run; it has the checkpoint if `workdir` has not.
 
     Returns:
       (params, opt_state, progress).
@@ -68,7 +74,10 @@ def state_of(workdir: epath.Path, step: int, params: Params, opt_state: Any) -> 
     Raises:
       UserError: if the checkpoint is damaged; then nothing is moved.
     """
-    restored, reason = read_and_check(workdir, step, params, opt_state)
+    if local is None or distributed.from_primary(lambda: step in steps.finished_steps(workdir)):
+        restored, reason = read_and_check(workdir, step, params, opt_state)
+    else:
+        restored, reason = local.read_and_check(step, params, opt_state)
     if restored is None:
         raise UserError(
             f"--from_step={step}: that checkpoint of {workdir} is damaged ({reason}); name another one, nothing has "

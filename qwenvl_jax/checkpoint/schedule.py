@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 
+from qwenvl_jax.checkpoint.local import LocalCheckpoints
 from qwenvl_jax.checkpoint.manager import Checkpoints
 from qwenvl_jax.config import Config
 from qwenvl_jax.runtime import distributed
@@ -23,15 +24,18 @@ class Schedule:
 
     Args:
       config: the run's.
-      checkpoints: of the run; a checkpoint that the clock asks for begins only when the last one is written.
+      checkpoints: of the run, those in its folder or the local ones; a checkpoint that the clock asks for begins only
+        when the last one is written.
     """
 
-    def __init__(self, config: Config, checkpoints: Checkpoints) -> None:
+    def __init__(self, config: Config, checkpoints: Checkpoints | LocalCheckpoints) -> None:
         rules = config.checkpoint
-        self._intervals = [config.train.checkpoint_every, rules.keep_every]
-        if rules.best_needs_evaluation:
+        local = isinstance(checkpoints, LocalCheckpoints)
+        self._intervals = [rules.local_every] if local else [config.train.checkpoint_every, rules.keep_every]
+        if rules.best_needs_evaluation and not local:
             self._intervals.append(config.evaluation.every)
-        self._seconds = 60 * rules.minutes
+        self._seconds = 60 * (rules.local_minutes if local else rules.minutes)
+        self._name = "local checkpoint" if local else "checkpoint"
         self._checkpoints = checkpoints
         self._began = time.monotonic()  # of the last checkpoint
         self._last = 0  # step of the last checkpoint
@@ -52,7 +56,7 @@ class Schedule:
         elapsed = time.monotonic() - self._began
         if distributed.process_count() == 1:
             return elapsed >= self._seconds and self._checkpoints.idle
-        key = f"checkpoint/{self._decisions}"
+        key = f"{self._name}/{self._decisions}"
         if self._announced is None and distributed.is_primary():
             if elapsed >= self._seconds and self._checkpoints.idle:
                 self._announced = step + AHEAD

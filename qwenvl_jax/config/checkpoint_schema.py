@@ -25,6 +25,12 @@ class CheckpointConfig:
     # That figure, as TensorBoard calls it: train/loss, evaluation/loss, evaluation/BENCHMARK/SCORE.
     best_by: str = "train/loss"
     best_is: Annotated[str, OneOf(("lowest", "highest"))] = "lowest"
+    # A folder on the own disk of every host, "" without: local checkpoints, for a restart on the same hosts.
+    local: str = ""
+    # A local checkpoint of every so many steps; 0: of none.
+    local_every: Annotated[int, Range(0, _STEPS)] = 0
+    # A local checkpoint also begins when the last one is written and has begun so many minutes ago; 0: never.
+    local_minutes: Annotated[float, Range(0, 100_000)] = 0.0
 
     @property
     def best_needs_evaluation(self) -> bool:
@@ -32,11 +38,16 @@ class CheckpointConfig:
         return self.keep_best > 0 and self.best_by.startswith(EVALUATION)
 
     def check(self, path: str) -> None:
-        """Raises UserError if the figure cannot be one."""
+        """Raises UserError if the figure cannot be one, or the keys for local checkpoints do not fit together."""
         require(
             self.best_by.startswith((TRAINING, EVALUATION)),
             f"{path}.best_by is {self.best_by!r}; name a figure as TensorBoard does, such as train/loss or "
             "evaluation/loss",
+        )
+        require(
+            bool(self.local) == bool(self.local_every or self.local_minutes),
+            f"{path}.local is {self.local!r}, {path}.local_every {self.local_every} and {path}.local_minutes "
+            f"{self.local_minutes}; give a folder and a number of steps or minutes, or leave all of them out",
         )
 
 

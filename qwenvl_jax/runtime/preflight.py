@@ -236,6 +236,49 @@ def check_space(folder: epath.PathLike, needed_bytes: int) -> int | None:
     return distributed.from_primary(look)
 
 
+def check_own_folder(folder: epath.PathLike, needed_bytes: int, *, refuse: bool) -> None:
+    """Has every process write into a folder on its own disk, and prints one line. Leaves nothing but the folder.
+
+    Args:
+      folder: on the disk of every host, made if it is missing.
+      needed_bytes: of this process, that must be free on that disk.
+      refuse: whether a host that cannot use it is an error; otherwise the line names it.
+
+    Raises:
+      UserError: on every process, naming the processes concerned.
+    """
+    answers = distributed.gather(_own_problem(storage.absolute(folder), needed_bytes))
+
+    def judge() -> None:
+        bad = [index for index, problem in enumerate(answers) if problem]
+        if not bad:
+            log.line(f"{folder} is writable on every host")
+            return
+        sentence = f"{named(bad)} cannot use {folder} ({answers[bad[0]]})"
+        if refuse:
+            raise UserError(
+                f"{sentence}; name a folder on a disk that every host has, or leave config.checkpoint.local out"
+            )
+        log.line(f"warning: {sentence}; mend it for local checkpoints, the run goes on without")
+
+    distributed.from_primary(judge)
+
+
+def _own_problem(folder: epath.Path, needed_bytes: int) -> str:
+    """Why this process cannot write so much into a folder; "" if it can."""
+    mark = folder / f"{_MARK}-{uuid.uuid4().hex}"
+    try:
+        storage.make_folder(folder)
+        storage.write_bytes(mark, b"")
+        storage.remove(mark)
+        free = disk.free_bytes(folder)
+    except (OSError, StorageError) as error:
+        return (error.strerror if isinstance(error, OSError) else "") or str(error)
+    if free < needed_bytes:
+        return f"it has {log.size(free)} free, and local checkpoints need {log.size(needed_bytes)} there"
+    return ""
+
+
 def check_clocks() -> float | None:
     """The largest difference of a host's clock from that of process 0, in seconds; None on other processes or alone.
 

@@ -11,9 +11,11 @@ from etils import epath
 from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import handoff, layout, lineage, rewind
+from qwenvl_jax.checkpoint.local import LocalCheckpoints
 from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
 from qwenvl_jax.checkpoint.restore import StartingPoint, frozen_of, initial_params, newest_state
 from qwenvl_jax.checkpoint.schedule import Schedule
+from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.config import Config
 from qwenvl_jax.data import fingerprint
 from qwenvl_jax.data.loader import counts_of, join_states, make_loader
@@ -66,10 +68,12 @@ def train(
     ledger = Ledger(began)
     check_exports(config.watching)
     workdir = storage.path(workdir)
-    going_back = rewind.wanted(workdir, from_step)
+    local = LocalCheckpoints(config.checkpoint.local, workdir)
+    going_back = rewind.wanted(workdir, from_step, local)
     steps_taken, starting_points = find_start(config, workdir, going_back)
     if steps_taken == config.train.steps:
         log.line(f"{workdir} is finished: {steps_taken} steps")
+        local.remove()
         return steps_taken
     distributed.check_devices()
     compilation_cache.require_common_keys()
@@ -78,15 +82,16 @@ def train(
     streams = local_streams(config.data, mesh)
     check_streams(config.data, mesh, continued=steps_taken is not None)
     tokenizer = load_tokenizer(config.tokenizer)
-    check_hosts(workdir, mesh, abstract, begins=steps_taken is None)
+    check_hosts(workdir, mesh, abstract, begins=steps_taken is None, local=config.checkpoint.local)
     with make_loader(config, tokenizer, streams=streams) as loader, claimed(workdir):
         distributed.agree(loader.facts())
-        if steps_taken is None:
+        resumed = resume(workdir, abstract, going_back, local)
+        if resumed is None:
             summary.show(config, starting_points, abstract, mesh)
             noted = {"vocabulary": vocabulary_digest(config.tokenizer), "data": fingerprint.combined(loader.facts())}
             steps_taken, state, progress = begin(config, workdir, starting_points, abstract, noted)
         else:
-            steps_taken, state, progress = resume(workdir, abstract, going_back)
+            steps_taken, state, progress = resumed
             log.line(f"continuing {workdir} after step {steps_taken} of {config.train.steps}")
             loader.restore(progress["loader"])
             note_moves(workdir, config, steps_taken)
@@ -100,6 +105,7 @@ def train(
             reported(workdir, config.watching.report_minutes),
             ledger.kept(workdir, steps_taken, config.train.steps, config.watching.goodput_job),
             Checkpoints(workdir, keep=config.train.keep_checkpoints, rules=config.checkpoint) as checkpoints,
+            local.after(steps_taken),
             MetricsLog(workdir, config, steps_taken, mesh, ledger) as metrics_log,
             Watchdog(config.watchdog, workdir) as watchdog,
             WatchedStep(make_train_step(config, mesh, abstract), config.watching, workdir, ledger) as take_step,
@@ -107,6 +113,7 @@ def train(
             host_sync.refused(unless=config.watching.host_sync == "allowed"),
         ):
             schedule = Schedule(config, checkpoints)
+            local_schedule = Schedule(config, local)
             with metrics_log.waiting_for_data():
                 batch = put_batch(next(loader), config.data, mesh)
             if steps_taken == 0:
@@ -130,12 +137,17 @@ def train(
                 if watching and (step % config.evaluation.every == 0 or last):
                     metrics_log.observe(step, state, watching)
                 stop = guard.stop(step) or anomalies.too_many()
-                if schedule.due(step) or last or stop:
+                due = schedule.due(step) or last or stop
+                local_due = local_schedule.due(step) and not (last or stop)
+                if due or local_due:
                     progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}
                     progress[PROGRESS] = anomalies.progress(state.means)
                     metrics_log.flush()  # before the checkpoint: a continued run does not log earlier steps again
                     with ledger.span("checkpoint"):
-                        checkpoints.save(step, state.trainable, state.opt_state, progress)
+                        if local_due:
+                            local.save(step, state.trainable, state.opt_state, progress)
+                        if due:
+                            checkpoints.save(step, state.trainable, state.opt_state, progress)
                         if last or stop:
                             checkpoints.wait()
                 if stop:
@@ -143,6 +155,7 @@ def train(
                 if stop and not last:
                     log.line(f"stopped by {guard.signal} after step {step}; run the same command again to continue")
                     return step
+    local.remove()
     return config.train.steps
 
 
@@ -191,20 +204,32 @@ def begin(
     return 0, State(step, trainable, frozen, opt_state), {}
 
 
-def resume(workdir: epath.Path, abstract: State, going_back: int | None = None) -> tuple[int, State, dict[str, Any]]:
+def resume(
+    workdir: epath.Path, abstract: State, going_back: int | None, local: LocalCheckpoints
+) -> tuple[int, State, dict[str, Any]] | None:
     """The newest whole checkpoint, or an older one: its step, the state on the mesh of `abstract`, the progress.
 
     Args:
       workdir: the run's folder.
       abstract: from `abstract_state`.
-      going_back: the step of the older one, from `rewind.wanted`.
+      going_back: the step of the older one, from `rewind.wanted`; None for the newest.
+      local: the local checkpoints of the run, of which the newest may be newer than all others.
+
+    Returns:
+      None if there is no checkpoint.
     """
-    frozen = frozen_of(workdir, abstract.frozen)
-    if going_back is None:
-        number, trainable, opt_state, progress = newest_state(workdir, abstract.trainable, abstract.opt_state)
+    shapes = (abstract.trainable, abstract.opt_state)
+    durable = distributed.from_primary(lambda: latest_step(workdir))
+    if going_back is not None:
+        found = (going_back, *rewind.state_of(workdir, going_back, *shapes, local))
+    elif (newer := local.newest_state(durable, *shapes)) is not None:
+        found = newer
+    elif durable is not None:
+        found = newest_state(workdir, *shapes)
     else:
-        number = going_back
-        trainable, opt_state, progress = rewind.state_of(workdir, number, abstract.trainable, abstract.opt_state)
+        return None
+    number, trainable, opt_state, progress = found
+    frozen = frozen_of(workdir, abstract.frozen)
     step = jax.device_put(jnp.asarray(number, jnp.int32), abstract.step.sharding)
     return number, State(step, trainable, frozen, opt_state), progress
 

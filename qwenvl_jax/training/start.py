@@ -9,6 +9,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint.local import KEPT
+from qwenvl_jax.checkpoint.local_files import held_bytes
 from qwenvl_jax.checkpoint.restore import StartingPoint, check_init
 from qwenvl_jax.checkpoint.steps import folder_of, latest_step
 from qwenvl_jax.config import Config, from_config_dict, to_dict
@@ -65,15 +67,19 @@ def check_equal(config: Config, workdir: epath.Path) -> None:
     distributed.agree({"--workdir": str(workdir), **dict(_leaves(to_dict(config), "config"))})
 
 
-def check_hosts(workdir: epath.Path, mesh: Mesh, abstract: State, *, begins: bool) -> None:
+def check_hosts(workdir: epath.Path, mesh: Mesh, abstract: State, *, begins: bool, local: str) -> None:
     """The pre-flight of a run (`runtime.preflight`): devices, collectives, workdir, space and clocks.
 
     A run that begins needs space for the frozen weights and two checkpoints, because the first is kept while the second
-    is written. One that continues has older checkpoints, which make room; it needs space for one.
+    is written. One that continues has older checkpoints, which make room; it needs space for one. A folder for local
+    checkpoints (`config.checkpoint.local`) that a host cannot use keeps a run from beginning, not from continuing.
     """
     checkpoint = _bytes_of((abstract.trainable, abstract.opt_state))
     needed = _bytes_of(abstract.frozen) + 2 * checkpoint if begins else checkpoint
     preflight.check(mesh, workdir, needed)
+    if local:
+        held = held_bytes((abstract.trainable, abstract.opt_state))
+        preflight.check_own_folder(local, (KEPT + 1) * held if begins else held, refuse=begins)
 
 
 def _bytes_of(tree: PyTree) -> int:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from qwenvl_jax.checkpoint.local import LocalCheckpoints
 from qwenvl_jax.checkpoint.manager import Checkpoints
 from qwenvl_jax.checkpoint.restore import initial_params
 from qwenvl_jax.params import flatten, merge, split
@@ -46,7 +47,9 @@ def main(output: str, data: int, fsdp: int, tensor: int, slices: int, workdir: s
     answers: dict[str, np.ndarray] = {}
     first = 0
     if workdir and (Path(workdir) / "checkpoints").exists():
-        first, state, _ = resume(epath.Path(workdir), abstract)
+        resumed = resume(epath.Path(workdir), abstract, None, LocalCheckpoints("", workdir))
+        assert resumed
+        first, state, _ = resumed
     elif workdir:
         _, state, _ = begin(config, epath.Path(workdir), fresh, abstract)
     else:

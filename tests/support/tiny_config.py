@@ -55,5 +55,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.watching = {**base.watching(), "host_sync": "refused", "report_minutes": 0.0}
     config.watchdog = base.watchdog()
     config.anomalies = base.anomalies()
-    config.checkpoint = dict(minutes=0.0, keep_every=0, keep_best=0, best_by="train/loss", best_is="lowest")
+    config.checkpoint = base.checkpoint()
     return config
