@@ -23,7 +23,7 @@ from qwenvl_jax.checkpoint.failures import DamagedError
 from qwenvl_jax.checkpoint.manager import SUMS, check_state
 from qwenvl_jax.params import Params
 from qwenvl_jax.runtime import distributed, log, phases, storage
-from qwenvl_jax.runtime.errors import StorageError, UserError, one_line
+from qwenvl_jax.runtime.errors import StorageError, one_line
 
 KEPT = 2  # finished local checkpoints; one more while one is written
 _RUN = "run_"  # begins the name of the folder of a run
@@ -39,17 +39,9 @@ class LocalCheckpoints:
     Args:
       root: `config.checkpoint.local`; "" if there are none, then no method does anything.
       workdir: the run's folder.
-
-    Raises:
-      UserError: if `root` is not on a disk.
     """
 
     def __init__(self, root: str, workdir: epath.PathLike) -> None:
-        if root and storage.is_remote(root):
-            raise UserError(
-                f"config.checkpoint.local is {root}; name a folder on the disk of every host, such as "
-                "/dev/shm/checkpoints"
-            )
         self._root = storage.absolute(root) if root else None
         self._workdir = workdir
         self._returns: list[int] = []

@@ -245,8 +245,13 @@ def check_own_folder(folder: epath.PathLike, needed_bytes: int, *, refuse: bool)
       refuse: whether a host that cannot use it is an error; otherwise the line names it.
 
     Raises:
-      UserError: on every process, naming the processes concerned.
+      UserError: if the folder is not on a disk; with `refuse` on every process, naming the processes concerned.
     """
+    if storage.is_remote(folder):
+        raise UserError(
+            f"config.checkpoint.local is {folder}; name a folder on a disk that every host has, such as "
+            "/dev/shm/checkpoints"
+        )
     answers = distributed.gather(_own_problem(storage.absolute(folder), needed_bytes))
 
     def judge() -> None:

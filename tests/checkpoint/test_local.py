@@ -17,6 +17,7 @@ from etils import epath
 from qwenvl_jax.checkpoint import file_checksums, lineage, rewind
 from qwenvl_jax.checkpoint.local import LocalCheckpoints
 from qwenvl_jax.config import TOWERS
+from qwenvl_jax.runtime import preflight
 from qwenvl_jax.runtime.errors import UserError
 from tests.checkpoint.saved_run import MOMENTS, TREE, assert_is, save, state
 from tests.checkpoint.test_full_disk import mounted
@@ -269,5 +270,21 @@ def test_what_the_config_says_of_local_checkpoints_fits_together() -> None:
     ):
         with pytest.raises(UserError, match=said):
             tiny_run.make_config(**changes)
-    with pytest.raises(UserError, match="is gs://b/x; name a folder on the disk of every host"):
-        LocalCheckpoints("gs://b/x", "run")
+
+
+def test_the_pre_flight_refuses_a_run_that_begins_and_warns_one_that_continues(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(UserError, match="is gs://b/x; name a folder on a disk that every host has"):
+        preflight.check_own_folder("gs://b/x", 1, refuse=False)
+    folder = tmp_path / "new" / "disk"
+    preflight.check_own_folder(folder, 1000, refuse=True)
+    assert list(folder.iterdir()) == [] and f"{folder} is writable on every host" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    for unfit, needed, problem in (
+        (tmp_path / "file" / "disk", 1, "Not a directory"),
+        (folder, 10**18, "it has .* free, and local checkpoints need .* there"),
+    ):
+        sentence = rf"process 0 cannot use {unfit} \({problem}\); "
+        with pytest.raises(UserError, match=sentence + "name a folder on a disk that every host has, or leave"):
+            preflight.check_own_folder(unfit, needed, refuse=True)
+        preflight.check_own_folder(unfit, needed, refuse=False)
+        assert re.search("^warning: " + sentence + "mend it for local checkpoints", capsys.readouterr().out)
