@@ -7,26 +7,21 @@ It reads names in the workdir and imports no jax, so it runs on a laptop.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import exit_on_user_error
 
 FINISHED = "finished"
 ENDED = "ended"
 ENDS = "launch/ended"  # in the workdir; a supervisor leaves its exit code there, and removes those of earlier runs
-# As in qwenvl_jax/checkpoint: the folder of checkpoints, and the file that Orbax writes into a complete one last.
-_CHECKPOINTS = "checkpoints"
-_MARKER = "commit_success.txt"
 
 
 def progress(workdir: str, steps: int) -> str:
     """`finished`, `ended`, the newest complete checkpoint as `step 500 of 19000`, or `no checkpoint`."""
-    folder = storage.path(workdir) / _CHECKPOINTS
-    names = storage.names(folder) if storage.is_folder(folder) else []
-    steps_there = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-    newest = next((step for step in steps_there if storage.exists(folder / str(step) / _MARKER)), None)
+    newest = latest_step(workdir)
     if newest is not None and newest >= steps:
         return FINISHED
     if ends(workdir):
@@ -57,11 +52,11 @@ def note_end(workdir: str, host: str, code: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m launch.finished", allow_abbrev=False)
+    parser = Parser("python -m launch.finished", __doc__)
     parser.add_argument("workdir")
-    parser.add_argument("--steps", type=int, required=True)
-    arguments = parser.parse_args(sys.argv[1:])
+    parser.add_argument("--steps", type=int, required=True, help="Steps of the whole stage.")
     with exit_on_user_error():
+        arguments = parser.parse_args()
         state = progress(arguments.workdir, arguments.steps)
         if state == ENDED:
             print(*ends(arguments.workdir), sep="\n", file=sys.stderr)

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, TextIO
 
 from launch import finished, gce_metadata
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from qwenvl_jax.runtime.exit_codes import retryable
 
@@ -315,15 +316,15 @@ def status_after(folder: Folder) -> str:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one call."""
-    parser = argparse.ArgumentParser(prog="python -m launch.host", allow_abbrev=False)
+    """The arguments of one call. Raises UserError if they are wrong."""
+    parser = Parser("python -m launch.host", __doc__)
     parser.add_argument("verb", choices=("start", "once", "status", "stop", "follow"))
-    parser.add_argument("--workdir", default="")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--secret", action="append", default=[], metavar="VARIABLE=SECRET")
-    parser.add_argument("--members", default="", metavar="SLICE/SLICES")
-    parser.add_argument("--seconds", type=float, default=900.0)
-    parser.add_argument("--worker", type=int, default=0)
+    parser.add_argument("--workdir", default="", help="Folder of the run, which gets the log.")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="For the command.")
+    parser.add_argument("--secret", action="append", default=[], metavar="VARIABLE=SECRET", help="Of Secret Manager.")
+    parser.add_argument("--members", default="", metavar="SLICE/SLICES", help="The slice of this host, on gce.")
+    parser.add_argument("--seconds", type=float, default=900.0, help="How long `stop` waits for the end.")
+    parser.add_argument("--worker", type=int, default=0, help="The host of the slice whose log `follow` shows.")
     ours = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
     arguments = parser.parse_args(ours)
     arguments.command = list(argv[len(ours) + 1 :])

@@ -11,10 +11,10 @@ import hashlib
 import io
 import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
+from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 
@@ -58,5 +58,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
+    parser = Parser("python -m launch.source", __doc__)
+    parser.add_argument("output", type=Path, help="The archive, a .tar.gz.")
     with exit_on_user_error():
-        print(pack(Path.cwd(), Path(sys.argv[1])))
+        print(pack(Path.cwd(), parser.parse_args().output))

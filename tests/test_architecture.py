@@ -39,7 +39,7 @@ LEVELS = (
     ("qwenvl_jax.planning", 3),
     ("qwenvl_jax.scoring", 3),
     ("qwenvl_jax.", 4),  # the mains
-    ("launch", 1),
+    ("launch", 2),
     ("data_pipelines.quickstart", 2),
     ("data_pipelines.build", 2),
     ("data_pipelines.dialogues", 3),
