@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import execution, request, stages, status, where
+from launch import execution, local, request, stages, status, where
 from launch.command import Command
 from launch.path import VERBS, LaunchPath
 from launch.paths import PATHS
@@ -26,33 +26,47 @@ _WAIT_HOURS = flags.DEFINE_float(
     "wait_hours", execution.WAIT_HOURS, "How long --execute waits for chips, per zone.", lower_bound=0
 )
 _EXECUTE = flags.DEFINE_bool("execute", False, "Run the commands instead of printing them.")
+for _module in (request, local):
+    flags.adopt_module_key_flags(_module)  # so that `--help` shows them
 
 
 def main(path_name: str = "", verb: str = "") -> None:
     """Prints or runs the commands of one verb on one path, or of all stages, or shows where chips are."""
+    if not path_name:
+        known = f"{'|'.join(PATHS)} {'|'.join(VERBS)}"
+        raise UserError(f"name a path and a verb: python -m launch {known} --config=..; --help explains them")
     if path_name == "where":
+        if verb:
+            raise UserError(f"unexpected argument {verb!r}; `where` shows all paths, so leave it out")
         topology, prices = request.topology_and_prices()
         print(where.report(topology, prices, request.pace_of_flags()))
     elif path_name == "stages":
-        _chain(_path(verb or "a path"))
-    elif not path_name:
-        raise UserError(f"name a path and a verb: python -m launch {'|'.join(PATHS)} {'|'.join(VERBS)} --config=..")
+        if not verb:
+            raise UserError(f"name the path of the hosts: python -m launch stages {'|'.join(PATHS)} --runs=..")
+        _chain(_path(verb, tuple(PATHS)))
     else:
-        _one_verb(_path(path_name), verb)
+        _one_verb(_path(path_name, (*PATHS, "where", "stages")), verb)
 
 
-def _path(name: str) -> LaunchPath:
+def _path(name: str, known: Sequence[str]) -> LaunchPath:
     if name not in PATHS:
-        known = (*PATHS, "where", "stages")
         raise UserError(f"there is no path {name!r}, only {', '.join(known)}{nearest(name, known)}")
     return PATHS[name]
 
 
+def overview() -> str:
+    """The paths and the verbs with what they are for, as `--help` shows them."""
+    paths = [f"  {name:15}  {path.summary}" for name, path in PATHS.items()]
+    verbs = [f"  {name:15}  {purpose}" for name, purpose in VERBS.items()]
+    return "\n".join(["PATH is one of", *paths, "", "VERB is one of", *verbs])
+
+
 def _one_verb(path: LaunchPath, verb: str) -> None:
+    known = ", ".join(path.builders)
+    if not verb:
+        raise UserError(f"the verb is missing; {path.name} has {known}")
     if verb not in path.builders:
-        raise UserError(
-            f"{path.name} has no verb {verb!r}, only {', '.join(path.builders)}{nearest(verb, path.builders)}"
-        )
+        raise UserError(f"{path.name} has no verb {verb!r}, only {known}{nearest(verb, path.builders)}")
     job = request.job_of_flags(path, verb)
     if path.zoned:
         print(f"# {job.topology.description}")
@@ -97,4 +111,5 @@ def show(commands: Sequence[Command]) -> None:
 
 
 if __name__ == "__main__":
+    __doc__ = f"{__doc__}\n{overview()}\n"
     commandline.run(main, positional=2, needs_config=False)

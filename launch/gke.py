@@ -40,7 +40,7 @@ def check(job: Job) -> None:
             f"XPK names slices by accelerator types, and none names the grid {job.topology.grid}; leave --xpk out"
         )
     if job.xpk and job.secrets:
-        raise UserError("XPK puts values of variables on its command line, so --xpk and --secret exclude one another")
+        raise UserError("XPK would put the values of --secret on its command line; leave out --xpk or --secret")
     jobset.manifest(job)
 
 

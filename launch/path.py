@@ -27,7 +27,7 @@ class LaunchPath:
 
     Attributes:
       name: on the command line.
-      summary: one line for `python -m launch`.
+      summary: one line for `python -m launch --help`.
       builders: by verb, in the order of `VERBS`. They are pure: neither a program is called nor a file read.
       check: raises UserError, one sentence, for a job that the path cannot launch; called before any builder.
       zoned: whether a job needs a zone.

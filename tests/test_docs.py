@@ -134,6 +134,14 @@ def test_python_that_is_shown_compiles_and_names_what_exists(page: Path) -> None
                 assert [name.name for name in node.names if not hasattr(module, name.name)] == [], node.module
 
 
+def test_every_flag_is_documented() -> None:
+    mains = [file for package in ("qwenvl_jax", "launch") for file in (ROOT / package).glob("*.py")]
+    text = "\n".join(page.read_text() for page in PAGES)
+    defined = {name for file in mains for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', file.read_text())}
+    assert len(defined) > 50
+    assert sorted(name for name in defined if not re.search(rf"--(?:no)?{name}\b", text)) == []
+
+
 def keys() -> set[str]:
     """All keys of a config, such as `data.seed`, down to the fields of the towers."""
     names: set[str] = set()

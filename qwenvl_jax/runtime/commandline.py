@@ -22,6 +22,8 @@ from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 _INDEX = re.compile(r"\[(\d{1,9})\]")
 
+flags.disclaim_key_flags()  # `--config` is a flag of the main that defines it, whose `--help` shows it
+
 _former_keys: dict[str, str] = {}  # today's names of config keys by their former ones
 
 

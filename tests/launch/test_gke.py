@@ -123,7 +123,7 @@ def test_no_command_has_the_value_of_a_secret_and_all_name_the_cluster() -> None
         ({"image": ""}, "--image is missing"),
         ({"zones": ("us-east5-a", "us-central1-a")}, "nodes in one region, but the zones are in us-central1, us-east5"),
         ({"topology": "v5p:2x2x1@2"}, "joins slices of several machines only"),
-        ({"topology": "v5p:4x8x8", "xpk": True, "secrets": {"A": "b"}}, "--secret exclude one another"),
+        ({"topology": "v5p:4x8x8", "xpk": True, "secrets": {"A": "b"}}, "leave out --xpk or --secret"),
         ({"topology": "v5p:2x2x8", "xpk": True}, "leave --xpk out"),
     ],
 )

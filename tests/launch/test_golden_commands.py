@@ -14,7 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launch import recipes
+from launch.path import VERBS
 from launch.paths import PATHS
+from qwenvl_jax.runtime import exit_codes
+from qwenvl_jax.runtime.errors import UserError
 from tests.launch import make_golden_commands as golden
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +38,25 @@ def test_pages_show_what_is_printed() -> None:
     check = [sys.executable, "-m", "launch.recipes", "--check"]
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun `python -m launch.recipes`"
+
+
+def test_a_recipe_fails_on_the_page_of_mistakes_alone() -> None:
+    mistake = "python -m launch tpu_wm create"
+    with pytest.raises(UserError, match=r"exit code 2 instead of 0 \(error: there is no path 'tpu_wm'"):
+        recipes.output_of(mistake)
+    assert recipes.output_of(mistake, exit_codes.MISTAKE).startswith("error: there is no path")
+    with pytest.raises(UserError, match="exit code 0 instead of 2"):
+        recipes.output_of("python -m launch where --topology=v5p-8", exit_codes.MISTAKE)
+
+
+def test_help_has_every_path_verb_and_flag() -> None:
+    command = [sys.executable, "-m", "launch", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert all(path.summary in shown for path in PATHS.values())
+    assert all(purpose in shown for purpose in VERBS.values())
+    text = "\n".join(file.read_text() for file in (ROOT / "launch").glob("*.py"))
+    defined = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text))
+    assert set(re.findall(r"^  --(?:\[no\])?(\w+):", shown, re.MULTILINE)) == defined | {"config"}
 
 
 # Plays `python` in the blocks of a page: runs the launcher without --execute, and predicts at once.

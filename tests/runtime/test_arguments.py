@@ -21,6 +21,10 @@ COMMANDS = (
     "data_pipelines.duplicates.untouched",
     "data_pipelines.quickstart",
     "data_pipelines.report",
+    "launch.finished",
+    "launch.host",
+    "launch.recipes",
+    "launch.source",
     "qwenvl_jax.infer",
     "qwenvl_jax.quickstart",
 )
@@ -72,7 +76,7 @@ def test_flags_are_parsed_and_help_shows_the_description_as_it_is(capsys: pytest
 
 
 def test_no_command_parses_its_flags_otherwise() -> None:
-    files = [file for package in ("data_pipelines", "qwenvl_jax") for file in (ROOT / package).rglob("*.py")]
+    files = [file for package in ("data_pipelines", "launch", "qwenvl_jax") for file in (ROOT / package).rglob("*.py")]
     users = [file.relative_to(ROOT).as_posix() for file in files if "argparse.ArgumentParser" in file.read_text()]
     assert users == ["qwenvl_jax/runtime/arguments.py"]
     parsing = {file for file in files if "import Parser" in file.read_text()}
