@@ -21,6 +21,7 @@ from qwenvl_jax.checkpoint.failures import DamagedError
 _DIGEST = "digest"
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # unsigned integers by their bytes
 _BLOCK = 1 << 20  # elements that are summed at once on a host
+_AT_ONCE = 16  # programs that are handed to the devices before one is waited for
 
 
 def sums(tree: Any) -> dict[str, int]:
@@ -29,11 +30,20 @@ def sums(tree: Any) -> dict[str, int]:
 
 
 def start(tree: Any) -> dict[str, jax.Array]:
-    """Asks the devices for `sums` and does not wait; the leaves may be donated afterwards."""
+    """Asks the devices for `sums` and does not wait for the last ones; the leaves may be donated afterwards.
+
+    With hundreds of them under way, the CPU devices of several processes would wait for one another for ever: programs
+    that wait for their turn take the threads of those before them.
+    """
     named = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in named}
     here = {path: leaf for path, leaf in leaves.items() if leaf.sharding.memory_kind != "pinned_host"}
-    return {path: _sum(leaf) for path, leaf in here.items()}
+    started: dict[str, jax.Array] = {}
+    for path, leaf in here.items():
+        started[path] = _sum(leaf)
+        if len(started) % _AT_ONCE == 0:
+            started[path].block_until_ready()
+    return started
 
 
 def fetch(started: dict[str, jax.Array]) -> dict[str, int]:
