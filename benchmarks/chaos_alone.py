@@ -7,10 +7,15 @@ import sys
 
 import jax
 
+from qwenvl_jax.runtime import distributed
+
 
 def main() -> None:
     """Joins itself at the address, then runs the trainer with the other arguments."""
-    jax.distributed.initialize(sys.argv[1], 1, 0, cluster_detection_method="deactivate")
+    timeout = distributed.JAX_HEARTBEAT_TIMEOUT
+    jax.distributed.initialize(
+        sys.argv[1], 1, 0, cluster_detection_method="deactivate", heartbeat_timeout_seconds=timeout
+    )
     sys.argv = ["qwenvl_jax.train", *sys.argv[2:]]
     runpy.run_module("qwenvl_jax.train", run_name="__main__", alter_sys=True)
 

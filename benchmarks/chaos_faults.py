@@ -8,12 +8,14 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.chaos_run import ROOT, Attempt, World
+from benchmarks.chaos_run import ROOT, Attempt, World, set_clock
 from tests.support import faulty_gcs
 
+# A clock that is set back makes JAX abort several processes (docs/processes.md).
 _CLOCK_JUMPS = (-86_400, -3600, 3600, 86_400)  # seconds
 _FILLER = "filler"
 
@@ -25,13 +27,13 @@ class Fault:
     Attributes:
       name: for the tables.
       strike: does it, and says to whom.
-      ends: whether the attempt ends by it. Otherwise it must go on.
+      ends: whether the attempt ends by it; None: it may. Otherwise it must go on.
       mend: what a user does afterwards; without it, the exit codes alone must say that the run is to be started again.
     """
 
     name: str
     strike: Callable[[Attempt, random.Random], str]
-    ends: bool
+    ends: bool | None
     mend: Callable[[World], None] | None = None
 
 
@@ -59,12 +61,21 @@ def _empty_disk(world: World) -> None:
     (world.disk / _FILLER).unlink(missing_ok=True)
 
 
+def _finished(attempt: Attempt) -> list[Path]:
+    folders = [path for path in (attempt.workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    return sorted(folders, key=lambda path: int(path.name))
+
+
 def _newest_arrays(attempt: Attempt) -> list[Path]:
-    """The files of the newest finished checkpoint's arrays, largest first. The run is killed before."""
+    """The files of the newest finished checkpoint's arrays, largest first. The run is killed before.
+
+    It goes on until it has two checkpoints: without another one, nothing could be continued.
+    """
+    while len(_finished(attempt)) < 2 and attempt.running():
+        time.sleep(0.05)
     attempt.kill()
     attempt.wait(10)
-    folders = [path for path in (attempt.workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    newest = max(folders, key=lambda path: int(path.name))
+    newest = _finished(attempt)[-1]
     files = [path for item in ("params", "optimizer") for path in (newest / item).rglob("d/*") if path.is_file()]
     return sorted(files, key=lambda path: -path.stat().st_size)
 
@@ -95,8 +106,7 @@ def _outage(kind: str, seconds: float) -> Callable[[Attempt, random.Random], str
 def _jump(attempt: Attempt, draw: random.Random) -> str:
     assert attempt.world.clock is not None
     jump = draw.choice(_CLOCK_JUMPS)
-    with attempt.world.clock.open("r+b") as file:
-        file.write(jump.to_bytes(8, sys.byteorder, signed=True))
+    set_clock(attempt.world.clock, jump)
     return f"{jump:+} s"
 
 
@@ -136,7 +146,7 @@ def make_faults(world: World, outage: float) -> list[Fault]:
         Fault("lost shard", _lose_shard, True),
         Fault("bucket 503", _outage("503", outage), False),
         Fault("hung reader", _outage("hang", min(outage, 20.0)), False),
-        Fault("clock jump", _jump, False),
+        Fault("clock jump", _jump, None),
         Fault("second run", _second_run, False),
         Fault("killed decoder", _kill_decoder, False),
     ]

@@ -20,6 +20,9 @@ from tests.support.ports import free_port
 ROOT = Path(__file__).parents[1]
 DEVICES = 4  # of all processes together
 COUNTS = (1, 2, 4)  # of processes
+SILENCE = 20  # seconds after which the other processes give a silent one up
+_GRACE = 20.0  # seconds for the other processes of a run to end after the first one
+_QUICK_COMPILATION = "--xla_backend_optimization_level=0"  # several processes on CPUs compile at every start
 _POLL = 0.05
 _STEP = re.compile(r"^step +(\d+)/.* ETA ", re.MULTILINE)
 _CONTINUED = re.compile(r"^continuing .* after step (\d+) of", re.MULTILINE)
@@ -96,9 +99,10 @@ class World:
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "QWENVL_SILENCE_SECONDS": str(SILENCE),
         }
         if self.clock:
-            variables |= {"CHAOS_CLOCK": str(self.clock), "LD_PRELOAD": str(self.clock.with_suffix(".so"))}
+            variables |= clock_variables(self.clock)
         return variables
 
     def command(self, workdir: Path) -> list[str]:
@@ -127,9 +131,11 @@ class Attempt:
         self.started = time.monotonic()
         self.ended = self.started
         self.first_step: float | None = None  # seconds from the start
+        self.killed = 0  # processes that did not end by themselves
         self._logs = [world.logs / f"{name}_process_{index}.log" for index in range(count)]
         address = f"127.0.0.1:{free_port()}"
-        variables = world.environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}"}
+        flags = f"--xla_force_host_platform_device_count={DEVICES // count} {_QUICK_COMPILATION}"
+        variables = world.environment() | {"XLA_FLAGS": flags}
         if count > 1:
             variables |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
             command = [sys.executable, "-m", "qwenvl_jax.train", *world.command(workdir)]
@@ -161,7 +167,10 @@ class Attempt:
 
     def running(self) -> bool:
         """Whether all processes are there."""
-        return all(process.poll() is None for process in self.processes)
+        return self._left() == self.count
+
+    def _left(self) -> int:
+        return sum(process.poll() is None for process in self.processes)
 
     def wait_for_step(self, step: int, limit: float) -> bool:
         """Waits until `step` is logged; False if a process ends or the time runs out before that."""
@@ -171,12 +180,18 @@ class Attempt:
         return self.step() >= step
 
     def wait(self, limit: float) -> list[int]:
-        """The exit codes of all processes as a shell reports them; those that stay longer than `limit` s are killed."""
+        """The exit codes of all processes as a shell reports them.
+
+        As a scheduler does, it kills those that are still there after `limit` s, or some time after the first end.
+        """
         deadline = time.monotonic() + limit
-        while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
+        while (left := self._left()) and time.monotonic() < deadline:
+            if left < self.count:
+                deadline = min(deadline, time.monotonic() + _GRACE)
             self.step()
             time.sleep(_POLL)
         self.ended = time.monotonic()
+        self.killed = left
         self.kill()
         codes = [process.wait() for process in self.processes]
         return [code if code >= 0 else 128 - code for code in codes]
@@ -226,7 +241,7 @@ def make_world(scratch: Path, steps: int, checkpoint_every: int) -> Iterator[Wor
             logs=logs,
             bucket=bucket,
             proxy=proxy,
-            clock=_make_clock(scratch),
+            clock=make_clock(scratch),
             steps=steps,
             checkpoint_every=checkpoint_every,
             cache=scratch / "cache",
@@ -239,19 +254,18 @@ def _mount(folder: Path) -> bool:
 
 
 def _make_records(folder: Path, bucket: str, url: str) -> None:
-    command = [sys.executable, "-m", "data_pipelines.quickstart", f"--output={folder}", "--source=rendered"]
-    subprocess.run([*command, "--train=64", "--heldout=8"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    copy = (
-        "import sys, pathlib; from qwenvl_jax.runtime import storage; root = pathlib.Path(sys.argv[1]);"
+    code = (
+        "import sys, pathlib; from qwenvl_jax.runtime import storage; from tests.support import tiny_run;"
+        "root = tiny_run.write_data(pathlib.Path(sys.argv[1]));"
         "[storage.write_bytes(f'{sys.argv[2]}/data/{path.relative_to(root)}', path.read_bytes())"
         " for path in sorted(root.rglob('*')) if path.is_file()]"
     )
-    environment = os.environ | gcs_server.environment(url) | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", copy, str(folder), bucket], cwd=ROOT, env=environment, check=True)
+    environment = os.environ | gcs_server.environment(url) | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code, str(folder), bucket], cwd=ROOT, env=environment, check=True)
 
 
-def _make_clock(scratch: Path) -> Path | None:
-    """The file that moves the wall clock of a process that loads the library next to it; None without a compiler."""
+def make_clock(scratch: Path) -> Path | None:
+    """The file that moves the wall clock of the processes with `clock_variables`; None without a compiler."""
     source, clock = scratch / "clock.c", scratch / "clock.offset"
     source.write_text(CLOCK_SOURCE)
     clock.write_bytes(bytes(8))
@@ -260,3 +274,14 @@ def _make_clock(scratch: Path) -> Path | None:
         if subprocess.run(command, capture_output=True).returncode == 0:
             return clock
     return None
+
+
+def clock_variables(clock: Path) -> dict[str, str]:
+    """What makes a process obey the file of `make_clock`."""
+    return {"CHAOS_CLOCK": str(clock), "LD_PRELOAD": str(clock.with_suffix(".so"))}
+
+
+def set_clock(clock: Path, seconds: int) -> None:
+    """Moves the wall clock by so many seconds from the true time."""
+    with clock.open("r+b") as file:
+        file.write(seconds.to_bytes(8, sys.byteorder, signed=True))

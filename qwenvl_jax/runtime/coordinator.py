@@ -119,17 +119,17 @@ class Coordinator:
             self._server.close()  # JAX takes the port
             for other in self._members.values():
                 _send(other.writer, {"complete": True})
-        ended = True
+        silent = False
         try:
             while line := await reader.readline():
                 self._hear(index, member, json.loads(line))
         except ConnectionError:
             pass
-        except OSError:  # the network is gone, not the process; JAX's own heartbeats decide
-            ended = False
-        if self._members.get(index) is member:
+        except OSError:  # the network is gone, not the process: the heartbeats that do not come decide
+            silent = self._complete and index not in self._done
+        if not silent and self._members.get(index) is member:
             del self._members[index]
-            if ended and self._complete and index not in self._done:
+            if self._complete and index not in self._done:
                 where = f"process {index} (host {member.host})"
                 self._stop(f"{where} ended without a word; its own output may say why", code=RETRY)
         if not self._members.keys() - {self._membership.index}:

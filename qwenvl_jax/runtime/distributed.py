@@ -25,6 +25,9 @@ from qwenvl_jax.runtime.preemption import set_sigterm_aside
 
 _SHOWN = 8  # the most processes that a message names
 _POLL = 2.0  # seconds of one wait for another process; then it is asked again
+# Seconds without a heartbeat after which JAX aborts all processes. It takes them from the wall clock, which may be set
+# forward while the run goes on, so there are 10 days of them: `connection` and `coordinator` notice who is lost.
+JAX_HEARTBEAT_TIMEOUT = 864_000
 _connection: Connection | None = None  # to process 0, if there are several processes
 _calls = itertools.count()  # exchanges so far: all processes make the same ones in the same order
 
@@ -54,6 +57,7 @@ def initialize() -> None:
         local_device_ids=membership.devices,
         cluster_detection_method="deactivate",  # it has been asked
         initialization_timeout=int(seconds) + 1,
+        heartbeat_timeout_seconds=JAX_HEARTBEAT_TIMEOUT,
     )
     set_sigterm_aside()
 
@@ -64,11 +68,8 @@ def join_seconds() -> float:
 
 
 def silence_seconds() -> float:
-    """Seconds after which a process that sends no heartbeats counts as lost: `QWENVL_SILENCE_SECONDS`, default 60.
-
-    JAX aborts all processes without a sentence 100 seconds after one has gone, so the value is below that.
-    """
-    return whole_seconds("QWENVL_SILENCE_SECONDS", 60, 90)
+    """Seconds after which a process that sends no heartbeats counts as lost: `QWENVL_SILENCE_SECONDS`, default 60."""
+    return whole_seconds("QWENVL_SILENCE_SECONDS", 60, 999999)
 
 
 def whole_seconds(variable: str, default: int, most: int) -> float:
