@@ -143,7 +143,7 @@ def measure_local(root: Path, run: Path, state: tuple[PyTree, PyTree]) -> dict[s
         blocking = time.perf_counter() - began
         checkpoints.wait()
         whole = time.perf_counter() - began
-    restore = seconds(lambda: jax.block_until_ready((checkpoints.newest_state(None, *state) or ())[1:3]))
+    restore = seconds(lambda: jax.block_until_ready((checkpoints.read_and_check(1, *state)[0] or ())[:2]))
     checkpoints.remove()
     return {"local save, blocking": blocking, "local save": whole, "local restore": restore}
 
@@ -195,7 +195,7 @@ def main() -> None:
         training = [measure_training(Path(name) / str(k), state, options.steps) for k in range(options.repeats)]
     timings = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     for key, value in timings.items():
-        print(f"{key:20} {value:7.3f} s  {size / value:6.2f} GB/s")
+        print(f"{key:30} {value:7.3f} s  {size / value:6.2f} GB/s")
     print(f"save over plain write    {timings['plain write'] / timings['save']:.0%}")
     print(f"restore over plain read  {timings['plain read'] / timings['restore']:.0%}")
     print(f"local save over save     {timings['local save'] / timings['save']:.0%}")

@@ -20,7 +20,9 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import checksums, failures, file_checksums, lineage, local_files, steps
 from qwenvl_jax.checkpoint.failures import DamagedError
-from qwenvl_jax.checkpoint.manager import SUMS, check_state
+from qwenvl_jax.checkpoint.layout import METRICS
+from qwenvl_jax.checkpoint.manager import SUMS, WINDOW, check_state
+from qwenvl_jax.checkpoint.retention import logged_steps
 from qwenvl_jax.params import Params
 from qwenvl_jax.runtime import distributed, log, phases, storage
 from qwenvl_jax.runtime.errors import StorageError, one_line
@@ -28,6 +30,8 @@ from qwenvl_jax.runtime.errors import StorageError, one_line
 KEPT = 2  # finished local checkpoints; one more while one is written
 _RUN = "run_"  # begins the name of the folder of a run
 _FACTS = "facts.json"
+# Of a part: its step, how many processes wrote one, how often the run had gone back, step of the last line of the log.
+_KEYS = ("step", "processes", "returns", "logged")
 _PROGRESS = "progress.json"  # process 0 writes it
 _FAILURES = (OSError, StorageError, MemoryError)
 State = tuple[Params, Any, dict[str, Any]]  # (params, opt_state, progress)
@@ -177,7 +181,7 @@ class LocalCheckpoints:
         """Why this process's part of a step is not of this run as it is now; "" if it is."""
         try:
             facts = json.loads(storage.read_bytes(self._folder(step) / _FACTS))
-            written, processes, returns = (int(facts[key]) for key in ("step", "processes", "returns"))
+            written, processes, returns, logged = (int(facts[key]) for key in _KEYS)
         except (*_FAILURES, ValueError, LookupError, TypeError) as error:
             return one_line(error)
         if written != step:
@@ -186,6 +190,8 @@ class LocalCheckpoints:
             return f"{processes} processes wrote it, and there are {distributed.process_count()} now"
         if any(step > to for to in self._returns[returns:]):
             return "the run has gone back to an older one since"
+        if logged and distributed.is_primary() and logged not in logged_steps(storage.path(self._workdir)):
+            return f"the run has gone on from an older one since, and {METRICS} has no line of step {logged}"
         return ""
 
     def _folder(self, step: int) -> epath.Path:
@@ -214,7 +220,8 @@ class LocalCheckpoints:
             unfinished = steps.temporary_of(folder)
             try:
                 local_files.write(unfinished, leaves)
-                facts = {"step": step, "processes": distributed.process_count(), "returns": len(self._returns)}
+                logged = step - len(progress[WINDOW]) if WINDOW in progress else 0
+                facts = dict(zip(_KEYS, (step, distributed.process_count(), len(self._returns), logged), strict=True))
                 storage.write_bytes(unfinished / _FACTS, json.dumps(facts).encode())
                 if distributed.is_primary():
                     storage.write_bytes(unfinished / _PROGRESS, json.dumps(progress).encode())

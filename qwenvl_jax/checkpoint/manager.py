@@ -29,6 +29,7 @@ from qwenvl_jax.runtime.errors import file_errors_of
 
 _PROGRESS = "progress/metadata"
 SUMS = "sums"  # key of the sums of the leaves in the progress
+WINDOW = "window"  # key in the progress: the metrics of the steps since the last line of the log
 STEP = "step"  # key of the number of the step in the progress
 CHECKSUMS = "checksums"  # key in the progress: the files have checksums, which cannot be missing
 # Seconds in which a checkpoint must be written, including repeated requests to the storage.

@@ -52,6 +52,11 @@ def figures_of(workdir: epath.Path, steps: Iterable[int], name: str) -> dict[int
     return {step: logged[line] for step, line in last.items() if line is not None}
 
 
+def logged_steps(workdir: epath.Path) -> set[int]:
+    """The steps that have a line in the log of the training."""
+    return set(_logged(workdir / METRICS, "step"))
+
+
 def _logged(path: epath.Path, key: str) -> dict[int, float]:
     """The finite values of a key of a log, by step; lines that a kill has cut short are left out."""
     try:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import handoff, layout, lineage, rewind
 from qwenvl_jax.checkpoint.local import LocalCheckpoints
-from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
+from qwenvl_jax.checkpoint.manager import WINDOW, Checkpoints, save_frozen
 from qwenvl_jax.checkpoint.restore import StartingPoint, frozen_of, initial_params, newest_state
 from qwenvl_jax.checkpoint.schedule import Schedule
 from qwenvl_jax.checkpoint.steps import latest_step
@@ -97,7 +97,7 @@ def train(
             note_moves(workdir, config, steps_taken)
 
         watching = make_observers(config, tokenizer, mesh, observers)
-        window = MetricsWindow(progress.get("window"))
+        window = MetricsWindow(progress.get(WINDOW))
         anomalies = Anomalies(config, workdir, streams, progress)
         state = state._replace(means=anomalies.means(abstract.means))
         with (
@@ -140,7 +140,7 @@ def train(
                 due = schedule.due(step) or last or stop
                 local_due = local_schedule.due(step) and not (last or stop)
                 if due or local_due:
-                    progress = {"loader": join_states(distributed.gather(position)), "window": window.values()}
+                    progress = {"loader": join_states(distributed.gather(position)), WINDOW: window.values()}
                     progress[PROGRESS] = anomalies.progress(state.means)
                     metrics_log.flush()  # before the checkpoint: a continued run does not log earlier steps again
                     with ledger.span("checkpoint"):

@@ -124,6 +124,20 @@ def test_another_shape_or_type_falls_back(tmp_path: Path, run: epath.Path, capsy
     assert "(step 4: it holds no 0/decoder/a of shape [30, 100] and type bfloat16)" in capsys.readouterr().out
 
 
+def test_lines_of_the_log_that_are_gone_are_written_again(tmp_path: Path, run: epath.Path, capsys: Any) -> None:
+    """As after a start without local checkpoints, which cuts the log: step 5 has the metrics of one step only."""
+    with LocalCheckpoints(str(tmp_path / "disk"), run).after(0) as local:
+        local.save(3, *state(3), {"at": 3, "window": [{}]})
+        local.save(5, *state(5), {"at": 5, "window": [{}]})
+    (run / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    found = newest(tmp_path / "disk", run)
+    assert found and found[0] == 5
+    (run / "metrics.jsonl").write_text('{"step": 2}\n')
+    found = newest(tmp_path / "disk", run)
+    assert found and found[0] == 3
+    assert "an older one since, and metrics.jsonl has no line of step 4)" in capsys.readouterr().out
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for two local checkpoints and one that is being written, but not much more."""

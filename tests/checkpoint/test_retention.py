@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.checkpoint import retention
+from qwenvl_jax.checkpoint.local import LocalCheckpoints
 from qwenvl_jax.checkpoint.manager import Checkpoints
 from qwenvl_jax.checkpoint.schedule import Schedule
 from qwenvl_jax.checkpoint.steps import finished_steps
@@ -123,3 +124,13 @@ def test_the_next_begins_when_the_last_is_written_and_old_enough(clock: Clock) -
     assert due_steps(schedule, clock, range(15, 40), 10.0) == []
     clock.idle = True
     assert due_steps(schedule, clock, range(40, 43), 10.0) == [40]
+
+
+def test_local_checkpoints_have_rules_of_their_own(clock: Clock) -> None:
+    keys: dict[str, Any] = dict(train__checkpoint_every=8, checkpoint__keep_every=12, checkpoint__minutes=0.01)
+    local = LocalCheckpoints("disk", "run")
+    by_number = tiny_run.make_config(**keys, checkpoint__local="disk", checkpoint__local_every=5)
+    assert due_steps(Schedule(by_number, local), clock, range(1, 25), 10.0) == [5, 10, 15, 20]
+    by_time = tiny_run.make_config(**keys, checkpoint__local="disk", checkpoint__local_minutes=1.0)
+    assert due_steps(Schedule(by_time, local), clock, range(1, 15), 10.0) == [6, 12]
+    assert due_steps(Schedule(tiny_run.make_config(**keys), local), clock, range(1, 50), 10.0) == []
