@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -152,7 +153,7 @@ class LocalCheckpoints:
             with self._failures_told():
                 storage.remove(self._home)
                 with contextlib.suppress(OSError):  # other processes may use the same disk
-                    self._home.parent.rmdir()
+                    os.rmdir(self._home.parent)
 
     def _find_home(self, *, create: bool = False) -> None:
         """Asks process 0 which run this is, and what it has gone back to."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import queue
 import threading
 import time
@@ -201,7 +202,7 @@ def check_folder(folder: epath.PathLike) -> None:
                 storage.remove(first)
             for path in made:
                 with contextlib.suppress(OSError):
-                    path.rmdir()
+                    os.rmdir(path)  # `epath` would raise a ValueError if somebody has written there meanwhile
 
 
 def _try_to_write(first: epath.Path, mark: epath.Path) -> tuple[bool, str]:

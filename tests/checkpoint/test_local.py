@@ -64,6 +64,11 @@ def test_the_newest_two_are_kept_and_the_state_is_the_same(tmp_path: Path, run: 
     assert newest(tmp_path / "disk", run, after=5) is None and capsys.readouterr().out == ""
     save_locally(tmp_path / "disk", run, 5, after=4)  # the run went back to 4, and writes 5 again
     assert sorted(step_folders(tmp_path / "disk")) == [4, 5]
+    (home,) = (tmp_path / "disk").glob("run_*/process_0")
+    shutil.copytree(home, home.with_name("process_1"))  # of a process on the same machine
+    LocalCheckpoints(str(tmp_path / "disk"), run).remove()
+    assert [folder.name for folder in home.parent.iterdir()] == ["process_1"]
+    shutil.rmtree(home.with_name("process_1"))
     LocalCheckpoints(str(tmp_path / "disk"), run).remove()
     assert list((tmp_path / "disk").iterdir()) == []
 
@@ -272,7 +277,7 @@ def test_two_processes_each_read_their_own(tmp_path: Path, run: epath.Path, pare
     shutil.rmtree(part)
     last, said = together(parent, disk, run, "print(newest())")
     assert last == ["3"] * 2 and re.search(r"\(step 4: process 1 \(host .+\) has none of it\)", said), said
-    shutil.rmtree(part.parents[1])  # the whole disk
+    shutil.rmtree(part.parents[1])  # the disk of one host
     last, said = together(parent, disk, run, "print(newest())")
     assert last == ["None"] * 2 and "has none of it; step 3: process 1 (host " in said
 

@@ -61,6 +61,21 @@ def test_hosts_in_good_order_are_one_line(parent: Parent, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+LEAVES_A_FILE = """
+look = preflight._try_to_write
+def look_and_leave(first, mark):
+    (first.parent / "other").write_text("")
+    return look(first, mark)
+preflight._try_to_write = look_and_leave
+"""
+
+
+def test_a_new_folder_into_which_somebody_writes_meanwhile_stays(parent: Parent, tmp_path: Path) -> None:
+    ended = fly(parent, tmp_path / "new" / "run", LEAVES_A_FILE)
+    assert [one.code for one in ended] == [0, 0], ended
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["other"]
+
+
 FAULTS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "a process that does not come": (
         "preflight.check_collectives = lambda *_: time.sleep(1000)",
