@@ -48,7 +48,9 @@ def files(config_dir: str, first: int, last: int) -> list[Path]:
     ]
     chosen = sorted((number, path) for number, path in numbered if first <= number <= last)
     if not chosen:
-        raise UserError(f"--config_dir={config_dir} has no file stageN_NAME.py with N from {first} to {last}")
+        raise UserError(
+            f"--config_dir={config_dir} has no file stageN_NAME.py with N from {first} to {last}; change it or --stages"
+        )
     for (number, path), (other, twin) in itertools.pairwise(chosen):
         if number == other:
             raise UserError(f"{path} and {twin} are both stage {number}; rename one")

@@ -44,7 +44,9 @@ def wanted(workdir: epath.Path, step: int | None, local: LocalCheckpoints | None
         finished = sorted({*steps.finished_steps(workdir), *local_steps})
         if step not in finished:
             known = ", ".join(map(str, finished)) or "none at all"
-            raise UserError(f"--from_step={step}: {workdir} holds no checkpoint of that step (there are {known})")
+            raise UserError(
+                f"--from_step={step}: {workdir} holds no checkpoint of that step (there are {known}); name another one"
+            )
         return lineage.last_return(workdir) == step
 
     if distributed.from_primary(look):

@@ -230,7 +230,7 @@ def key_of(variable: str) -> str:
     if not key:
         raise UserError(f"the environment variable {variable} is not set; put the key of the endpoint there")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"the value of {variable} is not a key, because it has blanks or odd characters")
+        raise UserError(f"the value of {variable} has blanks or odd characters, which no key has; correct it")
     return key
 
 

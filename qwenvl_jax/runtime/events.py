@@ -23,8 +23,8 @@ class EventWriter:
     would wait for it for ever, and knows no repeating of requests.
 
     Args:
-      folder: of the event files; every attempt of a run adds one.
-      purge_step: events from this step on of earlier attempts are disowned.
+      folder: of the event files; every start of a run adds one.
+      purge_step: events of earlier starts from this step on are disowned.
     """
 
     def __init__(self, folder: epath.Path, purge_step: int | None = None):
@@ -35,7 +35,7 @@ class EventWriter:
             start = self._events.SessionLog(status=self._events.SessionLog.START)
             first.append(self._events.Event(wall_time=time.time(), step=purge_step, session_log=start))
         taken = set(storage.names(folder)) if storage.is_folder(folder) else set()
-        while name in taken:  # an attempt of the same second, or one after which the clock went back
+        while name in taken:  # a start in the same second, or one after which the clock went back
             name += ".again"
         self._file = GrowingFile(folder / name, b"".join(map(self._framed, first)))
 

@@ -89,7 +89,9 @@ def read(workdir: epath.PathLike, step: int, config: Config) -> tuple[dict[str, 
     parts: dict[int, tuple[dict[str, Any], dict[str, np.ndarray], int]] = {}
     for index in range(facts["processes"]):
         if not storage.exists(folder / f"part_{index}.json"):
-            raise UserError(f"{folder} lacks the part of process {index}, which ended before it was written")
+            raise UserError(
+                f"{folder} lacks the part of process {index}, which ended before it was written; replay another step"
+            )
         described = artifacts.read_json(folder / f"part_{index}.json")
         with storage.open_read(folder / f"part_{index}.npz") as file, np.load(file) as opened:
             arrays = {name: opened[name] for name in Batch._fields}

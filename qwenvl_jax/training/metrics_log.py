@@ -38,7 +38,7 @@ class MetricsLog:
     Args:
       workdir: the run's folder.
       config: the run's.
-      start: the step that the run continues from; later lines of an earlier attempt are removed.
+      start: the step that the run continues from; later lines of an earlier start are removed.
       mesh: its devices, for the utilisation.
       ledger: counts what the time goes into; by default one that is not kept.
     """
@@ -130,7 +130,7 @@ class MetricsLog:
             file.flush()
 
     def _timing(self, step: int, values: list[StepValues], counters: dict[str, Any]) -> dict[str, float]:
-        """Speeds since the last line, or since the start: the window may have begun in an earlier attempt.
+        """Speeds since the last line, or since the start: the window may have begun in an earlier start.
 
         The wait for data is that of this process. Its devices work on the previous step meanwhile, so they are idle for
         at most this long. Images that samples share are encoded once, so they count once.

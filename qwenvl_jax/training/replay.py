@@ -166,7 +166,7 @@ def _nearest(workdir: epath.PathLike, updates: int) -> tuple[int, int]:
     for step in finished_steps(workdir):
         lacks[step] = updates - updates_of(step, read_progress(folder_of(workdir, step)))
     if not lacks:
-        raise UserError(f"{workdir} has no finished checkpoint whose parameters the step could be replayed with")
+        raise UserError(f"{workdir} has no finished checkpoint, whose parameters a replay needs; train it further")
     best = min(lacks, key=lambda step: (abs(lacks[step]), -step))
     return best, lacks[best]
 

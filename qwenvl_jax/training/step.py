@@ -22,7 +22,7 @@ from qwenvl_jax.config import Config
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import Params, PyTree, merge
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import UserError, one_line
 from qwenvl_jax.sharding.batch import batch_shardings
 from qwenvl_jax.sharding.compiler import compiler_options
 from qwenvl_jax.sharding.mesh import BATCH_AXES
@@ -101,7 +101,9 @@ class TrainStep(NamedTuple):
                 )
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" in str(error):
-                raise UserError(f"the compiler refuses an option of config.compute.xla_options: {error}") from error
+                raise UserError(
+                    f"the compiler refuses an option of config.compute.xla_options ({one_line(error)}); leave it out"
+                ) from error
             raise
         return State(step, trainable, state.frozen, opt_state, means), metrics
 
