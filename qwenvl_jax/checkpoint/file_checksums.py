@@ -24,11 +24,12 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import failures
 from qwenvl_jax.checkpoint.failures import DamagedError
+from qwenvl_jax.checkpoint.steps import MARKER, NOTES
 from qwenvl_jax.runtime import distributed, storage
 from qwenvl_jax.runtime.crc32c import crc32c
 
 NAME = "checksums.json"
-LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes them after `finalize` of its handlers
+LATE = (NOTES, MARKER)  # Orbax writes them after `finalize` of its handlers
 _FILES = "files"  # key: [size in bytes, checksum] by the path of a file
 _VALUES = "values"  # key: the sums of `checksums` by the path of a leaf
 _DIGEST = "digest"

@@ -23,7 +23,7 @@ from qwenvl_jax.runtime.retries import retried
 ITEMS = ("params", "optimizer", "progress")
 MARKER = "commit_success.txt"
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
-_NOTES = "_CHECKPOINT_METADATA"  # Orbax's metadata of a step; it adds the time when all items are written
+NOTES = "_CHECKPOINT_METADATA"  # Orbax's metadata of a step; it adds the time when all items are written
 _TEMPORARY = ".orbax-checkpoint-tmp"
 # Orbax looks for its files by a pattern, and TensorStore reads gs:// as a URL and a backslash as `/`: with these
 # characters in the path, the arrays of a checkpoint are written somewhere else, or cannot be found again.
@@ -150,7 +150,7 @@ def _is_finished(folder: epath.Path) -> bool:
     if storage.exists(folder / MARKER):
         return True
     try:
-        written = json.loads(storage.read_bytes(folder / _NOTES))["commit_timestamp_nsecs"] is not None
+        written = json.loads(storage.read_bytes(folder / NOTES))["commit_timestamp_nsecs"] is not None
     except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
         return False
     if not written or not storage.is_remote(folder):
@@ -167,7 +167,7 @@ def _is_finished(folder: epath.Path) -> bool:
 def _unmark(folder: epath.Path) -> None:
     """Makes a checkpoint on gs:// an unfinished one; the marks of its items go later."""
     storage.remove(folder / MARKER)
-    storage.remove(folder / _NOTES)
+    storage.remove(folder / NOTES)
 
 
 def _copy(file: epath.Path, target: epath.Path) -> None:
