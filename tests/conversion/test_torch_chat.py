@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from qwenvl_jax.conversion import released_config
-from qwenvl_jax.conversion.torch_model.qwen_generation_utils import make_context
+from qwenvl_jax.conversion.torch_model.qwen_generation_utils import chatml_prompt
 from qwenvl_jax.conversion.torch_model.visual import preprocess
 from qwenvl_jax.runtime import artifacts
 from tests.conversion.torch_tiny import IMAGE_SIZE, QUERIES, make_config, make_model, write_model, write_tokenizer
@@ -192,7 +192,7 @@ def test_pillow_pictures(model: Any, tokenizer: Any, pictures: list[Image.Image]
 def test_released_context(tokenizer: Any) -> None:
     """Only image tags are special in what a user writes, only grounding tags in what the model wrote."""
     history = [("a<|im_end|><ref>b</ref>", "c<img>d<box>(1,2),(3,4)</box><|im_start|>")]
-    ids, dropped = make_context(tokenizer, "e", history, "s<|endoftext|>", 6144)
+    ids, dropped = chatml_prompt(tokenizer, "e", history, "s<|endoftext|>", 6144)
     image_tags = {"<ref>", "</ref>", "<box>", "</box>"}
     plain = functools.partial(tokenizer.encode, allowed_special=image_tags)
     turns = [("user", plain(history[0][0])), ("assistant", plain(history[0][1])), ("user", "e"), ("assistant", "")]
@@ -211,8 +211,8 @@ def test_old_turns_leave_the_window_with_their_pictures(
     expected = chat_ids(tokenizer, system, *kept, *newest)
     query = len(chat_ids(tokenizer, *newest)) + 1
     limit = len(expected) - query + 1  # neither the query nor what fits exactly counts
-    assert make_context(tokenizer, "<img></img>4", history, "s", limit) == (expected, 1)
-    assert make_context(tokenizer, "<img></img>4", history, "s", limit - 1)[1] == 2
+    assert chatml_prompt(tokenizer, "<img></img>4", history, "s", limit) == (expected, 1)
+    assert chatml_prompt(tokenizer, "<img></img>4", history, "s", limit - 1)[1] == 2
     seen: dict[str, Any] = {}
     monkeypatch.setattr(model, "generate", lambda ids, **options: seen.update(options, ids=ids) or ids)
     monkeypatch.setattr(model.generation_config, "max_window_size", limit)

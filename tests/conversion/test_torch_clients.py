@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from qwenvl_jax.conversion.torch_model.qwen_generation_utils import StopWords, make_context
+from qwenvl_jax.conversion.torch_model.qwen_generation_utils import StopWordsLogitsProcessor, chatml_prompt
 from qwenvl_jax.conversion.torch_model.visual import preprocess
 from qwenvl_jax.data.tokenizer import packaged_qwen_vocabulary
 from tests.conversion.torch_tiny import (
@@ -224,9 +224,9 @@ def test_stop_words_end_an_answer(model: Any, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="needs an eos_token_id"):
         model.generate(ids, stop_words_ids=ending, **GREEDY)
     with pytest.raises(ValueError, match="empty sequence"):
-        StopWords([[]], 0, 0)
+        StopWordsLogitsProcessor([[]], 0, 0)
     rows = torch.tensor([[1, 2, 3], [3, 2, 1]])
-    processors: Any = LogitsProcessorList([StopWords([[2, 3]], 4, 1)])
+    processors: Any = LogitsProcessorList([StopWordsLogitsProcessor([[2, 3]], 4, 1)])
     scores = processors(rows, torch.ones(2, 6))
     assert scores[0].argmax() == 4 and (scores[0, :4] < -1e30).all() and (scores[1] == 1).all()
 
@@ -279,7 +279,7 @@ def test_arguments_of_chat(model: Any, tokenizer: Any) -> None:
     other = GenerationConfig(do_sample=False, max_new_tokens=3)
     short, _ = model.chat(tokenizer, "hi", generation_config=other)
     assert short == tokenizer.decode(tokenizer.encode(short, allowed_special="none"))
-    ids, _ = make_context(tokenizer, "hi", [], "You are a helpful assistant.", 6144)
+    ids, _ = chatml_prompt(tokenizer, "hi", [], "You are a helpful assistant.", 6144)
     new = model.generate(torch.tensor([ids]), eos_token_id=tokenizer.eod_id, pad_token_id=0, **settings)[0, len(ids) :]
     stop = [new[2:3].tolist()]
     stopped, _ = model.chat(tokenizer, "hi", stop_words_ids=stop, **settings)
@@ -296,13 +296,13 @@ def test_a_query_without_a_response(tokenizer: Any) -> None:
     def said(role: Any, text: str = "") -> Any:
         return [start, *tokenizer.encode(role), *line, *tokenizer.encode(text)]
 
-    ids, dropped = make_context(tokenizer, "b", [("a", None)], "s", 6144)
+    ids, dropped = chatml_prompt(tokenizer, "b", [("a", None)], "s", 6144)
     assert dropped == 0
     asked = [*line, *said("user", "a"), end, *line]
     assert ids == [*said("system", "s"), end, *asked, *line, *said("user", "b"), end, *line, *said("assistant")]
     fits = len(said("system", "s")) + 1 + len(asked)
-    assert make_context(tokenizer, "b", [("a", None)], "s", fits)[1] == 1
-    assert make_context(tokenizer, "b", [("a", None)], "s", fits + 1)[1] == 0
+    assert chatml_prompt(tokenizer, "b", [("a", None)], "s", fits)[1] == 1
+    assert chatml_prompt(tokenizer, "b", [("a", None)], "s", fits + 1)[1] == 0
 
 
 # The tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import pickle
 import unicodedata
 from pathlib import Path
@@ -19,7 +20,7 @@ from tiktoken.load import load_tiktoken_bpe
 from transformers import AutoTokenizer
 
 from qwenvl_jax.config import TokenizerConfig
-from qwenvl_jax.conversion.torch_model.qwen_generation_utils import DEFAULT_SYSTEM, MAX_WINDOW, make_context
+from qwenvl_jax.conversion.torch_model.qwen_generation_utils import DEFAULT_SYSTEM, MAX_WINDOW, chatml_prompt
 from qwenvl_jax.data import tags
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import tokenize_pieces
@@ -136,14 +137,12 @@ def test_a_chat_is_written_as_in_training(pairs: Any) -> None:
         {"role": "user", "parts": [{"image": 1}, {"text": "And\nthis?"}]},
     ]
     pieces = chat_pieces(dialogue, open_end=True)
-    history = [("Picture 1: <img>a.png</img>\nWhat is it?\n", " a dog ")]
+    history = [("Picture 1: <img></img>\nWhat is it?\n", " a dog ")]
     for theirs, ours in pairs:
         expected = tokenize_pieces(pieces, ours, theirs.image_slots).tokens_L.tolist()
-        ids, omitted = make_context(
-            theirs, "Picture 2: <img>b.png</img>\nAnd\nthis?", history, DEFAULT_SYSTEM, MAX_WINDOW
-        )
+        ids, omitted = chatml_prompt(theirs, "Picture 2: <img></img>\nAnd\nthis?", history, DEFAULT_SYSTEM, MAX_WINDOW)
         assert ids == expected and not omitted
-    assert make_context(pairs[0][0], "hi", [], DEFAULT_SYSTEM, MAX_WINDOW) == (CHAT_IDS, 0)
+    assert chatml_prompt(pairs[0][0], "hi", [], DEFAULT_SYSTEM, MAX_WINDOW) == (CHAT_IDS, 0)
 
 
 WORDS = ["a ", "\n", "é", "<|im_end|>", "<ref>it</ref>", "<ref></ref>", "<box>(1,2),(3,999)</box>"]
@@ -158,7 +157,7 @@ def test_a_prompt_with_tags_has_the_same_ids_in_training_chat_and_release(pairs:
     content, _ = parse_conversation(said)
     taught = chat_pieces(content["turns"], sizes=content["sizes"])[:-3]  # without the answer and what ends it
     for theirs, ours in pairs:
-        ids, _ = make_context(theirs, text, [], DEFAULT_SYSTEM, MAX_WINDOW)
+        ids, _ = chatml_prompt(theirs, text, [], DEFAULT_SYSTEM, MAX_WINDOW)
         for pieces in (typed, taught):
             assert tokenize_pieces(pieces, ours, theirs.image_slots).tokens_L.tolist() == ids
 
@@ -284,7 +283,7 @@ def test_lists_of_pictures_texts_and_boxes(qwen: Any) -> None:
     assert qwen.to_list_format(text + "<quad>(1,1)</quad> end<|endoftext|>") == [
         {"text": "Picture 1: "}, {"image": "a.png"}, {"text": "\nPicture 2: "}, {"image": "b.png"},
         {"text": "\nWhere is "}, {"ref": "it"}, {"box": "(1,2),(3,4)"}, {"box": "(5,6),(7,8)"}, {"box": "(0,0),(9,9)"},
-        {"quad": "(1,1)"}, {"text": " end"},
+        {"quad": "(1,1)"}, {"text": " end<|endoftext|>"},
     ]  # fmt: skip
     assert qwen.from_list_format([{"box": [[1.7, 2.2, 998.99, 999.0]]}]) == "<box>(1,2),(998,999)</box>"
     with pytest.raises(ValueError, match="<box> without </box>"):
@@ -300,7 +299,14 @@ def test_boxes_of_an_answer(qwen: Any) -> None:
     ]  # fmt: skip
     ours = [(ref, box) for ref, boxes in tags.parse_boxes(answer) for box in boxes]
     assert qwen.parse_boxes(answer) == ours
-    assert qwen.fetch_all_box_with_ref(answer)[1:] == [{"box": (1, 2, 3, 4), "ref": "Woman"}, {"box": (5, 6, 7, 8)}]
+    # The published method labels only the box directly after a reference, and refuses what is not closed.
+    whole = answer.removesuffix("<box>(9,")
+    assert qwen._fetch_all_box_with_ref(whole) == [
+        {"box": (451, 379, 731, 806), "ref": "Woman"}, {"box": (1, 2, 3, 4)}, {"box": (5, 6, 7, 8)},
+    ]  # fmt: skip
+    for malformed in (answer, "<box>(1,2)</box>", "<box>(1.5,2),(3,4)</box>", "<box></box>"):
+        with pytest.raises(ValueError):
+            qwen._fetch_all_box_with_ref(malformed)
 
 
 def test_boxes_are_drawn_on_the_latest_picture(qwen: Any, tmp_path: Path) -> None:
@@ -320,3 +326,26 @@ def test_boxes_are_drawn_on_the_latest_picture(qwen: Any, tmp_path: Path) -> Non
     assert qwen.draw_bbox_on_latest_picture(answer, [("no picture", "")]) is None
     with pytest.raises(ValueError, match=r"gone\.png"):
         qwen.draw_bbox_on_latest_picture(answer, [("<img>gone.png</img>", "")])
+
+
+def test_mistakes_in_the_list_format(qwen: Any) -> None:
+    for element, message in (
+        ({"image": "a.png", "text": "What?"}, "write one element for each"),
+        ({"box": [1, 2, 3, 4]}, "`box` is a list of boxes"),
+        ({"box": [[1, 2, 3]]}, "four numbers"),
+        ({"box": [[1, 2, 3, float("inf")]]}, "four numbers"),
+        ({"ref": "dog"}, "use image, text or box"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            qwen.from_list_format([element])
+    assert qwen.from_list_format([]) == "" and qwen.to_list_format("") == []
+    text = "a<ref>b</ref></box> <quad>(1,2)</quad>"
+    assert qwen.to_list_format(text) == [{"text": "a"}, {"ref": "b"}, {"text": "</box> "}, {"quad": "(1,2)"}]
+
+
+def test_decoding_of_a_growing_answer(qwen: Any) -> None:
+    ids = qwen.encode("<ref>你</ref><box>(1,2),(3,4)</box>👍<|extra_0|><|im_end|>")
+    flags = {"skip_special_tokens": True, "keep_image_special": True, "errors": "ignore"}
+    parts = [qwen.decode(ids[:k], **flags) for k in range(len(ids) + 1)]
+    assert parts[-1] == "<ref>你</ref><box>(1,2),(3,4)</box>👍"
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(parts))

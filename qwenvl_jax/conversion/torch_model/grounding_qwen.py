@@ -19,6 +19,15 @@ _CORNERS = re.compile(rf"{_POINT}\s*,\s*{_POINT}")
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#f032e6")
 
 
+def _box_text(box: Any) -> str:
+    """A box as text. Raises ValueError if it is not four numbers."""
+    try:
+        x1, y1, x2, y2 = map(int, box)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"a box is [x1, y1, x2, y2], four numbers, not {box!r}; `box` is a list of boxes") from None
+    return f"<box>({x1},{y1}),({x2},{y2})</box>"
+
+
 class GroundingMixin:
     """Methods of a tokenizer that handle the text form of image regions and need no token ids.
 
@@ -32,11 +41,13 @@ class GroundingMixin:
         truncated to integers.
 
         Raises:
-          ValueError: if an element has none of these keys.
+          ValueError: if an element has none of these keys or several of them, or a box is not four numbers.
         """
         text = ""
         images = 0
         for element in elements:
+            if len({"image", "text", "box"} & element.keys()) > 1:
+                raise ValueError(f"an element has the keys {', '.join(element)}; write one element for each of them")
             if "image" in element:
                 images += 1
                 text += f"Picture {images}: <img>{element['image']}</img>\n"
@@ -44,9 +55,7 @@ class GroundingMixin:
                 text += element["text"]
             elif "box" in element:
                 text += f"<ref>{element['ref']}</ref>" if "ref" in element else ""
-                text += "".join(
-                    f"<box>({int(x1)},{int(y1)}),({int(x2)},{int(y2)})</box>" for x1, y1, x2, y2 in element["box"]
-                )
+                text += "".join(map(_box_text, element["box"]))
             else:
                 raise ValueError(f"an element has the keys {', '.join(element) or '(none)'}; use image, text or box")
         return text
@@ -60,7 +69,7 @@ class GroundingMixin:
         Raises:
           ValueError: if a tag is not closed.
         """
-        text = unicodedata.normalize("NFC", text).replace("<|endoftext|>", "")
+        text = unicodedata.normalize("NFC", text)
         elements: list[dict[str, str]] = []
         position = 0
         while match := _ELEMENT.search(text, position):
@@ -94,20 +103,41 @@ class GroundingMixin:
                 boxes.append((ref, (x1, y1, x2, y2)))
         return boxes
 
-    def fetch_all_box_with_ref(self, text: str) -> list[dict[str, Any]]:
-        """The result of `parse_boxes` as dicts with "box" and, if the box has a reference, "ref"."""
-        return [{"box": box, "ref": ref} if ref else {"box": box} for ref, box in self.parse_boxes(text)]
+    def _fetch_all_box_with_ref(self, text: str) -> list[dict[str, Any]]:
+        """All boxes of a text as dicts with "box" and, for a box directly after a reference, "ref".
 
-    _fetch_all_box_with_ref = fetch_all_box_with_ref  # the name in the published tokenizer
+        It is the published method. `parse_boxes` also gives later boxes their reference, and skips malformed ones.
+
+        Raises:
+          ValueError: if a tag is not closed, or a box is not four integers.
+        """
+        elements = self.to_list_format(text)
+        boxes: list[dict[str, Any]] = []
+        for before, element in zip([{}, *elements], elements, strict=False):
+            if "box" in element:
+                box = tuple(map(int, element["box"].replace("(", "").replace(")", "").split(",")))
+                if len(box) != 4:
+                    raise ValueError(f"the box {element['box']!r} is not (x1,y1),(x2,y2)")
+                boxes.append({"box": box, "ref": before["ref"].strip()} if "ref" in before else {"box": box})
+        return boxes
+
+    def _fetch_latest_picture(self, response: str, history: Sequence[Sequence[str | None]] | None = None) -> str | None:
+        """The path or URL of the last image of a conversation: in `response` or else in the queries; None without one.
+
+        An empty `<img></img>`, whose image was passed to the model as pixels, has none.
+        """
+        texts = [*(turn[0] or "" for turn in history or ()), response]
+        paths = [path for text in texts for path in re.findall("<img>(.*?)</img>", text, re.DOTALL)]
+        return (paths[-1] or None) if paths else None
 
     def draw_bbox_on_latest_picture(
-        self: Any, response: str, history: Sequence[Sequence[str]] | None = None, image: Any = None
+        self: Any, response: str, history: Sequence[Sequence[str | None]] | None = None, image: Any = None
     ) -> Any:
         """Draws the boxes of an answer, with their references, on the latest image of the conversation.
 
         Args:
           response: the answer; it may be preceded by a prompt with `<img>path</img>`.
-          history: turns (query, response) whose queries may contain `<img>path</img>`.
+          history: turns (query, response) whose queries may contain `<img>path</img>`; a query may be None.
           image: the Pillow image itself, if the conversation does not give its path.
 
         Returns:
@@ -118,11 +148,10 @@ class GroundingMixin:
         except ImportError:
             raise ImportError("drawing boxes needs Pillow; run `pip install pillow`") from None
         boxes = self.parse_boxes(response)
-        texts = [*(turn[0] for turn in history or ()), response]
-        paths = [path for text in texts for path in re.findall("<img>(.+?)</img>", text, re.DOTALL)]
-        if not boxes or (image is None and not paths):
+        path = self._fetch_latest_picture(response, history) if image is None else None
+        if not boxes or (image is None and path is None):
             return None
-        canvas = self.read_image(paths[-1]) if image is None else image.convert("RGB").copy()
+        canvas = self.read_image(path) if image is None else image.convert("RGB").copy()
         draw = ImageDraw.Draw(canvas)
         stroke = max(1, max(canvas.size) // 200)
         font = ImageFont.load_default(max(10, max(canvas.size) // 40))

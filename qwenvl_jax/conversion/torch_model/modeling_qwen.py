@@ -22,9 +22,18 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
 
+from .chat_qwen import ChatMixin
 from .configuration_qwen import QWenConfig
 from .decoder_qwen import QWenModel, RMSNorm
-from .qwen_generation_utils import ChatMixin
+
+# The published file has these names, too. transformers copies only the files that this one imports.
+from .qwen_generation_utils import (  # noqa: F401
+    HistoryType,
+    StopWordsLogitsProcessor,
+    decode_tokens,
+    get_stop_words_ids,
+    make_context,
+)
 from .visual import VisionTransformer, init_weights
 
 # Newer versions of transformers 5 renamed `past_key_values` to `cache`, in arguments and in outputs.

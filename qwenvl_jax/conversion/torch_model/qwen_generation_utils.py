@@ -1,4 +1,4 @@
-"""Conversations in ChatML: the prompt format, `chat`, `chat_stream`, and the stop words of `generate`.
+"""The helpers of the published file of this name: prompts in ChatML, the text of an answer, and stop words.
 
     <|im_start|>system\\n{system}<|im_end|>
     \\n<|im_start|>user\\n{query}<|im_end|>\\n<|im_start|>assistant\\n{response}<|im_end|>   (per turn of the history)
@@ -9,50 +9,69 @@ Roles, line breaks and contents are tokenized separately, so that no token spans
 
 from __future__ import annotations
 
-import queue
-import re
-import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers import LogitsProcessor, LogitsProcessorList
-
-from .visual import preprocess, read_image
+from transformers import LogitsProcessor
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 MAX_WINDOW = 6144  # tokens of a prompt, if generation_config.json gives no limit
 GROUNDING_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 IMAGE_TAGS = (*GROUNDING_TAGS, "<img>", "</img>", "<imgpad>")
-IMAGE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 
 Turn = Sequence[str | None]  # (query, response); the response is None if the query was not answered
-
-
-def images_of(texts: Sequence[str], images: Sequence[Image.Image]) -> list[list[str | Image.Image]]:
-    """The images of every text: the path or URL of each `<img>..</img>`, or the next of `images` if it is empty.
-
-    Raises:
-      ValueError: if the number of `images` is not that of the empty `<img></img>`.
-    """
-    paths_of_texts = [IMAGE.findall(text) for text in texts]
-    empty = sum(paths.count("") for paths in paths_of_texts)
-    if empty != len(images):
-        raise ValueError(f"{len(images)} images given for {empty} empty <img></img> in history and query")
-    remaining = iter(images)
-    return [[path or next(remaining) for path in paths] for paths in paths_of_texts]
+HistoryType = list[tuple[str, str]]
+TokensType = list[int]
+BatchTokensType = list[list[int]]
 
 
 def make_context(
+    tokenizer: Any,
+    query: str,
+    history: Sequence[Turn] | None = None,
+    system: str = "",
+    max_window_size: int = MAX_WINDOW,
+    chat_format: str = "chatml",
+) -> tuple[str, list[int]]:
+    """The prompt of a query as text and as ids. The ids contain the paths of the images.
+
+    Args:
+      tokenizer: the QWenTokenizer of the model.
+      query: the text of the user.
+      history: earlier turns.
+      system: the system text.
+      max_window_size: see `chatml_prompt`.
+      chat_format: "chatml", or "raw" for a base model, whose prompt is the query alone.
+
+    Raises:
+      ValueError: if an image is not closed or its path too long, or a turn is not a pair of texts.
+      NotImplementedError: if `chat_format` is unknown.
+    """
+    if chat_format == "chatml":
+        ids, _ = chatml_prompt(tokenizer, query, history or (), system, max_window_size)
+        return tokenizer.decode(ids), ids
+    if chat_format != "raw":
+        raise _unknown_format(chat_format)
+    if history or system:
+        warnings.warn("a prompt in the format 'raw' is the query alone: history and system are left out", stacklevel=2)
+    return query, tokenizer.encode(query)
+
+
+def chatml_prompt(
     tokenizer: Any, query: str, history: Sequence[Turn], system: str, max_window_size: int
 ) -> tuple[list[int], int]:
     """The ids of the prompt, and the number of oldest turns of `history` that it omits.
 
     It keeps the newest turns that fit, together with the system text, in fewer than `max_window_size` ids; the query
-    is always kept in full. Image slots hold no path, so paths may have any length. Control tokens written by the user
-    are encoded as plain text, and so are image tags written by the model.
+    is always kept in full. Control tokens in a text are encoded as plain text, and so are image tags written by the
+    model.
+
+    Raises:
+      ValueError: see `make_context`.
     """
+    check_conversation(query, history, system)
 
     def encode(text: str, allowed: Sequence[str] = ()) -> list[int]:
         return tokenizer.encode(text, allowed_special=set(allowed))
@@ -60,20 +79,17 @@ def make_context(
     newline = encode("\n")
     end = [tokenizer.im_end_id]
 
-    def message(role: str, content: list[int]) -> list[int]:
-        return [tokenizer.im_start_id, *encode(role), *newline, *content]
+    def message(role: str, text: str, allowed: Sequence[str] = IMAGE_TAGS) -> list[int]:
+        return [tokenizer.im_start_id, *encode(role), *newline, *encode(text, allowed)]
 
-    def user(text: str) -> list[int]:
-        return message("user", encode(IMAGE.sub("<img></img>", text), IMAGE_TAGS))
-
-    first = message("system", encode(system, GROUNDING_TAGS)) + end
-    last = newline + user(query) + end + newline + message("assistant", [])
+    first = message("system", system) + end
+    last = newline + message("user", query) + end + newline + message("assistant", "")
     kept: list[int] = []
     omitted = len(history)
     for question, answer in reversed(history):
-        turn = newline + user(question or "") + end + newline
+        turn = newline + message("user", question or "") + end + newline
         if answer is not None:
-            turn += message("assistant", encode(answer, GROUNDING_TAGS)) + end
+            turn += message("assistant", answer, GROUNDING_TAGS) + end
         if len(first) + len(turn) + len(kept) >= max_window_size:
             break
         kept = turn + kept
@@ -81,237 +97,123 @@ def make_context(
     return first + kept + last, omitted
 
 
-class StopWords(LogitsProcessor):
-    """Ends an answer after any of several sequences of ids, by forcing `end_id` in the next step.
+def check_conversation(query: Any, history: Any, system: Any) -> None:
+    """Raises ValueError if query or system is no text, or a turn of the history is not a pair (query, response)."""
+    for name, text in (("query", query), ("system", system)):
+        if not isinstance(text, str):
+            hint = (
+                "; join a list of elements with tokenizer.from_list_format" if isinstance(text, (list, tuple)) else ""
+            )
+            raise ValueError(f"{name} must be a text, not {type(text).__name__}{hint}")
+    for number, turn in enumerate(history):
+        texts = turn if isinstance(turn, (list, tuple)) else ()
+        if len(texts) != 2 or not all(text is None or isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"history[{number}] is {turn!r}; a turn is (query, response), two texts, of which the response may be "
+                "None. Messages with roles are for tokenizer.apply_chat_template"
+            )
+
+
+def decode_tokens(
+    tokens: torch.Tensor | Sequence[int],
+    tokenizer: Any,
+    raw_text_len: int,
+    context_length: int,
+    chat_format: str,
+    verbose: bool = False,
+    return_end_reason: bool = False,
+    errors: str = "replace",
+) -> str | tuple[str, str]:
+    """The answer in the ids of prompt and answer, without white space at its ends.
 
     Args:
-      sequences: non-empty sequences of ids.
-      end_id: the id of `<|endoftext|>`.
-      start: the length of the prompt, in which the sequences are ignored.
+      tokens: ids [L] of the prompt, followed by those of the answer.
+      tokenizer: the QWenTokenizer of the model.
+      raw_text_len: the number of characters of the prompt, as returned by `make_context`.
+      context_length: the number of ids of the prompt.
+      chat_format: "chatml": the answer ends before `<|im_end|>` or `<|im_start|>`; without either of them it is whole
+        (the published function then loses the last token). "raw": every `<|endoftext|>` is removed.
+      verbose: whether the decoded text and the reason of its end are printed.
+      return_end_reason: whether the result is a pair of the answer and what ended it.
+      errors: how bytes that are not UTF-8 are decoded; see `bytes.decode`.
 
     Raises:
-      ValueError: if a sequence is empty.
+      NotImplementedError: if `chat_format` is unknown.
+    """
+    ids = tokens.tolist() if isinstance(tokens, torch.Tensor) else list(tokens)
+    end = len(ids)
+    reason = f"Gen length {len(ids)}"
+    if chat_format == "chatml":
+        stops = (tokenizer.im_start_id, tokenizer.im_end_id)
+        end = next((k for k in range(context_length, len(ids)) if ids[k] in stops), len(ids))
+        reason = f"Gen {tokenizer.decode([ids[end]])!r}" if end < len(ids) else reason
+    elif chat_format != "raw":
+        raise _unknown_format(chat_format)
+    text = tokenizer.decode(ids[:end], errors=errors)[raw_text_len:]
+    answer = (text.replace("<|endoftext|>", "") if chat_format == "raw" else text).strip()
+    if verbose:
+        print(f"Generated: {text!r}\nEnd: {reason}\nAnswer: {answer!r}")
+    return (answer, reason) if return_end_reason else answer
+
+
+def get_stop_words_ids(chat_format: str, tokenizer: Any) -> list[list[int]]:
+    """The sequences of ids that end an answer. Raises NotImplementedError if `chat_format` is unknown."""
+    if chat_format == "chatml":
+        return [[tokenizer.im_end_id], [tokenizer.im_start_id]]
+    if chat_format == "raw":
+        return [tokenizer.encode("Human:"), [tokenizer.eod_id]]
+    raise _unknown_format(chat_format)
+
+
+def _unknown_format(chat_format: Any) -> NotImplementedError:
+    return NotImplementedError(f"Unknown chat format {chat_format!r}; it is 'chatml' or 'raw'")
+
+
+class StopWordsLogitsProcessor(LogitsProcessor):
+    """Ends an answer after any of several sequences of ids, by forcing `eos_token_id` in the next step.
+
+    Args:
+      stop_words_ids: non-empty sequences of ids.
+      eos_token_id: the id of `<|endoftext|>`.
+      start: the number of ids at the beginning of a row in which the sequences are ignored.
+
+    Raises:
+      ValueError: if there is no sequence, or one is empty or does not consist of ids.
     """
 
-    def __init__(self, sequences: Sequence[Sequence[int]], end_id: int, start: int):
-        if not all(len(ids) for ids in sequences):
-            raise ValueError("stop_words_ids has an empty sequence; pass non-empty lists of ids")
-        self.sequences = [list(ids) for ids in sequences]
-        self.end_id = end_id
+    def __init__(self, stop_words_ids: Iterable[Iterable[int]], eos_token_id: int, start: int = 0):
+        self.stop_words_ids = checked_stop_words(stop_words_ids)
+        if not self.stop_words_ids:
+            raise ValueError("stop_words_ids is empty; leave it out, or pass a list of lists of ids")
+        self.eos_token_id = eos_token_id
         self.start = start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         answers = input_ids[:, self.start :].tolist()
-        ended = [any(answer[-len(ids) :] == ids for ids in self.sequences) for answer in answers]
+        ended = [any(answer[-len(ids) :] == ids for ids in self.stop_words_ids) for answer in answers]
         if any(ended):
             scores = scores.clone()
             rows = torch.tensor(ended, device=scores.device)
             scores[rows] = torch.finfo(scores.dtype).min
-            scores[rows, self.end_id] = 0
+            scores[rows, self.eos_token_id] = 0
         return scores
 
 
-class _Streamer:
-    """A streamer for `generate`: puts every new id into a queue. Setting `closed` aborts `generate`."""
+def checked_stop_words(stop_words_ids: Any) -> list[list[int]]:
+    """Sequences of ids as lists.
 
-    def __init__(self) -> None:
-        self.tokens: queue.Queue[Any] = queue.Queue()
-        self.closed = threading.Event()
-        self._is_prompt = True
-
-    def put(self, ids: torch.Tensor) -> None:
-        if self.closed.is_set():
-            raise _Closed
-        if not self._is_prompt:
-            for token in ids.flatten().tolist():
-                self.tokens.put(token)
-        self._is_prompt = False
-
-    def end(self) -> None:
-        """Does nothing: the thread that runs `generate` marks the end of the queue."""
-
-
-class _Closed(Exception):
-    """The consumer has stopped reading the answer."""
-
-
-class ChatMixin:
-    """Adds `chat` and `chat_stream` to a causal language model, and stop words to its `generate`."""
-
-    @torch.no_grad()
-    def generate(self: Any, inputs: Any = None, *arguments: Any, stop_words_ids: Any = None, **settings: Any) -> Any:
-        """The `generate` of transformers with stop words.
-
-        Args:
-          inputs: see transformers.
-          arguments: see transformers.
-          stop_words_ids: sequences of ids. An answer ends after any of them; it contains the stop word, followed by
-            `<|endoftext|>`.
-          settings: see transformers.
-
-        Raises:
-          ValueError: if there are stop words but no end token, or a stop word is empty.
-        """
-        config = arguments[0] if arguments else settings.get("generation_config")
-        config = self.generation_config if config is None else config
-        stop_words_ids = getattr(config, "stop_words_ids", None) if stop_words_ids is None else stop_words_ids
-        if stop_words_ids:
-            end = settings.get("eos_token_id", config.eos_token_id)
-            end = end[-1] if isinstance(end, Sequence) else end
-            if end is None:
-                raise ValueError("stop_words_ids needs an eos_token_id to end answers with; set one")
-            prompt = next((x for x in (inputs, settings.get("input_ids")) if x is not None), None)
-            length = 0 if prompt is None or settings.get("inputs_embeds") is not None else prompt.shape[1]
-            others = settings.pop("logits_processor", None) or []
-            settings["logits_processor"] = LogitsProcessorList([*others, StopWords(stop_words_ids, int(end), length)])
-        return super().generate(inputs, *arguments, **settings)  # type: ignore[misc]
-
-    def chat(
-        self: Any,
-        tokenizer: Any,
-        query: str,
-        history: Sequence[Turn] | None = None,
-        system: str = DEFAULT_SYSTEM,
-        append_history: bool = True,
-        stop_words_ids: Sequence[Sequence[int]] | None = None,
-        generation_config: Any = None,
-        images: Sequence[Image.Image] | None = None,
-        **settings: Any,
-    ) -> tuple[str, Sequence[Turn]]:
-        """Answers a query.
-
-        Args:
-          tokenizer: the QWenTokenizer of this model.
-          query: text, with `<img>path or URL</img>` for images (see `tokenizer.from_list_format`).
-          history: the history that an earlier call returned; a list is extended in place. Its images are read again.
-            The response of a turn may be None.
-          system: the system text.
-          append_history: whether this turn is appended to the history.
-          stop_words_ids: sequences of ids after which the answer also ends; the answer contains them.
-          generation_config: replaces that of the model, if given.
-          images: the Pillow images of the whole conversation, in order: one for every empty `<img></img>` in history
-            and query. Further images are inserted before the query, as `Picture 1: <img></img>`.
-          settings: arguments of `generate`, such as `max_new_tokens` or `do_sample`, and `max_window_size`.
-
-        Returns:
-          The answer, and the history including this turn.
-
-        Raises:
-          ValueError: if this is not a chat model, an image cannot be read, there are too few images, or `<img>` is not
-            closed.
-          TypeError: if `stream` is given; use `chat_stream` instead.
-        """
-        if "stream" in settings:
-            raise TypeError("chat has no argument `stream`; use chat_stream, which yields the answer as it grows")
-        turns = history if isinstance(history, list) else list(history or ())
-        query, ids, settings = self._conversation(
-            tokenizer, query, turns, system, images, stop_words_ids, generation_config, settings
-        )
-        new = self.generate(ids, **settings)[0, ids.shape[1] :].tolist()
-        response = tokenizer.decode(_answer(new, tokenizer)).strip()
-        if append_history:
-            turns.append((query, response))
-        return response, turns
-
-    def chat_stream(
-        self: Any,
-        tokenizer: Any,
-        query: str,
-        history: Sequence[Turn] | None = None,
-        system: str = DEFAULT_SYSTEM,
-        stop_words_ids: Sequence[Sequence[int]] | None = None,
-        generation_config: Any = None,
-        images: Sequence[Image.Image] | None = None,
-        **settings: Any,
-    ) -> Iterator[str]:
-        """Streams the answer of `chat`: after every token yields the answer so far, without incomplete characters.
-
-        The arguments and errors are those of `chat`. `history` is not changed. The prompt is checked before this
-        returns.
-        """
-        turns = list(history or ())
-        _, ids, settings = self._conversation(
-            tokenizer, query, turns, system, images, stop_words_ids, generation_config, settings
-        )
-        streamer = _Streamer()
-
-        def run() -> None:
-            try:
-                self.generate(ids, streamer=streamer, **settings)
-                streamer.tokens.put(None)
-            except BaseException as error:
-                streamer.tokens.put(error)
-
-        def read() -> Iterator[str]:
-            thread = threading.Thread(target=run, daemon=True)
-            thread.start()
-            new: list[int] = []
-            try:
-                while (token := streamer.tokens.get()) is not None:
-                    if isinstance(token, BaseException):
-                        raise token
-                    new.append(token)
-                    answer = _answer(new, tokenizer)
-                    if len(answer) == len(new):
-                        yield tokenizer.decode(answer, errors="ignore").strip()
-            finally:
-                streamer.closed.set()
-                thread.join()
-
-        return read()
-
-    def _conversation(
-        self: Any,
-        tokenizer: Any,
-        query: str,
-        turns: list[Turn],
-        system: str,
-        images: Sequence[Image.Image] | None,
-        stop_words_ids: Sequence[Sequence[int]] | None,
-        generation_config: Any,
-        settings: dict[str, Any],
-    ) -> tuple[str, torch.Tensor, dict[str, Any]]:
-        """The query with its images numbered, the ids [1, L] of the prompt, and the arguments of `generate`."""
-        config = self.generation_config if generation_config is None else generation_config
-        chat_format = getattr(config, "chat_format", None) or getattr(self.generation_config, "chat_format", None)
-        if chat_format != "chatml":
-            raise ValueError(
-                f"generation_config.chat_format is {chat_format!r}, so this model was not trained on dialogues; use "
-                "generate, or set model.generation_config.chat_format = 'chatml' if it was"
-            )
-        given = list(images or ())
-        texts = [*(question or "" for question, _ in turns), query]
-        numbered = sum(len(IMAGE.findall(text)) for text in texts)
-        untagged = len(given) - sum(text.count("<img></img>") for text in texts)
-        query = "".join(f"Picture {numbered + k + 1}: <img></img>\n" for k in range(untagged)) + query
-        texts[-1] = query
-        images_of_texts = images_of(texts, given)
-        window = settings.pop("max_window_size", None) or getattr(config, "max_window_size", MAX_WINDOW)
-        ids, omitted = make_context(tokenizer, query, turns, system, window)
-        kept = [image for of_text in images_of_texts[omitted:] for image in of_text]
-        if kept:
-            if self.transformer.visual is None:
-                raise ValueError("the conversation has images, but this is a language model without a vision tower")
-            opened = [read_image(image) if isinstance(image, str) else image for image in kept]
-            settings["pixel_values"] = preprocess(opened, self.config.visual["image_size"])
-        if generation_config is not None:
-            settings["generation_config"] = generation_config
-        if stop_words_ids is not None:
-            settings["stop_words_ids"] = stop_words_ids
-        settings.setdefault("eos_token_id", _stops(tokenizer))
-        settings.setdefault("pad_token_id", tokenizer.eod_id)
-        settings.setdefault("return_dict_in_generate", False)
-        prompt = torch.tensor([ids], device=self.device)
-        settings.setdefault("attention_mask", torch.ones_like(prompt))
-        return query, prompt, settings
-
-
-def _stops(tokenizer: Any) -> list[int]:
-    """The ids that end an answer; `<|endoftext|>` comes last."""
-    return [tokenizer.im_end_id, tokenizer.im_start_id, tokenizer.eod_id]
-
-
-def _answer(new: list[int], tokenizer: Any) -> list[int]:
-    """The new ids before the first one that ends the answer."""
-    stops = _stops(tokenizer)
-    return new[: next((k for k, token in enumerate(new) if token in stops), len(new))]
+    Raises:
+      ValueError: if they are not a list of non-empty sequences of ids.
+    """
+    try:
+        if isinstance(stop_words_ids, (str, bytes)) or any(isinstance(ids, (str, bytes)) for ids in stop_words_ids):
+            raise TypeError
+        sequences = [[token.__index__() for token in ids] for ids in stop_words_ids]
+    except (TypeError, AttributeError):
+        raise ValueError(
+            f"stop_words_ids is a list of lists of ids, not {stop_words_ids!r}; encode every stop word with "
+            "tokenizer.encode, or pass texts as stop_strings (with tokenizer=tokenizer)"
+        ) from None
+    if any(not ids or min(ids) < 0 for ids in sequences):
+        raise ValueError(f"stop_words_ids has an empty sequence or a negative id: {sequences}")
+    return sequences

@@ -118,6 +118,7 @@ class QWenTokenizer(GroundingMixin, PreTrainedTokenizer):
         self.ref_start_id, self.ref_end_id, self.box_start_id, self.box_end_id = image_ids[:4]
         self.quad_start_id, self.quad_end_id, self.img_start_id, self.img_end_id, self.img_pad_id = image_ids[4:]
         self.image_special_tokens = set(image_ids[:6])
+        self.IMAGE_ST = IMAGE_TOKENS  # again, because some programs empty the attribute of the class
         for name, tag in TAG_ARGUMENTS.items():
             if settings.pop(name, tag) != tag:
                 raise ValueError(f"{name} is {tag!r} in this vocabulary and cannot be changed; leave it out")
