@@ -31,9 +31,9 @@ class Schedule:
     def __init__(self, config: Config, checkpoints: Checkpoints | LocalCheckpoints) -> None:
         rules = config.checkpoint
         local = isinstance(checkpoints, LocalCheckpoints)
-        self._intervals = [rules.local_every] if local else [config.train.checkpoint_every, rules.keep_every]
-        if rules.best_needs_evaluation and not local:
-            self._intervals.append(config.evaluation.every)
+        # An evaluation may be stopped at once, and its figures belong to a checkpoint; so one is written before it.
+        durable = [config.train.checkpoint_every, rules.keep_every, config.evaluation.every]
+        self._intervals = [rules.local_every] if local else durable
         self._seconds = 60 * (rules.local_minutes if local else rules.minutes)
         self._name = "local checkpoint" if local else "checkpoint"
         self._checkpoints = checkpoints

@@ -40,7 +40,11 @@ CONTRACT = (
         "command continues.",
     ),
     ExitCode(INTERRUPTED, "INTERRUPTED", "Ctrl-C has ended the command; the same command continues."),
-    ExitCode(PREEMPTED, "PREEMPTED", "SIGTERM has ended the run between two steps; the same command continues."),
+    ExitCode(
+        PREEMPTED,
+        "PREEMPTED",
+        "SIGTERM has ended the run after a step, whose state is saved; the same command continues.",
+    ),
 )
 
 # Statuses and words of errors of JAX's runtime that report the loss of a device or of the connection to one.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from qwenvl_jax.runtime import exit_codes
 
 
 class PreemptionGuard:
@@ -69,6 +73,42 @@ class PreemptionGuard:
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._received
+
+    @contextlib.contextmanager
+    def ending_at_once(self) -> Iterator[None]:
+        """A block that SIGTERM or Ctrl-C ends by SystemExit, on every process that gets the signal.
+
+        For long work between two steps that a later start repeats. The exception of a handler may be dropped, see
+        above; then `stop` says so after the next step.
+        """
+        before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+        several = jax.process_count() > 1
+        received = False
+
+        def end(number: int, frame: FrameType | None) -> None:
+            nonlocal received
+            received = self._received = True
+            self.signal = signal.Signals(number).name
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, self._give_up)
+            raise SystemExit(exit_codes.PREEMPTED)
+
+        if several:
+            set_sigterm_aside()
+        try:
+            for number in before:
+                signal.signal(number, end)
+            yield
+        except SystemExit:
+            self._previous.setdefault(signal.SIGTERM, signal.SIG_DFL if several else before[signal.SIGTERM])
+            raise
+        signal.signal(signal.SIGINT, self._give_up if received else before[signal.SIGINT])
+        if several:
+            restore_sigterm()
+            if received:
+                os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            signal.signal(signal.SIGTERM, before[signal.SIGTERM])
 
     def _watch_sigterm(self) -> None:
         if jax.process_count() > 1:

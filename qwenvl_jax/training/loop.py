@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,8 @@ from qwenvl_jax.training import summary
 from qwenvl_jax.training.anomalies import PROGRESS, Anomalies
 from qwenvl_jax.training.ledger import Ledger, check_exports
 from qwenvl_jax.training.metrics import MetricsWindow
-from qwenvl_jax.training.metrics_log import MetricsLog
-from qwenvl_jax.training.observers import MakeObserver, make_observers
+from qwenvl_jax.training.metrics_log import MetricsLog, lines_up_to
+from qwenvl_jax.training.observers import MakeObserver, Observer, make_observers
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.report.live import reported
 from qwenvl_jax.training.start import check_hosts, find_start
@@ -64,6 +65,7 @@ def train(
 
     Raises:
       UserError: if config, data or checkpoints are wrong; before the first step if possible.
+      SystemExit: if the process was asked to stop in an evaluation, whose state is saved.
     """
     ledger = Ledger(began)
     check_exports(config.watching)
@@ -71,7 +73,8 @@ def train(
     local = LocalCheckpoints(config.checkpoint.local, workdir)
     going_back = rewind.wanted(workdir, from_step, local)
     steps_taken, starting_points = find_start(config, workdir, going_back)
-    if steps_taken == config.train.steps:
+    evaluates = config.evaluation.every > 0 and bool(observers or config.evaluation.split)
+    if steps_taken == config.train.steps and not (evaluates and is_unevaluated(workdir, config, steps_taken)):
         log.line(f"{workdir} is finished: {steps_taken} steps")
         local.remove()
         return steps_taken
@@ -118,6 +121,8 @@ def train(
                 batch = put_batch(next(loader), config.data, mesh)
             if steps_taken == 0:
                 summary.show_passes(config, loader.samples_per_row, loader.samples)
+            if evaluates and is_unevaluated(workdir, config, steps_taken):
+                evaluate(guard, metrics_log, steps_taken, state, watching)
             for step in range(steps_taken + 1, config.train.steps + 1):
                 state, metrics = take_step(step, state, batch)
                 window.add(metrics)
@@ -134,8 +139,7 @@ def train(
                     counts = join_states(distributed.gather(counts_of(position)))
                     metrics_log.write(step, window.values(), loader.counters(counts))
                     window.clear()
-                if watching and (step % config.evaluation.every == 0 or last):
-                    metrics_log.observe(step, state, watching)
+                evaluated = bool(watching) and is_evaluated(step, config)
                 stop = guard.stop(step) or anomalies.too_many()
                 due = schedule.due(step) or last or stop
                 local_due = local_schedule.due(step) and not (last or stop)
@@ -148,15 +152,49 @@ def train(
                             local.save(step, state.trainable, state.opt_state, progress)
                         if due:
                             checkpoints.save(step, state.trainable, state.opt_state, progress)
-                        if last or stop:
+                        if (last or stop) and not evaluated:
                             checkpoints.wait()
                 if stop:
                     anomalies.raise_if_too_many()
                 if stop and not last:
                     log.line(f"stopped by {guard.signal} after step {step}; run the same command again to continue")
                     return step
+                if evaluated:
+                    evaluate(guard, metrics_log, step, state, watching)
     local.remove()
     return config.train.steps
+
+
+def is_evaluated(step: int, config: Config) -> bool:
+    """Whether the state after a step is evaluated, by a config that evaluates at all."""
+    return step % config.evaluation.every == 0 or step == config.train.steps
+
+
+def is_unevaluated(workdir: epath.Path, config: Config, step: int) -> bool:
+    """Whether an earlier start has saved the state after `step` and was stopped in its evaluation."""
+    if not step or not is_evaluated(step, config):
+        return False
+
+    def look() -> bool:
+        lines = lines_up_to(workdir / layout.EVALUATIONS, step)
+        return not lines or json.loads(lines[-1])["step"] != step
+
+    return bool(distributed.from_primary(look))
+
+
+def evaluate(
+    guard: PreemptionGuard, metrics_log: MetricsLog, step: int, state: State, observers: Sequence[Observer]
+) -> None:
+    """Evaluates a state that is being saved; SIGTERM ends the run at once, and the next start evaluates again."""
+    try:
+        with guard.ending_at_once():
+            metrics_log.observe(step, state, observers)
+    except SystemExit:
+        log.line(
+            f"stopped by {guard.signal} in the evaluation after step {step}, whose state is saved; "
+            "run the same command again to continue"
+        )
+        raise
 
 
 def checked_mesh(config: Config) -> Mesh:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from qwenvl_jax.checkpoint.steps import finished_steps
+from tests.checkpoint.saved_run import lines
 from tests.runtime.processes import FOREIGN, joined
 
 ROOT = Path(__file__).parents[2]
 
 # The main of training. With TEST_COMPILE, the first step takes so many seconds within the C library, as a compiler
-# does; with TEST_SAVE, the end of every save is held up as by a slow disk; with TEST_READ, the reader hangs at a batch.
+# does; with TEST_SAVE, the end of every save is held up as by a slow disk; with TEST_READ, the reader hangs at a batch;
+# with TEST_EVALUATE, the state is evaluated, after this step for minutes.
 MAIN = """
 import ctypes, itertools, os, time
 from orbax.checkpoint._src.checkpointers import async_checkpointer
@@ -42,6 +45,12 @@ def read_slowly(*arguments):
     if next(batches) == int(os.environ.get("TEST_READ", "-1")):
         time.sleep(1000)
     return fetch(*arguments)
+def evaluate_slowly(step, state):
+    print(f"evaluating step {step}", flush=True)
+    time.sleep(300 * (step == int(os.environ["TEST_EVALUATE"])))
+    return {"figure": float(step)}
+if "TEST_EVALUATE" in os.environ:
+    train._observers = lambda: [lambda *of_run: evaluate_slowly]
 async_checkpointer._on_commit_callback, loop.make_train_step = finish_slowly, make_slowly
 loop.put_batch = read_slowly
 train.commandline.run(train.main)
@@ -172,3 +181,32 @@ def test_a_reader_that_hangs_ends_a_run_of_one_process(tmp_path: Path, tiny_data
     (stacks,) = (workdir / "stacks").iterdir()
     assert "in read_slowly" in stacks.read_text()
     assert finished_steps(workdir)[-1] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "step"), [(1, 4), (2, 2)])
+def test_sigterm_in_an_evaluation_loses_nothing(
+    tmp_path: Path, tiny_data: Path, runs: list[Run], processes: int, step: int
+) -> None:
+    """Nor after the last step: the next start repeats the evaluation, and no step."""
+    workdir = tmp_path / "run"
+    settings = ("train.steps=4", "evaluation.every=2", "optimizer.warmup_steps=1")
+
+    def start(slow_step: int) -> Sequence[Run]:
+        if processes == 2:
+            return two(runs, workdir, tiny_data, *settings, TEST_EVALUATE=str(slow_step))
+        runs.append(Run(workdir, tiny_data, *settings, TEST_EVALUATE=str(slow_step)))
+        return runs[-1:]
+
+    stopped = start(step)
+    for run in stopped:
+        run.wait_until(lambda run=run: f"evaluating step {step}" in run.output)  # type: ignore[misc]
+    for run in stopped:
+        run.signal_group(signal.SIGTERM)
+    assert [run.ended(60) for run in stopped] == [143] * processes, [run.output for run in stopped]
+    assert f"stopped by SIGTERM in the evaluation after step {step}, whose state is saved" in stopped[0].output
+    assert finished_steps(workdir)[-1] == step
+    continued = start(0)
+    assert [run.ended(400) for run in continued] == [0] * processes, [run.output for run in continued]
+    assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in (workdir / "evaluations.jsonl").read_text().splitlines()] == [2, 4]
