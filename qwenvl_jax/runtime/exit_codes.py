@@ -43,7 +43,7 @@ CONTRACT = (
     ExitCode(
         PREEMPTED,
         "PREEMPTED",
-        "SIGTERM has ended the run after a step, whose state is saved; the same command continues.",
+        "SIGTERM has ended the run, and its state is saved; the same command continues.",
     ),
 )
 
