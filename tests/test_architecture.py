@@ -62,7 +62,6 @@ MAX_FUNCTION_LINES = 60
 # Functions that are longer, and why they are not cut up.
 LONG_FUNCTIONS = {
     "qwenvl_jax.conversion.released_config:released_config": "one literal: the published config.json",
-    "qwenvl_jax.conversion.torch_model.decoder_qwen:forward": "the signature of transformers takes a third of it",
     "qwenvl_jax.conversion.torch_model.modeling_qwen:forward": "the signature of transformers takes a third of it",
     "qwenvl_jax.training.loop:train": "the training loop is to be read from top to bottom",
 }

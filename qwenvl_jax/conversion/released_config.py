@@ -17,6 +17,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 # The files of `torch_model` that are copied into every release.
 CODE_FILES = (
+    "arguments_qwen.py",
     "chat_qwen.py",
     "configuration_qwen.py",
     "decoder_qwen.py",

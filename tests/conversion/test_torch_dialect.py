@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,66 @@ def test_a_fine_tuning_framework_changes_the_tokenizer_class(folder: Path) -> No
         assert lengths == [len(ids) - 2, len(ids) - 2, 1]
     finally:
         kind.IMAGE_ST, kind._decode = tags, inner
+
+
+# The modules of the model
+
+
+def test_a_server_of_features_reads_the_tower(model: Any, folder: Path, pictures: list[str]) -> None:
+    visual = model.transformer.visual
+    pixels = torch.stack([visual.image_transform(Image.open(path)) for path in pictures])
+    with torch.no_grad():
+        assert torch.equal(visual(pixels), visual.encode(pictures))
+    block = visual.transformer.resblocks[0]
+    kinds = [get_class_from_dynamic_module(f"visual.{name}", str(folder)).__name__ for name in
+             ("VisualAttentionBlock", "TransformerBlock", "VisionTransformer", "Resampler")]  # fmt: skip
+    assert kinds[:2] == [type(block).__name__, type(visual.transformer).__name__]
+    assert visual.transformer.get_cast_dtype() == torch.float32
+    x = torch.randn(1, 4, block.ln_1.weight.numel())
+    y = x + block.attention(q_x=block.ln_1(x))
+    assert torch.equal(block(x), y + block.mlp(block.ln_2(y)))
+    with pytest.raises(TypeError, match="attend to their own input only"):
+        block.attention(x, attn_mask=torch.ones(4, 4))
+
+
+@torch.no_grad()
+def test_the_decoder_without_its_head(model: Any) -> None:
+    """Its output is that of transformers, by name, by index or as a tuple; arguments are in the published order."""
+    ids = torch.arange(24).view(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    expected = model(ids, attention_mask=mask, output_hidden_states=True)
+    output = model.transformer(ids, None, mask, token_type_ids=torch.zeros_like(ids), output_hidden_states=True)
+    assert output[0] is output.last_hidden_state and output[0].shape == (2, 12, model.config.hidden_size)
+    assert torch.equal(model.lm_head(output[0]), expected.logits)
+    assert len(output.hidden_states) == 3 and torch.equal(output.hidden_states[-1], output[0])
+    as_tuple = model.transformer(ids, None, mask, use_cache=False, return_dict=False)
+    assert len(as_tuple) == 1 and torch.equal(as_tuple[0], output[0])
+    assert torch.equal(model(ids, None, mask).logits, expected.logits)
+    for call in (model, model.transformer):
+        for wrong in ({"token_type_ids": torch.ones_like(ids)}, {"head_mask": [1]}, {"position_ids": ids}):
+            with pytest.raises(TypeError, match=next(iter(wrong))):
+                call(ids, **wrong)
+        with pytest.raises(TypeError, match="must be a cache of transformers"):
+            call(ids, past_key_values=((mask, mask),))
+    assert model.transformer.get_input_embeddings() is model.get_input_embeddings() is model.transformer.wte
+
+
+def test_settings_of_the_published_config() -> None:
+    ids = torch.arange(12)[None]
+    for name in ("emb_dropout_prob", "attn_dropout_prob"):
+        small = make_model(make_config(445, **{name: 0.5}))
+        still = make_model(make_config(445))
+        assert torch.equal(small(ids).logits, still(ids).logits)
+        assert not torch.allclose(small.train()(ids).logits, still.train()(ids).logits)
+        assert torch.equal(still(ids).logits, still(ids).logits)
+    assert still.transformer.drop.p == 0.0  # some programs wrap this module so that it copies its input
+    for wrong in ({"no_bias": False}, {"rotary_pct": 0.5}, {"scale_attn_weights": False}):
+        with pytest.raises(ValueError, match=f"config.{next(iter(wrong))} is .* supports only"):
+            make_model(make_config(445, **wrong))
+    for unused in ({"use_flash_attn": True}, {"use_cache_quantization": True}, {"softmax_in_fp32": True}):
+        with pytest.warns(UserWarning, match=f"no effect: {next(iter(unused))}"):
+            make_model(make_config(445, **unused))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_model(make_config(445, use_flash_attn="auto"))

@@ -21,7 +21,7 @@ from transformers import (
 from qwenvl_jax.conversion import released_config
 from qwenvl_jax.conversion.torch_model.configuration_qwen import QWenConfig
 from qwenvl_jax.conversion.torch_model.modeling_qwen import QWenLMHeadModel, QWenVisionModel
-from qwenvl_jax.conversion.torch_model.visual import VisualBlock, sincos_table
+from qwenvl_jax.conversion.torch_model.visual import VisualAttentionBlock, sincos_table
 from qwenvl_jax.models.layers import sincos_positions
 from tests.conversion.torch_tiny import (
     CODE,
@@ -184,7 +184,7 @@ def test_a_growing_answer_keeps_the_factor_of_its_prompt(model: Any) -> None:
 @torch.no_grad()
 def test_a_visual_block_is_torchs_encoder_layer() -> None:
     width, heads = 24, 3
-    block = VisualBlock(width, heads, 48, 1e-6)
+    block = VisualAttentionBlock(width, heads, 48, 1e-6)
     theirs = torch.nn.TransformerEncoderLayer(
         width, heads, 48, activation="gelu", norm_first=True, batch_first=True, layer_norm_eps=1e-6
     ).eval()

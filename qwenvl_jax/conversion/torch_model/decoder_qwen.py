@@ -3,6 +3,8 @@
 Legend: B rows, L tokens, I images, Q slots of an image, D width, N heads, K head size.
 """
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import math
@@ -11,9 +13,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .arguments_qwen import check_settings, one_cache, refuse_unknown
 from .configuration_qwen import QWenConfig
 from .visual import VisionTransformer
+
+# Newer versions of transformers 5 renamed `past_key_values` to `cache`, in arguments and in outputs.
+CACHE_FIELD = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class ImageSlots(NamedTuple):
@@ -118,6 +126,7 @@ class QWenAttention(nn.Module):
         super().__init__()
         width = config.num_attention_heads * config.kv_channels
         self.heads = config.num_attention_heads
+        self.attn_dropout = nn.Dropout(config.attn_dropout_prob)
         self.c_attn = nn.Linear(config.hidden_size, 3 * width)  # has a bias even though `no_bias` is true
         self.c_proj = _residual(nn.Linear(width, config.hidden_size, bias=False))
 
@@ -133,10 +142,11 @@ class QWenAttention(nn.Module):
         weights = None
         if context.with_weights:
             scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~context.allowed, -math.inf)
-            weights = scores.float().softmax(-1).to(q.dtype)
+            weights = self.attn_dropout(scores.float().softmax(-1).to(q.dtype))
             mixed = weights @ v
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=context.allowed)
+            dropout = self.attn_dropout.p if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=context.allowed, dropout_p=dropout)
         return self.c_proj(mixed.transpose(1, 2).reshape(rows, length, -1)), weights
 
 
@@ -186,11 +196,19 @@ class QWenModel(nn.Module):
 
     def __init__(self, config: QWenConfig):
         super().__init__()
+        check_settings(config)
         self.config = config
+        self.drop = nn.Dropout(config.emb_dropout_prob)
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.h = nn.ModuleList(QWenBlock(config) for _ in range(config.num_hidden_layers))
         self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.visual = VisionTransformer(config.visual, config.layer_norm_epsilon) if config.visual else None
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.wte = value  # type: ignore[assignment]
 
     def images_of(self, ids_BL: torch.Tensor) -> list[ImageSlots]:
         """The result of `find_images`; an empty list if the model has no vision tower."""
@@ -239,27 +257,72 @@ class QWenModel(nn.Module):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
         attention_mask: torch.Tensor | None = None,
+        *,
         pixel_values: torch.Tensor | None = None,
         cache: Any = None,
         inputs_embeds: torch.Tensor | None = None,
-        between: list[torch.Tensor] | None = None,
-        weights: list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Hidden states [B, L, D] for `input_ids` [B, L] or `inputs_embeds` [B, L, D].
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **unknown: Any,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Computes `last_hidden_state` [B, L, D] for `input_ids` [B, L] or `inputs_embeds` [B, L, D].
 
         Args:
           input_ids: [B, L].
+          past_key_values: a dynamic cache of transformers, or None.
           attention_mask: [B, cached + L]; it includes the cached tokens.
           pixel_values: see `QWenLMHeadModel.forward`.
-          cache: a dynamic cache of transformers, or None.
+          cache: the newer name of `past_key_values`.
           inputs_embeds: [B, L, D].
-          between: if given, the input of every block is appended to it.
-          weights: if given, the attention weights of every block, [B, N, L, cached + L], are appended to it.
+          use_cache: see there, as for the other arguments.
+          output_attentions: see there.
+          output_hidden_states: see there.
+          return_dict: see there.
+          unknown: arguments of other versions of transformers and of the published code; they must be None or False,
+            and `token_type_ids` may be zeros.
 
         Raises:
           ValueError: as `embed` does; also if both inputs or neither are given, the mask has another shape, or the
             cache is static.
+          TypeError: if an argument is unknown.
+        """
+        refuse_unknown("forward", unknown)
+        config = self.config
+        cache = one_cache(past_key_values, cache)
+        use_cache = config.use_cache and not self.training if use_cache is None else use_cache
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        wanted = {name: getattr(config, name, False) if value is None else value for name, value in asked.items()}
+        between: list[torch.Tensor] | None = [] if wanted["output_hidden_states"] else None
+        weights: list[torch.Tensor] | None = [] if wanted["output_attentions"] else None
+        hidden = self._hidden(input_ids, attention_mask, pixel_values, cache, inputs_embeds, between, weights)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            hidden_states=None if between is None else (*between, hidden),
+            attentions=None if weights is None else tuple(weights),
+            **{CACHE_FIELD: cache if use_cache else None},
+        )
+        as_dict = getattr(config, "return_dict", True) if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def _hidden(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        cache: Any,
+        inputs_embeds: torch.Tensor | None,
+        between: list[torch.Tensor] | None,
+        weights: list[torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Hidden states [B, L, D] after the final norm.
+
+        If given, `between` gets the input of every block, and `weights` its attention weights [B, N, L, cached + L].
         """
         if getattr(cache, "is_compileable", False):
             raise ValueError("a static cache is not supported; leave cache_implementation at its default")
@@ -291,6 +354,7 @@ class QWenModel(nn.Module):
         allowed = ((causal & valid[:, None, :]) | (index[past:, None] == index))[:, None]
         cos, sin = self._rotary(positions_BL, self._ntk_alpha(valid, past, cache))
         context = Context(cos, sin, allowed, self._logn(positions_BL, past + length), cache, weights is not None)
+        x_BLD = self.drop(x_BLD)
         for layer, block in enumerate(self.h):
             if between is not None:
                 between.append(x_BLD)

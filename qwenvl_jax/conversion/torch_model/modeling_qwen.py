@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
 
+from .arguments_qwen import one_cache, refuse_unknown
 from .chat_qwen import ChatMixin
 from .configuration_qwen import QWenConfig
-from .decoder_qwen import QWenModel, RMSNorm
+from .decoder_qwen import CACHE_FIELD, QWenModel, RMSNorm
 
 # The published file has these names, too. transformers copies only the files that this one imports.
 from .qwen_generation_utils import (  # noqa: F401
@@ -35,28 +35,6 @@ from .qwen_generation_utils import (  # noqa: F401
     make_context,
 )
 from .visual import VisionTransformer, init_weights
-
-# Newer versions of transformers 5 renamed `past_key_values` to `cache`, in arguments and in outputs.
-_CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-
-
-def refuse_unknown(method: str, arguments: dict[str, Any]) -> None:
-    """Raises TypeError if `arguments`, which `method` does not take, contain a value other than None or False."""
-    given = [name for name, value in arguments.items() if value is not None and value is not False]
-    if "position_ids" in given:
-        raise TypeError(f"{method} takes no position_ids: positions follow from attention_mask; leave them out")
-    if given:
-        raise TypeError(
-            f"{method} does not know the argument {given[0]!r}; leave it out, or use a version of transformers that is "
-            "named in the model card"
-        )
-
-
-def one_cache(past_key_values: Any, cache: Any) -> Any:
-    """The cache, passed under either of its names. Raises ValueError if two different caches are passed."""
-    if past_key_values is not None and cache is not None and past_key_values is not cache:
-        raise ValueError("past_key_values and cache are two names of one argument; pass only one of them")
-    return past_key_values if cache is None else cache
 
 
 class QWenPreTrainedModel(PreTrainedModel):
@@ -109,10 +87,10 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
         self._take_precision()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.transformer.wte
+        return self.transformer.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.transformer.wte = value
+        self.transformer.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -123,9 +101,10 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
         past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        pixel_values: torch.Tensor | None = None,
         cache: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -142,9 +121,9 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
 
         Args:
           input_ids: [B, L].
+          past_key_values: a cache of transformers.
           attention_mask: [B, cached + L], 0 for padding, which may be on either side.
           pixel_values: [I, 3, size, size]; not needed if the prompt contains the paths of its images.
-          past_key_values: a cache of transformers.
           cache: the newer name of `past_key_values`.
           inputs_embeds: [B, L, D] instead of `input_ids`; it must already contain the image features.
           labels: [B, L], -100 for unsupervised tokens. The output then has `loss`, the mean cross-entropy of the
@@ -158,23 +137,26 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
           return_dict: False returns a tuple.
           num_items_in_batch: if given, the summed cross-entropy is divided by it. A Trainer that accumulates gradients
             passes it.
-          unknown: arguments of other versions of transformers; they must be None or False.
+          unknown: see `QWenModel.forward`.
 
         Raises:
           ValueError: see `QWenModel.forward`.
           TypeError: if an argument is unknown.
         """
-        refuse_unknown("forward", unknown)
-        cache = one_cache(past_key_values, cache)
-        config = self.config
-        use_cache = config.use_cache and not self.training if use_cache is None else use_cache
-        if use_cache and cache is None:
-            cache = DynamicCache()
-        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        wanted = {name: getattr(config, name, False) if value is None else value for name, value in asked.items()}
-        between: list[torch.Tensor] | None = [] if wanted["output_hidden_states"] else None
-        weights: list[torch.Tensor] | None = [] if wanted["output_attentions"] else None
-        hidden = self.transformer(input_ids, attention_mask, pixel_values, cache, inputs_embeds, between, weights)
+        states = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            pixel_values=pixel_values,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **unknown,
+        )
+        hidden = states.last_hidden_state
         keep = 0 if labels is not None else logits_to_keep or num_logits_to_keep
         logits = self.lm_head(hidden[:, -keep:])
         loss = None
@@ -186,11 +168,11 @@ class QWenLMHeadModel(QWenPreTrainedModel, ChatMixin, GenerationMixin):
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            hidden_states=None if between is None else (*between, hidden),
-            attentions=None if weights is None else tuple(weights),
-            **{_CACHE_FIELD: cache if use_cache else None},
+            hidden_states=states.hidden_states,
+            attentions=states.attentions,
+            **{CACHE_FIELD: states.get(CACHE_FIELD)},
         )
-        as_dict = getattr(config, "return_dict", True) if return_dict is None else return_dict
+        as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(

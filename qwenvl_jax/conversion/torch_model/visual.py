@@ -166,7 +166,7 @@ class VisualMLP(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x)))  # the exact erf form
 
 
-class VisualBlock(nn.Module):
+class VisualAttentionBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, eps: float):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, eps)
@@ -174,18 +174,28 @@ class VisualBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps)
         self.mlp = VisualMLP(width, hidden)
 
+    def attention(self, q_x: torch.Tensor, k_x: None = None, v_x: None = None, attn_mask: None = None) -> torch.Tensor:
+        """The self-attention alone; other keys or a mask are not supported, and must be None."""
+        if not (k_x is v_x is attn_mask is None):
+            raise TypeError("the blocks of the vision tower attend to their own input only, without a mask")
+        return self.attn(q_x)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attention(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
-class VisualTransformer(nn.Module):
+class TransformerBlock(nn.Module):
     gradient_checkpointing = False  # set by transformers, as is the function
     _gradient_checkpointing_func: Any
 
     def __init__(self, width: int, heads: int, hidden: int, layers: int, eps: float):
         super().__init__()
-        self.resblocks = nn.ModuleList(VisualBlock(width, heads, hidden, eps) for _ in range(layers))
+        self.resblocks = nn.ModuleList(VisualAttentionBlock(width, heads, hidden, eps) for _ in range(layers))
+
+    def get_cast_dtype(self) -> torch.dtype:
+        """The dtype of activations: that of a norm, which no quantisation changes."""
+        return self.resblocks[0].ln_1.weight.dtype  # type: ignore[union-attr, return-value]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.resblocks:
@@ -243,10 +253,14 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.positional_embedding = nn.Parameter(torch.zeros(grid**2, width))
         self.ln_pre = nn.LayerNorm(width, eps)
-        self.transformer = VisualTransformer(width, visual["heads"], hidden, visual["layers"], eps)
+        self.transformer = TransformerBlock(width, visual["heads"], hidden, visual["layers"], eps)
         self.attn_pool = Resampler(output, width, self.queries, heads, eps)
         self.ln_post = nn.LayerNorm(output, eps)
         self.proj = nn.Parameter(torch.zeros(output, output))
+
+    def image_transform(self, image: Image.Image) -> torch.Tensor:
+        """A Pillow image of any size -> normalised pixels [3, size, size] float32."""
+        return preprocess([image], self.image_size)[0]
 
     def encode(self, images: list[str | Image.Image]) -> torch.Tensor:
         """Images, or their paths or URLs -> features [I, Q, D]."""
@@ -265,8 +279,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"pixel_values must be [images, 3, size, size] with size a multiple of {patch}, not {shape}"
             )
-        weight = self.conv1.weight
-        x = self.conv1(pixel_values.to(weight.device, weight.dtype)).flatten(2).transpose(1, 2)
+        pixels = pixel_values.to(self.conv1.weight.device, self.transformer.get_cast_dtype())
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)
         x = self.ln_pre(x + _resize_table(self.positional_embedding, x.shape[1]))
         return self.ln_post(self.attn_pool(self.transformer(x))) @ self.proj
 
