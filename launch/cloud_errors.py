@@ -18,27 +18,34 @@ class CloudError(UserError):
     Attributes:
       elsewhere: whether another zone may grant what this one refused.
       refused: whether the cloud is known to have made nothing.
+      absent: whether what the command names does not exist.
       output: what the command has printed to stdout, if it was captured.
     """
 
-    def __init__(self, text: str, *, elsewhere: bool = False, refused: bool = False):
+    def __init__(self, text: str, *, elsewhere: bool = False, refused: bool = False, absent: bool = False):
         super().__init__(text)
+        self.absent = absent
         self.elsewhere = elsewhere
         self.refused = refused
         self.output = ""
 
 
 class _Kind(NamedTuple):
-    """One kind of refusal: how it is recognised, what to do, and whether another zone may help."""
+    """One kind of refusal: how it is recognised, what to do, whether another zone may help, what is not there."""
 
     pattern: re.Pattern[str]
     advice: str
     elsewhere: bool = False
+    absent: bool = False
 
 
 _KINDS = (
     _Kind(
         re.compile(r"do not currently have an active account|Reauthentication|invalid_grant"), "run `gcloud auth login`"
+    ),
+    _Kind(
+        re.compile(r"context \S+ does not exist|context was not found"),
+        "run `python -m launch gke setup`, which lets kubectl talk to the cluster",
     ),
     _Kind(re.compile(r"required property \[project\]"), "give --project, or run `gcloud config set project PROJECT`"),
     _Kind(
@@ -74,6 +81,7 @@ _KINDS = (
     _Kind(
         re.compile(r"NOT_FOUND|not found|NotFound", re.IGNORECASE),
         "check --name, --zone and --project; `status` shows what exists",
+        absent=True,
     ),
     _Kind(
         re.compile(r"unrecognized arguments|Invalid choice|unknown flag"),
@@ -88,7 +96,12 @@ def explain(program: str, code: int, printed: str) -> CloudError:
     reason = _reason(printed)
     kind = next((kind for kind in _KINDS if kind.pattern.search(reason) or kind.pattern.search(printed)), _UNKNOWN)
     says = f": {reason}" if reason else f" with exit code {code}"
-    return CloudError(f"{program} failed{says}; {kind.advice}", elsewhere=kind.elsewhere, refused=kind is not _UNKNOWN)
+    return CloudError(
+        f"{program} failed{says}; {kind.advice}",
+        elsewhere=kind.elsewhere,
+        refused=kind is not _UNKNOWN,
+        absent=kind.absent,
+    )
 
 
 def _reason(printed: str) -> str:

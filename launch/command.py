@@ -22,6 +22,7 @@ class Command:
       environment: variables that the program gets in addition to those of the launcher.
       creates: the resource that exists after the command, e.g. `tpu-vm/stage1`; empty if it creates nothing.
       undo: the arguments that delete the resource again; empty if it creates nothing.
+      deletes: the resource that does not exist after the command, e.g. `tpu-vm/stage1`; empty if it deletes nothing.
       accepts: exit codes that count as a success.
       until: the program is run again and again until its output, without white space at the ends, is one of these;
         empty for programs that are run once.
@@ -35,6 +36,7 @@ class Command:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     creates: str = ""
     undo: tuple[str, ...] = ()
+    deletes: str = ""
     accepts: tuple[int, ...] = (0,)
     until: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()

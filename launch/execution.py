@@ -1,4 +1,7 @@
-"""Runs commands, one after another: says what each does, waits for states, and undoes what it made if one fails."""
+"""Runs commands, one after another: says what each does, waits for states, and undoes what it made if one fails.
+
+Deletions go on after one that fails, because what is left costs money: a slice that is gone keeps no other one.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import IO, NoReturn
 
 from launch.cloud_errors import CloudError, explain
 from launch.command import Command
@@ -32,6 +37,10 @@ class StillWaitingError(CloudError):
     """A state that has not come in time; what waits for it exists."""
 
 
+class _SignalledError(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which only this process gets."""
+
+
 def run(
     commands: Sequence[Command],
     wait_hours: float = WAIT_HOURS,
@@ -41,7 +50,9 @@ def run(
 ) -> None:
     """Runs commands until one fails. Then the resources that earlier ones have made are deleted again.
 
-    Ctrl-C deletes nothing: it says what exists and how to delete it.
+    Deletions all run. One of what is gone already counts as done, unless nothing was there at all.
+
+    Ctrl-C, SIGTERM and the end of the terminal delete nothing: they say what exists and how to delete it.
 
     Args:
       commands: in order.
@@ -54,32 +65,76 @@ def run(
     """
     _check_programs(commands)
     made: list[Command] = []
-    for command in commands:
-        print(f"# {command.why}\n{command.shell}", flush=True)
-        try:
-            output = _run(command, wait_hours, captured=outputs is not None)
-        except KeyboardInterrupt:
-            _say_what_exists([*made, command])
-            raise
-        except StillWaitingError:
-            if keep_waiting:
-                _say_what_exists(made)
-            else:
-                _undo(made)
-            raise
-        except CloudError as error:
-            if outputs is not None:
-                print(error.output, flush=True)
-                outputs.append(error.output)
-            if command.creates and not error.refused:
-                _say_what_exists([command])
+    failed: list[CloudError] = []
+    with _signals_as_interrupts():
+        for command in commands:
+            _one(command, wait_hours, keep_waiting, outputs, made, failed)
+    deletions = sum(bool(command.deletes) for command in commands)
+    if len(failed) == deletions or not all(error.absent for error in failed):
+        for error in sorted(failed, key=lambda error: error.absent):
+            raise error
+
+
+def _one(
+    command: Command,
+    wait_hours: float,
+    keep_waiting: bool,
+    outputs: list[str] | None,
+    made: list[Command],
+    failed: list[CloudError],
+) -> None:
+    """Runs one of the commands of `run`; adds it to `made` if it has created something, its error if it deletes."""
+    print(f"# {command.why}\n{command.shell}", flush=True)
+    try:
+        output = _run(command, wait_hours, captured=outputs is not None)
+    except KeyboardInterrupt:
+        _say_what_exists([*made, command])
+        raise
+    except StillWaitingError:
+        if keep_waiting:
+            _say_what_exists(made)
+        else:
             _undo(made)
-            raise
+        raise
+    except CloudError as error:
         if outputs is not None:
-            print(output, flush=True)
-            outputs.append(output)
-        if command.creates:
-            made.append(command)
+            print(error.output, flush=True)
+            outputs.append(error.output)
+        if command.deletes:
+            failed.append(error)
+            return
+        if command.creates and not error.refused:
+            _say_what_exists([command])
+        _undo(made)
+        raise
+    if outputs is not None:
+        print(output, flush=True)
+        outputs.append(output)
+    if command.creates:
+        made.append(command)
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the commands as Ctrl-C does, and then this process as they would have."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        raise _SignalledError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python takes no signals
+        return
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for one, handler in previous.items():
+            signal.signal(one, handler)
+        for number in received[:1]:
+            os.kill(os.getpid(), number)
 
 
 def runnable(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -148,32 +203,39 @@ def _run(command: Command, wait_hours: float, captured: bool) -> str:
 def _once(command: Command, captured: bool) -> str:
     """Runs a command once; its output without white space at the ends if it is captured."""
     environment = {**os.environ, **command.environment}
-    text: str | None = command.stdin or None
+    content = command.stdin.encode() or None
     if command.input_from:
-        source = subprocess.run(command.input_from, env=environment, capture_output=True, text=True, check=False)
+        source = subprocess.run(command.input_from, env=environment, capture_output=True, check=False)
         if source.returncode:
-            raise explain(command.input_from[0], source.returncode, source.stderr)
-        text = source.stdout
+            raise explain(command.input_from[0], source.returncode, source.stderr.decode(errors="replace"))
+        content = source.stdout  # bytes, as a secret may be any
+        if not content.strip():
+            raise CloudError(
+                f"`{shlex.join(command.input_from)}` lists nothing, so nothing was done; check it with `status`",
+                refused=True,
+            )
     process = subprocess.Popen(
         runnable(command.arguments),
         env=environment,
-        stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
+        stdin=subprocess.DEVNULL if content is None else subprocess.PIPE,
         stdout=subprocess.PIPE if captured else None,
         stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
     )
     tail: collections.deque[str] = collections.deque(maxlen=100)
     assert process.stderr is not None
     echo = threading.Thread(target=_echo, args=(process.stderr, tail), daemon=True)
     echo.start()
     try:
-        if text is not None:
+        if content is not None:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its message says why it did not read
-                pipe.write(text)
-        output = process.stdout.read() if process.stdout else ""
+                pipe.write(content)
+        output = process.stdout.read().decode(errors="replace") if process.stdout else ""
         code = process.wait()
+    except _SignalledError:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
     except KeyboardInterrupt:
         process.wait()  # the terminal has sent Ctrl-C to it as well
         raise
@@ -185,8 +247,9 @@ def _once(command: Command, captured: bool) -> str:
     return output.strip()
 
 
-def _echo(lines: object, tail: collections.deque[str]) -> None:
-    for line in lines:  # type: ignore[attr-defined]
+def _echo(lines: IO[bytes], tail: collections.deque[str]) -> None:
+    for content in lines:
+        line = content.decode(errors="replace")
         tail.append(line)
         print(line, end="", file=sys.stderr, flush=True)
 
@@ -202,11 +265,16 @@ def _check_programs(commands: Sequence[Command]) -> None:
 
 def _undo(made: Sequence[Command]) -> None:
     """Deletes what this call has made, the last first."""
-    for command in reversed(made):
+    for index, command in reversed(list(enumerate(made))):
         if not command.undo:
             continue
         print(f"# Delete {command.creates} again, which this call has made.\n{shlex.join(command.undo)}", flush=True)
-        if subprocess.run(command.undo, stdin=subprocess.DEVNULL, check=False).returncode:
+        try:
+            code = subprocess.run(command.undo, stdin=subprocess.DEVNULL, check=False).returncode
+        except KeyboardInterrupt:
+            _say_what_exists(made[: index + 1])
+            raise
+        if code:
             print(f"{command.creates} could not be deleted; run the line above yourself", file=sys.stderr)
 
 

@@ -33,7 +33,7 @@ def ends(workdir: str) -> list[str]:
     """What supervisors have left about ends before the last step, e.g. `host-3: exit code 2`."""
     folder = storage.path(workdir) / ENDS
     names = storage.names(folder) if storage.is_folder(folder) else []
-    return [storage.read_bytes(folder / name).decode().strip() for name in names]
+    return [storage.read_bytes(folder / name).decode(errors="replace").strip() for name in names]
 
 
 def forget_ends(workdir: str) -> None:

@@ -33,7 +33,7 @@ def check(job: Job) -> None:
         raise UserError("--project is missing; Compute Engine takes policies and templates by URLs that contain it")
     if job.capacity == "flex_start" and job.hours > LONGEST_FLEX_HOURS:
         raise UserError(f"flex-start machines are kept for at most {LONGEST_FLEX_HOURS} hours; lower --hours")
-    if _HOST in " ".join((*job.command, *job.environment.values(), *job.preflight)):
+    if _HOST in " ".join((*job.command, *job.environment.values(), *job.preflight, job.repository)):
         raise UserError(f"{_HOST} must not be part of the command; it stands for the name of a host")
 
 
@@ -159,10 +159,14 @@ def _policy_deletion(job: Job) -> tuple[str, ...]:
 def delete(job: Job) -> list[Command]:
     """Deletes the groups with their machines, then template and policy."""
     why = "Delete the group with its machines; deleting machines one by one would let the group create them again."
-    commands = [Command(_group_deletion(job, name), why) for name in _group_names(job)]
-    commands.append(Command(_template_deletion(job), "Delete the template, which nothing uses any more."))
+    commands = [
+        Command(_group_deletion(job, name), why, deletes=f"instance-group/{name}") for name in _group_names(job)
+    ]
+    why = "Delete the template, which nothing uses any more."
+    commands.append(Command(_template_deletion(job), why, deletes=f"instance-template/{job.name}"))
     if _needs_policy(job):
-        commands.append(Command(_policy_deletion(job), "Delete the policy, which nothing uses any more."))
+        why = "Delete the policy, which nothing uses any more."
+        commands.append(Command(_policy_deletion(job), why, deletes=f"resource-policy/{job.name}"))
     return commands
 
 

@@ -16,16 +16,8 @@ def scope(job: Job) -> tuple[str, ...]:
 
 
 def pairs(values: Mapping[str, str]) -> str:
-    """`name=value,name=value`, as gcloud reads labels and metadata.
-
-    Values with a comma get another delimiter, by the rule of `gcloud topic escaping`.
-    """
-    texts = [f"{name}={value}" for name, value in sorted(values.items())]
-    joined = "".join(texts)
-    if "," not in joined:
-        return ",".join(texts)
-    delimiter = next(sign for sign in ":;|#%~@" if sign not in joined)
-    return f"^{delimiter}^{delimiter.join(texts)}"
+    """`name=value,name=value`, as gcloud reads labels."""
+    return ",".join(f"{name}={value}" for name, value in sorted(values.items()))
 
 
 def seconds(hours: float) -> str:

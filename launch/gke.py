@@ -15,6 +15,7 @@ from launch.job import Job
 from launch.path import LaunchPath
 from qwenvl_jax.runtime.errors import UserError
 
+LONGEST_FLEX_HOURS = 168
 _POOLS = ("gcloud", "container", "node-pools")
 
 
@@ -41,6 +42,17 @@ def check(job: Job) -> None:
         )
     if job.xpk and job.secrets:
         raise UserError("XPK would put the values of --secret on its command line; leave out --xpk or --secret")
+    if job.hours and job.capacity != "flex_start":
+        raise UserError("--hours limits flex-start nodes only on gke; leave it out, or use gce")
+    if job.capacity == "flex_start" and job.hours > LONGEST_FLEX_HOURS:
+        raise UserError(f"flex-start nodes are kept for at most {LONGEST_FLEX_HOURS} hours; lower --hours")
+    names: dict[str, str] = {}
+    for variable in job.secrets:
+        name = jobset.secret_name(job, variable)
+        if name.endswith(".") or name in names:
+            others = f"that of {names[name]}" if name in names else "no name in the cluster"
+            raise UserError(f"the secret for the variable {variable} would have {others}; rename the variable")
+        names[name] = variable
     jobset.manifest(job)
 
 
@@ -142,7 +154,11 @@ def delete(job: Job) -> list[Command]:
         for variable in sorted(job.secrets)
     ]
     pools = [
-        Command((*_POOLS, "delete", _pool(job, index), *_cluster(job), "--quiet"), f"Give slice {index} back.")
+        Command(
+            (*_POOLS, "delete", _pool(job, index), *_cluster(job), "--quiet"),
+            f"Give slice {index} back.",
+            deletes=f"node-pool/{_pool(job, index)}",
+        )
         for index in range(job.topology.slices)
     ]
     return [forgiving, *secrets, *pools]

@@ -31,6 +31,7 @@ from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
 from launch import finished, gce_metadata
+from launch.child import end_with_parent
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
@@ -54,11 +55,12 @@ class Folder(NamedTuple):
         return self.path / "log.txt"
 
     def state(self) -> dict[str, Any]:
-        """The state that the supervisor has written last; empty if none ever ran."""
+        """The state that the supervisor has written last; empty if none ever ran, or a power failure spoilt it."""
         try:
-            return json.loads((self.path / "state.json").read_text())
-        except FileNotFoundError:
+            state = json.loads((self.path / "state.json").read_bytes())
+        except (FileNotFoundError, ValueError):
             return {}
+        return state if isinstance(state, dict) else {}
 
     def write_state(self, **values: Any) -> None:
         """Replaces the state."""
@@ -76,6 +78,14 @@ class Folder(NamedTuple):
                 yield False
                 return
             yield True
+
+    def is_locked_by(self, process: int) -> bool:
+        """Whether a process has the lock's file open, and is not one that got its number later."""
+        lock = os.path.realpath(self.path / "lock")
+        try:
+            return any(os.readlink(file) == lock for file in Path(f"/proc/{process}/fd").iterdir())
+        except OSError:  # it has ended, or belongs to somebody else
+            return False
 
 
 def environment_of(arguments: argparse.Namespace) -> dict[str, str]:
@@ -105,16 +115,18 @@ def read_secret(name: str) -> str:
     """
     command = ["gcloud", "secrets", "versions", "access", "latest", f"--secret={name}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
         raise UserError("gcloud, which reads secrets, is not on this host; install it in the image") from None
     if done.returncode:
-        cause = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        cause = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise UserError(
             f"the secret {name} cannot be read: {cause}; give the account of the host the role Secret Manager Secret "
             "Accessor"
         )
-    return done.stdout.removesuffix("\n")
+    if b"\0" in done.stdout:
+        raise UserError(f"the secret {name} has a zero byte, which no variable can hold; store it as text")
+    return os.fsdecode(done.stdout.removesuffix(b"\n"))
 
 
 class Supervisor:
@@ -149,7 +161,7 @@ class Supervisor:
                 self._say(f"no restart after {MOST_RESTARTS} in a row that failed within {HEALTHY_S:.0f} s")
                 return code
             pause = min(FIRST_PAUSE_S * 2 ** max(0, unhealthy - 1), LONGEST_PAUSE_S)
-            self._folder.write_state(state="waiting", code=code, **self._facts(restarts))
+            self._note(state="waiting", code=code, **self._facts(restarts))
             self._say(f"restart in {pause:.0f} s")
             if self._stopping.wait(pause):
                 return code
@@ -163,8 +175,9 @@ class Supervisor:
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,  # a signal to the supervisor's group reaches the command once, through `forward`
+            preexec_fn=end_with_parent,  # a command that nobody looks after would hold the chips
         )
-        self._folder.write_state(state="running", child=self._child.pid, **self._facts(restarts))
+        self._note(state="running", child=self._child.pid, **self._facts(restarts))
         if self._stopping.is_set():  # the signal came while the command was being started
             self._child.send_signal(signal.SIGTERM)
         code = self._child.wait()
@@ -173,9 +186,16 @@ class Supervisor:
     def _facts(self, restarts: int) -> dict[str, Any]:
         return {"supervisor": os.getpid(), "command": self._command, "restarts": restarts}
 
+    def _note(self, **values: Any) -> None:
+        """Writes the state. On a full disk the old one stays: nobody would look after a command that goes on."""
+        try:
+            self._folder.write_state(**values)
+        except OSError as error:
+            self._say(f"the state was not written: {error}")
+
     def _say(self, text: str) -> None:
-        self._log.write(f"supervisor {time.strftime('%Y-%m-%d %H:%M:%S')}: {text}\n")
-        self._log.flush()
+        with contextlib.suppress(OSError):
+            os.write(self._log.fileno(), f"supervisor {time.strftime('%Y-%m-%d %H:%M:%S')}: {text}\n".encode())
 
 
 class LogCopy:
@@ -194,10 +214,10 @@ class LogCopy:
             self._copy()
 
     def _copy(self) -> None:
-        content = self._log.read_bytes()
-        if len(content) == self._copied:
-            return
         try:
+            content = self._log.read_bytes()
+            if len(content) == self._copied:
+                return
             storage.make_folder(self._target.parent)
             storage.write_bytes(self._target, content)
             self._copied = len(content)
@@ -248,6 +268,8 @@ def _become_supervisor(
         if not free:
             os.write(writing, b"another run is active here; stop it first")
             os._exit(2)
+        # `stop` finds this supervisor from now on.
+        folder.write_state(state="waiting", supervisor=os.getpid(), command=arguments.command, restarts=0)
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, 0)
         os.dup2(log.fileno(), 1)
@@ -263,7 +285,8 @@ def _become_supervisor(
             code = supervisor.run()
         except Exception as error:
             print(f"supervisor: {type(error).__name__}: {error}", flush=True)
-        folder.write_state(state="ended", code=code)
+        with contextlib.suppress(OSError):  # of a full disk
+            folder.write_state(state="ended", code=code)
         copy.close()
         finished.note_end(arguments.workdir, socket.gethostname(), code)
     os._exit(code)
@@ -291,15 +314,16 @@ def stop(folder: Folder, seconds: float) -> str:
       UserError: if it has not ended after so many seconds.
     """
     deadline = time.monotonic() + seconds
-    asked = False
+    asked = 0
     while True:
         with folder.lock() as free:
             if free:
                 return status_after(folder)
         supervisor = folder.state().get("supervisor")
-        if not asked and supervisor:
-            os.kill(supervisor, signal.SIGTERM)
-            asked = True
+        if isinstance(supervisor, int) and supervisor != asked and folder.is_locked_by(supervisor):
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(supervisor, signal.SIGTERM)
+            asked = supervisor
         if time.monotonic() > deadline:
             raise UserError(
                 f"{socket.gethostname()}: the run has not ended within {seconds:.0f} s; read its log, and do not kill "
@@ -340,7 +364,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.verb == "start":
         start(folder, arguments)
     elif arguments.verb == "once":
-        return subprocess.run(arguments.command, env=environment_of(arguments), check=False).returncode
+        code = subprocess.run(arguments.command, env=environment_of(arguments), check=False).returncode
+        return 128 - code if code < 0 else code
     elif arguments.verb == "status":
         print(status(folder))
     elif arguments.verb == "follow":

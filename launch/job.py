@@ -17,6 +17,17 @@ CAPACITIES = ("on_demand", "spot", "reserved", "flex_start")
 # remain on GKE.
 LONGEST_NAME = 28
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+# What the cloud calls its resources: names, addresses of accounts and images, paths such as projects/P/reservations/R.
+# None begins with a hyphen, so none is taken for a flag.
+_CLOUD_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_./:@]*")
+_NAMED_IN_THE_CLOUD = (
+    *("reservation", "project", "network", "subnetwork", "service_account", "image", "cluster", "location", "queue"),
+)
+# Labels that Compute Engine and Kubernetes both take.
+_LABEL = re.compile(r"[a-z][-a-z0-9_]{0,61}[a-z0-9]|[a-z]")
+_LABEL_VALUE = re.compile(r"([a-z0-9]([-a-z0-9_]{0,61}[a-z0-9])?)?")
+# Compute Engine keeps machines with a limit for 120 days at most.
+SHORTEST_HOURS, LONGEST_HOURS = 1 / 60, 120 * 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +105,8 @@ class Job:
         """Raises UserError for values that no path accepts."""
         if not _NAME.fullmatch(self.name) or len(self.name) > LONGEST_NAME:
             raise UserError(
-                f"the name {self.name!r} is not a DNS label of at most {LONGEST_NAME} characters; use lower-case "
-                "letters, digits and hyphens, beginning with a letter"
+                f"the name {self.name!r} is not a DNS label of at most {LONGEST_NAME} characters; give --name, with "
+                "lower-case letters, digits and hyphens, beginning with a letter"
             )
         if self.capacity not in CAPACITIES:
             raise UserError(f"the capacity {self.capacity!r} is not one of {', '.join(CAPACITIES)}; choose one")
@@ -103,3 +114,24 @@ class Job:
             raise UserError("--reservation and --capacity=reserved belong together; give both, or neither")
         if self.capacity == "flex_start" and self.hours <= 0:
             raise UserError("flex-start slices are kept for a limited time; give --hours, e.g. --hours=24")
+        if self.hours and not SHORTEST_HOURS <= self.hours <= LONGEST_HOURS:
+            raise UserError(f"--hours={self.hours:g} must be 0 or from a minute to {LONGEST_HOURS} hours; change it")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Raises UserError for names that no resource of a cloud has."""
+        named = [(field, getattr(self, field)) for field in _NAMED_IN_THE_CLOUD]
+        named += [("zone", zone) for zone in self.zones]
+        named += [(f"secret={variable}", secret) for variable, secret in self.secrets.items()]
+        for flag, value in named:
+            if value and not _CLOUD_NAME.fullmatch(value):
+                raise UserError(
+                    f"--{flag}={value!r} is no name of the cloud; write letters, digits and any of - _ . / : @, "
+                    "beginning with a letter or a digit"
+                )
+        for name, value in self.labels.items():
+            if not (_LABEL.fullmatch(name) and _LABEL_VALUE.fullmatch(value)):
+                raise UserError(
+                    f"--label={name}={value!r} is no label of the cloud; write lower-case letters, digits, hyphens and "
+                    "underscores, at most 63 each, with letters or digits at both ends"
+                )

@@ -157,5 +157,8 @@ def _variables(job: Job) -> list[dict[str, Any]]:
 
 
 def secret_name(job: Job, variable: str) -> str:
-    """The name of the Kubernetes secret that holds the value of a variable."""
-    return f"{job.name}-{variable.lower().replace('_', '-').strip('-')}"
+    """The name of the Kubernetes secret that holds the value of a variable.
+
+    A dot, which no job's name has, keeps apart the variable B_C of the job `a` and C of the job `a-b`.
+    """
+    return f"{job.name}.{variable.lower().replace('_', '-').strip('-')}"

@@ -6,7 +6,6 @@ python -m launch.local --processes=2 [--devices=4] [--restarts=20] -- python -m 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from typing import IO
 
 from absl import flags
 
+from launch.child import end_with_parent
 from launch.command import Command
 from launch.execution import runnable
 from launch.job import Job
@@ -28,15 +28,16 @@ from launch.path import LaunchPath
 from qwenvl_jax.runtime import commandline, exit_codes
 from qwenvl_jax.runtime.errors import UserError
 
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Processes on this machine, for local.", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "Processes on this machine, for local.", lower_bound=1, upper_bound=1024
+)
 _DEVICES = flags.DEFINE_integer(
-    "devices", 0, "CPU devices per process, for local; 0: the GPUs of this machine, or one."
+    "devices", 0, "CPU devices per process, for local; 0: the GPUs of this machine, or one.", 0, 1024
 )
 
 # How long the others may run on after one process has ended, and all of them after SIGTERM.
 GRACE_SECONDS = 300.0
 _LONGEST_PAUSE = 60.0  # seconds between two starts
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 def check(job: Job) -> None:
@@ -104,7 +105,7 @@ class Group:
                     text=True,
                     errors="replace",
                     start_new_session=True,  # Ctrl-C of the terminal reaches this program alone, which passes it on
-                    preexec_fn=_end_with_parent,
+                    preexec_fn=end_with_parent,
                 )
             except OSError as error:
                 self.signal(signal.SIGKILL)
@@ -182,7 +183,7 @@ def supervise(command: Sequence[str], processes: int, devices: int, restarts: in
                 break
             if attempt < restarts:
                 print(f"the run ended with exit code {code}; start {attempt + 2} of {restarts + 1}", flush=True)
-                _pause(min(2.0**attempt, _LONGEST_PAUSE), received)
+                _pause(min(2.0 ** min(attempt, 10), _LONGEST_PAUSE), received)
         return code
     finally:
         for number, handler in previous.items():
@@ -199,12 +200,6 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def _end_with_parent() -> None:
-    """Lets the kernel send SIGTERM to this process if the one that started it dies."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
 
 
 def _print_lines(lines: IO[str], prefix: str) -> None:

@@ -80,7 +80,7 @@ def _deletion(job: Job) -> tuple[str, ...]:
 def delete(job: Job) -> list[Command]:
     """Deletes the request with its slices."""
     why = "Give the slices back with the request (--force deletes both); checkpoints and logs in the workdir stay."
-    return [Command(_deletion(job), why)]
+    return [Command(_deletion(job), why, deletes=f"queued-resource/{job.name}")]
 
 
 def _group(job: Job, node: str, worker: str, what: str) -> Group:

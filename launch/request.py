@@ -46,7 +46,11 @@ _LOCATION = flags.DEFINE_string("location", "", "Region or zone of the cluster; 
 _QUEUE = flags.DEFINE_string("queue", "", "Local queue of Kueue in the cluster, for gke.")
 _XPK = flags.DEFINE_bool("xpk", False, "Start pods through XPK, for gke.")
 _RESTARTS = flags.DEFINE_integer(
-    "restarts", 20, "How often the run is started again after a retryable end, on gke and local.", lower_bound=0
+    "restarts",
+    20,
+    "How often the run is started again after a retryable end, on gke and local.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,  # an int32 in a JobSet
 )
 _HOST = flags.DEFINE_string("host", "", "Number of the host whose log `logs` follows.")
 
@@ -62,6 +66,20 @@ _RUNS = flags.DEFINE_string("runs", "", "Folder of all workdirs, for stages.")
 _DATA = flags.DEFINE_string("data", "", "Folder of the records, for stages.")
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_REPOSITORY_ADDRESS = re.compile(r"[^-\s]\S*")  # git would take one that begins with a hyphen for an option
+# Orbax and TensorStore read the other characters as patterns (qwenvl_jax/checkpoint/steps.py).
+_BUCKET_FOLDER = re.compile(r"gs://[a-z0-9][-a-z0-9_.]*(/(?!\.\.?(/|$))[^/*?#\[\]\\\x00-\x1f\x7f]+)*")
+
+_MACHINES = ("tpu_vm", "queued_resource", "gce")
+_CLOUD = (*_MACHINES, "gke")
+_TAKEN_BY = {  # flags that not every path has, and those that have them
+    **dict.fromkeys(("topology", "capacity", "reservation", "hours", "project", "zone", "service_account"), _CLOUD),
+    **dict.fromkeys(("label", "secret", "host"), _CLOUD),
+    **dict.fromkeys(("network", "subnetwork", "internal_addresses", "repository", "revision"), _MACHINES),
+    **dict.fromkeys(("image", "cluster", "location", "queue", "xpk"), ("gke",)),
+    "restarts": ("gke", "local"),
+    **dict.fromkeys(("processes", "devices"), ("local",)),
+}
 
 
 def job_of_flags(path: LaunchPath, verb: str) -> Job:
@@ -72,9 +90,10 @@ def job_of_flags(path: LaunchPath, verb: str) -> Job:
     """
     topology = _topology() if path.zoned else NO_CHIPS
     workdir = _required("workdir", _WORKDIR.value, "gs://bucket/runs/stage2_multitask")
+    workdir = workdir.rstrip("/") or workdir
     argument, changes = _config()
     stage = stage_config.read(argument, changes, topology, fit=path.zoned)
-    return _job(path, verb, stage, workdir, _NAME.value or name_of(workdir))
+    return _job(path, verb, stage, workdir, _NAME.value or (name_of(workdir) if path.zoned else path.name))
 
 
 def name_of(workdir: str) -> str:
@@ -93,12 +112,13 @@ def stages_of_flags(path: LaunchPath) -> tuple[list[Stage], str]:
     """
     topology = _topology() if path.zoned else NO_CHIPS
     runs = _required("runs", _RUNS.value, "gs://bucket/runs").rstrip("/")
-    first, dash, last = _STAGES.value.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal() and (last or not dash)):
+    numbers = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", _STAGES.value)
+    if not numbers:
         raise UserError(f"--stages={_STAGES.value} must be a number or a range such as 1-3")
+    first, last = int(numbers[1]), int(numbers[2] or numbers[1])
     stages = []
-    chosen = files(_CONFIG_DIR.value, int(first), int(last or first))
-    before = [file for file in files(_CONFIG_DIR.value, 0, int(last or first)) if file not in chosen]
+    chosen = files(_CONFIG_DIR.value, first, last)
+    before = [file for file in files(_CONFIG_DIR.value, 0, last) if file not in chosen]
     for file in [*before[-1:], *chosen]:
         known = {"runs": runs, "data": _DATA.value}
         names = commandline.argument_names(str(file))
@@ -139,8 +159,8 @@ def _config() -> tuple[str, Mapping[str, Any]]:
 
 def _zones(path: LaunchPath, verb: str, kind: str) -> tuple[str, ...]:
     """`--zone`; without it, a new slice is asked for in all zones with a known price, the cheapest first."""
-    if _ZONE.value or not path.zoned:
-        return tuple(_ZONE.value)
+    if any(_ZONE.value) or not path.zoned:
+        return tuple(dict.fromkeys(filter(None, (zone.strip() for zone in _ZONE.value))))
     if verb != "create":
         raise UserError("--zone is missing; name the zone in which the chips were created")
     prices = zones.read_prices(_PRICES.value)
@@ -177,7 +197,7 @@ def _job(path: LaunchPath, verb: str, stage: StageConfig, workdir: str, name: st
         queue=_QUEUE.value,
         xpk=_XPK.value,
         restarts=_RESTARTS.value,
-        host=_HOST.value,
+        host=_HOST.value.lstrip("0") or _HOST.value[:1],
         preflight=stage.preflight(workdir, slices=slices) if _PREFLIGHT.value else (),
     )
     _check(job, path, verb)
@@ -187,19 +207,34 @@ def _job(path: LaunchPath, verb: str, stage: StageConfig, workdir: str, name: st
 
 def _check(job: Job, path: LaunchPath, verb: str) -> None:
     """Raises UserError for what no path on machines of the cloud accepts."""
-    if path.name != "local" and not job.workdir.startswith("gs:"):
-        raise UserError(f"the hosts of {path.name} share no disk, so --workdir must be on gs://, not {job.workdir!r}")
+    _check_flags(path)
+    if path.name != "local" and not _BUCKET_FOLDER.fullmatch(job.workdir):
+        raise UserError(
+            f"the hosts of {path.name} share no disk, so --workdir must be gs://BUCKET/FOLDER without * ? # [ ] \\ .. "
+            f"and line breaks, not {job.workdir!r}"
+        )
     if path.zoned and verb != "create" and len(job.zones) > 1:
         raise UserError(f"--zone names {len(job.zones)} zones; name the one in which the chips were created")
     if bool(job.repository) != bool(job.revision):
         raise UserError("--repository and --revision belong together; give both, or neither")
     if job.revision and not re.fullmatch(r"[0-9a-f]{40}", job.revision):
         raise UserError(f"--revision {job.revision!r} is not a commit; give its 40 hexadecimal digits")
-    if job.host and not (job.host.isdecimal() and int(job.host) < job.topology.hosts):
+    if job.repository and not _REPOSITORY_ADDRESS.fullmatch(job.repository):
+        raise UserError(
+            f"--repository={job.repository!r} is no address that git can clone; write e.g. https://host/name.git"
+        )
+    if job.host and not (re.fullmatch("[0-9]{1,7}", job.host) and int(job.host) < job.topology.hosts):
         raise UserError(f"--host {job.host!r} is none of the {job.topology.hosts} hosts; give a number from 0 on")
     both = sorted(set(job.environment) & set(job.secrets))
     if both:
         raise UserError(f"the variable {both[0]} is given by --env and by --secret; choose one")
+
+
+def _check_flags(path: LaunchPath) -> None:
+    """Raises UserError for a flag that the path would ignore."""
+    for name, takers in _TAKEN_BY.items():
+        if path.name not in takers and flags.FLAGS[name].present:
+            raise UserError(f"--{name} means nothing on {path.name}; leave it out, or use {' or '.join(takers)}")
 
 
 def _required(name: str, value: str | None, example: str) -> str:

@@ -181,7 +181,7 @@ def _installing(job: Job) -> str:
     install = f"bash {new}/launch/setup_host.sh"
     if job.repository:
         return (
-            f"mkdir -p {folder(job)} && rm -rf {new} && git clone --quiet {shlex.quote(job.repository)} {new} && "
+            f"mkdir -p {folder(job)} && rm -rf {new} && git clone --quiet -- {shlex.quote(job.repository)} {new} && "
             f"git -C {new} checkout --quiet --detach {job.revision} && "
             f"git -C {new} rev-parse HEAD > {new}/REVISION && {install}"
         )

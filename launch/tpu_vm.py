@@ -27,6 +27,8 @@ def check(job: Job) -> None:
         raise UserError("tpu_vm has no flex-start; use queued_resource or gce")
     if job.capacity == "reserved":
         raise UserError("tpu_vm cannot name a reservation; use queued_resource or gce")
+    if job.hours:
+        raise UserError("tpu_vm keeps a slice until it is deleted; leave --hours out, or use gce")
 
 
 def check_chip(job: Job) -> None:
@@ -79,7 +81,8 @@ def create(job: Job) -> list[Command]:
 def delete(job: Job) -> list[Command]:
     """Deletes the slice."""
     arguments = (*_TPU_VM, "delete", job.name, *gcloud.scope(job), "--quiet")
-    return [Command(arguments, "Give the slice back; checkpoints and logs in the workdir stay.")]
+    why = "Give the slice back; checkpoints and logs in the workdir stay."
+    return [Command(arguments, why, deletes=f"tpu-vm/{job.name}")]
 
 
 def _groups(job: Job, worker: str = "all") -> list[Group]:

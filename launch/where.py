@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +62,9 @@ def read_pace(path: str, samples: float) -> Pace | None:
     try:
         values = json.loads(Path(path).read_text())
         seconds = [float(values["step_seconds_roofline"]), float(values["step_seconds_cycles"])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(math.isfinite(one) and one > 0 for one in seconds):
+            raise ValueError(f"its steps take {seconds[0]} and {seconds[1]} s")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"--plan={path} is no prediction of a step that fits ({error}); write one by "
             "`python -m qwenvl_jax.plan .. --json > plan.json`"

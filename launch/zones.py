@@ -76,7 +76,7 @@ def read_prices(path: str) -> Prices:
         return {}
     try:
         values: Any = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--prices={path} cannot be read: {error}; give a JSON file") from None
     if not isinstance(values, dict):
         raise UserError(f'--prices={path} must hold a JSON object such as {{"v5p/us-east5": 4.2}}')
@@ -86,6 +86,6 @@ def read_prices(path: str) -> Prices:
             raise UserError(
                 f"--prices names {key!r}; write CHIP, CHIP/REGION or CHIP/REGION/CAPACITY{nearest(parts[0], CHIPS)}"
             )
-        if isinstance(dollars, bool) or not isinstance(dollars, int | float) or dollars < 0:
+        if isinstance(dollars, bool) or not isinstance(dollars, int | float) or not 0 <= dollars <= 1e6:
             raise UserError(f"the price of {key} must be dollars per chip and hour, not {dollars!r}")
     return {key: float(dollars) for key, dollars in values.items()}

@@ -16,8 +16,8 @@ from qwenvl_jax.runtime.errors import UserError, nearest
 # Chips of one virtual machine in slices of several [cloud]; two such machines share a host on v5e and v6e.
 CHIPS_PER_HOST = 4
 
-_NAME = re.compile(r"(\w+):(\d+(?:x\d+)*)(?:@(\d+))?")
-_CLOUD_NAME = re.compile(r"([a-z]\w*)-(\d+)(?:@(\d+))?")
+_NAME = re.compile(r"(\w+):(\d{1,4}(?:x\d{1,4})*)(?:@(\d{1,4}))?", re.ASCII)
+_CLOUD_NAME = re.compile(r"([a-z]\w*)-(\d{1,6})(?:@(\d{1,4}))?", re.ASCII)
 _EXAMPLES = "v5p:8x8x8, v5e:16x16, or v5p:8x8x8@4 for four slices"
 
 

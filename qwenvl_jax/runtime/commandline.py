@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import atexit
 import logging as stdlib_logging
+import math
 import os
 import re
 import runpy
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from qwenvl_jax.runtime import exit_codes, retries
+from qwenvl_jax.runtime import exit_codes, retries, standard_streams
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error, nearest
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
@@ -77,6 +78,7 @@ def run(
                 _leave(exit_codes.RETRY)
             raise
 
+    standard_streams.make_lasting()
     app.run(framed, flags_parser=parser)
 
 
@@ -112,6 +114,10 @@ def parse(argv: Sequence[str], *, needs_config: bool = True, verbosity: int = lo
         raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, flags.FLAGS)}") from None
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(_cause(error)) from None
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value} is no finite number; give one")
     flag = flags.FLAGS["verbosity"]
     if not flag.present:
         logging.set_verbosity(verbosity)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import execution, gke, tpu_vm
+from launch import execution, gce, gke, tpu_vm
 from launch.cloud_errors import CloudError, explain
 from launch.command import Command
 from launch.job import Job
@@ -105,6 +105,48 @@ def test_a_name_that_does_not_exist(cloud: PretendedCloud) -> None:
     assert "was not found; check --name" in refusal(tpu_vm.delete, a_job())
 
 
+def test_a_deletion_goes_on_after_what_is_gone(cloud: PretendedCloud) -> None:
+    """A call that was interrupted, or somebody else, has deleted the first group or pool; the others cost money."""
+    cloud.set(clusters={"pods": "us-east5"})
+    for path, job, first in ((gce, a_job("v5p:2x2x2@2", project="a-project"), 0), (gke, on_gke(), 1)):
+        execution.run_in_zones(path.create, job)
+        if path is gke:
+            execution.run_in_zones(gke.setup, job)
+        execution.run([path.delete(job)[first]])
+        execution.run_in_zones(path.delete, job)
+        assert not cloud.resources()
+        assert "not found" in refusal(path.delete, job).lower()
+
+
+def test_a_deletion_that_is_refused_is_told_after_the_others_have_run(cloud: PretendedCloud) -> None:
+    cloud.set(clusters={"pods": "us-east5"})
+    job = on_gke()
+    execution.run_in_zones(gke.create, job)
+    execution.run_in_zones(gke.setup, job)
+    commands = gke.delete(job)
+    commands[1] = dataclasses.replace(commands[1], arguments=(*commands[1].arguments, "--no-such-flag"))
+    with pytest.raises(CloudError, match="unrecognized arguments"):
+        execution.run(commands)
+    assert list(cloud.resources()) == ["pool/pods/stage1-0"]
+
+
+def test_hosts_that_are_not_there_are_not_passed_over(cloud: PretendedCloud) -> None:
+    """xargs would run nothing and succeed."""
+    job = a_job(project="a-project")
+    for command in gce.create(job):
+        if "resize" not in command.arguments and not command.until:
+            execution.run([command])
+    assert "lists nothing, so nothing was done" in refusal(gce.PATH.builders["run"], job)
+
+
+def test_a_pipe_passes_any_bytes_on(tmp_path: Path) -> None:
+    """A secret may be no text, and its line breaks are part of it."""
+    (tmp_path / "secret").write_bytes(b"\xff\r\n\0")
+    copy = Command(("tee", str(tmp_path / "copy")), "Why.", input_from=("cat", str(tmp_path / "secret")))
+    execution.run([copy], outputs=[])
+    assert (tmp_path / "copy").read_bytes() == b"\xff\r\n\0"
+
+
 def test_missing_programs_are_reported_before_anything_runs(
     cloud: PretendedCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +188,8 @@ def test_waiting_ends_with_a_state_that_cannot_come_and_with_the_limit(cloud: Pr
     assert not made.exists()
 
 
-def test_ctrl_c_deletes_nothing_and_says_what_exists(cloud: PretendedCloud) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGHUP, -1)])
+def test_signals_delete_nothing_and_say_what_exists(cloud: PretendedCloud, number: int, code: int) -> None:
     cloud.set(seconds={"provision": 1000})
     flags = ("--config=configs/quickstart/stage0_text.py", "--workdir=gs://b/stage1", "--topology=v5p:2x2x2")
     command = [sys.executable, "-m", "launch", "tpu_vm", "create", *flags, "--zone=us-east5-a", "--execute"]
@@ -157,9 +200,12 @@ def test_ctrl_c_deletes_nothing_and_says_what_exists(cloud: PretendedCloud) -> N
         while "node/us-east5-a/stage1" not in cloud.resources():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "tpu-vm/stage1 may exist; to delete it: gcloud compute tpus tpu-vm delete stage1" in err
     assert "node/us-east5-a/stage1" in cloud.resources()
 

@@ -104,7 +104,7 @@ def test_no_command_has_the_value_of_a_secret_and_all_name_the_cluster() -> None
     container = jobset.manifest(job)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][
         0
     ]
-    reference = {"secretKeyRef": {"name": "stage2-wandb-api-key", "key": "value"}}
+    reference = {"secretKeyRef": {"name": "stage2.wandb-api-key", "key": "value"}}
     assert {"name": "WANDB_API_KEY", "valueFrom": reference} in container["env"]
     write = gke.setup(job)[-1]
     assert write.input_from[:5] == ("gcloud", "secrets", "versions", "access", "latest")

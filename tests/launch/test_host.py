@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -130,15 +131,64 @@ def test_stop_lets_the_run_write_its_checkpoint_and_starts_nothing_again(host: H
     assert host.log.read_text().count("run None") == 1
 
 
-def test_a_killed_supervisor_is_told_from_a_running_one(host: Host) -> None:
+def test_a_killed_supervisor_is_told_from_a_running_one_and_leaves_no_run(host: Host) -> None:
     host.start("wait")
     while not (host.source / "waiting").exists():
         time.sleep(0.05)
     state = json.loads((host.log.parent / "state.json").read_text())
     os.kill(state["supervisor"], signal.SIGKILL)
-    os.kill(state["child"], signal.SIGKILL)
-    time.sleep(0.3)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{state['child']}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "checkpoint written" in host.log.read_text()
     assert ": lost (the supervisor was killed" in host.call("status").stdout
+
+
+@pytest.mark.parametrize("text", ["", '[{"supervisor": 1}]'])
+def test_a_state_that_a_power_failure_has_spoilt(host: Host, text: str) -> None:
+    (host.log.parent / "state.json").write_text(text)
+    assert ": never started" in host.call("status").stdout
+    host.start("0")
+    assert "code 0" in host.ended()
+
+
+def test_stop_signals_no_process_that_has_the_number_of_an_earlier_supervisor(host: Host) -> None:
+    """A host was restarted: the state names a number that another program has now, and a new run has begun."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        state = host.log.parent / "state.json"
+        state.write_text(json.dumps({"state": "running", "supervisor": other.pid}))
+        with (host.log.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a supervisor that begins
+            host.call("stop", "--seconds=0.5")
+        code = other.poll()
+        other.kill()
+    assert code is None
+
+
+def test_a_run_goes_on_under_a_supervisor_that_cannot_write(host: Host) -> None:
+    """A full disk: without its supervisor the command would hold the chips, and nothing could stop it."""
+    host.start("42 42 42 wait")
+    (host.log.parent / "state.json.tmp").mkdir()  # in the place of the file
+    while not (host.source / "waiting").exists():
+        time.sleep(0.05)
+    assert host.call("stop", "--seconds=20").returncode == 0
+    assert "checkpoint written" in host.log.read_text()
+
+
+def test_a_secret_of_any_bytes(host: Host) -> None:
+    gcloud = host.folder / "bin" / "gcloud"
+    gcloud.write_text("#!/bin/sh\nprintf 'a\\r\\n\\377\\n'\n")
+    show = "import os; print(os.environb[b'PASSWORD'])"
+    done = host.call("once", "--secret=PASSWORD=known", "--", sys.executable, "-c", show)
+    assert done.stdout == "b'a\\r\\n\\xff'\n", done
+    gcloud.write_text("#!/bin/sh\nprintf 'a\\0b'\n")
+    done = host.call("once", "--secret=PASSWORD=known", "--", sys.executable, "-c", show)
+    assert done.returncode == 2 and "has a zero byte" in done.stderr
+
+
+def test_a_command_in_the_foreground_that_a_signal_ends(host: Host) -> None:
+    assert host.call("once", "--", "sh", "-c", "kill -TERM $$").returncode == 143
 
 
 def test_a_secret_that_cannot_be_read_starts_nothing(host: Host) -> None:
