@@ -170,7 +170,9 @@ def test_a_run_goes_on_under_a_supervisor_that_cannot_write(host: Host) -> None:
     """A full disk: without its supervisor the command would hold the chips, and nothing could stop it."""
     host.start("42 42 42 wait")
     (host.log.parent / "state.json.tmp").mkdir()  # in the place of the file
+    deadline = time.monotonic() + 30
     while not (host.source / "waiting").exists():
+        assert time.monotonic() < deadline, host.log.read_text()
         time.sleep(0.05)
     assert host.call("stop", "--seconds=20").returncode == 0
     assert "checkpoint written" in host.log.read_text()
