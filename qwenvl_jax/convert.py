@@ -1,12 +1,14 @@
 """Converts checkpoints to and from PyTorch.
 
-    python -m qwenvl_jax.convert import  --release=DIR --workdir=RUN
+    python -m qwenvl_jax.convert import  --release=DIR --workdir=RUN [--adapters=DIR]
     python -m qwenvl_jax.convert import  --config=configs/stage1_pretrain.py --vision=OPENCLIP --decoder=QWEN_7B --workdir=RUN
     python -m qwenvl_jax.convert release --workdir=RUN --output=DIR [--dtype=bfloat16] [--format=bin] [--component=decoder]
+    python -m qwenvl_jax.convert adapters --workdir=RUN --output=DIR [--release=BASE]
     python -m qwenvl_jax.convert verify  --release=DIR [--workdir=RUN] [--compare_in=bfloat16] [--trust_release_code]
 
 `import` writes a checkpoint from which training, evaluation and chat can start. Its source is a release of ours, the
-published Qwen-VL or Qwen-VL-Chat, or OpenCLIP ViT-bigG and Qwen-7B (or one of these two). `release` writes a directory
+published Qwen-VL or Qwen-VL-Chat, with or without adapters of PEFT, or OpenCLIP ViT-bigG and Qwen-7B (or one of these
+two). `adapters` writes the low-rank adapters of a run as a folder for PEFT. `release` writes a directory
 with the released tensor names and, if memory suffices, compares it with the checkpoint in PyTorch (parity.json).
 `verify` repeats the comparison, also for a published model, with a checkpoint or with the tensors of the release itself.
 All paths may be gs://.
@@ -23,7 +25,7 @@ from etils import epath
 from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.checkpoint.starting_point import find_starting_point
 from qwenvl_jax.config import FORMER_KEYS, Config, load_config
-from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, to_torch
+from qwenvl_jax.conversion import from_torch, manifest, mapping, parity, peft_adapters, to_torch
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.runtime import commandline, distributed, exit_codes, storage
 from qwenvl_jax.runtime.errors import UserError, nearest
@@ -31,10 +33,11 @@ from qwenvl_jax.runtime.errors import UserError, nearest
 _CONFIG = commandline.define_config("import of towers: the stage that will start from them.", FORMER_KEYS)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run; import: the folder to write.")
 _STEP = flags.DEFINE_integer("step", -1, "Step of its checkpoint; -1 means the last.")
-_OUTPUT = flags.DEFINE_string("output", "", "release: the directory to write.")
-_RELEASE = flags.DEFINE_string("release", "", "import, verify: the directory to read.")
+_OUTPUT = flags.DEFINE_string("output", "", "release, adapters: the directory to write.")
+_RELEASE = flags.DEFINE_string("release", "", "import, verify: the directory to read; adapters: their base.")
 _VISION = flags.DEFINE_string("vision", "", "import: an OpenCLIP ViT-bigG checkpoint, or a vision release of ours.")
 _DECODER = flags.DEFINE_string("decoder", "", "import: the folder of Qwen-7B, or a decoder release of ours.")
+_ADAPTERS = flags.DEFINE_string("adapters", "", "import: a folder of adapters of PEFT to merge into the release.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "release: dtype of the stored tensors; default that of the checkpoint."
 )
@@ -92,14 +95,25 @@ def import_checkpoint() -> None:
         raise UserError("`convert import` needs either --release, or at least one of --vision and --decoder")
     if not towers:
         folder = storage.path(_RELEASE.value)
-        from_torch.import_release(folder, workdir)
-        print(f"imported {folder} into {workdir}")
+        from_torch.import_release(folder, workdir, adapters=_ADAPTERS.value)
+        merged = f" with the adapters {_ADAPTERS.value}" if _ADAPTERS.value else ""
+        print(f"imported {folder}{merged} into {workdir}")
         return
     if _CONFIG.value is None:
         raise UserError("`convert import` of towers needs --config; name the stage that will start from them")
     config = load_config(_CONFIG.value)
     names = from_torch.import_towers(config, workdir, vision=vision, decoder=decoder)
     print(f"imported {' and '.join(towers)} into {workdir}, which now has {', '.join(names)}")
+
+
+def export_adapters() -> None:
+    """Writes the adapters of a run for PEFT."""
+    workdir = _required(_WORKDIR.value, "workdir", "adapters")
+    output = _required(_OUTPUT.value, "output", "adapters")
+    start = find_starting_point(workdir, None if _STEP.value < 0 else _STEP.value)
+    folder = peft_adapters.export(start, output, _RELEASE.value)
+    size = sum(size or 0 for size in storage.sizes(folder).values())
+    print(f"wrote the adapters of step {start.step} of {workdir} to {folder}: {size / 1e6:.1f} MB", flush=True)
 
 
 def verify() -> None:
@@ -135,7 +149,7 @@ def _verify(params: dict[str, Any], config: Config, folder: epath.Path) -> None:
         sys.exit(exit_codes.ERROR)
 
 
-COMMANDS = {"release": release, "import": import_checkpoint, "verify": verify}
+COMMANDS = {"release": release, "import": import_checkpoint, "adapters": export_adapters, "verify": verify}
 
 
 def main(command: str = "") -> None:

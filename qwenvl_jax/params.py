@@ -12,6 +12,15 @@ import jax
 import jax.numpy as jnp
 
 Params = dict[str, Any]  # nested dicts of arrays, shapes or shardings; top-level keys `vit`, `resampler`, `decoder`
+# Leaves of a low-rank adapter, beside the `kernel` of its projection (`models.lora`).
+LORA_A = "lora_a"
+LORA_B = "lora_b"
+LORA_SCALE = "lora_scale"
+LORA_DROPOUT = "lora_dropout"  # within a step only
+
+LORA = "lora"  # the component of trained adapters
+VOCABULARY = "vocabulary"  # a name for the embedding and the head, whose component is the decoder
+
 PyTree = Any  # nested containers of any kind, as `jax.tree` walks them
 
 
@@ -24,12 +33,23 @@ def component_of(path: tuple[str, ...]) -> str:
     """The component of the model that a parameter path belongs to.
 
     Returns:
-      `vit`, `vit_head` (`ln_post` and `proj`, which run after the resampler), `resampler`, `decoder`, or `fixed`
-      for the resampler's sin-cos table, which is never trained.
+      `vit`, `vit_head` (`ln_post` and `proj`, which run after the resampler), `resampler`, `decoder`, `lora`, or
+      `fixed` for the resampler's sin-cos table and the scale of an adapter, which are never trained.
     """
+    if path[-1] in (LORA_A, LORA_B):
+        return LORA
+    if path[-1] == LORA_SCALE:
+        return "fixed"
     if path[:2] in (("vit", "ln_post"), ("vit", "proj")):
         return "vit_head"
     return "fixed" if path[:2] == ("resampler", "position_embedding") else path[0]
+
+
+def is_trained(path: tuple[str, ...], trainable: tuple[str, ...]) -> bool:
+    """Whether a parameter is trained by a stage that trains the named components."""
+    if path in (("decoder", "embedding"), ("decoder", "lm_head")) and VOCABULARY in trainable:
+        return True
+    return component_of(path) in trainable
 
 
 def flatten(tree: Params) -> dict[tuple[str, ...], Any]:
@@ -63,12 +83,12 @@ def split(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
 
     Args:
       params: the whole tree, arrays or shapes.
-      trainable: names from `qwenvl_jax.config.COMPONENTS`. The resampler's sin-cos table ("fixed") is always frozen.
+      trainable: names from `qwenvl_jax.config.TRAINABLE`. The resampler's sin-cos table ("fixed") is always frozen.
     """
     trained: dict[tuple[str, ...], Any] = {}
     frozen: dict[tuple[str, ...], Any] = {}
     for path, leaf in flatten(params).items():
-        half = trained if component_of(path) in trainable else frozen
+        half = trained if is_trained(path, trainable) else frozen
         half[path] = leaf
     return unflatten(trained), unflatten(frozen)
 
@@ -79,9 +99,13 @@ def merge(first: Params, second: Params) -> Params:
 
 
 def abstract_split(params: Params, trainable: tuple[str, ...], frozen_dtype: str) -> tuple[Params, Params]:
-    """`split` of shapes, with the dtypes that a run stores: float32 master weights, frozen ones in `frozen_dtype`."""
+    """`split` of shapes, with the dtypes that a run stores: float32 master weights, frozen ones in `frozen_dtype`.
+
+    The scale of an adapter is a number of the config, which is not rounded.
+    """
     trained, frozen = split(params, trainable)
-    return (
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), trained),
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(frozen_dtype)), frozen),
-    )
+    stored = {
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype("float32" if path[-1] == LORA_SCALE else frozen_dtype))
+        for path, leaf in flatten(frozen).items()
+    }
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), trained), unflatten(stored)

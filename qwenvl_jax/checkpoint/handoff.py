@@ -18,6 +18,7 @@ import numpy as np
 
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, stored_params
 from qwenvl_jax.models.layers import resize_positions
+from qwenvl_jax.models.lora import is_adapter
 from qwenvl_jax.params import Params, flatten
 
 Path = tuple[str, ...]
@@ -63,6 +64,8 @@ def fits_of(starting_points: Mapping[str, StartingPoint | None], shapes: Params)
 
 
 def _fit(path: Path, shape: tuple[int, ...], stored: tuple[int, ...] | None) -> Fit:
+    if is_adapter(path):  # those of the checkpoint are in its kernels
+        return Fit(FRESH)
     if stored is None:
         return Fit(FRESH, "not in the checkpoint")
     if stored == shape:

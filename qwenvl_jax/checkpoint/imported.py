@@ -10,7 +10,7 @@ from etils import epath
 from qwenvl_jax.checkpoint import layout, lineage
 from qwenvl_jax.checkpoint.manager import save_frozen
 from qwenvl_jax.checkpoint.starting_point import IMPORT
-from qwenvl_jax.config import TOWERS, Config
+from qwenvl_jax.config import TOWERS, Config, LoraConfig
 from qwenvl_jax.params import Params
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
@@ -38,7 +38,8 @@ def save_params(
     Raises:
       UserError: if the folder already holds a run, or files under a name that is needed.
     """
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, stage=stage, trainable=()))
+    train = dataclasses.replace(config.train, stage=stage, trainable=())
+    config = dataclasses.replace(config, train=train, lora=LoraConfig())
     check_empty(workdir)
     with artifacts.undone_on_failure(workdir):
         lineage.begin(workdir, config)

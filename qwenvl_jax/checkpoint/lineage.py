@@ -24,6 +24,7 @@ _DATA = "data"  # key of the lineage: digest of everything that the batches depe
 _TENSORS = "tensors"  # key of the lineage: which tensors were loaded, resized, skipped or begun anew
 _RETURNS = "returns"  # key of the lineage: the steps that the run has gone back to, and what was moved aside then
 _RUN = "run"  # key of the lineage: a random name, if the run has local checkpoints
+_LORA = "lora"  # key of the lineage: the adapters that are trained, if there are any
 _MOVES = "moves"  # key of the lineage: paths that had changed when the run was continued
 
 
@@ -214,6 +215,8 @@ def write(
     lineage |= {key: value for key, value in noted.items() if value is not None}
     if file_checksums.has_any(storage.path(workdir) / layout.FROZEN):
         lineage[_CHECKSUMS] = True
+    if config.lora.rank:
+        lineage[_LORA] = {"rank": config.lora.rank, "alpha": config.lora.alpha, "targets": list(config.lora.adapted)}
     components = {}
     for name in COMPONENTS:
         tower = "vit" if name == "vit_head" else name
@@ -234,6 +237,6 @@ def origin_of(workdir: epath.PathLike, step: int, tower: str) -> dict[str, Any]:
         "step": step,
         "stage": lineage["stage"],
         "config": lineage["config"],
-        **{key: lineage[key] for key in (_DATA, _CODE) if key in lineage},
+        **{key: lineage[key] for key in (_DATA, _CODE, _LORA) if key in lineage},
         **lineage["components"][tower],
     }

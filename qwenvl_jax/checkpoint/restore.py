@@ -7,22 +7,20 @@ import functools
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from qwenvl_jax.checkpoint import handoff, layout, lineage
+from qwenvl_jax.checkpoint import handoff, layout, lineage, merging
 from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.checkpoint.failures import DamagedError
 from qwenvl_jax.checkpoint.manager import (
     check_state,
-    params_folder,
-    read_host_leaf,
     restore_frozen,
     restore_params,
     restore_state,
     verify_params,
 )
+from qwenvl_jax.checkpoint.merging import read_merged_leaf
 from qwenvl_jax.checkpoint.starting_point import (
     IMPORT,
     StartingPoint,
@@ -35,7 +33,7 @@ from qwenvl_jax.checkpoint.starting_point import (
 )
 from qwenvl_jax.checkpoint.steps import finished_steps, set_aside
 from qwenvl_jax.config import TOWERS, Config, to_dict
-from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models import lora
 from qwenvl_jax.params import Params, flatten, merge, split, unflatten
 from qwenvl_jax.runtime import distributed, log, storage
 from qwenvl_jax.runtime.errors import UserError
@@ -102,13 +100,18 @@ def frozen_of(workdir: epath.PathLike, frozen: Params) -> Params:
         return restore_frozen(workdir, frozen, together=True)
 
 
-def read_leaves(start: StartingPoint, abstract: Params, *, together: bool = False) -> Params:
+def read_leaves(
+    start: StartingPoint, abstract: Params, *, together: bool = False, adapters_apart: bool = False
+) -> Params:
     """Reads the leaves of `abstract` (shapes with dtypes and maybe shardings; any part of the whole tree).
+
+    Low-rank adapters are merged into their kernels.
 
     Args:
       start: the checkpoint.
       abstract: what to read.
       together: all processes call this now; each verifies its share of the files.
+      adapters_apart: return them beside their kernels instead, as a run has them.
 
     Raises:
       UserError: if the checkpoint is damaged, lacks a leaf (converted weights may have one tower only), or has a leaf
@@ -124,14 +127,16 @@ def read_leaves(start: StartingPoint, abstract: Params, *, together: bool = Fals
                 f"{start.workdir} holds {name} in the shape {stored[path].shape}, its {layout.CONFIG} says "
                 f"{leaf.shape}; one of the two is of another model: copy the whole folder again"
             )
-    trainable, frozen = split(abstract, () if start.stage == IMPORT else start.config.train.trainable)
+    wanted = merging.with_adapters(start, abstract)
+    trainable, frozen = split(wanted, () if start.stage == IMPORT else start.config.train.trainable)
     with frozen_damage_reported(start.workdir):
         if frozen:
             frozen = restore_frozen(start.workdir, frozen, together=together)
     with damage_reported(start):
         if trainable:
             trainable = restore_params(start.workdir, start.step, trainable, together=together)
-    return merge(trainable, frozen)
+    params = merge(trainable, frozen)
+    return params if adapters_apart else merging.merged(params, abstract)
 
 
 def load_params(
@@ -140,14 +145,16 @@ def load_params(
     step: int | None = None,
     towers: tuple[str, ...] = TOWERS,
     mesh: Mesh | None = None,
+    adapters_apart: bool = False,
 ) -> tuple[Params, Config, int]:
-    """Parameters of a run, trained and frozen together, as they are stored.
+    """Parameters of a run, trained and frozen together, as they are stored; low-rank adapters are merged.
 
     Args:
       workdir: the run's folder, or one of converted weights.
       step: default the newest.
       towers: those to load, of `vit`, `resampler`, `decoder`.
       mesh: where the parameters go, by the sharding rules; default the first device.
+      adapters_apart: see `read_leaves`.
 
     Returns:
       (parameters, the run's config, the step).
@@ -163,7 +170,7 @@ def load_params(
     abstract = unflatten({path: leaf for path, leaf in stored.items() if path[0] in towers})
     if mesh is not None:
         abstract = _with_shardings(abstract, mesh)
-    return read_leaves(start, abstract), start.config, start.step
+    return read_leaves(start, abstract, adapters_apart=adapters_apart), start.config, start.step
 
 
 def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tuple[Params, Config]:
@@ -181,14 +188,9 @@ def deferred_params(workdir: epath.PathLike, *, step: int | None = None) -> tupl
             verify_params(start.workdir, start.step)
     leaves = {}
     for path, leaf in stored_params(start).items():
-        load = functools.partial(_read_deferred, start, path, frozen=path not in trained)
+        load = functools.partial(read_merged_leaf, start, path, frozen=path not in trained)
         leaves[path] = Deferred(leaf.shape, leaf.dtype, load)
     return unflatten(leaves), start.config
-
-
-def _read_deferred(start: StartingPoint, path: tuple[str, ...], *, frozen: bool) -> np.ndarray:
-    with frozen_damage_reported(start.workdir) if frozen else damage_reported(start):
-        return read_host_leaf(params_folder(start.workdir, None if frozen else start.step), path)
 
 
 def check_init(config: Config, *, missing_ok: bool = False) -> dict[str, StartingPoint | None]:
@@ -259,7 +261,8 @@ def initial_params(config: Config, starting_points: dict[str, StartingPoint | No
         part = {
             path: leaf
             for path, leaf in leaves.items()
-            if path[0] in towers and (fits[path].how == handoff.LOADED or not config.init.partial)
+            if path[0] in towers and not lora.is_adapter(path)
+            if fits[path].how == handoff.LOADED or not config.init.partial
         }
         loaded = merge(loaded, read_leaves(start, unflatten(part), together=True))
     missing = {path: leaf for path, leaf in leaves.items() if path not in flatten(loaded)}
@@ -270,7 +273,7 @@ def initial_params(config: Config, starting_points: dict[str, StartingPoint | No
         source = starting_points[path[0]]
         if source is not None and fits[path].how == handoff.RESIZED:
             frozen = path not in stored_trained(source)
-            fresh[path] = handoff.resized(path, _read_deferred(source, path, frozen=frozen), fresh[path])
+            fresh[path] = handoff.resized(path, read_merged_leaf(source, path, frozen=frozen), fresh[path])
     return merge(loaded, unflatten(fresh))
 
 
@@ -279,7 +282,7 @@ def _initialise(config: Config, shapes: Params) -> Params:
 
     @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
     def initialise(key: jax.Array) -> Params:
-        params = flatten(qwen_vl.init_params(config.model, key))
+        params = flatten(lora.init_params(config.model, config.lora, key))
         return unflatten({path: params[path].astype(leaf.dtype) for path, leaf in flatten(shapes).items()})
 
     return initialise(jax.random.key(config.train.seed))

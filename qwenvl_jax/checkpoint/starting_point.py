@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from qwenvl_jax.checkpoint import lineage
@@ -16,6 +17,7 @@ from qwenvl_jax.checkpoint.steps import finished_steps
 from qwenvl_jax.config import Config, TokenizerConfig
 from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models.lora import path_of_target
 from qwenvl_jax.params import flatten
 from qwenvl_jax.runtime.errors import UserError
 
@@ -55,12 +57,18 @@ def find_starting_point(workdir: epath.PathLike, step: int | None = None) -> Sta
 def stored_params(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Shape and stored dtype of every parameter that a checkpoint holds, trained and frozen, by path.
 
+    Adapters are not listed: they are read as parts of their kernels, which are float32 therefore.
+
     Raises:
       UserError: if it is damaged.
     """
     with frozen_damage_reported(start.workdir):
         frozen = stored_leaves(params_folder(start.workdir, None))
     stored = frozen | stored_trained(start)
+    for target in start.config.lora.adapted:
+        kernel = (*path_of_target(target), "kernel")
+        if kernel in stored:
+            stored[kernel] = jax.ShapeDtypeStruct(stored[kernel].shape, jnp.float32)
     shapes = flatten(qwen_vl.abstract_params(start.config.model))
     return {path: stored[path] for path in shapes if path in stored}  # in the model's order
 

@@ -15,6 +15,7 @@ from typing import Annotated
 from qwenvl_jax.config import anomalies, watchdog, watching
 from qwenvl_jax.config.checkpoint_schema import ONLY_THE_NEWEST, CheckpointConfig
 from qwenvl_jax.config.constraints import FormerName, Mark, OneOf, Range, require
+from qwenvl_jax.config.lora import NO_LORA, LoraConfig
 from qwenvl_jax.config.model_schema import ModelConfig
 from qwenvl_jax.config.values import LARGE, LARGEST_SIZE, SMALL, Beta, Count, Dtype, RematPolicy, Seed, Size, SizeOrZero
 from qwenvl_jax.data.evaluation_content import EVALUATION
@@ -23,6 +24,10 @@ from qwenvl_jax.data.schema import TRAINING_TASKS
 # What can be trained or frozen on its own. `vit_head` is `ln_post` and `proj`: stored under `vit`, run after the
 # resampler, and frozen on its own in the released fine-tuning. The resampler's position table belongs to none.
 COMPONENTS = ("vit", "vit_head", "resampler", "decoder")
+
+# What `train.trainable` may name. `vocabulary` is the embedding and the head of the decoder alone, `lora` the low-rank
+# adapters of `config.lora`.
+TRAINABLE = (*COMPONENTS, "vocabulary", "lora")
 
 # The parts of the model, as the top level of its parameters has them.
 TOWERS = ("vit", "resampler", "decoder")
@@ -209,7 +214,7 @@ class TrainConfig:
     """The stage itself."""
 
     stage: Annotated[str, OneOf(STAGES)]
-    trainable: Annotated[tuple[str, ...], OneOf(COMPONENTS)]
+    trainable: Annotated[tuple[str, ...], OneOf(TRAINABLE)]
     steps: Count
     seed: Seed
     log_every: Annotated[Count, Mark.FREE_ON_RESUME]
@@ -296,12 +301,16 @@ class Config:
     watchdog: Annotated[watchdog.WatchdogConfig, Mark.FREE_ON_RESUME] = watchdog.DEFAULTS
     anomalies: Annotated[anomalies.AnomaliesConfig, Mark.FREE_ON_RESUME] = anomalies.DEFAULTS
     checkpoint: Annotated[CheckpointConfig, Mark.FREE_ON_RESUME] = ONLY_THE_NEWEST
+    lora: LoraConfig = NO_LORA
 
     def check(self, path: str) -> None:
         """Raises UserError if data, model and optimiser do not suit one another."""
+        self._check_lora(path)
+        towers = {target.split("/")[0] for target in self.lora.adapted}
         for name in self.train.trainable:
+            of_text = name in ("decoder", "vocabulary") or (name == "lora" and "decoder" in towers)
             require(
-                self.data.images_per_row > 0 or name == "decoder",
+                self.data.images_per_row > 0 or of_text,
                 f"{path}.data.images_per_row is 0, so nothing would train {name}; give rows images or train the "
                 "decoder alone",
             )
@@ -329,3 +338,18 @@ class Config:
         warmup = self.optimizer.warmup_steps
         steps = self.train.steps
         require(warmup < steps, f"{path}.optimizer.warmup_steps {warmup} must be less than {path}.train.steps {steps}")
+
+    def _check_lora(self, path: str) -> None:
+        """Raises UserError if there are adapters that are not trained, or none to train, or a kernel is trained too."""
+        named = "lora" in self.train.trainable
+        require(
+            named == (self.lora.rank > 0),
+            f"{path}.lora.rank is {self.lora.rank}, but {path}.train.trainable {'names' if named else 'lacks'} 'lora'; "
+            "set both for low-rank adapters, or neither",
+        )
+        whole = [target for target in self.lora.adapted if target.split("/")[0] in self.train.trainable]
+        require(
+            not whole,
+            f"{path}.lora.targets has {''.join(whole[:1])}, which {path}.train.trainable trains whole; remove it from "
+            "one of the two",
+        )

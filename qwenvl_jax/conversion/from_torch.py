@@ -20,7 +20,7 @@ from qwenvl_jax import config as config_lib
 from qwenvl_jax.checkpoint import imported
 from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.config import Config, TokenizerConfig
-from qwenvl_jax.conversion import mapping, released_config
+from qwenvl_jax.conversion import mapping, peft_adapters, released_config
 from qwenvl_jax.conversion.manifest import MANIFEST, TRAINING_CONFIG, read_manifest, release_scope
 from qwenvl_jax.conversion.stored_tensors import (
     check_tensors,
@@ -61,8 +61,10 @@ def open_release(folder: epath.PathLike) -> tuple[dict[str, Any], Config]:
     return unflatten_paths(deferred_leaves(mapping.shapes_of(config.model), stored, rules)), config
 
 
-def import_release(folder: epath.PathLike, workdir: epath.PathLike) -> None:
+def import_release(folder: epath.PathLike, workdir: epath.PathLike, *, adapters: epath.PathLike = "") -> None:
     """Writes a release as a checkpoint of stage "import", with every array in its stored dtype.
+
+    With `adapters`, a folder of PEFT, these are merged into the weights; those that change are stored in float32.
 
     The vocabulary and the config of the release are copied into `workdir`, so that the checkpoint can be used by `chat`
     and released again.
@@ -72,6 +74,8 @@ def import_release(folder: epath.PathLike, workdir: epath.PathLike) -> None:
     """
     params, config = open_release(folder)
     load_tokenizer(config.tokenizer)  # raises for a damaged vocabulary, before anything is written
+    if adapters:
+        params = peft_adapters.merged(params, peft_adapters.open_adapters(adapters, config.model))
     workdir = storage.path(workdir)
     vocabulary = workdir / VOCABULARY_FILES[config.tokenizer.kind]
     released_vocabulary = config.tokenizer.path
@@ -79,6 +83,8 @@ def import_release(folder: epath.PathLike, workdir: epath.PathLike) -> None:
         storage.path(released_vocabulary) if released_vocabulary else packaged_qwen_vocabulary()
     )
     source = _identity(folder)
+    if adapters:
+        source |= {"adapters": identity(storage.path(adapters) / peft_adapters.TENSORS)}
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
     imported.check_empty(workdir)
     with artifacts.undone_on_failure(workdir):

@@ -74,8 +74,8 @@ def refuse_other_kinds(folder: epath.Path) -> None:
         content = artifacts.read_json(folder / "adapter_config.json")
         base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
         raise UserError(
-            f"{folder} is an adapter (LoRA) of {base or 'another model'}, not a whole model; merge it into that model "
-            "with merge_and_unload and save_pretrained of peft, and name the folder of the result"
+            f"{folder} is an adapter (LoRA) of {base or 'another model'}, not a whole model; name that model and merge "
+            "the adapter into it with --adapters, or with merge_and_unload and save_pretrained of peft"
         )
     content = artifacts.read_json(folder / "config.json") if "config.json" in present else {}
     quantised = content.get("quantization_config") if isinstance(content, dict) else None

@@ -11,8 +11,11 @@ Shape suffixes: L tokens, P patches, Q queries, D decoder width, W ViT width, V 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from qwenvl_jax.config import Config
+from qwenvl_jax.models import lora
+from qwenvl_jax.params import LORA, component_of, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +72,20 @@ def forward_flops(config: Config, work: Work, causal_share: float = 0.5) -> list
         Product("vit_head", "vit_head", 2 * images * queries * width**2),
         Product("decoder", "decoder", 2 * tokens * decoder.layers * (4 * width**2 + 3 * width * decoder.mlp_dim)),
         Product("decoder", None, 4 * tokens * work.context * causal_share * decoder.layers * width),
-        Product("lm_head", "decoder", 2 * work.supervised * width * decoder.vocab_size),
+        *_lora_products(config, {"vit": images * patches, "resampler": images * patches, "decoder": tokens}),
+        Product("lm_head", "vocabulary", 2 * work.supervised * width * decoder.vocab_size),
     ]
+
+
+def _lora_products(config: Config, inputs: dict[str, float]) -> list[Product]:
+    """The products of the adapters; `inputs` says how many vectors reach the projections of a tower."""
+    if not config.lora.rank:
+        return []
+    sizes = dict.fromkeys(inputs, 0)
+    for path, leaf in flatten(lora.abstract_params(config.model, config.lora)).items():
+        if component_of(path) == LORA:
+            sizes[path[0]] += math.prod(leaf.shape)
+    return [Product("lora", "lora", 2 * inputs[tower] * size) for tower, size in sizes.items() if size]
 
 
 def training_flops(config: Config, work: Work | None = None, causal_share: float = 0.5) -> dict[str, float]:
@@ -84,11 +99,14 @@ def training_flops(config: Config, work: Work | None = None, causal_share: float
     """
     trained = config.train.trainable
     flops: dict[str, float] = {}
+    adapted_towers = {target.split("/")[0] for target in config.lora.adapted}
     below = False  # whether the input of the product depends on a trained parameter
     for product in forward_flops(config, full_work(config) if work is None else work, causal_share):
         weight_trained = product.component in trained
+        weight_trained |= product.component == "vocabulary" and "decoder" in trained
         # These parts begin with a parameter of their own, a norm or an embedding, before their first product.
-        below |= weight_trained and product.part in ("vit_head", "decoder", "lm_head")
+        below |= weight_trained and product.part in ("vit_head", "decoder", "lm_head", "lora")
+        below |= product.part in adapted_towers or (product.part == "decoder" and "vocabulary" in trained)
         passes = 1 + 2 * below if product.component is None else 1 + weight_trained + below
         flops[product.part] = flops.get(product.part, 0.0) + passes * product.forward
         below |= weight_trained

@@ -20,7 +20,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from qwenvl_jax.models.attention import SAVED_NAME
-from qwenvl_jax.models.parallel import product, splits_kernels
+from qwenvl_jax.models.parallel import over_rows, product, splits_kernels
+from qwenvl_jax.params import LORA_A, LORA_B, LORA_DROPOUT, LORA_SCALE
 from qwenvl_jax.sharding.rules import kernel_axes
 
 Initializer = Callable[..., jax.Array]
@@ -58,10 +59,39 @@ class Projection(nn.Module):
         y = product(x.astype(self.dtype), kernel.astype(self.dtype), len(self.inputs), axes, self.unstack and not late)
         if late:
             y = jnp.unstack(y, axis=-len(self.outputs))
+        if self.has_variable("params", LORA_A):  # never when parameters are initialised: see `models.lora`
+            update = self._low_rank(x.astype(self.dtype))
+            y = tuple(map(jnp.add, y, update)) if self.unstack else y + update
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(self.dtype)
             y = tuple(part + bias[i] for i, part in enumerate(y)) if self.unstack else y + bias
         return y
+
+    def _low_rank(self, x: jax.Array) -> Any:
+        """What the adapter adds to the product: scale * B A dropout(x), like the result of `__call__`."""
+        lora_a: jax.Array = self.get_variable("params", LORA_A)
+        lora_b: jax.Array = self.get_variable("params", LORA_B)
+        scale: jax.Array = self.get_variable("params", LORA_SCALE)
+        if self.has_variable("params", LORA_DROPOUT):
+            x = dropout(x, **self.get_variable("params", LORA_DROPOUT))
+        low = product(x, lora_a.astype(self.dtype), len(self.inputs), kernel_axes((*self.path, LORA_A)))
+        low *= scale.astype(self.dtype)
+        return product(low, lora_b.astype(self.dtype), 1, kernel_axes((*self.path, LORA_B)), self.unstack)
+
+
+def dropout(x: jax.Array, keys: jax.Array, keep: jax.Array) -> jax.Array:
+    """Sets values to 0 and divides the others by `keep`, so that the mean stays.
+
+    Args:
+      x: [B, ...].
+      keys: uint32 [B, 2], data of a random key for every row.
+      keep: float32 scalar, the share of values that stay.
+    """
+
+    def kept_in_row(key: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.wrap_key_data(key), keep, x.shape[1:])
+
+    return jnp.where(over_rows(jax.vmap(kept_in_row)(keys)), x / keep.astype(x.dtype), 0)
 
 
 class LayerNorm(nn.Module):

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import COMPONENTS
-from qwenvl_jax.params import Params, PyTree, component_of, path_of
+from qwenvl_jax.params import LORA, Params, PyTree, component_of, path_of
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.rules import param_spec
@@ -27,7 +27,8 @@ class ParameterLine:
 
     Attributes:
       name: its path, e.g. "vit/blocks/mlp/up/kernel".
-      component: one of `config.COMPONENTS`; the resampler's sin-cos table counts as `resampler`.
+      component: one of `config.COMPONENTS` or `lora`; the resampler's sin-cos table counts as `resampler`, the scale of
+        an adapter as its tower.
       shape: of the whole parameter.
       dtype: its name.
       spec: its partition.
@@ -54,7 +55,7 @@ class ComponentLine:
     """The parameters of one component together.
 
     Attributes:
-      name: one of `config.COMPONENTS`.
+      name: one of `config.COMPONENTS` or `lora`.
       bytes_total: of one whole copy.
       bytes_per_device: what one device holds.
       bytes_replicated: of the parameters that every device holds whole.
@@ -84,7 +85,7 @@ def parameter_lines(params: Params, mesh: AnyMesh) -> list[ParameterLine]:
         lines.append(
             ParameterLine(
                 name="/".join(path),
-                component=component if component in COMPONENTS else path[0],
+                component=path[0] if component == "fixed" else component,
                 shape=leaf.shape,
                 dtype=leaf.dtype.name,
                 spec=spec,
@@ -96,9 +97,9 @@ def parameter_lines(params: Params, mesh: AnyMesh) -> list[ParameterLine]:
 
 
 def component_lines(parameters: list[ParameterLine], mesh: AnyMesh) -> list[ComponentLine]:
-    """Sums per component, in the order of `config.COMPONENTS`; a component without parameters is left out."""
+    """Sums per component, in the order of `config.COMPONENTS` and then `lora`; one without parameters is left out."""
     lines = []
-    for name in COMPONENTS:
+    for name in (*COMPONENTS, LORA):
         members = [line for line in parameters if line.component == name]
         if not members:
             continue

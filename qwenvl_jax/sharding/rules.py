@@ -16,8 +16,8 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwenvl_jax.config import ModelConfig
-from qwenvl_jax.params import Params, path_of
+from qwenvl_jax.config import LORA_TARGETS, ModelConfig
+from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, path_of
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AnyMesh
 
@@ -79,7 +79,30 @@ MESH_AXES: dict[str, tuple[str, ...]] = {
     "hidden": ("tensor",),
     "hidden_in": ("tensor", "fsdp"),
     "vocabulary": ("tensor",),
+    "rank": ("fsdp",),
 }
+
+
+def _lora_axes() -> dict[str, tuple[str, ...]]:
+    """The names of the axes of low-rank adapters.
+
+    Inputs and outputs are split as those of the kernel. One of the two factors has no axis over `fsdp` then, and is
+    split along its rank.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for target, inputs in LORA_TARGETS.items():
+        of_kernel = LOGICAL_AXES[f"{target}/kernel"]
+        layer = tuple(name for name in of_kernel if name == "layer")
+        axes = of_kernel[len(layer) :]
+        over_fsdp = any("fsdp" in MESH_AXES[name] for name in axes[:inputs])
+        names[f"{target}/{LORA_A}"] = (*layer, *axes[:inputs], "none" if over_fsdp else "rank")
+        over_fsdp = any("fsdp" in MESH_AXES[name] for name in axes[inputs:])
+        names[f"{target}/{LORA_B}"] = (*layer, "none" if over_fsdp else "rank", *axes[inputs:])
+        names[f"{target}/{LORA_SCALE}"] = layer
+    return names
+
+
+LOGICAL_AXES |= _lora_axes()
 
 
 def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh) -> P:

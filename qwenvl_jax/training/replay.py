@@ -81,8 +81,8 @@ def replay(workdir: epath.PathLike, step: int) -> Iterator[str]:
     )
     yield f"parameters: the checkpoint of step {checkpoint}, {exact}"
     mesh = make_mesh(config.mesh)
-    params = load_params(workdir, step=checkpoint, mesh=mesh)[0]
-    done = run(config, mesh, params, batch, samples)
+    params = load_params(workdir, step=checkpoint, mesh=mesh, adapters_apart=True)[0]
+    done = run(config, mesh, params, batch, samples, step - 1)
     yield f"loss {done.loss:.6g} (recorded {recorded['loss']:.6g})"
     norm = math.sqrt(sum(each**2 for each in done.tower_norms.values()))
     yield f"gradient norm {norm:.6g} (recorded {recorded['grad_norm']:.6g})"
@@ -101,7 +101,7 @@ def replay(workdir: epath.PathLike, step: int) -> Iterator[str]:
         yield f"  and {len(samples) - _SHOWN} more"
 
 
-def run(config: Config, mesh: Mesh, params: Params, batch: Batch, samples: list[dict[str, Any]]) -> Replayed:
+def run(config: Config, mesh: Mesh, params: Params, batch: Batch, samples: list[dict[str, Any]], step: int) -> Replayed:
     """The forward and backward pass of a batch; changes nothing.
 
     Args:
@@ -110,13 +110,14 @@ def run(config: Config, mesh: Mesh, params: Params, batch: Batch, samples: list[
       params: trained and frozen, on the mesh.
       batch: of the step.
       samples: from `anomaly_dump.read`.
+      step: the number of the step, counted from 0.
     """
     trainable, frozen = split(params, config.train.trainable)
     numbers_ABL = np.zeros_like(batch.sources)
     for number, sample in enumerate(samples):
         numbers_ABL[sample["microbatch"], sample["row"], slice(*sample["tokens"])] = number
     total = jnp.maximum(jnp.sum(jnp.asarray(batch.loss_mask)), 1.0)
-    loss_of = functools.partial(microbatch_loss, config=config, mesh=mesh, source_count=len(samples))
+    loss_of = functools.partial(microbatch_loss, config=config, mesh=mesh, source_count=len(samples), step=step)
     gradients_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
     loss = 0.0
     sums = np.zeros(len(samples))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from qwenvl_jax.config import Config
-from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models import lora
 from qwenvl_jax.params import Params, PyTree, abstract_split, merge
 from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AnyMesh
@@ -52,7 +52,7 @@ def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
       UserError: if the mesh does not divide the rows of a microbatch, the attention heads or the width of a
         parameter, or leaves a big parameter whole on every device.
     """
-    params = qwen_vl.abstract_params(config.model)
+    params = lora.abstract_params(config.model, config.lora)
     trainable, frozen = abstract_split(params, config.train.trainable, config.compute.frozen_dtype)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     opt_state = jax.eval_shape(optimizer.init, trainable)

@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.schema import Batch
-from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.params import Params, PyTree, merge
+from qwenvl_jax.models import lora, qwen_vl
+from qwenvl_jax.params import Params, PyTree, is_trained, merge
 from qwenvl_jax.runtime.errors import UserError, one_line
 from qwenvl_jax.sharding.batch import batch_shardings
 from qwenvl_jax.sharding.compiler import compiler_options
@@ -44,6 +44,7 @@ def microbatch_loss(
     config: Config,
     mesh: Mesh,
     source_count: int | None = None,
+    step: jax.Array | int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The share of one microbatch (a `Batch` without its axis A) in the loss of the batch.
 
@@ -54,12 +55,16 @@ def microbatch_loss(
       config: the run's.
       mesh: of the devices.
       source_count: S, if `micro.sources` does not count the sources of the mixture.
+      step: number of the step that is trained, counted from 0, for the dropout of adapters; None: no dropout.
 
     Returns:
       The share, a float32 scalar, and the sums of the token losses by source, float32 [S], which have no gradient.
     """
     rows = NamedSharding(mesh, P(BATCH_AXES))
     params = merge(trainable, frozen)
+    images = micro.images if config.data.images_per_row else None
+    if config.lora.rank and step is not None:
+        params = lora.with_dropout(params, config.lora, config.train.seed, step, micro.tokens, images)
     hidden_BLD = qwen_vl.forward(
         params,
         config.model,
@@ -68,7 +73,7 @@ def microbatch_loss(
         segment_ids_BL=micro.segment_ids,
         positions_BL=micro.positions,
         image_slot_BL=micro.image_slot,
-        images_IHWC=micro.images if config.data.images_per_row else None,
+        images_IHWC=images,
         image_groups=config.data.groups,
     )
     hidden_BLD = jax.lax.with_sharding_constraint(hidden_BLD, rows)
@@ -81,7 +86,7 @@ def microbatch_loss(
             params["decoder"]["lm_head"],
             source_count or len(config.data.mixture),
             config.compute.loss_chunk,
-            "decoder" in config.train.trainable,
+            is_trained(("decoder", "lm_head"), config.train.trainable),
         )
     return sums.total / total_tokens, sums.by_source_S
 
@@ -138,7 +143,7 @@ def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:
         total = jnp.maximum(supervised, 1.0)
 
         def accumulate(sums: _Sums, micro: Batch) -> tuple[_Sums, None]:
-            losses, gradients = loss_and_gradients(trainable, frozen, micro, total, config, mesh)
+            losses, gradients = loss_and_gradients(trainable, frozen, micro, total, config, mesh, step=step)
             gradients = jax.lax.with_sharding_constraint(gradients, shardings.trainable)
             return jax.tree.map(jnp.add, sums, (losses, gradients)), None
 

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint import handoff
 from qwenvl_jax.checkpoint.restore import StartingPoint
-from qwenvl_jax.config import COMPONENTS, Config, config_hash
+from qwenvl_jax.config import COMPONENTS, TRAINABLE, Config, config_hash
 from qwenvl_jax.data.passes import expected_passes, many_passes
 from qwenvl_jax.models.flops import full_work, training_flops
-from qwenvl_jax.params import Params, PyTree, component_of, flatten, merge
+from qwenvl_jax.params import LORA, Params, PyTree, component_of, flatten, merge
 from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.report import ComponentLine, component_lines, memory_use, parameter_lines
@@ -73,19 +73,26 @@ def _bytes(tree: PyTree) -> int:
 
 def show_parameters(config: Config, state: State) -> None:
     """Parameters per component, and the memory of the trainable and frozen trees."""
-    counts = dict.fromkeys((*COMPONENTS, "fixed"), 0)
-    for path, leaf in flatten(merge(state.trainable, state.frozen)).items():
-        counts[component_of(path)] += math.prod(leaf.shape)
-    trained = config.train.trainable
+    counts = {name: [0, 0] for name in (*COMPONENTS, *((LORA,) if config.lora.rank else ()), "fixed")}
+    for half, tree in enumerate((state.trainable, state.frozen)):
+        for path, leaf in flatten(tree).items():
+            counts[component_of(path)][half] += math.prod(leaf.shape)
     rows: list[tuple[object, ...]] = [
-        (name, log.count(value), "trained" if name in trained else "frozen") for name, value in counts.items()
+        (name, log.count(trained + frozen), _state(trained, frozen)) for name, (trained, frozen) in counts.items()
     ]
-    rows.append(("total", log.count(sum(counts.values())), ""))
-    rows.append(("trainable", log.count(sum(counts[name] for name in trained)), log.size(_bytes(state.trainable))))
-    frozen = sum(value for name, value in counts.items() if name not in trained)
+    trained, frozen = (sum(halves) for halves in zip(*counts.values(), strict=True))
+    rows.append(("total", log.count(trained + frozen), ""))
+    rows.append(("trainable", log.count(trained), log.size(_bytes(state.trainable))))
     rows.append(("frozen", log.count(frozen), f"{log.size(_bytes(state.frozen))} {config.compute.frozen_dtype}"))
     rows.append(("optimiser", "", log.size(_bytes(state.opt_state))))
     log.table("parameters", ("component", "parameters", "state"), rows)
+
+
+def _state(trained: int, frozen: int) -> str:
+    """What is done with a component of which so many parameters are trained and so many frozen."""
+    if trained and frozen:
+        return f"{log.count(trained)} trained"
+    return "trained" if trained else "frozen"
 
 
 def show_rates(config: Config) -> None:
@@ -101,7 +108,7 @@ def show_rates(config: Config) -> None:
         rows.append(("vit embeddings, ln_pre", f"{decay**layers:.6f}", f"{peak * decay**layers:.3e}"))
         for layer, scale in enumerate(layer_scales(decay, layers)):
             rows.append((f"vit block {layer}", f"{scale:.6f}", f"{peak * scale:.3e}"))
-    rows += [(name, "1", f"{peak:.3e}") for name in COMPONENTS if name in config.train.trainable and name != "vit"]
+    rows += [(name, "1", f"{peak:.3e}") for name in TRAINABLE if name in config.train.trainable and name != "vit"]
     log.table("peak learning rate", ("group", "factor", "rate"), rows)
     schedule = make_schedule(optimizer, steps)
     milestones = sorted({1, max(warmup, 1), warmup + (steps - warmup) // 2, steps})

@@ -1,0 +1,1 @@
+"""Fine-tuning of a finished model on dialogues of your own."""

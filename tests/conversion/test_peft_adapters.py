@@ -1,0 +1,262 @@
+"""Adapters in the files of PEFT, compared with `peft` over the released code: forward, training, merging, damage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import peft
+import pytest
+import torch
+from etils import epath
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
+from qwenvl_jax.checkpoint.restore import load_params
+from qwenvl_jax.checkpoint.starting_point import find_starting_point
+from qwenvl_jax.config import LORA_TARGETS, RELEASED_TARGETS, Config, LoraConfig
+from qwenvl_jax.conversion import from_torch, peft_adapters
+from qwenvl_jax.conversion.torch_model.visual import normalise
+from qwenvl_jax.models import lora, qwen_vl
+from qwenvl_jax.params import LORA_B, Params, flatten, split, unflatten
+from qwenvl_jax.runtime.errors import UserError
+
+Prompt = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def configure(config: Config, targets: tuple[str, ...], vocabulary: bool) -> Config:
+    trainable = ("lora", "vocabulary") if vocabulary else ("lora",)
+    return dataclasses.replace(
+        config,
+        lora=LoraConfig(rank=4, alpha=6.0, dropout=0.0, targets=targets),
+        train=dataclasses.replace(config.train, trainable=trainable),
+    )
+
+
+def with_adapters(config: Config, params: Params) -> Params:
+    """The base of the release with adapters that are not zero, and another vocabulary if that is trained."""
+    rng = np.random.default_rng(7)
+    leaves = flatten(lora.init_params(config.model, config.lora, jax.random.key(1))) | flatten(params)
+    for path, leaf in leaves.items():
+        vocabulary = path[-1] in ("embedding", "lm_head") and "vocabulary" in config.train.trainable
+        if path[-1] == LORA_B or vocabulary:
+            leaves[path] = np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(np.float32)
+    return unflatten(leaves)
+
+
+def write_run(config: Config, params: Params, workdir: Path) -> Path:
+    trainable, frozen = split(jax.tree.map(jnp.asarray, params), config.train.trainable)
+    lineage.begin(workdir, config)
+    save_frozen(workdir, frozen)
+    lineage.write(workdir, config, dict.fromkeys(("vit", "resampler", "decoder")))
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(config.train.steps, trainable, {"count": jnp.zeros(())}, {})
+    return workdir
+
+
+def prompt_of(config: Config) -> Prompt:
+    """Tokens [1, L], image slots [1, L] and pixels [1, H, H, 3] of a text with one picture."""
+    queries = config.model.resampler.queries
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, 300, (1, queries + 22)).astype(np.int32)
+    slots = np.full(tokens.shape, -1, np.int32)
+    slots[0, 6 : 6 + queries] = np.arange(queries)
+    size = config.data.image_size
+    return tokens, slots, rng.integers(0, 256, (1, size, size, 3)).astype(np.uint8)
+
+
+def our_logits(params: Params, config: Config, prompt: Prompt) -> np.ndarray:
+    tokens, slots, images = prompt
+    hidden = qwen_vl.forward(
+        params,
+        config.model,
+        config.compute,
+        tokens_BL=tokens,
+        segment_ids_BL=np.ones_like(tokens),
+        positions_BL=np.arange(tokens.shape[1], dtype=np.int32)[None],
+        image_slot_BL=slots,
+        images_IHWC=images,
+        training=False,
+    )
+    return np.asarray(qwen_vl.logits(params, config.model, config.compute, hidden))
+
+
+def torch_inputs(model: Any, config: Config, prompt: Prompt) -> dict[str, Any]:
+    """The same prompt with the ids between which the released code puts the features."""
+    tokens, slots, images = prompt
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    start = model.config.visual["image_start_id"]
+    first, queries = int(np.argmax(slots[0] == 0)), config.model.resampler.queries
+    ids[0, first - 1] = start
+    ids[0, first : first + queries] = start + 2
+    ids[0, first + queries] = start + 1
+    tokens[:] = ids.numpy()
+    return {"input_ids": ids, "pixel_values": normalise(torch.from_numpy(images))}
+
+
+def torch_model(released: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(str(released), trust_remote_code=True).eval()
+
+
+@pytest.mark.parametrize(
+    ("targets", "vocabulary"), [(RELEASED_TARGETS, False), (tuple(LORA_TARGETS), True)], ids=["released", "everywhere"]
+)
+def test_peft_loads_merges_and_gives_back_what_we_train(
+    config: Config, params: Params, released: epath.Path, tmp_path: Path, targets: tuple[str, ...], vocabulary: bool
+) -> None:
+    config = configure(config, targets, vocabulary)
+    ours = with_adapters(config, params)
+    workdir = write_run(config, ours, tmp_path / "run")
+    folder = peft_adapters.export(find_starting_point(workdir), tmp_path / "adapters", str(released))
+    assert sorted(path.name for path in Path(folder).iterdir()) == [peft_adapters.CONFIG, peft_adapters.TENSORS]
+
+    base = torch_model(released)
+    prompt = prompt_of(config)
+    inputs = torch_inputs(base, config, prompt)
+    expected = our_logits(ours, config, prompt)
+    with torch.no_grad():
+        plain = base(**inputs).logits.numpy()
+        model = peft.PeftModel.from_pretrained(base, str(folder)).eval()
+        theirs = model(**inputs).logits.numpy()
+        again = tmp_path / "saved"
+        model.save_pretrained(str(again))
+        merged = model.merge_and_unload()(**inputs).logits.numpy()
+    scale = np.abs(expected).max()
+    assert np.abs(plain - expected).max() > 1e-2 * scale
+    np.testing.assert_allclose(theirs, expected, atol=1e-5 * scale)
+    np.testing.assert_allclose(merged, expected, atol=1e-5 * scale)
+
+    # What peft saves is what we wrote, and imports as the merged model.
+    mine, saved = load_file(folder / peft_adapters.TENSORS), load_file(again / peft_adapters.TENSORS)
+    assert mine.keys() == saved.keys()
+    for name, tensor in mine.items():
+        np.testing.assert_array_equal(tensor, saved[name], err_msg=name)
+    from_torch.import_release(released, tmp_path / "imported", adapters=again)
+    imported, imported_config, _ = load_params(tmp_path / "imported")
+    assert imported_config.lora.rank == 0
+    np.testing.assert_allclose(our_logits(imported, config, prompt), expected, atol=1e-5 * scale)
+    whole = flatten(load_params(workdir)[0])
+    for path, leaf in flatten(imported).items():
+        np.testing.assert_allclose(leaf, whole[path], atol=1e-6, err_msg="/".join(path))
+
+
+def test_training_takes_the_steps_of_peft(config: Config, params: Params, released: epath.Path, tmp_path: Path) -> None:
+    """Four steps of AdamW on the loss of one text, from the same adapters."""
+    config = configure(config, RELEASED_TARGETS, vocabulary=False)
+    ours = jax.tree.map(jnp.asarray, with_adapters(config, params))
+    workdir = write_run(config, ours, tmp_path / "run")
+    folder = peft_adapters.export(find_starting_point(workdir), tmp_path / "adapters", "")
+    base = torch_model(released)
+    model = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True).eval()  # no dropout, as ours
+    tokens = np.random.default_rng(4).integers(0, 300, (1, 24)).astype(np.int32)
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adam = torch.optim.AdamW(trained, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+
+    trainable, frozen = split(ours, config.train.trainable)
+    optimizer = optax.adamw(1e-2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(trainable: Params) -> jax.Array:
+        whole = unflatten(flatten(trainable) | flatten(frozen))
+        hidden = qwen_vl.forward(
+            whole,
+            config.model,
+            config.compute,
+            tokens_BL=jnp.asarray(tokens),
+            segment_ids_BL=jnp.ones_like(tokens),
+            positions_BL=jnp.arange(24, dtype=jnp.int32)[None],
+            image_slot_BL=jnp.full_like(tokens, -1),
+            images_IHWC=None,
+        )
+        logits = qwen_vl.logits(whole, config.model, config.compute, hidden)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]))
+
+    state = optimizer.init(trainable)
+    losses: list[tuple[float, float]] = []
+    for _ in range(4):
+        loss, gradients = loss_of(trainable)
+        updates, state = optimizer.update(gradients, state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        logits = model(input_ids=ids).logits
+        theirs = torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
+        adam.zero_grad()
+        theirs.backward()
+        adam.step()
+        losses.append((float(loss), float(theirs)))
+    for one, other in losses:
+        assert one == pytest.approx(other, rel=2e-4)
+    assert losses[-1][0] < losses[0][0] - 0.05
+
+
+@pytest.fixture(scope="module")
+def adapters(config: Config, params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("peft")
+    config = configure(config, RELEASED_TARGETS, vocabulary=False)
+    workdir = write_run(config, with_adapters(config, params), folder / "run")
+    return Path(peft_adapters.export(find_starting_point(workdir), folder / "adapters", ""))
+
+
+def _edit(folder: Path, **changes: Any) -> None:
+    path = folder / peft_adapters.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _retensor(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / peft_adapters.TENSORS)
+    change(tensors)
+    save_file(tensors, folder / peft_adapters.TENSORS)
+
+
+_QKV = "base_model.model.transformer.h.{}.attn.c_attn.lora_{}.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: _edit(folder, peft_type="IA3"), "not of LoRA"),
+        (lambda folder: _edit(folder, use_dora=True), "use_dora"),
+        (lambda folder: _edit(folder, r=8), "in the shape"),
+        (lambda folder: _edit(folder, r=None), "lacks the numbers"),
+        (lambda folder: _edit(folder, rank_pattern={"w1": 2}), "rank_pattern"),
+        (lambda folder: _retensor(folder, lambda t: t.pop(_QKV.format(1, "A"))), "lacks the tensor"),
+        (lambda folder: _retensor(folder, lambda t: t.update({"other.weight": np.zeros(2)})), "has no place"),
+        (lambda folder: _retensor(folder, lambda t: t.update({_QKV.format(2, "A"): np.zeros((4, 32))})), "no place"),
+        (lambda folder: _retensor(folder, lambda t: t.update({_QKV.format(0, "B"): np.zeros((3, 4))})), "base model"),
+        (lambda folder: (folder / peft_adapters.TENSORS).write_bytes(b"{}"), "not a safetensors file"),
+        (lambda folder: (folder / peft_adapters.TENSORS).unlink(), "is missing"),
+        (lambda folder: (folder / peft_adapters.CONFIG).write_text("[]"), "not of LoRA"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused(
+    config: Config, released: epath.Path, adapters: Path, tmp_path: Path, spoil: Any, words: str
+) -> None:
+    folder = tmp_path / "adapters"
+    shutil.copytree(adapters, folder)
+    spoil(folder)
+    with pytest.raises(UserError, match=words):
+        from_torch.import_release(released, tmp_path / "run", adapters=folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_whose_changes_the_files_cannot_hold_are_refused(config: Config, params: Params, tmp_path: Path) -> None:
+    plain = dataclasses.replace(config, train=dataclasses.replace(config.train, trainable=("decoder",)))
+    write_run(plain, params, tmp_path / "plain")
+    with pytest.raises(UserError, match="has no adapters"):
+        peft_adapters.export(find_starting_point(tmp_path / "plain"), tmp_path / "out")
+    more = configure(config, RELEASED_TARGETS, vocabulary=False)
+    more = dataclasses.replace(more, train=dataclasses.replace(more.train, trainable=("lora", "resampler")))
+    write_run(more, with_adapters(more, params), tmp_path / "more")
+    with pytest.raises(UserError, match="trains resampler/"):
+        peft_adapters.export(find_starting_point(tmp_path / "more"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
