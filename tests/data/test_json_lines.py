@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -134,23 +135,42 @@ def test_a_picture_is_found_however_its_accents_are_written(tmp_path: Path) -> N
 DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 
 
-def test_the_conversion_in_the_docs_reads_llava(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]
-    samples = [
-        {"id": "1", "image": "a.png", "conversations": said},
-        {"id": "2", "conversations": turn("Hi")["conversations"]},
-    ]
-    (tmp_path / "llava.json").write_text(json.dumps(samples))
+def test_forms_of_other_trainers_teach_the_same(tmp_path: Path) -> None:
+    """The same dialogue as the released fine-tuning, LLaVA, ShareGPT and OpenAI write it."""
+    ask, answer = "Where is it?", "<ref>It</ref><box>(1,2),(30,40)</box> is here."
     (tmp_path / "a.png").write_bytes(encoded_image(0))
-    with pytest.raises(UserError, match="2 samples cannot be used"):
-        JsonReader(tmp_path / "llava.json", "caption")
-    [code] = re.findall(r"```python\n(import json\n.*?)```", DOCS, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(code, {})
-    reader = JsonReader("train.jsonl", "dialogue")
-    assert [len(reader[k].images) for k in range(2)] == [1, 0]
-    pieces = training_pieces(reader[0])
-    assert "".join(str(p.value) for p in pieces if p.supervised and p.kind == "text") == "\n\nA dog.\n"
+    data_url = "data:image/png;base64," + base64.b64encode(encoded_image(0)).decode()
+
+    def openai(url: str) -> list[dict[str, Any]]:
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        content = [picture, {"type": "text", "text": ask}]
+        return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+
+    llava = [{"from": "human", "value": f"<image>\n{ask}"}, {"from": "gpt", "value": answer}]
+    shown = [{"role": "user", "content": f"<image>\n{ask}"}, {"role": "assistant", "content": answer}]
+    released = [
+        {"from": "user", "value": f"Picture 1: <img>a.png</img>\n{ask}"},
+        {"from": "assistant", "value": answer},
+    ]
+    samples: list[dict[str, Any]] = [
+        {"conversations": released},
+        {"image": "a.png", "conversations": llava},
+        {"images": ["a.png"], "conversations": llava},
+        {"image": data_url, "conversations": llava},
+        {"images": ["a.png"], "messages": shown},
+        {"messages": openai("a.png")},
+        {"messages": openai(f"file://{tmp_path}/a.png")},
+        {"messages": openai(data_url)},
+    ]
+    for system in ("", "Be brief."):
+        told = [sample | {"system": system} if system else sample for sample in samples]
+        reader = JsonReader(write_jsonl(tmp_path / "all.jsonl", told), "dialogue")
+        assert reader.corrupt == 0 and not reader.ignored
+        first = reader[0]
+        for record in map(reader.__getitem__, range(len(told))):
+            assert record.images == first.images == (encoded_image(0),)
+            assert training_pieces(record) == training_pieces(first)
+        assert any(piece.value == (system or "You are a helpful assistant.") for piece in training_pieces(first))
 
 
 def test_the_examples_in_the_docs_are_read(tmp_path: Path) -> None:

@@ -171,15 +171,28 @@ def parts(part: dict[str, Any]) -> dict[str, Any]:
             "is not a region",
         ),
         ("dialogue", turn("<image>\nWhat is this?", "human"), "<image> .* shows nothing; write <img>PATH</img>"),
+        ("dialogue", {"image": "a.png", **turn("<image> and <image>?", "human")}, "2 times <image> for 1 pictures"),
+        ("dialogue", {"image": "a.png", **turn("<img>b.png</img>", "human")}, "use one of the two"),
+        ("dialogue", {"image": "a.png", **turn("<image><box>(9)</box>", "human")}, "is not a region"),
+        ("dialogue", {"image": "data:image/png;base64,###", **turn("<image>", "human")}, "is not base64"),
+        ("dialogue", {"messages": "hi"}, "must be a list"),
+        ("dialogue", {"messages": [{"role": "user"}]}, 'needs "role" and "content" alone'),
+        ("dialogue", {"messages": [{"role": "user", "content": 5}]}, "a text or a list of parts"),
+        ("dialogue", {"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "is of type 'video'"),
+        ("dialogue", {"messages": [{"role": "tool", "content": "a"}]}, "a turn is from 'tool'"),
         (
             "dialogue",
-            {"image": "a.png", **turn("What is this?", "human")},
-            "is the form of LLaVA; write <img>PATH</img>",
+            {"messages": [{"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}]},
+            "only the user's may",
         ),
         (
             "dialogue",
-            {"messages": [{"role": "user", "content": "hi"}], "images": []},
-            "the form of OpenAI and of Share",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/a.png"}}]}
+                ]
+            },
+            "needs a turn|download it",
         ),
         ("caption", {"image": "a.png", "text": "a"}, "lacks caption; it has the keys 'image', 'text'"),
         ("caption", {"image": "a\0.png", "caption": "a"}, "is not a path"),

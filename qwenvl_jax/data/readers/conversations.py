@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from qwenvl_jax.data import tags
@@ -50,10 +51,62 @@ def parse_conversation(turns: Any, system: str = "") -> tuple[DialogueContent, l
     parsed: list[Turn] = []
     for role, text in said:
         parsed.append({"role": role, "parts": _parse_text(text, paths, role)})
-    return {"system": system, "turns": parsed, "sizes": [[_SIDE, _SIDE]] * max(1, len(paths))}, list(paths)
+    return {"system": system, "turns": parsed, "sizes": sizes_of(len(paths))}, list(paths)
 
 
-def parse_llava(turns: Any, pictures: int) -> tuple[str, list[Turn]]:
+def sizes_of(pictures: int) -> list[list[int]]:
+    """The `sizes` of a dialogue whose regions are in thousandths; also regions without a picture need one."""
+    return [[_SIDE, _SIDE]] * max(1, pictures)
+
+
+def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
+    """Messages in the form of OpenAI as turns in that of LLaVA, and the pictures in the order of their `<image>`.
+
+    A message is `{"role": .., "content": ..}`. The content is a text, or a list of parts:
+    `{"type": "text", "text": ..}`, `{"type": "image_url", "image_url": {"url": ..}}` or
+    `{"type": "image", "image": ..}`. In a text `<image>` may stand for a picture that the sample lists elsewhere.
+
+    Raises:
+      UserError: for a message or a part of another form.
+    """
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise UserError('"messages" must be a list of {"role": .., "content": ..}')
+    turns: list[dict[str, str]] = []
+    pictures: list[str] = []
+    for message in messages:
+        if message.keys() != {"role", "content"} or not isinstance(message["role"], str):
+            raise UserError(
+                f'a message has the keys {", ".join(message) or "none"}; it needs "role" and "content" alone'
+            )
+        content = message["content"]
+        if isinstance(content, str):
+            turns.append({"from": message["role"], "value": content})
+            continue
+        if not isinstance(content, list):
+            raise UserError('"content" must be a text or a list of parts')
+        text = ""
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            picture = part.get(kind) if kind in ("image_url", "image") else None
+            picture = picture.get("url") if isinstance(picture, dict) else picture
+            if isinstance(picture, str) and picture:
+                if message["role"] != "user":
+                    raise UserError(f"a message of {message['role']!r} shows a picture; only the user's may")
+                pictures.append(picture.removeprefix("file://"))
+                text += _LLAVA_PICTURE
+            elif kind == "text" and isinstance(part.get("text"), str):
+                if _LLAVA_PICTURE in part["text"]:
+                    raise UserError(
+                        f"{_LLAVA_PICTURE} stands in a text beside parts for pictures; remove one of the two"
+                    )
+                text += part["text"]
+            else:
+                raise UserError(f"a part of a message is of type {kind!r}; use text or image_url")
+        turns.append({"from": message["role"], "value": text})
+    return turns, pictures
+
+
+def parse_llava(turns: Any, pictures: int, system: str = "") -> tuple[str, list[Turn]]:
     """Returns the system's text, "" if it is the default one, and the turns of a conversation in the form of LLaVA.
 
     In the user's turns `<image>` stands for the next picture; everything else is text. As in LLaVA's training, the one
@@ -63,12 +116,13 @@ def parse_llava(turns: Any, pictures: int) -> tuple[str, list[Turn]]:
     Args:
       turns: the list of turns, each with "from" and "value".
       pictures: how many there are.
+      system: the system's text, the default one if empty.
 
     Raises:
       UserError: for turns of another form, an unknown role, more or fewer `<image>` than pictures, or a conversation in
         which the user asks nothing.
     """
-    system, said = _dialogue(turns, "")
+    system, said = _dialogue(turns, system)
     shown = sum(text.count(_LLAVA_PICTURE) for role, text in said if role == "user") if pictures else 0
     if pictures == 1 and not shown:
         said[0] = ("user", f"{_LLAVA_PICTURE}{said[0][1]}")
@@ -89,6 +143,26 @@ def parse_llava(turns: Any, pictures: int) -> tuple[str, list[Turn]]:
                 parts.append({"text": piece})
         parsed.append({"role": role, "parts": parts})
     return system, parsed
+
+
+def with_regions(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns of `parse_llava`, in whose texts references and regions are tags, as in `parse_conversation`.
+
+    Raises:
+      UserError: as `parse_conversation`, and for `<img>`, because the pictures are given elsewhere.
+    """
+    parsed: list[Turn] = []
+    for turn in turns:
+        paths: dict[str, int] = {}
+        parts: list[Part] = []
+        for part in turn["parts"]:
+            parts += _parse_text(part["text"], paths, turn["role"]) if "text" in part else [part]
+        if paths:
+            raise UserError(
+                f"there are <img>{next(iter(paths))}</img> and pictures beside the turns; use one of the two"
+            )
+        parsed.append({"role": turn["role"], "parts": parts})
+    return parsed
 
 
 def _dialogue(turns: Any, system: str) -> tuple[str, list[tuple[str, str]]]:

@@ -7,9 +7,11 @@ memory; images are read when they are needed.
 
 from __future__ import annotations
 
+import base64
 import collections
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, cast
@@ -18,10 +20,17 @@ from etils import epath
 
 from qwenvl_jax.data.annotations import ANNOTATIONS
 from qwenvl_jax.data.corruption import allowed
+from qwenvl_jax.data.dialogues import DialogueContent
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.images.exact import MAX_BYTES
 from qwenvl_jax.data.languages import language_of
-from qwenvl_jax.data.readers.conversations import parse_conversation
+from qwenvl_jax.data.readers.conversations import (
+    parse_conversation,
+    parse_llava,
+    sizes_of,
+    turns_of_messages,
+    with_regions,
+)
 from qwenvl_jax.data.readers.json_entries import parse_entry, split_entries
 from qwenvl_jax.data.schema import TASKS, Record, check_record, samples_of
 from qwenvl_jax.data.tasks import RECORD_TASKS, Content
@@ -33,17 +42,12 @@ NAMED = 3  # how many unusable entries a message explains
 
 _COMMON = ("id", "task", "source", "language", "license", "image", "images")
 _CONVERSATION = ("id", "task", "source", "language", "license", "system", "conversations")
+_LLAVA_CONVERSATION = (*_CONVERSATION, "image", "images")
 _COMMON_TEXTS = ("id", "source", "language", "license")
 _MAY_BE_NULL = {*_COMMON_TEXTS, "task", *(key for task in RECORD_TASKS.values() for key in task.optional)}
 # Keys that other corpora have and nothing here needs, although they look like keys that are known.
 _HARMLESS = ("dataset", "weight", "imgid", "sources", "tasks")
-_OTHER_FORMS = {
-    "messages": 'the key "messages" is the form of OpenAI and of ShareGPT; write {"conversations": [{"from": "user", '
-    '"value": ..}, ..]}, a picture as <img>PATH</img> where it stands',
-    "image": '"image" beside "conversations" is the form of LLaVA; write <img>PATH</img> where the picture stands '
-    "(LLaVA has <image> there) and remove the key",
-}
-_OTHER_FORMS["images"] = _OTHER_FORMS["image"].replace('"image" beside', '"images" beside')
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
 class JsonReader:
@@ -114,7 +118,9 @@ class JsonReader:
             training_pieces(sample)
         for path in paths:
             # Asking an object store about every file would take hours.
-            if not storage.is_remote(path) and path not in exists:
+            if url := _DATA_URL.match(path):
+                _decoded(path[url.end() :])
+            elif not storage.is_remote(path) and path not in exists:
                 known = self._absent
                 exists[path] = any(map(os.path.isfile, _spellings(path))) if known is None else path not in known
             if not exists.get(path, True):
@@ -143,6 +149,8 @@ class JsonReader:
         return len(self._entries)
 
     def _read_image(self, path: str) -> bytes:
+        if url := _DATA_URL.match(path):
+            return _decoded(path[url.end() :])
         missing: OSError | None = None
         for name in _spellings(path):
             try:
@@ -177,7 +185,9 @@ class JsonReader:
         line, payload = self._entries[index]
         value = {k: v for k, v in parse_entry(payload).items() if v is not None or k not in _MAY_BE_NULL}
         if "messages" in value and not {"conversations", "turns"} & value.keys():
-            raise UserError(_OTHER_FORMS["messages"])
+            value["conversations"], shown = turns_of_messages(value.pop("messages"))
+            if shown:
+                value.setdefault("images", shown)
         talks = "conversations" in value
         content, paths, ignored = self._conversation(value) if talks else self._fields(value)
         record = Record(
@@ -192,11 +202,14 @@ class JsonReader:
         return record, [self._resolve(path) for path in paths], ignored
 
     def _conversation(self, value: dict[str, Any]) -> tuple[Content, list[str], list[str]]:
-        for key in ("image", "images"):
-            if key in value:
-                raise UserError(_OTHER_FORMS[key])
-        ignored = self._check_keys(value, "dialogue", _CONVERSATION)
-        return *parse_conversation(value["conversations"], value.get("system", "")), ignored
+        if not {"image", "images"} & value.keys():
+            ignored = self._check_keys(value, "dialogue", _CONVERSATION)
+            return *parse_conversation(value["conversations"], value.get("system", "")), ignored
+        ignored = self._check_keys(value, "dialogue", _LLAVA_CONVERSATION)
+        paths = _image_paths(value)
+        system, turns = parse_llava(value["conversations"], len(paths), value.get("system", ""))
+        content: DialogueContent = {"system": system, "turns": with_regions(turns), "sizes": sizes_of(len(paths))}
+        return content, paths, ignored
 
     def _fields(self, value: dict[str, Any]) -> tuple[Content, list[str], list[str]]:
         task = value.get("task", self.task)
@@ -212,11 +225,7 @@ class JsonReader:
         if missing:
             has = ", ".join(map(repr, value)) or "none"
             raise UserError(f"the sample of task {task!r} lacks {', '.join(missing)}; it has the keys {has}")
-        if "image" in value and "images" in value:
-            raise UserError('there are both "image" and "images"; keep one')
-        paths = [value["image"]] if "image" in value else value.get("images", [])
-        if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-            raise UserError('"image" must be a path and "images" a list of paths')
+        paths = _image_paths(value)
         content = {key: entry for key, entry in value.items() if key in known}
         return cast(Content, content), paths, ignored
 
@@ -246,7 +255,9 @@ class JsonReader:
         return unknown
 
     def _resolve(self, path: str) -> str:
-        """Where an image lies: as given if absolute or on gs://, else from the folder of the file."""
+        """Where an image lies: as given if absolute, on gs:// or a data URL, else from the folder of the file."""
+        if _DATA_URL.match(path):
+            return path
         if storage.scheme_of(path) not in ("", "gs"):
             raise UserError(f"the image {path} is not a file; download it and give its path")
         if "\0" in path:
@@ -257,11 +268,29 @@ class JsonReader:
         return path if path.startswith("/") else os.fspath(self.path.parent / path)
 
 
+def _image_paths(value: dict[str, Any]) -> list[str]:
+    """The paths, or data URLs, of the images of an entry."""
+    if "image" in value and "images" in value:
+        raise UserError('there are both "image" and "images"; keep one')
+    paths = [value["image"]] if "image" in value else value.get("images", [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise UserError('"image" must be a path and "images" a list of paths')
+    return paths
+
+
 def _is_harmless(key: str, known: Sequence[str]) -> bool:
     """Whether a key that looks like a known one is one of its own, as "source_id" is beside "source"."""
     if key == "system_prompt":
         return False
     return key in _HARMLESS or any(key.startswith(f"{name}_") or key.endswith(f"_{name}") for name in known)
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of a data URL. Raises UserError if they are not base64."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise UserError(f"the image in a data URL is not base64 ({error}); write it again") from None
 
 
 def _spellings(path: str) -> tuple[str, ...]:
