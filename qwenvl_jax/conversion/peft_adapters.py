@@ -27,7 +27,7 @@ from qwenvl_jax.conversion.tensor_files import Entry, Stored
 from qwenvl_jax.models import lora
 from qwenvl_jax.params import LORA_A, LORA_B, flatten_paths, unflatten_paths
 from qwenvl_jax.runtime import artifacts, storage
-from qwenvl_jax.runtime.errors import UserError, nearest
+from qwenvl_jax.runtime.errors import UserError
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -182,7 +182,8 @@ def open_adapters(folder: epath.PathLike, model: ModelConfig) -> Adapters:
     for key, values in _PLAIN.items():
         if content.get(key) not in values:
             raise UserError(f"{folder / CONFIG} has {key}={content[key]!r}, which is not supported; merge it with peft")
-    rank, alpha = content.get("r"), content.get("lora_alpha")
+    rank: Any = content.get("r")
+    alpha: Any = content.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
         raise UserError(f"{folder / CONFIG} lacks the numbers r and lora_alpha; copy it again")
     if content.get("use_rslora"):
@@ -232,7 +233,7 @@ def _by_path(
     if waiting:
         name = min(waiting)
         raise UserError(
-            f"{path} has the tensor {name}, which has no place in this model{nearest(name, stored.keys() - {name})}; "
+            f"{path} has the tensor {name}, which has no place in this model; "
             "merge the adapters with peft and import the result"
         )
     if not factors:

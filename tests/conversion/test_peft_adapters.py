@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -75,19 +76,23 @@ def prompt_of(config: Config) -> Prompt:
 
 
 def our_logits(params: Params, config: Config, prompt: Prompt) -> np.ndarray:
-    tokens, slots, images = prompt
+    return np.asarray(_logits(params, config, *map(jnp.asarray, prompt)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _logits(params: Params, config: Config, tokens: Any, slots: Any, images: Any) -> jax.Array:
     hidden = qwen_vl.forward(
         params,
         config.model,
         config.compute,
         tokens_BL=tokens,
-        segment_ids_BL=np.ones_like(tokens),
-        positions_BL=np.arange(tokens.shape[1], dtype=np.int32)[None],
+        segment_ids_BL=jnp.ones_like(tokens),
+        positions_BL=jnp.arange(tokens.shape[1])[None],
         image_slot_BL=slots,
         images_IHWC=images,
         training=False,
     )
-    return np.asarray(qwen_vl.logits(params, config.model, config.compute, hidden))
+    return qwen_vl.logits(params, config.model, config.compute, hidden)
 
 
 def torch_inputs(model: Any, config: Config, prompt: Prompt) -> dict[str, Any]:
@@ -230,9 +235,18 @@ _QKV = "base_model.model.transformer.h.{}.attn.c_attn.lora_{}.weight"
         (lambda folder: _edit(folder, r=None), "lacks the numbers"),
         (lambda folder: _edit(folder, rank_pattern={"w1": 2}), "rank_pattern"),
         (lambda folder: _retensor(folder, lambda t: t.pop(_QKV.format(1, "A"))), "lacks the tensor"),
-        (lambda folder: _retensor(folder, lambda t: t.update({"other.weight": np.zeros(2)})), "has no place"),
-        (lambda folder: _retensor(folder, lambda t: t.update({_QKV.format(2, "A"): np.zeros((4, 32))})), "no place"),
-        (lambda folder: _retensor(folder, lambda t: t.update({_QKV.format(0, "B"): np.zeros((3, 4))})), "base model"),
+        (
+            lambda folder: _retensor(folder, lambda t: t.update({"other.weight": np.zeros(2, np.float32)})),
+            "has no place",
+        ),
+        (
+            lambda folder: _retensor(folder, lambda t: t.update({_QKV.format(2, "A"): np.zeros((4, 32), np.float32)})),
+            "no place",
+        ),
+        (
+            lambda folder: _retensor(folder, lambda t: t.update({_QKV.format(0, "B"): np.zeros((3, 4), np.float32)})),
+            "base model",
+        ),
         (lambda folder: (folder / peft_adapters.TENSORS).write_bytes(b"{}"), "not a safetensors file"),
         (lambda folder: (folder / peft_adapters.TENSORS).unlink(), "is missing"),
         (lambda folder: (folder / peft_adapters.CONFIG).write_text("[]"), "not of LoRA"),

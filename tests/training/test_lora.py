@@ -146,6 +146,7 @@ def test_only_adapters_have_gradients_and_moments_and_they_are_those_of_the_merg
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract_state(config).opt_state)) == 2 * sizes + 1
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_seed_step_and_contents_alone() -> None:
     config = configure(adapters=LoraConfig(4, 6.0, 0.4, ("decoder/blocks/mlp/up", "vit/blocks/mlp/up")))
     params = noisy(config)
@@ -189,6 +190,7 @@ def train(config: Config, workdir: Path) -> dict[tuple[str, ...], Any]:
     return flatten(load_params(workdir, adapters_apart=True)[0])
 
 
+@pytest.mark.slow
 def test_a_run_saves_its_adapters_alone_continues_to_the_bit_and_is_read_as_merged(
     tiny_data: Path, tmp_path: Path
 ) -> None:
