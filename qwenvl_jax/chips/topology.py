@@ -17,7 +17,7 @@ from qwenvl_jax.runtime.errors import UserError, nearest
 CHIPS_PER_HOST = 4
 
 _NAME = re.compile(r"(\w+):(\d{1,4}(?:x\d{1,4})*)(?:@(\d{1,4}))?", re.ASCII)
-_CLOUD_NAME = re.compile(r"([a-z]\w*)-(\d{1,6})(?:@(\d{1,4}))?", re.ASCII)
+_CLOUD_NAME = re.compile(r"([a-z]\w*)-(\d{1,40})(?:@(\d{1,4}))?", re.ASCII)
 _EXAMPLES = "v5p:8x8x8, v5e:16x16, or v5p:8x8x8@4 for four slices"
 
 

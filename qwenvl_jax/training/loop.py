@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +29,11 @@ from qwenvl_jax.sharding.batch import check_streams, local_streams, put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training import summary
 from qwenvl_jax.training.anomalies import PROGRESS, Anomalies
+from qwenvl_jax.training.evaluations import evaluate, is_evaluated, is_unevaluated
 from qwenvl_jax.training.ledger import Ledger, check_exports
 from qwenvl_jax.training.metrics import MetricsWindow
-from qwenvl_jax.training.metrics_log import MetricsLog, lines_up_to
-from qwenvl_jax.training.observers import MakeObserver, Observer, make_observers
+from qwenvl_jax.training.metrics_log import MetricsLog
+from qwenvl_jax.training.observers import MakeObserver, make_observers
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.report.live import reported
 from qwenvl_jax.training.start import check_hosts, find_start
@@ -163,38 +163,6 @@ def train(
                     evaluate(guard, metrics_log, step, state, watching)
     local.remove()
     return config.train.steps
-
-
-def is_evaluated(step: int, config: Config) -> bool:
-    """Whether the state after a step is evaluated, by a config that evaluates at all."""
-    return step % config.evaluation.every == 0 or step == config.train.steps
-
-
-def is_unevaluated(workdir: epath.Path, config: Config, step: int) -> bool:
-    """Whether an earlier start has saved the state after `step` and was stopped in its evaluation."""
-    if not step or not is_evaluated(step, config):
-        return False
-
-    def look() -> bool:
-        lines = lines_up_to(workdir / layout.EVALUATIONS, step)
-        return not lines or json.loads(lines[-1])["step"] != step
-
-    return bool(distributed.from_primary(look))
-
-
-def evaluate(
-    guard: PreemptionGuard, metrics_log: MetricsLog, step: int, state: State, observers: Sequence[Observer]
-) -> None:
-    """Evaluates a state that is being saved; SIGTERM ends the run at once, and the next start evaluates again."""
-    try:
-        with guard.ending_at_once():
-            metrics_log.observe(step, state, observers)
-    except SystemExit:
-        log.line(
-            f"stopped by {guard.signal} in the evaluation after step {step}, whose state is saved; "
-            "run the same command again to continue"
-        )
-        raise
 
 
 def checked_mesh(config: Config) -> Mesh:
