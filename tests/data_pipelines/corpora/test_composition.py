@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data_pipelines.clean.grounding import boxes_in_picture, flat_spans, spans_i
 from data_pipelines.clean.rule import judge, rule
 from data_pipelines.compose.composers import COMPOSERS
 from data_pipelines.corpora.table import CORPORA
+from data_pipelines.ocr.html import BROWSERS
 from data_pipelines.pair import Picture, RawPair
 from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.schema import Record, samples_of
@@ -46,7 +48,15 @@ def records(name: str, task: str, folder: Path) -> Iterator[Record]:
                 yield record
 
 
-@pytest.mark.parametrize(("name", "task"), [(name, task) for name, corpus in CORPORA.items() for task in corpus.tasks])
+def cases() -> Iterator[object]:
+    """Every corpus with each of its tasks; HTML pages only if there is a browser."""
+    no_browser = not any(map(shutil.which, BROWSERS))
+    for name, corpus in CORPORA.items():
+        skipped = pytest.mark.skipif(name == "html_pages" and no_browser, reason="Chromium is not installed")
+        yield from (pytest.param(name, task, marks=skipped) for task in corpus.tasks)
+
+
+@pytest.mark.parametrize(("name", "task"), cases())
 def test_every_corpus_gives_records_of_its_tasks(name: str, task: str, tmp_path: Path) -> None:
     FIXTURES[name](tmp_path)
     composed = list(records(name, task, tmp_path))
