@@ -62,14 +62,17 @@ device_description_str: "NVIDIA H200"
 
 # Stage, rows of one microbatch on one GPU, remat of both towers.
 CASES = (
-    (1, 64, "full"),
-    (1, 256, "full"),
-    (1, 32, "matmuls_saved"),
-    (2, 2, "full"),
-    (2, 4, "full"),
-    (3, 4, "full"),
-    (3, 8, "full"),
-    (3, 4, "matmuls_saved"),
+    ("1", 64, "full"),
+    ("1", 256, "full"),
+    ("1", 32, "matmuls_saved"),
+    ("2", 2, "full"),
+    ("2", 4, "full"),
+    ("3", 4, "full"),
+    ("3", 8, "full"),
+    ("3", 4, "matmuls_saved"),
+    ("lora", 8, "full"),
+    ("lora", 16, "full"),
+    ("lora", 4, "matmuls_saved"),
 )
 
 
@@ -85,7 +88,7 @@ def devices(count: int) -> list[Any]:
         raise UserError(f"JAX cannot compile for CUDA here ({error}); install requirements-gpu.txt") from error
 
 
-def memory(stage: int, rows: int, remat: str, gpus: list[Any]) -> dict[str, Any]:
+def memory(stage: str, rows: int, remat: str, gpus: list[Any]) -> dict[str, Any]:
     """JSON values of one case; GiB of one GPU."""
     options = dict(stage=stage, rows=rows, remat=remat, accumulation=1, size="full", moments_memory="device")
     config = gpu_step.config_of(argparse.Namespace(**options), len(gpus), "cudnn")
@@ -116,7 +119,7 @@ def main() -> None:
         for case in CASES:
             cases.append(memory(*case, gpus))
             print(
-                "stage {stage}, {gpus} x {rows:3} rows, {remat:13} {arguments_gib:6.1f} GiB of arguments, "
+                "stage {stage:4} on {gpus} x {rows:3} rows, {remat:13} {arguments_gib:6.1f} GiB of arguments, "
                 "{temporaries_gib:6.1f} of temporaries, {total_gib:6.1f} in all".format(**cases[-1]),
                 file=sys.stderr,
             )

@@ -1,6 +1,7 @@
 """The full-size training step on NVIDIA GPUs: this code against PyTorch, alternated in one run.
 
     python benchmarks/gpu_step.py --stage=1 [--rows=64] [--accumulation=1] [--remat=full] [--repeat=5]
+    python benchmarks/gpu_step.py --stage=lora                              # configs/finetune/lora.py
 
 Needs requirements-gpu.txt, requirements-convert.txt and a CUDA build of the same torch. The step is the one that
 `qwenvl_jax.train` takes for configs/stage*.py:mesh=gpu, on all GPUs of the machine; PyTorch's side is `torch_peer.py`,
@@ -8,6 +9,10 @@ eager and compiled. Rows are full: as many samples as the stage has images per r
 and as the last line one JSON object: per side seconds per step (best and median), tokens and images per second,
 utilisation (operations by `models/flops.py`, the context of a sample, recomputation not counted, against the dense
 bfloat16 peak) and peak memory of one device. A side that does not fit says so.
+
+With `--stage=lora` PyTorch's adapters are those of `peft`, beside frozen bfloat16 weights on one GPU, under autocast
+as in transformers' Trainer. Queries, keys and values, one projection in this model and its release, are three in
+Qwen2, each with an A of its own; so PyTorch trains 15 % more parameters, 0.2 % of the operations.
 
 Stage 2 keeps first moments in bfloat16; PyTorch's fused AdamW cannot. `--moments_memory=pinned_host` moves this code's
 moments to the host between steps. The default rows leave this code room on one H200 (`gpu_memory.py`: 52, 126 and 121
@@ -31,13 +36,14 @@ import steps
 
 from configs import model as models
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
+from configs.finetune import lora
 from qwenvl_jax.chips import peak_flops
 from qwenvl_jax.config import REMAT_POLICIES, Config, load_config
 from qwenvl_jax.models.flops import Work, training_flops
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
-STAGES = {1: stage1_pretrain, 2: stage2_multitask, 3: stage3_sft}
-ROWS = {1: 64, 2: 2, 3: 4}  # of one microbatch on one H200
+STAGES = {"1": stage1_pretrain, "2": stage2_multitask, "3": stage3_sft, "lora": lora}
+ROWS = {"1": 64, "2": 2, "3": 4, "lora": 8}  # of one microbatch on one H200
 SIDES = ("jax", "torch", "torch_compile")
 WARM_UP = 3
 
@@ -65,7 +71,7 @@ def config_of(arguments: argparse.Namespace, devices: int, attention: str) -> Co
     )
     values.compute.update(dict(remat_vit=arguments.remat, remat_decoder=arguments.remat, attention=attention))
     values.optimizer.moments_memory = arguments.moments_memory
-    if arguments.stage == 2:
+    if arguments.stage == "2":
         values.optimizer.first_moment_dtype = "bfloat16"
     return load_config(values)
 
@@ -156,7 +162,11 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:  # as PyTorch does, JAX finds what it compiled an alternation before
         environment = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": cache, **os.environ}
         by_side = steps.alternate(
-            arguments.sides, lambda side: [*command, f"--side={side}"], arguments.repeat, environment
+            arguments.sides,
+            lambda side: [*command, f"--side={side}"],
+            arguments.repeat,
+            environment,
+            same_count=arguments.stage != "lora",
         )
     measured = [run for runs in by_side.values() for run in runs if "error" not in run]
     first = measured[0] if measured else {}
@@ -196,7 +206,7 @@ def _sides(text: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", type=int, choices=STAGES, default=1)
+    parser.add_argument("--stage", choices=STAGES, default="1")
     parser.add_argument("--rows", type=int, help="of one microbatch on one GPU")
     parser.add_argument("--accumulation", type=int, default=1, help="microbatches per step")
     parser.add_argument("--remat", choices=REMAT_POLICIES, default="full", help="of both towers, on both sides")

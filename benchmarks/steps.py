@@ -30,7 +30,7 @@ class Side(NamedTuple):
 
     Attributes:
       step: takes one optimiser step, waits until the devices are done, returns the loss.
-      trained: number of trained parameters; both sides must agree.
+      trained: number of trained parameters.
       device: its name; `devices` how many of them.
       peak: bytes, the most in use on one device so far.
     """
@@ -95,7 +95,7 @@ def jax_side(config: Config, batch: Batch) -> Side:
     import jax
     import jax.numpy as jnp
 
-    from qwenvl_jax.models import qwen_vl
+    from qwenvl_jax.models import lora
     from qwenvl_jax.params import split
     from qwenvl_jax.sharding.batch import put_batch
     from qwenvl_jax.sharding.mesh import make_mesh
@@ -108,7 +108,7 @@ def jax_side(config: Config, batch: Batch) -> Side:
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
 
     def begin(key: jax.Array) -> State:
-        trainable, frozen = split(qwen_vl.init_params(config.model, key), config.train.trainable)
+        trainable, frozen = split(lora.init_params(config.model, config.lora, key), config.train.trainable)
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.compute.frozen_dtype), frozen)
         return State(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
 
@@ -171,14 +171,22 @@ def alternate(
     command: Callable[[str], Sequence[str]],
     repeat: int,
     environment: Mapping[str, str] | None = None,
+    same_count: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
     """Runs `command(side)` for all sides in turn, `repeat` times; a side that ran out of memory is not run again.
+
+    Args:
+      sides: their names.
+      command: of one side.
+      repeat: alternations.
+      environment: of the processes; this one's by default.
+      same_count: whether all sides must train the same number of parameters.
 
     Returns:
       By side the last lines that its processes printed, see `measure`.
 
     Raises:
-      SystemExit: if a process fails, or two sides do not train the same number of parameters.
+      SystemExit: if a process fails, or two sides do not train the same number of parameters though they must.
     """
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(repeat):
@@ -193,7 +201,7 @@ def alternate(
             said = run.get("error") or f"best {min(run['seconds']):.4f} s"
             print(f"{number + 1}/{repeat} {side:14} {said}", file=sys.stderr)
     trained = {run["trained"] for runs_of_side in runs.values() for run in runs_of_side if "error" not in run}
-    if len(trained) > 1:
+    if len(trained) > 1 and same_count:
         sys.exit(f"the sides train different numbers of parameters: {trained}")
     return runs
 

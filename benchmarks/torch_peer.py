@@ -4,7 +4,8 @@ Blocks are those of `transformers`: CLIP's vision layers (without the class toke
 decoder layers with as many key and value heads as heads, both with PyTorch's scaled dot-product attention; the
 resampler is built on `torch.nn.MultiheadAttention`. AdamW is the fused one. In float32 nothing more is needed. In
 bfloat16 the model is wrapped by FSDP2, on one device, too: float32 master weights that are cast block by block, float32
-gradients, as in this code.
+gradients, as in this code. Low-rank adapters are those of `peft`: float32 beside frozen bfloat16 weights, under
+autocast instead of FSDP2, and on one device only.
 
 Frozen components are stored in `frozen_dtype` and have no gradient. Only supervised tokens are multiplied by the
 vocabulary.
@@ -36,6 +37,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMS
 from qwenvl_jax.config import Config, ModelConfig
 from qwenvl_jax.conversion.torch_model.visual import Resampler, normalise
 from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.runtime.errors import UserError
 
 _ATTENTION = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
@@ -50,6 +52,15 @@ SAVED = {
     "full": [],
     "attention_saved": _ATTENTION,
     "matmuls_saved": [*_ATTENTION, torch.ops.aten.mm.default, torch.ops.aten.addmm.default],
+}
+
+# Per target of an adapter the linear layers of Qwen2 that it is.
+PROJECTIONS = {
+    "decoder/blocks/attn/qkv": ("q_proj", "k_proj", "v_proj"),
+    "decoder/blocks/attn/out": ("o_proj",),
+    "decoder/blocks/mlp/up": ("up_proj",),
+    "decoder/blocks/mlp/gate": ("gate_proj",),
+    "decoder/blocks/mlp/down": ("down_proj",),
 }
 
 
@@ -178,11 +189,15 @@ class Peer(nn.Module):
             yield "decoder", f"blocks.{layer}", block
         yield "decoder", "head", self.head
 
-    def forward(self, inputs: Inputs) -> torch.Tensor:
-        x_IPW = self.patches(inputs.pixels)
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        x_IPW = self.patches(pixels)
         for block in self.vit_blocks:
             x_IPW = block(x_IPW, None, None)[0] if _VERSION_4 else block(x_IPW, None)
-        features_IQD = self.vit_head(self.resampler(x_IPW))
+        return self.vit_head(self.resampler(x_IPW))
+
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        with torch.autocast(inputs.pixels.device.type, enabled=False):  # it would take the norms in float32
+            features_IQD = self.encode(inputs.pixels)
         x_BLD = self.embedding(inputs.ids)
         x_BLD = x_BLD.index_put(inputs.slots, features_IQD.flatten(0, 1))
         rotary = self.rotary(x_BLD, inputs.positions)
@@ -196,11 +211,15 @@ def torch_side(config: Config, batch: Batch, *, compiled: bool) -> Side:
 
     On several GPUs every one is a process (`torch.distributed.run`), and the batch is split over them by rows.
     """
-    device, sharded = _device(), config.compute.compute_dtype == "bfloat16"
+    device, adapted = _device(), config.lora.rank > 0
+    dtype = getattr(torch, config.compute.compute_dtype)
+    sharded = dtype == torch.bfloat16 and not adapted
     rank, world = _join(device) if sharded else (0, 1)
     with torch.device(device):
         peer = Peer(config.model)
     _freeze(peer, config)
+    if adapted:
+        _adapt(peer, config)
     _checkpoint(peer, config)
     trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
     count = sum(parameter.numel() for parameter in trained)
@@ -208,6 +227,10 @@ def torch_side(config: Config, batch: Batch, *, compiled: bool) -> Side:
     if sharded:
         _shard(peer, compiled, device, world)
         trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
+    elif compiled and adapted:
+        for blocks in (peer.vit_blocks, peer.blocks):
+            for block in blocks:
+                block.compile()
     elif compiled:
         run = torch.compile(peer)
     optimizer = torch.optim.AdamW(_groups(peer, config), **_adamw(config), fused=True)
@@ -219,7 +242,8 @@ def torch_side(config: Config, batch: Batch, *, compiled: bool) -> Side:
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for inputs in micros:
-            loss = run(inputs) / len(micros)
+            with torch.autocast(device.type, dtype, enabled=adapted and dtype != torch.float32):
+                loss = run(inputs) / len(micros)
             loss.backward()
             total += loss.detach()
         nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm)
@@ -274,6 +298,26 @@ def _freeze(peer: Peer, config: Config) -> None:
     peer.resampler.pos_embed = peer.resampler.pos_embed.to(dtype)
 
 
+def _adapt(peer: Peer, config: Config) -> None:
+    """Adapters by `peft` on the projections of the decoder that the config names; they are all that is trained."""
+    from peft import LoraConfig, inject_adapter_in_model  # the other stages do without
+
+    unknown = set(config.lora.adapted) - set(PROJECTIONS)
+    if unknown or set(config.train.trainable) != {"lora"}:
+        raise UserError("PyTorch's side trains adapters of the decoder alone; take configs/finetune/lora.py as it is")
+    names = "|".join(name for target in config.lora.adapted for name in PROJECTIONS[target])
+    lora = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=rf"blocks\..*\.({names})",
+    )
+    inject_adapter_in_model(lora, peer)
+    for parameter in peer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def _checkpoint(peer: Peer, config: Config) -> None:
     """Blocks with something trained in or below them keep for the backward pass what the config's remat policy says."""
     trainable = config.train.trainable
@@ -284,7 +328,7 @@ def _checkpoint(peer: Peer, config: Config) -> None:
     for blocks, policy, needed in policies:
         if policy == "none" or not needed:
             continue
-        options: dict[str, Any] = {"preserve_rng_state": False}
+        options: dict[str, Any] = {"preserve_rng_state": config.lora.rank > 0}  # for the dropout of adapters
         if SAVED[policy]:
             options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, SAVED[policy])
         for layer, block in enumerate(blocks):

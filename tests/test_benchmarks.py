@@ -152,18 +152,18 @@ def test_both_sides_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_gpu_step_in_miniature(stage: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["1", "2", "3", "lora"])
+def test_gpu_step_in_miniature(stage: str, tmp_path: Path) -> None:
     """Every line except CUDA's. Only one stage compiles PyTorch, because its C++ takes a minute."""
-    sides = ["jax", "torch", "torch_compile"] if stage == 1 else ["jax", "torch"]
+    sides = ["jax", "torch", "torch_compile"] if stage == "1" else ["jax", "torch"]
     options = ("--size=tiny", "--repeat=1", "--steps=2", "--accumulation=2")
     process = gpu_step(*options, f"--stage={stage}", f"--sides={','.join(sides)}", folder=tmp_path)
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout.splitlines()[-1])
     assert (result["stage"], result["size"], result["device"], result["devices"]) == (stage, "tiny", "cpu", 1)
     assert result["tokens_per_step"] == 2 * 2 * 64
-    assert result["images_per_step"] == 4 * (1 if stage == 1 else 4)
-    assert result["first_moment_dtype"] == ("bfloat16" if stage == 2 else "float32")
+    assert result["images_per_step"] == 4 * (1 if stage == "1" else 4)
+    assert result["first_moment_dtype"] == ("bfloat16" if stage == "2" else "float32")
     assert list(result["sides"]) == sides
     for side in result["sides"].values():
         assert 0 < side["seconds_best"] <= side["seconds_median"]
