@@ -27,42 +27,6 @@ _POLL = 0.05
 _STEP = re.compile(r"^step +(\d+)/.* ETA ", re.MULTILINE)
 _CONTINUED = re.compile(r"^continuing .* after step (\d+) of", re.MULTILINE)
 
-# An offset in seconds, read from a mapped file, is added to the wall clock; the monotonic clock stays as it is.
-CLOCK_SOURCE = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/time.h>
-#include <time.h>
-static volatile long long *offset;
-static int (*real)(clockid_t, struct timespec *);
-__attribute__((constructor)) static void start(void) {
-  int file = open(getenv("CHAOS_CLOCK"), O_RDONLY);
-  real = dlsym(RTLD_NEXT, "clock_gettime");
-  if (file >= 0) offset = mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
-}
-int clock_gettime(clockid_t clock, struct timespec *now) {
-  if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-  int code = real(clock, now);
-  if (!code && clock == CLOCK_REALTIME && offset) now->tv_sec += *offset;
-  return code;
-}
-int gettimeofday(struct timeval *now, void *zone) {
-  struct timespec exact;
-  if (clock_gettime(CLOCK_REALTIME, &exact)) return -1;
-  now->tv_sec = exact.tv_sec, now->tv_usec = exact.tv_nsec / 1000;
-  return 0;
-}
-time_t time(time_t *now) {
-  struct timespec exact;
-  clock_gettime(CLOCK_REALTIME, &exact);
-  if (now) *now = exact.tv_sec;
-  return exact.tv_sec;
-}
-"""
-
 
 @dataclasses.dataclass
 class World:
@@ -266,10 +230,9 @@ def _make_records(folder: Path, bucket: str, url: str) -> None:
 
 def make_clock(scratch: Path) -> Path | None:
     """The file that moves the wall clock of the processes with `clock_variables`; None without a compiler."""
-    source, clock = scratch / "clock.c", scratch / "clock.offset"
-    source.write_text(CLOCK_SOURCE)
+    source, clock = Path(__file__).with_name("wall_clock.c"), scratch / "clock.offset"
     clock.write_bytes(bytes(8))
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(scratch / "clock.so"), str(source), "-ldl"]
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(clock.with_suffix(".so")), str(source), "-ldl"]
     with contextlib.suppress(OSError):
         if subprocess.run(command, capture_output=True).returncode == 0:
             return clock
