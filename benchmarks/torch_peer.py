@@ -305,10 +305,11 @@ def _adapt(peer: Peer, config: Config) -> None:
     unknown = set(config.lora.adapted) - set(PROJECTIONS)
     if unknown or set(config.train.trainable) != {"lora"}:
         raise UserError("PyTorch's side trains adapters of the decoder alone; take configs/finetune/lora.py as it is")
+    alpha: Any = config.lora.alpha  # `peft` declares it whole, and divides
     names = "|".join(name for target in config.lora.adapted for name in PROJECTIONS[target])
     lora = LoraConfig(
         r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
+        lora_alpha=alpha,
         lora_dropout=config.lora.dropout,
         target_modules=rf"blocks\..*\.({names})",
     )
