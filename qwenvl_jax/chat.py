@@ -1,6 +1,10 @@
 """A chat with a checkpoint in the terminal.
 
     python -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft [--step=400] [--image=photo.jpg]
+    python -m qwenvl_jax.chat --workdir=Qwen-VL-Chat --sampling=released
+
+--workdir is a run, or a released directory, which is imported once below --imported. `--sampling=released` draws tokens
+as the published Qwen-VL-Chat does; --temperature, --top_k, --top_p and --max_new_tokens change one setting each.
 
 Commands: `/image PATH` shows a picture with the next question, `/reset` starts anew, `/quit` ends. Answers appear as
 they are written, and Ctrl-C stops one. Boxes in an answer are drawn on the picture shown last and saved as a PNG under
@@ -11,35 +15,39 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-import jax
 from absl import flags, logging
 from etils import epath
 
-from qwenvl_jax.checkpoint.starting_point import IMPORT, find_starting_point
+from qwenvl_jax.checkpoint.starting_point import IMPORT
 from qwenvl_jax.data.images.exact import decode_image
-from qwenvl_jax.data.tokenizer import load_tokenizer
-from qwenvl_jax.evaluation import checkpoint, placement
-from qwenvl_jax.evaluation.conversation import ChatAnswer, Conversation
 from qwenvl_jax.evaluation.generation.pictures import read_picture
-from qwenvl_jax.evaluation.generation.sampling import Sampling
 from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
+from qwenvl_jax.serving.conversation import AnswerFailed, ChatAnswer, Conversation
+from qwenvl_jax.serving.opened import open_checkpoint
+from qwenvl_jax.serving.options import NAMED_OPTIONS, AnswerOptions, EngineSettings
 from qwenvl_jax.sharding.mesh import config_of
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, preferably of stage 3.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, preferably of stage 3, or of a release.")
+_IMPORTED = flags.DEFINE_string("imported", "imported", "Folder for the imports of released directories.")
 _STEP = flags.DEFINE_integer("step", -1, "Step of the checkpoint; -1 is the newest.", lower_bound=-1)
 _IMAGE = flags.DEFINE_multi_string("image", [], "A picture for the first question; can be repeated.")
 _BOXES = flags.DEFINE_string("boxes", "chat_boxes", "Folder for PNGs with the boxes of answers.")
 _MESH = flags.DEFINE_string("mesh", "", "Devices of this machine, such as fsdp=4,tensor=2; by default the first one.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token, more draws one.", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the tokens that make up this probability.")
-_MAX_NEW = flags.DEFINE_integer("max_new_tokens", 128, "The largest number of tokens of an answer.", lower_bound=1)
+_SAMPLING = flags.DEFINE_enum("sampling", "greedy", list(NAMED_OPTIONS), "How tokens are chosen.")
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "0 takes the most likely token, more draws one.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", None, "Draw from the tokens that make up this probability.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from this many tokens; 0 from all.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of draws; the same seed and the same questions give the same answers.")
+_MAX_NEW = flags.DEFINE_integer("max_new_tokens", None, "The largest number of tokens of an answer.", lower_bound=1)
+
+_MAX_NEW_IF_GREEDY = 128
 
 _TAGS = re.compile(r"</?(?:ref|box|quad)>|<\|[a-z_]+\|>")
 
@@ -135,11 +143,9 @@ def _answer_question(
     written = _Written()
     try:
         answer = conversation.ask(text, written.add)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+    except (UserError, AnswerFailed) as error:
         written.end_line()
-        _say("this needs more memory than there is and is not answered; ask a shorter question, or /reset")
+        _say(f"this is not answered: {error}")
         return
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
@@ -200,21 +206,50 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
     distributed.require_alone("a chat")
-    starting_point = find_starting_point(_WORKDIR.value, None if _STEP.value < 0 else _STEP.value)
-    config = starting_point.config
-    tokenizer = load_tokenizer(config.tokenizer)
-    checkpoint.check_fits(starting_point, config.tokenizer, tokenizer, config.data.image_size)
-    sampling = Sampling(_TEMPERATURE.value, top_p=_TOP_P.value)
-    mesh = placement.local_mesh(config_of(_MESH.value)) if _MESH.value else None
-    model = placement.load(starting_point, mesh)
-    settings: dict[str, Any] = {"max_new_tokens": _MAX_NEW.value, "sampling": sampling, "mesh": mesh}
-    conversation = Conversation(model, tokenizer, config.data.image_size, **settings)
-    _say(f"{config.model.name}, step {starting_point.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
-    if config.train.stage not in ("sft", IMPORT):
-        _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")
-    for path in _IMAGE.value:
-        show(conversation, path)
-    talk(conversation, _typed(), storage.path(_BOXES.value), config.data.sequence_length)
+    options = _options()
+    step = None if _STEP.value < 0 else _STEP.value
+    mesh = config_of(_MESH.value) if _MESH.value else None
+    opened = open_checkpoint(_WORKDIR.value, step, storage.path(_IMPORTED.value), _import, mesh=mesh)
+    config = opened.starting_point.config
+    patient = EngineSettings(
+        slots=1, context=config.model.decoder.max_positions, wait_seconds=math.inf, answer_seconds=math.inf
+    )  # fmt: skip
+    with opened.engine(patient) as engine:
+        conversation = Conversation(engine, options)
+        _say(f"{config.model.name}, step {opened.starting_point.step} of {_WORKDIR.value}; /image PATH, /reset, /quit")
+        if config.train.stage not in ("sft", IMPORT):
+            _say(f"(stage {config.train.stage!r} has not learned dialogues; answers will be odd)")
+        for path in _IMAGE.value:
+            show(conversation, path)
+        talk(conversation, _typed(), storage.path(_BOXES.value), config.data.sequence_length)
+
+
+def _options() -> AnswerOptions:
+    """The named options with the settings of the command line.
+
+    Raises:
+      UserError: for values out of range, or draws without a temperature.
+    """
+    named = NAMED_OPTIONS[_SAMPLING.value]
+    most = _MAX_NEW_IF_GREEDY if _SAMPLING.value == "greedy" else named.max_new_tokens
+    options = dataclasses.replace(
+        named,
+        max_new_tokens=most if _MAX_NEW.value is None else _MAX_NEW.value,
+        temperature=named.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value,
+        top_k=named.top_k if _TOP_K.value is None else _TOP_K.value,
+        top_p=named.top_p if _TOP_P.value is None else _TOP_P.value,
+        seed=_SEED.value,
+    )
+    if not options.temperature and (options.top_k or options.top_p != 1):
+        raise UserError("--top_k and --top_p draw tokens and need a --temperature, such as 1")
+    return options
+
+
+def _import(release: epath.Path, workdir: epath.Path) -> None:
+    from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
+
+    _say(f"importing {release} to {workdir}")
+    import_release(release, workdir)
 
 
 if __name__ == "__main__":

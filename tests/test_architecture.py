@@ -38,6 +38,7 @@ LEVELS = (
     ("qwenvl_jax.conversion", 3),
     ("qwenvl_jax.planning", 3),
     ("qwenvl_jax.scoring", 3),
+    ("qwenvl_jax.serving", 3),
     ("qwenvl_jax.", 4),  # the mains
     ("launch", 2),
     ("data_pipelines.quickstart", 2),

@@ -17,6 +17,8 @@ from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.runtime import distributed
+from qwenvl_jax.serving.options import AnswerOptions
+from qwenvl_jax.serving.slot_batch import SlotBatch
 from qwenvl_jax.sharding.mesh import AXES
 from qwenvl_jax.sharding.rules import param_shardings
 from tests.multidevice.any_mesh import COMPUTE, MODEL
@@ -60,6 +62,27 @@ def choices(count: int) -> list[Choice]:
     return made
 
 
+def served(model: LoadedModel, mesh: Mesh) -> list[list[int]]:
+    """The answers in the slots of an engine, half of them drawn; as many join at once as may."""
+    batch = SlotBatch(model, 8, 128, LIMITS.stop_ids, 16, mesh)
+    answers: list[list[int]] = []
+    waiting = requests(12)
+    while waiting:
+        joining, waiting = waiting[: batch.rows], waiting[batch.rows :]
+        assert len({batch.width(request) for request in joining}) == 1
+        options = [
+            AnswerOptions(9, temperature=0.8 * (int(str(request.key)) % 2), top_p=0.9, seed=int(str(request.key)))
+            for request in joining
+        ]
+        batch.put(range(len(joining)), joining, options)
+        batch.advance(8)
+        for slot, new in batch.read(dict.fromkeys(range(len(joining)), 0)):
+            assert new.ended
+            answers.append(new.ids)
+            batch.release(slot)
+    return answers
+
+
 def main() -> None:
     distributed.initialize()
     params = qwen_vl.init_params(MODEL, jax.random.key(0))
@@ -71,6 +94,7 @@ def main() -> None:
     beams_by_mesh = {}
     scores_by_mesh = {}
     computed = {}
+    served_by_mesh = {}
     for sizes in MESHES if jax.process_count() == 1 else [sizes for sizes in MESHES if np.prod(sizes) == 8]:
         devices = np.asarray(jax.devices()[: int(np.prod(sizes))], dtype=object).reshape(sizes)
         mesh = Mesh(devices, AXES)
@@ -79,6 +103,8 @@ def main() -> None:
         answers = {int(str(key)): ids for key, ids in generator.generate(requests(22), LIMITS)}
         by_mesh[str(sizes)] = [answers[number] for number in range(22)]
         encoded[str(sizes)] = generator.encoded
+        if jax.process_count() == 1:
+            served_by_mesh[str(sizes)] = served(model, mesh)
         searched = {int(str(key)): beams for key, beams in generator.search(requests(11), LIMITS, BeamSearch(3))}
         without_ntk = dataclasses.replace(MODEL.decoder, train_length=256)
         scorer = OptionScorer(
@@ -87,7 +113,7 @@ def main() -> None:
         scores_by_mesh[str(sizes)] = [each.scores for each in scorer.score(choices(11))]
         computed[str(sizes)] = scorer.computed
         beams_by_mesh[str(sizes)] = [[beam.ids for beam in searched[number]] for number in range(11)]
-    facts = {"answers": by_mesh, "encoded": encoded, "beams": beams_by_mesh}
+    facts = {"answers": by_mesh, "encoded": encoded, "beams": beams_by_mesh, "served": served_by_mesh}
     json.dump(facts | {"scores": scores_by_mesh, "computed": computed}, sys.stdout)
 
 

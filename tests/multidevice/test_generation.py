@@ -39,6 +39,10 @@ def test_answers_do_not_depend_on_the_mesh_or_the_processes() -> None:
     beams_alone = result["beams"].pop("(1, 1, 1)")
     scores_alone = result["scores"]["(1, 1, 1)"]
     assert len({len(answer) for answer in alone}) > 2
+    served_alone = result["served"]["(1, 1, 1)"]
+    assert len(served_alone) == 12 and set(map(len, result["served"].values())) == {12}
+    for mesh, answers in result["served"].items():
+        assert answers == served_alone, mesh
     variables = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "JAX_NUM_PROCESSES": "2"}
     variables["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
     processes = [start(4, **variables, JAX_PROCESS_ID=str(index)) for index in range(2)]

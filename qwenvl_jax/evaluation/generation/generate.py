@@ -27,7 +27,16 @@ from jax.sharding import Mesh
 from qwenvl_jax.data.examples import Prompt
 from qwenvl_jax.evaluation.generation import beam_slots
 from qwenvl_jax.evaluation.generation import slots as device
-from qwenvl_jax.evaluation.generation.requests import LENGTH_STEP, Picture, PictureStore, Request, multiple, on, padded
+from qwenvl_jax.evaluation.generation.requests import (
+    LENGTH_STEP,
+    Picture,
+    PictureStore,
+    Request,
+    multiple,
+    on,
+    padded,
+    room,
+)
 from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.sharding.mesh import batch_shards
@@ -189,7 +198,7 @@ class Generator:
 
     def _widen(self, run: _Run, columns: int) -> None:
         """Makes room for so many tokens, prompt and answer."""
-        columns = _room(columns)
+        columns = room(columns)
         with on(self._mesh):
             if run.state is None:
                 run.state = run.program.empty(self._model, run.count, columns)
@@ -282,14 +291,6 @@ class _Waiting:
         taken = [*self.next, *itertools.islice(self._source, count - 1)]
         self.next = list(itertools.islice(self._source, 1))
         return taken
-
-
-def _room(columns: int) -> int:
-    """The next of 32, 48, 64, 96, 128, 192, .., so that a cache that grows is compiled for few sizes."""
-    size = LENGTH_STEP
-    while size < columns:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
 
 
 def generate(

@@ -78,6 +78,13 @@ class PictureStore:
         self.features: jax.Array | None = None
         self.encoded = 0
 
+    def allocated(self) -> jax.Array:
+        """The features, with room for them if no picture has been stored yet."""
+        if self.features is None:
+            with on(self._mesh):
+                self.features = device.empty_features(self._model, self._capacity)
+        return self.features
+
     def indices(self, pictures: Sequence[Picture]) -> dict[Hashable, int]:
         """Stores the features of pictures that are not stored yet; the index of each by its key."""
         wanted = {picture.key: picture for picture in pictures}
@@ -101,10 +108,9 @@ class PictureStore:
             images_IHWC[row] = pixels_HWC
             free = len(self._stored) if len(self._stored) < self._capacity else self._stored.popitem(last=False)[1]
             self._stored[picture.key] = index_I[row] = free
+        features = self.allocated()
         with on(self._mesh):
-            if self.features is None:
-                self.features = device.empty_features(self._model, self._capacity)
-            self.features = device.store(self._model, self.features, images_IHWC, index_I)
+            self.features = device.store(self._model, features, images_IHWC, index_I)
         self.encoded += len(pictures)
 
 
@@ -150,3 +156,11 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 def multiple(count: int, of: int) -> int:
     """The next multiple, at least one."""
     return max(1, -(-count // of)) * of
+
+
+def room(tokens: int) -> int:
+    """The next of 32, 48, 64, 96, 128, 192, .., so that lengths that vary are compiled for few sizes."""
+    size = LENGTH_STEP
+    while size < tokens:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size

@@ -6,6 +6,7 @@ Shape suffixes: B rows, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,22 @@ class Sampling:
             )
 
 
+class RowOptions(NamedTuple):
+    """What each row asks for, in a batch whose rows differ. Values are data, so other values compile nothing.
+
+    Attributes:
+      max_new_tokens_B: int32, the largest number of new tokens.
+      temperature_B: float32, as in `Sampling`.
+      top_k_B: int32, as in `Sampling`.
+      top_p_B: float32, as in `Sampling`.
+    """
+
+    max_new_tokens_B: jax.Array
+    temperature_B: jax.Array
+    top_k_B: jax.Array
+    top_p_B: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class BeamSearch:
     """Beam search as `generate` of transformers defines it (4.57 and 5.24 are equal).
@@ -123,6 +140,20 @@ def chosen(
     return jnp.argmax(_allowed(logits_BV, sampling) + _noise(logits_BV, count_B, seed_B), axis=-1).astype(jnp.int32)
 
 
+def chosen_by_row(
+    logits_BV: jax.Array, count_B: jax.Array, seed_B: jax.Array, limits: Limits, options: RowOptions
+) -> jax.Array:
+    """As `chosen`, with settings for every row. While all rows are greedy, nothing is sorted or drawn."""
+    logits_BV = without_early_stops(logits_BV, count_B, limits)
+    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+    def drawn() -> jax.Array:
+        scores_BV = _allowed_by_row(logits_BV, options) + _noise(logits_BV, count_B, seed_B)
+        return jnp.where(options.temperature_B > 0, jnp.argmax(scores_BV, axis=-1).astype(jnp.int32), greedy_B)
+
+    return jax.lax.cond(jnp.any(options.temperature_B > 0), drawn, lambda: greedy_B)
+
+
 def _noise(logits_BV: jax.Array, count_B: jax.Array, seed_B: jax.Array) -> jax.Array:
     """Gumbel noise: the largest sum with a logit is a draw from the softmax."""
 
@@ -140,9 +171,29 @@ def _allowed(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
         logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
     if sampling.top_p < 1:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        share_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
-        last_B1 = jnp.sum(before_BV < sampling.top_p, axis=-1, keepdims=True) - 1
-        least_B1 = jnp.take_along_axis(sorted_BV, last_B1, axis=-1)
-        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+        logits_BV = jnp.where(logits_BV >= _least_in_share(sorted_BV, sampling.top_p), logits_BV, -jnp.inf)
     return logits_BV
+
+
+def _allowed_by_row(logits_BV: jax.Array, options: RowOptions) -> jax.Array:
+    """`_allowed` with settings for every row."""
+    temperature_B1 = jnp.where(options.temperature_B > 0, options.temperature_B, 1.0)[:, None]
+    logits_BV = logits_BV / temperature_B1
+    vocabulary = logits_BV.shape[-1]
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+
+    top_k_B = jnp.where(options.top_k_B > 0, jnp.minimum(options.top_k_B, vocabulary), vocabulary)
+    least_B1 = jnp.take_along_axis(sorted_BV, top_k_B[:, None] - 1, axis=-1)
+    sorted_BV = jnp.where(sorted_BV >= least_B1, sorted_BV, -jnp.inf)
+
+    top_p_B1 = options.top_p_B[:, None]
+    least_in_share_B1 = jnp.where(top_p_B1 < 1, _least_in_share(sorted_BV, top_p_B1), -jnp.inf)
+    return jnp.where(logits_BV >= jnp.maximum(least_B1, least_in_share_B1), logits_BV, -jnp.inf)
+
+
+def _least_in_share(sorted_BV: jax.Array, share: jax.Array | float) -> jax.Array:
+    """The least of the fewest largest logits whose probabilities add up to a share, [B, 1]; logits are descending."""
+    share_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
+    last_B1 = jnp.sum(before_BV < share, axis=-1, keepdims=True) - 1
+    return jnp.take_along_axis(sorted_BV, last_B1, axis=-1)

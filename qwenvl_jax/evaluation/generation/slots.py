@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from qwenvl_jax.evaluation.generation.sampling import Limits, Sampling, chosen
+from qwenvl_jax.evaluation.generation.sampling import Limits, RowOptions, Sampling, chosen, chosen_by_row
 from qwenvl_jax.models.cache import Cache
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.models.parallel import rows_split
@@ -166,15 +166,19 @@ def fill(
     slots: Slots,
     prompts: Prompts,
     features_CQD: jax.Array | None,
+    options: RowOptions | None = None,
     *,
     limits: Limits,
-    sampling: Sampling,
+    sampling: Sampling | None,
 ) -> Slots:
-    """Runs prompts, stores their keys and values in their slots, and chooses the first token of each answer."""
+    """Runs prompts, stores their keys and values in their slots, and chooses the first token of each answer.
+
+    If answers differ in how they are sampled, `sampling` is None and `options` has a row for every prompt.
+    """
     read = prefill(model, prompts, features_CQD)
     slot_R = prompts.slot_R
     zero_R = jnp.zeros_like(read.length_R)
-    token_R = chosen(read.logits_RV, zero_R, prompts.seed_R, limits, sampling)
+    token_R = _next(read.logits_RV, zero_R, prompts.seed_R, options, limits, sampling)
     ended_R = jnp.isin(token_R, jnp.asarray(limits.stop_ids, jnp.int32))
 
     none_RM = jnp.full((len(slot_R), slots.new_BM.shape[1]), -1, jnp.int32)
@@ -187,7 +191,7 @@ def fill(
             put(slots.count_B, zero_R + 1, slot_R),
             put(slots.alpha_B, read.alpha_R, slot_R),
             put(slots.seed_B, prompts.seed_R, slot_R),
-            put(slots.active_B, ~ended_R & (limits.max_new_tokens > 1), slot_R),
+            put(slots.active_B, ~ended_R & (_most(options, limits) > 1), slot_R),
             put(slots.new_BM, answer_RM, slot_R),
         )
     )
@@ -199,13 +203,15 @@ def advance(
     slots: Slots,
     steps: jax.Array,
     leave: jax.Array,
+    options: RowOptions | None = None,
     *,
     limits: Limits,
-    sampling: Sampling,
+    sampling: Sampling | None,
 ) -> Slots:
     """Continues the answers of active slots by up to `steps` tokens.
 
-    It ends earlier once at most `leave` slots are active: then others can take new prompts.
+    It ends earlier once at most `leave` slots are active: then others can take new prompts. If answers differ in how
+    they are sampled, `sampling` is None and `options` has a row for every slot.
     """
     stops = jnp.asarray(limits.stop_ids, jnp.int32)
     columns = slots.cache.columns
@@ -222,7 +228,7 @@ def advance(
         hidden_BD, cache = model.decode_step(
             slots.token_B, slots.cached_B, everything_BT, slots.cached_B, slots.cache, slots.alpha_B
         )
-        token_B = chosen(model.logits(hidden_BD), slots.count_B, slots.seed_B, limits, sampling)
+        token_B = _next(model.logits(hidden_BD), slots.count_B, slots.seed_B, options, limits, sampling)
         ended_B = jnp.isin(token_B, stops)
         written_B = jnp.where(active_B & ~ended_B, token_B, -1)
         rows = jnp.arange(len(token_B))
@@ -235,11 +241,31 @@ def advance(
             count_B,
             slots.alpha_B,
             slots.seed_B,
-            active_B & ~ended_B & (count_B < limits.max_new_tokens),
+            active_B & ~ended_B & (count_B < _most(options, limits)),
             slots.new_BM.at[rows, column_B].set(written_B, mode="drop"),
         )
 
     return placed(jax.lax.while_loop(goes_on, step, (jnp.int32(0), slots))[1])
+
+
+def _next(
+    logits_BV: jax.Array,
+    count_B: jax.Array,
+    seed_B: jax.Array,
+    options: RowOptions | None,
+    limits: Limits,
+    sampling: Sampling | None,
+) -> jax.Array:
+    """The next token of every row, by one rule for all or by each row's own."""
+    if options is not None:
+        return chosen_by_row(logits_BV, count_B, seed_B, limits, options)
+    assert sampling is not None
+    return chosen(logits_BV, count_B, seed_B, limits, sampling)
+
+
+def _most(options: RowOptions | None, limits: Limits) -> jax.Array | int:
+    """The largest number of new tokens, of all rows or of each."""
+    return limits.max_new_tokens if options is None else options.max_new_tokens_B
 
 
 def advance_on(mesh: Mesh | None) -> Any:

@@ -18,11 +18,13 @@ from qwenvl_jax import infer
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.examples import make_prompt
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.conversation import Conversation
 from qwenvl_jax.evaluation.generation.generate import generate
 from qwenvl_jax.evaluation.generation.sampling import Limits
 from qwenvl_jax.evaluation.inference import run as inference
 from qwenvl_jax.models.loaded import LoadedModel
+from qwenvl_jax.serving.conversation import Conversation
+from qwenvl_jax.serving.engine import Engine
+from qwenvl_jax.serving.options import AnswerOptions
 from tests.evaluation.samples import grey, noise
 
 ROOT = Path(__file__).parents[3]
@@ -105,10 +107,11 @@ def test_a_chat_prompt_is_that_of_the_chat(
     checkpoint: Path, loaded: LoadedModel, config: Config, tokenizer: Tokenizer, pictures: Path, tmp_path: Path
 ) -> None:
     infer_main(checkpoint, pictures / "0.jpg", tmp_path, "--chat", "--min_new_tokens=0")
-    conversation = Conversation(loaded, tokenizer, config.data.image_size, max_new_tokens=5)
-    conversation.add_image(noise(0))
     [row] = rows_of(tmp_path)
-    assert row["answer"] == conversation.ask(PROMPT).text.strip()
+    with Engine(loaded, tokenizer, config.data.image_size) as engine:
+        conversation = Conversation(engine, AnswerOptions(max_new_tokens=5))
+        conversation.add_image(noise(0))
+        assert row["answer"] == conversation.ask(PROMPT).text.strip()
 
 
 @pytest.mark.slow
