@@ -72,7 +72,7 @@ CASES = (
     ("3", 4, "matmuls_saved"),
     ("lora", 8, "full"),
     ("lora", 16, "full"),
-    ("lora", 4, "matmuls_saved"),
+    ("lora", 8, "matmuls_saved"),
 )
 
 
