@@ -112,8 +112,8 @@ def watching() -> dict:
 
 
 def watchdog() -> dict:
-    """When a run counts as hung: seconds without a step, and that many medians of a step."""
-    return dict(factor=20.0, least_seconds=900.0, first_step_seconds=7200.0)
+    """When a run counts as hung: seconds without a step or for a checkpoint, and that many of their medians."""
+    return dict(factor=20.0, least_seconds=900.0, first_step_seconds=7200.0, first_checkpoint_seconds=7200.0)
 
 
 def anomalies() -> dict:

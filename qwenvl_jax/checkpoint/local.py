@@ -46,11 +46,14 @@ class LocalCheckpoints:
       workdir: the run's folder.
     """
 
+    name = "local checkpoint"  # for messages
+
     def __init__(self, root: str, workdir: epath.PathLike) -> None:
         self._root = storage.absolute(root) if root else None
         self._workdir = workdir
         self._returns: list[int] = []
         self._home: epath.Path | None = None
+        self._step: int | None = None  # of the local checkpoint that was begun last, until it has been waited for
         self._writing: Future[None] | None = None
         self._warned = False
 
@@ -130,21 +133,28 @@ class LocalCheckpoints:
     def save(self, step: int, params: Params, opt_state: Any, progress: dict[str, Any]) -> None:
         """Starts to write a local checkpoint; returns once the values are copied, so that the arrays may be donated."""
         self.wait()
+        self._step = step
         with self._failures_told():
             sums = {"params": checksums.start(params), "optimizer": checksums.start(opt_state)}
             leaves = local_files.held((params, opt_state))
             self._writing = self._thread.submit(self._write, step, leaves, sums, progress)
+        if self._writing is None:  # it has failed
+            self._step = None
 
     @property
-    def idle(self) -> bool:
-        """Whether this process is writing no local checkpoint."""
-        return self._writing is None or self._writing.done()
+    def writing(self) -> int | None:
+        """The step of the local checkpoint that this process is writing, None if there is none."""
+        writing = self._writing
+        return None if writing is not None and writing.done() else self._step
 
+    @phases.phase("local checkpoint", unlimited=True)
     def wait(self) -> None:
         """Waits until the last one is written, or has failed."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        try:
+            if self._writing is not None:
+                self._writing.result()
+        finally:
+            self._step = self._writing = None
 
     def remove(self) -> None:
         """Removes those of a run that is finished; those of other runs stay."""

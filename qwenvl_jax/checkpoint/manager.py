@@ -32,8 +32,7 @@ SUMS = "sums"  # key of the sums of the leaves in the progress
 WINDOW = "window"  # key in the progress: the metrics of the steps since the last line of the log
 STEP = "step"  # key of the number of the step in the progress
 CHECKSUMS = "checksums"  # key in the progress: the files have checksums, which cannot be missing
-# Seconds in which a checkpoint must be written, including repeated requests to the storage.
-_TIME_LIMIT = 7200
+_TIME_LIMIT = 7200  # seconds that processes wait for one another when a checkpoint is written
 # Size of a file of arrays: several are written and verified at once, and a checkpoint has few files all the same.
 _FILE_BYTES = 128 << 20
 
@@ -90,18 +89,21 @@ class Checkpoints:
       rules: which others are kept.
     """
 
+    name = "checkpoint"  # for messages
+
     def __init__(self, workdir: epath.PathLike, *, keep: int, rules: CheckpointConfig = ONLY_THE_NEWEST):
         self._workdir = storage.path(workdir)
         self._keep = keep
         self._rules = rules
         self._folder = storage.absolute(self._workdir / layout.CHECKPOINTS)
+        self._step: int | None = None  # of the checkpoint that was begun last, until it has been waited for
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> Checkpoints:
         failures.quiet()
         distributed.from_primary(lambda: steps.clear_unfinished(self._workdir))
-        items = {name: _item_handler() for name in ("params", "optimizer")}
-        self._handler = _StepHandler(**items, progress=ocp.JsonCheckpointHandler())
+        progress = ocp.JsonCheckpointHandler()
+        self._handler = _StepHandler(params=_item_handler(), optimizer=_item_handler(), progress=progress)
         self._orbax = ocp.AsyncCheckpointer(self._handler, async_options=ocp.AsyncOptions(timeout_secs=_TIME_LIMIT))
         self._thread = ThreadPoolExecutor(1)
         return self
@@ -114,6 +116,7 @@ class Checkpoints:
           OSError: if there is no space for this checkpoint or the one before; the unfinished one is removed.
         """
         self.wait()
+        self._step = step
         noted = checksums.with_digest({**progress, STEP: step, CHECKSUMS: True})
         with self._removed_on_failure():
             self._handler.expect(steps.temporary_of(self._folder / str(step)), params, opt_state)
@@ -126,17 +129,20 @@ class Checkpoints:
         self._writing = self._thread.submit(self._finish, step)
 
     @property
-    def idle(self) -> bool:
-        """Whether no checkpoint is being written by this process."""
-        return self._writing is None or self._writing.done()
+    def writing(self) -> int | None:
+        """The step of the checkpoint that this process is writing, None if there is none."""
+        writing = self._writing
+        return None if writing is not None and writing.done() else self._step
 
     @phases.phase("checkpoint", unlimited=True)
     def wait(self) -> None:
         """Waits until the last checkpoint is written; raises the error if it could not be."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            with self._removed_on_failure():
-                writing.result()
+        try:
+            if self._writing is not None:
+                with self._removed_on_failure():
+                    self._writing.result()
+        finally:
+            self._step = self._writing = None
 
     def _finish(self, step: int) -> None:
         self._orbax.wait_until_finished()

@@ -35,7 +35,7 @@ class Schedule:
         durable = [config.train.checkpoint_every, rules.keep_every, config.evaluation.every]
         self._intervals = [rules.local_every] if local else durable
         self._seconds = 60 * (rules.local_minutes if local else rules.minutes)
-        self._name = "local checkpoint" if local else "checkpoint"
+        self._name = checkpoints.name
         self._checkpoints = checkpoints
         self._began = time.monotonic()  # of the last checkpoint
         self._last = 0  # step of the last checkpoint
@@ -55,10 +55,10 @@ class Schedule:
     def _time_is_up(self, step: int) -> bool:
         elapsed = time.monotonic() - self._began
         if distributed.process_count() == 1:
-            return elapsed >= self._seconds and self._checkpoints.idle
+            return elapsed >= self._seconds and self._checkpoints.writing is None
         key = f"{self._name}/{self._decisions}"
         if self._announced is None and distributed.is_primary():
-            if elapsed >= self._seconds and self._checkpoints.idle:
+            if elapsed >= self._seconds and self._checkpoints.writing is None:
                 self._announced = step + AHEAD
                 distributed.announce(key, str(self._announced))
         elif self._announced is None and elapsed >= self._seconds / 2:  # before, process 0 cannot have decided

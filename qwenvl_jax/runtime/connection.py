@@ -17,14 +17,15 @@ from qwenvl_jax.runtime.exit_codes import RETRY
 from qwenvl_jax.runtime.membership import Membership, encoded
 
 GRACE = 2.0  # seconds in which a process may end with its error before the error of another process ends it
-UNKNOWN = {"step": 0, "phase": "", "unlimited": True}  # what a process without a watchdog does
+UNKNOWN = {"step": 0, "phase": "", "unlimited": True, "overdue": ""}  # what a process without a watchdog does
 
 
 class Connection:
     """This process's connection to process 0.
 
     Attributes:
-      activity: what this process does, for process 0: `step`, `phase`, and `unlimited` if the phase may take any time.
+      activity: what this process does, for process 0: `step`, `phase`, `unlimited` if the phase may take any time, and
+        `overdue`, which says what takes too long all the same, or is empty.
       write_stacks: is called before this process ends because a process hangs or is lost.
     """
 
@@ -60,7 +61,7 @@ class Connection:
         return self._coordinator.host(index) if self._coordinator else None
 
     def hung(self, seconds: float) -> None:
-        """Reports that no step has ended for so long; process 0 decides whether the run ends."""
+        """Reports that no step has ended for so long, or what is overdue; process 0 decides whether the run ends."""
         self._send({"hung": seconds, "activity": self.activity})
 
     def cause(self) -> tuple[str, int] | None:

@@ -153,8 +153,20 @@ class Coordinator:
                     _send(other.writer, {"done": True})
 
     def _judge(self, seconds: float) -> None:
-        """Stops the run because no step has ended for so long, unless a process does what may take longer."""
+        """Stops the run because no step has ended for so long, unless a process does what may take longer.
+
+        A checkpoint that is overdue on one process stops it in any case: the others may wait for that process.
+        """
         at_work = {index: self._activities.get(index, {}) for index in self._members.keys() - self._done}
+        overdue = sorted(index for index, activity in at_work.items() if activity.get("overdue"))
+        if overdue:
+            where = f"process {overdue[0]} (host {self._members[overdue[0]].host})"
+            self._stop(
+                f"the run hangs: {at_work[overdue[0]]['overdue']} on {where}; run the same command again",
+                code=RETRY,
+                stacks=True,
+            )
+            return
         if any(activity.get("unlimited", True) for activity in at_work.values()):
             return
         behind = min(activity["step"] for activity in at_work.values())

@@ -86,7 +86,8 @@ def train(
     check_streams(config.data, mesh, continued=steps_taken is not None)
     tokenizer = load_tokenizer(config.tokenizer)
     check_hosts(workdir, mesh, abstract, begins=steps_taken is None, local=config.checkpoint.local)
-    with make_loader(config, tokenizer, streams=streams) as loader, claimed(workdir):
+    watchdog = Watchdog(config.watchdog, workdir)
+    with make_loader(config, tokenizer, streams=streams) as loader, watchdog, claimed(workdir):
         distributed.agree(loader.facts())
         resumed = resume(workdir, abstract, going_back, local)
         if resumed is None:
@@ -110,11 +111,11 @@ def train(
             Checkpoints(workdir, keep=config.train.keep_checkpoints, rules=config.checkpoint) as checkpoints,
             local.after(steps_taken),
             MetricsLog(workdir, config, steps_taken, mesh, ledger) as metrics_log,
-            Watchdog(config.watchdog, workdir) as watchdog,
             WatchedStep(make_train_step(config, mesh, abstract), config.watching, workdir, ledger) as take_step,
             ledger.span("step"),  # but for the spans within it
             host_sync.refused(unless=config.watching.host_sync == "allowed"),
         ):
+            watchdog.watch(checkpoints, local)
             schedule = Schedule(config, checkpoints)
             local_schedule = Schedule(config, local)
             with metrics_log.waiting_for_data():

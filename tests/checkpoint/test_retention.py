@@ -85,9 +85,11 @@ def test_a_config_without_these_keys_is_as_before() -> None:
 class Clock:
     """A clock and a writer that a test moves by hand."""
 
+    name = "checkpoint"
+
     def __init__(self) -> None:
         self.now = 0.0
-        self.idle = True
+        self.writing: int | None = None
 
     def monotonic(self) -> float:
         return self.now
@@ -120,9 +122,9 @@ def test_the_next_begins_when_the_last_is_written_and_old_enough(clock: Clock) -
     writer: Any = clock
     schedule = Schedule(config, writer)
     assert due_steps(schedule, clock, range(1, 15), 10.0) == [6, 12]
-    clock.idle = False
+    clock.writing = 12
     assert due_steps(schedule, clock, range(15, 40), 10.0) == []
-    clock.idle = True
+    clock.writing = None
     assert due_steps(schedule, clock, range(40, 43), 10.0) == [40]
 
 
