@@ -60,7 +60,9 @@ def read_lineage(workdir: epath.PathLike) -> dict[str, Any]:
     """The lineage of a run; see `write`. Raises UserError if there is none."""
     path = storage.path(workdir) / LINEAGE
     values = artifacts.read_json(path)
-    if not isinstance(values, dict) or not isinstance(values.get("components"), dict) or "stage" not in values:
+    components = values.get("components") if isinstance(values, dict) else None
+    whole = isinstance(components, dict) and all(isinstance(entry, dict) for entry in components.values())
+    if not whole or "stage" not in values or not isinstance(values.get(_MOVES, []), list):
         raise UserError(f"{path} is not that of a run of this project; copy the whole folder of the run again")
     return values
 

@@ -65,7 +65,7 @@ def identity(starting_point: StartingPoint) -> dict[str, Any]:
                 | progress
             )
         logged = metrics_log.lines_up_to(workdir / layout.METRICS, starting_point.step)
-        known["metrics"] = logged[-1].rstrip("\n") if logged else ""
+        known["metrics"] = logged[-1].decode().rstrip("\n") if logged else ""
     return known | {"config": config_hash(starting_point.config), "lineage": _text(workdir / layout.LINEAGE)}
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from qwenvl_jax.checkpoint.layout import LEDGER
+from qwenvl_jax.runtime import json_lines
 from qwenvl_jax.training.ledger import KINDS, whole_lines
 
 LOST = "lost work"
@@ -22,6 +22,8 @@ DOWN = "downtime"
 # In the order in which they are shown.
 ALL_KINDS = ("step", "data", "compilation", "initialisation", "checkpoint", "evaluation", "other", LOST, DOWN)
 _REPEATABLE = ("step", "data")  # what lost steps consisted of
+_END_OF_TIME = 253_402_300_800.0  # the year 10,000, in seconds since 1970
+_ROUNDING = 0.01  # seconds that the kinds of a line may add up to more than its length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def read_account(workdir: epath.Path) -> Account:
 
 
 def account_of(ledger: bytes) -> Account:
-    """Adds up the lines of a ledger. Lines that cannot be read are left out."""
+    """Adds up the lines of a ledger. Lines that cannot be read, or that say what cannot be, are left out."""
     starts = _without_lost_work(_starts(ledger))
     seconds = dict.fromkeys(ALL_KINDS, 0.0)
     for start in starts:
@@ -124,11 +126,11 @@ def account_of(ledger: bytes) -> Account:
 
 def _starts(ledger: bytes) -> list[Start]:
     starts: list[Start] = []
-    for text in ledger.splitlines():
+    for _, line in json_lines.whole_objects(ledger):
         try:
-            line = json.loads(text)
             if line.get("event") == "start":
-                starts.append(Start({**line, "step": int(line["step"])}, float(line["at"]), float(line["at"]), []))
+                at = _moment(line["at"])
+                starts.append(Start({**line, "step": _step(line["step"])}, at, at, []))
             elif starts:
                 starts[-1] = _continued(starts[-1], line)
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -137,16 +139,35 @@ def _starts(ledger: bytes) -> list[Start]:
 
 
 def _continued(start: Start, line: Mapping[str, Any]) -> Start:
-    """A start with one more line of its own."""
+    """A start with one more line of its own. Raises ValueError if the line says what cannot be."""
     if line.get("event") == "end":
-        return dataclasses.replace(start, code=int(line["code"]), reason=str(line["reason"]))
-    begin, end = float(line["from"]), float(line["to"])
-    first, last = map(int, line["steps"])
-    seconds = {kind: float(value) for kind, value in line["seconds"].items() if kind in KINDS}
-    missing = end - start.end - sum(seconds.values())  # of kinds that are not known here, or of lines that are gone
+        return dataclasses.replace(start, code=_step(line["code"]), reason=str(line["reason"]))
+    begin = _moment(line["from"])
+    end = _moment(line["to"])
+    first, last = map(_step, line["steps"])
+    seconds = {kind: value for kind, value in json_lines.numbers(line["seconds"]).items() if kind in KINDS}
+    spent = sum(seconds.values())
+    if not start.begin <= begin <= end or min(seconds.values(), default=0.0) < 0 or spent > end - begin + _ROUNDING:
+        raise ValueError("no time passes like this")
+    missing = end - start.end - spent  # of kinds that are not known here, or of lines that are gone
     seconds["other"] = seconds.get("other", 0.0) + max(0.0, missing)
     interval = Interval(begin, end, first, last, seconds)
-    return dataclasses.replace(start, end=end, intervals=[*start.intervals, interval])
+    return dataclasses.replace(start, end=max(end, start.end), intervals=[*start.intervals, interval])
+
+
+def _moment(value: Any) -> float:
+    """Seconds since 1970 that a calendar has a date for. Raises ValueError."""
+    moment = json_lines.number(value)
+    if moment is None or not 0 <= moment < _END_OF_TIME:
+        raise ValueError(f"{value!r} is no time")
+    return float(moment)
+
+
+def _step(value: Any) -> int:
+    """A number of steps, or an exit code. Raises ValueError."""
+    if type(value) is not int or not 0 <= value <= json_lines.MOST_STEPS:
+        raise ValueError(f"{value!r} is no such number")
+    return value
 
 
 def _without_lost_work(starts: Sequence[Start]) -> list[Start]:

@@ -20,7 +20,7 @@ from qwenvl_jax.checkpoint.layout import EVALUATIONS, EVENTS, METRICS
 from qwenvl_jax.chips import peak_flops
 from qwenvl_jax.config import Config
 from qwenvl_jax.models.flops import Work, training_flops
-from qwenvl_jax.runtime import log, phases, storage
+from qwenvl_jax.runtime import json_lines, log, phases
 from qwenvl_jax.runtime.distributed import is_primary
 from qwenvl_jax.runtime.events import EventWriter
 from qwenvl_jax.runtime.growing_file import GrowingFile
@@ -58,16 +58,15 @@ class MetricsLog:
         self._display: Display | None = None
         if not is_primary():
             return
-        earlier = "".join(lines_up_to(workdir / METRICS, start))
-        self._lines = GrowingFile(workdir / METRICS, earlier.encode())
+        self._lines = GrowingFile(workdir / METRICS, b"".join(lines_up_to(workdir / METRICS, start)))
         self._scalars = [EventWriter(workdir / EVENTS, start + 1 if start else None)]
         if config.watching.wandb:
             self._scalars.append(WandbWriter(workdir, config))
         self._files = [self._lines, *self._scalars]
         self._evaluations: GrowingFile | None = None
         if config.evaluation.every:
-            measured = "".join(lines_up_to(workdir / EVALUATIONS, start))
-            self._evaluations = GrowingFile(workdir / EVALUATIONS, measured.encode())
+            measured = b"".join(lines_up_to(workdir / EVALUATIONS, start))
+            self._evaluations = GrowingFile(workdir / EVALUATIONS, measured)
             self._files.append(self._evaluations)
         self._display = Display(config, start)
 
@@ -167,17 +166,7 @@ class MetricsLog:
             file.close()
 
 
-def lines_up_to(path: epath.Path, step: int) -> list[str]:
-    """Lines of a metrics file for the first `step` steps; a line that a kill cut short is left out."""
-    kept = []
-    try:
-        lines = storage.read_bytes(path).decode(errors="replace").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    for text in lines:
-        try:
-            if text.endswith("\n") and json.loads(text)["step"] <= step:
-                kept.append(text)
-        except (ValueError, LookupError, TypeError):
-            continue
-    return kept
+def lines_up_to(path: epath.Path, step: int) -> list[bytes]:
+    """Lines of a log for the first `step` steps; those that cannot be read are left out."""
+    numbered = [(json_lines.step_of(line), text) for text, line in json_lines.read(path)]
+    return [text for number, text in numbered if number is not None and number <= step]

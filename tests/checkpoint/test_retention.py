@@ -65,8 +65,24 @@ def test_the_best_by_a_figure_of_the_logs_stay(tmp_path: Path) -> None:
 def test_a_checkpoint_has_the_training_figure_of_the_last_line(tmp_path: Path) -> None:
     lines = [{"step": 5, "loss": 2.0}, {"step": 10, "loss": float("nan")}, {"step": 15, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert retention.figures_of(epath.Path(tmp_path), [4, 5, 7, 14, 15], "train/loss") == {5: 2, 7: 2, 14: 2, 15: 1}
-    assert retention.figures_of(epath.Path(tmp_path), [5], "train/no_such") == {}
+    for text in ('{"step": 1e999, "loss": 1}', '{"step": 16, "loss": true}', "[" * 100_000, '{"step": 17, "loss": 1'):
+        (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text() + text + "\n")
+    steps = [4, 5, 7, 14, 15, 16, 17]
+    figures = retention.figures_of(epath.Path(tmp_path), steps, "train/loss")
+    assert figures == {5: 2, 7: 2, 15: 1}  # 14 came after a step that was not finite
+    rules = CheckpointConfig(keep_best=1)
+    assert 14 in retention.superfluous(steps, 1, rules, figures)
+
+
+def test_a_figure_that_nothing_measures_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0, "images": 3, "timing": {}}\n')
+    for _ in range(2):
+        assert retention.figures_of(epath.Path(tmp_path), [5], "train/no_such") == {}
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert said.count("has train/no_such, so config.checkpoint.keep_best keeps no") == 1
+    assert "one of these: images, loss" in said
+    retention.figures_of(epath.Path(tmp_path), [5], "evaluation/loss")  # nothing was evaluated yet
+    assert capsys.readouterr().out == ""
 
 
 def test_what_is_no_figure_is_refused() -> None:

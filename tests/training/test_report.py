@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etils import epath
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.checkpoint import lineage
@@ -86,15 +88,50 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.sampled_from(["metrics.jsonl", "ledger.jsonl", "evaluations.jsonl"]), unique=True), st.binary())
-def test_damaged_files_leave_a_page(tmp_path_factory: pytest.TempPathFactory, names: list[str], noise: bytes) -> None:
+# What a file may hold after somebody or something has written into it.
+EVIL = "<script>alert(1)</script>"
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 30),
+    st.sampled_from([10**400, 1e308, -1e308, 1e38, math.nan, math.inf, EVIL]),
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([EVIL, "seen", "vqa"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+LINES = {
+    "metrics.jsonl": [log_line(5), log_line(10)],
+    "ledger.jsonl": LEDGER,
+    "evaluations.jsonl": [{"step": 5, "loss": 2.0}],
+}
+
+
+def changed(value: Any, draw: st.DataObject) -> Any:
+    """A JSON value, of which some parts are replaced by others."""
+    if draw.draw(st.integers(0, 5)) == 0:
+        return draw.draw(ANYTHING)
+    if isinstance(value, dict):
+        more = {EVIL: draw.draw(ANYTHING)} if draw.draw(st.integers(0, 4)) == 0 else {}
+        return {key: changed(each, draw) for key, each in value.items()} | more
+    return [changed(each, draw) for each in value] if isinstance(value, list) else value
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(st.data(), st.binary(max_size=30))
+def test_whatever_the_files_hold_there_is_a_page_and_no_markup_of_theirs(
+    tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject, noise: bytes
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     lineage.begin(epath.Path(folder), tiny_run.make_config())
-    for name in names:
-        (folder / name).write_bytes(noise + b"\n[1]\n" + json.dumps({"step": 3, "loss": 1.0, "timing": {}}).encode())
-    facts = read_facts(folder)
-    assert facts.step in (0, 3) and len(facts.lines) <= 1
+    for name, lines in LINES.items():
+        whole = [json.dumps(changed(line, draw)).encode() for line in lines]
+        (folder / name).write_bytes(b"\n".join([*whole, noise, b"[" * 5000, b"[1]", b'{"step": 3, "lo']))
+    html = page(read_facts(epath.Path(folder)), BEGAN + 400)
+    assert EVIL not in html and html.count("<section") == 7
 
 
 def test_the_page_is_there_at_the_end_and_in_between(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -92,12 +92,14 @@ def _tiles(facts: RunFacts) -> str:
         line = facts.lines[-1]
         timing = line["timing"]
         figures["loss"] = f"{line['loss']:.4f}"
-        figures["s per step"] = f"{timing['seconds_per_step']:.3g}"
-        figures["tokens/s"] = _short(timing["tokens_per_second"])
-        figures["images/s"] = _short(timing["images_per_second"])
+        if "seconds_per_step" in timing:
+            figures["s per step"] = f"{timing['seconds_per_step']:.3g}"
+        for name, key in (("tokens/s", "tokens_per_second"), ("images/s", "images_per_second")):
+            if key in timing:
+                figures[name] = _short(timing[key])
         if "mfu" in timing:
             figures["MFU"] = f"{timing['mfu']:.1%}"
-        if facts.step < steps:
+        if facts.step < steps and "seconds_per_step" in timing:
             figures["left"] = clock((steps - facts.step) * timing["seconds_per_step"])
     if facts.account.total:
         figures["goodput"] = f"{facts.account.goodput:.1%}"
