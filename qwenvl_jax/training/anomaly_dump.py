@@ -6,6 +6,7 @@ Every process writes its part: `part_K.npz`, the arrays of its streams, and `par
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,11 @@ from qwenvl_jax.config import Config
 from qwenvl_jax.data.decoded_batches import ReturnedBatch
 from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.runtime import artifacts, distributed, storage
-from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.runtime.errors import UserError, one_line
 
 _FACTS = "anomaly.json"
+# By stream: what the process that built it says about its part, its arrays, and the place of the stream in them.
+_Parts = dict[int, tuple[dict[str, Any], dict[str, np.ndarray], int]]
 
 
 def folder_of(workdir: epath.PathLike, step: int) -> epath.Path:
@@ -77,17 +80,33 @@ def read(workdir: epath.PathLike, step: int, config: Config) -> tuple[dict[str, 
     """The facts, the whole batch, and its samples with the rows of the whole batch.
 
     Raises:
-      UserError: if the step was not written, or not by all processes.
+      UserError: if the step was not written, or not by all processes, or if its files are damaged.
     """
     folder = folder_of(workdir, step)
     if not storage.exists(folder / _FACTS):
-        parent = folder.parent
-        written = [name for name in storage.names(parent) if name.startswith("step_")] if storage.exists(parent) else []
-        steps = ", ".join(sorted((name.removeprefix("step_") for name in written), key=int)) or "none"
+        steps = ", ".join(map(str, _written(folder.parent))) or "none"
         raise UserError(f"{folder} holds no batch of an anomaly; steps that were written: {steps}")
     facts = artifacts.read_json(folder / _FACTS)
-    parts: dict[int, tuple[dict[str, Any], dict[str, np.ndarray], int]] = {}
-    for index in range(facts["processes"]):
+    try:
+        parts = _parts(folder, int(facts["processes"]))
+        numbers(facts)
+        facts = {**facts, "reason": str(facts["reason"]), "updates": int(facts["updates"])}
+        return facts, _joined(parts, config), _samples(parts, config)
+    except (LookupError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"the files in {folder} are damaged ({one_line(error)}); replay another step") from None
+
+
+def _written(folder: epath.Path) -> list[int]:
+    """The steps of which a folder has a batch."""
+    names = storage.names(folder) if storage.exists(folder) else []
+    numbers = [name.removeprefix("step_") for name in names if name.startswith("step_")]
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def _parts(folder: epath.Path, processes: int) -> _Parts:
+    """What every process has written, by stream; several may have built the same one. Raises UserError."""
+    parts: _Parts = {}
+    for index in range(processes):
         if not storage.exists(folder / f"part_{index}.json"):
             raise UserError(
                 f"{folder} lacks the part of process {index}, which ended before it was written; replay another step"
@@ -97,10 +116,10 @@ def read(workdir: epath.PathLike, step: int, config: Config) -> tuple[dict[str, 
             arrays = {name: opened[name] for name in Batch._fields}
         for position, stream in enumerate(described["streams"]):
             parts.setdefault(stream, (described, arrays, position))
-    return facts, _joined(parts, config), _samples(parts, config)
+    return parts
 
 
-def _joined(parts: Mapping[int, tuple[dict[str, Any], dict[str, np.ndarray], int]], config: Config) -> Batch:
+def _joined(parts: _Parts, config: Config) -> Batch:
     """The rows and images of all streams, one after the other."""
     fields = {}
     for name in Batch._fields:
@@ -113,9 +132,7 @@ def _joined(parts: Mapping[int, tuple[dict[str, Any], dict[str, np.ndarray], int
     return Batch(**fields)
 
 
-def _samples(
-    parts: Mapping[int, tuple[dict[str, Any], dict[str, np.ndarray], int]], config: Config
-) -> list[dict[str, Any]]:
+def _samples(parts: _Parts, config: Config) -> list[dict[str, Any]]:
     rows = config.data.rows_per_microbatch // config.data.streams
     samples = []
     for stream in range(config.data.streams):

@@ -5,6 +5,7 @@ Shape suffixes: A microbatches, B rows, L tokens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -17,6 +18,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from qwenvl_jax.checkpoint.failures import DamagedError
 from qwenvl_jax.checkpoint.lineage import read_config
 from qwenvl_jax.checkpoint.manager import read_progress
 from qwenvl_jax.checkpoint.restore import load_params
@@ -26,7 +28,7 @@ from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.params import Params, flatten, merge, split
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.sharding.batch import put_batch
+from qwenvl_jax.sharding.batch import check_batch, put_batch
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training import anomaly_dump
 from qwenvl_jax.training.anomalies import updates_of
@@ -69,7 +71,7 @@ def replay(workdir: epath.PathLike, step: int) -> Iterator[str]:
     Raises:
       UserError: if the batch was not written, or there is no checkpoint.
     """
-    config = _fitted(read_config(workdir))
+    config, mesh = _fitted(read_config(workdir))
     facts, batch, samples = anomaly_dump.read(workdir, step, config)
     recorded = anomaly_dump.numbers(facts)
     yield f"step {step} was left out: {facts['reason']}"
@@ -80,7 +82,6 @@ def replay(workdir: epath.PathLike, step: int) -> Iterator[str]:
         else f"{abs(between)} updates {'before' if between > 0 else 'after'} it"
     )
     yield f"parameters: the checkpoint of step {checkpoint}, {exact}"
-    mesh = make_mesh(config.mesh)
     params = load_params(workdir, step=checkpoint, mesh=mesh, adapters_apart=True)[0]
     done = run(config, mesh, params, batch, samples, step - 1)
     yield f"loss {done.loss:.6g} (recorded {recorded['loss']:.6g})"
@@ -145,12 +146,20 @@ def run(config: Config, mesh: Mesh, params: Params, batch: Batch, samples: list[
     )
 
 
-def _fitted(config: Config) -> Config:
-    """The config of a run for the devices of this process: another mesh or attention if they need it."""
-    mesh = config.mesh
-    axes = [mesh.data, mesh.fsdp, mesh.tensor]
-    if -1 not in axes and math.prod(axes) * mesh.slices != jax.device_count():
-        mesh = dataclasses.replace(mesh, data=1, fsdp=-1, tensor=1, slices=1)
+def _fitted(config: Config) -> tuple[Config, Mesh]:
+    """The config of a run for the devices of this process, and their mesh.
+
+    They may be fewer or of another kind: then the rows are split over as many of them as divide a microbatch.
+    """
+    rows = config.data.rows_per_microbatch
+    try:
+        mesh = make_mesh(config.mesh)
+        check_batch(rows, mesh)
+    except UserError:
+        count = max(count for count in range(1, jax.device_count() + 1) if rows % count == 0)
+        split = dataclasses.replace(config.mesh, data=1, fsdp=-1, tensor=1, slices=1)
+        config = dataclasses.replace(config, mesh=split)
+        mesh = make_mesh(split, jax.devices()[:count])
     compute = config.compute
     try:
         resolve_attention(compute.attention, jax.default_backend(), compute.compute_dtype)
@@ -158,16 +167,17 @@ def _fitted(config: Config) -> Config:
         compute = dataclasses.replace(compute, attention="auto")
     # Every layer is written out, so that an operation can be named by its layer.
     compute = dataclasses.replace(compute, unroll_layers=True, remat_vit="none", remat_decoder="none")
-    return dataclasses.replace(config, mesh=mesh, compute=compute)
+    return dataclasses.replace(config, compute=compute), mesh
 
 
 def _nearest(workdir: epath.PathLike, updates: int) -> tuple[int, int]:
     """The checkpoint whose number of updates is nearest, and how many updates it lacks (negative: has too many)."""
     lacks = {}
     for step in finished_steps(workdir):
-        lacks[step] = updates - updates_of(step, read_progress(folder_of(workdir, step)))
+        with contextlib.suppress(DamagedError):
+            lacks[step] = updates - updates_of(step, read_progress(folder_of(workdir, step)))
     if not lacks:
-        raise UserError(f"{workdir} has no finished checkpoint, whose parameters a replay needs; train it further")
+        raise UserError(f"{workdir} has no whole checkpoint, whose parameters a replay needs; train it further")
     best = min(lacks, key=lambda step: (abs(lacks[step]), -step))
     return best, lacks[best]
 

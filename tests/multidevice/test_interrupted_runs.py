@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from etils import epath
 
-from qwenvl_jax.checkpoint.steps import finished_steps
+from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint.steps import finished_steps, temporary_of
+from qwenvl_jax.runtime import artifacts
 from tests.checkpoint.saved_run import lines
 from tests.runtime.processes import FOREIGN, joined
 
@@ -172,15 +175,58 @@ def test_a_stopped_host_is_named_and_the_stacks_are_kept(tmp_path: Path, tiny_da
 
 
 @pytest.mark.slow
-def test_a_reader_that_hangs_ends_a_run_of_one_process(tmp_path: Path, tiny_data: Path, runs: list[Run]) -> None:
+@pytest.mark.parametrize(
+    ("hanging", "sentence", "function", "saved"),
+    [
+        (
+            {"TEST_READ": "9"},
+            r"no step has ended for \d+ s after step 8, in the phase 'next batch'",
+            "read_slowly",
+            [8],
+        ),
+        ({"TEST_SAVE": "1000"}, r"the checkpoint of step 4 is not written after \d+ s", "finish_slowly", []),
+    ],
+)
+def test_a_reader_or_a_save_that_hangs_ends_a_run_of_one_process(
+    tmp_path: Path,
+    tiny_data: Path,
+    runs: list[Run],
+    hanging: dict[str, str],
+    sentence: str,
+    function: str,
+    saved: list[int],
+) -> None:
     workdir = tmp_path / "run"
-    limits = ("watchdog.least_seconds=10.0", "watchdog.factor=2.0", "train.checkpoint_every=4")
-    runs.append(Run(workdir, tiny_data, *limits, TEST_READ="9", XLA_FLAGS="--xla_backend_optimization_level=0"))
+    limits = ("least_seconds=10.0", "factor=2.0", "first_checkpoint_seconds=12.0")
+    settings = (*(f"watchdog.{each}" for each in limits), "train.checkpoint_every=4")
+    runs.append(Run(workdir, tiny_data, *settings, **hanging, XLA_FLAGS="--xla_backend_optimization_level=0"))
     assert runs[0].ended(400) == 42, runs[0].output
-    assert "error: the run hangs: no step has ended for" in runs[0].output and "'next batch'" in runs[0].output
+    assert re.search(f"error: the run hangs: {sentence}; the stacks of all threads are in", runs[0].output)
     (stacks,) = (workdir / "stacks").iterdir()
-    assert "in read_slowly" in stacks.read_text()
-    assert finished_steps(workdir)[-1] == 8
+    assert f"in {function}" in stacks.read_text()
+    assert finished_steps(workdir)[-1:] == saved
+
+
+@pytest.mark.slow
+def test_a_local_disk_that_blocks_ends_all_processes(tmp_path: Path, tiny_data: Path, runs: list[Run]) -> None:
+    """A pipe that nobody reads, in the place of a file, blocks its writer as a disk does that does not answer."""
+    workdir = tmp_path / "run"
+    limits = ("watchdog.least_seconds=10.0", "watchdog.factor=2.0", "watchdog.first_checkpoint_seconds=10.0")
+    local = (f"checkpoint.local={tmp_path / 'disk'}", "checkpoint.local_every=60")
+    both = two(runs, workdir, tiny_data, *limits, *local)
+    both[0].wait_until(lambda: steps_done(workdir, 2))
+    name, _ = lineage.identity(workdir)
+    unfinished = temporary_of(epath.Path(tmp_path / f"disk/run_{name}/process_1/checkpoints/60"))
+    unfinished.mkdir(parents=True)
+    os.mkfifo(unfinished / "0.bin")
+    assert [run.ended(120) for run in both] == [42, 42], [run.output for run in both]
+    for run in both:
+        assert re.search(
+            r"error: the run hangs: the local checkpoint of step 60 is not written after \d+ s on process 1", run.output
+        )
+    stacks = sorted((workdir / "stacks").iterdir())
+    assert [path.name[-12:-4] for path in stacks] == ["process0", "process1"]
+    assert "in write_leaf" in stacks[1].read_text() and "in write_leaf" not in stacks[0].read_text()
 
 
 @pytest.mark.slow
@@ -210,3 +256,29 @@ def test_sigterm_in_an_evaluation_loses_nothing(
     assert [run.ended(400) for run in continued] == [0] * processes, [run.output for run in continued]
     assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
     assert [json.loads(line)["step"] for line in (workdir / "evaluations.jsonl").read_text().splitlines()] == [2, 4]
+
+
+@pytest.mark.slow
+def test_two_processes_that_overflow_end_with_one_sentence_and_their_batch_is_replayed_on_one(
+    tmp_path: Path, tiny_data: Path, runs: list[Run]
+) -> None:
+    workdir = tmp_path / "run"
+    rules = ("optimizer.peak_learning_rate=1e20", "anomalies.max_in_a_row=4", "mesh.fsdp=1")
+    for run in two(runs, workdir, tiny_data, *rules):
+        assert run.ended(400) == 2, run.output
+        assert run.output.count("error: 4 steps in a row up to step 5 were left out") == 1, run.output
+    (checkpoint,) = finished_steps(workdir)  # after the step that had begun meanwhile
+    assert checkpoint in (5, 6)
+    assert artifacts.read_json(workdir / "anomalies/step_5/anomaly.json")["updates"] == 1
+
+    def replay(step: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "qwenvl_jax.replay", f"--workdir={workdir}", f"--step={step}"]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    shown = replay(5)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert "exactly its parameters" in shown.stdout and "loss nan (recorded nan)" in shown.stdout
+    assert "first operation that is not finite: " in shown.stdout and "is not finite: none" not in shown.stdout
+    missing = replay(1)
+    assert missing.returncode == 2 and "steps that were written: 2, 3, 4, 5" in missing.stderr

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from hypothesis import strategies as st
 from qwenvl_jax.config import AnomaliesConfig, validate
 from qwenvl_jax.data.loader import make_loader
 from qwenvl_jax.data.tokenizer import load_tokenizer
-from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training import anomaly_dump
 from qwenvl_jax.training.anomalies import Anomalies, reason
@@ -31,8 +27,6 @@ from qwenvl_jax.training.means import judge, no_means
 from qwenvl_jax.training.nonfinite import first_nonfinite, nonfinite_leaves
 from tests.checkpoint.saved_run import assert_same_run, lines
 from tests.support import tiny_run
-
-ROOT = Path(__file__).parents[2]
 
 
 def judged(rule: AnomaliesConfig, losses: list[float], norms: list[float]) -> list[bool]:
@@ -156,7 +150,8 @@ def test_the_batch_of_an_anomaly_is_written_with_its_samples(tiny_data: Path, tm
         with make_loader(config, tokenizer, streams=[index]) as loader, pytest.MonkeyPatch.context() as patch:
             next(loader)
             patch.setattr("qwenvl_jax.runtime.distributed.process_index", lambda index=index: index)
-            facts = {"step": 7, "processes": 2, "metrics": {"loss": math.nan, "grad_norm": math.inf}}
+            numbers = {"loss": math.nan, "grad_norm": math.inf}
+            facts = {"step": 7, "processes": 2, "reason": "a test", "updates": 6, "metrics": numbers}
             anomaly_dump.write(epath.Path(tmp_path), facts, loader.last(), [index], config)
     facts, batch, samples = anomaly_dump.read(tmp_path, 7, config)
     for name, field in whole._asdict().items():
@@ -165,8 +160,17 @@ def test_the_batch_of_an_anomaly_is_written_with_its_samples(tiny_data: Path, tm
     assert [sample["row"] for sample in samples] == [each.row for each in expected.packed]
     recorded = anomaly_dump.numbers(facts)
     assert math.isnan(recorded["loss"]) and recorded["grad_norm"] == math.inf
+    (tmp_path / "anomalies/step_notes").mkdir()  # somebody else's
     with pytest.raises(UserError, match="steps that were written: 7"):
         anomaly_dump.read(tmp_path, 8, config)
+    for name in ("part_0.npz", "part_1.json", "anomaly.json"):
+        file = tmp_path / "anomalies/step_7" / name
+        content = file.read_bytes()
+        for damaged in (content[: len(content) // 2], b"{}", b""):
+            file.write_bytes(damaged)
+            with pytest.raises(UserError, match=r"step_7 are damaged|is not valid JSON"):
+                anomaly_dump.read(tmp_path, 7, config)
+        file.write_bytes(content)
     (tmp_path / "anomalies/step_7/part_1.json").unlink()
     with pytest.raises(UserError, match="lacks the part of process 1"):
         anomaly_dump.read(tmp_path, 7, config)
@@ -215,26 +219,3 @@ def test_a_run_with_spikes_that_is_continued_equals_an_unbroken_one(tmp_path: Pa
         shutil.rmtree(tmp_path / "parts/checkpoints" / str(step))
     assert train(config, tmp_path / "parts") == 24
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 24)
-
-
-@pytest.mark.slow
-def test_a_run_that_overflows_ends_with_one_sentence_and_its_batch_can_be_replayed(
-    tmp_path: Path, tiny_data: Path
-) -> None:
-    config = f"--config={ROOT / 'tests' / 'support' / 'tiny_config.py'}:{tiny_data}"
-    command = [sys.executable, "-m", "qwenvl_jax.train", config, f"--workdir={tmp_path / 'run'}"]
-    command += [f"--config.{value}" for value in ("optimizer.peak_learning_rate=1e20", "anomalies.max_in_a_row=4")]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 2, ended.stderr[-2000:]
-    assert ended.stderr.count("\n") == 1 and "4 steps in a row up to step 5 were left out" in ended.stderr
-    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()  # after the step that had begun meanwhile
-    assert int(checkpoint.name) in (5, 6)
-    assert artifacts.read_json(tmp_path / "run/anomalies/step_5/anomaly.json")["updates"] == 1
-    command = [sys.executable, "-m", "qwenvl_jax.replay", f"--workdir={tmp_path / 'run'}", "--step=5"]
-    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr[-2000:]
-    assert "exactly its parameters" in shown.stdout and "first operation that is not finite: " in shown.stdout
-    assert "is not finite: none" not in shown.stdout
-    missing = subprocess.run([*command[:-1], "--step=1"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert missing.returncode == 2 and "steps that were written: 2, 3, 4, 5" in missing.stderr
