@@ -27,6 +27,7 @@ class Command:
       until: the program is run again and again until its output, without white space at the ends, is one of these;
         empty for programs that are run once.
       unless: outputs that end the waiting with a failure.
+      advice: what to do then.
     """
 
     arguments: tuple[str, ...]
@@ -40,6 +41,7 @@ class Command:
     accepts: tuple[int, ...] = (0,)
     until: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
+    advice: str = "delete the resource and create it again"
 
     @property
     def shell(self) -> str:

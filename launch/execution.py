@@ -182,9 +182,7 @@ def _run(command: Command, wait_hours: float, captured: bool) -> str:
     last = ""
     while (state := _once(command, captured=True)) not in command.until:
         if state in command.unless:
-            raise CloudError(
-                f"{command.arguments[0]} reports {state}; delete the resource and create it again", elsewhere=True
-            )
+            raise CloudError(f"{command.arguments[0]} reports {state}; {command.advice}", elsewhere=True)
         if time.monotonic() > deadline:
             raise StillWaitingError(
                 f"the state is still {state or 'unknown'} after {wait_hours:g} hours; look again with `status`, or "

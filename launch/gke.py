@@ -7,6 +7,8 @@ installed, and the container image exist already. Pods use the network and the s
 
 from __future__ import annotations
 
+import dataclasses
+import posixpath
 import shlex
 
 from launch import gcloud, jobset
@@ -40,8 +42,20 @@ def check(job: Job) -> None:
         raise UserError(
             f"XPK names slices by accelerator types, and none names the grid {job.topology.grid}; leave --xpk out"
         )
+    if job.xpk and job.follows:
+        raise UserError("stages asks kubectl whether a stage has ended; leave --xpk out")
     if job.xpk and job.secrets:
         raise UserError("XPK would put the values of --secret on its command line; leave out --xpk or --secret")
+    if job.local and not _is_node_folder(job.local):
+        raise UserError(
+            f"config.checkpoint.local is {job.local!r}, which a pod cannot mount from its node; give a folder such as "
+            "/dev/shm/checkpoints, without .. and :"
+        )
+    if job.local and job.xpk:
+        raise UserError(
+            "XPK mounts no folder of the node, so a new pod would find no local checkpoint; leave out --xpk or "
+            "config.checkpoint.local"
+        )
     if job.hours and job.capacity != "flex_start":
         raise UserError("--hours limits flex-start nodes only on gke; leave it out, or use gce")
     if job.capacity == "flex_start" and job.hours > LONGEST_FLEX_HOURS:
@@ -54,6 +68,12 @@ def check(job: Job) -> None:
             raise UserError(f"the secret for the variable {variable} would have {others}; rename the variable")
         names[name] = variable
     jobset.manifest(job)
+
+
+def _is_node_folder(path: str) -> bool:
+    """Whether Kubernetes mounts it: absolute, normal, not the node's root, and not the memory that every pod has."""
+    whole = posixpath.normpath(path) == path and path.startswith("/") and ":" not in path
+    return whole and path.strip("/") not in ("", "dev/shm")
 
 
 def location(job: Job) -> str:
@@ -95,15 +115,31 @@ def run(job: Job) -> list[Command]:
     """Starts the training."""
     if job.xpk:
         return [_xpk_create(job)]
+    why = "Remove the job set of the stage before; one that is active writes a checkpoint and ends."
+    before = [dataclasses.replace(_forgiving(stop(job)[0]), why=why)] if job.follows else []
     return [
+        *before,
         Command(
             (*_kubectl(job), "create", "--filename=-"),
             f"Start {job.topology.hosts} pods, one per machine; an existing job set of this name is left alone.",
             stdin=jobset.text(job),
             creates=f"jobset/{job.name}",
             undo=(*_kubectl(job), "delete", "jobset", job.name, "--ignore-not-found"),
-        )
+        ),
     ]
+
+
+def wait(job: Job) -> Command:
+    """Waits for the end of a run. An answer that does not come is no end."""
+    state = "jsonpath={.status.terminalState}"
+    return Command(
+        (*_kubectl(job), "get", "jobset", job.name, "--ignore-not-found", f"--output={state}"),
+        "Wait until all pods have finished, or the job set has failed.",
+        accepts=(0, 1),
+        until=("Completed",),
+        unless=("Failed",),
+        advice="`python -m launch gke logs` shows why; mend that and run the same command again",
+    )
 
 
 def logs(job: Job) -> list[Command]:
@@ -144,8 +180,7 @@ def stop(job: Job) -> list[Command]:
 
 def delete(job: Job) -> list[Command]:
     """Deletes the job set and the node pools."""
-    end = _xpk_delete(job) if job.xpk else stop(job)[0]
-    forgiving = Command((*end.arguments, *(() if job.xpk else ("--ignore-not-found",))), end.why)
+    end = _xpk_delete(job) if job.xpk else _forgiving(stop(job)[0])
     secrets = [
         Command(
             (*_kubectl(job), "delete", "secret", jobset.secret_name(job, variable), "--ignore-not-found"),
@@ -161,7 +196,12 @@ def delete(job: Job) -> list[Command]:
         )
         for index in range(job.topology.slices)
     ]
-    return [forgiving, *secrets, *pools]
+    return [end, *secrets, *pools]
+
+
+def _forgiving(command: Command) -> Command:
+    """A deletion by kubectl that succeeds if nothing is there."""
+    return Command((*command.arguments, "--ignore-not-found"), command.why)
 
 
 def _create_pool(job: Job, index: int) -> Command:
@@ -263,4 +303,5 @@ PATH = LaunchPath(
         "delete": delete,
     },
     check=check,
+    wait=wait,
 )

@@ -1,6 +1,7 @@
 """Runs on every host: starts the training detached from the ssh session, starts it again, stops it, tells its state.
 
-python -m launch.host start --workdir=gs://.. [--env=NAME=VALUE] [--secret=VARIABLE=SECRET] [--members=..] -- COMMAND
+python -m launch.host start --workdir=gs://.. [--env=NAME=VALUE] [--secret=VARIABLE=SECRET] [--members=..] [--follows]
+    -- COMMAND
 python -m launch.host once  (the same flags) -- COMMAND          in the foreground, e.g. for the pre-flight
 python -m launch.host status | stop [--seconds=900] | follow --worker=3
 
@@ -42,6 +43,7 @@ LONGEST_PAUSE_S = 300.0
 HEALTHY_S = 600.0  # a run that lasted so long was healthy: pauses begin anew
 MOST_RESTARTS = 12  # in a row that were not healthy
 UPLOAD_S = 30.0
+ENDING_S = 3600.0  # for which `--follows` waits: evaluations come after the last checkpoint
 
 
 class Folder(NamedTuple):
@@ -237,10 +239,15 @@ def start(folder: Folder, arguments: argparse.Namespace) -> None:
     Raises:
       UserError: if another one is running, or the command cannot be started.
     """
-    with folder.lock() as free:
-        if not free and folder.state().get("command") == arguments.command:
-            print(f"{socket.gethostname()}: this run is active already")
-            return
+    deadline = time.monotonic() + (ENDING_S if arguments.follows else 0.0)
+    while True:
+        with folder.lock() as free:
+            if not free and folder.state().get("command") == arguments.command:
+                print(f"{socket.gethostname()}: this run is active already")
+                return
+        if free or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     environment = environment_of(arguments)
     finished.forget_ends(arguments.workdir)
     reading, writing = os.pipe()
@@ -347,6 +354,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="For the command.")
     parser.add_argument("--secret", action="append", default=[], metavar="VARIABLE=SECRET", help="Of Secret Manager.")
     parser.add_argument("--members", default="", metavar="SLICE/SLICES", help="The slice of this host, on gce.")
+    parser.add_argument("--follows", action="store_true", help="`start` waits until another run here has ended.")
     parser.add_argument("--seconds", type=float, default=900.0, help="How long `stop` waits for the end.")
     parser.add_argument("--worker", type=int, default=0, help="The host of the slice whose log `follow` shows.")
     ours = list(argv[: argv.index("--")]) if "--" in argv else list(argv)

@@ -39,6 +39,7 @@ class Job:
       topology: chip kind, grid and number of slices.
       command: what every host runs, e.g. ("python", "-m", "qwenvl_jax.train", "--config=..", "--workdir=..").
       workdir: the run's folder, on gs:// for all paths but `local`.
+      local: the folder of local checkpoints on every host, empty for none.
       capacity: one of `CAPACITIES`.
       reservation: its name, if the capacity is `reserved`.
       hours: the longest time that the slices are kept; required for flex-start, 0 for no limit.
@@ -56,6 +57,7 @@ class Job:
       xpk: whether GKE is asked through XPK.
       restarts: how often a run is started again after a retryable end, on GKE and on this machine.
       host: whose log `logs` follows, a number from 0 on; empty for the last lines of all hosts.
+      follows: whether another run, that of the stage before, may still be ending on the same machines; it waits for it.
       preflight: arguments of the check that `setup` ends with, e.g. ("python", "-m", "qwenvl_jax.preflight", ..); empty
         for no check.
     """
@@ -64,6 +66,7 @@ class Job:
     topology: Topology
     command: tuple[str, ...]
     workdir: str
+    local: str = ""
     capacity: str = "on_demand"
     reservation: str = ""
     hours: float = 0.0
@@ -85,6 +88,7 @@ class Job:
     xpk: bool = False
     restarts: int = 20
     host: str = ""
+    follows: bool = False
     preflight: tuple[str, ...] = ()
 
     @property

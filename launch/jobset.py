@@ -16,6 +16,7 @@ from qwenvl_jax.runtime.errors import UserError
 API_VERSION = "jobset.x-k8s.io/v1alpha2"
 SLICE = "slice"  # name of the replicated job
 CONTAINER = "train"
+LOCAL = "local-checkpoints"  # name of the volume
 
 # From SIGTERM to SIGKILL. A run needs one step and one checkpoint to end; spot machines are gone after 30 s at most.
 GRACE_SECONDS = 300
@@ -109,6 +110,7 @@ def failure_policy(restarts: int) -> dict[str, Any]:
 
 
 def _pod(job: Job) -> dict[str, Any]:
+    """The pod of one virtual machine."""
     topology = job.topology
     selector = {
         "cloud.google.com/gke-tpu-accelerator": topology.cloud.gke_accelerator,
@@ -123,6 +125,12 @@ def _pod(job: Job) -> dict[str, Any]:
     if job.capacity == "flex_start":
         # Kueue asks for all nodes at once, through queued provisioning.
         selector[f"cloud.google.com/gke-{'queued' if job.queue else 'flex-start'}"] = "true"
+    volumes: list[dict[str, Any]] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
+    mounts = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
+    if job.local:
+        # A folder of the node, which outlives the pod.
+        volumes.append({"name": LOCAL, "hostPath": {"path": job.local, "type": "DirectoryOrCreate"}})
+        mounts.append({"name": LOCAL, "mountPath": job.local})
     return {
         "restartPolicy": "Never",  # the rules for exit codes require it
         "terminationGracePeriodSeconds": GRACE_SECONDS,
@@ -130,7 +138,7 @@ def _pod(job: Job) -> dict[str, Any]:
         "dnsPolicy": "ClusterFirstWithHostNet",
         "nodeSelector": selector,
         "tolerations": tolerations,
-        "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
+        "volumes": volumes,
         "containers": [
             {
                 "name": CONTAINER,
@@ -140,7 +148,7 @@ def _pod(job: Job) -> dict[str, Any]:
                 "env": _variables(job),
                 "securityContext": {"privileged": True},
                 "resources": {"limits": {"google.com/tpu": topology.chips_per_host}},
-                "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+                "volumeMounts": mounts,
             }
         ],
     }

@@ -30,6 +30,7 @@ class LaunchPath:
       summary: one line for `python -m launch --help`.
       builders: by verb, in the order of `VERBS`. They are pure: neither a program is called nor a file read.
       check: raises UserError, one sentence, for a job that the path cannot launch; called before any builder.
+      wait: the command that waits for the end of a run; None if its workdir alone shows it.
       zoned: whether a job needs a zone.
       slices_checked_alone: whether one command of `setup` reaches one slice only, which is then checked by itself.
       replaces: whether the only command of a verb takes the launcher's process over with `--execute`, so that signals
@@ -40,6 +41,7 @@ class LaunchPath:
     summary: str
     builders: Mapping[str, Builder]
     check: Callable[[Job], None]
+    wait: Callable[[Job], Command] | None = None
     zoned: bool = True
     slices_checked_alone: bool = False
     replaces: bool = False

@@ -126,7 +126,7 @@ def stages_of_flags(path: LaunchPath) -> tuple[list[Stage], str]:
         argument = f"{file}:{','.join(arguments)}" if arguments else str(file)
         stage = stage_config.read(argument, {}, topology, fit=path.zoned)
         workdir = f"{runs}/{file.stem}"
-        job = _job(path, "run", stage, workdir, _required("name", _NAME.value, "qwen-vl"))
+        job = _job(path, "run", stage, workdir, _required("name", _NAME.value, "qwen-vl"), follows=True)
         stages.append(Stage(file.stem, stage.config, job))
     return stages, chosen[0].stem
 
@@ -169,7 +169,7 @@ def _zones(path: LaunchPath, verb: str, kind: str) -> tuple[str, ...]:
     return tuple(known or ordered)
 
 
-def _job(path: LaunchPath, verb: str, stage: StageConfig, workdir: str, name: str) -> Job:
+def _job(path: LaunchPath, verb: str, stage: StageConfig, workdir: str, name: str, *, follows: bool = False) -> Job:
     """The job of a stage with all other flags, checked."""
     slices = 1 if path.slices_checked_alone else stage.topology.slices
     job = Job(
@@ -177,6 +177,7 @@ def _job(path: LaunchPath, verb: str, stage: StageConfig, workdir: str, name: st
         topology=stage.topology,
         command=stage.command(workdir),
         workdir=workdir,
+        local=stage.config.checkpoint.local,
         capacity=_CAPACITY.value,
         reservation=_RESERVATION.value,
         hours=_HOURS.value,
@@ -197,6 +198,7 @@ def _job(path: LaunchPath, verb: str, stage: StageConfig, workdir: str, name: st
         queue=_QUEUE.value,
         xpk=_XPK.value,
         restarts=_RESTARTS.value,
+        follows=follows,
         host=_HOST.value.lstrip("0") or _HOST.value[:1],
         preflight=stage.preflight(workdir, slices=slices) if _PREFLIGHT.value else (),
     )

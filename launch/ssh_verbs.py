@@ -124,6 +124,8 @@ class HostVerbs:
             commands.append(Command(stale, why, accepts=(0, 1)))
         for group in self.groups(job):
             flags = self._process_flags(job, group.slice_index, job.topology.slices)
+            if job.follows:
+                flags = (*flags, "--follows")
             line = line_on_host(
                 job, "-m", "launch.host", "start", f"--workdir={job.workdir}", *flags, "--", *job.command
             )

@@ -99,20 +99,21 @@ def _shape(model: Any) -> Any:
 def commands(path: LaunchPath, stages: Sequence[Stage], first: str = "") -> list[Command]:
     """Runs every stage and waits for its last checkpoint, before which the next one is not started.
 
+    What a stage has made, such as its logs on GKE, stays if it fails.
+
     Args:
       path: of the hosts.
       stages: in their order.
       first: name of the stage to begin with; the one before it is waited for, but not started. Empty for the first.
     """
-    made: list[Command] = []
-    begun = not first
-    for stage in stages:
-        begun = begun or stage.name == first
-        if begun:
-            made += path.builders["run"](stage.job)
+    names = [stage.name for stage in stages]
+    begin = names.index(first) if first else 0
+    made = [_wait(stage) for stage in stages[max(0, begin - 1) : begin]]
+    for stage in stages[begin:]:
+        made += [dataclasses.replace(command, creates="", undo=()) for command in path.builders["run"](stage.job)]
+        made += [path.wait(stage.job)] if path.wait else []
         made.append(_wait(stage))
-    begin = next((index for index, stage in enumerate(stages) if stage.name == first), 0)
-    return made[max(0, begin - 1) :]
+    return made
 
 
 def left(stages: Sequence[Stage], progress: Callable[[str, int], str] = finished.progress) -> list[Stage]:
@@ -123,4 +124,5 @@ def left(stages: Sequence[Stage], progress: Callable[[str, int], str] = finished
 def _wait(stage: Stage) -> Command:
     arguments = ("python", "-m", "launch.finished", stage.job.workdir, f"--steps={stage.config.train.steps}")
     why = f"Wait until {stage.name} has written the checkpoint of its last step, or has ended without it."
-    return Command(arguments, why, until=(finished.FINISHED,), unless=(finished.ENDED,))
+    advice = f"the log in {stage.job.workdir}/logs says why; mend that and run the same command again"
+    return Command(arguments, why, until=(finished.FINISHED,), unless=(finished.ENDED,), advice=advice)

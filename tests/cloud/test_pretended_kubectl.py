@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import execution, gke, jobset
+from launch import execution, gke, jobset, stages
 from launch.job import Job
+from launch.stages import Stage
 from qwenvl_jax.chips import parse_topology
 from qwenvl_jax.runtime.errors import UserError
+from tests.support import tiny_run
 from tests.support.cloud.pretended import PretendedCloud
 
 
@@ -143,3 +145,28 @@ def test_fields_that_nobody_knows_are_refused(cluster: PretendedCloud) -> None:
         assert old in jobset.text(shell("true"))
         with pytest.raises(UserError, match=words):
             execution.run([dataclasses.replace(command, stdin=command.stdin.replace(old, new))])
+
+
+def test_stages_follow_one_another_until_one_fails_and_the_same_command_goes_on(
+    cluster: PretendedCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "_FIRST_POLL", 0.2)
+    config = tiny_run.make_config(train__steps=3, optimizer__warmup_steps=1)
+
+    def stage(number: int, code: int = 0) -> Stage:
+        """A stage whose pods end with a code, and if it is 0 leave the checkpoint of the last step."""
+        last = tmp_path / f"stage{number}/checkpoints/3"
+        script = f"mkdir -p {last}; touch {last}/commit_success.txt; echo stage {number}; sleep 1"
+        job = shell(script if code == 0 else f"exit {code}", workdir=str(tmp_path / f"stage{number}"), follows=True)
+        return Stage(f"stage{number}", config, job)
+
+    bring_up(stage(1).job, gke.create, gke.setup)
+    with pytest.raises(UserError, match=r"^kubectl reports Failed; `python -m launch gke logs` shows why"):
+        execution.run(stages.commands(gke.PATH, [stage(1), stage(2, code=2), stage(3)]))
+    failed = cluster.jobset("stage1")
+    assert failed["state"] == "Failed" and failed["events"][0][1] == 2  # its logs are still there
+    chain = [stage(1), stage(2), stage(3)]
+    assert [each.name for each in stages.left(chain)] == ["stage2", "stage3"]
+    execution.run(stages.commands(gke.PATH, chain, "stage2"))
+    assert cluster.jobset("stage1")["state"] == "Completed"
+    assert not stages.left(chain)

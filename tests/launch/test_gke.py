@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from qwenvl_jax.runtime.errors import UserError
 from tests.support.cloud import jobset_controller, jobset_fields
 from tests.support.cloud.flags import parse, split
 from tests.support.cloud.gcloud_commands import COMMANDS
+from tests.support.cloud.world import Refusal
 
 
 def a_job(topology: object = "v5p:4x4x4@2", **fields: object) -> Job:
@@ -39,7 +42,13 @@ def capacity(name: str) -> dict[str, object]:
 @pytest.mark.parametrize("name", CAPACITIES)
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:16x16@2", "v5p:4x4x4@4", "v6e:2x4", "v6e:1x1", "tpu7x:2x2x2"])
 def test_the_api_server_takes_the_job_set_and_gcloud_the_node_pools(topology: str, name: str) -> None:
-    job = a_job(topology, **capacity(name), secrets={"A_KEY": "a_Key"}, environment={"B": "yes"}, labels={"team": "x"})
+    more = {
+        "secrets": {"A_KEY": "a_Key"},
+        "environment": {"B": "yes"},
+        "labels": {"team": "x"},
+        "local": "/mnt/disk/a b",
+    }
+    job = a_job(topology, **capacity(name), **more)
     manifest = yaml.safe_load(jobset.text(job))
     jobset_fields.check(manifest)
     assert manifest == jobset.manifest(job)
@@ -76,6 +85,42 @@ def test_every_capacity_has_its_selector_and_flags(name: str) -> None:
         "cloud.google.com/gke-tpu-topology",
         *([extra] if extra else []),
     }
+
+
+def test_local_checkpoints_are_in_a_folder_of_the_node_that_outlives_the_pod() -> None:
+    pod = jobset.manifest(a_job(local="/dev/shm/checkpoints"))["spec"]["replicatedJobs"][0]["template"]["spec"]
+    spec = pod["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+    assert mounts == {"shared-memory": "/dev/shm", "local-checkpoints": "/dev/shm/checkpoints"}
+    on_node = {"path": "/dev/shm/checkpoints", "type": "DirectoryOrCreate"}
+    assert {"name": "local-checkpoints", "hostPath": on_node} in spec["volumes"]
+    assert "local-checkpoints" not in jobset.text(a_job())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "failurePolicy", "restartStrategy"), "Restart"),
+        (("spec", "failurePolicy", "maxRestarts"), -1),
+        (("spec", "failurePolicy", "rules", 0, "name"), "permanentError"),
+        (("spec", "failurePolicy", "rules", 0, "action"), "Restart"),
+        (("spec", "failurePolicy", "rules", 0, "name"), None),
+        (("spec", "replicatedJobs", 0, "template", "spec", "template"), None),
+        (("spec", "replicatedJobs", 0, "replicas"), 2**30),
+        (("metadata", "name"), "2-stages"),
+    ],
+)
+def test_the_stand_in_refuses_what_the_crd_and_its_webhook_refuse(path: tuple[str | int, ...], value: object) -> None:
+    manifest: Any = jobset.manifest(a_job())
+    jobset_fields.check(manifest)
+    *parents, last = path
+    node = functools.reduce(lambda node, key: node[key], parents, manifest)
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    with pytest.raises(Refusal):
+        jobset_fields.check(manifest)
 
 
 def test_a_queue_is_a_label_and_asks_for_flex_start_nodes_together() -> None:
@@ -125,6 +170,11 @@ def test_no_command_has_the_value_of_a_secret_and_all_name_the_cluster() -> None
         ({"topology": "v5p:2x2x1@2"}, "joins slices of several machines only"),
         ({"topology": "v5p:4x8x8", "xpk": True, "secrets": {"A": "b"}}, "leave out --xpk or --secret"),
         ({"topology": "v5p:2x2x8", "xpk": True}, "leave --xpk out"),
+        ({"topology": "v5p:4x8x8", "xpk": True, "local": "/mnt/disks/a"}, "leave out --xpk or config.checkpoint.local"),
+        *(
+            ({"local": local}, "which a pod cannot mount from its node")
+            for local in ("checkpoints", "gs://bucket/a", "/a/../b", "/", "//", "/a/", "/dev/shm", "/a:b")
+        ),
     ],
 )
 def test_what_gke_cannot_run_is_refused_before_any_call(fields: dict[str, object], words: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,20 @@ def test_stop_lets_the_run_write_its_checkpoint_and_starts_nothing_again(host: H
     assert stopped.returncode == 0 and "ended, exit code 143" in stopped.stdout
     assert "checkpoint written" in host.log.read_text()
     assert host.log.read_text().count("run None") == 1
+
+
+def test_a_stage_waits_until_the_one_before_it_has_ended(host: Host) -> None:
+    host.start("wait 0")
+    following = ("start", f"--workdir={host.folder}", "--follows", "--", sys.executable, "-c", "print('the next one')")
+    with ThreadPoolExecutor(1) as thread:
+        started = thread.submit(host.call, *following)
+        while not (host.source / "waiting").exists():
+            time.sleep(0.05)
+        time.sleep(2)
+        assert not started.done()
+        host.call("stop", "--seconds=20")
+        assert started.result().returncode == 0 and "started, supervisor" in started.result().stdout
+    assert "ended; code 0" in host.ended() and "the next one" in host.log.read_text()
 
 
 def test_a_killed_supervisor_is_told_from_a_running_one_and_leaves_no_run(host: Host) -> None:

@@ -1,6 +1,9 @@
 """What the API server refuses in a JobSet: unknown fields, and values that Kubernetes and JobSet do not allow.
 
 The fields are those of jobset.x-k8s.io/v1alpha2 (0.10 and later), batch/v1 and core/v1 that a training job may need.
+What is required, allowed and limited was read in kubernetes-sigs/jobset: api/jobset/v1alpha2/jobset_types.go at 0336a8f
+(from which the CRD is generated), config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml at 0a2be5c, and
+pkg/webhooks/jobset_webhook.go at 0107852.
 """
 
 from __future__ import annotations
@@ -38,7 +41,13 @@ _POD = {
     "schedulerName": TEXT,
     "nodeSelector": MAP,
     "tolerations": [{"key": TEXT, "operator": TEXT, "value": TEXT, "effect": TEXT, "tolerationSeconds": NUMBER}],
-    "volumes": [{"name": TEXT, "emptyDir": {"medium": TEXT, "sizeLimit": TEXT}}],
+    "volumes": [
+        {
+            "name": TEXT,
+            "emptyDir": {"medium": TEXT, "sizeLimit": TEXT},
+            "hostPath": {"path": TEXT, "type": TEXT},
+        }
+    ],
     "containers": [_CONTAINER],
     "initContainers": [_CONTAINER],
 }
@@ -93,8 +102,27 @@ JOBSET = {
 }
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_POD_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _RULE = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 _ACTIONS = ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
+_STRATEGIES = ("Recreate", "BlockingRecreate")
+_LONGEST_RULE = 128  # characters of a rule's name
+_INT32 = 2**31 - 1
+_MEDIA = ("", "Memory", "HugePages")
+_HOST_PATHS = ("", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice")
+# Fields without which an object is refused, by the object that has them.
+_REQUIRED = {
+    "spec.failurePolicy.rules": ("name", "action"),
+    "spec.replicatedJobs": ("name", "template"),
+    "spec.replicatedJobs.template.spec": ("template",),
+    "spec.replicatedJobs.template.spec.podFailurePolicy.rules": ("action",),
+    "spec.replicatedJobs.template.spec.template.spec": ("containers",),
+    "spec.replicatedJobs.template.spec.template.spec.containers": ("name",),
+    "spec.replicatedJobs.template.spec.template.spec.containers.env": ("name",),
+    "spec.replicatedJobs.template.spec.template.spec.containers.volumeMounts": ("name", "mountPath"),
+    "spec.replicatedJobs.template.spec.template.spec.volumes": ("name",),
+    "spec.replicatedJobs.template.spec.template.spec.volumes.hostPath": ("path",),
+}
 _REASONS = ("BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy")
 
 
@@ -106,19 +134,52 @@ def check(manifest: Mapping[str, Any]) -> None:
     name = manifest["metadata"]["name"]
     _require(bool(_LABEL.fullmatch(name)), f'metadata.name: Invalid value: "{name}": must be a DNS label')
     spec = manifest["spec"]
-    for rule in spec.get("failurePolicy", {}).get("rules", []):
-        _require(bool(_RULE.fullmatch(rule["name"])), f"spec.failurePolicy.rules: invalid name {rule['name']}")
-        _require(rule["action"] in _ACTIONS, f"spec.failurePolicy.rules: Unsupported value: {rule['action']}")
-        _require(
-            set(rule.get("onJobFailureReasons", [])) <= set(_REASONS), "invalid job failure reason in failure policy"
-        )
+    _check_failure_policy(spec.get("failurePolicy", {}))
+    _require(0 <= spec.get("ttlSecondsAfterFinished", 0) <= _INT32, "spec.ttlSecondsAfterFinished: Invalid value")
     for key, value in manifest["metadata"].get("labels", {}).items():
         _require(bool(_LABEL_VALUE.fullmatch(value)), f"metadata.labels: Invalid value: {key}={value!r}")
     for job in spec["replicatedJobs"]:
         of_job = job["template"]["spec"]
         longest = f"{name}-{job['name']}-{job['replicas'] - 1}-{of_job['completions'] - 1}-xxxxx"
         _require(len(longest) <= 63, f"pod names such as {longest} would be longer than 63 characters")
+        _require(bool(_POD_NAME.fullmatch(longest)), f"pod names such as {longest} would not begin with a letter")
+        _require(job["replicas"] * of_job["parallelism"] <= _INT32, "replicas x parallelism is too large")
         _check_job(of_job)
+        _check_volumes(of_job["template"]["spec"])
+
+
+def _check_failure_policy(policy: Mapping[str, Any]) -> None:
+    rules = policy.get("rules", [])
+    names = [rule["name"] for rule in rules]
+    _require(len(names) == len(set(names)), "rule names are not unique")
+    _require(
+        policy.get("restartStrategy", "Recreate") in _STRATEGIES, "spec.failurePolicy.restartStrategy: Unsupported"
+    )
+    _require(0 <= policy.get("maxRestarts", 0) <= _INT32, "spec.failurePolicy.maxRestarts: Invalid value")
+    for rule in rules:
+        fine = _RULE.fullmatch(rule["name"]) and len(rule["name"]) <= _LONGEST_RULE
+        _require(bool(fine), f"spec.failurePolicy.rules: invalid name {rule['name']}")
+        _require(rule["action"] in _ACTIONS, f"spec.failurePolicy.rules: Unsupported value: {rule['action']}")
+        _require(
+            set(rule.get("onJobFailureReasons", [])) <= set(_REASONS), "invalid job failure reason in failure policy"
+        )
+
+
+def _check_volumes(pod: Mapping[str, Any]) -> None:
+    names = [volume["name"] for volume in pod.get("volumes", [])]
+    _require(len(names) == len(set(names)), "volumes: Duplicate value")
+    for volume in pod.get("volumes", []):
+        sources = [source for source in ("emptyDir", "hostPath") if source in volume]
+        _require(len(sources) == 1, f"volumes: {volume['name']} must have exactly one source")
+        _require(bool(_LABEL.fullmatch(volume["name"])), f"volumes: Invalid name {volume['name']}")
+        _require(volume.get("emptyDir", {}).get("medium", "") in _MEDIA, "volumes.emptyDir.medium: Unsupported value")
+        on_host = volume.get("hostPath", {"path": "/"})
+        _require(".." not in on_host["path"].split("/"), "volumes.hostPath.path: must not contain '..'")
+        _require(on_host.get("type", "") in _HOST_PATHS, "volumes.hostPath.type: Unsupported value")
+    for container in pod["containers"]:
+        paths = [mount["mountPath"] for mount in container["volumeMounts"]]
+        _require(len(paths) == len(set(paths)), "volumeMounts.mountPath: Invalid value: must be unique")
+        _require(not any(":" in path for path in paths), "volumeMounts.mountPath: must not contain ':'")
 
 
 def _check_job(spec: Mapping[str, Any]) -> None:
@@ -149,6 +210,9 @@ def _check_job(spec: Mapping[str, Any]) -> None:
 def _check_types(value: Any, schema: Any, path: str) -> None:
     if isinstance(schema, dict):
         _decode(isinstance(value, Mapping), path, "an object", value)
+        where = re.sub(r"\[\d+\]", "", path).rstrip(".")
+        missing = [name for name in _REQUIRED.get(where, ()) if name not in value]
+        _require(not missing, f"{path}{''.join(missing[:1])}: Required value")
         for key, item in value.items():
             if key not in schema:
                 raise Refusal(
