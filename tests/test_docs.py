@@ -20,7 +20,8 @@ from qwenvl_jax.evaluation.benchmarks import page as benchmarks_page
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "README.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+PAGES = [*OTHERS, *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("qwenvl_jax", "configs", "data_pipelines", "launch", "tests", "benchmarks")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -41,6 +42,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not heading or heading in anchors(target), link
+
+
+def test_every_benchmark_is_listed() -> None:
+    folder = ROOT / "benchmarks"
+    listed = set(re.findall(r"`(\w+\.py)`", (folder / "README.md").read_text()))
+    assert listed == {path.name for path in folder.glob("*.py")}
+    assert "](../benchmarks/README.md)" in (ROOT / "docs" / "performance.md").read_text()
 
 
 def test_the_page_of_corpora_is_up_to_date() -> None:
