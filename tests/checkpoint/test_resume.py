@@ -35,8 +35,8 @@ def wait_for_step(workdir: Path, step: int, alive: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_sigterm_saves_and_the_next_start_continues(tmp_path: Path, tiny_data: Path) -> None:
-    config = tiny_run.make_config(tiny_data, train__steps=600, train__checkpoint_every=150, train__log_every=7)
-    assert train(config, tmp_path / "whole") == 600
+    config = tiny_run.make_config(tiny_data, train__steps=150, train__checkpoint_every=40, train__log_every=7)
+    assert train(config, tmp_path / "whole") == 150
 
     def terminate() -> None:
         wait_for_step(tmp_path / "parts", 14, lambda: True)
@@ -46,14 +46,14 @@ def test_sigterm_saves_and_the_next_start_continues(tmp_path: Path, tiny_data: P
     thread.start()
     stopped = train(config, tmp_path / "parts")
     thread.join()
-    assert 14 <= stopped < 600
+    assert 14 <= stopped < 150
     assert load_params(tmp_path / "parts")[2] == stopped  # saved where it stopped, on no boundary
-    assert train(config, tmp_path / "parts") == 600
-    assert_same_run(tmp_path / "whole", tmp_path / "parts", 600)
-    assert train(config, tmp_path / "parts") == 600  # a finished run is left alone
+    assert train(config, tmp_path / "parts") == 150
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 150)
+    assert train(config, tmp_path / "parts") == 150  # a finished run is left alone
     assert (tmp_path / "parts" / "frozen").exists() and list((tmp_path / "parts" / "events").iterdir())
     steps = [line["step"] for line in lines(tmp_path / "whole")]
-    assert steps == [*range(7, 600, 7), 600]
+    assert steps == [*range(7, 150, 7), 150]
     assert lines(tmp_path / "whole")[-1]["loss"] < lines(tmp_path / "whole")[0]["loss"]
 
 

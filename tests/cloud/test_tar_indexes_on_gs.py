@@ -15,11 +15,20 @@ from qwenvl_jax.data.readers.tar_samples import ShardIndex
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
-from tests.data.source_files import records_of, tar_sample, write_tar
+from tests.data.source_files import tar_sample, write_tar
 from tests.data.test_tar_joined import join
 from tests.support.faulty_gcs import between, told
 
 Usage = namedtuple("Usage", "total used free")
+COUNT = 405
+# Of both shards and of both blocks of a joined index; every read is a request.
+CHOSEN = sorted({0, 4, 5, 255, 256, COUNT - 1, *range(0, COUNT, 20)})
+
+
+def some_of(reader: TarReader) -> list[Record]:
+    """Some of the records."""
+    assert len(reader) == COUNT
+    return [reader[index] for index in CHOSEN]
 
 
 @pytest.fixture
@@ -31,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def source(gcs: str, tmp_path: Path) -> str:
     """A folder of two shards, with 5 and 400 samples."""
-    for number, keys in enumerate((range(5), range(5, 405))):
+    for number, keys in enumerate((range(5), range(5, COUNT))):
         shard = write_tar(tmp_path / "x.tar", [member for k in keys for member in tar_sample(k)])
         storage.write_bytes(f"{gcs}/laion/{number:05d}.tar", shard.read_bytes())
     return f"{gcs}/laion"
@@ -39,7 +48,7 @@ def source(gcs: str, tmp_path: Path) -> str:
 
 @pytest.fixture
 def expected(source: str, cache: Path) -> list[Record]:
-    return records_of(TarReader(source))
+    return some_of(TarReader(source))
 
 
 def joined_on(source: str) -> str:
@@ -57,7 +66,7 @@ def test_a_shard_is_known_by_its_checksum(
     storage.write_bytes(f"{source}/00000.tar", payload)
     with monkeypatch.context() as patch:
         patch.setattr(tar_index, "scan_shard", None)
-        assert records_of(TarReader(source)) == expected
+        assert some_of(TarReader(source)) == expected
     other = payload.replace(b"caption 3", b"caption 7")
     assert len(other) == len(payload) and other != payload
     storage.write_bytes(f"{source}/00000.tar", other)
@@ -77,7 +86,7 @@ def test_a_joined_index_is_copied_once(
 ) -> None:
     joined = joined_on(source)
     reader = TarReader(source)
-    assert records_of(reader) == expected
+    assert some_of(reader) == expected
     [copy] = cache.glob("*.joined")
     assert copy.read_bytes() == storage.read_bytes(joined)
     monkeypatch.setattr(tar_copies, "_copy", None)
@@ -85,12 +94,12 @@ def test_a_joined_index_is_copied_once(
         other = TarReader(source, reader.findings())
         opened = told(url)["requests"]
         assert opened <= 5
-        assert other[7] == expected[7] and other.digest() == reader.digest()
+        assert other[5] == expected[CHOSEN.index(5)] and other.digest() == reader.digest()
         assert told(url)["requests"] == opened + 1  # the sample alone
     copy.write_bytes(copy.read_bytes()[:100])  # another size: copied again
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
-    assert records_of(TarReader(source)) == expected
+    assert some_of(TarReader(source)) == expected
 
 
 @pytest.mark.parametrize("reason", ["full", "read-only"])
@@ -111,7 +120,7 @@ def test_without_room_for_a_copy_blocks_are_read_from_the_store(
             raise PermissionError(13, "Permission denied", str(folder))
 
         monkeypatch.setattr(tar_copies.storage, "make_folder", refuse)
-    assert records_of(TarReader(source)) == expected
+    assert some_of(TarReader(source)) == expected
     assert not list(cache.glob("*.joined"))
     assert "every sample costs one more request" in capsys.readouterr().out
 
@@ -119,7 +128,7 @@ def test_without_room_for_a_copy_blocks_are_read_from_the_store(
 def test_faults_change_nothing(source: str, expected: list[Record], gcs_server: str) -> None:
     with between(gcs_server, rate=0.3, seed=2, kinds="503,429,reset,short"):
         joined_on(source)
-        assert records_of(TarReader(source)) == expected
+        assert some_of(TarReader(source)) == expected
 
 
 def test_a_joined_index_that_is_damaged(
