@@ -142,15 +142,10 @@ class Peer(nn.Module):
         decoder = model.decoder
         resampler = model.resampler
         clip = CLIPVisionConfig(
-            hidden_size=vit.width,
-            intermediate_size=vit.mlp_dim,
-            num_hidden_layers=vit.layers,
-            num_attention_heads=vit.heads,
-            patch_size=vit.patch_size,
-            hidden_act="gelu",
-            layer_norm_eps=vit.layer_norm_eps,
-            attn_implementation="sdpa",
-        )
+            hidden_size=vit.width, intermediate_size=vit.mlp_dim, num_hidden_layers=vit.layers,
+            num_attention_heads=vit.heads, patch_size=vit.patch_size, hidden_act="gelu",
+            layer_norm_eps=vit.layer_norm_eps, attn_implementation="sdpa",
+        )  # fmt: skip
         qwen = Qwen2Config(
             vocab_size=decoder.vocab_size,
             hidden_size=decoder.width,
@@ -308,11 +303,8 @@ def _adapt(peer: Peer, config: Config) -> None:
     alpha: Any = config.lora.alpha  # `peft` declares it whole, and divides
     names = "|".join(name for target in config.lora.adapted for name in PROJECTIONS[target])
     lora = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=rf"blocks\..*\.({names})",
-    )
+        r=config.lora.rank, lora_alpha=alpha, lora_dropout=config.lora.dropout, target_modules=rf"blocks\..*\.({names})"
+    )  # fmt: skip
     inject_adapter_in_model(lora, peer)
     for parameter in peer.parameters():
         if parameter.requires_grad:

@@ -186,3 +186,21 @@ def test_the_loop_can_be_cut_from_its_evaluation(monkeypatch: pytest.MonkeyPatch
     assert "watching" not in loop_overhead.loop_without_evaluation().__code__.co_varnames
     config = config_lib.load_config(small_stage.get_config("folder"))
     assert config.evaluation.every == 0 and config.model.decoder.layers == small_stage.LAYERS
+
+
+@pytest.mark.slow
+def test_the_engine_and_transformers_give_the_same_answers() -> None:
+    """To clients at once with pictures, also if `transformers` takes several requests as a padded batch."""
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "serving.py"),
+        "--clients=4",
+        "--questions=1",
+        "--slots=3",
+        "--repeat=1",
+    ]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    report = json.loads(run.stdout.splitlines()[-1])
+    assert [report[side]["equal"] for side in ("engine", "single", "batches")] == [4, 4, 4]
+    assert report["engine"]["tokens_per_second"] > 0
