@@ -12,11 +12,11 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .DEFAULT_GOAL := help
 
 # torch first: on machines that carry its small CPU build, a later resolver run would fetch the CUDA one.
-$(VENV)/.base: requirements.txt requirements-data.txt requirements-convert.txt pyproject.toml
+$(VENV)/.base: requirements.txt requirements-data.txt requirements-convert.txt requirements-serve.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-data.txt \
-		-r requirements-convert.txt
+		-r requirements-convert.txt -r requirements-serve.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
@@ -39,7 +39,7 @@ $(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
 		"$$($(NEWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/over_venv.pth"
 	touch $@
 
-.PHONY: help quickstart corpora test test-plan test-release lint chat clean
+.PHONY: help quickstart corpora test test-plan test-release lint chat serve clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -68,6 +68,9 @@ lint: $(VENV)/.test  ## ruff, mypy and codespell
 
 chat: $(VENV)/.base  ## talk to the quickstart's model; boxes are drawn to chat_boxes/
 	$(RUN) -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft
+
+serve: $(VENV)/.base  ## the same in a browser, at http://127.0.0.1:8000, and as OpenAI's API
+	$(RUN) -m qwenvl_jax.serve --workdir=runs/quickstart/stage3_sft --page
 
 clean:  ## remove what the quickstart made; the environment stays
 	rm -rf runs/quickstart data/quickstart

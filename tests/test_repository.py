@@ -77,6 +77,22 @@ def test_continuous_integration_is_one_command() -> None:
 
 def test_packages_are_marked_as_typed() -> None:
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert tables["package-data"] == {"*": ["py.typed"]}
+    assert tables["package-data"]["*"] == ["py.typed"]
     for pattern in tables["packages"]["find"]["include"]:
         assert (ROOT / pattern.rstrip("*") / "py.typed").exists()
+
+
+def test_every_file_of_a_package_is_packaged() -> None:
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packaged = {
+        file
+        for package, patterns in tables["package-data"].items()
+        if package != "*"
+        for pattern in patterns
+        for file in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    folders = [ROOT / pattern.rstrip("*") for pattern in tables["packages"]["find"]["include"]]
+    files = [file for folder in folders for file in folder.rglob("*.*")]
+    present = {file for file in files if file.is_file() and "__pycache__" not in file.parts}
+    others = {file for file in present - packaged if file.suffix not in (".py", ".typed")}
+    assert not others, "name them under package-data"

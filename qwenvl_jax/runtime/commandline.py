@@ -70,19 +70,19 @@ def run(
                 main(*arguments)
         except SystemExit as end:
             if end.code == exit_codes.INTERRUPTED:
-                _leave(exit_codes.INTERRUPTED)
+                leave(exit_codes.INTERRUPTED)
             raise
         except Exception as error:
             if exit_codes.of_exception(error) == exit_codes.RETRY:
                 traceback.print_exc()
-                _leave(exit_codes.RETRY)
+                leave(exit_codes.RETRY)
             raise
 
     standard_streams.make_lasting()
     app.run(framed, flags_parser=parser)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Ends the process without tearing the interpreter down: threads of XLA that still compute would crash in it."""
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -27,6 +27,7 @@ COMMANDS = (
     "launch.source",
     "qwenvl_jax.infer",
     "qwenvl_jax.quickstart",
+    "qwenvl_jax.serve",
 )
 
 
