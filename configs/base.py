@@ -14,6 +14,7 @@ DATA = dict(
     max_corrupt_share=0.01,
     decode_workers=32,  # per host, at most one per core
     jpeg_draft=False,
+    heldout_share=0.0,
 )
 
 
@@ -51,7 +52,7 @@ def stage(
             optimizer=optimizer,
             init=init,
             train=train,
-            evaluation=dict(every=0, split="", batches=4),
+            evaluation=dict(every=0, split="", batches=4, mixture=()),
             watching=watching(),
             watchdog=watchdog(),
             anomalies=anomalies(),
@@ -83,6 +84,7 @@ def optimizer(*, peak: float, minimum: float, warmup: int, vit_layer_decay: floa
         weight_decay=0.05,
         clip_norm=1.0,
         vit_layer_decay=vit_layer_decay,
+        vocabulary_rate=1.0,
         first_moment_dtype="float32",
         moments_memory="device",
     )

@@ -45,9 +45,14 @@ def component_of(path: tuple[str, ...]) -> str:
     return "fixed" if path[:2] == ("resampler", "position_embedding") else path[0]
 
 
+def is_vocabulary(path: tuple[str, ...]) -> bool:
+    """Whether a parameter is the embedding or the head of the decoder."""
+    return path in (("decoder", "embedding"), ("decoder", "lm_head"))
+
+
 def is_trained(path: tuple[str, ...], trainable: tuple[str, ...]) -> bool:
     """Whether a parameter is trained by a stage that trains the named components."""
-    if path in (("decoder", "embedding"), ("decoder", "lm_head")) and VOCABULARY in trainable:
+    if VOCABULARY in trainable and is_vocabulary(path):
         return True
     return component_of(path) in trainable
 

@@ -8,15 +8,27 @@ import ml_collections
 
 from configs import base
 
+EVALUATIONS = 20  # of the held-out loss, over the whole run
+
 
 def finetune(
-    *, data: str, start: str, mesh: str, steps: float, rows: float, devices: float, trainable: tuple[str, ...]
+    *,
+    data: str,
+    start: str,
+    validation: str,
+    mesh: str,
+    steps: float,
+    rows: float,
+    devices: float,
+    trainable: tuple[str, ...],
 ) -> ml_collections.ConfigDict:
     """The finished config.
 
     Args:
       data: a JSON file of conversations, or another source of dialogues.
       start: the folder of the run or of the imported release that is fine-tuned.
+      validation: the share of a JSON file that is held out, e.g. "0.02", or another source of dialogues; its loss is
+        measured while the run trains. "" measures none.
       mesh: a recipe in `configs/meshes`.
       steps: updates.
       rows: packed rows per update.
@@ -24,7 +36,8 @@ def finetune(
       trainable: the components that are trained.
 
     Raises:
-      ValueError: if a number is not whole and positive, or the rows do not divide among the devices.
+      ValueError: if a number is not whole and positive, the rows do not divide among the devices, or the share is not
+        between 0 and 1.
     """
     for name, number in (("steps", steps), ("rows", rows), ("devices", devices)):
         if number != int(number) or number < 1:
@@ -52,4 +65,21 @@ def finetune(
     )
     config.data.accumulation = int(rows) // int(devices)  # instead of what the recipe has for the batch of the paper
     config.train.log_every = 1
+    _validate(config, validation)
     return config
+
+
+def _validate(config: ml_collections.ConfigDict, validation: str) -> None:
+    """Has the held-out loss measured; see `finetune`."""
+    if not validation:
+        return
+    config.evaluation.every = max(1, config.train.steps // EVALUATIONS)
+    config.evaluation.split = "heldout"
+    try:
+        share = float(validation)
+    except ValueError:
+        config.evaluation.mixture = (dict(name="validation", task="dialogue", records=validation, weight=1.0),)
+        return
+    if not 0 < share < 1:
+        raise ValueError(f"the argument validation={validation} must be a share between 0 and 1, or name a file")
+    config.data.heldout_share = share

@@ -17,6 +17,7 @@ from configs.finetune import common
 def get_config(
     data: str = "data/train.json",
     start: str = "runs/qwen_vl_chat",
+    validation: str = "",
     mesh: str = "gpu",
     steps: float = 1000.0,
     rows: float = 128.0,
@@ -25,6 +26,7 @@ def get_config(
     return common.finetune(
         data=data,
         start=start,
+        validation=validation,
         mesh=mesh,
         steps=steps,
         rows=rows,

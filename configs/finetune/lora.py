@@ -20,6 +20,7 @@ VOCABULARY = {"frozen": (), "trained": ("vocabulary",)}
 def get_config(
     data: str = "data/train.json",
     start: str = "runs/qwen_vl_chat",
+    validation: str = "",
     vocabulary: str = "frozen",
     mesh: str = "gpu",
     steps: float = 1000.0,
@@ -30,7 +31,14 @@ def get_config(
         raise ValueError(f"the argument vocabulary={vocabulary} is not one of {', '.join(VOCABULARY)}")
     trainable = ("lora", *VOCABULARY[vocabulary])
     config = common.finetune(
-        data=data, start=start, mesh=mesh, steps=steps, rows=rows, devices=devices, trainable=trainable
+        data=data,
+        start=start,
+        validation=validation,
+        mesh=mesh,
+        steps=steps,
+        rows=rows,
+        devices=devices,
+        trainable=trainable,
     )
     config.lora = dict(
         rank=64,

@@ -87,7 +87,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
             optimizer=optimizer,
             init=init,
             train=train,
-            evaluation=dict(every=0, split="heldout", batches=4),
+            evaluation=dict(every=0, split="heldout", batches=4, mixture=()),
             watching=watching(),
             watchdog=watchdog(),
             anomalies=anomalies(),

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, stored_params
+from qwenvl_jax.models import quantised
 from qwenvl_jax.models.layers import resize_positions
 from qwenvl_jax.models.lora import is_adapter
 from qwenvl_jax.params import Params, flatten
@@ -45,12 +46,12 @@ def fits_of(starting_points: Mapping[str, StartingPoint | None], shapes: Params)
 
     Args:
       starting_points: by tower, from `check_init`; None is fresh initialisation.
-      shapes: of the run's whole tree.
+      shapes: of the run's whole tree; kernels that it quantises are named as what they stand for.
 
     Raises:
       UserError: if a checkpoint is damaged.
     """
-    wanted = flatten(shapes)
+    wanted = flatten(quantised.plain(shapes))
     fits: dict[Path, Fit] = {}
     for tower, start in starting_points.items():
         ours = {path: leaf.shape for path, leaf in wanted.items() if path[0] == tower}

@@ -1,6 +1,7 @@
 """The names of the files and folders in the folder of a run, whoever writes them."""
 
 CONFIG = "config.json"  # written first
+IMPORTED_CONFIG = "imported_config.json"  # of imported weights: the config that their release states
 LINEAGE = "lineage.json"  # written last of all files that a new run begins with
 FROZEN = "frozen"  # the weights that the stage does not train
 CHECKPOINTS = "checkpoints"

@@ -33,7 +33,7 @@ from qwenvl_jax.checkpoint.starting_point import (
 )
 from qwenvl_jax.checkpoint.steps import finished_steps, set_aside
 from qwenvl_jax.config import TOWERS, Config, to_dict
-from qwenvl_jax.models import lora
+from qwenvl_jax.models import lora, quantised
 from qwenvl_jax.params import Params, flatten, merge, split, unflatten
 from qwenvl_jax.runtime import distributed, log, storage
 from qwenvl_jax.runtime.errors import UserError
@@ -246,13 +246,16 @@ def _starting_point_of(config: Config, tower: str, *, missing_ok: bool) -> Start
 def initial_params(config: Config, starting_points: dict[str, StartingPoint | None], abstract: Params) -> Params:
     """The parameters a new run starts with: from checkpoints if `starting_points` has one, else initialised.
 
+    Kernels that the run quantises are read one after the other, so that no two of them are there as they were.
+
     Args:
       config: the run's.
       starting_points: from `check_init`.
       abstract: the whole tree of shapes, with the dtypes and shardings to produce.
     """
     fits = handoff.fits_of(starting_points, abstract)
-    leaves = flatten(abstract)
+    kernels = quantised.kernels(abstract)
+    leaves = {path: leaf for path, leaf in flatten(abstract).items() if path[-1] not in quantised.NAMES}
     loaded: Params = {}
     # In one order on all processes.
     for start in dict.fromkeys(start for start in starting_points.values() if start is not None):
@@ -265,6 +268,8 @@ def initial_params(config: Config, starting_points: dict[str, StartingPoint | No
             if fits[path].how == handoff.LOADED or not config.init.partial
         }
         loaded = merge(loaded, read_leaves(start, unflatten(part), together=True))
+    for path, stored in kernels.items():
+        loaded = merge(loaded, _quantised(config, starting_points[path[0]], path, stored, fits[path].how))
     missing = {path: leaf for path, leaf in leaves.items() if path not in flatten(loaded)}
     if not missing:
         return loaded
@@ -275,6 +280,19 @@ def initial_params(config: Config, starting_points: dict[str, StartingPoint | No
             frozen = path not in stored_trained(source)
             fresh[path] = handoff.resized(path, read_merged_leaf(source, path, frozen=frozen), fresh[path])
     return merge(loaded, unflatten(fresh))
+
+
+def _quantised(
+    config: Config, start: StartingPoint | None, path: tuple[str, ...], stored: dict[str, Any], how: str
+) -> Params:
+    """The leaves `stored` of a quantised kernel at `path`, from a checkpoint or initialised."""
+    kernel: Any
+    if start is None or how != handoff.LOADED:
+        shape = quantised.plain(unflatten({(*path[:-1], name): leaf for name, leaf in stored.items()}))
+        kernel = flatten(_initialise(config, shape))[path]
+    else:
+        kernel = read_merged_leaf(start, path, frozen=path not in stored_trained(start))
+    return unflatten(quantised.quantised(path, kernel, stored))
 
 
 def _initialise(config: Config, shapes: Params) -> Params:

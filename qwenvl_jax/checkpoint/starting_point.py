@@ -16,9 +16,9 @@ from qwenvl_jax.checkpoint.manager import params_folder, read_host_leaf, stored_
 from qwenvl_jax.checkpoint.steps import finished_steps
 from qwenvl_jax.config import Config, TokenizerConfig
 from qwenvl_jax.data.tokenizer import vocabulary_digest
-from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.models import quantised, qwen_vl
 from qwenvl_jax.models.lora import path_of_target
-from qwenvl_jax.params import flatten
+from qwenvl_jax.params import flatten, unflatten
 from qwenvl_jax.runtime.errors import UserError
 
 IMPORT = "import"  # the stage of weights that were converted, not trained
@@ -57,14 +57,15 @@ def find_starting_point(workdir: epath.PathLike, step: int | None = None) -> Sta
 def stored_params(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Shape and stored dtype of every parameter that a checkpoint holds, trained and frozen, by path.
 
-    Adapters are not listed: they are read as parts of their kernels, which are float32 therefore.
+    Adapters are not listed: they are read as parts of their kernels, which are float32 therefore. Quantised kernels are
+    listed as the float32 kernels that they stand for.
 
     Raises:
       UserError: if it is damaged.
     """
     with frozen_damage_reported(start.workdir):
         frozen = stored_leaves(params_folder(start.workdir, None))
-    stored = frozen | stored_trained(start)
+    stored = flatten(quantised.plain(unflatten(frozen | stored_trained(start))))
     for target in start.config.lora.adapted:
         kernel = (*path_of_target(target), "kernel")
         if kernel in stored:

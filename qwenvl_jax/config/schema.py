@@ -33,6 +33,7 @@ TRAINABLE = (*COMPONENTS, "vocabulary", "lora")
 TOWERS = ("vit", "resampler", "decoder")
 
 STAGES = ("text", "pretrain", "multitask", "sft")
+FROZEN_KERNELS = ("plain", "int8", "nf4")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
 # XLA's option for collectives that run while a Pallas kernel does; recipes choose it by `compute.xla_options`.
@@ -105,6 +106,9 @@ class DataConfig:
     # Samples that are longer than a row. cut: texts continue in further rows, pages end at a line, dialogues after an
     # answer; drop: they are left out.
     long_samples: Annotated[str, OneOf(("cut", "drop"))] = "cut"
+    # The share of every JSON file that is not trained on, chosen by a digest of the samples' content; it is the split
+    # that `evaluation.split` names.
+    heldout_share: Annotated[float, Range(0, 1, below=True)] = 0.0
     # Dotted names of transformations of records, in order: classes or objects of grain.transforms (docs/input.md).
     transformations: tuple[str, ...] = ()
 
@@ -179,6 +183,7 @@ class OptimizerConfig:
     weight_decay: Annotated[float, Range(0, LARGE)]
     clip_norm: Annotated[float, Range(0, LARGE, above=True)]
     vit_layer_decay: Annotated[float, Range(0, 1, above=True)]
+    vocabulary_rate: Annotated[float, Range(0, LARGE, above=True)] = 1.0  # factor of the rates of embedding and head
     first_moment_dtype: Dtype = "float32"  # bfloat16 saves two bytes per trained parameter
     # Where the moments are kept between steps; "pinned_host" saves device memory at the cost of two transfers per step.
     moments_memory: Annotated[str, OneOf(("device", "pinned_host")), Mark.FREE_ON_RESUME] = "device"
@@ -234,10 +239,15 @@ class EvaluationConfig:
     every: Annotated[int, Range(0, LARGEST_SIZE)] = 0  # steps between two evaluations; 0 evaluates never
     split: str = ""  # of the records of the mixture that are held out for the loss; "" measures no loss
     batches: Count = 4  # of `data.rows_per_step` rows, over which this loss is taken
+    # Other sources whose loss is measured instead of that of `data.mixture`; their weights mean nothing.
+    mixture: tuple[SourceConfig, ...] = ()
 
     def check(self, path: str) -> None:
-        """Raises UserError if the held-out records are those that are trained."""
-        require(self.split != "train", f"{path}.split 'train' is trained on; name a split that is held out")
+        """Raises UserError if the held-out records are those that are trained, or are named but not measured."""
+        trained = self.split == "train" and not self.mixture
+        require(not trained, f"{path}.split 'train' is trained on; name a split that is held out")
+        measured = bool(self.split) or not self.mixture
+        require(measured, f"{path}.mixture is measured only if {path}.split names a split of it; for JSON files any")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +281,9 @@ class ComputeConfig:
     # Layers as straight code instead of a loop: faster on CPUs, slower to compile if there are many.
     unroll_layers: Annotated[bool, Mark.FREE_ON_RESUME]
     loss_chunk: Annotated[Size, Mark.FREE_ON_RESUME]  # tokens of a device whose logits exist at once
+    # Storage of the frozen kernels of the decoder's blocks: `plain` is frozen_dtype, the others are of few bits
+    # (`models.quantised`).
+    frozen_kernels: Annotated[str, OneOf(FROZEN_KERNELS)] = "plain"
     # See `models.decoder.rotate`: for TPUs whose memory is slow compared with their matrix units.
     rotary_by_product: Annotated[bool, Mark.FREE_ON_RESUME] = False
     # "name=value" each, in addition to those of `sharding.compiler`.
@@ -346,6 +359,12 @@ class Config:
             named == (self.lora.rank > 0),
             f"{path}.lora.rank is {self.lora.rank}, but {path}.train.trainable {'names' if named else 'lacks'} 'lora'; "
             "set both for low-rank adapters, or neither",
+        )
+        quantised = self.compute.frozen_kernels
+        require(
+            quantised == "plain" or "decoder" not in self.train.trainable,
+            f"{path}.compute.frozen_kernels is {quantised!r}, but {path}.train.trainable has the decoder, of which no "
+            "kernel is frozen then; name 'lora' instead, or choose 'plain'",
         )
         whole = [target for target in self.lora.adapted if target.split("/")[0] in self.train.trainable]
         require(

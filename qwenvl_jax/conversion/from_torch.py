@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from qwenvl_jax import config as config_lib
-from qwenvl_jax.checkpoint import imported
+from qwenvl_jax.checkpoint import imported, layout
 from qwenvl_jax.checkpoint.deferred import Deferred
 from qwenvl_jax.config import Config, TokenizerConfig
 from qwenvl_jax.conversion import mapping, peft_adapters, released_config
@@ -35,8 +35,6 @@ from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import flatten_paths, unflatten_paths
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
-
-IMPORTED_CONFIG = "imported_config.json"
 
 
 def open_release(folder: epath.PathLike) -> tuple[dict[str, Any], Config]:
@@ -89,7 +87,7 @@ def import_release(folder: epath.PathLike, workdir: epath.PathLike, *, adapters:
     imported.check_empty(workdir)
     with artifacts.undone_on_failure(workdir):
         storage.write_bytes(vocabulary, payload)
-        artifacts.write_json(workdir / IMPORTED_CONFIG, config_lib.to_dict(config))
+        artifacts.write_json(workdir / layout.IMPORTED_CONFIG, config_lib.to_dict(config))
         imported.save_params(workdir, params, config, source=source)
 
 
@@ -174,7 +172,7 @@ def _is_vision(path: str) -> bool:
 
 def original_config(workdir: epath.PathLike) -> Config | None:
     """The training config of the release that a checkpoint was imported from; None if it was not imported."""
-    path = storage.path(workdir) / IMPORTED_CONFIG
+    path = storage.path(workdir) / layout.IMPORTED_CONFIG
     return config_lib.from_config_dict(Config, artifacts.read_json(path), str(path)) if storage.exists(path) else None
 
 

@@ -56,6 +56,8 @@ def _settings(data: DataConfig) -> dict[str, Any]:
     """The values that the batches depend on, with the shape of an image group for the keys that determine it."""
     values = {key: value for key, value in to_dict(data).items() if Mark.FREE_ON_RESUME not in marks(DataConfig, key)}
     del values["images_per_row"]
+    if not data.heldout_share:
+        del values["heldout_share"]  # a key of later versions, which changes nothing then
     return values | {"group_rows": data.group_rows, "group_images": data.group_images}
 
 

@@ -113,5 +113,5 @@ def open_sources(data: DataConfig, split: str = "train", *, verify: bool = False
       UserError: if a source cannot be opened (`source.open_source`), or a schedule is malformed.
     """
     check_schedules(data.mixture)
-    share = data.max_corrupt_share
-    return [open_source(source, split, verify=verify, max_corrupt_share=share) for source in data.mixture]
+    shares = {"max_corrupt_share": data.max_corrupt_share, "heldout_share": data.heldout_share}
+    return [open_source(source, split, verify=verify, **shares) for source in data.mixture]

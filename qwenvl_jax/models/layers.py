@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from qwenvl_jax.models import quantised
 from qwenvl_jax.models.attention import SAVED_NAME
 from qwenvl_jax.models.parallel import over_rows, product, splits_kernels
 from qwenvl_jax.params import LORA_A, LORA_B, LORA_DROPOUT, LORA_SCALE
@@ -52,11 +53,9 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
         """Maps [..., *inputs] to [..., *outputs] in the compute dtype."""
-        kernel = self.param("kernel", self.kernel_init, (*self.inputs, *self.outputs), jnp.float32)
-        axes = kernel_axes((*self.path, "kernel"))
         # One token per row: slices of the kernel would cost more than slices of the result.
         late = self.unstack and x.shape[1] == 1
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype), len(self.inputs), axes, self.unstack and not late)
+        y = self._product(x.astype(self.dtype), self.unstack and not late)
         if late:
             y = jnp.unstack(y, axis=-len(self.outputs))
         if self.has_variable("params", LORA_A):  # never when parameters are initialised: see `models.lora`
@@ -66,6 +65,23 @@ class Projection(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32).astype(self.dtype)
             y = tuple(part + bias[i] for i, part in enumerate(y)) if self.unstack else y + bias
         return y
+
+    def _product(self, x: jax.Array, unstack: bool) -> Any:
+        """The product with the kernel alone, which may be stored in few bits: see `models.quantised`."""
+        axes = kernel_axes((*self.path, quantised.KERNEL))
+        stored: quantised.Leaves = {
+            name: self.get_variable("params", name) for name in quantised.NAMES if self.has_variable("params", name)
+        }
+        if not stored:
+            kernel = self.param(quantised.KERNEL, self.kernel_init, (*self.inputs, *self.outputs), jnp.float32)
+            return product(x, kernel.astype(self.dtype), len(self.inputs), axes, unstack)
+
+        @jax.checkpoint  # the backward pass keeps the codes, not the kernel
+        def multiply(x: jax.Array, stored: quantised.Leaves) -> Any:
+            kernel = quantised.dequantise(stored).astype(self.dtype)
+            return product(x, kernel, len(self.inputs), axes, unstack)
+
+        return multiply(x, stored)
 
     def _low_rank(self, x: jax.Array) -> Any:
         """What the adapter adds to the product: scale * B A dropout(x), like the result of `__call__`."""

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwenvl_jax.config import LORA_TARGETS, ModelConfig
+from qwenvl_jax.config import LORA_TARGETS, QUANTISED, ModelConfig
 from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, path_of
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AnyMesh
@@ -102,7 +102,37 @@ def _lora_axes() -> dict[str, tuple[str, ...]]:
     return names
 
 
-LOGICAL_AXES |= _lora_axes()
+# The leaves that stand for a frozen kernel of few bits (`models.quantised`), by the scheme.
+QUANTISED_LEAVES = {
+    "int8": ("kernel_int8", "kernel_scale"),
+    "nf4": ("kernel_nf4", "kernel_absmax", "kernel_absmax_scale", "kernel_absmax_mean"),
+}
+
+
+def _quantised_axes() -> dict[str, tuple[str, ...]]:
+    """The names of the axes of quantised kernels: codes are split as the kernel is.
+
+    What belongs to blocks is not split along the blocks, and what belongs to channels along the channels only.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for target in QUANTISED:
+        inputs = LORA_TARGETS[target]
+        of_kernel = LOGICAL_AXES[f"{target}/kernel"]
+        layers = sum(name == "layer" for name in of_kernel)
+        summed = layers + inputs
+        outputs = len(of_kernel) - summed
+        of_int8, of_scale = QUANTISED_LEAVES["int8"]
+        names[f"{target}/{of_int8}"] = of_kernel
+        names[f"{target}/{of_scale}"] = (*of_kernel[:layers], *("none",) * inputs, *of_kernel[summed:])
+        codes, absmax, *of_input = QUANTISED_LEAVES["nf4"]
+        names[f"{target}/{codes}"] = of_kernel
+        names[f"{target}/{absmax}"] = (*of_kernel[:-1], "none")
+        for leaf in of_input:
+            names[f"{target}/{leaf}"] = (*of_kernel[:summed], *("none",) * outputs)
+    return names
+
+
+LOGICAL_AXES |= _lora_axes() | _quantised_axes()
 
 
 def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh) -> P:

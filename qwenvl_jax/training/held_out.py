@@ -1,23 +1,27 @@
 """The loss on held-out records while a stage trains, by source and by task (the paper's Figure 6).
 
-The records of the mixture's held-out split are packed as those of training, every source with the same weight, and the
-first batches are taken anew at every evaluation. So the figures of different steps can be compared. Nothing of the
-training is touched: neither its position in the data nor its state.
+The records of the mixture's held-out split, or those of `config.evaluation.mixture`, are packed as those of training,
+every source with the same weight, and the first batches are taken anew at every evaluation. So the figures of different
+steps can be compared. Nothing of the training is touched: neither its position in the data nor its state.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwenvl_jax.config import Config
+from qwenvl_jax.config import Config, DataConfig
 from qwenvl_jax.data.loader import make_loader
+from qwenvl_jax.data.readers.source import has_splits
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.params import Params
+from qwenvl_jax.runtime import distributed
+from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import batch_shardings, local_streams, put_batch
 from qwenvl_jax.sharding.compiler import compiler_options
 from qwenvl_jax.sharding.rules import replicated
@@ -36,12 +40,11 @@ class HeldOutLoss:
       mesh: of the run.
 
     Raises:
-      UserError: if a source has no such split.
+      UserError: if a source has no such split, or none at all, so that it would be measured on what it is trained on.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh):
-        alike = tuple(dataclasses.replace(source, weight=1.0, schedule=()) for source in config.data.mixture)
-        self._config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=alike))
+        self._config = dataclasses.replace(config, data=_measured(config))
         self._tokenizer = tokenizer
         self._mesh = mesh
         self._sums = _make_sums(self._config, mesh)
@@ -67,6 +70,27 @@ class HeldOutLoss:
     def _open(self) -> Any:
         streams = local_streams(self._config.data, self._mesh)
         return make_loader(self._config, self._tokenizer, split=self._config.evaluation.split, streams=streams)
+
+
+def _measured(config: Config) -> DataConfig:
+    """The input of a stage with the sources whose loss is measured.
+
+    Raises:
+      UserError: if one of them has no part that is held out.
+    """
+    data = config.data
+    if config.evaluation.mixture:
+        data = dataclasses.replace(data, mixture=config.evaluation.mixture, heldout_share=0.0)
+    elif not data.heldout_share:
+        for source in data.mixture:
+            if not distributed.from_primary(functools.partial(has_splits, source)):
+                raise UserError(
+                    f"source {source.name!r} ({source.records}) has no splits, so all of it is trained on; hold a "
+                    "share of a JSON file out with config.data.heldout_share, or name other files in "
+                    "config.evaluation.mixture"
+                )
+    alike = tuple(dataclasses.replace(source, weight=1.0, schedule=()) for source in data.mixture)
+    return dataclasses.replace(data, mixture=alike)
 
 
 def _make_sums(config: Config, mesh: Mesh) -> Any:

@@ -7,7 +7,8 @@ so the last warm-up update has the peak rate, and the last update of the stage t
 
 Layer-wise decay d multiplies the whole update (weight decay included) of ViT block i out of S by d^(S - 1 - i): the
 top block keeps the full rate. The parameters below the blocks (patch embedding, position table, `ln_pre`) get d^S.
-`ln_post`, `proj`, the resampler and the decoder are above the ViT and keep the full rate.
+`ln_post`, `proj`, the resampler and the decoder are above the ViT and keep the full rate. The embedding and the head of
+the decoder have the rate times `vocabulary_rate`.
 
 Weight decay acts on matrices and tables, not on norm scales and biases, as is usual; the paper does not specify it.
 """
@@ -23,7 +24,7 @@ import numpy as np
 import optax
 
 from qwenvl_jax.config import OptimizerConfig
-from qwenvl_jax.params import Params, component_of, path_of
+from qwenvl_jax.params import Params, component_of, is_vocabulary, path_of
 
 Schedule = Callable[[Any], Any]
 
@@ -49,8 +50,11 @@ def layer_scales(decay: float, layers: int) -> np.ndarray:
     return np.power(decay, np.arange(layers - 1, -1, -1)).astype(np.float32)
 
 
-def learning_rate_scale(path: tuple[str, ...], layers: int, decay: float) -> np.ndarray:
+def learning_rate_scale(path: tuple[str, ...], layers: int, config: OptimizerConfig) -> np.ndarray:
     """The factor of one parameter: [S] for stacked ViT blocks, a scalar otherwise."""
+    decay = config.vit_layer_decay
+    if is_vocabulary(path):
+        return np.asarray(config.vocabulary_rate, np.float32)
     if component_of(path) != "vit" or decay == 1.0:
         return np.ones((), np.float32)
     if path[1] == "blocks":
@@ -63,8 +67,8 @@ def is_decayed(path: tuple[str, ...]) -> bool:
     return path[-1] not in ("scale", "bias")
 
 
-def scale_by_rate(schedule: Schedule, layers: int, decay: float) -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by minus the rate of `step` and by each parameter's layer-wise factor.
+def scale_by_rate(schedule: Schedule, layers: int, config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the rate of `step` and by each parameter's factor.
 
     It counts no steps: the rate is a function of the step that the caller passes.
     """
@@ -76,7 +80,7 @@ def scale_by_rate(schedule: Schedule, layers: int, decay: float) -> optax.Gradie
         rate = schedule(step)
 
         def scale(key_path: Any, leaf: jax.Array) -> jax.Array:
-            factor = learning_rate_scale(path_of(key_path), layers, decay)
+            factor = learning_rate_scale(path_of(key_path), layers, config)
             return -rate * factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim)) * leaf
 
         return jax.tree_util.tree_map_with_path(scale, updates), state
@@ -103,5 +107,5 @@ def make_optimizer(config: OptimizerConfig, steps: int, vit_layers: int) -> opta
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.first_moment_dtype),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        scale_by_rate(make_schedule(config, steps), vit_layers, config.vit_layer_decay),
+        scale_by_rate(make_schedule(config, steps), vit_layers, config),
     )

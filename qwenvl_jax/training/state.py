@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from qwenvl_jax.config import Config
-from qwenvl_jax.models import lora
+from qwenvl_jax.models import lora, quantised
 from qwenvl_jax.params import Params, PyTree, abstract_split, merge
 from qwenvl_jax.sharding.batch import check_batch
 from qwenvl_jax.sharding.mesh import AnyMesh
@@ -54,6 +54,7 @@ def abstract_state(config: Config, mesh: AnyMesh | None = None) -> State:
     """
     params = lora.abstract_params(config.model, config.lora)
     trainable, frozen = abstract_split(params, config.train.trainable, config.compute.frozen_dtype)
+    frozen = quantised.abstract(frozen, config.compute.frozen_kernels)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     opt_state = jax.eval_shape(optimizer.init, trainable)
     means = jax.eval_shape(lambda: no_means(config.anomalies))

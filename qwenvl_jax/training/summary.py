@@ -12,11 +12,13 @@ from qwenvl_jax.checkpoint import handoff
 from qwenvl_jax.checkpoint.restore import StartingPoint
 from qwenvl_jax.config import COMPONENTS, TRAINABLE, Config, config_hash
 from qwenvl_jax.data.passes import expected_passes, many_passes
+from qwenvl_jax.models import quantised
 from qwenvl_jax.models.flops import full_work, training_flops
-from qwenvl_jax.params import LORA, Params, PyTree, component_of, flatten, merge
+from qwenvl_jax.params import LORA, VOCABULARY, Params, PyTree, component_of, flatten, merge
 from qwenvl_jax.runtime import log
 from qwenvl_jax.sharding.mesh import AnyMesh
 from qwenvl_jax.sharding.report import ComponentLine, component_lines, memory_use, parameter_lines
+from qwenvl_jax.training.chatml import warn_of_unknown_tokens
 from qwenvl_jax.training.optimizer import layer_scales, make_schedule
 from qwenvl_jax.training.state import State
 
@@ -43,6 +45,7 @@ def show(
     show_data(config)
     show_flops(config)
     show_start(config, starting_points, merge(state.trainable, state.frozen))
+    warn_of_unknown_tokens(config, starting_points["decoder"])
     if mesh is not None:
         show_sharding(config, state, mesh)
 
@@ -74,7 +77,7 @@ def _bytes(tree: PyTree) -> int:
 def show_parameters(config: Config, state: State) -> None:
     """Parameters per component, and the memory of the trainable and frozen trees."""
     counts = {name: [0, 0] for name in (*COMPONENTS, *((LORA,) if config.lora.rank else ()), "fixed")}
-    for half, tree in enumerate((state.trainable, state.frozen)):
+    for half, tree in enumerate((state.trainable, quantised.plain(state.frozen))):
         for path, leaf in flatten(tree).items():
             counts[component_of(path)][half] += math.prod(leaf.shape)
     rows: list[tuple[object, ...]] = [
@@ -83,7 +86,10 @@ def show_parameters(config: Config, state: State) -> None:
     trained, frozen = (sum(halves) for halves in zip(*counts.values(), strict=True))
     rows.append(("total", log.count(trained + frozen), ""))
     rows.append(("trainable", log.count(trained), log.size(_bytes(state.trainable))))
-    rows.append(("frozen", log.count(frozen), f"{log.size(_bytes(state.frozen))} {config.compute.frozen_dtype}"))
+    stored = config.compute.frozen_dtype
+    if config.compute.frozen_kernels != "plain":
+        stored += f", kernels of the decoder {config.compute.frozen_kernels}"
+    rows.append(("frozen", log.count(frozen), f"{log.size(_bytes(state.frozen))} {stored}"))
     rows.append(("optimiser", "", log.size(_bytes(state.opt_state))))
     log.table("parameters", ("component", "parameters", "state"), rows)
 
@@ -108,7 +114,10 @@ def show_rates(config: Config) -> None:
         rows.append(("vit embeddings, ln_pre", f"{decay**layers:.6f}", f"{peak * decay**layers:.3e}"))
         for layer, scale in enumerate(layer_scales(decay, layers)):
             rows.append((f"vit block {layer}", f"{scale:.6f}", f"{peak * scale:.3e}"))
-    rows += [(name, "1", f"{peak:.3e}") for name in TRAINABLE if name in config.train.trainable and name != "vit"]
+    factors = {name: 1.0 for name in TRAINABLE if name in config.train.trainable and name != "vit"}
+    if VOCABULARY in factors or ("decoder" in factors and optimizer.vocabulary_rate != 1):
+        factors[VOCABULARY] = optimizer.vocabulary_rate
+    rows += [(name, f"{factor:g}", f"{peak * factor:.3e}") for name, factor in factors.items()]
     log.table("peak learning rate", ("group", "factor", "rate"), rows)
     schedule = make_schedule(optimizer, steps)
     milestones = sorted({1, max(warmup, 1), warmup + (steps - warmup) // 2, steps})

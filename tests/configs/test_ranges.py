@@ -134,7 +134,13 @@ def numbers_without_range(cls: type, path: str) -> list[str]:
 
 
 def test_every_number_of_the_schema_has_a_range() -> None:
-    compared_by_their_class = {"mesh.data", "mesh.fsdp", "mesh.tensor", "data.mixture.weight"}
+    compared_by_their_class = {
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.tensor",
+        "data.mixture.weight",
+        "evaluation.mixture.weight",
+    }
     compared_by_their_class.add("watching.profile_steps")
     assert {key.lstrip(".") for key in numbers_without_range(Config, "")} == compared_by_their_class
 

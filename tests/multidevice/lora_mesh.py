@@ -1,7 +1,7 @@
 """A step on low-rank adapters with dropout, for a process of four virtual CPU devices: each mesh equals one device.
 
-The last line of the output is JSON: by mesh the largest difference of the loss and of a moment, relative to the largest
-moment, and how the adapters of one projection are split.
+The last line of the output is JSON: by mesh, beside plain and beside quantised kernels, the largest difference of the
+loss and of a moment, relative to the largest moment, and how the adapters of one projection are split.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwenvl_jax.config import Config, LoraConfig, MeshConfig
-from qwenvl_jax.models import lora
+from qwenvl_jax.models import lora, quantised
 from qwenvl_jax.params import LORA_B, flatten, split, unflatten
 from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import make_mesh
@@ -24,13 +24,20 @@ from qwenvl_jax.training.state import State, abstract_state, shardings_of
 from qwenvl_jax.training.step import make_train_step
 from tests.support import tiny_run
 
-MESHES = {"fsdp 2": (1, 2, 1), "data 2": (2, 1, 1), "fsdp 2, tensor 2": (1, 2, 2)}
+MESHES = {
+    "plain": {"fsdp 2": (1, 2, 1), "data 2": (2, 1, 1), "fsdp 2, tensor 2": (1, 2, 2)},
+    "int8": {"fsdp 2, tensor 2": (1, 2, 2)},
+    "nf4": {"fsdp 2, tensor 2": (1, 2, 2)},
+}
 TARGETS = ("decoder/blocks/attn/qkv", "decoder/blocks/attn/out", "decoder/blocks/mlp/up", "decoder/blocks/mlp/down")
 
 
-def step(config: Config, axes: tuple[int, int, int]) -> tuple[float, dict[str, np.ndarray], str]:
+def step(
+    config: Config, axes: tuple[int, int, int], kernels: str = "plain"
+) -> tuple[float, dict[str, np.ndarray], str]:
     data, fsdp, tensor = axes
-    config = dataclasses.replace(config, mesh=MeshConfig(data, fsdp, tensor, 1, 0))
+    compute = dataclasses.replace(config.compute, frozen_kernels=kernels)
+    config = dataclasses.replace(config, mesh=MeshConfig(data, fsdp, tensor, 1, 0), compute=compute)
     mesh = make_mesh(config.mesh, jax.devices()[: data * fsdp * tensor])
     abstract = abstract_state(config, mesh)
     rng = np.random.default_rng(0)
@@ -38,6 +45,8 @@ def step(config: Config, axes: tuple[int, int, int]) -> tuple[float, dict[str, n
     for path, leaf in leaves.items():
         if path[-1] == LORA_B:
             leaves[path] = leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32)
+    for path, stored in quantised.kernels(abstract.frozen).items():
+        leaves |= quantised.quantised(path, leaves.pop(path), stored)
     trainable, frozen = split(unflatten(leaves), config.train.trainable)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     state = State(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
@@ -62,13 +71,15 @@ def main() -> None:
         lora=LoraConfig(4, 6.0, 0.3, TARGETS),
         train=dataclasses.replace(config.train, trainable=("lora",)),
     )
-    loss, moments, _ = step(config, (1, 1, 1))
-    scale = max(np.abs(moment).max() for moment in moments.values())
     answer = {}
-    for name, axes in MESHES.items():
-        other, others, spec = step(config, axes)
-        worst = max(float(np.abs(moment - others[path]).max()) for path, moment in moments.items())
-        answer[name] = {"loss": abs(other - loss) / loss, "moments": worst / float(scale), "split": spec}
+    for kernels, meshes in MESHES.items():
+        loss, moments, _ = step(config, (1, 1, 1), kernels)
+        scale = max(np.abs(moment).max() for moment in moments.values())
+        for name, axes in meshes.items():
+            other, others, spec = step(config, axes, kernels)
+            worst = max(float(np.abs(moment - others[path]).max()) for path, moment in moments.items())
+            figures = {"loss": abs(other - loss) / loss, "moments": worst / float(scale), "split": spec}
+            answer[f"{kernels}: {name}"] = figures
     print(json.dumps(answer))
 
 

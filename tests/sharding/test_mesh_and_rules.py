@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import model as models
 from qwenvl_jax.config import LORA_TARGETS, LoraConfig, MeshConfig, ModelConfig, from_config_dict
-from qwenvl_jax.models import lora, qwen_vl
+from qwenvl_jax.models import lora, quantised, qwen_vl
 from qwenvl_jax.models.layers import Projection
 from qwenvl_jax.params import flatten
 from qwenvl_jax.runtime.errors import UserError
@@ -88,7 +88,10 @@ def test_every_projection_finds_its_kernel_in_the_table() -> None:
 
 def test_the_table_names_every_parameter_and_axis() -> None:
     everywhere = LoraConfig(rank=64, targets=tuple(LORA_TARGETS))
-    params = flatten(lora.abstract_params(model_of("full"), everywhere))
+    tree = lora.abstract_params(model_of("full"), everywhere)
+    params = flatten(tree)
+    for scheme in ("int8", "nf4"):
+        params |= flatten(quantised.abstract(tree, scheme))
     assert params.keys() >= flatten(shapes("full")).keys()
     assert {"/".join(path) for path in params} == set(LOGICAL_AXES)
     for path, leaf in params.items():

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ def data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(data: Path, every: int, **changes: object) -> Config:
+def config_of(data: Path, every: int = 0, **changes: object) -> Config:
     settings = {"steps": 6, "checkpoint_every": 2, "log_every": 2}
     observed = {"every": every, "split": "heldout", "batches": 2}
     values = {f"train__{key}": value for key, value in settings.items()}
@@ -110,8 +111,40 @@ def test_training_goes_on_as_without_and_answers_are_those_of_a_sweep(data: Path
         assert in_training == (tmp_path / f"sweep/predictions/last/{item.label}.jsonl").read_text()
 
 
+def test_the_loss_of_other_files_and_of_a_part_of_one(data: Path, tmp_path: Path) -> None:
+    talks = [{"conversations": [_says("user", f"Say {n}."), _says("assistant", f"It is {n}.")]} for n in range(40)]
+    for name, lines in (("train", talks), ("other", talks[:9])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(lines))
+    source = {"name": "talk", "task": "dialogue", "records": str(tmp_path / "train.json"), "weight": 1.0}
+    settings: dict[str, Any] = {"evaluation__batches": 1, "data__mixture": (source,), "data__sequence_length": 96}
+
+    with pytest.raises(UserError, match="has no splits, so all of it is trained on"):
+        train(config_of(data, 3, **settings), tmp_path / "run")
+
+    part = config_of(data, 3, **settings, data__heldout_share=0.4)
+    other = source | {"name": "other", "records": str(tmp_path / "other.json")}
+    file = config_of(data, 3, **settings, evaluation__mixture=(other,))
+    tokenizer = load_tokenizer(part.tokenizer)
+    state = State(np.zeros((), np.int32), qwen_vl.init_params(part.model, jax.random.key(0)), {}, None)
+    for config, name in ((part, "talk"), (file, "other")):
+        figures = HeldOutLoss(config, tokenizer, make_mesh(config.mesh))(0, state)
+        assert figures["loss"] == figures[f"loss_by_source/{name}"] == pytest.approx(np.log(420), abs=1.5)
+
+    # What is held out is not trained on.
+    with make_loader(part, tokenizer) as trained, make_loader(part, tokenizer, split="heldout") as held_out:
+        assert trained.samples["talk"] + held_out.samples["talk"] == 40
+        assert trained.facts() != held_out.facts()
+
+
+def _says(role: str, text: str) -> dict[str, str]:
+    return {"from": role, "value": text}
+
+
 def test_what_cannot_be_measured_is_refused_before_the_first_step(data: Path, tiny_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no split 'heldout'"):
         train(config_of(tiny_data, 2), tmp_path / "run")
     with pytest.raises(UserError, match="is trained on"):
         config_of(data, 2, evaluation__split="train")
+    source = {"name": "talk", "task": "dialogue", "records": "train.json", "weight": 1.0}
+    with pytest.raises(UserError, match=r"measured only if config\.evaluation\.split"):
+        config_of(data, 2, evaluation__split="", evaluation__mixture=(source,))

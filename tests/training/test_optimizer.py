@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,22 @@ def rate(update: int) -> float:
     share = (update - CONFIG.warmup_steps) / (STEPS - CONFIG.warmup_steps)
     low, high = CONFIG.min_learning_rate, CONFIG.peak_learning_rate
     return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+def test_the_vocabulary_has_a_rate_of_its_own() -> None:
+    leaves = {"embedding": jnp.ones((3, 2)), "lm_head": jnp.ones((2, 3)), "blocks": {"kernel": jnp.ones((2, 2))}}
+    params = {"decoder": leaves, "vit": {"proj": jnp.ones((2, 2))}}
+    gradients = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), params)
+
+    def update_of(rate: float) -> Any:
+        optimizer = make_optimizer(dataclasses.replace(CONFIG, vocabulary_rate=rate), STEPS, 2)
+        return optimizer.update(gradients, optimizer.init(params), params, step=3)[0]
+
+    plain, slower = update_of(1.0), update_of(0.25)
+    for name in ("embedding", "lm_head"):
+        np.testing.assert_array_equal(slower["decoder"][name], 0.25 * plain["decoder"][name])
+    np.testing.assert_array_equal(slower["decoder"]["blocks"]["kernel"], plain["decoder"]["blocks"]["kernel"])
+    np.testing.assert_array_equal(slower["vit"]["proj"], plain["vit"]["proj"])
 
 
 def test_schedule() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import collections
 import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -66,6 +67,7 @@ class JsonReader:
       corrupt: how many entries cannot be used.
       ignored: how often each key that means nothing here was met.
       samples: of all entries; one that cannot be used counts as one.
+      samples_of_entry: of every entry.
 
     Raises:
       UserError: if the file is not of this form, no entry can be used, or more than the share cannot be; it names the
@@ -88,20 +90,21 @@ class JsonReader:
         self._digest = hashlib.sha256(payload).hexdigest()
         self._entries = split_entries(self.path, payload)
         self.corrupt = 0
-        self.samples = 0
+        self.samples_of_entry: list[int] = []
         self.ignored: collections.Counter[str] = collections.Counter()
         wrong: list[str] = []
         self._absent = None if findings is None else frozenset(findings)  # image files
         exists: dict[str, bool] = {}  # by path of an image file
         for index in range(len(self)):
             try:
-                self.samples += self._check_entry(index, exists)
+                self.samples_of_entry.append(self._check_entry(index, exists))
             except UserError as error:
                 self.corrupt += 1
-                self.samples += 1
+                self.samples_of_entry.append(1)
                 if len(wrong) < NAMED:
                     same = wrong and wrong[0].endswith(f": {error}")
                     wrong.append(f"line {self._entries[index][0]}: {'the same' if same else error}")
+        self.samples = sum(self.samples_of_entry)
         if self._absent is None:
             self._absent = frozenset(image for image, there in exists.items() if not there)
         self._judge(wrong, max_corrupt_share)
@@ -168,6 +171,16 @@ class JsonReader:
     def digest(self) -> str:
         """Of the bytes of the file; the images beside it do not count."""
         return self._digest
+
+    def identity(self, index: int) -> bytes | None:
+        """What an entry teaches: its content and where its images lie, not its id. None if it cannot be parsed."""
+        try:
+            record, paths, _ = self._parse(index)
+        except UserError:
+            return None
+        beside = os.path.join(os.fspath(self.path.parent), "")
+        images = [path.removeprefix(beside) for path in paths]  # the file may move together with them
+        return json.dumps([record.content, images], sort_keys=True).encode()
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):

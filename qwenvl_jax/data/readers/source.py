@@ -8,6 +8,7 @@ from etils import epath
 
 from qwenvl_jax.config import SourceConfig
 from qwenvl_jax.data.readers import tfds_folder
+from qwenvl_jax.data.readers.held_out_part import HeldOutPart
 from qwenvl_jax.data.readers.json_files import SUFFIXES, JsonReader
 from qwenvl_jax.data.readers.paths import expand_braces, other_kind
 from qwenvl_jax.data.readers.record_folder import RecordReader
@@ -49,7 +50,12 @@ class Source(Protocol):
 
 
 def open_source(
-    source: SourceConfig, split: str = "train", *, verify: bool = False, max_corrupt_share: float = 0.0
+    source: SourceConfig,
+    split: str = "train",
+    *,
+    verify: bool = False,
+    max_corrupt_share: float = 0.0,
+    heldout_share: float = 0.0,
 ) -> Source:
     """Opens the records of a source, whose kind its path determines.
 
@@ -59,9 +65,10 @@ def open_source(
                        manifest
     any other          a record folder
 
-    JSON files and WebDataset shards have no splits: all their records are training data. `verify` also compares the
-    shards of a record folder with the checksums of its manifest, which reads everything once. `max_corrupt_share` is
-    that of `config.data`; a JSON file, which is checked whole, is held to it at once.
+    JSON files and WebDataset shards have no splits: all their records are training data. With a `heldout_share`, that
+    of `config.data`, a JSON file has two: every split but "train" is the part that is held out. `verify` also compares
+    the shards of a record folder with the checksums of its manifest, which reads everything once. `max_corrupt_share`
+    is that of `config.data`; a JSON file, which is checked whole, is held to it at once.
 
     All processes must call it, in the same order: the first process looks for the files and checks them, and sends its
     findings to the others.
@@ -74,11 +81,28 @@ def open_source(
 
     def first() -> tuple[str, Any]:
         kind = _kind(source)
+        if heldout_share and kind != "json":
+            raise UserError(
+                f"config.data.heldout_share is {heldout_share:g}, but source {source.name!r} ({source.records}) is no "
+                "JSON file; leave that out, and name a split of the records in config.evaluation.split"
+            )
         opened.append(_open(kind, source, split, max_corrupt_share, verify=verify))
         return kind, opened[0].findings()
 
     kind, findings = from_primary(first)
-    return opened[0] if opened else _open(kind, source, split, max_corrupt_share, findings=findings)
+    whole = opened[0] if opened else _open(kind, source, split, max_corrupt_share, findings=findings)
+    if heldout_share and isinstance(whole, JsonReader):
+        return HeldOutPart(whole, heldout_share, held_out=split != "train")
+    return whole
+
+
+def has_splits(source: SourceConfig) -> bool:
+    """Whether the records of a source have splits: a record folder and a data set of TFDS.
+
+    Raises:
+      UserError: for a path that cannot be a source.
+    """
+    return _kind(source) in ("tfds", "records")
 
 
 def _kind(source: SourceConfig) -> str:
