@@ -39,13 +39,16 @@ $(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
 		"$$($(NEWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/over_venv.pth"
 	touch $@
 
-.PHONY: help quickstart corpora test test-plan test-release lint chat serve clean
+.PHONY: help quickstart finetune corpora test test-plan test-release lint chat serve clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 quickstart: $(VENV)/.base  ## data, three stages, evaluation, release, report; about 20 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
+
+finetune: $(VENV)/.base  ## the quickstart's model learns a new kind of dialogue by LoRA; about 3 minutes on 2 cores
+	$(RUN) -m qwenvl_jax.quickstart --finetune --workdir=runs/quickstart
 
 corpora: $(VENV)/.base  ## a real corpus from Debian packages: captions, maps, manuals; about 5 minutes on 2 cores
 	$(RUN) -m data_pipelines.debian --output=data/corpora
@@ -73,4 +76,4 @@ serve: $(VENV)/.base  ## the same in a browser, at http://127.0.0.1:8000, and as
 	$(RUN) -m qwenvl_jax.serve --workdir=runs/quickstart/stage3_sft --page
 
 clean:  ## remove what the quickstart made; the environment stays
-	rm -rf runs/quickstart data/quickstart
+	rm -rf runs/quickstart data/quickstart data/quickstart_catalogue

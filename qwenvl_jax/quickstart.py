@@ -4,6 +4,9 @@ Builds the data, trains the text stage and the three stages of the paper, evalua
 scenes, releases the last one to PyTorch with proof, and writes one report. Each step is the command that a
 full-size run uses, started as a process with a config from `configs/quickstart`; nothing here is a second
 code path. If it is interrupted, the same command continues: every step reuses the results that are complete.
+
+With `--finetune` the model that these steps have made learns a kind of dialogue that it has never seen, by low-rank
+adapters, and a report shows all scores before and after.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from etils import epath
 
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.arguments import Parser
-from qwenvl_jax.runtime.errors import exit_on_user_error
+from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 STAGES = ("stage0_text", "stage1_pretrain", "stage2_multitask", "stage3_sft")
+FINETUNE = "finetune_catalogue"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +37,12 @@ class Step:
 
 def plan(workdir: str, data: str, source: str, scale: float) -> list[Step]:
     """The steps in order. Paths are written into the commands, so that each can be run by hand."""
-    arguments = f"data={data},runs={workdir}"
+    arguments = _arguments(workdir, data, scale)
     make_data: tuple[str, ...] = ("data_pipelines.quickstart", f"--output={data}", f"--source={source}")
     if scale != 1:
-        arguments += f",scale={scale}"
         make_data += (f"--train={max(64, round(12_000 * scale))}", f"--heldout={max(8, round(200 * scale))}")
     steps = [Step("data", "records from real pictures", make_data)]
-    for stage in STAGES:
-        command = (
-            "qwenvl_jax.train",
-            f"--config=configs/quickstart/{stage}.py:{arguments}",
-            f"--workdir={workdir}/{stage}",
-        )
-        steps.append(Step(stage, f"training {stage}", command))
+    steps += [_training(stage, workdir, arguments) for stage in STAGES]
     steps += [
         Step(
             "evaluation",
@@ -60,6 +57,48 @@ def plan(workdir: str, data: str, source: str, scale: float) -> list[Step]:
         Step("report", "report.html", ("qwenvl_jax.evaluate", "--report", f"--output={workdir}")),
     ]
     return steps
+
+
+def plan_finetune(workdir: str, data: str, scale: float) -> list[Step]:
+    """The steps that teach the finished model of `workdir` a new kind of dialogue, as `plan`."""
+    arguments = _arguments(workdir, data, scale)
+    make_data: tuple[str, ...] = (
+        "data_pipelines.quickstart.catalogue",
+        f"--input={data}",
+        f"--output={data}_catalogue",
+    )
+    if scale != 1:
+        make_data += (f"--train={max(64, round(4_000 * scale))}", f"--heldout={max(8, round(100 * scale))}")
+    return [
+        Step("data", "a new kind of dialogue", make_data),
+        _training(FINETUNE, workdir, arguments),
+        Step(
+            "evaluation",
+            "scores before and after",
+            (
+                "qwenvl_jax.evaluate",
+                f"--config=configs/quickstart/eval_finetune.py:{arguments}",
+                f"--output={workdir}/finetune",
+            ),
+        ),
+        Step("report", "report.html", ("qwenvl_jax.evaluate", "--report", f"--output={workdir}/finetune")),
+    ]
+
+
+def _arguments(workdir: str, data: str, scale: float) -> str:
+    """Those of every config in `configs/quickstart`."""
+    return f"data={data},runs={workdir}" + (f",scale={scale}" if scale != 1 else "")
+
+
+def _training(name: str, workdir: str, arguments: str) -> Step:
+    config = f"--config=configs/quickstart/{name}.py:{arguments}"
+    return Step(name, f"training {name}", ("qwenvl_jax.train", config, f"--workdir={workdir}/{name}"))
+
+
+def check_finished(workdir: str) -> None:
+    """Raises UserError if the quickstart has not yet made the model in `workdir`."""
+    if not storage.exists(storage.path(workdir) / STAGES[-1]):
+        raise UserError(f"{workdir} holds no {STAGES[-1]}, which is fine-tuned; run `make quickstart` first")
 
 
 def run(steps: list[Step], workdir: epath.Path) -> None:
@@ -86,10 +125,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", default="data/quickstart", help="records")
     parser.add_argument("--source", default="auto", help="where the pictures come from: auto, tuxpaint or rendered")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on records, steps and questions")
+    parser.add_argument("--finetune", action="store_true", help="teach the finished model a new kind of dialogue")
     with exit_on_user_error():
         args = parser.parse_args(argv)
-        run(plan(args.workdir, args.data, args.source, args.scale), storage.path(args.workdir))
-    print(f"\nreport: {args.workdir}/report.html    scores: {args.workdir}/scores.json    talk to it: make chat")
+        output = f"{args.workdir}/finetune" if args.finetune else args.workdir
+        if args.finetune:
+            check_finished(args.workdir)
+            steps = plan_finetune(args.workdir, args.data, args.scale)
+        else:
+            steps = plan(args.workdir, args.data, args.source, args.scale)
+        run(steps, storage.path(output))
+    talk = "" if args.finetune else "    talk to it: make chat"
+    print(f"\nreport: {output}/report.html    scores: {output}/scores.json{talk}")
 
 
 if __name__ == "__main__":

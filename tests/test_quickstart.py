@@ -22,8 +22,19 @@ def test_every_step_is_a_command_that_can_be_run_by_hand() -> None:
     assert "--config=configs/quickstart/stage2_multitask.py:data=data/q,runs=runs/q" in steps[3].command
 
 
+def test_fine_tuning_begins_from_the_finished_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = quickstart.plan_finetune("runs/q", "data/q", 0.5)
+    assert [step.key for step in steps] == ["data", quickstart.FINETUNE, "evaluation", "report"]
+    assert steps[0].command[1:] == ("--input=data/q", "--output=data/q_catalogue", "--train=2000", "--heldout=50")
+    assert "--config=configs/quickstart/finetune_catalogue.py:data=data/q,runs=runs/q,scale=0.5" in steps[1].command
+    with pytest.raises(SystemExit) as stopped:
+        quickstart.main(["--finetune", f"--workdir={tmp_path}"])
+    assert stopped.value.code == 2
+    assert "run `make quickstart` first" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(2000)  # six minutes on two busy cores
+@pytest.mark.timeout(2000)  # seven minutes on two busy cores
 def test_whole_quickstart_runs_and_a_second_run_reuses_everything(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qwenvl_jax.quickstart", "--scale=0.01", "--source=rendered"]
     command += [f"--workdir={tmp_path}/runs", f"--data={tmp_path}/data"]
@@ -43,6 +54,15 @@ def test_whole_quickstart_runs_and_a_second_run_reuses_everything(tmp_path: Path
     second = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert second.returncode == 0, second.stderr[-2000:]
     assert written == {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.jsonl")}
+
+    tuned = subprocess.run([*command, "--finetune"], capture_output=True, text=True, timeout=1500)
+    assert tuned.returncode == 0, tuned.stderr[-2000:]
+    scores = json.loads((runs / "finetune" / "scores.json").read_text())
+    assert set(scores) == {quickstart.STAGES[-1], quickstart.FINETUNE}
+    assert all(set(values) >= {"catalogue.dialogue_acc", "dialogue_acc", *METRICS} for values in scores.values())
+    assert 'id="catalogue"' in (runs / "finetune" / "report.html").read_text()
+    evaluations = (runs / quickstart.FINETUNE / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in evaluations] == [1, 2, 3, 4]
 
 
 def test_the_first_failing_step_ends_the_quickstart_with_its_exit_code(

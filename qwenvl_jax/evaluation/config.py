@@ -80,6 +80,11 @@ class BenchmarkConfig:
         return dataclasses.replace(benchmark, score=functools.partial(score, tokenisation=self.tokenisation))
 
     @property
+    def score_prefix(self) -> str:
+        """What precedes its figures in scores.json, so that those of two benchmarks of a task stay apart."""
+        return "" if self.label == self.name and self.benchmark.task != EVALUATION else f"{self.label}."
+
+    @property
     def token_limits(self) -> tuple[int, int]:
         """The largest number of generated tokens, and the number before which no stop id may be chosen."""
         largest = self.max_new_tokens or self.benchmark.max_new_tokens
@@ -105,6 +110,12 @@ class EvalConfig:
     mesh: MeshConfig = OWN_DEVICES  # over the devices of one process
     dtype: str = ""  # of matrix products and weights; "" is that of each run
     baseline: str = ""  # the checkpoint with which all are compared; "" compares each with the one before it
+
+    @property
+    def headlines(self) -> tuple[str, ...]:
+        """`HEADLINES`, and those of held-out benchmarks with a label of their own."""
+        relabelled = [item for item in self.benchmarks if item.benchmark.task != EVALUATION and item.score_prefix]
+        return HEADLINES + tuple(f"{item.score_prefix}{key}" for item in relabelled for key in HEADLINES)
 
 
 FORMER_KEYS = all_former_names(EvalConfig)  # today's names of keys by their former ones

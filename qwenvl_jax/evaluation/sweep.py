@@ -35,7 +35,7 @@ from qwenvl_jax.evaluation.asking.questions import QuestionSet
 from qwenvl_jax.evaluation.asking.records import asked_count, asking_of, exemplar_summary, reader_of
 from qwenvl_jax.evaluation.asking.respondent import Respondent, answered_rows
 from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED, UPSTREAM, Benchmark
-from qwenvl_jax.evaluation.config import HEADLINES, BenchmarkConfig, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.generation.sampling import Limits
 from qwenvl_jax.evaluation.results import answers
 from qwenvl_jax.evaluation.results.figures import figures_of, read_clean
@@ -146,7 +146,7 @@ class _Sweep:
         """Shows the scores, after everything is finished."""
         if distributed.is_primary():
             remove_progress(self._output)
-            _show(self.scores)
+            _show(self.config, self.scores)
 
     def _add(self, item: CheckpointConfig, benchmark: BenchmarkConfig, summary: dict[str, Any]) -> None:
         """Adds the scores of a benchmark, and its questions that could not be asked."""
@@ -304,11 +304,11 @@ def _summary(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: list[dict[
 def scores_of(item: BenchmarkConfig, rows: list[dict[str, Any]], lost: int) -> dict[str, float]:
     """Scores over all questions. A record that cannot be read counts as one average question answered wrong."""
     figures = figures_of(item.benchmark, rows, lost=lost)
-    label = f"{item.label}." if item.benchmark.task == EVALUATION else ""
-    scores = {f"{label}{key}": figure.value for key, figure in figures.items()}
+    prefix = item.score_prefix
+    scores = {f"{prefix}{key}": figure.value for key, figure in figures.items()}
     for key, figure in figures.items():
         if figure.upstream_exact is not None:
-            scores[f"{label}{key}{UPSTREAM}"] = figure.upstream_exact.value
+            scores[f"{prefix}{key}{UPSTREAM}"] = figure.upstream_exact.value
     return scores
 
 
@@ -325,9 +325,9 @@ def _say(text: str) -> None:
     log.line(log.printable(text))
 
 
-def _show(scores: dict[str, dict[str, Any]]) -> None:
+def _show(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> None:
     """Prints one row per checkpoint and one column per headline figure; the best of each column is bold."""
-    keys = [key for key in HEADLINES if any(key in row for row in scores.values())]
+    keys = [key for key in config.headlines if any(key in row for row in scores.values())]
     best = {key: max(row[key] for row in scores.values() if key in row) for key in keys}
     lines: list[list[object]] = []
     for name, row in scores.items():

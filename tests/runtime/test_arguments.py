@@ -20,6 +20,7 @@ COMMANDS = (
     "data_pipelines.duplicates.decontaminate",
     "data_pipelines.duplicates.untouched",
     "data_pipelines.quickstart",
+    "data_pipelines.quickstart.catalogue",
     "data_pipelines.report",
     "launch.finished",
     "launch.host",

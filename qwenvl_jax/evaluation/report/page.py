@@ -11,7 +11,7 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import layout
 from qwenvl_jax.evaluation.benchmarks.benchmark import UNANSWERED
-from qwenvl_jax.evaluation.config import HEADLINES, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.config import CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report import sections
 from qwenvl_jax.evaluation.results.layout import SCORES, read_config
 from qwenvl_jax.evaluation.results.progress import unfinished
@@ -67,17 +67,15 @@ def write_report(output: epath.PathLike) -> epath.Path:
     scores = artifacts.read_json(output / SCORES) if storage.exists(output / SCORES) else {}
     remaining = unfinished(output)
     left_out = {(each.checkpoint, each.label) for each in remaining}
-    held_out = [task for task in config.benchmarks if task.label in sections.SECTIONS]
+    held_out = [task for task in config.benchmarks if task.name in sections.SECTIONS]
     names = [item.name for item in config.checkpoints]
     begun = [name for name in names if any((name, task.label) not in left_out for task in held_out)]
     last = (begun or names)[-1]
-    parts = [_header(config, last, scores), sections.unfinished_section(remaining), _score_section(scores)]
+    parts = [_header(config, last, scores), sections.unfinished_section(remaining), _score_section(config, scores)]
     parts += [_unanswered(scores), _training(config)]
     finished = [task for task in held_out if (last, task.label) not in left_out]
-    shown = {task.label: sections.load(task, output, last) for task in finished}
     for name, render in sections.SECTIONS.items():
-        if name in shown:
-            parts.append(render(shown[name]))
+        parts += [render(sections.load(task, output, last)) for task in finished if task.name == name]
     parts.append(_release(output))
     content = "\n".join(part for part in parts if part)
     artifacts.write_text(output / "report.html", page("Qwen-VL in JAX · report", content, style=STYLE + sections.STYLE))
@@ -87,14 +85,14 @@ def write_report(output: epath.PathLike) -> epath.Path:
 def _header(config: EvalConfig, last: str, scores: dict[str, dict[str, Any]]) -> str:
     """The top of the page, with the figures of the checkpoint `last`."""
     tiles = "".join(
-        f'<div class="tile"><span class="soft small">{TITLES[key]}</span><b>{scores[last][key]:.2f}</b>'
-        f'<span class="soft small">{_METRIC_NOTES[key]}</span></div>'
-        for key in HEADLINES
+        f'<div class="tile"><span class="soft small">{html.escape(_title(key))}</span><b>{scores[last][key]:.2f}</b>'
+        f'<span class="soft small">{_METRIC_NOTES[key.rpartition(".")[2]]}</span></div>'
+        for key in config.headlines
         if key in scores.get(last, {})
     )
-    names = {task.name for task in config.benchmarks}
     links = [("scores", "Scores"), ("training", "Training")]
-    links += [(name, title) for name, title in sections.TITLES.items() if name in names]
+    for name in sections.SECTIONS:
+        links += [sections.name_and_title(task) for task in config.benchmarks if task.name == name]
     intro = (
         f"{len(config.checkpoints)} stages of training, each scored on held-out records that no stage has seen. "
         f"Figures on top and examples below are those of <code>{html.escape(last)}</code>; examples are the first of "
@@ -103,8 +101,14 @@ def _header(config: EvalConfig, last: str, scores: dict[str, dict[str, Any]]) ->
     return header("Qwen-VL, trained from nothing", intro, links, f'<div class="tiles">{tiles}</div>')
 
 
-def _score_section(scores: dict[str, dict[str, Any]]) -> str:
-    keys = [key for key in HEADLINES if any(key in row for row in scores.values())]
+def _title(key: str) -> str:
+    """Of a figure in scores.json; that of a benchmark with a label of its own is `label.figure`."""
+    label, _, figure = key.rpartition(".")
+    return f"{label}: {TITLES[figure].lower()}" if label else TITLES[figure]
+
+
+def _score_section(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str:
+    keys = [key for key in config.headlines if any(key in row for row in scores.values())]
     best = {key: max(row.get(key, 0.0) for row in scores.values()) for key in keys}
     lines: list[list[object]] = []
     before: dict[str, float] = {}
@@ -115,7 +119,7 @@ def _score_section(scores: dict[str, dict[str, Any]]) -> str:
     intro = (
         "Every checkpoint answers the same held-out questions; the small figure is the change from the stage before."
     )
-    return section("scores", "Scores", intro, table(["after stage", *(TITLES[key] for key in keys)], lines))
+    return section("scores", "Scores", intro, table(["after stage", *map(_title, keys)], lines))
 
 
 def _unanswered(scores: dict[str, dict[str, Any]]) -> str:

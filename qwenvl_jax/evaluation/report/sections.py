@@ -57,10 +57,12 @@ LEGEND = '<p class="small"><span class="key">predicted</span><span class="key tr
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """The first records of a task, and the rows of their predictions by id."""
+    """The first records of a benchmark, the rows of their predictions by id, and its anchor and heading."""
 
     records: list[Record]
     rows: dict[str, dict[str, Any]]
+    name: str
+    title: str
 
 
 def load(task: BenchmarkConfig, output: epath.Path, checkpoint: str) -> Shown:
@@ -69,7 +71,7 @@ def load(task: BenchmarkConfig, output: epath.Path, checkpoint: str) -> Shown:
     Raises:
       UserError: if the predictions are missing.
     """
-    path = output / PREDICTIONS / checkpoint / f"{task.name}.jsonl"
+    path = output / PREDICTIONS / checkpoint / f"{task.label}.jsonl"
     if not storage.exists(path):
         raise UserError(f"{path} does not exist; run the evaluation again")
     rows = _rows(path)
@@ -77,7 +79,14 @@ def load(task: BenchmarkConfig, output: epath.Path, checkpoint: str) -> Shown:
     count = _DIALOGUES_SEARCHED if task.name == "dialogue" else _SHOWN[task.name]
     limit = min(task.limit or len(reader), len(reader), count)
     records = [record for index in range(limit) if (record := _record(reader, index)) is not None]
-    return Shown([record for record in records if _is_answered(record, rows)], rows)
+    answered = [record for record in records if _is_answered(record, rows)]
+    return Shown(answered, rows, *name_and_title(task))
+
+
+def name_and_title(task: BenchmarkConfig) -> tuple[str, str]:
+    """The anchor and the heading of a benchmark's section; the heading is that of its task, or its own label."""
+    title = TITLES[task.name] if task.label == task.name else task.label.replace("_", " ").capitalize()
+    return task.label, title
 
 
 def _rows(path: epath.Path) -> dict[str, dict[str, Any]]:
@@ -115,8 +124,8 @@ def unfinished_section(unfinished: Sequence[Unfinished]) -> str:
     return section("unfinished", "Not finished", intro, bullets(html.escape(str(each)) for each in unfinished))
 
 
-def _section(name: str, intro: str, content: str) -> str:
-    return section(name, TITLES[name], intro, content)
+def _section(shown: Shown, intro: str, content: str) -> str:
+    return section(shown.name, shown.title, intro, content)
 
 
 def _verdict(right: bool, yes: str, no: str) -> str:
@@ -135,7 +144,7 @@ def _ref_grounding(shown: Shown) -> str:
         svg = picture(record.images[0], regions, alt=row["phrase"])
         overlap = f"IoU {row['iou']:.2f}"
         cards.append(captioned(svg, [_strong(row["phrase"]), _verdict(row["iou"] >= 0.5, overlap, overlap)]))
-    return _section("ref_grounding", "A phrase goes in, a box comes out as text.", LEGEND + grid(cards))
+    return _section(shown, "A phrase goes in, a box comes out as text.", LEGEND + grid(cards))
 
 
 def _ocr(shown: Shown) -> str:
@@ -160,7 +169,7 @@ def _ocr(shown: Shown) -> str:
                 ],
             )
         )
-    return _section("ocr", "Text and its quadrilaterals, in reading order.", LEGEND + grid(cards))
+    return _section(shown, "Text and its quadrilaterals, in reading order.", LEGEND + grid(cards))
 
 
 def _vqa(shown: Shown) -> str:
@@ -175,7 +184,7 @@ def _vqa(shown: Shown) -> str:
             _verdict(right, "right", "wrong"),
         ]
         cards.append(captioned(picture(record.images[0], alt=row["question"]), lines))
-    return _section("vqa", "Short answers, compared letter for letter.", grid(cards))
+    return _section(shown, "Short answers, compared letter for letter.", grid(cards))
 
 
 def _caption(shown: Shown) -> str:
@@ -185,7 +194,7 @@ def _caption(shown: Shown) -> str:
         truth = row["references"][0]
         lines = [_strong(row["prediction"]), f"true: {html.escape(truth)}"]
         cards.append(captioned(picture(record.images[0], alt=truth), lines))
-    return _section("caption", "One sentence about the picture.", grid(cards))
+    return _section(shown, "One sentence about the picture.", grid(cards))
 
 
 _TAG = re.compile(r"<(ref|box|quad)>(.*?)</\1>", re.DOTALL)
@@ -211,7 +220,7 @@ def _dialogue(shown: Shown) -> str:
     long = [record for record in shown.records if len(record.images) > 1 and len(_turns(record)) > 2]
     chats = [_chat(record, shown.rows) for record in (long or shown.records)[: _SHOWN["dialogue"]]]
     intro = "Several turns about several pictures, in ChatML; every answer follows the true turns before it."
-    return _section("dialogue", intro, LEGEND + "".join(chats))
+    return _section(shown, intro, LEGEND + "".join(chats))
 
 
 def _chat(record: Record, rows: dict[str, dict[str, Any]]) -> str:

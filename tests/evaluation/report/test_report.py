@@ -121,7 +121,7 @@ def runs(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Conf
 
 
 def report_of(runs: tuple[Config, Path], text: str) -> Page:
-    """The report of an evaluation in which every text that comes from outside is `text`."""
+    """The report of an evaluation in which every text that comes from outside is `text`, a label too."""
     config, root = runs
     folder = root / "report"
     payload = turned()
@@ -154,6 +154,10 @@ def report_of(runs: tuple[Config, Path], text: str) -> Page:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "predictions" / name).mkdir(parents=True, exist_ok=True)
         (folder / "predictions" / name / f"{task}.jsonl").write_text(lines)
+        if task == "vqa":  # asked in a second way
+            tasks.append(BenchmarkConfig(task, str(folder / task), "train", 0, 4, 0, label=f"{name}2"))
+            (folder / "predictions" / name / f"{name}2.jsonl").write_text(lines)
+            scores |= {f"{name}2.vqa_acc": 0.5}
         scores |= {key: each.aggregate for key, each in HELD_OUT[task].score(rows).items()}
     scores["unanswered"] = {text: {"questions": 1, "first": [{"id": text, "why": text}]}}
     checkpoint = CheckpointConfig(name, str(folder / "none"), 28)
@@ -168,6 +172,12 @@ def report_of(runs: tuple[Config, Path], text: str) -> Page:
 def test_no_text_from_outside_becomes_part_of_the_page(runs: tuple[Config, Path], text: str) -> None:
     """Texts, ids, names and reasons full of markup give the very elements of a page without any."""
     assert report_of(runs, text).elements == report_of(runs, "plain").elements
+
+
+def test_a_benchmark_with_a_label_of_its_own_has_scores_and_a_section_of_its_own(runs: tuple[Config, Path]) -> None:
+    page = report_of(runs, "plain")
+    assert "Plain2" in page.text and "plain2: question answers" in page.text
+    assert page.elements.count(("section", ("id",))) == 2 + len(HELD_OUT) + 1  # scores, unanswered, tasks, label
 
 
 def test_a_stage_of_several_tasks_has_a_curve_for_each(runs: tuple[Config, Path], tmp_path: Path) -> None:
