@@ -109,7 +109,7 @@ def jax_side(config: Config, batch: Batch) -> Side:
 
     def begin(key: jax.Array) -> State:
         trainable, frozen = split(lora.init_params(config.model, config.lora, key), config.train.trainable)
-        frozen = jax.tree.map(lambda leaf: leaf.astype(config.compute.frozen_dtype), frozen)
+        frozen = jax.tree.map(lambda leaf, stored: leaf.astype(stored.dtype), frozen, abstract.frozen)
         return State(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
 
     state = jax.jit(begin, out_shardings=shardings_of(abstract))(jax.random.key(0))

@@ -26,7 +26,6 @@ from tests.support import tiny_run
 
 MESHES = {
     "plain": {"fsdp 2": (1, 2, 1), "data 2": (2, 1, 1), "fsdp 2, tensor 2": (1, 2, 2)},
-    "int8": {"fsdp 2, tensor 2": (1, 2, 2)},
     "nf4": {"fsdp 2, tensor 2": (1, 2, 2)},
 }
 TARGETS = ("decoder/blocks/attn/qkv", "decoder/blocks/attn/out", "decoder/blocks/mlp/up", "decoder/blocks/mlp/down")
