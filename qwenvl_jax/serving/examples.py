@@ -19,7 +19,7 @@ from qwenvl_jax.runtime.errors import StorageError, UserError
 
 MOST = 6
 _MOST_BYTES = 1 << 20  # of a picture
-_READ = 40  # records that are looked at
+_READ = 200  # records that are looked at
 _SPLIT = "heldout"
 
 
@@ -74,13 +74,16 @@ def _examples(source: SourceConfig) -> Iterator[Example]:
 
 
 def _example_of(record: Record) -> Example | None:
-    """The first question of a dialogue; None if it has no picture, large ones, or regions in its text."""
+    """The first question of a dialogue; None if it has not one picture, a large one, or regions in its text.
+
+    Regions are drawn on the picture that is shown last; with several pictures, a dialogue may speak of another.
+    """
     content: Mapping[str, Any] = record.content
     parts = content["turns"][0]["parts"]
     if not all("text" in part or "image" in part for part in parts) or any("tag" in part for part in parts):
         return None
     images = tuple(record.images[part["image"]] for part in parts if "image" in part)
     question = "".join(part.get("text", "") for part in parts).strip()
-    if not images or not question or any(len(image) > _MOST_BYTES for image in images):
+    if len(images) != 1 or not question or any(len(image) > _MOST_BYTES for image in images):
         return None
     return Example(question, images)

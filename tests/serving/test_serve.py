@@ -171,3 +171,12 @@ def test_what_may_surprise_is_said_first(
     assert first == "tiny, step 3: http://10.0.0.1:80/v1"
     assert len(warnings) == len(warned) and all(part in line for part, line in zip(warned, warnings, strict=True))
     assert KEY not in "".join(warnings)
+
+
+@pytest.mark.slow
+def test_hostile_requests_break_nothing(checkpoint: Path) -> None:
+    command = [sys.executable, "benchmarks/serving_abuse.py", f"--workdir={checkpoint}", "--requests=150"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
