@@ -1,6 +1,7 @@
 """32 clients that ask about pictures at once: this code's engine against `transformers` behind the same queue.
 
     python benchmarks/serving.py [--size=quickstart|small] [--clients=32] [--questions=2] [--slots=16] [--repeat=2]
+        [--torch_threads=1]
 
 Needs requirements-convert.txt. One release with random weights is exported; every side loads it in a process of its
 own, and sides alternate. All sides get the same questions, decode greedily and stream every answer:
@@ -13,7 +14,8 @@ own, and sides alternate. All sides get the same questions, decode greedily and 
 Every client asks its next question when it has the answer to the last one. A warm-up with other questions, of the same
 lengths, is not counted. Prints a line per side and, as the last line, one JSON object: new tokens per second of the
 whole, seconds to the first token (of the engine: to the first piece of text), seconds to the end, and how many answers
-equal those of `single`.
+equal those of `single`. While other programs use the cores, the threads of PyTorch wait for one another at every
+operation; --torch_threads=1 is then the better choice for that side.
 """
 
 from __future__ import annotations
@@ -140,12 +142,15 @@ class EngineServer:
 class TorchServer:
     """`transformers`: one thread that takes from a queue what waits, at most `most` requests at once."""
 
-    def __init__(self, folder: Path, most: int):
+    def __init__(self, folder: Path, most: int, threads: int):
+        import torch
         from transformers import AutoModelForCausalLM
 
         from qwenvl_jax.config import TokenizerConfig
         from qwenvl_jax.data.tokenizer import load_tokenizer
 
+        if threads:
+            torch.set_num_threads(threads)
         release = str(folder / "release")
         self._model: Any = AutoModelForCausalLM.from_pretrained(release, trust_remote_code=True).eval()
         self._tokenizer = load_tokenizer(TokenizerConfig("qwen", str(folder / "bytes.tiktoken")))
@@ -271,7 +276,7 @@ def run_side(arguments: argparse.Namespace) -> None:
     if arguments.side == "engine":
         server: Any = EngineServer(folder, arguments.slots)
     else:
-        server = TorchServer(folder, 1 if arguments.side == "single" else arguments.slots)
+        server = TorchServer(folder, 1 if arguments.side == "single" else arguments.slots, arguments.torch_threads)
     clients(server, arguments.clients, 1, offset=10_000)
     seconds, answers = clients(server, arguments.clients, arguments.questions, offset=0)
     server.close()
@@ -294,6 +299,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2, help="of each client, one after the other")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--torch_threads", type=int, default=0, help="of PyTorch; 0 leaves the choice to it")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
