@@ -106,7 +106,9 @@ def _api_settings(args: argparse.Namespace, start: StartingPoint, *, is_local: b
     keys = _keys(args.key_file)
     most_bytes = args.max_picture_mib << 20
     networks = tuple(_network(text) for text in args.fetch_from)
-    fetch = FetchSettings(most_bytes, also=networks) if args.fetch_images or networks else None
+    fetch = (
+        FetchSettings(most_bytes, also=networks, public=args.fetch_images) if args.fetch_images or networks else None
+    )
     name = args.name or start.config.model.name
     return ApiSettings(
         name,

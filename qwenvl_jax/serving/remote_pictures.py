@@ -73,15 +73,17 @@ class FetchSettings:
       most_bytes: of a picture.
       seconds: for a picture.
       also: networks that may be reached although they are not public, such as that of a picture store.
+      public: whether the public internet may be reached.
     """
 
     most_bytes: int
     seconds: float = SECONDS
     also: tuple[IPNetwork, ...] = ()
+    public: bool = True
 
     def allows(self, address: IPAddress) -> bool:
         """Whether a connection to that address may be made."""
-        return is_public(address) or self.names(address)
+        return (self.public and is_public(address)) or self.names(address)
 
     def names(self, address: IPAddress) -> bool:
         """Whether the address is in one of the networks that were named."""
@@ -104,9 +106,8 @@ class _CheckedConnections(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """As of httpcore. Raises UserError if the name leads to an address that may not be reached."""
-        refused = UserError(
-            f"{host[:100]} leads to an internal address, from which nothing is fetched; send a data URL"
-        )
+        kind = "an internal address" if self._settings.public else "an address outside the networks that were named"
+        refused = UserError(f"{host[:100]} leads to {kind}, from which nothing is fetched; send a data URL")
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):

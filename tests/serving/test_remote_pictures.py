@@ -122,7 +122,7 @@ def test_a_name_that_leads_inside_is_refused(server: Server, monkeypatch: pytest
     before = len(server.seen)  # type: ignore[attr-defined]
     for numbers in (["127.0.0.1"], ["::1"], ["93.184.216.34", "127.0.0.1"], ["::ffff:10.0.0.1"]):
         monkeypatch.setattr(socket, "getaddrinfo", resolving(dict.fromkeys(["pictures.example"], numbers).__getitem__))
-        with pytest.raises(UserError, match="internal address"):
+        with pytest.raises(UserError, match="leads to an internal address"):
             fetch(f"http://pictures.example:{server.server_address[1]}/a.png")
     assert len(server.seen) == before  # type: ignore[attr-defined]
 
@@ -148,7 +148,7 @@ def test_the_other_end_is_never_this_machine(server: Server, monkeypatch: pytest
     """A machine also has addresses that are public by their number; its own services listen there too."""
     monkeypatch.setattr("qwenvl_jax.serving.remote_pictures.is_public", lambda address: True)
     before = len(server.seen)  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="internal address"):
+    with pytest.raises(UserError, match="leads to an internal address"):
         fetch(f"http://127.0.0.1:{server.server_address[1]}/a.png")
     assert len(server.seen) == before  # type: ignore[attr-defined]
 
@@ -193,3 +193,11 @@ def test_a_server_that_is_not_there_is_one_sentence() -> None:
 def test_public_addresses_are_public() -> None:
     for number in ("8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
         assert is_public(ipaddress.ip_address(number)), number
+
+
+def test_a_network_that_is_named_does_not_open_the_public_web() -> None:
+    settings = FetchSettings(1000, also=LOOPBACK, public=False)
+    assert settings.allows(ipaddress.ip_address("127.0.0.1"))
+    assert not settings.allows(ipaddress.ip_address("8.8.8.8"))
+    with pytest.raises(UserError, match="outside the networks that were named"):
+        asyncio.run(WebPictures(settings).fetch(parse_web("http://8.8.8.8/a.png")))
