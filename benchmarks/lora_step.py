@@ -5,8 +5,8 @@
 The model and the batch are those of `cpu_step.py`, in float32, with adapters of rank 16 and dropout on c_attn,
 attn.c_proj, w1 and w2, everything else frozen, AdamW with clipping. The other side is a release of the same weights, as
 `convert release` writes it, loaded by `transformers` and adapted by `peft`, eager and compiled. Prints each side's best
-and median step, and what the trained parameters of the full model and their moments take, as a share of full
-fine-tuning.
+and median step, and the bytes of the full model's state: the frozen weights, and the trained ones with their moments as
+a share of full fine-tuning.
 """
 
 from __future__ import annotations
@@ -117,17 +117,25 @@ def make(side: str) -> steps.Side:
     return peft_side(config, batch, folder, compiled=side == "peft_compile")
 
 
-def trained_bytes() -> dict[str, int]:
-    """Bytes of trained parameters and moments of the full model, by the config of its fine-tuning."""
+def state_bytes() -> dict[str, dict[str, int]]:
+    """Bytes of the state of the full model: what is frozen, and what is trained with its moments, by the recipe."""
     import jax
 
     from qwenvl_jax.training.state import abstract_state
 
+    recipes = {
+        "full": full.get_config(),
+        "lora": lora.get_config(),
+        "qlora int8": qlora.get_config(kernels="int8"),
+        "qlora nf4": qlora.get_config(kernels="nf4"),
+    }
     sizes = {}
-    for name, recipe in (("full", full), ("lora", lora), ("qlora", qlora)):
-        state = abstract_state(load_config(recipe.get_config()))
-        leaves = jax.tree.leaves((state.trainable, state.opt_state))
-        sizes[name] = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    for name, values in recipes.items():
+        state = abstract_state(load_config(values))
+        trees = {"frozen": state.frozen, "trained": (state.trainable, state.opt_state)}
+        sizes[name] = {
+            key: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for key, tree in trees.items()
+        }
     return sizes
 
 
@@ -139,11 +147,11 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(steps.measure(lambda: make(arguments.side), cpu_step.WARM_UP, cpu_step.STEPS)))
         return
-    sizes = trained_bytes()
+    sizes = state_bytes()
     for name, size in sizes.items():
-        print(
-            f"{name:14} trained parameters and moments {size / steps.GIB:6.2f} GiB, {size / sizes['full']:.2%} of full"
-        )
+        frozen, trained = (size[key] / steps.GIB for key in ("frozen", "trained"))
+        share = size["trained"] / sizes["full"]["trained"]
+        print(f"{name:14} frozen {frozen:6.2f} GiB, trained with moments {trained:6.2f} GiB, {share:.2%} of full")
     measured = steps.alternate(SIDES, lambda side: [sys.executable, __file__, f"--side={side}"], arguments.alternations)
     best, median, peak = {}, {}, {}
     for side, runs in measured.items():
@@ -155,7 +163,7 @@ def main() -> None:
         )
     peer = min(best["peft"], best["peft_compile"])
     print(f"jax against the better of peft: {best['jax'] / peer:.2f} of its time (best against best)")
-    print(json.dumps({"best": best, "median": median, "peak_gib": peak, "trained_bytes": sizes}))
+    print(json.dumps({"best": best, "median": median, "peak_gib": peak, "state_bytes": sizes}))
 
 
 if __name__ == "__main__":
