@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -80,6 +81,7 @@ def _measured(config: Config) -> DataConfig:
     """
     data = config.data
     if config.evaluation.mixture:
+        distributed.from_primary(functools.partial(_check_not_trained_on, config))
         data = dataclasses.replace(data, mixture=config.evaluation.mixture, heldout_share=0.0)
     elif not data.heldout_share:
         for source in data.mixture:
@@ -91,6 +93,17 @@ def _measured(config: Config) -> DataConfig:
                 )
     alike = tuple(dataclasses.replace(source, weight=1.0, schedule=()) for source in data.mixture)
     return dataclasses.replace(data, mixture=alike)
+
+
+def _check_not_trained_on(config: Config) -> None:
+    """Raises UserError if a source of `config.evaluation.mixture` has no splits and is one of the training as well."""
+    trained = {os.path.realpath(source.records) for source in config.data.mixture}
+    for source in config.evaluation.mixture:
+        if os.path.realpath(source.records) in trained and not has_splits(source):
+            raise UserError(
+                f"source {source.name!r} of config.evaluation.mixture ({source.records}) is trained on; name another "
+                "file, or hold a share of this one out with config.data.heldout_share"
+            )
 
 
 def _make_sums(config: Config, mesh: Mesh) -> Any:

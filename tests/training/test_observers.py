@@ -121,6 +121,12 @@ def test_the_loss_of_other_files_and_of_a_part_of_one(data: Path, tmp_path: Path
     with pytest.raises(UserError, match="has no splits, so all of it is trained on"):
         train(config_of(data, 3, **settings), tmp_path / "run")
 
+    (tmp_path / "link.json").symlink_to(tmp_path / "train.json")
+    for name in ("train.json", "link.json", "../" + tmp_path.name + "/train.json"):
+        same = source | {"name": "same", "records": f"{tmp_path}/{name}"}
+        with pytest.raises(UserError, match=r"'same' of config\.evaluation\.mixture .* is trained on"):
+            train(config_of(data, 3, **settings, evaluation__mixture=(same,)), tmp_path / "run")
+
     part = config_of(data, 3, **settings, data__heldout_share=0.4)
     other = source | {"name": "other", "records": str(tmp_path / "other.json")}
     file = config_of(data, 3, **settings, evaluation__mixture=(other,))
