@@ -126,6 +126,8 @@ def _api_settings(args: argparse.Namespace, start: StartingPoint, *, is_local: b
 
 
 def _engine_settings(args: argparse.Namespace) -> EngineSettings:
+    if not args.drain_seconds >= 0:
+        raise UserError(f"--drain_seconds={args.drain_seconds:g} must be 0 or more")
     stored = max(EngineSettings().stored_pictures, args.max_pictures)
     return EngineSettings(
         args.slots, args.context, args.waiting, args.wait_seconds, args.answer_seconds, stored_pictures=stored

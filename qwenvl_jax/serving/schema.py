@@ -14,9 +14,10 @@ import pydantic
 import pydantic_core
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from qwenvl_jax.runtime.errors import nearest
-from qwenvl_jax.serving.options import AnswerOptions
+from qwenvl_jax.runtime.errors import UserError, nearest
+from qwenvl_jax.serving.options import LEAST_TEMPERATURE, AnswerOptions
 from qwenvl_jax.serving.refusals import Refusal, bad_request
+from qwenvl_jax.serving.stop_strings import check_stops
 
 MAX_MESSAGES = 1_000
 MAX_CHARACTERS = 200_000  # of all texts together; tens of times what the model's positions hold
@@ -49,10 +50,14 @@ _IN_WORDS_OF_JSON = {"none_required": "it must be null", "model_type": "it must 
 
 
 def _as_list(value: Any) -> Any:
+    if not isinstance(value, (str, list)):
+        raise ValueError("it must be a text or a list of texts")
     return [value] if isinstance(value, str) else value
 
 
 def _as_parts(value: Any) -> Any:
+    if not isinstance(value, (str, list)):
+        raise ValueError("it must be a text or a list of parts")
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
@@ -108,11 +113,11 @@ class ChatRequest(_Strict):
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     seed: int | None = None
     stop: Annotated[list[str], BeforeValidator(_as_list)] | None = None
     stream: bool | None = None
@@ -205,7 +210,7 @@ def _served(values: dict[str, Any]) -> dict[str, Any]:
         elif name not in HARMLESS:
             close = nearest(name, [*ChatRequest.model_fields, *NEUTRAL])
             raise bad_request(
-                f"there is no parameter {name[:100]!r}{close}; leave it out", name[:100], "unknown_parameter"
+                f"there is no parameter {name[:100]!r}{close or '; leave it out'}", name[:100], "unknown_parameter"
             )
     return served
 
@@ -258,5 +263,13 @@ def _check(request: ChatRequest, max_pictures: int) -> None:
     limits = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise bad_request("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
+    if request.temperature and request.temperature < LEAST_TEMPERATURE:
+        raise bad_request(
+            f"temperature {request.temperature} must be 0, or at least {LEAST_TEMPERATURE}", "temperature"
+        )
+    try:
+        check_stops(request.stop or ())
+    except UserError as error:
+        raise bad_request(str(error), "stop") from None
     if request.stream_options is not None and not request.stream:
         raise bad_request("stream_options needs stream=true", "stream_options")

@@ -25,12 +25,15 @@ async def read_body(request: Request, most_bytes: int, seconds: float) -> bytes:
     A page of another origin cannot send that header unless this server agrees, which it never does.
 
     Raises:
-      Refusal: for another type, too many bytes, or a body that does not come in time.
+      Refusal: for another type, a compressed body, too many bytes, or one that does not come in time.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         await discard(request.receive)
         raise Refusal(415, "the body must be JSON; send the header Content-Type: application/json", "invalid_type")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        await discard(request.receive)
+        raise Refusal(415, "the body must not be compressed; send it without Content-Encoding", "invalid_type")
     too_large = Refusal(
         413, f"the body has more than {most_bytes:,} bytes; send fewer or smaller pictures", "request_too_large"
     )

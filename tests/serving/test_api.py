@@ -232,6 +232,11 @@ def test_a_slow_body_is_given_up(url: str) -> None:
         assert b" 408 " in connection.recv(4096).splitlines()[0]
 
 
+def test_a_compressed_body_is_refused_by_name(url: str) -> None:
+    status, _, body = post(url, zlib.compress(json.dumps(question()).encode()), Content_Encoding="deflate")
+    assert (status, body["error"]["code"]) == (415, "invalid_type") and "compressed" in body["error"]["message"]
+
+
 def long(**parameters: Any) -> dict[str, Any]:
     """A question whose answer hardly ever ends by itself."""
     return question("Go on.", **{"max_tokens": 150, "temperature": 2.0, **parameters})

@@ -115,6 +115,8 @@ def test_a_signal_while_the_model_loads_ends_at_once(checkpoint: Path) -> None:
         (["--key_file=/no/such/file"], "does not exist"),
         (["--fetch_from=here"], "is no network"),
         (["--max_pictures=0"], "must be at least 1"),
+        (["--drain_seconds=-1"], "--drain_seconds=-1 must be 0 or more"),
+        (["--drain_seconds=nan"], "--drain_seconds=nan must be 0 or more"),
         (["--slots=0"], "slots 0 must be at least 1"),
         (["--context=100000"], "context"),
     ],
