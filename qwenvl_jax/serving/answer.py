@@ -110,7 +110,7 @@ class Answer:
         if self._hear is not None:
             try:
                 self._hear(event)
-            except Exception:  # who asked is gone; the others' answers go on
+            except BaseException:  # who asked is gone, even by SystemExit; the others' answers go on
                 self._hear = None
                 self._cancelled.set()
 

@@ -55,7 +55,13 @@ class EngineClosed(Exception):
 
 
 class Engine:
-    """A model that answers many requests at once. A context manager: the thread lives within."""
+    """A model that answers many requests at once. A context manager: the thread lives within.
+
+    Attributes:
+      settings: how many are served, and what is refused.
+      context: tokens of the longest prompt with its answer.
+      failure: what has ended the thread before its time; None as long as it lives. No request is taken then.
+    """
 
     def __init__(
         self,
@@ -80,6 +86,7 @@ class Engine:
           UserError: for a context that the model has not.
         """
         self.settings = settings or EngineSettings()
+        self.failure: BaseException | None = None
         self.context = _context(self.settings.context, model.config.decoder.max_positions)
         self._tokenizer = tokenizer
         self._queries = model.config.resampler.queries
@@ -242,6 +249,12 @@ class Engine:
     # What follows runs on the engine's thread.
 
     def _serve(self) -> None:
+        try:
+            self._take_turns()
+        except BaseException as error:  # without the thread, whoever asked would wait for ever
+            self._die(error)
+
+    def _take_turns(self) -> None:
         while True:
             with self._changed:
                 self._changed.notify_all()  # for `close`
@@ -336,13 +349,27 @@ class Engine:
         else:
             why = f"the engine failed ({type(error).__name__}: {one_line(error)}); ask again"
             traceback.print_exception(error, file=sys.stderr)
+        self._batch.clear()
         with self._changed:
             failed = list(self._running.values())
             self._running.clear()
             self._free = deque(range(self._batch.count))
             self._tally.failures += 1
-        self._batch.clear()
         for draft in failed:
+            self._end(draft, "error", why)
+
+    def _die(self, error: BaseException) -> None:
+        """Ends all answers after a failure from which the thread cannot go on, and takes no request any more."""
+        with self._changed:
+            self._closing = True
+            self.failure = error
+            left = [*self._running.values(), *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
+            self._tally.failures += 1
+            self._changed.notify_all()
+        why = f"the engine has ended ({type(error).__name__}: {one_line(error)}); start it anew"
+        for draft in left:
             self._end(draft, "error", why)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qwenvl_jax.runtime import log
 from qwenvl_jax.runtime.errors import UserError
@@ -19,7 +20,8 @@ from qwenvl_jax.serving.api import Service
 from qwenvl_jax.serving.engine import Engine
 
 _CONNECTIONS = 1024  # open at once; further ones get the status 503
-_KEEP_ALIVE_S = 20
+_KEEP_ALIVE_S = 20  # between two requests of a connection
+_HEAD_S = 20  # from the connection, or from the first byte of a further request, to the end of a request's head
 _LAST_EVENTS_S = 5  # for telling clients that their answers were cut off
 
 
@@ -66,6 +68,36 @@ def listen(host: str, port: int) -> Listener:
     return Listener(bound, ipaddress.ip_address(number.partition("%")[0]).is_loopback, f"http://{shown}:{taken}")
 
 
+class _Connection(H11Protocol):
+    """A connection that is closed if the head of a request does not come in time.
+
+    uvicorn alone waits for ever: as many silent connections as may be open would keep everybody else out.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Begins to wait for a head, goes on waiting, or ends it, as the state of the connection demands."""
+        waits = (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
+        if not waits and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        elif waits and self._deadline is None:
+            self._deadline = self.loop.call_later(_HEAD_S, self.timeout_keep_alive_handler)
+
+
 class Host(uvicorn.Server):
     """Serves until SIGTERM or Ctrl-C. First it takes no more questions, then no answer is left, then it ends."""
 
@@ -89,7 +121,7 @@ class Host(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service.application(),
-                http="h11",
+                http=_Connection,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -117,7 +149,7 @@ class Host(uvicorn.Server):
           Whether the model had been loaded; else the process has to leave without waiting for the thread that loads it.
 
         Raises:
-          Exception: that `load` raised.
+          BaseException: that `load` raised, or that ended the engine.
         """
         loading = threading.Thread(target=self._loaded, name="loading", daemon=True)
         loading.start()
@@ -146,6 +178,10 @@ class Host(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second."""
+        engine = self._service.engine
+        if engine is not None and engine.failure is not None and self._failure is None:
+            self._failure = engine.failure
+            self.end()
         if self._until is not None and not self.should_exit:
             late = time.monotonic() > self._until
             if late and self._service.engine is not None:

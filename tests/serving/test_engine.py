@@ -233,11 +233,12 @@ def test_half_of_many_cancelled_changes_no_other_answer(make: Make) -> None:
     assert engine.status().active == engine.status().waiting == 0
 
 
-def test_a_listener_that_fails_costs_its_own_answer_only(make: Make) -> None:
+@pytest.mark.parametrize("failure", [ConnectionError("nobody is there"), SystemExit(3)])
+def test_a_listener_that_fails_costs_its_own_answer_only(make: Make, failure: BaseException) -> None:
     engine = make()
 
     def gone(event: Event) -> None:
-        raise ConnectionError("nobody is there")
+        raise failure
 
     lost = engine.submit(text(), [], LONG, gone)
     other = engine.submit(text(), [], LONG)
