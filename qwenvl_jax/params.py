@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 Params = dict[str, Any]  # nested dicts of arrays, shapes or shardings; top-level keys `vit`, `resampler`, `decoder`
+Path = tuple[str, ...]  # of a leaf: the keys that lead to it
+
 # Leaves of a low-rank adapter, beside the `kernel` of its projection (`models.lora`).
 LORA_A = "lora_a"
 LORA_B = "lora_b"
@@ -24,12 +26,12 @@ VOCABULARY = "vocabulary"  # a name for the embedding and the head, whose compon
 PyTree = Any  # nested containers of any kind, as `jax.tree` walks them
 
 
-def path_of(key_path: tuple[Any, ...]) -> tuple[str, ...]:
+def path_of(key_path: tuple[Any, ...]) -> Path:
     """The dict keys of a `jax.tree_util` key path."""
     return tuple(key.key for key in key_path)
 
 
-def component_of(path: tuple[str, ...]) -> str:
+def component_of(path: Path) -> str:
     """The component of the model that a parameter path belongs to.
 
     Returns:
@@ -45,24 +47,24 @@ def component_of(path: tuple[str, ...]) -> str:
     return "fixed" if path[:2] == ("resampler", "position_embedding") else path[0]
 
 
-def is_vocabulary(path: tuple[str, ...]) -> bool:
+def is_vocabulary(path: Path) -> bool:
     """Whether a parameter is the embedding or the head of the decoder."""
     return path in (("decoder", "embedding"), ("decoder", "lm_head"))
 
 
-def is_trained(path: tuple[str, ...], trainable: tuple[str, ...]) -> bool:
+def is_trained(path: Path, trainable: tuple[str, ...]) -> bool:
     """Whether a parameter is trained by a stage that trains the named components."""
     if VOCABULARY in trainable and is_vocabulary(path):
         return True
     return component_of(path) in trainable
 
 
-def flatten(tree: Params) -> dict[tuple[str, ...], Any]:
+def flatten(tree: Params) -> dict[Path, Any]:
     """Leaves by path."""
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def unflatten(leaves: dict[tuple[str, ...], Any]) -> Params:
+def unflatten(leaves: dict[Path, Any]) -> Params:
     """The inverse of `flatten`."""
     tree: Params = {}
     for path, leaf in leaves.items():
@@ -90,8 +92,8 @@ def split(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:
       params: the whole tree, arrays or shapes.
       trainable: names from `qwenvl_jax.config.TRAINABLE`. The resampler's sin-cos table ("fixed") is always frozen.
     """
-    trained: dict[tuple[str, ...], Any] = {}
-    frozen: dict[tuple[str, ...], Any] = {}
+    trained: dict[Path, Any] = {}
+    frozen: dict[Path, Any] = {}
     for path, leaf in flatten(params).items():
         half = trained if is_trained(path, trainable) else frozen
         half[path] = leaf

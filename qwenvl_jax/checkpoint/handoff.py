@@ -20,9 +20,7 @@ from qwenvl_jax.checkpoint.starting_point import StartingPoint, stored_params
 from qwenvl_jax.models import quantised
 from qwenvl_jax.models.layers import resize_positions
 from qwenvl_jax.models.lora import is_adapter
-from qwenvl_jax.params import Params, flatten
-
-Path = tuple[str, ...]
+from qwenvl_jax.params import Params, Path, flatten
 
 LOADED = "loaded"
 RESIZED = "resized"

@@ -14,10 +14,8 @@ from qwenvl_jax.checkpoint.manager import params_folder, read_host_leaf, stored_
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, damage_reported, frozen_damage_reported
 from qwenvl_jax.models import lora, quantised
 from qwenvl_jax.models.quantised import KERNEL
-from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, flatten, unflatten
+from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, Path, flatten, unflatten
 from qwenvl_jax.sharding.rules import param_spec
-
-Path = tuple[str, ...]
 
 _ADAPTER = (LORA_A, LORA_B, LORA_SCALE)
 

@@ -292,7 +292,7 @@ def _quantised(
         kernel = flatten(_initialise(config, shape))[path]
     else:
         kernel = read_merged_leaf(start, path, frozen=path not in stored_trained(start))
-    return unflatten(quantised.quantised(path, kernel, stored))
+    return unflatten(quantised.quantise_like(path, kernel, stored))
 
 
 def _initialise(config: Config, shapes: Params) -> Params:

@@ -7,7 +7,7 @@ and value, so that a mistake is one sentence before anything is allocated.
 from qwenvl_jax.config.anomalies import AnomaliesConfig
 from qwenvl_jax.config.checkpoint_schema import CheckpointConfig
 from qwenvl_jax.config.constraints import Mark, former_names, marks, validate
-from qwenvl_jax.config.lora import LORA_TARGETS, QUANTISED, RELEASED_TARGETS, LoraConfig
+from qwenvl_jax.config.lora import LORA_TARGETS, QUANTISED_TARGETS, RELEASED_TARGETS, LoraConfig
 from qwenvl_jax.config.model_schema import DecoderConfig, ModelConfig, ResamplerConfig, VitConfig
 from qwenvl_jax.config.parse import FORMER_KEYS, config_hash, from_config_dict, load_config, to_dict
 from qwenvl_jax.config.schema import (
@@ -37,7 +37,7 @@ __all__ = [
     "DTYPES",
     "FORMER_KEYS",
     "LORA_TARGETS",
-    "QUANTISED",
+    "QUANTISED_TARGETS",
     "RELEASED_TARGETS",
     "REMAT_POLICIES",
     "STAGES",

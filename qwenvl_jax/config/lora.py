@@ -23,7 +23,7 @@ LORA_TARGETS: dict[str, int] = {
 }
 
 # Those whose kernels `compute.frozen_kernels` may store in few bits. The published Qwen-VL-Chat-Int4 has the same ones.
-QUANTISED = tuple(target for target in LORA_TARGETS if target.startswith("decoder/blocks/"))
+QUANTISED_TARGETS = tuple(target for target in LORA_TARGETS if target.startswith("decoder/blocks/"))
 
 # Those of the released finetune.py: c_attn, attn.c_proj, w1 and w2.
 RELEASED_TARGETS = (

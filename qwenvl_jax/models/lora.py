@@ -19,9 +19,7 @@ import jax.numpy as jnp
 
 from qwenvl_jax.config import LORA_TARGETS, LoraConfig, ModelConfig
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.params import LORA_A, LORA_B, LORA_DROPOUT, LORA_SCALE, Params, flatten, unflatten
-
-Path = tuple[str, ...]
+from qwenvl_jax.params import LORA_A, LORA_B, LORA_DROPOUT, LORA_SCALE, Params, Path, flatten, unflatten
 
 
 def path_of_target(target: str) -> Path:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,11 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from qwenvl_jax.config import LORA_TARGETS, QUANTISED
-from qwenvl_jax.params import Params, flatten, unflatten
+from qwenvl_jax.config import LORA_TARGETS, QUANTISED_TARGETS
+from qwenvl_jax.params import Params, Path, flatten, unflatten
 from qwenvl_jax.sharding.rules import QUANTISED_LEAVES, param_spec
 
-Path = tuple[str, ...]
 Leaves = Mapping[str, Any]
 
 KERNEL = "kernel"
@@ -112,11 +111,11 @@ def abstract(frozen: Params, scheme: str) -> Params:
       scheme: `config.compute.frozen_kernels`.
     """
     leaves = flatten(frozen)
-    for target in QUANTISED if scheme != "plain" else ():
+    for target in QUANTISED_TARGETS if scheme != "plain" else ():
         path = tuple(target.split("/"))
         kernel = leaves.pop((*path, KERNEL), None)
         if kernel is not None:
-            stored = jax.eval_shape(_function(path, scheme), kernel)
+            stored = jax.eval_shape(_quantiser(path, scheme), kernel)
             leaves |= {(*path, name): leaf for name, leaf in stored.items()}
     return unflatten(leaves)
 
@@ -149,14 +148,21 @@ def shape_of(stored: Leaves) -> tuple[int, ...]:
     return (*stored[NF4].shape[:-1], 2 * stored[NF4].shape[-1])
 
 
-def quantised(path: Path, kernel: Any, stored: Leaves) -> dict[Path, jax.Array]:
-    """The leaves of a kernel by path, in the shardings of the shapes `stored`."""
+def quantise_like(path: Path, kernel: Any, stored: Leaves) -> dict[Path, jax.Array]:
+    """The leaves of a kernel by their paths.
+
+    Args:
+      path: of the kernel.
+      kernel: stacked if `path` is of a block.
+      stored: the shapes of the leaves by name, which say scheme and shardings.
+    """
     scheme = "int8" if INT8 in stored else "nf4"
     shardings = {name: getattr(leaf, "sharding", None) for name, leaf in stored.items()}
-    made = jax.jit(_function(path[:-1], scheme), out_shardings=shardings)(kernel)
+    made = jax.jit(_quantiser(path[:-1], scheme), out_shardings=shardings)(kernel)
     return {(*path[:-1], name): leaf for name, leaf in made.items()}
 
 
-def _function(path: Path, scheme: str) -> Any:
+def _quantiser(path: Path, scheme: str) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """The function that quantises the kernel of the projection at `path`."""
     inputs = LORA_TARGETS["/".join(path)]
     return functools.partial(_quantise_stacked, inputs=inputs, scheme=scheme, stacked="blocks" in path)

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwenvl_jax.config import LORA_TARGETS, QUANTISED, ModelConfig
+from qwenvl_jax.config import LORA_TARGETS, QUANTISED_TARGETS, ModelConfig
 from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, path_of
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import AnyMesh
@@ -115,7 +115,7 @@ def _quantised_axes() -> dict[str, tuple[str, ...]]:
     What belongs to blocks is not split along the blocks, and what belongs to channels along the channels only.
     """
     names: dict[str, tuple[str, ...]] = {}
-    for target in QUANTISED:
+    for target in QUANTISED_TARGETS:
         inputs = LORA_TARGETS[target]
         of_kernel = LOGICAL_AXES[f"{target}/kernel"]
         layers = sum(name == "layer" for name in of_kernel)

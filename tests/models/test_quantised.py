@@ -15,7 +15,7 @@ from scipy import stats
 
 from qwenvl_jax.checkpoint.manager import params_folder, stored_leaves
 from qwenvl_jax.checkpoint.restore import deferred_params, load_params
-from qwenvl_jax.config import LORA_TARGETS, QUANTISED, Config, LoraConfig, validate
+from qwenvl_jax.config import LORA_TARGETS, QUANTISED_TARGETS, Config, LoraConfig, validate
 from qwenvl_jax.models import layers, lora, quantised
 from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, flatten, merge, split, unflatten
 from qwenvl_jax.runtime.errors import UserError
@@ -91,7 +91,7 @@ def test_numpy_and_jax_read_the_same_kernel_of_all_layers(scheme: str) -> None:
     kernels = np.stack([random_kernel((16, 128), seed) for seed in range(3)])
     path = ("decoder", "blocks", "mlp", "up", "kernel")
     shapes = quantised.abstract(unflatten({path: jax.ShapeDtypeStruct(kernels.shape, jnp.bfloat16)}), scheme)
-    stored = quantised.quantised(path, jnp.asarray(kernels), quantised.kernels(shapes)[path])
+    stored = quantised.quantise_like(path, jnp.asarray(kernels), quantised.kernels(shapes)[path])
     assert {path: (leaf.shape, leaf.dtype) for path, leaf in stored.items()} == {
         path: (leaf.shape, leaf.dtype) for path, leaf in flatten(shapes).items()
     }
@@ -147,7 +147,7 @@ def configure(folder: Path = tiny_run.NO_DATA, scheme: str = "nf4", **changes: A
 
 def quantise_tree(params: Params, scheme: str) -> Params:
     leaves = flatten(params)
-    for target in QUANTISED:
+    for target in QUANTISED_TARGETS:
         path = lora.path_of_target(target)
         kernel = leaves.pop((*path, "kernel"))
         made = [quantised.quantise(layer, LORA_TARGETS[target], scheme) for layer in kernel]
@@ -198,7 +198,7 @@ def test_a_run_stores_the_codes_once_continues_to_the_bit_and_is_read_as_merged(
     before = flatten(load_params(run, adapters_apart=True)[0])
     assert {path[-1] for path in stored_leaves(params_folder(run, 6))} == {LORA_A, LORA_B}
     frozen = stored_leaves(params_folder(run, None))
-    targets = [lora.path_of_target(target) for target in QUANTISED]
+    targets = [lora.path_of_target(target) for target in QUANTISED_TARGETS]
     assert {path[:-1] for path in frozen if path[-1] == quantised.NF4} == set(targets)
     assert not {path for path in frozen if path[:2] == ("decoder", "blocks") and path[-1] == "kernel"}
 

@@ -45,7 +45,7 @@ def step(
         if path[-1] == LORA_B:
             leaves[path] = leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32)
     for path, stored in quantised.kernels(abstract.frozen).items():
-        leaves |= quantised.quantised(path, leaves.pop(path), stored)
+        leaves |= quantised.quantise_like(path, leaves.pop(path), stored)
     trainable, frozen = split(unflatten(leaves), config.train.trainable)
     optimizer = make_optimizer(config.optimizer, config.train.steps, config.model.vit.layers)
     state = State(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
