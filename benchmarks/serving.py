@@ -109,13 +109,12 @@ class EngineServer:
     """This code."""
 
     def __init__(self, folder: Path, slots: int):
-        from qwenvl_jax.conversion.from_torch import import_release
         from qwenvl_jax.runtime import storage
-        from qwenvl_jax.serving.opened import open_checkpoint
+        from qwenvl_jax.serving.open_model import open_model
         from qwenvl_jax.serving.options import EngineSettings
 
         imported = storage.path(str(folder / "imported"))
-        opened = open_checkpoint(str(folder / "release"), None, imported, import_release)
+        opened = open_model(str(folder / "release"), None, imported)
         self._engine = opened.engine(EngineSettings(slots=slots, context=CONTEXT))
         self._engine.start()
 

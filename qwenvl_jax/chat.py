@@ -30,7 +30,7 @@ from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 from qwenvl_jax.serving.conversation import AnswerFailed, ChatAnswer, Conversation
-from qwenvl_jax.serving.opened import open_checkpoint
+from qwenvl_jax.serving.open_model import open_model
 from qwenvl_jax.serving.options import NAMED_OPTIONS, AnswerOptions, EngineSettings
 from qwenvl_jax.sharding.mesh import config_of
 
@@ -209,7 +209,7 @@ def main() -> None:
     options = _options()
     step = None if _STEP.value < 0 else _STEP.value
     mesh = config_of(_MESH.value) if _MESH.value else None
-    opened = open_checkpoint(_WORKDIR.value, step, storage.path(_IMPORTED.value), _import, mesh=mesh)
+    opened = open_model(_WORKDIR.value, step, storage.path(_IMPORTED.value), mesh=mesh)
     config = opened.starting_point.config
     patient = EngineSettings(
         slots=1, context=config.model.decoder.max_positions, wait_seconds=math.inf, answer_seconds=math.inf
@@ -243,13 +243,6 @@ def _options() -> AnswerOptions:
     if not options.temperature and (options.top_k or options.top_p != 1):
         raise UserError("--top_k and --top_p draw tokens and need a --temperature, such as 1")
     return options
-
-
-def _import(release: epath.Path, workdir: epath.Path) -> None:
-    from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
-
-    _say(f"importing {release} to {workdir}")
-    import_release(release, workdir)
 
 
 if __name__ == "__main__":

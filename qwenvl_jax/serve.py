@@ -3,8 +3,8 @@
     python -m qwenvl_jax.serve --workdir=runs/quickstart/stage3_sft --page
 
 The page is then at http://127.0.0.1:8000, the API below /v1. Other machines reach it with --host=0.0.0.0 and a key,
-which stands in the file of --key_file or in the variable QWENVL_API_KEY. After SIGTERM no question is taken any more,
-and the server ends with the last answer.
+which is in the file of --key_file or in the variable QWENVL_API_KEY. After SIGTERM it takes no more questions, and ends
+after the last answer.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import logging
-from etils import epath
 
 from qwenvl_jax.checkpoint.starting_point import IMPORT, StartingPoint
 from qwenvl_jax.runtime import commandline, distributed, log, retries, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from qwenvl_jax.serving.engine import Engine
-from qwenvl_jax.serving.opened import open_checkpoint
+from qwenvl_jax.serving.open_model import open_model
 from qwenvl_jax.serving.options import NAMED_OPTIONS, EngineSettings
 from qwenvl_jax.sharding.mesh import config_of
 
@@ -52,16 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def serve(args: argparse.Namespace) -> bool:
-    """Serves until a signal ends it; see `Host.run_to_the_end` for what is returned.
+    """Serves until a signal ends it; see `Server.run_to_the_end` for what is returned.
 
     Raises:
       UserError: for values that cannot be used, or a model that cannot be loaded.
     """
     from qwenvl_jax.serving.api import Service
-    from qwenvl_jax.serving.hosting import Host, listen
+    from qwenvl_jax.serving.server import Server, listen
 
     engine_settings = _engine_settings(args)
-    opened = open_checkpoint(args.workdir, args.step, storage.path(args.imported), _import, mesh=args.mesh)
+    opened = open_model(args.workdir, args.step, storage.path(args.imported), mesh=args.mesh)
     listener = listen(args.host, args.port)
     settings = _api_settings(args, opened.starting_point, is_local=listener.is_local)
     stage = opened.starting_point.config.train.stage
@@ -73,7 +72,7 @@ def serve(args: argparse.Namespace) -> bool:
         engine.start()
         return engine
 
-    return Host(Service(settings), listener, load, args.drain_seconds, greeting).run_to_the_end()
+    return Server(Service(settings), listener, load, args.drain_seconds, greeting).run_to_the_end()
 
 
 def _greeting(settings: ApiSettings, url: str, stage: str, *, is_local: bool) -> list[str]:
@@ -84,13 +83,6 @@ def _greeting(settings: ApiSettings, url: str, stage: str, *, is_local: bool) ->
     if stage not in ("sft", IMPORT):
         lines.append(f"warning: stage {stage!r} has not learned dialogues; answers will be odd")
     return lines
-
-
-def _import(release: epath.Path, workdir: epath.Path) -> None:
-    from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
-
-    log.line(f"importing {release} to {workdir}")
-    import_release(release, workdir)
 
 
 def _api_settings(args: argparse.Namespace, start: StartingPoint, *, is_local: bool) -> ApiSettings:
@@ -104,24 +96,22 @@ def _api_settings(args: argparse.Namespace, start: StartingPoint, *, is_local: b
     if args.images_under and not os.path.isdir(args.images_under):
         raise UserError(f"--images_under={args.images_under} is no folder of this machine; name one")
     keys = _keys(args.key_file)
-    most_bytes = args.max_picture_mib << 20
+    max_bytes = args.max_picture_mib << 20
     networks = tuple(_network(text) for text in args.fetch_from)
-    fetch = (
-        FetchSettings(most_bytes, also=networks, public=args.fetch_images) if args.fetch_images or networks else None
-    )
+    fetch = FetchSettings(max_bytes, also=networks, public=args.fetch_images) if args.fetch_images or networks else None
     name = args.name or start.config.model.name
     return ApiSettings(
         name,
         f"{name}, step {start.step}" if start.stage != IMPORT else name,
-        PictureSettings(args.max_pictures, most_bytes, args.images_under or None, fetch),
+        PictureSettings(args.max_pictures, max_bytes, args.images_under or None, fetch),
         keys,
         local_names_only=is_local and not keys,
         defaults=NAMED_OPTIONS[args.sampling],
         has_page=args.page,
         examples=examples_of(start.config.data.mixture) if args.page else (),
-        most_bytes=args.max_body_mib << 20,
-        most_open=args.slots + args.waiting + _SPARE_OPEN,
-        most_seconds=args.wait_seconds + args.answer_seconds + _SPARE_SECONDS,
+        max_body_bytes=args.max_body_mib << 20,
+        max_open=args.slots + args.waiting + _SPARE_OPEN,
+        max_seconds=args.wait_seconds + args.answer_seconds + _SPARE_SECONDS,
     )
 
 

@@ -1,4 +1,4 @@
-"""The HTTP interface: OpenAI's `/v1/models` and `/v1/chat/completions`; `/health`, `/ready`, `/metrics`, the page."""
+"""The HTTP API: OpenAI's `/v1/models` and `/v1/chat/completions`; `/health`, `/ready`, `/metrics`, the page."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from qwenvl_jax.serving import completions
 from qwenvl_jax.serving.answer import Answer, Event, Finished
 from qwenvl_jax.serving.completions import Completion
 from qwenvl_jax.serving.engine import Engine, EngineClosed, QueueFull
-from qwenvl_jax.serving.examples import Example
+from qwenvl_jax.serving.event_queue import EventQueue
+from qwenvl_jax.serving.examples import ExampleQuestion
 from qwenvl_jax.serving.guard import Guard
-from qwenvl_jax.serving.hearing import Hearing
 from qwenvl_jax.serving.metrics import CONTENT_TYPE, Metrics
 from qwenvl_jax.serving.options import AnswerOptions
 from qwenvl_jax.serving.page import files
@@ -30,7 +30,7 @@ from qwenvl_jax.serving.pictures import PictureSettings, PictureSource
 from qwenvl_jax.serving.refusals import Refusal, bad_request, later
 from qwenvl_jax.serving.schema import ChatRequest, parse_request
 from qwenvl_jax.serving.status import EngineStatus
-from qwenvl_jax.serving.transport import EventStream, read_body, unless_left
+from qwenvl_jax.serving.transport import EventStream, read_body, unless_client_leaves
 
 _PREPARING = 4  # requests that are read, decoded and tokenised at the same time
 _BEFORE_HEADERS_S = 5.0  # a stream waits so long for its first piece, so that a failure before it has its status
@@ -47,15 +47,15 @@ class ApiSettings:
       name: of the model.
       description: of the model, for the page.
       pictures: which pictures a request may show.
-      keys: those that open the API; none leaves it open.
+      keys: a request must bring one of them; without any, none is needed.
       local_names_only: as of `Guard`.
-      defaults: how answers are written of which a request says nothing.
+      defaults: how an answer is written if the request does not say.
       has_page: whether the page is served.
       examples: what the page offers to try.
-      most_bytes: of the body of a request.
+      max_body_bytes: of the body of a request.
       body_seconds: within which a body must have come.
-      most_open: questions that may be open at once.
-      most_seconds: of a request, until its answer has been sent.
+      max_open: questions that may be open at once.
+      max_seconds: of a request, until its answer has been sent.
     """
 
     name: str
@@ -65,11 +65,11 @@ class ApiSettings:
     local_names_only: bool = False
     defaults: AnswerOptions = dataclasses.field(default_factory=AnswerOptions)
     has_page: bool = False
-    examples: tuple[Example, ...] = ()
-    most_bytes: int = 32 << 20
+    examples: tuple[ExampleQuestion, ...] = ()
+    max_body_bytes: int = 32 << 20
     body_seconds: float = 30.0
-    most_open: int = 80
-    most_seconds: float = 420.0
+    max_open: int = 80
+    max_seconds: float = 420.0
 
 
 class Service:
@@ -108,14 +108,18 @@ class Service:
         app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"])
         if settings.has_page:
             page = PageSettings(
-                settings.name, settings.description, settings.pictures.most, settings.most_bytes, bool(settings.keys)
+                settings.name,
+                settings.description,
+                settings.pictures.max_pictures,
+                settings.max_body_bytes,
+                bool(settings.keys),
             )
             files.add_to(app, page, settings.examples)
         return Guard(
             app,
             self.metrics,
             settings.keys,
-            settings.most_open,
+            settings.max_open,
             local_names_only=settings.local_names_only,
             is_draining=lambda: self.draining,
         )
@@ -159,10 +163,10 @@ class Service:
         self.open += 1
         handed_on = False
         try:
-            async with asyncio.timeout(self._settings.most_seconds):
+            async with asyncio.timeout(self._settings.max_seconds):
                 asked = await self._read(request)
                 work = self._answer(asked) if not asked.stream else self._stream(asked)
-                response = await unless_left(request, work)
+                response = await unless_client_leaves(request, work)
             handed_on = isinstance(response, EventStream)
             return response
         except TimeoutError:
@@ -176,8 +180,8 @@ class Service:
         Raises:
           Refusal: for a body that is too large, too slow, or not to be served.
         """
-        body = await read_body(request, self._settings.most_bytes, self._settings.body_seconds)
-        asked = await self._prepared(lambda: parse_request(body, self._settings.pictures.most))
+        body = await read_body(request, self._settings.max_body_bytes, self._settings.body_seconds)
+        asked = await self._prepared(lambda: parse_request(body, self._settings.pictures.max_pictures))
         self._check_name(asked.model)
         self._engine()
         return asked
@@ -186,7 +190,7 @@ class Service:
         """The value of a function that takes long, from one of a few threads."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    async def _ask(self, asked: ChatRequest) -> tuple[Answer, Hearing, Completion]:
+    async def _ask(self, asked: ChatRequest) -> tuple[Answer, EventQueue, Completion]:
         """Hands a question to the engine.
 
         Raises:
@@ -198,8 +202,8 @@ class Service:
         images = [picture.encoded for picture in pictures]
         sizes = [picture.size for picture in pictures]
         engine = self._engine()
-        hearing = Hearing()
-        submitted = self._pool.submit(engine.submit, turns, images, options, hearing.hear)
+        events = EventQueue()
+        submitted = self._pool.submit(engine.submit, turns, images, options, events.put)
         try:
             answer = await asyncio.wrap_future(submitted)
         except asyncio.CancelledError:
@@ -209,12 +213,12 @@ class Service:
             raise draining() from None
         except QueueFull as full:
             raise later(429, "too many questions wait already; ask again later", "queue_full", full.seconds) from None
-        return answer, hearing, Completion(self._settings.name, sizes, asked.includes_usage)
+        return answer, events, Completion(self._settings.name, sizes, asked.includes_usage)
 
     async def _answer(self, asked: ChatRequest) -> Response:
-        answer, hearing, completion = await self._ask(asked)
+        answer, events, completion = await self._ask(asked)
         try:
-            finished = await hearing.end()
+            finished = await events.end()
         finally:
             answer.cancel()
         self._count(finished)
@@ -223,9 +227,9 @@ class Service:
         return JSONResponse(completion.whole(finished))
 
     async def _stream(self, asked: ChatRequest) -> Response:
-        answer, hearing, completion = await self._ask(asked)
+        answer, events, completion = await self._ask(asked)
         try:
-            first = await hearing.next(_BEFORE_HEADERS_S)
+            first = await events.next(_BEFORE_HEADERS_S)
             if isinstance(first, Finished) and (failure := failure_of(first)):
                 raise failure
         except BaseException:
@@ -236,9 +240,9 @@ class Service:
             answer.cancel()
             self.open -= 1
 
-        return EventStream(self._events(first, hearing, completion), self._settings.most_seconds, ended)
+        return EventStream(self._sent(first, events, completion), self._settings.max_seconds, ended)
 
-    async def _events(self, first: Event | None, hearing: Hearing, completion: Completion) -> AsyncIterator[bytes]:
+    async def _sent(self, first: Event | None, events: EventQueue, completion: Completion) -> AsyncIterator[bytes]:
         yield completion.begin()
         event = first
         while not isinstance(event, Finished):
@@ -246,7 +250,7 @@ class Service:
                 yield completions.STILL_HERE
             elif event:
                 yield completion.piece(event)
-            event = await hearing.next(_STILL_HERE_S)
+            event = await events.next(_STILL_HERE_S)
         self._count(event)
         failure = failure_of(event)
         yield completions.event({"error": failure.error}) if failure else completion.end(event)

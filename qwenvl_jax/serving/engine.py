@@ -35,7 +35,7 @@ from qwenvl_jax.serving.slot_batch import SlotBatch
 from qwenvl_jax.serving.status import EngineStatus, Tally
 
 DEFAULT_CONTEXT = 2048  # tokens, of training at full size
-GUARANTEED = 4  # a prompt leaves at least this fraction of the context to the answer, if it asks for so much
+GUARANTEED = 4  # a prompt leaves one part in so many of the context to the answer, or all that it asks for if less
 
 
 class QueueFull(Exception):

@@ -17,14 +17,14 @@ from qwenvl_jax.data.schema import Record
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
 
-MOST = 6
-_MOST_BYTES = 1 << 20  # of a picture
+MAX_EXAMPLES = 6
+_MAX_PICTURE_BYTES = 1 << 20
 _READ = 200  # records that are looked at
 _SPLIT = "heldout"
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class ExampleQuestion:
     """A question about pictures.
 
     Attributes:
@@ -41,8 +41,8 @@ class Example:
             return image.get_format_mimetype() or "image/png"
 
 
-def examples_of(mixture: Sequence[SourceConfig]) -> tuple[Example, ...]:
-    """Up to MOST first questions from the held-out dialogues of a mixture.
+def examples_of(mixture: Sequence[SourceConfig]) -> tuple[ExampleQuestion, ...]:
+    """Up to MAX_EXAMPLES first questions from the held-out dialogues of a mixture.
 
     Only records on this machine's disk are looked at. Without any, there are no examples: nothing depends on them.
     """
@@ -59,7 +59,7 @@ def examples_of(mixture: Sequence[SourceConfig]) -> tuple[Example, ...]:
     return ()
 
 
-def _examples(source: SourceConfig) -> Iterator[Example]:
+def _examples(source: SourceConfig) -> Iterator[ExampleQuestion]:
     records = open_source(source, _SPLIT)
     count = len(records)
     step = max(1, count // _READ)
@@ -69,11 +69,11 @@ def _examples(source: SourceConfig) -> Iterator[Example]:
         if example is not None and example.question not in asked:
             asked.add(example.question)
             yield example
-        if len(asked) == MOST:
+        if len(asked) == MAX_EXAMPLES:
             return
 
 
-def _example_of(record: Record) -> Example | None:
+def _example_of(record: Record) -> ExampleQuestion | None:
     """The first question of a dialogue; None if it has not one picture, a large one, or regions in its text.
 
     Regions are drawn on the picture that is shown last; with several pictures, a dialogue may speak of another.
@@ -84,6 +84,6 @@ def _example_of(record: Record) -> Example | None:
         return None
     images = tuple(record.images[part["image"]] for part in parts if "image" in part)
     question = "".join(part.get("text", "") for part in parts).strip()
-    if len(images) != 1 or not question or any(len(image) > _MOST_BYTES for image in images):
+    if len(images) != 1 or not question or any(len(image) > _MAX_PICTURE_BYTES for image in images):
         return None
-    return Example(question, images)
+    return ExampleQuestion(question, images)

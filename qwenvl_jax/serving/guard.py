@@ -35,7 +35,7 @@ class Guard:
         app: ASGIApp,
         metrics: Metrics,
         keys: Sequence[bytes],
-        most_open: int,
+        max_open: int,
         *,
         local_names_only: bool = False,
         is_draining: Callable[[], bool] = lambda: False,
@@ -46,7 +46,7 @@ class Guard:
           app: of ASGI.
           metrics: where requests are counted.
           keys: those that open what `_GUARDED` names; none leaves all open.
-          most_open: questions that may be open at once, in whatever state.
+          max_open: questions that may be open at once, in whatever state.
           local_names_only: whether a request must name this machine as its host. A page of the web whose name leads to
             127.0.0.1 is then refused.
           is_draining: whether the server is about to end; connections are then closed.
@@ -54,7 +54,7 @@ class Guard:
         self._app = app
         self._metrics = metrics
         self._keys = tuple(keys)
-        self._most_open = most_open
+        self._max_open = max_open
         self._local_names_only = local_names_only
         self._is_draining = is_draining
         self._open = 0
@@ -114,8 +114,8 @@ class Guard:
                     "invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        if is_question and self._open > self._most_open:
-            raise later(429, f"{self._most_open} questions are open already; ask again later", "queue_full", 2)
+        if is_question and self._open > self._max_open:
+            raise later(429, f"{self._max_open} questions are open already; ask again later", "queue_full", 2)
 
     def _is_known(self, key: bytes) -> bool:
         """Compares with every key, in a time that tells nothing of them."""

@@ -23,14 +23,14 @@ class PictureSettings:
     """Which pictures a request may show.
 
     Attributes:
-      most: pictures of a request.
-      most_bytes: of a picture, encoded.
+      max_pictures: pictures of a request.
+      max_bytes: of a picture, encoded.
       folder: below which files of the server may be shown; None for no files. It must be on a disk.
       fetch: what may be fetched from the web; None for nothing.
     """
 
-    most: int = 16
-    most_bytes: int = 20 << 20
+    max_pictures: int = 16
+    max_bytes: int = 20 << 20
     folder: str | None = None
     fetch: FetchSettings | None = None
 
@@ -79,11 +79,11 @@ class PictureSource:
             if self._settings.folder is None:
                 raise UserError("this server shows none of its files; send a data URL")
             folder = self._settings.folder
-            picture = await asyncio.to_thread(read_below, folder, address.path, self._settings.most_bytes)
+            picture = await asyncio.to_thread(read_below, folder, address.path, self._settings.max_bytes)
         else:
             picture = address.encoded
-        if len(picture) > self._settings.most_bytes:
-            raise UserError(f"it has more than {self._settings.most_bytes:,} bytes; send a smaller one")
+        if len(picture) > self._settings.max_bytes:
+            raise UserError(f"it has more than {self._settings.max_bytes:,} bytes; send a smaller one")
         return Shown(picture, _size(picture))
 
 
@@ -108,8 +108,8 @@ def _size(picture: bytes) -> tuple[int, int]:
     return width, height
 
 
-def read_below(folder: str, path: str, most_bytes: int) -> bytes:
-    """The bytes of a file below a folder, at most one more than `most_bytes`.
+def read_below(folder: str, path: str, max_bytes: int) -> bytes:
+    """The bytes of a file below a folder, at most one more than `max_bytes`.
 
     Links are followed as long as they stay below the folder. The resolved path is then opened folder by folder without
     following any, so that one which is put there meanwhile leads nowhere.
@@ -137,6 +137,6 @@ def read_below(folder: str, path: str, most_bytes: int) -> bytes:
         with os.fdopen(file, "rb") as stream:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise refused
-            return stream.read(most_bytes + 1)
+            return stream.read(max_bytes + 1)
     except (OSError, ValueError):
         raise refused from None

@@ -44,7 +44,7 @@ class Refusal(Exception):
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> Refusal:
-    """A request that no repetition makes right: status 400."""
+    """A request that must be corrected before it is sent again: status 400."""
     return Refusal(400, message, code, param)
 
 

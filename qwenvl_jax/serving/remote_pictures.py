@@ -60,7 +60,7 @@ def is_public(address: IPAddress) -> bool:
     return address.is_global and not special and not address.is_link_local and not known
 
 
-def _number(text: str) -> IPAddress:
+def _ip_address(text: str) -> IPAddress:
     """The address of a socket, whose zone (`fe80::1%eth0`) is left out."""
     return ipaddress.ip_address(text.partition("%")[0])
 
@@ -70,13 +70,13 @@ class FetchSettings:
     """What may be fetched.
 
     Attributes:
-      most_bytes: of a picture.
+      max_bytes: of a picture.
       seconds: for a picture.
       also: networks that may be reached although they are not public, such as that of a picture store.
       public: whether the public internet may be reached.
     """
 
-    most_bytes: int
+    max_bytes: int
     seconds: float = SECONDS
     also: tuple[IPNetwork, ...] = ()
     public: bool = True
@@ -113,7 +113,7 @@ class _CheckedConnections(httpcore.AsyncNetworkBackend):
         except (OSError, UnicodeError):
             raise UserError(f"the name {host[:100]} is not known; correct the address") from None
         numbers = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if not numbers or not all(self._settings.allows(_number(number)) for number in numbers):
+        if not numbers or not all(self._settings.allows(_ip_address(number)) for number in numbers):
             raise refused
         failure: Exception = httpcore.ConnectError("no address")
         for number in numbers:
@@ -122,7 +122,7 @@ class _CheckedConnections(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
                 continue
-            here, there = (_number(stream.get_extra_info(name)[0]) for name in ("client_addr", "server_addr"))
+            here, there = (_ip_address(stream.get_extra_info(name)[0]) for name in ("client_addr", "server_addr"))
             if not self._settings.allows(there) or (here == there and not self._settings.names(there)):
                 await stream.aclose()
                 raise refused
@@ -177,17 +177,17 @@ class WebPictures:
                 raise UserError(f"{address.host[:100]} answers with the status {response.status}; correct the address")
             if headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise UserError(f"{address.host[:100]} sends a compressed picture, which is not read; send a data URL")
-            most = self._settings.most_bytes
+            largest = self._settings.max_bytes
             length = headers.get(b"content-length", b"0")
             picture = bytearray()
-            if not length.isdigit() or int(length) <= most:
+            if not length.isdigit() or int(length) <= largest:
                 async for piece in response.aiter_stream():
                     picture += piece
-                    if len(picture) > most:
+                    if len(picture) > largest:
                         break
                 else:
                     return bytes(picture)
-            raise UserError(f"the picture of {address.host[:100]} has more than {most:,} bytes; send a smaller one")
+            raise UserError(f"the picture of {address.host[:100]} has more than {largest:,} bytes; send a smaller one")
 
 
 def _host(address: WebAddress) -> bytes:

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from qwenvl_jax.runtime.errors import UserError
 
-MOST = 16  # strings of a request
-LONGEST = 256  # characters of one
+MAX_STOPS = 16  # strings of a request
+MAX_LENGTH = 256  # characters of one
 
 
 def check_stops(stops: Sequence[str]) -> None:
     """Raises UserError for strings that cannot end an answer, or would take long to look for."""
-    if len(stops) > MOST:
-        raise UserError(f"{len(stops)} stop strings are too many; give at most {MOST}")
+    if len(stops) > MAX_STOPS:
+        raise UserError(f"{len(stops)} stop strings are too many; give at most {MAX_STOPS}")
     for stop in stops:
         if not stop:
             raise UserError("a stop string is empty and would end every answer; leave it out")
-        if len(stop) > LONGEST:
-            raise UserError(f"a stop string has {len(stop):,} characters; give at most {LONGEST}")
+        if len(stop) > MAX_LENGTH:
+            raise UserError(f"a stop string has {len(stop):,} characters; give at most {MAX_LENGTH}")
 
 
 class StopStrings:

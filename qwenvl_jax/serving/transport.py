@@ -1,4 +1,4 @@
-"""Bodies that are limited, clients that leave, and streams that end."""
+"""Reads bodies within limits, notices clients that leave, and sends streams of events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIENT_LEFT = 499  # the status that the log shows; nobody hears it
 T = TypeVar("T")
 
 
-async def read_body(request: Request, most_bytes: int, seconds: float) -> bytes:
+async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
     """The body of a request, which must be JSON by its header.
 
     A page of another origin cannot send that header unless this server agrees, which it never does.
@@ -35,10 +35,10 @@ async def read_body(request: Request, most_bytes: int, seconds: float) -> bytes:
         await discard(request.receive)
         raise Refusal(415, "the body must not be compressed; send it without Content-Encoding", "invalid_type")
     too_large = Refusal(
-        413, f"the body has more than {most_bytes:,} bytes; send fewer or smaller pictures", "request_too_large"
+        413, f"the body has more than {max_bytes:,} bytes; send fewer or smaller pictures", "request_too_large"
     )
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > most_bytes:
+    if length.isdigit() and int(length) > max_bytes:
         await discard(request.receive)
         raise too_large
     body = bytearray()
@@ -46,7 +46,7 @@ async def read_body(request: Request, most_bytes: int, seconds: float) -> bytes:
         async with asyncio.timeout(seconds):
             async for piece in request.stream():
                 body += piece
-                if len(body) > most_bytes:
+                if len(body) > max_bytes:
                     break
             else:
                 return bytes(body)
@@ -58,7 +58,7 @@ async def read_body(request: Request, most_bytes: int, seconds: float) -> bytes:
     raise too_large
 
 
-async def unless_left(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """The response that `work` makes. If the client leaves before that, the work is cancelled.
 
     Args:
@@ -66,7 +66,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, Response]) -> 
       work: makes the response.
     """
     making = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(_client_leaves(request))
     try:
         await asyncio.wait((making, leaving), return_when=asyncio.FIRST_COMPLETED)
         return making.result() if making.done() else Response(status_code=CLIENT_LEFT)
@@ -76,7 +76,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, Response]) -> 
         await asyncio.gather(making, leaving, return_exceptions=True)
 
 
-async def _left(request: Request) -> None:
+async def _client_leaves(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(engine: Engine, folder: Path) -> Iterator[str]:
     settings = ApiSettings(
-        "tiny", pictures=PictureSettings(most=3, folder=str(folder)), most_bytes=LIMIT, body_seconds=1.5
+        "tiny", pictures=PictureSettings(max_pictures=3, folder=str(folder)), max_body_bytes=LIMIT, body_seconds=1.5
     )
     with serving(engine, settings) as (address, _):
         yield address

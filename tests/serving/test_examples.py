@@ -11,7 +11,7 @@ from qwenvl_jax.config import SourceConfig
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tasks import Content
-from qwenvl_jax.serving.examples import MOST, examples_of
+from qwenvl_jax.serving.examples import MAX_EXAMPLES, examples_of
 from tests.evaluation.samples import grey as picture
 
 
@@ -36,7 +36,7 @@ def test_first_questions_about_one_picture_are_offered_each_once(tmp_path: Path)
     write_records(tmp_path / "d", {"train": records[:1], "heldout": records}, name="dialogues")
     found = examples_of([source(tmp_path / "none"), source(tmp_path / "d")])
     questions = [example.question for example in found]
-    assert len(set(questions)) == len(found) == MOST and set(questions) <= {f"What is {k}?" for k in range(9)}
+    assert len(set(questions)) == len(found) == MAX_EXAMPLES and set(questions) <= {f"What is {k}?" for k in range(9)}
     assert found[0].images == (picture(16, 16),) and found[0].media_type(0) == "image/png"
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from qwenvl_jax.data import tags
 from qwenvl_jax.serving.api import ApiSettings
 from qwenvl_jax.serving.engine import Engine
-from qwenvl_jax.serving.examples import Example
+from qwenvl_jax.serving.examples import ExampleQuestion
 from tests.evaluation.samples import grey as picture
 from tests.support.api_server import data_url, post, question, serving, wait_for
 from tests.support.browser import SCRIPTED, Open, answer_with, ask, needs_chromium, show_pictures, until, wait_for_end
@@ -256,7 +256,7 @@ def test_it_is_used_by_keyboard_alone(open_page: Open) -> None:
 
 
 def test_a_key_is_asked_for_and_then_used(open_page: Open, page_engine: Engine) -> None:
-    settings = ApiSettings("tiny", has_page=True, keys=(KEY.encode(),), examples=(Example("A?", (picture(),)),))
+    settings = ApiSettings("tiny", has_page=True, keys=(KEY.encode(),), examples=(ExampleQuestion("A?", (picture(),)),))
     with serving(page_engine, settings) as (address, _):
         page = open_page(address)
         page.get_by_role("textbox", name="Key").fill("wrong-key-of-a-test-01234")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.serving.options import AnswerOptions
-from qwenvl_jax.serving.stop_strings import LONGEST, MOST, StopStrings
+from qwenvl_jax.serving.stop_strings import MAX_LENGTH, MAX_STOPS, StopStrings
 
 texts = st.text("ab<", max_size=40)
 stop_lists = st.lists(st.text("ab<", min_size=1, max_size=5), max_size=4)
@@ -55,7 +55,7 @@ def test_no_more_is_held_back_than_may_become_a_stop(text: str, stops: list[str]
         assert not held or any(each.startswith(held) for each in stops)
 
 
-@pytest.mark.parametrize("stop", [("",), ("a" * (LONGEST + 1),), ("a",) * (MOST + 1)])
+@pytest.mark.parametrize("stop", [("",), ("a" * (MAX_LENGTH + 1),), ("a",) * (MAX_STOPS + 1)])
 def test_what_cannot_end_an_answer_is_refused(stop: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="stop string"):
         AnswerOptions(stop=stop)

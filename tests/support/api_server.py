@@ -14,7 +14,7 @@ from typing import Any
 
 from qwenvl_jax.serving.api import ApiSettings, Service
 from qwenvl_jax.serving.engine import Engine
-from qwenvl_jax.serving.hosting import Host, listen
+from qwenvl_jax.serving.server import Server, listen
 
 PATIENCE_S = 120.0  # of a test that fails
 
@@ -24,16 +24,16 @@ def serving(engine: Engine, settings: ApiSettings) -> Iterator[tuple[str, Servic
     """Serves an engine that runs; gives the URL and the service. The engine is left as it is."""
     listener = listen("127.0.0.1", 0)
     service = Service(settings)
-    host = Host(service, listener, lambda: engine, drain_seconds=5)
-    thread = threading.Thread(target=host.run, args=([listener.socket],))
+    server = Server(service, listener, lambda: engine, drain_seconds=5)
+    thread = threading.Thread(target=server.run, args=([listener.socket],))
     service.engine = engine
     thread.start()
-    wait_for(lambda: host.started)
+    wait_for(lambda: server.started)
     try:
         yield listener.url, service
     finally:
         service.engine = None  # it outlives this server
-        host.end()
+        server.end()
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
 

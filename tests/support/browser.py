@@ -17,7 +17,7 @@ from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.serving.api import ApiSettings
 from qwenvl_jax.serving.engine import Engine
-from qwenvl_jax.serving.examples import Example
+from qwenvl_jax.serving.examples import ExampleQuestion
 from qwenvl_jax.serving.options import EngineSettings
 from tests.evaluation.samples import grey as picture
 from tests.support.api_server import PATIENCE_S, serving
@@ -35,7 +35,7 @@ def page_engine(loaded: LoadedModel, config: Config, tokenizer: Tokenizer) -> It
 
 @pytest.fixture(scope="module")
 def page_url(page_engine: Engine) -> Iterator[str]:
-    examples = (Example("Where is <ref>the square</ref>?", (picture(30, 30), picture(20, 40))),)
+    examples = (ExampleQuestion("Where is <ref>the square</ref>?", (picture(30, 30), picture(20, 40))),)
     with serving(page_engine, ApiSettings("tiny", "tiny, step 3", has_page=True, examples=examples)) as (address, _):
         yield address
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from qwenvl_jax.serving.examples import Example
+from qwenvl_jax.serving.examples import ExampleQuestion
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _FILES = ("index.html", "page.css", "page.js", "answer.js", "pictures.js", "stream.js", "words.js", "icon.svg")
@@ -35,19 +35,19 @@ class PageSettings:
     Attributes:
       model: the name under which the model is served.
       description: a line about it.
-      most_pictures: of a request.
-      most_bytes: of the body of a request.
+      max_pictures: of a request.
+      max_body_bytes: of the body of a request.
       needs_key: whether questions need a key.
     """
 
     model: str
     description: str
-    most_pictures: int
-    most_bytes: int
+    max_pictures: int
+    max_body_bytes: int
     needs_key: bool
 
 
-def add_to(app: FastAPI, settings: PageSettings, examples: Sequence[Example]) -> None:
+def add_to(app: FastAPI, settings: PageSettings, examples: Sequence[ExampleQuestion]) -> None:
     """Adds the page at `/` to an application. The files are read once and are the only ones that it can give."""
     folder = importlib.resources.files("qwenvl_jax.serving.page")
     shown = [_as_json(example) for example in examples]
@@ -68,7 +68,7 @@ def _add(app: FastAPI, path: str, response: Response) -> None:
     app.add_api_route(path, respond, methods=["GET"])
 
 
-def _as_json(example: Example) -> dict[str, object]:
+def _as_json(example: ExampleQuestion) -> dict[str, object]:
     pictures = [f"data:{example.media_type(k)};base64,{_base64(image)}" for k, image in enumerate(example.images)]
     return {"question": example.question, "pictures": pictures}
 

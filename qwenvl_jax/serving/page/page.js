@@ -10,14 +10,14 @@ const question = byId("question");
 
 const chat = []; // turns: {role, text, pictures} and of the model {notes, failed}
 let pending = []; // pictures of the next question
-let settings = { model: "", most_pictures: 16, most_bytes: 32 << 20, needs_key: false };
+let settings = { model: "", max_pictures: 16, max_body_bytes: 32 << 20, needs_key: false };
 let writing = null; // the AbortController of the answer that comes
 
 // ---- The question.
 
 async function addFiles(files) {
   for (const file of files) {
-    if (picturesShown().length + pending.length >= settings.most_pictures) return tell(say("tooMany", settings.most_pictures));
+    if (picturesShown().length + pending.length >= settings.max_pictures) return tell(say("tooMany", settings.max_pictures));
     try {
       pending.push(await readPicture(file));
     } catch {
@@ -78,7 +78,7 @@ async function answer(options = {}) {
   element.setAttribute("aria-busy", "true");
   setWriting(true);
   try {
-    if (body.length > settings.most_bytes) throw new Refused(say("tooLarge"), 413);
+    if (body.length > settings.max_body_bytes) throw new Refused(say("tooLarge"), 413);
     const end = await ask(JSON.parse(body), writing.signal, (text) => {
       turn.text += text;
       draw(turn, element);

@@ -1,4 +1,4 @@
-"""A checkpoint that is about to answer: found, imported if it is a release, and checked."""
+"""The model that is about to answer: its checkpoint is found, imported if it is a release, and checked."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_po
 from qwenvl_jax.config import MeshConfig
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qwenvl_jax.evaluation import checkpoint, placement
-from qwenvl_jax.evaluation.released import ImportRelease, run_of
-from qwenvl_jax.runtime import storage
+from qwenvl_jax.evaluation.released import run_of
+from qwenvl_jax.runtime import log, storage
 from qwenvl_jax.serving.engine import Engine
 from qwenvl_jax.serving.options import EngineSettings
 
 
-class Opened(NamedTuple):
+class OpenedModel(NamedTuple):
     """What an engine is made of, save for the weights.
 
     Attributes:
@@ -42,22 +42,20 @@ class Opened(NamedTuple):
         return Engine(model, self.tokenizer, self.image_size, settings, self.mesh)
 
 
-def open_checkpoint(
+def open_model(
     workdir: str,
     step: int | None,
     imported: epath.Path,
-    import_release: ImportRelease,
     *,
     image_size: int = 0,
     mesh: MeshConfig | None = None,
-) -> Opened:
+) -> OpenedModel:
     """Finds a checkpoint of a run, or of a released directory, which is imported once. Loads no weights.
 
     Args:
       workdir: the run, or the release.
       step: of the checkpoint; None is the newest.
       imported: the folder for imports.
-      import_release: (release, workdir) -> imports it. It is handed in, because its packages are not needed otherwise.
       image_size: pixels of an image's side; 0 as in training.
       mesh: of devices of this process; None for the first one.
 
@@ -65,10 +63,17 @@ def open_checkpoint(
       UserError: if there is no such checkpoint, it does not fit the images, or there are no such devices.
     """
     name = storage.path(workdir).name or "release"
-    starting_point = find_starting_point(run_of(workdir, imported, name, import_release), step)
+    starting_point = find_starting_point(run_of(workdir, imported, name, _import), step)
     config = starting_point.config
     size = image_size or config.data.image_size
     tokenizer = load_tokenizer(config.tokenizer)
     checkpoint.check_fits(starting_point, config.tokenizer, tokenizer, size)
     devices = placement.local_mesh(mesh) if mesh else None
-    return Opened(starting_point, tokenizer, size, devices)
+    return OpenedModel(starting_point, tokenizer, size, devices)
+
+
+def _import(release: epath.Path, workdir: epath.Path) -> None:
+    from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
+
+    log.line(f"importing {release} to {workdir}")
+    import_release(release, workdir)

@@ -1,4 +1,4 @@
-"""From the engine's thread into the event loop: the pieces of an answer and its end."""
+"""A queue from the engine's thread into the event loop."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import contextlib
 from qwenvl_jax.serving.answer import Event, Finished
 
 
-class Hearing:
+class EventQueue:
     """What the engine tells of one answer, in order. Made and read in the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
-    def hear(self, event: Event) -> None:
+    def put(self, event: Event) -> None:
         """Takes a piece of text or the end; for the engine's thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)

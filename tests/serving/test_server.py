@@ -16,7 +16,7 @@ import pytest
 from qwenvl_jax.config import Config
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.models.loaded import LoadedModel
-from qwenvl_jax.serving import hosting
+from qwenvl_jax.serving import server
 from qwenvl_jax.serving.api import ApiSettings, Service
 from qwenvl_jax.serving.engine import Engine, EngineClosed
 from qwenvl_jax.serving.options import EngineSettings
@@ -53,7 +53,7 @@ def lost_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_connections_on_which_no_request_comes_are_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting, "_HEAD_S", 1.0)
+    monkeypatch.setattr(server, "_HEAD_S", 1.0)
     address = httpx.URL(url)
     whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     for begun in (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", whole):
@@ -75,7 +75,7 @@ def test_connections_on_which_no_request_comes_are_closed(url: str, monkeypatch:
 
 
 def test_a_body_may_take_longer_than_a_head(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting, "_HEAD_S", 0.2)
+    monkeypatch.setattr(server, "_HEAD_S", 0.2)
     body = json.dumps(question(model="another")).encode()
     address = httpx.URL(url)
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
@@ -100,16 +100,16 @@ def test_an_engine_that_cannot_go_on_tells_all_who_wait(engine: Engine, lost_dev
 
 
 def test_a_server_whose_engine_has_ended_ends_with_its_failure(engine: Engine, lost_device: None) -> None:
-    listener = hosting.listen("127.0.0.1", 0)
+    listener = server.listen("127.0.0.1", 0)
 
     def load() -> Engine:
         engine.start()
         return engine
 
-    host = hosting.Host(Service(ApiSettings("tiny")), listener, load, drain_seconds=5)
+    serving_it = server.Server(Service(ApiSettings("tiny")), listener, load, drain_seconds=5)
     with ThreadPoolExecutor(1) as pool:
-        ending = pool.submit(host.run_to_the_end)
-        wait_for(lambda: host.started and get(listener.url, "/ready")[0] == 200)
+        ending = pool.submit(serving_it.run_to_the_end)
+        wait_for(lambda: serving_it.started and get(listener.url, "/ready")[0] == 200)
         status, _, body = post(listener.url, question())
         assert status == 500 and "the device is lost" in body["error"]["message"]
         with pytest.raises(RuntimeError, match="the device is lost"):

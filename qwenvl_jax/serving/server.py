@@ -1,4 +1,4 @@
-"""The process around the API: a socket, a model that loads while it listens already, an end that loses no answer."""
+"""The process around the API: it listens while the model loads, and ends without losing an answer."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class _Connection(H11Protocol):
             self._deadline = self.loop.call_later(_HEAD_S, self.timeout_keep_alive_handler)
 
 
-class Host(uvicorn.Server):
+class Server(uvicorn.Server):
     """Serves until SIGTERM or Ctrl-C. First it takes no more questions, then no answer is left, then it ends."""
 
     def __init__(
@@ -109,7 +109,7 @@ class Host(uvicorn.Server):
         drain_seconds: float,
         greeting: Sequence[str] = (),
     ):
-        """Makes a host; `run_to_the_end` serves.
+        """Makes a server; `run_to_the_end` serves.
 
         Args:
           service: has no engine yet.
