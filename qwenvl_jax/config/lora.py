@@ -22,7 +22,7 @@ LORA_TARGETS: dict[str, int] = {
     "vit/blocks/mlp/down": 1,
 }
 
-# Those whose kernels `compute.frozen_kernels` may store in few bits. The published Qwen-VL-Chat-Int4 has the same ones.
+# Those whose kernels `compute.frozen_kernels` may quantise. The published Qwen-VL-Chat-Int4 has the same ones.
 QUANTISED_TARGETS = tuple(target for target in LORA_TARGETS if target.startswith("decoder/blocks/"))
 
 # Those of the released finetune.py: c_attn, attn.c_proj, w1 and w2.

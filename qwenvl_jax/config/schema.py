@@ -281,7 +281,7 @@ class ComputeConfig:
     # Layers as straight code instead of a loop: faster on CPUs, slower to compile if there are many.
     unroll_layers: Annotated[bool, Mark.FREE_ON_RESUME]
     loss_chunk: Annotated[Size, Mark.FREE_ON_RESUME]  # tokens of a device whose logits exist at once
-    # Storage of the frozen kernels of the decoder's blocks: `plain` is frozen_dtype, the others are of few bits
+    # Storage of the frozen kernels of the decoder's blocks: `plain` is frozen_dtype, the others have 4 or 8 bits
     # (`models.quantised`).
     frozen_kernels: Annotated[str, OneOf(FROZEN_KERNELS)] = "plain"
     # See `models.decoder.rotate`: for TPUs whose memory is slow compared with their matrix units.

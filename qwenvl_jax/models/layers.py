@@ -67,7 +67,7 @@ class Projection(nn.Module):
         return y
 
     def _product(self, x: jax.Array, unstack: bool) -> Any:
-        """The product with the kernel alone, which may be stored in few bits: see `models.quantised`."""
+        """The product with the kernel alone, which may be quantised: see `models.quantised`."""
         axes = kernel_axes((*self.path, quantised.KERNEL))
         stored: quantised.Leaves = {
             name: self.get_variable("params", name) for name in quantised.NAMES if self.has_variable("params", name)

@@ -1,4 +1,4 @@
-"""Frozen kernels of few bits: how they are stored, and how a layer reads them (Q-LoRA, arXiv:2305.14314).
+"""Frozen kernels of 4 or 8 bits: how they are stored, and how a layer reads them (Q-LoRA, arXiv:2305.14314).
 
 Instead of its leaf `kernel` a projection has one of two groups of leaves, from which `layers.Projection` sees that it
 is quantised. With a kernel of the axes [*inputs, *outputs], of which F is the last:

@@ -102,7 +102,7 @@ def _lora_axes() -> dict[str, tuple[str, ...]]:
     return names
 
 
-# The leaves that stand for a frozen kernel of few bits (`models.quantised`), by the scheme.
+# The leaves of a quantised kernel (`models.quantised`), by the scheme.
 QUANTISED_LEAVES = {
     "int8": ("kernel_int8", "kernel_scale"),
     "nf4": ("kernel_nf4", "kernel_absmax", "kernel_absmax_scale", "kernel_absmax_mean"),

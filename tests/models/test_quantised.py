@@ -1,8 +1,9 @@
-"""Kernels of few bits against the papers' formulas and PyTorch, in a layer, in a step, and in the files of a run."""
+"""Quantised kernels against the papers' formulas and PyTorch, in a layer, in a step, and in the files of a run."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 from scipy import stats
 
+from configs.finetune import qlora
 from qwenvl_jax.checkpoint.manager import params_folder, stored_leaves
 from qwenvl_jax.checkpoint.restore import deferred_params, load_params
-from qwenvl_jax.config import LORA_TARGETS, QUANTISED_TARGETS, Config, LoraConfig, validate
+from qwenvl_jax.config import LORA_TARGETS, QUANTISED_TARGETS, Config, LoraConfig, load_config, validate
 from qwenvl_jax.models import layers, lora, quantised
 from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, flatten, merge, split, unflatten
 from qwenvl_jax.runtime.errors import UserError
@@ -25,6 +27,7 @@ from qwenvl_jax.training.state import abstract_state
 from qwenvl_jax.training.step import microbatch_loss
 from tests.support import tiny_run
 
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMES = ("int8", "nf4")
 # The axes of the kernels of the full model in small, and how many of them are inputs.
 SHAPES = (((24, 3, 4, 128), 1), ((4, 32, 192), 2), ((40, 11 * 64), 1), ((16, 40), 1))
@@ -46,6 +49,17 @@ def test_the_values_of_nf4_are_quantiles_of_the_normal_distribution() -> None:
     below = -stats.norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
     values = np.sort(np.concatenate([above, [0.0], below]))
     np.testing.assert_allclose(quantised.NF4_VALUES, values / values.max(), atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_bits_per_weight_of_the_full_model_are_those_of_the_docs(scheme: str) -> None:
+    state = abstract_state(load_config(qlora.get_config(kernels=scheme)))
+    stored = quantised.kernels(state.frozen).values()
+    bits = 8 * sum(leaf.size * leaf.dtype.itemsize for leaves in stored for leaf in leaves.values())
+    weights = sum(math.prod(quantised.shape_of(leaves)) for leaves in stored)
+    rows = (ROOT / "docs/finetuning.md").read_text().splitlines()
+    (row,) = (row for row in rows if row.startswith(f"| `{scheme}` |"))
+    assert row.endswith(f"| {bits / weights:.2f} |")
 
 
 @pytest.mark.parametrize(("shape", "inputs"), SHAPES)
