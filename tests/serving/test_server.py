@@ -106,10 +106,10 @@ def test_a_server_whose_engine_has_ended_ends_with_its_failure(engine: Engine, l
         engine.start()
         return engine
 
-    serving_it = server.Server(Service(ApiSettings("tiny")), listener, load, drain_seconds=5)
+    running = server.Server(Service(ApiSettings("tiny")), listener, load, drain_seconds=5)
     with ThreadPoolExecutor(1) as pool:
-        ending = pool.submit(serving_it.run_to_the_end)
-        wait_for(lambda: serving_it.started and get(listener.url, "/ready")[0] == 200)
+        ending = pool.submit(running.run_to_the_end)
+        wait_for(lambda: running.started and get(listener.url, "/ready")[0] == 200)
         status, _, body = post(listener.url, question())
         assert status == 500 and "the device is lost" in body["error"]["message"]
         with pytest.raises(RuntimeError, match="the device is lost"):
