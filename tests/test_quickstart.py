@@ -27,10 +27,23 @@ def test_fine_tuning_begins_from_the_finished_quickstart(tmp_path: Path, capsys:
     assert [step.key for step in steps] == ["data", quickstart.FINETUNE, "evaluation", "report"]
     assert steps[0].command[1:] == ("--input=data/q", "--output=data/q_catalogue", "--train=2000", "--heldout=50")
     assert "--config=configs/quickstart/finetune_catalogue.py:data=data/q,runs=runs/q,scale=0.5" in steps[1].command
-    with pytest.raises(SystemExit) as stopped:
-        quickstart.main(["--finetune", f"--workdir={tmp_path}"])
-    assert stopped.value.code == 2
-    assert "run `make quickstart` first" in capsys.readouterr().err
+    run = tmp_path / quickstart.STAGES[-1]
+
+    def refusal() -> str:
+        with pytest.raises(SystemExit) as stopped:
+            quickstart.main(["--finetune", f"--workdir={tmp_path}"])
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    assert "run `make quickstart` first" in refusal()
+    run.mkdir()
+    assert "run `make quickstart` first" in refusal(), "a folder is no model"
+    (run / "config.json").write_text(json.dumps({"train": {"steps": 250}}))
+    assert "run `make quickstart` first" in refusal(), "no checkpoint yet"
+    (run / "checkpoints/200").mkdir(parents=True)
+    for mark in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        (run / "checkpoints/200" / mark).write_text("{}")
+    assert "is trained up to step 200 of 250; run `make quickstart` again" in refusal()
 
 
 @pytest.mark.slow
