@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.gcs_server import gcs, gcs_environment, gcs_server
+from tests.support.limited_time import pytest_collection_modifyitems, pytest_runtest_setup
 
-__all__ = ["gcs", "gcs_environment", "gcs_server"]
+__all__ = ["gcs", "gcs_environment", "gcs_server", "pytest_collection_modifyitems", "pytest_runtest_setup"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
