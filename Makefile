@@ -47,7 +47,7 @@ help:  ## this list
 quickstart: $(VENV)/.base  ## data, stages 0 to 3, evaluation, release, report; about 20 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
 
-finetune: $(VENV)/.base  ## the quickstart's model learns a new kind of dialogue by LoRA; about 3 minutes on 2 cores
+finetune: $(VENV)/.base  ## the quickstart's model learns a new kind of dialogue by LoRA
 	$(RUN) -m qwenvl_jax.quickstart --finetune --workdir=runs/quickstart
 
 corpora: $(VENV)/.base  ## a real corpus from Debian packages: captions, maps, manuals; about 5 minutes on 2 cores

@@ -34,6 +34,7 @@ WORDS = 400  # ids of the vocabulary; the model has more, of which noise consist
 
 
 def config_of(vocabulary: str) -> Config:
+    """The small model of `cpu_step.py` with adapters."""
     config = cpu_step.CONFIG
     train = dataclasses.replace(config.train, stage="sft", trainable=("lora",))
     return dataclasses.replace(
@@ -79,13 +80,13 @@ def peft_side(config: Config, batch: Batch, folder: Path, *, compiled: bool) -> 
     )
     ids = torch.from_numpy(_with_image_ids(batch.tokens[0], batch.image_slot[0], start))
     pixels = normalise(torch.from_numpy(batch.images[0]))
-    places = np.nonzero(batch.loss_mask[0])
-    targets = torch.from_numpy(batch.targets[0][places]).long()
+    supervised = np.nonzero(batch.loss_mask[0])
+    targets = torch.from_numpy(batch.targets[0][supervised]).long()
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
         logits = run(input_ids=ids, pixel_values=pixels).logits
-        loss = torch.nn.functional.cross_entropy(logits[places], targets)
+        loss = torch.nn.functional.cross_entropy(logits[supervised], targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm)
         optimizer.step()
@@ -105,10 +106,10 @@ def _with_image_ids(tokens_BL: np.ndarray, image_slot_BL: np.ndarray, start: int
     return ids
 
 
-def make(side: str) -> steps.Side:
+def make(side: str, folder: Path) -> steps.Side:
+    """A side whose files, a vocabulary and perhaps a release, are in a folder."""
     from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 
-    folder = Path(tempfile.mkdtemp(prefix="lora_step_"))
     train_sentencepiece((f"word {number} of {number % 97}" for number in range(5000)), WORDS, folder / "words.model")
     config = config_of(str(folder / "words.model"))
     batch = steps.full_batch(config, cpu_step.SUPERVISED)
@@ -145,7 +146,9 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help="measure one side in this process and print its figures")
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(steps.measure(lambda: make(arguments.side), cpu_step.WARM_UP, cpu_step.STEPS)))
+        with tempfile.TemporaryDirectory(prefix="lora_step_") as folder:
+            result = steps.measure(lambda: make(arguments.side, Path(folder)), cpu_step.WARM_UP, cpu_step.STEPS)
+        print(json.dumps(result))
         return
     sizes = state_bytes()
     for name, size in sizes.items():
