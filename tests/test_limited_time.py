@@ -46,14 +46,14 @@ def test_nothing_is_left_out_without_a_limit(tmp_path: Path) -> None:
 
 
 def test_slow_tests_end_with_the_time(tmp_path: Path) -> None:
-    lines = run(tmp_path, QWENVL_SLOW_MINUTES="0")
+    lines = run(tmp_path, SLOW_TEST_MINUTES="0")
     assert "3 passed, 3 skipped" in lines[-1]
     assert any("0 minutes for slow tests are over" in line for line in lines)
-    assert "6 passed" in run(tmp_path, QWENVL_SLOW_MINUTES="10")[-1]
+    assert "6 passed" in run(tmp_path, SLOW_TEST_MINUTES="10")[-1]
 
 
 def test_the_order_of_files_is_that_of_the_commit(tmp_path: Path) -> None:
-    sessions = [run(tmp_path, QWENVL_SLOW_MINUTES="10", QWENVL_SLOW_ORDER=str(commit)) for commit in range(4)]
+    sessions = [run(tmp_path, SLOW_TEST_MINUTES="10", SLOW_TEST_ORDER=str(commit)) for commit in range(4)]
     orders = {tuple(files(lines)) for lines in sessions}
     assert len(orders) > 1
     assert all(order[::2] == order[1::2] for order in orders), "the tests of a file stay together"

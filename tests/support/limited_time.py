@@ -1,6 +1,6 @@
 """Runs as many of the slow tests as fit into some minutes; other ones at every commit.
 
-    QWENVL_SLOW_MINUTES=20 QWENVL_SLOW_ORDER=$(git rev-parse HEAD) python -m pytest -n 2 -m slow
+    SLOW_TEST_MINUTES=20 SLOW_TEST_ORDER=$(git rev-parse HEAD) python -m pytest -n 2 -m slow
 
 Hooks of pytest, which tests/conftest.py has. Without the first variable they do nothing. Files come in an order that
 the second one decides; a slow test that would begin after the minutes is skipped, and says so.
@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-MINUTES = "QWENVL_SLOW_MINUTES"
-ORDER = "QWENVL_SLOW_ORDER"
+MINUTES = "SLOW_TEST_MINUTES"
+ORDER = "SLOW_TEST_ORDER"
 
 _BEGAN = time.monotonic()
 
