@@ -203,7 +203,7 @@ def test_a_run_stores_the_codes_once_continues_to_the_bit_and_is_read_as_merged(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"train__steps": 6, "train__checkpoint_every": 3, "train__log_every": 3}
-    start = tiny_run.make_config(tiny_data, train__steps=2, train__checkpoint_every=2)
+    start = tiny_run.make_config(tiny_data, train__steps=2, train__checkpoint_every=2, optimizer__warmup_steps=1)
     loop.train(start, tmp_path / "start")
     init = {f"init__{tower}": str(tmp_path / "start") for tower in ("vit", "resampler", "decoder")}
     config = configure(tiny_data, **settings, **init, init__stage=start.train.stage)
