@@ -120,7 +120,8 @@ def together() -> Iterator[None]:
                 raise
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else exit_codes.ERROR
-            sentence = text.getvalue().strip().removeprefix("error: ")
+            said = text.getvalue().strip().removeprefix("error: ")
+            sentence = said or " ".join(getattr(error, "__notes__", ())) or f"it ended with exit code {code}"
         except BaseException:
             if cause := _connection.cause():
                 text.write(f"error: {cause[0]}\n")

@@ -44,9 +44,11 @@ def evaluate(
     try:
         with guard.ending_at_once():
             metrics_log.observe(step, state, observers)
-    except SystemExit:
-        log.line(
+    except SystemExit as end:
+        sentence = (
             f"stopped by {guard.signal} in the evaluation after step {step}, whose state is saved; "
             "run the same command again to continue"
         )
+        log.line(sentence)
+        end.add_note(sentence)  # for the other processes, which may hear of the end before their own signal
         raise

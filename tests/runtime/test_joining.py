@@ -297,7 +297,10 @@ with exit_on_user_error():
         if me == failing:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise {"user": UserError("shard 3 is damaged; copy it again"), "bug": KeyError("x")}[how]
+            end = SystemExit(143)
+            if how == "noted exit":
+                end.add_note("stopped by SIGTERM")
+            raise {"user": UserError("shard 3 is damaged; copy it again"), "bug": KeyError("x")}.get(how, end)
         if me == 0:
             distributed.gather(me)
         multihost_utils.process_allgather(jax.numpy.int32(me))
@@ -307,7 +310,13 @@ with exit_on_user_error():
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize(
     ("how", "words", "code"),
-    [("killed", "ended without a word", 42), ("user", "shard 3 is damaged; copy it again", 2), ("bug", "KeyError", 1)],
+    [
+        ("killed", "ended without a word", 42),
+        ("user", "shard 3 is damaged; copy it again", 2),
+        ("bug", "KeyError", 1),
+        ("exit", "it ended with exit code 143", 143),
+        ("noted exit", "stopped by SIGTERM", 143),
+    ],
 )
 def test_one_that_fails_ends_all(parent: Parent, failing: int, how: str, words: str, code: int) -> None:
     ended = parent.run(FAIL, joined(3), str(failing), how)
@@ -316,8 +325,10 @@ def test_one_that_fails_ends_all(parent: Parent, failing: int, how: str, words: 
         assert failed.code == -9
     elif how == "user":
         assert (failed.code, failed.err) == (2, "error: shard 3 is damaged; copy it again\n")
-    else:
+    elif how == "bug":
         assert failed.code == 1 and "Traceback" in failed.err
+    else:
+        assert (failed.code, failed.err) == (143, "")
     assert_one_sentence(ended, words, f"process {failing}", code=code)
 
 
