@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -70,7 +71,10 @@ time_t time(time_t *now) {
 static int piece(const struct timespec *deadline, struct timespec *end) {
   struct timespec now;
   real_gettime(CLOCK_REALTIME, &now);
-  end->tv_sec = deadline->tv_sec - (offset ? *offset : 0), end->tv_nsec = deadline->tv_nsec;
+  long long ahead = offset ? *offset : 0;
+  if (__builtin_sub_overflow(deadline->tv_sec, ahead, &end->tv_sec)) end->tv_sec = LONG_MAX; /* for ever */
+  if (end->tv_sec < 0) end->tv_sec = 0; /* long ago; the kernel knows no moment before 1970 */
+  end->tv_nsec = deadline->tv_nsec;
   long seconds = end->tv_sec - now.tv_sec;
   if (seconds <= 1 && seconds * SECOND + end->tv_nsec - now.tv_nsec <= PIECE) return 1;
   now.tv_nsec += PIECE;

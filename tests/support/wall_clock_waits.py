@@ -2,8 +2,9 @@
 
     python -m tests.support.wall_clock_waits KIND SECONDS
 
-Waits until so many seconds from now, and prints for how many monotonic seconds it waited. A wake-up before is waited
-through, as every caller does. KIND is "condition" (pthread_cond_timedwait), "semaphore" or "futex" (the system call).
+Waits until so many seconds from now, but not before 1970, and prints for how many monotonic seconds it waited, and in how
+many calls. A wake-up before is waited through, as every caller does. KIND is "condition" (pthread_cond_timedwait),
+"semaphore" or "futex" (the system call).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def wait(kind: str, until: Timespec) -> int:
 
 def main() -> None:
     kind, seconds = sys.argv[1], float(sys.argv[2])
-    moment = time.time() + seconds
+    moment = max(0.0, time.time() + seconds)
     until = Timespec(int(moment), int(moment % 1 * 1e9))
     print("waits", flush=True)
     began = time.monotonic()
