@@ -2,8 +2,8 @@
 
     python -m tests.support.wall_clock_waits KIND SECONDS
 
-Waits until so many seconds from now, but not before 1970, and prints for how many monotonic seconds it waited, and in how
-many calls. A wake-up before is waited through, as every caller does. KIND is "condition" (pthread_cond_timedwait),
+Waits until so many seconds from now, but not before 1970, and prints for how many monotonic seconds it waited, and in
+how many calls. A wake-up before is waited through, as every caller does. KIND is "condition" (pthread_cond_timedwait),
 "semaphore" or "futex" (the system call).
 """
 
