@@ -34,6 +34,7 @@ LEVELS = (
     ("qwenvl_jax.training", 2),
     ("qwenvl_jax.checkpoint", 2),
     ("qwenvl_jax.auditing", 2),
+    ("qwenvl_jax.ablation", 3),
     ("qwenvl_jax.evaluation", 3),
     ("qwenvl_jax.conversion", 3),
     ("qwenvl_jax.planning", 3),

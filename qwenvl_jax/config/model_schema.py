@@ -34,6 +34,11 @@ class VitConfig:
         """Raises UserError if the width does not divide into heads."""
         require(self.width % self.heads == 0, f"{path}: width {self.width} is no multiple of {self.heads} heads")
 
+    def windowed_layers(self, side: int) -> tuple[bool, ...]:
+        """For every layer whether it attends within windows, in an image of `side` x `side` patches."""
+        cut = 0 < self.window < side
+        return tuple(cut and (layer + 1) % self.global_every != 0 for layer in range(self.layers))
+
 
 @dataclasses.dataclass(frozen=True)
 class ResamplerConfig:

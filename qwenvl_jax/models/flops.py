@@ -57,14 +57,16 @@ def forward_flops(config: Config, work: Work, causal_share: float = 0.5) -> list
     vit = config.model.vit
     decoder = config.model.decoder
     queries = config.model.resampler.queries
-    patches = (config.data.image_size // vit.patch_size) ** 2
+    side = config.data.image_size // vit.patch_size
+    patches = side**2
+    keys = sum(vit.window**2 if windowed else patches for windowed in vit.windowed_layers(side))  # in all layers
     width = decoder.width
     images = work.images
     tokens = work.tokens
     return [
         Product("patch_embed", "vit", 2 * images * patches * 3 * vit.patch_size**2 * vit.width),
         Product("vit", "vit", 4 * images * patches * vit.layers * (2 * vit.width**2 + vit.width * vit.mlp_dim)),
-        Product("vit", None, 4 * images * patches**2 * vit.layers * vit.width),
+        Product("vit", None, 4 * images * patches * keys * vit.width),
         Product("kv_proj", "resampler", 2 * images * patches * vit.width * width),
         Product("resampler", "resampler", 4 * images * patches * width**2),
         Product("resampler", None, 4 * images * queries * patches * width),

@@ -226,6 +226,26 @@ def _is_not_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     return primitive.name != "all_gather"
 
 
+def _remat_policy(remat: str) -> Callable[..., bool] | None:
+    """What the backward pass of a block finds saved, see `scan_blocks`; None if nothing is computed again."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        # Gather the kernels again in the backward pass. If the gathered ones were saved, every device would hold all
+        # layers unsharded.
+        return _is_not_gathered if splits_kernels() else None
+    saved = {"matmuls_saved": MATMUL_NAMES, "attention_saved": (SAVED_NAME,), "full": ()}[remat]
+    policy = policies.save_only_these_names(*saved)
+    return policies.save_from_both_policies(policy, _is_cudnn_attention) if saved else policy
+
+
+def recomputed(block: Callable[..., Any], remat: str, *, static_argnums: int) -> Callable[..., Any]:
+    """A block as a function, whose backward pass computes again what `scan_blocks` would compute again."""
+    policy = _remat_policy(remat)
+    if policy is None:
+        return block
+    return jax.checkpoint(block, policy=policy, prevent_cse=False, static_argnums=static_argnums)
+
+
 def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, unroll: bool = False) -> Any:
     """Stacks `layers` copies of a block, with parameters on a leading layer axis.
 
@@ -238,16 +258,8 @@ def scan_blocks(block: type[nn.Module], layers: int, remat: str, in_axes: Any, u
       in_axes: for every input after the carry `nn.broadcast` or the layer axis 0.
       unroll: whether to unroll the loop over layers; parameters stay stacked.
     """
-    policies = jax.checkpoint_policies
-    if remat == "none" and splits_kernels():
-        # Gather the kernels again in the backward pass. If the gathered ones were saved, every device would hold all
-        # layers unsharded.
-        block = nn.remat(block, policy=_is_not_gathered, prevent_cse=False)
-    elif remat != "none":
-        saved = {"matmuls_saved": MATMUL_NAMES, "attention_saved": (SAVED_NAME,), "full": ()}[remat]
-        policy = policies.save_only_these_names(*saved)
-        if saved:
-            policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
+    policy = _remat_policy(remat)
+    if policy is not None:
         # Common subexpressions cannot be merged across the iterations of a scan, so no barrier against that is needed.
         block = nn.remat(block, policy=policy, prevent_cse=False)
     return nn.scan(

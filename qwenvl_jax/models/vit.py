@@ -13,11 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import Scope
 
 from qwenvl_jax.config import ComputeConfig, VitConfig
 from qwenvl_jax.models.attention import attention
-from qwenvl_jax.models.layers import LayerNorm, Projection, named, resize_positions, scan_blocks
+from qwenvl_jax.models.layers import LayerNorm, Projection, named, recomputed, resize_positions, scan_blocks
 from qwenvl_jax.models.parallel import over_rows, product
+from qwenvl_jax.params import Params
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.rules import kernel_axes
 
@@ -117,8 +119,8 @@ class VitAttention(nn.Module):
     causal: bool = False
 
     @nn.compact
-    def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> jax.Array:
-        """[I, P, W] to [I, P, W]; `windowed` is a bool scalar, or None if no layer has windows."""
+    def __call__(self, x_IPW: jax.Array, windowed: bool) -> jax.Array:
+        """[I, P, W] to [I, P, W]; `windowed` says whether patches attend to those of their window alone."""
         config, dtype = self.config, self.compute.compute_dtype
         width, heads = (config.width,), (config.heads, config.width // config.heads)
         std = config.width**-0.5
@@ -128,10 +130,7 @@ class VitAttention(nn.Module):
         out = Projection(heads, width, dtype, out_init, name="out")
 
         parts = tuple(named(part, "qkv") for part in qkv(x_IPW))
-        if windowed is None:
-            out_IPNK = self._attend(*parts)
-        else:
-            out_IPNK = jax.lax.cond(windowed, self._attend_in_windows, self._attend, *parts)
+        out_IPNK = self._attend_in_windows(*parts) if windowed else self._attend(*parts)
         return named(out(out_IPNK), "attention_out")
 
     def _attend(self, q_IPNK: jax.Array, k_IPNK: jax.Array, v_IPNK: jax.Array) -> jax.Array:
@@ -179,13 +178,13 @@ class VitBlock(nn.Module):
     quick_gelu: bool = False
 
     @nn.compact
-    def __call__(self, x_IPW: jax.Array, windowed: jax.Array | None) -> tuple[jax.Array, None]:
-        """[I, P, W] to [I, P, W], and no output per layer; see `VitAttention` for `windowed`."""
+    def __call__(self, x_IPW: jax.Array, windowed: bool | None) -> tuple[jax.Array, None]:
+        """[I, P, W] to [I, P, W], and no output per layer; see `VitAttention` for `windowed` (None: False)."""
         eps = self.config.layer_norm_eps
         x_IPW = over_rows(x_IPW)
         attn = VitAttention(self.config, self.compute, self.causal, name="attn")
         mlp = VitMlp(self.config, self.compute, self.quick_gelu, name="mlp")
-        x_IPW += attn(LayerNorm(eps, name="ln_1")(x_IPW), windowed)
+        x_IPW += attn(LayerNorm(eps, name="ln_1")(x_IPW), bool(windowed))
         x_IPW += mlp(LayerNorm(eps, name="ln_2")(x_IPW))
         return x_IPW, None
 
@@ -235,14 +234,42 @@ class Vit(nn.Module):
         """
         x_IPW = self.patch_embed(images_IHWC)
         x_IPW += resize_positions(self.position_embedding, x_IPW.shape[1]).astype(self.compute.compute_dtype)
-        return self.blocks(self.ln_pre(x_IPW), self._windowed(x_IPW.shape[1]))[0]
+        x_IPW = self.ln_pre(x_IPW)
+        side = math.isqrt(x_IPW.shape[1])
+        if not any(self.config.windowed_layers(side)):
+            return self.blocks(x_IPW, None)[0]
+        return self._blocks_in_windows(x_IPW, self.config.windowed_layers(side))
 
-    def _windowed(self, patches: int) -> jax.Array | None:
-        """[S] bool, the layers that attend within windows; None if no layer does."""
-        config = self.config
-        if not config.window or math.isqrt(patches) <= config.window:
-            return None
-        return (jnp.arange(config.layers) + 1) % config.global_every != 0
+    def _blocks_in_windows(self, x_IPW: jax.Array, windowed_S: tuple[bool, ...]) -> jax.Array:
+        """As `self.blocks`, of which some layers attend within windows.
+
+        One step of the loop is `global_every` layers, so that it is known of each of them whether it has windows. If
+        the loop decided that layer by layer, the devices would keep for the backward pass what either case needs.
+        """
+        config, compute = self.config, self.compute
+        every = config.global_every
+        periods = config.layers // every
+        path = (*self.path, "blocks")
+
+        def layer(x_IPW: jax.Array, params: Params, windowed: bool) -> jax.Array:
+            scope = Scope({"params": params}, path=path)
+            return VitBlock(config, compute, parent=scope, name="blocks")(x_IPW, windowed)[0]
+
+        def layers(x_IPW: jax.Array, params_S: Params, windowed_S: tuple[bool, ...]) -> jax.Array:
+            run = recomputed(layer, compute.remat_vit, static_argnums=2)
+            for index, windowed in enumerate(windowed_S):
+                x_IPW = run(x_IPW, jax.tree.map(lambda leaf, index=index: leaf[index], params_S), windowed)
+            return x_IPW
+
+        def period(x_IPW: jax.Array, params_S: Params) -> tuple[jax.Array, None]:
+            return layers(x_IPW, params_S, windowed_S[:every]), None
+
+        stacked: Params = self.variables["params"]["blocks"]
+        rest = periods * every  # the first of the layers that make no whole period
+        if periods:
+            grouped = jax.tree.map(lambda leaf: leaf[:rest].reshape(periods, every, *leaf.shape[1:]), stacked)
+            x_IPW, _ = jax.lax.scan(period, x_IPW, grouped, unroll=periods if compute.unroll_layers else 1)
+        return layers(x_IPW, jax.tree.map(lambda leaf: leaf[rest:], stacked), windowed_S[rest:])
 
     def head(self, x_IQD: jax.Array) -> jax.Array:
         """`ln_post`, then `@ proj`: [I, Q, D] to [I, Q, D]."""

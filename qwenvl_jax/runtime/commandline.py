@@ -168,12 +168,12 @@ def _check_overrides(argv: Sequence[str]) -> None:
         return
     if len(set(paths)) > 1:
         raise UserError(f"--config is given more than once, as {' and '.join(map(repr, paths))}; give one")
-    values = _load(paths[0])
+    values = load(paths[0])
     for key in overrides:
         _check_key(key, values)
 
 
-def _load(path: str) -> Mapping[str, Any]:
+def load(path: str) -> Mapping[str, Any]:
     """The result of a config file, which is a program: it may raise anything or end the process."""
     if not path:
         raise UserError("--config= names no file; give one, e.g. --config=configs/quickstart/stage0_text.py")

@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
 from qwenvl_jax.config import ComputeConfig, ModelConfig, VitConfig
+from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.models.vit import Vit, gelu, normalize_pixels, patches
 from qwenvl_jax.params import Params
 from qwenvl_jax.runtime.errors import UserError
@@ -95,33 +96,48 @@ def clip_embeddings(config: VitConfig, tree: Params, pixels: np.ndarray) -> torc
         )
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize(
+    ("layers", "every", "remat", "unroll"),
+    [(2, 2, "none", False), (2, 2, "full", True), (5, 2, "matmuls_saved", False), (2, 3, "attention_saved", False)],
+)
 def test_windows_see_their_own_patches_and_every_nth_layer_sees_all(
-    model: ModelConfig, compute: ComputeConfig, params: Params, unroll: bool
+    model: ModelConfig, compute: ComputeConfig, layers: int, every: int, remat: str, unroll: bool
 ) -> None:
-    """Each window alone through the first CLIP layer, then all patches through the second."""
-    config, tree = dataclasses.replace(model.vit, window=4, global_every=2), params["vit"]
+    """Features and gradients: each window goes alone through the CLIP layers that have windows."""
+    deeper = dataclasses.replace(model, vit=dataclasses.replace(model.vit, layers=layers))
+    noise = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda x: x + 0.1 * noise.normal(size=x.shape).astype(np.float32),
+        qwen_vl.init_params(deeper, jax.random.key(0)),
+    )
+    config, tree = dataclasses.replace(deeper.vit, window=4, global_every=every), params["vit"]
     grid = 8
     pixels = RNG.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
-    compute = dataclasses.replace(compute, remat_vit="full", unroll_layers=unroll)
-    vit: Any = Vit(config, model.decoder.width, compute)
-    ours = jax.jit(lambda p, x: vit.apply({"params": p}, x))(tree, pixels)
-    first, second = clip_encoder(config, tree).layers
-    x = clip_embeddings(config, tree, pixels).reshape(2, grid, grid, -1)
-    with torch.no_grad():
-        for top in (0, 4):
-            for left in (0, 4):
-                window = x[:, top : top + 4, left : left + 4]
-                alone = first(window.reshape(2, 16, -1), attention_mask=None, causal_attention_mask=None)[0]
-                x[:, top : top + 4, left : left + 4] = alone.reshape(window.shape)
-        theirs = second(x.reshape(2, grid * grid, -1), attention_mask=None, causal_attention_mask=None)[0]
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5, rtol=1e-5)
+    vit: Any = Vit(config, model.decoder.width, dataclasses.replace(compute, remat_vit=remat, unroll_layers=unroll))
 
-    def energy(p: Params) -> jax.Array:
-        return jnp.sum(vit.apply({"params": p}, pixels) ** 2)
+    def energy(p: Params) -> tuple[jax.Array, jax.Array]:
+        features = vit.apply({"params": p}, pixels)
+        return jnp.sum(features**2), features
 
-    gradients = jax.tree.leaves(jax.jit(jax.grad(energy))(tree))
-    assert all(np.isfinite(leaf).all() for leaf in gradients)
+    gradients, ours = jax.jit(jax.grad(energy, has_aux=True))(tree)
+
+    encoder = clip_encoder(config, tree)
+    x = clip_embeddings(config, tree, pixels)
+    for number, layer in enumerate(encoder.layers, start=1):
+        if number % every == 0:
+            x = layer(x, attention_mask=None, causal_attention_mask=None)[0]
+            continue
+        rows = x.reshape(2, grid, grid, -1).split(4, dim=1)
+        windows = [[part.reshape(2, 16, -1) for part in row.split(4, dim=2)] for row in rows]
+        alone = [[layer(w, attention_mask=None, causal_attention_mask=None)[0] for w in row] for row in windows]
+        joined = [torch.cat([w.reshape(2, 4, 4, -1) for w in row], dim=2) for row in alone]
+        x = torch.cat(joined, dim=1).reshape(2, grid * grid, -1)
+    np.testing.assert_allclose(ours, x.detach().numpy(), atol=1e-5, rtol=1e-5)
+    (x**2).sum().backward()
+    for number, layer in enumerate(encoder.layers):
+        theirs = layer.mlp.fc1.weight.grad.T.numpy()
+        kernel = gradients["blocks"]["mlp"]["up"]["kernel"][number]
+        np.testing.assert_allclose(kernel, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=1e-3)
 
 
 def test_an_image_of_one_window_is_computed_as_without_windows(

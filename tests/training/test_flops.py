@@ -56,6 +56,15 @@ def test_compiled_step_has_the_operations_of_the_arithmetic(stage: str) -> None:
     assert compiled_flops(config) == pytest.approx(expected, rel=0.02)
 
 
+def test_windows_save_the_operations_that_xla_does_not_compile() -> None:
+    config = stage_config("pretrain")
+    vit = dataclasses.replace(config.model.vit, window=2, global_every=2)  # 4 x 4 patches
+    windowed = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit))
+    expected = sum(training_flops(windowed, causal_share=1.0).values())
+    assert expected < sum(training_flops(config, causal_share=1.0).values())
+    assert compiled_flops(windowed) == pytest.approx(expected, rel=0.02)
+
+
 def test_stage_1_computes_no_weight_gradient_of_the_decoder() -> None:
     frozen = training_flops(stage_config("pretrain"))
     trained = training_flops(stage_config("multitask"))

@@ -1,0 +1,78 @@
+"""Trains the arms of a study one after another, each by its command in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from etils import epath
+
+from qwenvl_jax.ablation.figures import figures_of, read_figures
+from qwenvl_jax.ablation.page import PAGE, page
+from qwenvl_jax.ablation.study import Study
+from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.runtime import artifacts, exit_codes, log
+
+
+def train(study: Study) -> int:
+    """Trains what is not finished, and writes the page after every arm.
+
+    A run that was interrupted goes on where it was. This process uses no device, so that the runs have them all.
+
+    Returns:
+      The exit code of the first arm that does not finish, or FINISHED.
+    """
+    for number, arm in enumerate(study.arms, start=1):
+        title = f"[{number}/{len(study.arms)}] {arm.name}"
+        if figures_of(arm, study.settings).finished:
+            log.line(f"{title}: finished before")
+            continue
+        log.line(f"{title}\n    {arm.command_line}")
+        code = run((sys.executable, "-m", *arm.command))
+        if lineage.has_run(arm.workdir):
+            write_page(study)
+        if code:
+            return code
+    return exit_codes.FINISHED
+
+
+def write_page(study: Study) -> epath.Path:
+    """Writes the page of a study into its folder, whole or not at all, and returns its path.
+
+    Raises:
+      UserError: if no arm has begun.
+    """
+    artifacts.write_text(study.workdir / PAGE, page(study, read_figures(study)))
+    return study.workdir / PAGE
+
+
+def run(command: Sequence[str]) -> int:
+    """Runs a command and returns its exit code, for a signal as a shell reports it.
+
+    SIGTERM and Ctrl-C reach it as SIGTERM, on which a run saves its state; this process waits for that.
+    """
+    received = False
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        del number, frame
+        received = True
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        if received:
+            return exit_codes.PREEMPTED
+        process = subprocess.Popen(command)
+        if received:
+            process.send_signal(signal.SIGTERM)  # it came before there was a process
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code

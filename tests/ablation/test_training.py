@@ -1,0 +1,88 @@
+"""The arms of a study, trained one after another, killed and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwenvl_jax.ablation import training
+from qwenvl_jax.runtime import exit_codes
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_the_run_which_ends_by_itself(tmp_path: Path, number: int) -> None:
+    ready = tmp_path / "ready"
+    program = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)"
+    )
+
+    def send() -> None:
+        wait_for(ready.exists, 30)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=send).start()
+    assert training.run([sys.executable, "-c", program]) == exit_codes.PREEMPTED
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_that_a_signal_ends_has_the_exit_code_of_a_shell() -> None:
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert training.run([sys.executable, "-c", program]) == 128 + signal.SIGKILL
+    assert training.run([sys.executable, "-c", "raise SystemExit(2)"]) == 2
+
+
+def wait_for(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_and_continued_ends_as_one_that_was_not(tiny_data: Path, tmp_path: Path) -> None:
+    """Killed in its second arm; the first is skipped afterwards, and the second goes on at its checkpoint."""
+
+    def command(workdir: Path) -> list[str]:
+        config = f"--config=tests/support/tiny_study.py:data={tiny_data}"
+        return [sys.executable, "-m", "qwenvl_jax.ablate", config, f"--workdir={workdir}"]
+
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    run = subprocess.run(command(unbroken), cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr + run.stdout
+
+    process = subprocess.Popen(command(killed), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_for((killed / "L4/checkpoints/4/commit_success.txt").exists, 300)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert "1 of 2 arms are finished" in (killed / "ablation.html").read_text()
+    stamp = (killed / "L1/metrics.jsonl").stat().st_mtime_ns
+
+    run = subprocess.run(command(killed), cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr + run.stdout
+    assert "[1/2] L1: finished before" in run.stdout and f"page: {killed}/ablation.html" in run.stdout
+    assert (killed / "L1/metrics.jsonl").stat().st_mtime_ns == stamp
+    assert "2 of 2 arms are finished" in (killed / "ablation.html").read_text()
+    for arm in ("L1", "L4"):
+        assert losses(killed / arm) == losses(unbroken / arm)
+        assert [step for step, _ in losses(killed / arm)] == list(range(1, STEPS + 1))
