@@ -22,6 +22,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 commandline.define_config("The stage, e.g. configs/stage2_multitask.py.", FORMER_KEYS)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5p:8x8x8, v5p-1024, v6e-256@2 (two slices).")
+_BENCHMARKS = flags.DEFINE_string("benchmarks", "", "What the run is asked while it trains, as for the training.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; on gs:// for all paths but local.")
 _NAME = flags.DEFINE_string("name", None, "Of every resource; the last part of --workdir by default.")
 _CAPACITY = flags.DEFINE_enum("capacity", "on_demand", CAPACITIES, "How the chips are bought.")
@@ -93,6 +94,9 @@ def job_of_flags(path: LaunchPath, verb: str) -> Job:
     workdir = workdir.rstrip("/") or workdir
     argument, changes = _config()
     stage = stage_config.read(argument, changes, topology, fit=path.zoned)
+    if _BENCHMARKS.value:
+        stage_config.load(_BENCHMARKS.value)
+        stage = stage._replace(benchmarks=_BENCHMARKS.value)
     return _job(path, verb, stage, workdir, _NAME.value or (name_of(workdir) if path.zoned else path.name))
 
 

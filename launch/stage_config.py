@@ -23,12 +23,14 @@ class StageConfig(NamedTuple):
       overrides: the arguments `--config.key=value` on the hosts.
       config: checked.
       topology: with the slices of the config.
+      benchmarks: the value of `--benchmarks` on the hosts; "" asks nothing while the stage trains.
     """
 
     argument: str
     overrides: tuple[str, ...]
     config: Config
     topology: Topology
+    benchmarks: str = ""
 
     def command(self, workdir: str) -> tuple[str, ...]:
         """What every host runs."""
@@ -39,6 +41,7 @@ class StageConfig(NamedTuple):
             f"--config={self.argument}",
             f"--workdir={workdir}",
             *self.overrides,
+            *([f"--benchmarks={self.benchmarks}"] if self.benchmarks else []),
         )
 
     def preflight(self, workdir: str, *, slices: int) -> tuple[str, ...]:
@@ -75,7 +78,7 @@ def read(argument: str, changes: Mapping[str, Any], topology: Topology, *, fit: 
             argument = ",".join([f"{file}:mesh={kind}", *filter(None, [text])])
         elif given["mesh"] in CHIPS and given["mesh"] != kind and (Path(file).parent / f"meshes/{kind}.py").exists():
             raise UserError(f"the recipe mesh={given['mesh']} is for other chips than {topology.name}; leave it out")
-    values = _load(argument)
+    values = load(argument)
     values.update_from_flattened_dict(dict(changes))
     config = load_config(values)
     overrides = [f"--config.{key}={_text(value)}" for key, value in sorted(changes.items())]
@@ -94,8 +97,12 @@ def read(argument: str, changes: Mapping[str, Any], topology: Topology, *, fit: 
     return StageConfig(argument, tuple(overrides), config, topology)
 
 
-def _load(argument: str) -> Any:
-    """What the `get_config` of a config file returns for its arguments."""
+def load(argument: str) -> Any:
+    """What the `get_config` of a config file returns for its arguments.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
     file, _, text = argument.partition(":")
     try:
         get_config = runpy.run_path(file)["get_config"]

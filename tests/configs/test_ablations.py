@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +22,7 @@ from qwenvl_jax.data.schema import Batch
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.evaluation import config as evaluation
 from tests.data.batches import take
-from tests.support.commands import assert_refused, run_commands
+from tests.support.commands import Answer, assert_refused, run_commands
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.stem for path in (ROOT / "configs/ablations").glob("*.py"))
@@ -166,3 +168,17 @@ def test_mistakes_are_one_sentence() -> None:
     lines = [[f"--config=configs/ablations/{config}", "--dry_run"] for config in MISTAKES]
     for answer, words in zip(run_commands("qwenvl_jax.train", lines), MISTAKES.values(), strict=True):
         assert_refused(answer, *words)
+
+
+def test_arms_are_launched_with_what_they_are_asked() -> None:
+    arm = "configs/ablations/convergence.py:data=gs://b/d,runs=gs://b/r"
+    questions = "configs/ablations/convergence_questions.py:data=gs://b/d"
+    flags = ["--topology=v5p:8x8x8", "--workdir=gs://b/r/convergence/stage1", "--zone=us-east5-a"]
+    command = [sys.executable, "-m", "launch", "tpu_vm", "run", f"--config={arm}", *flags]
+    run = subprocess.run([*command, f"--benchmarks={questions}"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    with_mesh = arm.replace(":", ":mesh=v5p,", 1)
+    asked = f"--config={with_mesh} --workdir=gs://b/r/convergence/stage1 --benchmarks={questions}"
+    assert f"python -m qwenvl_jax.train {asked}" in run.stdout
+    run = subprocess.run([*command, "--benchmarks=configs/none.py"], cwd=ROOT, capture_output=True, text=True)
+    assert_refused(Answer(run.returncode, run.stderr), "configs/none.py cannot be read")
