@@ -20,7 +20,7 @@ from qwenvl_jax.ablation.figures import read_figures
 from qwenvl_jax.ablation.page import figure_table
 from qwenvl_jax.ablation.study import Study, read_study
 from qwenvl_jax.config import FORMER_KEYS
-from qwenvl_jax.runtime import commandline, log
+from qwenvl_jax.runtime import commandline, exit_codes, log
 from qwenvl_jax.runtime.errors import UserError
 
 commandline.define_config("The ablation, e.g. configs/ablations/queries.py:size=miniature.", FORMER_KEYS)
@@ -37,8 +37,9 @@ def main() -> None:
     study = read_study(path, config_flags.get_override_values(flag), _WORKDIR.value)
     if not _PAGE_ONLY.value:
         code = training.train(study)
-        if code:
-            print(f"an arm ended with exit code {code}; run the same command again to continue", file=sys.stderr)
+        if code != exit_codes.FINISHED:
+            if exit_codes.retryable(code):
+                log.line("the same command continues with this arm")
             sys.exit(code)
     page = training.write_page(study)
     _show(study)

@@ -34,7 +34,7 @@ def train(study: Study) -> int:
         code = run((sys.executable, "-m", *arm.command))
         if lineage.has_run(arm.workdir):
             write_page(study)
-        if code:
+        if code != exit_codes.FINISHED:
             return code
     return exit_codes.FINISHED
 

@@ -16,6 +16,7 @@ import pytest
 
 from qwenvl_jax.ablation import training
 from qwenvl_jax.runtime import exit_codes
+from tests.support.commands import Answer, assert_refused
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -68,6 +69,10 @@ def test_a_study_that_is_killed_and_continued_ends_as_one_that_was_not(tiny_data
         return [sys.executable, "-m", "qwenvl_jax.ablate", config, f"--workdir={workdir}"]
 
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    missing = [*command(tmp_path / "missing"), f"--config.init.decoder={tmp_path}/nowhere"]
+    run = subprocess.run(missing, cwd=ROOT, capture_output=True, text=True)
+    assert_refused(Answer(run.returncode, run.stderr), "config.init.decoder", "does not exist")
+
     run = subprocess.run(command(unbroken), cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr + run.stdout
 
