@@ -95,7 +95,7 @@ def job_of_flags(path: LaunchPath, verb: str) -> Job:
     argument, changes = _config()
     stage = stage_config.read(argument, changes, topology, fit=path.zoned)
     if _BENCHMARKS.value:
-        stage_config.load(_BENCHMARKS.value)
+        commandline.config_of(_BENCHMARKS.value)
         stage = stage._replace(benchmarks=_BENCHMARKS.value)
     return _job(path, verb, stage, workdir, _NAME.value or (name_of(workdir) if path.zoned else path.name))
 

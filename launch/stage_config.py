@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +77,7 @@ def read(argument: str, changes: Mapping[str, Any], topology: Topology, *, fit: 
             argument = ",".join([f"{file}:mesh={kind}", *filter(None, [text])])
         elif given["mesh"] in CHIPS and given["mesh"] != kind and (Path(file).parent / f"meshes/{kind}.py").exists():
             raise UserError(f"the recipe mesh={given['mesh']} is for other chips than {topology.name}; leave it out")
-    values = load(argument)
+    values = commandline.config_of(argument)
     values.update_from_flattened_dict(dict(changes))
     config = load_config(values)
     overrides = [f"--config.{key}={_text(value)}" for key, value in sorted(changes.items())]
@@ -95,21 +94,6 @@ def read(argument: str, changes: Mapping[str, Any], topology: Topology, *, fit: 
         )
     _check_mesh(config, topology)
     return StageConfig(argument, tuple(overrides), config, topology)
-
-
-def load(argument: str) -> Any:
-    """What the `get_config` of a config file returns for its arguments.
-
-    Raises:
-      UserError: if it cannot be read.
-    """
-    file, _, text = argument.partition(":")
-    try:
-        get_config = runpy.run_path(file)["get_config"]
-        return get_config(text) if text else get_config()
-    except Exception as error:  # a config file is a program
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"the config {argument} cannot be read: {cause}; correct it or its arguments") from None
 
 
 def _text(value: Any) -> str:

@@ -141,7 +141,7 @@ def _arm(path: str, settings: StudyConfig, arm: ArmConfig, overrides: Mapping[st
     if twice:
         raise UserError(f"the argument {twice[0]!r} of {file} is what its arms differ in; leave it out")
     path = _with_arguments(file, arm.arguments, arguments)
-    values: Any = commandline.load(path)
+    values = commandline.config_of(path)
     values.update_from_flattened_dict(dict(overrides))
     config = load_config(values)
     command = ["qwenvl_jax.train", f"--config={path}", f"--workdir={workdir}"]

@@ -155,6 +155,23 @@ def argument_names(path: str) -> tuple[str, ...]:
     return tuple(getattr(runpy.run_path(path)["get_config"], "argument_names", ()))
 
 
+def config_of(argument: str) -> Any:
+    """What the `get_config` of a config file returns for its arguments; for commands that need more than one config.
+
+    Args:
+      argument: FILE or FILE:name=value,..
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    file, _, text = argument.partition(":")
+    try:
+        get_config = runpy.run_path(file)["get_config"]
+        return get_config(text) if text else get_config()
+    except Exception as error:  # a config file is a program
+        raise UserError(f"the config {argument} cannot be read: {_cause(error)}; correct it or its arguments") from None
+
+
 def _check_overrides(argv: Sequence[str]) -> None:
     """Loads the config file and checks that every `--config.key` names one of its keys."""
     if "config" not in flags.FLAGS:
@@ -168,12 +185,12 @@ def _check_overrides(argv: Sequence[str]) -> None:
         return
     if len(set(paths)) > 1:
         raise UserError(f"--config is given more than once, as {' and '.join(map(repr, paths))}; give one")
-    values = load(paths[0])
+    values = _load(paths[0])
     for key in overrides:
         _check_key(key, values)
 
 
-def load(path: str) -> Mapping[str, Any]:
+def _load(path: str) -> Mapping[str, Any]:
     """The result of a config file, which is a program: it may raise anything or end the process."""
     if not path:
         raise UserError("--config= names no file; give one, e.g. --config=configs/quickstart/stage0_text.py")
