@@ -20,7 +20,7 @@ from configs.ablations import common
 from configs.arguments import named_arguments
 from configs.quickstart import common as quickstart
 
-STEPS = {"full": 5000, "miniature": 800}  # the paper shows 5,000
+STEPS = {"full": 5000, "miniature": 400}  # the paper shows 5,000
 PIXELS = {"full": 224, "miniature": 56}
 TEXT_TOKENS = {"full": 254, "miniature": 62}  # of a row, beside its image; 512 - 258 as in stage 1
 
@@ -42,7 +42,7 @@ STUDIES = {
     "miniature": dict(
         **_STUDY,
         arms=tuple(dict(name=f"L{queries}", arguments=f"queries={queries}") for queries in (16, 36, 64, 100)),
-        late_from=400,
+        late_from=200,
     ),
 }
 

@@ -19,7 +19,7 @@ from configs.ablations import common
 from configs.arguments import named_arguments
 from configs.quickstart import stage2_multitask as quickstart
 
-STEPS = {"full": 5000, "miniature": 250}  # the paper compares the losses at 5,000 steps
+STEPS = {"full": 5000, "miniature": 150}  # the paper compares the losses at 5,000 steps
 PIXELS = {"full": 448, "miniature": 84}
 GLOBAL_EVERY = {"full": 4, "miniature": 3}  # the quickstart's ViT has three layers
 
@@ -41,7 +41,7 @@ def _arms(window: int, *sides: int) -> tuple[dict, ...]:
 
 STUDIES = {
     "full": dict(**_STUDY, arms=_arms(224, 448, 896), late_from=4000),
-    "miniature": dict(**_STUDY, arms=_arms(42, 84, 168), late_from=150),
+    "miniature": dict(**_STUDY, arms=_arms(42, 84, 168), late_from=100),
 }
 
 
