@@ -253,7 +253,8 @@ class Vit(nn.Module):
 
         def layer(x_IPW: jax.Array, params: Params, windowed: bool) -> jax.Array:
             scope = Scope({"params": params}, path=path)
-            return VitBlock(config, compute, parent=scope, name="blocks")(x_IPW, windowed)[0]
+            block = VitBlock(config, compute, parent=None, name="blocks").clone(parent=scope)
+            return block(x_IPW, windowed)[0]
 
         def layers(x_IPW: jax.Array, params_S: Params, windowed_S: tuple[bool, ...]) -> jax.Array:
             run = recomputed(layer, compute.remat_vit, static_argnums=2)
