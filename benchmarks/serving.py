@@ -44,8 +44,8 @@ SIDES = ("engine", "single", "batches")
 LENGTHS = (8, 64)  # new tokens of the shortest and the longest answer
 CONTEXT = 384
 
-Hear = Callable[[int | None], Any]  # gets every token, and None at the end
-Prepared = tuple[Any, np.ndarray, int, Hear]  # tokens, pixels, the largest number of new tokens
+OnToken = Callable[[int | None], Any]  # gets every token, and None at the end
+Prepared = tuple[Any, np.ndarray, int, OnToken]  # tokens, pixels, the largest number of new tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,18 +122,18 @@ class EngineServer:
         """Ends the engine's thread."""
         self._engine.close()
 
-    def submit(self, asked: Question, hear: Hear) -> None:
-        """Asks; `hear` is called on the engine's thread."""
+    def submit(self, asked: Question, on_token: OnToken) -> None:
+        """Asks; `on_token` is called on the engine's thread."""
         from qwenvl_jax.serving.answer import Event, Finished
         from qwenvl_jax.serving.options import AnswerOptions
 
         def tell(event: Event) -> None:
             if isinstance(event, Finished):
                 for token in event.ids:
-                    hear(token)
-                hear(None)
+                    on_token(token)
+                on_token(None)
             else:
-                hear(-1)  # a piece of text: its tokens come with the end
+                on_token(-1)  # a piece of text: its tokens come with the end
 
         self._engine.submit(asked.turns, asked.pictures, AnswerOptions(max_new_tokens=asked.most), tell)
 
@@ -163,7 +163,7 @@ class TorchServer:
         self._waiting.put(None)
         self._thread.join()
 
-    def submit(self, asked: Question, hear: Hear) -> None:
+    def submit(self, asked: Question, on_token: OnToken) -> None:
         """Asks; text and pictures are prepared on the caller's thread, as the engine does."""
         from qwenvl_jax.data.examples import decode_images
         from qwenvl_jax.serving.dialogue import build_prompt
@@ -172,7 +172,7 @@ class TorchServer:
         prompt = build_prompt(asked.turns, self._tokenizer, self._model.transformer.visual.queries, CONTEXT)
         shown = [asked.pictures[index] for index in prompt.tokens.image_indices]
         pixels_IHWC = decode_images(shown, visual["image_size"])
-        self._waiting.put((prompt.tokens, pixels_IHWC, asked.most, hear))
+        self._waiting.put((prompt.tokens, pixels_IHWC, asked.most, on_token))
 
     def _serve(self) -> None:
         while (first := self._waiting.get()) is not None:
@@ -197,7 +197,7 @@ class TorchServer:
         pixels = torch.cat([normalise(torch.from_numpy(pixels_IHWC)) for _, pixels_IHWC, *_ in batch])
         special = self._tokenizer.special
         stops = [special.im_end, special.im_start, special.eot]
-        streamer = _Rows([(most, hear) for *_, most, hear in batch], stops)
+        streamer = _Rows([(most, on_token) for *_, most, on_token in batch], stops)
         with torch.inference_mode():
             self._model.generate(
                 ids, attention_mask=mask, pixel_values=pixels, do_sample=False, streamer=streamer,
@@ -208,9 +208,9 @@ class TorchServer:
 class _Rows:
     """Takes the tokens of a batch, a step at a time, and tells each row's listener until its own end."""
 
-    def __init__(self, rows: Sequence[tuple[int, Hear]], stops: Sequence[int]):
+    def __init__(self, rows: Sequence[tuple[int, OnToken]], stops: Sequence[int]):
         self._left: list[int] = [most for most, _ in rows]
-        self._hear = [hear for _, hear in rows]
+        self._on_token = [on_token for _, on_token in rows]
         self._stops = set(stops)
         self._is_prompt = True
 
@@ -222,11 +222,11 @@ class _Rows:
             if self._left[row]:
                 self._left[row] -= 1
                 if token not in self._stops:
-                    self._hear[row](token)
+                    self._on_token[row](token)
                 else:
                     self._left[row] = 0
                 if not self._left[row]:
-                    self._hear[row](None)
+                    self._on_token[row](None)
 
     def end(self) -> None:
         """All rows have ended at their own last token."""

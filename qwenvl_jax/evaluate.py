@@ -12,14 +12,13 @@ without running a model. The third has a language model score the answers to Tou
 from __future__ import annotations
 
 from absl import flags, logging
-from etils import epath
 
 from qwenvl_jax.config import from_config_dict
+from qwenvl_jax.conversion.imported_runs import with_imported
 from qwenvl_jax.data.evaluation_content import EVALUATION
 from qwenvl_jax.evaluation import config as eval_config
 from qwenvl_jax.evaluation.judging.judge import JudgeSettings
 from qwenvl_jax.evaluation.judging.judge_sweep import judge_sweep
-from qwenvl_jax.evaluation.released import with_imported
 from qwenvl_jax.evaluation.report.everything import write_reports
 from qwenvl_jax.evaluation.results.progress import unfinished
 from qwenvl_jax.evaluation.sweep import sweep
@@ -59,16 +58,10 @@ def main() -> None:
         config = eval_config.validate(from_config_dict(eval_config.EvalConfig, values))
         distributed.agree(versions(), SETUP_AGAIN)
         preflight.check_folder(config.output)
-        config = with_imported(config, _import)
+        config = with_imported(config)
         sweep(config)
         if any(item.benchmark.task == EVALUATION for item in config.benchmarks):
             distributed.from_primary(lambda: _report(config.output))
-
-
-def _import(release: epath.Path, workdir: epath.Path) -> None:
-    from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
-
-    import_release(release, workdir)
 
 
 def _report(output: str) -> None:

@@ -3,6 +3,7 @@
     python -m qwenvl_jax.infer --workdir=runs/quickstart/stage3_sft --images='photos/*.jpg' \
         --prompt='Describe the image in English:' --output=answers
 
+--workdir is a run, or a released directory, which is imported once below --imported.
 --images takes pictures, patterns, folders, text files with a path per line and JSON lines ({"image": "a.jpg", "prompt":
 "..", "id": ".."}), on disks and on gs://. A command that was killed continues where it stopped.
 """
@@ -15,8 +16,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
-from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
+from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.evaluation import checkpoint, placement
 from qwenvl_jax.evaluation.generation.sampling import BeamSearch, Limits, Sampling
 from qwenvl_jax.evaluation.inference.answer_file import ROWS, AnswerFile
@@ -26,6 +26,7 @@ from qwenvl_jax.evaluation.inference.run import Decoding, Inference, settings_of
 from qwenvl_jax.runtime import artifacts, distributed, folder_lock, log, retries, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
+from qwenvl_jax.serving.open_model import OpenedModel, open_model
 from qwenvl_jax.sharding.mesh import config_of
 
 PAGE = "answers.html"
@@ -42,23 +43,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         decoding = _decoding(args)
         prompts = _prompts(args)
         inputs = read_inputs([each for group in args.images for each in group], prompts)
-        start = find_starting_point(args.workdir, args.step)
-        answer_all(start, inputs, prompts, decoding, args)
+        imported = storage.path(args.imported)
+        opened = open_model(args.workdir, args.step, imported, image_size=args.image_size, mesh=args.mesh)
+        answer_all(opened, inputs, prompts, decoding, args)
 
 
 def answer_all(
-    start: StartingPoint, inputs: Inputs, prompts: Sequence[str], decoding: Decoding, args: argparse.Namespace
+    opened: OpenedModel, inputs: Inputs, prompts: Sequence[str], decoding: Decoding, args: argparse.Namespace
 ) -> None:
     """Answers all inputs, writes rows and page, and says what was done.
 
     Raises:
       UserError: if the output folder holds other answers, or not a single input can be asked.
     """
+    start, tokenizer, image_size, mesh = opened
     config = start.config
-    image_size = args.image_size or config.data.image_size
-    tokenizer = load_tokenizer(config.tokenizer)
-    checkpoint.check_fits(start, config.tokenizer, tokenizer, image_size)
-    mesh = placement.local_mesh(args.mesh) if args.mesh else None
     vocabulary = vocabulary_digest(config.tokenizer)
     settings = settings_of(decoding, prompts, checkpoint.identity(start), vocabulary, image_size)
     inference = Inference(
@@ -139,8 +138,9 @@ def _decoding(args: argparse.Namespace) -> Decoding:
 
 def _parser() -> Parser:
     parser = Parser("python -m qwenvl_jax.infer", __doc__)
-    parser.add_argument("--workdir", required=True, help="folder of the training run, or of imported weights")
+    parser.add_argument("--workdir", required=True, help="folder of the training run, or of a release")
     parser.add_argument("--step", type=int, default=None, help="of the checkpoint; default: the newest")
+    parser.add_argument("--imported", default="imported", help="folder for the imports of released directories")
     parser.add_argument(
         "--images", nargs="+", action="append", required=True, help="pictures, patterns, folders, lists, JSON lines"
     )

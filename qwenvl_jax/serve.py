@@ -89,7 +89,7 @@ def _api_settings(args: argparse.Namespace, start: StartingPoint, *, is_local: b
     from qwenvl_jax.serving.api import ApiSettings
     from qwenvl_jax.serving.examples import examples_of
     from qwenvl_jax.serving.pictures import PictureSettings
-    from qwenvl_jax.serving.remote_pictures import FetchSettings
+    from qwenvl_jax.serving.web_pictures import FetchSettings
 
     if args.max_pictures < 1 or args.max_picture_mib < 1 or args.max_body_mib < 1:
         raise UserError("--max_pictures, --max_picture_mib and --max_body_mib must be at least 1")

@@ -51,21 +51,21 @@ class Finished:
         return len(self.ids)
 
 
-# What is heard of an answer: its pieces of text, none of them empty, and then its end.
+# What an answer tells: its pieces of text, none of them empty, and then its end.
 Event = str | Finished
 
 
 class Answer:
     """An answer that was asked for. Iterating over it gives its pieces as they come: whole characters, whole tags."""
 
-    def __init__(self, hear: Callable[[Event], Any] | None, wake: Callable[[], Any]):
+    def __init__(self, on_event: Callable[[Event], Any] | None, wake: Callable[[], Any]):
         """Made by the engine.
 
         Args:
-          hear: called in the engine's thread with every event. If it raises, the answer is cancelled.
+          on_event: called in the engine's thread with every event. If it raises, the answer is cancelled.
           wake: called after a cancellation.
         """
-        self._hear = hear
+        self._on_event = on_event
         self._wake = wake
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._finished: Finished | None = None
@@ -107,11 +107,11 @@ class Answer:
             self._pieces.put(None)
         else:
             self._pieces.put(event)
-        if self._hear is not None:
+        if self._on_event is not None:
             try:
-                self._hear(event)
+                self._on_event(event)
             except BaseException:  # who asked is gone, even by SystemExit; the others' answers go on
-                self._hear = None
+                self._on_event = None
                 self._cancelled.set()
 
 

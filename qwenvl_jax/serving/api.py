@@ -18,6 +18,7 @@ from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.serving import completions
 from qwenvl_jax.serving.answer import Answer, Event, Finished
 from qwenvl_jax.serving.completions import Completion
+from qwenvl_jax.serving.dialogue import PromptTooLong
 from qwenvl_jax.serving.engine import Engine, EngineClosed, QueueFull
 from qwenvl_jax.serving.event_queue import EventQueue
 from qwenvl_jax.serving.examples import ExampleQuestion
@@ -27,7 +28,7 @@ from qwenvl_jax.serving.options import AnswerOptions
 from qwenvl_jax.serving.page import files
 from qwenvl_jax.serving.page.files import PageSettings
 from qwenvl_jax.serving.pictures import PictureSettings, PictureSource
-from qwenvl_jax.serving.refusals import Refusal, bad_request, later
+from qwenvl_jax.serving.refusals import CONTEXT_EXCEEDED, INVALID, Refusal, bad_request, later
 from qwenvl_jax.serving.schema import ChatRequest, parse_request
 from qwenvl_jax.serving.status import EngineStatus
 from qwenvl_jax.serving.transport import EventStream, read_body, unless_client_leaves
@@ -288,7 +289,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _mistaken(request: Request, error: Exception) -> Response:
-    return bad_request(str(error), "messages").response()
+    code = CONTEXT_EXCEEDED if isinstance(error, PromptTooLong) else INVALID
+    return bad_request(str(error), "messages", code).response()
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -65,7 +65,7 @@ class Conversation:
         self._images.append(payload)
         self._sizes.append(size)
 
-    def ask(self, question: str, hear: Callable[[str], Any] = lambda text: None) -> ChatAnswer:
+    def ask(self, question: str, on_text: Callable[[str], Any] = lambda text: None) -> ChatAnswer:
         """Asks, remembers the answer and returns it. If that fails, the conversation does not change.
 
         Pairs of `<ref>`, `<box>` and `<quad>` in the question are tags, as in training and in the released `chat`.
@@ -73,7 +73,7 @@ class Conversation:
 
         Args:
           question: of the user.
-          hear: gets the answer piece by piece while it is written, in whole characters and whole tags.
+          on_text: gets the answer piece by piece while it is written, in whole characters and whole tags.
 
         Raises:
           UserError: if the question does not fit.
@@ -83,7 +83,7 @@ class Conversation:
         asked = {"role": "user", "parts": [*parts, {"text": question}]}
         turns = [*self.turns, asked]
         options = dataclasses.replace(self._options, seed=self._options.seed + len(turns))
-        finished, stopped = _heard(self._engine.submit(turns, self._images, options), hear)
+        finished, stopped = _followed(self._engine.submit(turns, self._images, options), on_text)
         if finished.reason == "error":
             raise AnswerFailed(finished.error)
         self.turns = [*turns, {"role": "assistant", "parts": [{"ids": finished.ids}]}]
@@ -93,19 +93,19 @@ class Conversation:
         return ChatAnswer(finished.text, boxes, shown, finished.prompt_tokens, finished.forgotten, stopped)
 
 
-def _heard(answer: Answer, hear: Callable[[str], Any]) -> tuple[Finished, bool]:
-    """An answer that is listened to until its end, and whether Ctrl-C ended it."""
+def _followed(answer: Answer, on_text: Callable[[str], Any]) -> tuple[Finished, bool]:
+    """An answer whose pieces are passed on until its end, and whether Ctrl-C ended it."""
     stopped = False
     try:
         for piece in answer:
-            hear(piece)
+            on_text(piece)
     except KeyboardInterrupt:
         answer.cancel()
         if not answer.result().ids:
             raise
         stopped = True
         for piece in answer:
-            hear(piece)
+            on_text(piece)
     except BaseException:
         answer.cancel()
         raise

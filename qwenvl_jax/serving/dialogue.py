@@ -31,6 +31,10 @@ _PICTURE_TAGS = (tags.IMG, tags.IMG_END, tags.IMGPAD)
 Turns = Sequence[Mapping[str, Any]]
 
 
+class PromptTooLong(UserError):
+    """A question that does not fit into the context, even without the turns before it."""
+
+
 class DialoguePrompt(NamedTuple):
     """The prompt of a dialogue's last question.
 
@@ -60,7 +64,8 @@ def build_prompt(turns: Turns, tokenizer: Tokenizer, queries: int, longest: int)
       longest: tokens of the longest prompt.
 
     Raises:
-      UserError: for turns of another form, or a question that is too long even without the turns before it.
+      UserError: for turns of another form.
+      PromptTooLong: for a question that is too long even without the turns before it.
     """
     system, *exchanges, question = _exchanges(dialogue_pieces(turns, tokenizer))
 
@@ -69,7 +74,7 @@ def build_prompt(turns: Turns, tokenizer: Tokenizer, queries: int, longest: int)
 
     total = length(system) + length(question)
     if total > longest:
-        raise UserError(
+        raise PromptTooLong(
             f"the question has {total:,} tokens with its pictures and the system's turn, but there is room for "
             f"{longest:,}; shorten it, show fewer pictures, or ask for a shorter answer"
         )

@@ -24,18 +24,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from qwenvl_jax.data.tokenizer import Tokenizer
-from qwenvl_jax.evaluation.generation.pictures import Pictures
-from qwenvl_jax.evaluation.generation.requests import Picture, Request
 from qwenvl_jax.models.loaded import LoadedModel
-from qwenvl_jax.runtime.errors import UserError, one_line
+from qwenvl_jax.runtime.errors import one_line
 from qwenvl_jax.serving.answer import Answer, Draft, Event, Reason
-from qwenvl_jax.serving.dialogue import Turns, build_prompt
+from qwenvl_jax.serving.dialogue import Turns
+from qwenvl_jax.serving.intake import Intake, context_of
 from qwenvl_jax.serving.options import AnswerOptions, EngineSettings
 from qwenvl_jax.serving.slot_batch import SlotBatch
 from qwenvl_jax.serving.status import EngineStatus, Tally
-
-DEFAULT_CONTEXT = 2048  # tokens, of training at full size
-GUARANTEED = 4  # a prompt leaves one part in so many of the context to the answer, or all that it asks for if less
 
 
 class QueueFull(Exception):
@@ -87,12 +83,13 @@ class Engine:
         """
         self.settings = settings or EngineSettings()
         self.failure: BaseException | None = None
-        self.context = _context(self.settings.context, model.config.decoder.max_positions)
-        self._tokenizer = tokenizer
+        self.context = context_of(self.settings, model.config.decoder.max_positions)
+        self._intake = Intake(
+            tokenizer, model.config.resampler.queries, image_size, self.context, self.settings.stored_pictures, clock
+        )
         self._queries = model.config.resampler.queries
         self._image_size = image_size
         self._clock = clock
-        self._pictures = Pictures(image_size)
         ids = tokenizer.special
         stop_ids = (ids.im_end, ids.im_start, ids.eot)
         self._batch = SlotBatch(
@@ -144,7 +141,7 @@ class Engine:
         turns: Turns,
         images: Sequence[bytes],
         options: AnswerOptions | None = None,
-        hear: Callable[[Event], Any] | None = None,
+        on_event: Callable[[Event], Any] | None = None,
     ) -> Answer:
         """Asks the last question of a dialogue. Text is tokenised and pictures are decoded on the caller's thread.
 
@@ -152,7 +149,7 @@ class Engine:
           turns: see `serving.dialogue`.
           images: encoded pictures that the turns index; those that no shown turn names are not looked at.
           options: how the answer is written; greedy by default.
-          hear: called in the engine's thread with every piece and with the end; it must not wait for anything.
+          on_event: called in the engine's thread with every piece and with the end; it must not wait for anything.
 
         Raises:
           UserError: for turns, pictures or options that cannot be used, or a question that does not fit.
@@ -161,7 +158,7 @@ class Engine:
         """
         asked_s = self._clock()
         self._check_room()
-        draft = self._draft(turns, images, options or AnswerOptions(), Answer(hear, self._wake))
+        draft = self._intake.draft(turns, images, options or AnswerOptions(), Answer(on_event, self._wake))
         draft.asked_s = asked_s
         with self._changed:
             self._check_room()
@@ -206,27 +203,6 @@ class Engine:
             self._end(draft, "cancelled")
         self._running.clear()
         self._waiting.clear()
-
-    def _draft(self, turns: Turns, images: Sequence[bytes], options: AnswerOptions, answer: Answer) -> Draft:
-        reserved = max(1, min(options.max_new_tokens, self.context // GUARANTEED))
-        prompt = build_prompt(turns, self._tokenizer, self._queries, self.context - reserved)
-        numbers = prompt.tokens.image_indices
-        if len(numbers) > self.settings.stored_pictures:
-            raise UserError(
-                f"the dialogue shows {len(numbers)} pictures, but there is room for {self.settings.stored_pictures}; "
-                "show fewer"
-            )
-        shown = [self._picture(images, number) for number in numbers]
-        request = Request(0, prompt.tokens.tokens_L, prompt.tokens.image_query_L, shown, options.seed)
-        return Draft(request, options, answer, self._tokenizer, prompt.forgotten, self._clock)
-
-    def _picture(self, images: Sequence[bytes], index: int) -> Picture:
-        if not 0 <= index < len(images):
-            raise UserError(f"a turn shows picture {index}, but there are {len(images)}; the first one is 0")
-        try:
-            return self._pictures.picture(images[index], None)
-        except UserError as error:
-            raise UserError(f"picture {index + 1}: {error}") from None
 
     def _check_room(self) -> None:
         """Raises EngineClosed or QueueFull if no request is taken now."""
@@ -376,12 +352,3 @@ class Engine:
 def is_memory_error(error: BaseException) -> bool:
     """Whether the host or a device had too little memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
-def _context(asked: int, positions: int) -> int:
-    """Tokens of the longest prompt with its answer."""
-    if asked > positions:
-        raise UserError(
-            f"a context of {asked:,} tokens is more than the {positions:,} positions of the model; lower it"
-        )
-    return asked or min(DEFAULT_CONTEXT, positions)

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, find_starting_point
 from qwenvl_jax.config import MeshConfig
+from qwenvl_jax.conversion.imported_runs import run_of
 from qwenvl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from qwenvl_jax.evaluation import checkpoint, placement
-from qwenvl_jax.evaluation.released import run_of
-from qwenvl_jax.runtime import log, storage
+from qwenvl_jax.runtime import storage
 from qwenvl_jax.serving.engine import Engine
 from qwenvl_jax.serving.options import EngineSettings
 
@@ -63,17 +63,10 @@ def open_model(
       UserError: if there is no such checkpoint, it does not fit the images, or there are no such devices.
     """
     name = storage.path(workdir).name or "release"
-    starting_point = find_starting_point(run_of(workdir, imported, name, _import), step)
+    starting_point = find_starting_point(run_of(workdir, imported, name), step)
     config = starting_point.config
     size = image_size or config.data.image_size
     tokenizer = load_tokenizer(config.tokenizer)
     checkpoint.check_fits(starting_point, config.tokenizer, tokenizer, size)
     devices = placement.local_mesh(mesh) if mesh else None
     return OpenedModel(starting_point, tokenizer, size, devices)
-
-
-def _import(release: epath.Path, workdir: epath.Path) -> None:
-    from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
-
-    log.line(f"importing {release} to {workdir}")
-    import_release(release, workdir)

@@ -13,7 +13,7 @@ from qwenvl_jax.data.images.exact import FORMATS, size_of
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.serving.addresses import FileAddress, WebAddress, parse_address
 from qwenvl_jax.serving.refusals import Refusal, bad_request
-from qwenvl_jax.serving.remote_pictures import FetchSettings, WebPictures
+from qwenvl_jax.serving.web_pictures import FetchSettings, WebPictures
 
 MAX_PIXELS = 50_000_000  # of a picture: decoded, it takes 150 MB
 

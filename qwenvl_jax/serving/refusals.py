@@ -7,6 +7,10 @@ from collections.abc import Mapping
 
 from starlette.responses import JSONResponse
 
+# Codes of invalid requests that are named in several places, as OpenAI's API answers them.
+INVALID = "invalid_value"
+CONTEXT_EXCEEDED = "context_length_exceeded"
+
 # The `type` of an error by its status; every other status below 500 is an invalid request.
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
 
@@ -43,7 +47,7 @@ class Refusal(Exception):
         return JSONResponse({"error": self.error}, self.status, dict(self.headers))
 
 
-def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> Refusal:
+def bad_request(message: str, param: str | None = None, code: str = INVALID) -> Refusal:
     """A request that must be corrected before it is sent again: status 400."""
     return Refusal(400, message, code, param)
 

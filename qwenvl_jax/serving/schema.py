@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from qwenvl_jax.runtime.errors import UserError, nearest
 from qwenvl_jax.serving.options import LEAST_TEMPERATURE, AnswerOptions
-from qwenvl_jax.serving.refusals import Refusal, bad_request
+from qwenvl_jax.serving.refusals import CONTEXT_EXCEEDED, Refusal, bad_request
 from qwenvl_jax.serving.stop_strings import check_stops
 
 MAX_MESSAGES = 1_000
@@ -255,7 +255,7 @@ def _check(request: ChatRequest, max_pictures: int) -> None:
         raise bad_request(
             f"{characters:,} characters are more than {MAX_CHARACTERS:,}; leave out the oldest messages",
             "messages",
-            "context_length_exceeded",
+            CONTEXT_EXCEEDED,
         )
     last = request.messages[-1].content
     if not any(part.image_url or (part.text or "").strip() for part in last):

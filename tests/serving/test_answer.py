@@ -24,9 +24,9 @@ texts = st.lists(st.sampled_from(WORDS), max_size=30).map("".join)
 stop_lists = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map("".join), max_size=3)
 
 
-def draft_of(stop: tuple[str, ...] = (), hear: object = None) -> Draft:
+def draft_of(stop: tuple[str, ...] = (), on_event: object = None) -> Draft:
     request = Request(0, np.zeros(7, np.int32), np.full(7, -1, np.int32))
-    answer = Answer(hear, lambda: None)  # type: ignore[arg-type]
+    answer = Answer(on_event, lambda: None)  # type: ignore[arg-type]
     return Draft(request, AnswerOptions(stop=stop), answer, BYTES)
 
 

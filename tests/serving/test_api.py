@@ -194,7 +194,7 @@ def test_what_is_no_picture_is_refused(url: str, encoded: bytes, says: str) -> N
         (question(foo=2), 400, "unknown_parameter"),
         (question("x", *["a.png"] * 4), 400, "too_many_images"),
         (question("x", "http://127.0.0.1/a.png"), 400, "invalid_image"),
-        (question("word " * 3000), 400, "invalid_value"),
+        (question("word " * 3000), 400, "context_length_exceeded"),
         (question("x" * (LIMIT + 1)), 413, "request_too_large"),
         (question(stop=[""]), 400, "invalid_value"),
     ],
@@ -204,6 +204,13 @@ def test_refusals_have_status_and_code(url: str, body: Any, status: int, code: s
     error = content["error"]
     assert (answered, error["code"]) == (status, code), error
     assert error["message"] and set(error) == {"message", "type", "param", "code"}
+
+
+def test_the_client_of_openai_learns_that_a_prompt_is_too_long(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="shorten it") as refused:
+        client.chat.completions.create(**question("word " * 3000))
+    error = refused.value
+    assert (error.code, error.type, error.param) == ("context_length_exceeded", "invalid_request_error", "messages")
 
 
 def test_bodies_of_other_types_and_paths_are_refused(url: str) -> None:

@@ -278,9 +278,9 @@ class _Says:
     def add_image(self, payload: bytes) -> None:
         raise AssertionError("there is no picture")
 
-    def ask(self, question: str, hear: Callable[[str], Any]) -> ChatAnswer:
+    def ask(self, question: str, on_text: Callable[[str], Any]) -> ChatAnswer:
         for piece in re.split("(?=<)", self._text):
-            hear(piece)
+            on_text(piece)
         return ChatAnswer(self._text, [], None, 3)
 
 

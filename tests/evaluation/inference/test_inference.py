@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from qwenvl_jax import infer
+from qwenvl_jax.checkpoint import restore
 from qwenvl_jax.config import Config
+from qwenvl_jax.conversion import to_torch
 from qwenvl_jax.data.examples import make_prompt
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation.generation.generate import generate
@@ -112,6 +114,16 @@ def test_a_chat_prompt_is_that_of_the_chat(
         conversation = Conversation(engine, AnswerOptions(max_new_tokens=5))
         conversation.add_image(noise(0))
         assert row["answer"] == conversation.ask(PROMPT).text.strip()
+
+
+def test_a_release_answers_as_its_run(checkpoint: Path, config: Config, pictures: Path, tmp_path: Path) -> None:
+    params, _ = restore.deferred_params(checkpoint)
+    release = to_torch.release(params, config, tmp_path / "release")
+    imported = f"--imported={tmp_path}/imported"
+    for model, output in ((checkpoint, "of_run"), (Path(release), "of_release")):
+        infer_main(model, pictures / "0.jpg", tmp_path / output, imported)
+    answers = [[row["answer"] for row in rows_of(tmp_path / output)] for output in ("of_run", "of_release")]
+    assert answers[0] == answers[1] and answers[0][0]
 
 
 @pytest.mark.slow

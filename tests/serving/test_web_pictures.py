@@ -16,7 +16,7 @@ import pytest
 
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.serving.addresses import parse_web
-from qwenvl_jax.serving.remote_pictures import FetchSettings, WebPictures, is_public
+from qwenvl_jax.serving.web_pictures import FetchSettings, WebPictures, is_public
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 PICTURE = b"\x89PNG and more"
@@ -146,7 +146,7 @@ def test_a_name_that_leads_inside_the_second_time_does_not_pass(
 
 def test_the_other_end_is_never_this_machine(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine also has addresses that are public by their number; its own services listen there too."""
-    monkeypatch.setattr("qwenvl_jax.serving.remote_pictures.is_public", lambda address: True)
+    monkeypatch.setattr("qwenvl_jax.serving.web_pictures.is_public", lambda address: True)
     before = len(server.seen)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="leads to an internal address"):
         fetch(f"http://127.0.0.1:{server.server_address[1]}/a.png")

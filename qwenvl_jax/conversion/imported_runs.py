@@ -1,0 +1,69 @@
+"""Released directories in the place of runs: each is imported once and then read as a run.
+
+Evaluation, inference, chat and server all come here, so that they take the same folders and refuse the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+from etils import epath
+
+from qwenvl_jax.checkpoint import layout
+from qwenvl_jax.evaluation.config import EvalConfig
+from qwenvl_jax.runtime import artifacts, distributed, log, storage
+
+_ADAPTERS = "adapter_config.json"  # of PEFT; the import says what to do with such a folder
+
+
+def with_imported(config: EvalConfig) -> EvalConfig:
+    """The config with a checkpoint in the place of each released directory, imported to `<output>/imported/..` once.
+
+    Raises:
+      UserError: if a directory cannot be imported.
+    """
+    imported = storage.path(config.output) / "imported"
+    items = []
+    for item in config.checkpoints:
+        items.append(dataclasses.replace(item, workdir=run_of(item.workdir, imported, item.name)))
+    return dataclasses.replace(config, checkpoints=tuple(items))
+
+
+def run_of(workdir: str, imported: epath.Path, name: str) -> str:
+    """The folder of a run; a released directory is imported first, if that has not been done.
+
+    Args:
+      workdir: a run, or a released directory.
+      imported: the folder for imports; each is named after `name` and the files of the release.
+      name: of the release, for people.
+
+    Raises:
+      UserError: if the directory cannot be imported, e.g. because it is quantised, or holds adapters alone.
+    """
+    release = storage.path(workdir)
+    if not _is_release(release):
+        return workdir
+    files = json.dumps([str(release), storage.sizes(release)], sort_keys=True)
+    run = imported / f"{name}-{hashlib.sha256(files.encode()).hexdigest()[:16]}"
+
+    def once() -> None:
+        from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
+
+        if not storage.exists(run / layout.LINEAGE):
+            log.line(f"importing {release} to {run}")
+            import_release(release, run)
+
+    distributed.from_primary(once)
+    return str(run)
+
+
+def _is_release(folder: epath.Path) -> bool:
+    """Whether a folder is a model of others and not a run, not even one that has only begun."""
+    if storage.exists(folder / layout.LINEAGE):
+        return False
+    if not storage.exists(folder / layout.CONFIG):
+        return storage.exists(folder / _ADAPTERS)
+    content = artifacts.read_json(folder / layout.CONFIG)
+    return not (isinstance(content, dict) and "train" in content)
