@@ -1,10 +1,7 @@
-"""Fonts to draw text with: a few common ones for the quickstart, the families of `font_families` for synthetic pages.
-
-english = english_fonts(Path("data/cache"))
-chinese = chinese_fonts(Path("data/cache"))     # [] if no Chinese font is available
-words = [w for w in words if chinese[0].covers(w)]
+"""Fonts to draw text with, and the families of `font_families` for synthetic pages.
 
 fonts = page_fonts("zh", Path("data/cache"))    # one per family of the table, fetched from Debian without root
+words = [w for w in words if fonts[0].covers(w)]
 """
 
 from __future__ import annotations
@@ -23,21 +20,6 @@ from qwenvl_jax.runtime.errors import UserError, one_line
 
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "/System/Library/Fonts")
 
-# Preferred files in this order, so that machines with the same fonts draw the same text.
-ENGLISH_FILES = (
-    "DejaVuSans-Bold.ttf",
-    "DejaVuSans.ttf",
-    "DejaVuSerif-Bold.ttf",
-    "DejaVuSansMono-Bold.ttf",
-    "LiberationSans-Bold.ttf",
-    "LiberationSerif-Bold.ttf",
-    "FreeSansBold.ttf",
-    "Arial Bold.ttf",
-)
-ENGLISH_PACKAGE = "fonts-dejavu-core"
-CHINESE_FILES = ("wqy-microhei.ttc", "wqy-zenhei.ttc", "NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc")
-CHINESE_PACKAGE = "fonts-wqy-microhei"
-MAX_ENGLISH = 4
 # Of the cache. Its packages hold the files of the table alone, others hold every face of a package.
 PAGE_FONTS = "page_fonts"
 
@@ -68,20 +50,6 @@ class Font:
     def code_points(self) -> frozenset[int]:
         """The characters that the font has glyphs for; empty if fontTools cannot read the file."""
         return _code_points(self.path, self.index)
-
-
-def english_fonts(cache: Path | None) -> list[Font]:
-    """Up to four fonts for Latin text: installed ones, else fetched ones, else the font that comes with Pillow.
-
-    If `cache` is None, nothing is downloaded.
-    """
-    fonts = _installed(ENGLISH_FILES) or _fetched(ENGLISH_PACKAGE, ENGLISH_FILES, cache)
-    return fonts[:MAX_ENGLISH] or [Font("Pillow default", "")]
-
-
-def chinese_fonts(cache: Path | None) -> list[Font]:
-    """One font for simplified Chinese; an empty list if none is installed and none can be fetched (`cache` None)."""
-    return (_installed(CHINESE_FILES) or _fetched(CHINESE_PACKAGE, CHINESE_FILES, cache))[:1]
 
 
 def page_fonts(language: str, cache: Path) -> list[Font]:
@@ -138,26 +106,6 @@ def _page_font(family: Family, families: Sequence[Family], cache: Path) -> Path:
     if not file.exists():
         raise UserError(f"package {family.package} has no {family.file}; the table is of Debian 12, so fetch it there")
     return file
-
-
-def _fetched(package: str, names: tuple[str, ...], cache: Path | None) -> list[Font]:
-    if cache is None:
-        return []
-    try:
-        folder = fetch_package(package, cache, ("usr/share/fonts/*.tt?", "usr/share/doc/*/copyright"))
-    except SourceUnavailable:
-        return []
-    return _in_folders(names, [folder])
-
-
-def _installed(names: tuple[str, ...]) -> list[Font]:
-    folders = [Path(folder) for folder in FONT_FOLDERS]
-    return _in_folders(names, [*folders, Path.home() / ".fonts", Path.home() / ".local/share/fonts"])
-
-
-def _in_folders(names: tuple[str, ...], folders: list[Path]) -> list[Font]:
-    files = {path.name: path for folder in reversed(folders) if folder.is_dir() for path in folder.rglob("*.tt?")}
-    return [Font(name, str(files[name])) for name in names if name in files]
 
 
 @functools.lru_cache(maxsize=128)

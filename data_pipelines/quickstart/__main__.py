@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.quickstart.settings import SOURCES, QuickstartSettings
+from data_pipelines.quickstart.word_fonts import FONT_SETS
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 _SCENE = QuickstartSettings().scene
 _OCR = QuickstartSettings().ocr
+_CHOICES = {"source": SOURCES, "fonts": tuple(FONT_SETS)}
 
 
 def _local_path(text: str) -> Path:
@@ -46,8 +48,8 @@ def _parser() -> Parser:
             names = [f"--{prefix}{field.name}"] + (["--num_stamps"] if field.name == "stamp_count" else [])
             if isinstance(value, tuple):
                 parser.add_argument(*names, type=lambda text: tuple(text.split(",")), default=value, metavar="A,B,..")
-            elif field.name == "source":
-                parser.add_argument(*names, choices=SOURCES, default=value)
+            elif field.name in _CHOICES:
+                parser.add_argument(*names, choices=_CHOICES[field.name], default=value)
             else:
                 parser.add_argument(*names, type=type(value), default=value, help=f"default {value}")
     return parser

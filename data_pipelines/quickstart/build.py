@@ -27,7 +27,7 @@ from data_pipelines.quickstart.shards import NAME, shard_count, write_shards
 from qwenvl_jax.data import formats
 from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
 from qwenvl_jax.data.record_writer import Shard, write_manifest
-from qwenvl_jax.data.schema import TRAINING_TASKS
+from qwenvl_jax.data.schema import TRAINING_TASKS, samples_of
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
@@ -63,7 +63,7 @@ def build(settings: QuickstartSettings, output: epath.PathLike, cache: Path, wor
     output = artifacts.output_folder(output)
     finished = _finished(settings, output)
     if finished is not None:
-        _log.info("%s is up to date (settings %s)", output, settings.digest())
+        _log.info("%s is up to date (settings %s)", output, finished["settings_hash"])
         _warn_if_rendered(finished)
         return finished
     started = time.monotonic()
@@ -126,17 +126,19 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes vocabulary, manifests and report into a folder whose shards are written; the top manifest comes last."""
     rendered = ingredients.stamps[0].source == "rendered"
-    extra = {"settings": settings.digest(), "rendered": rendered}
+    digest = settings.digest(ingredients.digests)
+    extra = {"settings": digest, "rendered": rendered}
     for task in TRAINING_TASKS:
         write_manifest(building / task, NAME, shards[task], description=f"quickstart: {task}", extra=extra)
     train_sentencepiece(_texts(building), settings.vocab_size, building / VOCABULARY)
     manifest = {
         "name": NAME,
         "settings": settings.as_json(),
-        "settings_hash": settings.digest(),
+        "settings_hash": digest,
         "rendered": rendered,
         "fallback_reason": ingredients.fallback,
         "sources": ingredients.notes,
+        "digests": ingredients.digests,
         "licenses": {"scenes": ingredients.scene_license, "ocr": ingredients.ocr_license},
         "tasks": {task: read_manifest(building / task)["splits"] for task in TRAINING_TASKS},
     }
@@ -150,21 +152,21 @@ def _texts(building: epath.Path) -> Iterable[str]:
     for task in TRAINING_TASKS:
         reader = RecordReader(building / task, "train")
         for index in range(min(len(reader), _VOCABULARY_RECORDS)):
-            for piece in formats.training_pieces(reader[index]):
-                if piece.kind == "text":
-                    yield str(piece.value)
+            for sample in samples_of(reader[index]):
+                yield from (str(piece.value) for piece in formats.training_pieces(sample) if piece.kind == "text")
 
 
 def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any] | None:
     """The manifest of a complete data set with these settings, or None if there is none."""
     try:
         manifest = artifacts.read_json(output / "manifest.json")
-        if manifest["settings_hash"] != settings.digest() or not storage.exists(output / VOCABULARY):
+        unchanged = manifest["settings_hash"] == settings.digest(manifest["digests"])
+        if not unchanged or not storage.exists(output / VOCABULARY):
             return None
         for task in TRAINING_TASKS:
             for split in SPLITS:
                 RecordReader(output / task, split)
-    except (UserError, KeyError, TypeError, OSError):
+    except (UserError, KeyError, TypeError, ValueError, OSError):
         return None
     return manifest
 

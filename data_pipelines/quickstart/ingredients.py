@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL
 
 from data_pipelines.fetch.apt import SourceUnavailable
-from data_pipelines.ocr import fonts
 from data_pipelines.quickstart import backgrounds, drawn_stamps, tuxpaint
 from data_pipelines.quickstart.captions import Caption, clean_captions
 from data_pipelines.quickstart.lexicon import vocabularies
@@ -18,6 +19,7 @@ from data_pipelines.quickstart.ocr_pictures import Lexicon
 from data_pipelines.quickstart.raw_stamp import RawStamp
 from data_pipelines.quickstart.settings import QuickstartSettings
 from data_pipelines.quickstart.stamps import Stamp, select_stamps
+from data_pipelines.quickstart.word_fonts import BUILT_IN, font_digest, word_fonts
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -33,6 +35,7 @@ class Ingredients:
       scene_license, ocr_license: SPDX expressions of the pictures.
       fallback: why rendered drawings replace real pictures, or "".
       notes: the manifest's entry about the sources.
+      digests: checksums of everything that the records are made of, besides the settings.
     """
 
     stamps: tuple[Stamp, ...]
@@ -43,6 +46,7 @@ class Ingredients:
     ocr_license: str
     fallback: str
     notes: dict[str, object]
+    digests: dict[str, str]
 
 
 def load_ingredients(settings: QuickstartSettings, cache: Path) -> Ingredients:
@@ -60,13 +64,14 @@ def load_ingredients(settings: QuickstartSettings, cache: Path) -> Ingredients:
     widest_px = max(scene.scene_px, settings.ocr.picture_px)
     stamps = select_stamps(raws, scene.stamp_count, scene.sizes_px, settings.stamps, scene.grid_px)
     online = settings.source != "rendered" and not fallback
-    english = fonts.english_fonts(cache if online else None)
-    chinese = fonts.chinese_fonts(cache if online else None)
+    english = word_fonts(settings.fonts, "en", cache) if online else [BUILT_IN]
+    chinese = word_fonts(settings.fonts, "zh", cache) if online else []
     words_en, words_zh = vocabularies(raws, [(s.noun_en, s.noun_zh) for s in stamps], english, chinese)
     lexicons = {"en": Lexicon(tuple(words_en), tuple(english))}
     if words_zh:
         lexicons["zh"] = Lexicon(tuple(words_zh), tuple(chinese))
-    captions, rules = clean_captions(caption_lines(raws))
+    lines = caption_lines(raws)
+    captions, rules = clean_captions(lines)
     photo_licenses = sorted({p.license for p in photographs})
     return Ingredients(
         stamps=tuple(stamps),
@@ -85,7 +90,17 @@ def load_ingredients(settings: QuickstartSettings, cache: Path) -> Ingredients:
             "cleaning_rules": rules,
             "captions_kept": len(captions),
         },
+        digests={
+            "stamps": _digest([dataclasses.astuple(line) for line in lines]),
+            "photographs": _digest([hashlib.sha256(photo.image_HWC.tobytes()).hexdigest() for photo in photographs]),
+            **{f"font {font.name}": font_digest(font) for font in (*english, *chinese)},
+            "Pillow": PIL.__version__,  # draws the words and encodes the pictures
+        },
     )
+
+
+def _digest(value: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def caption_lines(raws: Sequence[RawStamp]) -> list[Caption]:

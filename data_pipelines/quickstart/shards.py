@@ -73,6 +73,7 @@ def make_records(
                 ingredients.scene_license,
                 ingredients.stamps,
                 settings.zh_share,
+                settings.samples_per_picture if split == "train" else 1,
             )
             records[task].append(record)
         jpeg = word_pictures[position].jpeg

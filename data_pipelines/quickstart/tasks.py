@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,17 +12,15 @@ from data_pipelines.quickstart.questions import ask
 from data_pipelines.quickstart.scenes import Scene
 from data_pipelines.quickstart.sentences import caption_segments, located_caption
 from data_pipelines.quickstart.stamps import Stamp
+from qwenvl_jax.data.annotations import ANNOTATIONS
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tasks import (
     CaptionContent,
     Content,
-    GroundedCaptionContent,
     GroundingContent,
     OcrContent,
     OcrLine,
-    RefGroundingContent,
     Segment,
-    VqaContent,
 )
 
 SCENE_TASKS = ("caption", "vqa", "grounding", "ref_grounding", "grounded_caption")
@@ -35,14 +34,6 @@ class SceneCaptionContent(CaptionContent):
     height: int
 
 
-class SceneVqaContent(VqaContent):
-    """A question with its kind (`questions.ask`) and the size of the picture in pixels."""
-
-    kind: str
-    width: int
-    height: int
-
-
 def scene_record(
     task: str,
     rng: np.random.Generator,
@@ -52,8 +43,12 @@ def scene_record(
     license: str,
     stamps: Sequence[Stamp],
     zh_share: float,
+    most_samples: int = 1,
 ) -> Record:
     """The record of `task` for one scene.
+
+    Questions and expressions have several samples per picture if `most_samples` allows: the input encodes the picture
+    once for all of them.
 
     Args:
       task: one of SCENE_TASKS.
@@ -64,6 +59,7 @@ def scene_record(
       license: of the picture.
       stamps: all stamps of the data set, for questions about absent objects.
       zh_share: share of captions that are Chinese.
+      most_samples: of the record.
     """
     side = scene.image_HWC.shape[0]
     language = "en"
@@ -72,11 +68,6 @@ def scene_record(
         language = "zh" if rng.random() < zh_share else "en"
         caption = located_caption(scene.objects, side, language)
         content = SceneCaptionContent(caption=caption, width=side, height=side)
-    elif task == "vqa":
-        asked = ask(rng, scene, stamps)
-        content = SceneVqaContent(
-            question=asked.question, answer=asked.answer, kind=asked.kind, width=side, height=side
-        )
     elif task == "grounding":
         segments: list[Segment] = [
             {"text": text, "boxes": [list(item.box)] if item else []}
@@ -84,13 +75,7 @@ def scene_record(
         ]
         content = GroundingContent(segments=segments, width=side, height=side)
     else:
-        item = scene.objects[rng.integers(len(scene.objects))]
-        name = item.stamp.name_en
-        box = list(item.box)
-        if task == "ref_grounding":
-            content = RefGroundingContent(phrase=name, box=box, width=side, height=side)
-        else:
-            content = GroundedCaptionContent(box=box, description=name, ref="This", width=side, height=side)
+        content = _together(_samples(task, rng, scene, stamps, most_samples), side)
     return Record(
         id=f"{task}-{number}",
         task=task,
@@ -100,6 +85,25 @@ def scene_record(
         images=(jpeg,),
         content=content,
     )
+
+
+def _samples(
+    task: str, rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], most: int
+) -> list[dict[str, Any]]:
+    """Different questions about a scene, or expressions for its objects in random order, without the picture's size."""
+    if task == "vqa":
+        asked = {question.question: question for question in (ask(rng, scene, stamps) for _ in range(most))}
+        return [{"question": each.question, "answer": each.answer, "kind": each.kind} for each in asked.values()]
+    objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))][:most]
+    if task == "ref_grounding":
+        return [{"phrase": item.stamp.name_en, "box": list(item.box)} for item in objects]
+    return [{"box": list(item.box), "description": item.stamp.name_en, "ref": "This"} for item in objects]
+
+
+def _together(samples: list[dict[str, Any]], side: int) -> Content:
+    """The content of one sample, or of several under `annotations`."""
+    content = samples[0] if len(samples) == 1 else {ANNOTATIONS: samples}
+    return cast(Content, {**content, "width": side, "height": side})
 
 
 def ocr_record(picture: OcrPicture, jpeg: bytes, number: str, license: str) -> Record:

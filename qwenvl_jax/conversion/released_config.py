@@ -93,7 +93,7 @@ def released_config(
         "fp16": False,
         "fp32": False,
         "hidden_size": decoder.width,
-        "initializer_range": 0.02,
+        "initializer_range": model.decoder.initializer_range,
         "intermediate_size": 2 * decoder.mlp_dim,  # the released key is the sum of both branches
         "kv_channels": decoder.head_dim,
         "layer_norm_epsilon": decoder.rms_norm_eps,

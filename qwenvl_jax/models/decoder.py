@@ -137,8 +137,8 @@ class DecoderAttention(nn.Module):
         compute = self.compute
         inputs = (config.width,)
         heads = (config.heads, config.head_dim)
-        init = nn.initializers.normal(0.02)
-        out_init = nn.initializers.normal(0.02 * (2 * config.layers) ** -0.5)
+        init = nn.initializers.normal(config.initializer_range)
+        out_init = nn.initializers.normal(config.initializer_range * (2 * config.layers) ** -0.5)
         qkv = Projection(inputs, (3, *heads), compute.compute_dtype, init, unstack=True, name="qkv")
         out = Projection(heads, inputs, compute.compute_dtype, out_init, use_bias=False, name="out")
 
@@ -173,9 +173,10 @@ class DecoderMlp(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """[B, L, D] to [B, L, D] in the compute dtype."""
-        width, hidden, dtype = (self.config.width,), (self.config.mlp_dim,), self.compute.compute_dtype
-        init = nn.initializers.normal(0.02)
-        down_init = nn.initializers.normal(0.02 * (2 * self.config.layers) ** -0.5)
+        config = self.config
+        width, hidden, dtype = (config.width,), (config.mlp_dim,), self.compute.compute_dtype
+        init = nn.initializers.normal(config.initializer_range)
+        down_init = nn.initializers.normal(config.initializer_range * (2 * config.layers) ** -0.5)
         up_BLF = Projection(width, hidden, dtype, init, use_bias=False, name="up")(x_BLD)
         gate_BLF = Projection(width, hidden, dtype, init, use_bias=False, name="gate")(x_BLD)
         hidden_BLF = named(up_BLF, "mlp_up") * jax.nn.silu(named(gate_BLF, "mlp_gate"))
@@ -217,8 +218,8 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, final norm and untied output matrix.
 
-    Fresh weights: normal 0.02, the outputs of the residual branches 0.02 / sqrt(2 * layers), biases 0, norms 1
-    (released modeling_qwen.py).
+    Fresh weights: normal with `initializer_range`, the outputs of the residual branches divided by sqrt(2 * layers),
+    biases 0, norms 1 (released modeling_qwen.py).
 
     Attributes:
       config: sizes.
@@ -234,7 +235,7 @@ class Decoder(nn.Module):
         """Declares parameters and blocks."""
         config = self.config
         compute = self.compute
-        init = nn.initializers.normal(0.02)
+        init = nn.initializers.normal(config.initializer_range)
         self.embedding = self.param("embedding", init, (config.vocab_size, config.width), jnp.float32)
         in_axes = (nn.broadcast, nn.broadcast, nn.broadcast, 0)  # the cache alone has one entry per layer
         blocks = scan_blocks(DecoderBlock, config.layers, compute.remat_decoder, in_axes, compute.unroll_layers)
