@@ -35,6 +35,7 @@ def qwen_vl_9b6() -> ml_collections.ConfigDict:
                 train_length=2048,
                 logn_attention=True,
                 dynamic_ntk=True,
+                initializer_range=0.02,
             ),
         )
     )
@@ -58,6 +59,7 @@ def tiny() -> ml_collections.ConfigDict:
                 train_length=64,
                 logn_attention=True,
                 dynamic_ntk=True,
+                initializer_range=0.02,
             ),
         )
     )

@@ -128,7 +128,7 @@ def verify() -> None:
     if _WORKDIR.value:
         workdir = storage.path(_WORKDIR.value)
         params, checkpoint = _open_checkpoint(workdir)
-        if checkpoint.model != config.model:
+        if checkpoint.model.architecture() != config.model.architecture():
             raise UserError(f"{workdir} and {folder} are different models; name the run that was released")
     _verify(params, config, folder)
 

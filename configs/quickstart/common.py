@@ -54,6 +54,7 @@ def model() -> ml_collections.ConfigDict:
                 train_length=256,
                 logn_attention=True,
                 dynamic_ntk=True,
+                initializer_range=0.113,
             ),
         )
     )

@@ -12,16 +12,20 @@ from configs.quickstart import common
 
 STEPS = 400
 
+# The older tasks stay in the mixture, so that the adapters keep what the model can do.
+WEIGHTS = {"dialogue": 1.0, "ocr": 1.0, "ref_grounding": 0.5, "vqa": 0.5, "caption": 0.25}
+
 
 @named_arguments
 def get_config(
     data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
 ) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
+    catalogue = dict(name="catalogue", task="dialogue", records=f"{data}_catalogue", weight=3.0)
     config = common.stage(
         data,
         data=dict(
-            mixture=(dict(name="catalogue", task="dialogue", records=f"{data}_catalogue", weight=1.0),),
+            mixture=(catalogue, *(common.source(data, task, weight) for task, weight in WEIGHTS.items())),
             image_size=common.SIZE_MULTITASK,
             sequence_length=192,
             rows_per_step=8,

@@ -218,8 +218,8 @@ def _starting_point_of(config: Config, tower: str, *, missing_ok: bool) -> Start
         raise UserError(f"config.init.{tower} is {workdir}, which does not exist; train that stage first")
     named = None if config.init.step < 0 else config.init.step
     start = find_starting_point(workdir, named)
-    same_name = dataclasses.replace(start.config.model, name=config.model.name)
-    for key, here, there in lineage.differences(to_dict(config.model), to_dict(same_name), "config.model"):
+    models = (to_dict(model.architecture()) for model in (config.model, start.config.model))
+    for key, here, there in lineage.differences(*models, "config.model"):
         if config.init.partial:
             break
         raise UserError(

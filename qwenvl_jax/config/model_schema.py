@@ -102,12 +102,20 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The architecture alone; two checkpoints can follow one another only if these are equal."""
+    """The model; two checkpoints can follow one another only if their `architecture` is equal."""
 
     name: str
     vit: VitConfig
     resampler: ResamplerConfig
     decoder: DecoderConfig
+
+    def architecture(self) -> ModelConfig:
+        """Without the name and what only fresh weights depend on: checkpoints fit if these are equal."""
+        return dataclasses.replace(
+            self,
+            name="",
+            decoder=dataclasses.replace(self.decoder, initializer_range=DecoderConfig.initializer_range),
+        )
 
     def check(self, path: str) -> None:
         """Raises UserError if the resampler's heads do not divide the decoder's width."""

@@ -196,7 +196,7 @@ def read_config(folder: epath.Path) -> Config:
         vision = released_config.released_config(config.model, image_size=1, image_start_id=0, dtype="")["visual"]
         content = content | {"visual": vision}
     model = released_config.model_from_released(content, str(folder / "config.json"))
-    if config.model != dataclasses.replace(model, name=config.model.name):
+    if config.model.architecture() != model.architecture():
         raise UserError(
             f"{folder}/config.json and {TRAINING_CONFIG} describe two different models; copy the release again"
         )

@@ -25,7 +25,7 @@ from qwenvl_jax.data import formats
 from qwenvl_jax.data.dialogues import DialogueContent, Turn
 from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.readers.record_folder import RecordReader
-from qwenvl_jax.data.schema import TRAINING_TASKS, Record, content_of, stated_sizes
+from qwenvl_jax.data.schema import TRAINING_TASKS, Record, content_of, sample_count, samples_of, stated_sizes
 from qwenvl_jax.data.tokenizer import load_tokenizer
 from qwenvl_jax.runtime.errors import UserError
 
@@ -46,7 +46,7 @@ def test_counts_and_manifest(built: Path, settings: QuickstartSettings, ingredie
         assert len(RecordReader(built / task, "train")) == 30 + captions
         assert len(RecordReader(built / task, "heldout")) == 9
         assert manifest["tasks"][task]["train"]["records"] == 30 + captions
-    assert manifest["rendered"] is True and manifest["settings_hash"] == settings.digest()
+    assert manifest["rendered"] is True and manifest["settings_hash"] == settings.digest(manifest["digests"])
     assert manifest["sources"]["cleaning_rules"]["emoji"] == {"changed": 0, "dropped": 0}
     assert manifest["licenses"]["scenes"] == "CC0-1.0"
     assert (built / "report.html").read_text().count("<figure") >= 40
@@ -58,7 +58,7 @@ def test_every_record_can_be_written_out_and_tokenised(built: Path) -> None:
     assert tokenizer.vocab_size <= 400
     for task in TRAINING_TASKS:
         for split in SPLITS:
-            for record in read(built, task, split):
+            for record in (sample for record in read(built, task, split) for sample in samples_of(record)):
                 pieces = formats.training_pieces(record)
                 texts = [str(piece.value) for piece in pieces if piece.kind == "text"]
                 assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
@@ -68,7 +68,7 @@ def test_every_record_can_be_written_out_and_tokenised(built: Path) -> None:
 
 
 def test_coordinates_are_multiples_of_ten(built: Path) -> None:
-    for record in read(built, "ref_grounding", "train"):
+    for record in (sample for record in read(built, "ref_grounding", "train") for sample in samples_of(record)):
         (text,) = [str(p.value) for p in formats.training_pieces(record) if p.supervised and p.kind == "text"]
         numbers = [int(n) for n in text.translate(str.maketrans("(),", "   ")).split()]
         assert len(numbers) == 4 and all(n % 10 == 0 for n in numbers)
@@ -115,11 +115,24 @@ def test_tasks_speak_of_the_same_scene(built: Path) -> None:
     for caption, grounding, referring, grounded in zip(*rows, strict=True):
         assert caption.images == grounding.images == referring.images == grounded.images
         names = named_boxes(grounding)
-        assert names[tuple(referring.content["box"])] == referring.content["phrase"]
-        assert names[tuple(grounded.content["box"])] == grounded.content["description"]
+        contents = [sample.content for sample in samples_of(referring)]
+        assert {tuple(content["box"]): content["phrase"] for content in contents} == names
+        contents = [sample.content for sample in samples_of(grounded)]
+        assert {tuple(content["box"]): content["description"] for content in contents} == names
         if caption.language == "en":
             locations = {name: location(box) for box, name in names.items()}
             assert captioned_locations(caption.content["caption"]) == locations
+
+
+def test_a_picture_has_different_questions_and_a_heldout_one_has_one(built: Path) -> None:
+    counts = []
+    for record in read(built, "vqa", "train"):
+        questions = [sample.content["question"] for sample in samples_of(record)]
+        assert len(set(questions)) == len(questions)
+        counts.append(len(questions))
+    assert max(counts) == 4 and min(counts) >= 1
+    for task in TRAINING_TASKS:
+        assert all(sample_count(record) == 1 for record in read(built, task, "heldout"))
 
 
 def test_pictures_of_the_splits_are_apart(built: Path) -> None:
@@ -201,7 +214,8 @@ def test_shards_do_not_depend_on_who_writes_them(
 
 def test_a_finished_folder_is_left_alone(built: Path, settings: QuickstartSettings) -> None:
     before = {p: p.stat().st_mtime_ns for p in built.rglob("*")}
-    assert build(settings, built, built.parent / "cache")["settings_hash"] == settings.digest()
+    manifest = build(settings, built, built.parent / "cache")
+    assert manifest["settings_hash"] == settings.digest(manifest["digests"])
     assert {p: p.stat().st_mtime_ns for p in built.rglob("*")} == before
 
 

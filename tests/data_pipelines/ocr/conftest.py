@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.ocr.fonts import Font, english_fonts
 from data_pipelines.ocr.photographs import Photographs
 from data_pipelines.ocr.synthetic import Ingredients
 from data_pipelines.ocr.synthetic_text import Texts
+from data_pipelines.quickstart.word_fonts import BUILT_IN
 from tests.support.corpora.rendered import ENGLISH, write_photographs
 
 
@@ -22,5 +22,4 @@ def photograph_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def english(photograph_folder: Path) -> Ingredients:
-    fonts: list[Font] = english_fonts(None)
-    return Ingredients("en", fonts, Texts(ENGLISH), Photographs.in_folders([photograph_folder]))
+    return Ingredients("en", [BUILT_IN], Texts(ENGLISH), Photographs.in_folders([photograph_folder]))
