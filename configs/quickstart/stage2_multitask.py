@@ -24,7 +24,7 @@ def get_config(
             image_size=common.SIZE_MULTITASK,
             sequence_length=192,
             rows_per_step=8,
-            images_per_row=4.0,
+            images_per_row=3.0,
             seed=2,
         ),
         optimizer=common.optimizer(1e-3, steps),

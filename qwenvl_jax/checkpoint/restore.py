@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -218,8 +217,8 @@ def _starting_point_of(config: Config, tower: str, *, missing_ok: bool) -> Start
         raise UserError(f"config.init.{tower} is {workdir}, which does not exist; train that stage first")
     named = None if config.init.step < 0 else config.init.step
     start = find_starting_point(workdir, named)
-    models = (to_dict(model.architecture()) for model in (config.model, start.config.model))
-    for key, here, there in lineage.differences(*models, "config.model"):
+    wanted, found = (to_dict(model.architecture()) for model in (config.model, start.config.model))
+    for key, here, there in lineage.differences(wanted, found, "config.model"):
         if config.init.partial:
             break
         raise UserError(

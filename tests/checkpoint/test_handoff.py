@@ -59,6 +59,12 @@ def test_another_model_is_refused_unless_asked_for(source: Path) -> None:
     check_init(bigger(source, partial=True))
 
 
+def test_how_fresh_weights_are_drawn_makes_no_other_model(source: Path) -> None:
+    where: dict[str, Any] = {f"init__{tower}": str(source) for tower in ("vit", "resampler", "decoder")}
+    config = with_model(tiny_run.make_config(**where), decoder={"initializer_range": 0.5})
+    assert all(check_init(config).values())
+
+
 def test_what_fits_is_loaded_and_the_rest_resized_or_fresh(source: Path, params: dict[str, Any], capsys: Any) -> None:
     config = bigger(source, partial=True)
     state = abstract_state(config, make_mesh(config.mesh))

@@ -39,6 +39,16 @@ def read(folder: Path, task: str, split: str) -> list[Record]:
     return list(RecordReader(folder / task, split, verify=True))
 
 
+def samples(folder: Path, task: str, split: str) -> list[Record]:
+    """Of a whole split, each as a record of its own."""
+    return [sample for record in read(folder, task, split) for sample in samples_of(record)]
+
+
+def contents(record: Record) -> list[Mapping[str, Any]]:
+    """The content of each of its samples."""
+    return [sample.content for sample in samples_of(record)]
+
+
 def test_counts_and_manifest(built: Path, settings: QuickstartSettings, ingredients: Ingredients) -> None:
     manifest = json.loads((built / "manifest.json").read_text())
     for task in TRAINING_TASKS:
@@ -58,7 +68,7 @@ def test_every_record_can_be_written_out_and_tokenised(built: Path) -> None:
     assert tokenizer.vocab_size <= 400
     for task in TRAINING_TASKS:
         for split in SPLITS:
-            for record in (sample for record in read(built, task, split) for sample in samples_of(record)):
+            for record in samples(built, task, split):
                 pieces = formats.training_pieces(record)
                 texts = [str(piece.value) for piece in pieces if piece.kind == "text"]
                 assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
@@ -68,7 +78,7 @@ def test_every_record_can_be_written_out_and_tokenised(built: Path) -> None:
 
 
 def test_coordinates_are_multiples_of_ten(built: Path) -> None:
-    for record in (sample for record in read(built, "ref_grounding", "train") for sample in samples_of(record)):
+    for record in samples(built, "ref_grounding", "train"):
         (text,) = [str(p.value) for p in formats.training_pieces(record) if p.supervised and p.kind == "text"]
         numbers = [int(n) for n in text.translate(str.maketrans("(),", "   ")).split()]
         assert len(numbers) == 4 and all(n % 10 == 0 for n in numbers)
@@ -115,10 +125,8 @@ def test_tasks_speak_of_the_same_scene(built: Path) -> None:
     for caption, grounding, referring, grounded in zip(*rows, strict=True):
         assert caption.images == grounding.images == referring.images == grounded.images
         names = named_boxes(grounding)
-        contents = [sample.content for sample in samples_of(referring)]
-        assert {tuple(content["box"]): content["phrase"] for content in contents} == names
-        contents = [sample.content for sample in samples_of(grounded)]
-        assert {tuple(content["box"]): content["description"] for content in contents} == names
+        assert {tuple(content["box"]): content["phrase"] for content in contents(referring)} == names
+        assert {tuple(content["box"]): content["description"] for content in contents(grounded)} == names
         if caption.language == "en":
             locations = {name: location(box) for box, name in names.items()}
             assert captioned_locations(caption.content["caption"]) == locations
@@ -127,7 +135,7 @@ def test_tasks_speak_of_the_same_scene(built: Path) -> None:
 def test_a_picture_has_different_questions_and_a_heldout_one_has_one(built: Path) -> None:
     counts = []
     for record in read(built, "vqa", "train"):
-        questions = [sample.content["question"] for sample in samples_of(record)]
+        questions = [content["question"] for content in contents(record)]
         assert len(set(questions)) == len(questions)
         counts.append(len(questions))
     assert max(counts) == 4 and min(counts) >= 1

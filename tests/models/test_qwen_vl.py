@@ -130,6 +130,10 @@ def test_initial_values(model: ModelConfig, fresh_params: Params) -> None:
             assert (leaf == 0).all(), name
         if name.endswith("scale"):
             assert (leaf == 1).all(), name
+    wider = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, initializer_range=0.2))
+    for path, leaf in paths(qwen_vl.init_params(wider, jax.random.key(0))["decoder"]).items():
+        if path[-1] in ("kernel", "embedding", "lm_head"):
+            np.testing.assert_allclose(leaf, 10 * leaves["/".join(("decoder", *path))], rtol=1e-6)
     blocks = leaves["decoder/blocks/attn/qkv/kernel"]
     assert not np.array_equal(blocks[0], blocks[1])
     again, other = (qwen_vl.init_params(model, jax.random.key(seed)) for seed in (0, 1))
