@@ -372,3 +372,10 @@ class Config:
             f"{path}.lora.targets has {''.join(whole[:1])}, which {path}.train.trainable trains whole; remove it from "
             "one of the two",
         )
+        for target in self.lora.adapted:
+            width = self.model.decoder.width if target.startswith("decoder/") else self.model.vit.width
+            require(
+                self.lora.rank <= width,
+                f"{path}.lora.rank {self.lora.rank} is more than the width {width} of {target}, whose kernel has no "
+                "higher rank; lower it",
+            )

@@ -21,6 +21,7 @@ from qwenvl_jax.checkpoint.deferred import Deferred, host_array
 from qwenvl_jax.checkpoint.manager import params_folder, read_host_leaf, stored_leaves, verify_params
 from qwenvl_jax.checkpoint.starting_point import IMPORT, StartingPoint, damage_reported
 from qwenvl_jax.config import LORA_TARGETS, LoraConfig, ModelConfig, validate
+from qwenvl_jax.config.values import LARGE
 from qwenvl_jax.conversion import mapping, tensor_files
 from qwenvl_jax.conversion.mapping import LAYER, Rule
 from qwenvl_jax.conversion.tensor_files import Entry, Stored
@@ -44,15 +45,20 @@ _SUFFIXES = {
 # Modules that a run may train whole beside its adapters, by the paths of our leaves.
 _WHOLE = {"decoder/embedding": "wte", "decoder/lm_head": "lm_head"}
 
-# What an `adapter_config.json` may say that would change the meaning of its tensors, and the only value that is read.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-}
+# Keys of an `adapter_config.json` that are read here, are seen in the tensors, or were of use in training alone. Any
+# other one that says something may change what the tensors mean.
+_KNOWN = frozenset(
+    {
+        "peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "peft_version",
+        "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "modules_to_save",
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        "eva_config", "megatron_config", "megatron_core", "runtime_config", "qalora_group_size",
+    }
+)  # fmt: skip
+_SAYS_NOTHING: tuple[Any, ...] = (None, False, "none", {}, [])
+# First values that leave the kernels as they are. PEFT takes others (PiSSA, OLoRA, CorDA, LoftQ) out of the base model
+# when it loads the adapters, so that these belong beside other kernels.
+_FIRST_VALUES = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def _rule_of(target: str) -> Rule:
@@ -179,22 +185,38 @@ def open_adapters(folder: epath.PathLike, model: ModelConfig) -> Adapters:
     content = artifacts.read_json(folder / CONFIG)
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         raise UserError(f"{folder / CONFIG} is not of LoRA; only adapters of that kind can be read")
-    for key, values in _PLAIN.items():
-        if content.get(key) not in values:
-            raise UserError(f"{folder / CONFIG} has {key}={content[key]!r}, which is not supported; merge it with peft")
-    rank: Any = content.get("r")
-    alpha: Any = content.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
-        raise UserError(f"{folder / CONFIG} lacks the numbers r and lora_alpha; copy it again")
-    if content.get("use_rslora"):
-        alpha *= math.sqrt(rank)  # its scale is alpha / sqrt(r)
+    rank, alpha = _rank_and_alpha(content, folder / CONFIG)
     path = folder / TENSORS
     if not storage.exists(path):
         raise UserError(f"{path} is missing; copy it, or convert adapter_model.bin to it with save_pretrained of peft")
     stored = tensor_files.read_header(path)
     factors, whole = _by_path(path, stored, model, rank)
-    config = LoraConfig(rank=rank, alpha=float(alpha), dropout=0.0, targets=tuple(factors))
+    kept = [name for ours, name in _WHOLE.items() if ours in whole]
+    if lost := [name for name in content.get("modules_to_save") or () if name.split(".")[-1] not in kept]:
+        raise UserError(f"{folder / CONFIG} names the module {lost[0]}, but {path} does not have it; copy both again")
+    config = LoraConfig(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(factors))
     return Adapters(folder, validate(config, str(folder / CONFIG)), factors, whole)
+
+
+def _rank_and_alpha(content: dict[str, Any], path: epath.Path) -> tuple[int, float]:
+    """Rank and alpha of an `adapter_config.json`, the latter so that their quotient is the scale.
+
+    Raises:
+      UserError: if they are missing, or another key changes the meaning of the tensors.
+    """
+    other = {key: value for key, value in content.items() if key not in _KNOWN and value not in _SAYS_NOTHING}
+    if content.get("init_lora_weights") not in _FIRST_VALUES:
+        other["init_lora_weights"] = content["init_lora_weights"]
+    if type(content.get("use_rslora", False)) is not bool:
+        other["use_rslora"] = content["use_rslora"]
+    for key, value in other.items():
+        raise UserError(f"{path} has {key}={str(value)[:100]}, which is not supported; merge it with peft")
+    rank: Any = content.get("r")
+    alpha: Any = content.get("lora_alpha")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+        raise UserError(f"{path} lacks the numbers r and lora_alpha; copy it again")
+    alpha = float(min(alpha, 2 * int(LARGE)))  # an integer may be too large for a float
+    return rank, alpha * math.sqrt(rank) if content.get("use_rslora") else alpha  # rsLoRA's scale is alpha / sqrt(r)
 
 
 def _by_path(

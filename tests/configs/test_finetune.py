@@ -6,6 +6,7 @@ import pytest
 
 from configs.finetune import full, lora, qlora
 from qwenvl_jax.config import load_config
+from qwenvl_jax.runtime.errors import UserError
 
 RECIPES = {"full": full, "lora": lora, "qlora": qlora}
 
@@ -39,3 +40,12 @@ def test_q_lora_is_lora_beside_quantised_kernels() -> None:
         assert (config.lora, config.train) == (plain.lora, plain.train)
     with pytest.raises(ValueError, match="kernels=int4 is not one of nf4, int8"):
         qlora.get_config(kernels="int4")
+
+
+def test_a_rank_above_that_of_a_kernel_is_refused() -> None:
+    values = lora.get_config()
+    values.lora.rank = load_config(values).model.decoder.width
+    load_config(values)
+    values.lora.rank += 1
+    with pytest.raises(UserError, match=r"lora\.rank 4097 is more than the width 4096"):
+        load_config(values)

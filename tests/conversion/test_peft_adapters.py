@@ -231,6 +231,13 @@ _QKV = "base_model.model.transformer.h.{}.attn.c_attn.lora_{}.weight"
     [
         (lambda folder: _edit(folder, peft_type="IA3"), "not of LoRA"),
         (lambda folder: _edit(folder, use_dora=True), "use_dora"),
+        (lambda folder: _edit(folder, init_lora_weights="pissa"), "init_lora_weights=pissa"),
+        (lambda folder: _edit(folder, use_rslora="yes"), "use_rslora"),
+        (lambda folder: _edit(folder, layer_replication=[[0, 1]]), "layer_replication"),
+        (lambda folder: _edit(folder, alora_invocation_tokens=[1]), "alora_invocation_tokens"),
+        (lambda folder: _edit(folder, a_key_of_the_future=2), "a_key_of_the_future"),
+        (lambda folder: _edit(folder, modules_to_save=["wte"]), "names the module wte"),
+        (lambda folder: _edit(folder, lora_alpha=10**400), "at most 1e"),
         (lambda folder: _edit(folder, r=8), "in the shape"),
         (lambda folder: _edit(folder, r=None), "lacks the numbers"),
         (lambda folder: _edit(folder, rank_pattern={"w1": 2}), "rank_pattern"),
