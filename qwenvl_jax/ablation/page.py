@@ -16,8 +16,11 @@ from qwenvl_jax.html.tables import table
 from qwenvl_jax.training.report.curves import averaged
 
 PAGE = "ablation.html"  # in the folder of the study
-_LINKS = (("curves", "Curves"), ("figures", "Figures"), ("scores", "Scores"), ("commands", "Commands"))
-_STYLE = "pre { font: .8rem/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }"
+_LINKS = (("curves", "Curves"), ("figures", "Figures"), ("commands", "Commands"))
+_STYLE = """
+pre { font: .8rem/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0; }
+#commands .card { margin-top: .8rem; }
+"""
 
 
 def page(study: Study, figures: Mapping[str, ArmFigures], now: float | None = None) -> str:
@@ -38,19 +41,15 @@ def page(study: Study, figures: Mapping[str, ArmFigures], now: float | None = No
     parts = [
         html_page.header(study.settings.title, escape(study.settings.claim), _LINKS, below),
         html_page.section("curves", "Curves", smoothing, _curves(study, figures)),
-        html_page.section("figures", "Figures", _note(study), table(*figure_table(study, figures))),
-        html_page.section("scores", "Scores", "", _scores(figures)),
+        html_page.section("figures", "Figures", _note(study), table(*figure_table(study, figures)) + _scores(figures)),
         html_page.section("commands", "Commands", "Every arm is a training run of its own.", _commands(study.arms)),
     ]
     return html_page.page(study.settings.title, html_page.visible("\n".join(parts)), style=_STYLE)
 
 
 def status(figures: Mapping[str, ArmFigures]) -> str:
-    """How far the arms are, in one sentence."""
-    finished = sum(arm.finished for arm in figures.values())
-    begun = sum(not arm.finished and arm.step > 0 for arm in figures.values())
-    rest = len(figures) - finished - begun
-    return f"{finished} of {len(figures)} arms are finished, {begun} have begun, {rest} have not."
+    """How many arms are finished, in one sentence."""
+    return f"{sum(arm.finished for arm in figures.values())} of {len(figures)} arms are finished."
 
 
 def figure_table(study: Study, figures: Mapping[str, ArmFigures]) -> tuple[list[str], list[list[str]]]:
@@ -109,11 +108,9 @@ def _lines(curves: Mapping[str, Points], label: str) -> str:
 
 
 def _scores(figures: Mapping[str, ArmFigures]) -> str:
-    names = _score_names(figures)
-    if not names:
-        return '<p class="soft">Nothing was measured while the arms trained.</p>'
+    """A table of what was measured while the arms trained; empty if nothing was."""
     rows = []
-    for score in names:
+    for score in _score_names(figures):
         for name, arm in figures.items():
             points = arm.scores.get(score, ())
             if points:
@@ -122,7 +119,7 @@ def _scores(figures: Mapping[str, ArmFigures]) -> str:
                     [score, name, f"{at_first:.4f}", f"{first:.0f}", f"{at_last:.4f}", f"{last:.0f}", str(len(points))]
                 )
     header = ["figure", "arm", "first", "at step", "last", "at step", "measured"]
-    return table(header, rows, text_columns=2)
+    return table(header, rows, text_columns=2, caption="Measured while the arms trained") if rows else ""
 
 
 def _score_names(figures: Mapping[str, ArmFigures]) -> list[str]:
@@ -131,7 +128,7 @@ def _score_names(figures: Mapping[str, ArmFigures]) -> list[str]:
 
 
 def _commands(arms: tuple[Arm, ...]) -> str:
-    return "".join(card(escape(arm.name), f'<pre class="body">{escape(arm.command_line)}</pre>') for arm in arms)
+    return "".join(card(escape(arm.name), f"<pre>{escape(arm.command_line)}</pre>", "chart") for arm in arms)
 
 
 def _decimals(value: float, digits: int) -> str:
