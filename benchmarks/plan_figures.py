@@ -1,6 +1,8 @@
 """Computes the table of docs/performance.md: all full-size stages on all chips, predicted by `qwenvl_jax.plan`.
 
 Usage, in an environment with requirements-tpu.txt: python benchmarks/plan_figures.py OUTPUT.json [ROW ...]
+The predictions that `plan --paper` uses are such a file, qwenvl_jax/planning/predictions.json; delete from it what is
+to be computed again. Rows `decode KIND` are steps of decoding, of 32 rows with 512 tokens each.
 
 Every row is one compilation, which takes two to six minutes on two cores, or twice as long for v6e. Rows that are
 already in OUTPUT.json are not computed again.
@@ -19,7 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
 from qwenvl_jax.chips import parse_topology
 from qwenvl_jax.config import load_config
-from qwenvl_jax.planning import candidates, tables
+from qwenvl_jax.planning import aot, candidates, decoding, paper, tables
 from qwenvl_jax.planning.assumptions import read_prices
 from qwenvl_jax.runtime import artifacts, log
 
@@ -39,6 +41,9 @@ ROWS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "2 v4": (2, "v4:8x8x8", {}),
     "3 v4": (3, "v4:2x2x4", {}),
 }
+# Kind -> the slice on which decoding is predicted.
+DECODING = {"v5p": "v5p:1x1x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2", "v4": "v4:2x2x1"}
+BATCH, CONTEXT = 32, 512
 
 
 def candidate_of(row: str) -> candidates.Candidate:
@@ -50,16 +55,39 @@ def candidate_of(row: str) -> candidates.Candidate:
     return candidates.Candidate(row, load_config(values), topology)
 
 
+def decoding_of(kind: str) -> dict[str, Any]:
+    """The values of a row `decode KIND`."""
+    topology = parse_topology(DECODING[kind])
+    values = stage3_sft.get_config(mesh=kind)
+    values.mesh.update(dict(data=1, fsdp=1, tensor=topology.devices))
+    predicted = decoding.predict(load_config(values), topology, BATCH, CONTEXT)
+    return dict(
+        topology=topology.name,
+        batch=BATCH,
+        context=CONTEXT,
+        step_seconds_roofline=predicted.seconds_roofline,
+        step_seconds_cycles=predicted.seconds_cycles,
+    )
+
+
 def main(output: str, *rows: str) -> None:
     done: dict[str, Any] = artifacts.read_json(output) if Path(output).exists() else {}
     prices = read_prices({})
-    for row in rows or ROWS:
+    aot.compiler_environment(os.environ)
+    for row in rows or (*ROWS, *(f"decode {kind}" for kind in DECODING)):
         if row in done:
             continue
-        outcome = candidates.run(candidate_of(row))
+        if row.startswith("decode "):
+            done[row] = decoding_of(row.removeprefix("decode "))
+            artifacts.write_json(output, done)
+            continue
+        candidate = candidate_of(row)
+        outcome = candidates.run(candidate)
         log.line("  ".join(str(cell) for cell in tables.comparison_row(row, outcome, prices)))
         if isinstance(outcome, candidates.Prediction):
-            done[row] = {**outcome.json(), "compile_seconds": outcome.compile_seconds, **outcome.settings}
+            names = dict(stage=candidate.config.train.stage, topology=candidate.topology.name)
+            settings = {**outcome.settings, **paper.settings_of(candidate.config)}
+            done[row] = {**names, **outcome.json(), "compile_seconds": outcome.compile_seconds, **settings}
             artifacts.write_json(output, done)
     print(json.dumps(done, indent=2))
 

@@ -3,6 +3,7 @@
 python -m qwenvl_jax.plan --config=configs/stage2_multitask.py --topology=v5p:8x8x8 [--config.key=value]
     [--json] [--dump_hlo=step.txt] [--prices=prices.json] [--compare=v5e:16x16,compute.remat_vit=full]
     [--search] [--jobs=4] [--dump_sharding=sharding.json] [--decode --batch=32 --context=512]
+python -m qwenvl_jax.plan --paper --topology=v5p:8x8x8,v4:8x8x8 [--json] [--prices=prices.json] [--html=paper.html]
 
 XLA's TPU compiler (libtpu) compiles the real training step on this machine, and the figures are derived from the
 schedule; no TPU is used. A topology is KIND:AxB[xC][@SLICES]. If the config file has an argument `mesh` that is not
@@ -15,6 +16,9 @@ on the topology and prints the sums per component.
 
 `--decode` predicts a step of decoding instead of a training step: `--batch` rows with `--context` tokens each in the
 cache, on the mesh of the config. Its mesh is data 1, fsdp 1, tensor all chips, unless the command line sets one.
+
+`--paper` adds up what all of the paper costs: corpora, three stages and the evaluation, on every slice of `--topology`;
+stage 3 takes the slice of its recipe. It needs no `--config`, and no libtpu where the recipe's prediction is stored.
 
 libtpu must not become the default backend of other runs: install requirements-tpu.txt into a separate environment.
 Compilation runs in processes with JAX_PLATFORMS=cpu and the variables of `planning.aot.compiler_environment`.
@@ -32,7 +36,7 @@ from absl import flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: this process needs no other device
 
 from qwenvl_jax.config import FORMER_KEYS
-from qwenvl_jax.planning import aot, assumptions, candidates, decoding, requests, shardings, tables
+from qwenvl_jax.planning import aot, assumptions, candidates, decoding, paper, paper_page, requests, shardings, tables
 from qwenvl_jax.planning.candidates import Candidate, Outcome
 from qwenvl_jax.planning.prediction import Prediction, misfit_text
 from qwenvl_jax.runtime import artifacts, commandline, log
@@ -54,6 +58,8 @@ _JOBS = flags.DEFINE_integer(
 _DUMP_SHARDING = flags.DEFINE_string("dump_sharding", None, "JSON file for the shardings of the state; no compilation.")
 _PRICES = flags.DEFINE_string("prices", None, 'JSON file of dollars per chip and hour, e.g. {"v5p": 2.94}.')
 
+_PAPER = flags.DEFINE_bool("paper", False, "Add up what the whole paper costs on the slices of --topology.")
+_HTML = flags.DEFINE_string("html", None, "HTML file for the page of --paper.")
 _DECODE = flags.DEFINE_bool("decode", False, "Predict a step of decoding instead of a training step.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Rows that --decode continues together.", lower_bound=1)
 _CONTEXT = flags.DEFINE_integer("context", 512, "Tokens of a row that --decode has in the cache.", lower_bound=1)
@@ -63,6 +69,16 @@ def main() -> None:
     """Predicts the run, or writes its shardings."""
     if not _TOPOLOGY.value:
         raise UserError("--topology is missing; name the chips, e.g. --topology=v5p:8x8x8")
+    if _HTML.value and not _PAPER.value:
+        raise UserError("--html belongs to --paper; give both")
+    if _PAPER.value:
+        others = (_COMPARE.value, _SEARCH.value, _DUMP_SHARDING.value, _DUMP_HLO.value, _DECODE.value)
+        if any((*others, flags.FLAGS.config is not None)):
+            raise UserError("--paper takes only --topology, --json, --html and --prices; leave the others out")
+        whole_paper(_TOPOLOGY.value)
+        return
+    if flags.FLAGS.config is None:
+        raise UserError("--config is missing; name a config file, e.g. --config=configs/stage2_multitask.py")
     if _DECODE.value and any((_COMPARE.value, _SEARCH.value, _DUMP_SHARDING.value)):
         raise UserError("--decode excludes --compare, --search and --dump_sharding; leave those out")
     if sum(map(bool, (_COMPARE.value, _SEARCH.value, _JSON.value, _DUMP_SHARDING.value))) > 1:
@@ -86,6 +102,22 @@ def main() -> None:
     if not _JSON.value:
         packages = ("jax", "jaxlib", "libtpu")
         tables.show_assumptions(", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages))
+
+
+def whole_paper(names: str) -> None:
+    """Prints the cost of all of the paper on some slices, and writes the page of it."""
+    slices = paper.topologies(names)
+    named = artifacts.read_json(_PRICES.value) if _PRICES.value else None
+    prices = assumptions.read_prices(named or {})
+    paper.check_prices(named, [topology.chip.kind for topology in slices])
+    results = {topology.name: paper.plan(topology, prices, requests.paper_config) for topology in slices}
+    plans = {name: paper.summed(lines) for name, (lines, _) in results.items()}
+    if _HTML.value:
+        artifacts.write_text(_HTML.value, paper_page.html(plans))
+    if _JSON.value:
+        print(paper_page.json_text(plans, {name: steps for name, (_, steps) in results.items()}))
+    else:
+        paper_page.show(plans)
 
 
 def decode(candidate: Candidate) -> None:
@@ -145,4 +177,4 @@ def _run_and_report(candidate: Candidate, prices: dict[str, float]) -> Outcome:
 
 
 if __name__ == "__main__":
-    commandline.run(main)
+    commandline.run(main, needs_config=False)

@@ -10,6 +10,9 @@ from qwenvl_jax.runtime.errors import UserError, nearest
 # Share of the peak that attention kernels reach. The compiler does not estimate what happens inside a Pallas kernel.
 KERNEL_EFFICIENCY = 0.5
 
+# Dollars of what is no TPU chip: a core-hour, a GB stored for a month, an hour of an H200 without its cores; assumed.
+SERVICES = {"core": 0.05, "storage": 0.02, "h200": 10.0}
+
 ASSUMPTIONS = (
     ("matrix products, roofline", "100 % of the peak, or their HBM bytes at 100 % of the bandwidth if that is longer"),
     ("matrix products, cycles", "the compiler's `estimated_cycles` at the clock rate, with the same HBM bound"),
@@ -60,20 +63,21 @@ def read_prices(values: Any) -> dict[str, float]:
     """Prices in dollars per chip and hour.
 
     Args:
-      values: a JSON object such as {"v5p": 2.94}; chips that it does not name have their list price.
+      values: a JSON object such as {"v5p": 2.94}; chips that it does not name have their list price. It may also name
+        `SERVICES`.
 
     Raises:
       UserError: if the value is not such an object, or names an unknown chip or a negative price.
     """
     if not isinstance(values, dict):
         raise UserError('the price table must be a JSON object such as {"v5p": 2.94}')
-    prices = {kind: chip.price for kind, chip in CHIPS.items()}
+    prices = {kind: chip.price for kind, chip in CHIPS.items()} | SERVICES
     for kind, price in values.items():
         if kind not in prices:
             raise UserError(
-                f"the price table names {kind!r}, which is not one of {', '.join(CHIPS)}{nearest(kind, CHIPS)}"
+                f"the price table names {kind!r}, which is not one of {', '.join(prices)}{nearest(kind, prices)}"
             )
         if isinstance(price, bool) or not isinstance(price, int | float) or price < 0:
-            raise UserError(f"the price of {kind} must be dollars per chip and hour, not {price!r}")
+            raise UserError(f"the price of {kind} must be dollars, for a chip per hour, and not {price!r}")
         prices[kind] = float(price)
     return prices

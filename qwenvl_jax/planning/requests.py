@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from qwenvl_jax.chips import Topology, parse_topology
-from qwenvl_jax.config import load_config
+from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.planning.candidates import Candidate
 from qwenvl_jax.runtime import commandline
 from qwenvl_jax.runtime.errors import UserError
+
+CONFIGS = {
+    "pretrain": "configs/stage1_pretrain.py",
+    "multitask": "configs/stage2_multitask.py",
+    "sft": "configs/stage3_sft.py",
+}
 
 
 def candidate(topology_name: str, changes: str = "") -> Candidate:
@@ -61,6 +68,19 @@ def predictable_topology(name: str) -> Topology:
             f"no prediction is possible for {topology.chip.kind}, whose clock is not published; plan another chip"
         )
     return topology
+
+
+def paper_config(stage: str, kind: str) -> Config:
+    """The config of a full-size stage with the recipe of a chip, from the folder `configs` of this repository.
+
+    Raises:
+      UserError: if there is no such folder here.
+    """
+    path = CONFIGS[stage]
+    if not os.path.exists(path):
+        raise UserError(f"{path} is not here; run --paper in the folder of the repository")
+    values: Any = flags.FLAGS["config"].parser.parse(f"{path}:mesh={kind}")
+    return load_config(values)
 
 
 def config_for_chip(kind: str) -> tuple[str, Any]:

@@ -53,6 +53,15 @@ MISTAKES = {
     "bad form": ([TINY, "--topology=v5e/4"], "KIND:AxB"),
     "bad accelerator type": ([TINY, "--topology=v5e-5"], "there is no slice 'v5e-5'"),
     "no figures": ([TINY, "--topology=tpu7x-128"], "no prediction is possible for tpu7x"),
+    "no config": (["--topology=v5e:2x2"], "--config is missing"),
+    "a page without the paper": ([TINY, "--topology=v5e:2x2", "--html={tmp}/a.html"], "--html belongs to --paper"),
+    "the paper of one config": ([TINY, "--paper", "--topology=v5p:8x8x8"], "--paper takes only --topology"),
+    "the paper on no slice": (["--paper", "--topology=v5p:8x8x8,v5p:1x1x1"], "the smallest slice of v5p is 2x2x1"),
+    "the paper on no recipe": (["--paper", "--topology=tpu7x:4x4x4"], "there is no recipe of tpu7x"),
+    "the paper without a price": (
+        ["--paper", "--topology=v5p:8x8x8,v4:8x8x8", "--prices={tmp}/some.json"],
+        "the price table has no price of v4",
+    ),
     "unknown flag": ([TINY, "--topolgy=v5e:2x2"], "did you mean 'topology'"),
     "two modes": ([TINY, "--topology=v5e:2x2", "--json", "--search"], "exclude one another"),
     "no price file": ([TINY, "--topology=v5e:2x2", "--prices={tmp}/none.json"], "none.json does not exist"),
@@ -94,8 +103,11 @@ if not HAS_COMPILER:
 
 def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"v9": 1}')
+    (tmp_path / "some.json").write_text('{"v5p": 1}')
     lines = [[argument.replace("{tmp}", str(tmp_path)) for argument in line] for line, _ in MISTAKES.values()]
-    for answer, (_, words) in zip(run_commands("qwenvl_jax.plan", lines), MISTAKES.values(), strict=True):
+    for answer, (_, words) in zip(
+        run_commands("qwenvl_jax.plan", lines, needs_config=False), MISTAKES.values(), strict=True
+    ):
         assert_refused(answer, words)
     assert not (tmp_path / "sharding.json").exists()
 

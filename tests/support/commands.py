@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
-# Takes a module, one of its functions, code to run at the end of each command, and command lines as lines of JSON.
+# Takes a module, one of its functions, code to run at the end of each command, whether they need a config ("" if not),
+# and command lines as lines of JSON.
 DRIVER = """
 import importlib, json, os, signal, sys, traceback
 from qwenvl_jax.runtime import commandline
 
-module, function, at_end = sys.argv[1:]
+module, function, at_end, needs_config = sys.argv[1:]
 main = getattr(importlib.import_module(module), function)
 for line in sys.stdin:
     reader, writer = os.pipe()
@@ -29,7 +30,7 @@ for line in sys.stdin:
         sys.argv = [module.split(".")[-1], *json.loads(line)]  # config_flags reads this one
         code = 0
         try:
-            commandline.run(main)
+            commandline.run(main, needs_config=bool(needs_config))
         except SystemExit as end:
             code = end.code or 0
         except BaseException:
@@ -59,6 +60,7 @@ def run_commands(
     *,
     function: str = "main",
     at_end: str = "",
+    needs_config: bool = True,
     environment: Mapping[str, str] | None = None,
 ) -> list[Answer]:
     """Runs command lines one after the other; the answer to each.
@@ -68,10 +70,11 @@ def run_commands(
       lines: the arguments of each command.
       function: of that module, as `commandline.run` takes it.
       at_end: Python code that each process runs before it ends.
+      needs_config: as the module passes it to `commandline.run`.
       environment: variables in addition to those of this process.
     """
     run = subprocess.run(
-        [sys.executable, "-c", DRIVER, module, function, at_end],
+        [sys.executable, "-c", DRIVER, module, function, at_end, "yes" if needs_config else ""],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         input="".join(json.dumps(list(line)) + "\n" for line in lines),
