@@ -209,6 +209,7 @@ def report(chaos: Chaos, seconds: float, per_step: float) -> dict[str, Any]:
         "seconds to the first step, worst": round(max(starts), 1),
         "the same beyond compilation, median": round(statistics.median(others), 1),
         "the same beyond compilation, worst": round(max(others), 1),
+        "the same beyond compilation, every start": [round(seconds, 1) for seconds in others],
         "seconds": round(seconds),
         "seconds per step, unbroken": round(per_step, 3),
         "goodput": round(per_step * world.steps / seconds, 3),
