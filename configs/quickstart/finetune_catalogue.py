@@ -15,13 +15,27 @@ STEPS = 400
 # The older tasks stay in the mixture, so that the adapters keep what the model can do.
 WEIGHTS = {"dialogue": 1.0, "ocr": 1.0, "ref_grounding": 0.5, "vqa": 0.5, "caption": 0.25}
 
+# The ViT and the resampler have adapters too: stages 2 and 3 read four words in five.
+TARGETS = (
+    "decoder/blocks/attn/qkv",
+    "decoder/blocks/attn/out",
+    "decoder/blocks/mlp/up",
+    "decoder/blocks/mlp/gate",
+    "decoder/blocks/mlp/down",
+    "resampler/kv_proj",
+    "vit/blocks/attn/qkv",
+    "vit/blocks/attn/out",
+    "vit/blocks/mlp/up",
+    "vit/blocks/mlp/down",
+)
+
 
 @named_arguments
 def get_config(
     data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
 ) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    catalogue = dict(name="catalogue", task="dialogue", records=f"{data}_catalogue", weight=3.0)
+    catalogue = dict(name="catalogue", task="dialogue", records=f"{data}_catalogue", weight=6.0)
     config = common.stage(
         data,
         data=dict(
@@ -38,5 +52,5 @@ def get_config(
         train=common.train("sft", ("lora",), steps),
     )
     config.evaluation.every = max(1, steps // 4)
-    config.lora = dict(rank=16, alpha=16.0, dropout=0.05)
+    config.lora = dict(rank=16, alpha=16.0, dropout=0.05, targets=TARGETS)
     return config

@@ -150,7 +150,7 @@ def test_how_far_a_run_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     steps = stage.config.train.steps
     assert finished.progress(workdir, steps) == "no checkpoint"
     finish(stage, step=500)
-    (Path(workdir) / "checkpoints" / "900").mkdir()  # cut short: its mark is missing
+    (Path(workdir) / "checkpoints" / "700").mkdir()  # cut short: its mark is missing
     assert finished.progress(workdir, steps) == f"step 500 of {steps}"
     finished.note_end(workdir, "host-1", 2)
     assert finished.progress(workdir, steps) == finished.ENDED
