@@ -28,6 +28,6 @@ def arguments(size: str, mesh: str, data: str, runs: str) -> dict[str, str]:
 
 def whole(name: str, number: float) -> int:
     """A number that must be whole and not negative. Raises ValueError if it is not."""
-    if number != int(number) or number < 0:
+    if not float(number).is_integer() or number < 0:  # of NaN and infinity too
         raise ValueError(f"the argument {name}={number:g} must be a whole number")
     return int(number)

@@ -106,11 +106,14 @@ def read_study(path: str, overrides: Mapping[str, Any], workdir: epath.PathLike)
       workdir: the folder of the study.
 
     Raises:
-      UserError: if the file declares no study, an arm's config is wrong, or its folder holds a run of other settings.
+      UserError: if the file declares no study, an arm's config is wrong, an override sets what the arms differ in, or
+        an arm's folder holds a run of other settings.
     """
     settings = _declared(path)
     folder = storage.path(workdir)
     arms = tuple(_arm(path, settings, arm, overrides, folder / arm.name) for arm in settings.arms)
+    if overrides:
+        _check_overrides(path, settings, overrides)
     for arm in arms:
         lineage.check_resumable(arm.workdir, arm.config)
     return Study(settings, arms, folder)
@@ -133,6 +136,18 @@ def _values(arguments: str) -> dict[str, str]:
     """The values of `name=value,name=value` by their names."""
     pairs = [part.partition("=") for part in arguments.split(",") if "=" in part]
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _check_overrides(path: str, settings: StudyConfig, overrides: Mapping[str, Any]) -> None:
+    """Raises UserError for an override of a key in which the arms differ: they would be one run under several names."""
+    file, _, arguments = path.partition(":")
+    first, *others = [
+        commandline.config_of(_with_arguments(file, arm.arguments, arguments)).to_dict() for arm in settings.arms
+    ]
+    differing = {key for other in others for key, _, _ in lineage.differences(first, other, "config")}
+    for key in overrides:
+        if any(f"{known}.".startswith(f"config.{key}.") for known in differing):
+            raise UserError(f"config.{key} is what the arms of {file} differ in; leave it out")
 
 
 def _arm(path: str, settings: StudyConfig, arm: ArmConfig, overrides: Mapping[str, Any], workdir: epath.Path) -> Arm:

@@ -140,6 +140,12 @@ def test_mistakes_are_one_sentence_and_no_device_is_used(study: Study, tmp_path:
         (f"--config={STUDY}:size=large", workdir): ("no study of size 'large'", "tiny, twice"),
         (f"--config={STUDY}:size=twice", workdir): ("share a name",),
         (f"--config={STUDY}", workdir, "--config.train.step=3"): ("no key 'step'", "'steps'"),
+        (f"--config={STUDY}", f"--workdir={tmp_path}/new", "--config.model.resampler.query_grid=1"): (
+            "config.model.resampler.query_grid is what the arms",
+            "leave it out",
+        ),
+        ("--config=configs/ablations/queries.py:queries=nan", workdir): ("queries=nan", "whole number"),
+        ("--config=configs/ablations/window_attention.py:window=inf", workdir): ("window=inf", "whole number"),
         ("--config=configs/stage1_pretrain.py", workdir): ("declares no arms", "configs/ablations/queries.py"),
         ("--config=configs/ablations/queries.py:size=tiny", workdir): ("'tiny'", "full, miniature"),
     }
