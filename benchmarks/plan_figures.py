@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from configs import stage1_pretrain, stage2_multitask, stage3_sft
 from qwenvl_jax.chips import parse_topology
 from qwenvl_jax.config import load_config
-from qwenvl_jax.planning import aot, candidates, decoding, paper, tables
+from qwenvl_jax.planning import aot, candidates, decoding, predictions, tables
 from qwenvl_jax.planning.assumptions import read_prices
 from qwenvl_jax.runtime import artifacts, log
 
@@ -58,15 +58,15 @@ def candidate_of(row: str) -> candidates.Candidate:
 def decoding_of(kind: str) -> dict[str, Any]:
     """The values of a row `decode KIND`."""
     topology = parse_topology(DECODING[kind])
-    values = stage3_sft.get_config(mesh=kind)
-    values.mesh.update(dict(data=1, fsdp=1, tensor=topology.devices))
-    predicted = decoding.predict(load_config(values), topology, BATCH, CONTEXT)
+    config = predictions.decoding_config(load_config(stage3_sft.get_config(mesh=kind)), topology)
+    predicted = decoding.predict(config, topology, BATCH, CONTEXT)
     return dict(
         topology=topology.name,
         batch=BATCH,
         context=CONTEXT,
         step_seconds_roofline=predicted.seconds_roofline,
         step_seconds_cycles=predicted.seconds_cycles,
+        config=predictions.decoding_settings(config),
     )
 
 
@@ -86,8 +86,8 @@ def main(output: str, *rows: str) -> None:
         log.line("  ".join(str(cell) for cell in tables.comparison_row(row, outcome, prices)))
         if isinstance(outcome, candidates.Prediction):
             names = dict(stage=candidate.config.train.stage, topology=candidate.topology.name)
-            settings = {**outcome.settings, **paper.settings_of(candidate.config)}
-            done[row] = {**names, **outcome.json(), "compile_seconds": outcome.compile_seconds, **settings}
+            settings = predictions.compiled_settings(candidate.config)
+            done[row] = {**names, **outcome.json(), "compile_seconds": outcome.compile_seconds, "config": settings}
             artifacts.write_json(output, done)
     print(json.dumps(done, indent=2))
 

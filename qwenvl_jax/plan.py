@@ -36,8 +36,9 @@ from absl import flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported: this process needs no other device
 
 from qwenvl_jax.config import FORMER_KEYS
-from qwenvl_jax.planning import aot, assumptions, candidates, decoding, paper, paper_page, requests, shardings, tables
+from qwenvl_jax.planning import aot, assumptions, candidates, decoding, requests, shardings, tables
 from qwenvl_jax.planning.candidates import Candidate, Outcome
+from qwenvl_jax.planning.paper import page, plan
 from qwenvl_jax.planning.prediction import Prediction, misfit_text
 from qwenvl_jax.runtime import artifacts, commandline, log
 from qwenvl_jax.runtime.errors import UserError
@@ -72,8 +73,8 @@ def main() -> None:
     if _HTML.value and not _PAPER.value:
         raise UserError("--html belongs to --paper; give both")
     if _PAPER.value:
-        others = (_COMPARE.value, _SEARCH.value, _DUMP_SHARDING.value, _DUMP_HLO.value, _DECODE.value)
-        if any((*others, flags.FLAGS.config is not None)):
+        others = (_COMPARE, _SEARCH, _JOBS, _DUMP_SHARDING, _DUMP_HLO, _DECODE, _BATCH, _CONTEXT)
+        if any(flag.present for flag in others) or flags.FLAGS.config is not None:
             raise UserError("--paper takes only --topology, --json, --html and --prices; leave the others out")
         whole_paper(_TOPOLOGY.value)
         return
@@ -106,18 +107,19 @@ def main() -> None:
 
 def whole_paper(names: str) -> None:
     """Prints the cost of all of the paper on some slices, and writes the page of it."""
-    slices = paper.topologies(names)
-    named = artifacts.read_json(_PRICES.value) if _PRICES.value else None
-    prices = assumptions.read_prices(named or {})
-    paper.check_prices(named, [topology.chip.kind for topology in slices])
-    results = {topology.name: paper.plan(topology, prices, requests.paper_config) for topology in slices}
-    plans = {name: paper.summed(lines) for name, (lines, _) in results.items()}
+    slices = plan.topologies(names)
+    named = artifacts.read_json(_PRICES.value) if _PRICES.value else {}
+    prices = assumptions.read_prices(named)
+    if _PRICES.value:
+        plan.check_prices(named, [topology.chip.kind for topology in slices])
+    results = {topology.name: plan.plan(topology, prices, requests.paper_config) for topology in slices}
+    plans = {name: lines for name, (lines, _) in results.items()}
     if _HTML.value:
-        artifacts.write_text(_HTML.value, paper_page.html(plans))
+        artifacts.write_text(_HTML.value, page.html(plans))
     if _JSON.value:
-        print(paper_page.json_text(plans, {name: steps for name, (_, steps) in results.items()}))
+        print(page.json_text(plans, {name: steps for name, (_, steps) in results.items()}))
     else:
-        paper_page.show(plans)
+        page.show(plans)
 
 
 def decode(candidate: Candidate) -> None:

@@ -13,6 +13,8 @@ KERNEL_EFFICIENCY = 0.5
 # Dollars of what is no TPU chip: a core-hour, a GB stored for a month, an hour of an H200 without its cores; assumed.
 SERVICES = {"core": 0.05, "storage": 0.02, "h200": 10.0}
 
+LARGEST_PRICE = 1e6  # dollars; no sum of costs overflows
+
 ASSUMPTIONS = (
     ("matrix products, roofline", "100 % of the peak, or their HBM bytes at 100 % of the bandwidth if that is longer"),
     ("matrix products, cycles", "the compiler's `estimated_cycles` at the clock rate, with the same HBM bound"),
@@ -67,7 +69,7 @@ def read_prices(values: Any) -> dict[str, float]:
         `SERVICES`.
 
     Raises:
-      UserError: if the value is not such an object, or names an unknown chip or a negative price.
+      UserError: if the value is not such an object, or names an unknown chip, or a price is no amount of dollars.
     """
     if not isinstance(values, dict):
         raise UserError('the price table must be a JSON object such as {"v5p": 2.94}')
@@ -77,7 +79,7 @@ def read_prices(values: Any) -> dict[str, float]:
             raise UserError(
                 f"the price table names {kind!r}, which is not one of {', '.join(prices)}{nearest(kind, prices)}"
             )
-        if isinstance(price, bool) or not isinstance(price, int | float) or price < 0:
-            raise UserError(f"the price of {kind} must be dollars, for a chip per hour, and not {price!r}")
+        if isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price <= LARGEST_PRICE:
+            raise UserError(f"the price of {kind} must be dollars, for a chip per hour, and not {price!r:.40}")
         prices[kind] = float(price)
     return prices

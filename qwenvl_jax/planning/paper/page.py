@@ -9,13 +9,16 @@ from html import escape
 
 from qwenvl_jax.html.page import header, page, section
 from qwenvl_jax.html.tables import table
-from qwenvl_jax.planning.paper import LEFT_OUT, Line, Step
+from qwenvl_jax.planning.paper.evaluation import LEFT_OUT
+from qwenvl_jax.planning.paper.lines import Line
+from qwenvl_jax.planning.predictions import Step
 from qwenvl_jax.runtime import log
 
 COLUMNS = ("", "chips", "chip-hours", "core-hours", "days", "dollars", "formula")
 NOTE = (
     "Steps on TPUs are predicted, not measured; rates of data work are measured, and what is assumed says so. "
-    f"Restarts, stalls, checkpoints and traffic are not in it. Table 9 is without {LEFT_OUT}."
+    "Restarts, stalls, checkpoints, traffic and the judge of TouchStone are not in it. "
+    f"Table 9 is without {', '.join(LEFT_OUT.values())}."
 )
 
 
