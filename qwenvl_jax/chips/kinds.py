@@ -42,6 +42,7 @@ class Chip:
       compiler_kind, compiler_config: how libtpu calls it.
       device_kinds: how JAX calls it (`jax.Device.device_kind`).
       devices: number of JAX devices per chip; all figures above are per chip.
+      die_bandwidth: bytes per second between the two devices of a chip, one way [cloud]; 0 if there is one.
       one_core: whether it has one core, or its cores share no memory.
       sparse_cores: whether its SparseCores take over collectives.
       scoped_vmem_kib: the part of VMEM that one operation may use, in KiB; 0 keeps the compiler's default of 16 MiB,
@@ -68,6 +69,13 @@ class Chip:
     sparse_cores: bool
     scoped_vmem_kib: int
     devices: int = 1
+    die_bandwidth: float = 0.0
+
+    @property
+    def device(self) -> Chip:
+        """The figures of one JAX device: those of the chip, divided by its devices but for the clock and the links."""
+        parts = ("peak_flops", "hbm_bytes", "hbm_bandwidth", "dcn_bandwidth", "host_bandwidth")
+        return dataclasses.replace(self, devices=1, **{name: getattr(self, name) / self.devices for name in parts})
 
 
 CHIPS = {
@@ -156,10 +164,11 @@ CHIPS = {
             peak_flops=2307e12,  # [cloud] 2307 TFLOPs
             hbm_bytes=192 * GIB,  # [cloud] 192 GiB
             hbm_bandwidth=7.380e12,  # [cloud] 7380 GBps
-            clock=0.0,  # not known; no prediction is made for this chip
+            # Not published; assumed, as 2 devices * 4 units * 256^2 * 2 * 2.2 GHz = 2307 TFLOP/s
+            clock=2.2e9,
             link_bandwidth=90e9,  # [cloud] 1200 GBps both ways on 6 links: 100e9; 90 % of it, as on v5p
             dcn_bandwidth=12.5e9,  # [cloud] 100 Gbps per chip
-            host_bandwidth=0.0,  # not known
+            host_bandwidth=32e9,  # not published; as on v6e
             torus_axes=3,
             wrap_multiple=4,
             price=12.00,
@@ -170,6 +179,7 @@ CHIPS = {
             sparse_cores=True,
             scoped_vmem_kib=65536,
             devices=2,
+            die_bandwidth=540e9,  # [cloud] six times an ICI link
         ),
     )
 }

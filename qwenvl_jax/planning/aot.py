@@ -37,14 +37,14 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """The memory that a step needs on one chip, in GiB.
+    """The memory that a step needs on one device, which is a chip or, on tpu7x, half a chip; in GiB.
 
     Attributes:
       fits: whether the step fits. If not, the compiler reports only `total` and `capacity`.
       total: HBM at its peak, with the code. If the step does not fit, it may count only the temporaries.
-      capacity: the HBM of the chip.
+      capacity: the HBM of the device.
       arguments, temporaries, code: the parts. Their sum exceeds `total` because not all of it is allocated at once.
-      host: memory of the host that the chip uses.
+      host: memory of the host that the device uses.
     """
 
     fits: bool
@@ -113,9 +113,10 @@ def devices(topology: Topology) -> list[Any]:
     except Exception as error:  # libtpu raises exceptions of many types
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"the TPU compiler refuses the topology {topology.name}: {line}") from error
-    if len(described) != topology.chips:
+    if len(described) != topology.devices:
         raise UserError(
-            f"the topology {topology.name} has {len(described)} devices, not one for each chip; use another"
+            f"the topology {topology.name} has {len(described)} devices, not {topology.chip.devices} for each chip; "
+            "use another"
         )
     return list(described)
 
@@ -170,7 +171,7 @@ def misfit(message: str) -> Memory | None:
 
 
 def coordinates_of(mesh: Mesh, topology: Topology) -> tuple[tuple[int, ...], ...]:
-    """For every device of a mesh its coordinates on the torus, followed by the index of its slice."""
+    """For every device of a mesh the coordinates of its chip on the torus, followed by the index of its slice."""
     return tuple(
         (*device.coords[: len(topology.shape)], getattr(device, "slice_index", 0) or 0) for device in mesh.devices.flat
     )
@@ -185,7 +186,7 @@ def memory_of(stats: Any, topology: Topology) -> Memory:
     # The compiler's peak includes arguments and outputs in host memory, as if they were in HBM.
     total = (stats.peak_memory_in_bytes - host) / GIB + code
     host = (host + stats.host_temp_size_in_bytes) / GIB
-    return Memory(True, total, topology.chip.hbm_bytes / GIB, arguments, temporaries, code, host)
+    return Memory(True, total, topology.chip.device.hbm_bytes / GIB, arguments, temporaries, code, host)
 
 
 def with_accumulation(data: DataConfig, accumulation: int) -> DataConfig | None:

@@ -38,10 +38,10 @@ def chip_rows() -> list[tuple[str, ...]]:
             f"{chip.peak_flops / 1e12:.0f}",
             f"{chip.hbm_bytes / GIB:.0f}",
             f"{chip.hbm_bandwidth / 1e9:.0f}",
-            f"{chip.clock / 1e9:.2f}" if chip.clock else "-",
+            f"{chip.clock / 1e9:.2f}",
             f"{chip.link_bandwidth / 1e9:.0f} x {2 * chip.torus_axes}",
             f"{chip.dcn_bandwidth / 1e9:.2f}",
-            f"{chip.host_bandwidth / 1e9:.0f}" if chip.host_bandwidth else "-",
+            f"{chip.host_bandwidth / 1e9:.0f}",
             f"{chip.price:.2f}",
         )
         for chip in CHIPS.values()

@@ -157,7 +157,7 @@ def meshes(config: Config, topology: Topology) -> list[tuple[int, int]]:
     If fsdp spanned all three axes, XLA would all-reduce the gradients instead of reduce-scattering them. fsdp must also
     divide the ViT's width of 1664 = 13 * 128, and every device needs whole rows.
     """
-    per_slice = math.prod(topology.shape) // config.mesh.tensor
+    per_slice = topology.devices // topology.slices // config.mesh.tensor
     sides = sorted(topology.shape)
     sizes = {sides[0], sides[-1], math.prod(sides[-2:]), math.prod(sides[-2:]) // 2, config.mesh.fsdp}
     width = math.gcd(config.model.vit.width, config.model.decoder.width)

@@ -202,5 +202,5 @@ def predict(config: Config, topology: Topology, batch: int, context: int, dump_h
         call_bytes=2 * once.hbm_bytes - twice.hbm_bytes,
         seconds_roofline=twice.seconds - once.seconds,
         seconds_cycles=slow,
-        bound_seconds=least.bytes / topology.chip.hbm_bandwidth,
+        bound_seconds=least.bytes / topology.chip.device.hbm_bandwidth,
     )

@@ -41,6 +41,8 @@ JSON_KEYS = (
 class Prediction:
     """A predicted step; nothing in it is measured. If the step does not fit, times and operations are None.
 
+    Figures "of one chip" are those of one device, which on tpu7x is half a chip.
+
     Attributes:
       topology, chips, hosts: the machine.
       settings: the settings that `--search` varies (mesh, accumulation, remat), and others that matter.
@@ -186,8 +188,8 @@ def _with_times(prediction: Prediction, config: Config, topology: Topology, step
     peak = topology.chip.peak_flops * topology.chips
     return dataclasses.replace(
         prediction,
-        hardware_flops=at_peak.hardware_flops * topology.chips,
-        kernel_flops=at_peak.kernel_flops * topology.chips,
+        hardware_flops=at_peak.hardware_flops * topology.devices,
+        kernel_flops=at_peak.kernel_flops * topology.devices,
         hbm_bytes=at_peak.hbm_bytes,
         collective_bytes=dict(at_peak.collective_bytes),
         collective_seconds=at_peak.collective_seconds,

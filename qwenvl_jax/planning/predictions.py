@@ -116,7 +116,11 @@ def compiled(candidate: Candidate) -> Step:
     """
     outcome = candidates.run(candidate)
     if isinstance(outcome, Failure):
-        raise UserError(f"{candidate.name} on {candidate.topology.name}: {outcome.reason}")
+        recipe = slice_of(candidate.topology.chip.kind, candidate.config.train.stage)
+        raise UserError(
+            f"the recipe of {candidate.name} does not run on {candidate.topology.name} ({outcome.reason}); plan a "
+            f"slice that suits it{f', such as {recipe.name}' if recipe else ''}"
+        )
     if not outcome.fits:
         raise UserError(misfit_text(outcome))
     return _step(outcome)

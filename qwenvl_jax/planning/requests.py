@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from qwenvl_jax.chips import Topology, parse_topology
+from qwenvl_jax.chips import parse_topology
 from qwenvl_jax.config import Config, load_config
 from qwenvl_jax.planning.candidates import Candidate
 from qwenvl_jax.runtime import commandline
@@ -34,7 +34,7 @@ def candidate(topology_name: str, changes: str = "") -> Candidate:
     """
     settings = [word for word in changes.split() if "=" in word]
     names = [topology_name, *(word for word in changes.split() if "=" not in word)]
-    topology = predictable_topology(names[-1])
+    topology = parse_topology(names[-1])
     path, values = config_for_chip(topology.chip.kind)
     config = load_config(commandline.changed(values, settings))
     if topology.slices == 1:
@@ -43,31 +43,17 @@ def candidate(topology_name: str, changes: str = "") -> Candidate:
 
 
 def decoding_candidate(topology_name: str) -> Candidate:
-    """The config of `--config` for decoding on a topology: heads over all chips, unless the command line sets a mesh.
+    """The config of `--config` for decoding on a topology: heads over all devices, unless the command line sets a mesh.
 
     Raises:
       UserError: if the topology or a setting is wrong.
     """
-    topology = predictable_topology(topology_name)
+    topology = parse_topology(topology_name)
     path, values = config_for_chip(topology.chip.kind)
     flag = flags.FLAGS["config"]
     if not any(key.startswith("mesh.") for key in config_flags.get_override_values(flag)):
-        values.mesh.update(dict(data=1, fsdp=1, tensor=topology.chips))
+        values.mesh.update(dict(data=1, fsdp=1, tensor=topology.devices))
     return Candidate(f"decoding of {path} on {topology.name}", load_config(values), topology)
-
-
-def predictable_topology(name: str) -> Topology:
-    """The topology of a name of either kind.
-
-    Raises:
-      UserError: if it is wrong, or its chip lacks the figures that a prediction needs.
-    """
-    topology = parse_topology(name)
-    if not topology.chip.clock:
-        raise UserError(
-            f"no prediction is possible for {topology.chip.kind}, whose clock is not published; plan another chip"
-        )
-    return topology
 
 
 def paper_config(stage: str, kind: str) -> Config:

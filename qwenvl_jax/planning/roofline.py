@@ -118,7 +118,7 @@ class _Walk:
     ):
         self._module = module
         self._topology = topology
-        self._chip = topology.chip
+        self._chip = topology.chip.device
         self._coordinates = coordinates
         self._cycles = cycles
         self._dynamic_trips = dynamic_trips
@@ -255,18 +255,23 @@ def collective_seconds(collective: Collective, topology: Topology, coordinates: 
     On a ring of n chips an all-gather or reduce-scatter of V bytes moves V (n - 1) / n bytes past every chip, in both
     directions at once if the axis wraps; several axes share the bytes. An all-reduce takes as long as both. An
     all-to-all moves a quarter of the bytes on a ring. Between slices every chip exchanges its part after the reduction
-    within the slice.
+    within the slice. Two devices of one chip that are in a group share what arrives at the chip, and if only one is, it
+    has half of the links; between the two alone the bytes go from die to die.
     """
-    chip = topology.chip
+    chip = topology.chip.device
     size = collective.bytes
     members = collective.group
     if len(members) < 2 or not size:
         return 0.0
-    bandwidth, inside, slices = _spread(members, topology, coordinates)
+    bandwidth, chips, slices = _spread(members, topology, coordinates)
+    inside = max(1, len(members) // slices)
     passes = {"all-reduce": 2.0, "all-to-all": 0.25}.get(collective.kind, 1.0)
     if collective.kind == "collective-permute":
         return size / (chip.dcn_bandwidth if slices > 1 else chip.link_bandwidth)
-    seconds = passes * size * (inside - 1) / inside / bandwidth if inside > 1 else 0.0
+    if chips > 1:
+        seconds = passes * size * (chips - 1) / chips / bandwidth
+    else:
+        seconds = passes * size * (inside - 1) / inside / chip.die_bandwidth if inside > 1 else 0.0
     if slices > 1:
         seconds += passes * size / inside * (slices - 1) / slices / chip.dcn_bandwidth
     return seconds
@@ -279,7 +284,8 @@ def _spread(
     """The bandwidth of a group's torus axes in bytes per second, its chips within one slice, and its slices."""
     group = [coordinates[member] for member in members]
     slices = len({chip[-1] for chip in group})
-    inside = max(1, len(members) // slices)
+    chips = max(1, len(set(group)) // slices)
+    share = len(group) / len(set(group)) / topology.chip.devices  # of the links of a chip, which its devices share
     bandwidth = 0.0
     for axis, length in enumerate(topology.shape):
         used = sorted({chip[axis] for chip in group})
@@ -288,5 +294,5 @@ def _spread(
         ring = len(used) == length and topology.wraps[axis]
         # A group of every second chip of an axis shares its links with the group of the chips in between.
         stride = 1 if ring else max(1, math.gcd(*(b - a for a, b in itertools.pairwise(used))))
-        bandwidth += topology.chip.link_bandwidth * (2 if ring else 1) / stride
-    return bandwidth or topology.chip.link_bandwidth, inside, slices
+        bandwidth += share * topology.chip.link_bandwidth * (2 if ring else 1) / stride
+    return bandwidth or topology.chip.link_bandwidth, chips, slices

@@ -20,8 +20,8 @@ def write(candidate: Candidate, path: epath.PathLike) -> None:
       UserError: if the mesh does not suit the topology or the model.
     """
     config = for_topology(candidate.config, candidate.topology)
-    check_torus(config.mesh, candidate.topology.chips)
-    mesh = abstract_mesh(config.mesh, candidate.topology.chips)
+    check_torus(config.mesh, candidate.topology.devices)
+    mesh = abstract_mesh(config.mesh, candidate.topology.devices)
     state = abstract_state(config, mesh)
     artifacts.write_text(path, json_text(as_json(state.trainable, state.frozen, state.opt_state, mesh)))
     show_components(config, state, mesh)

@@ -8,7 +8,6 @@ import pytest
 
 from qwenvl_jax.chips import CHIPS, parse_topology, peak_flops
 from qwenvl_jax.planning.assumptions import CHIP_COLUMNS, chip_rows, read_prices
-from qwenvl_jax.planning.requests import predictable_topology
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -59,10 +58,12 @@ def test_unknown_topologies(name: str, words: str) -> None:
         parse_topology(name)
 
 
-def test_what_can_be_planned() -> None:
-    assert predictable_topology("v5p-1024").name == "v5p:8x8x8"
-    with pytest.raises(UserError, match="no prediction is possible for tpu7x, whose clock is not published"):
-        predictable_topology("tpu7x-128")
+def test_figures_of_a_device() -> None:
+    whole, half = CHIPS["tpu7x"], CHIPS["tpu7x"].device
+    assert (2 * half.peak_flops, 2 * half.hbm_bytes, half.clock) == (whole.peak_flops, whole.hbm_bytes, whole.clock)
+    assert CHIPS["v5p"].device == CHIPS["v5p"]
+    matrix_units = 4 * 2 * 256**2  # multiply-adds of four units
+    assert whole.devices * matrix_units * whole.clock == pytest.approx(whole.peak_flops, rel=1e-3)
 
 
 def test_the_table_is_the_one_of_the_trainer() -> None:

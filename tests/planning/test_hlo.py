@@ -260,6 +260,20 @@ def test_rings() -> None:
     assert seconds("all-gather", [3]) == 0
 
 
+def test_two_devices_of_a_chip_share_its_links() -> None:
+    topology = parse_topology("tpu7x:2x2x4")
+    coordinates = tuple((x, y, z, 0) for x in range(2) for y in range(2) for z in range(4) for _ in range(2))
+
+    def seconds(kind: str, members: list[int]) -> float:
+        return roofline.collective_seconds(Collective(kind, 90e9, tuple(members), None), topology, coordinates)
+
+    both, one = list(range(8)), list(range(0, 8, 2))
+    assert seconds("all-gather", both) == pytest.approx(3 / 4 / 2)  # what arrives at a chip is for both of its devices
+    assert seconds("all-gather", one) == pytest.approx(3 / 4)  # the others have half of the links
+    assert seconds("all-reduce", both) == pytest.approx(2 * 3 / 4 / 2)
+    assert seconds("all-gather", [0, 1]) == pytest.approx(1 / 2 * 90 / 540)  # from die to die
+
+
 def test_slices_meet_over_the_network() -> None:
     topology = parse_topology("v5e:16x16@2")
     coordinates = tuple((x, y, s) for s in range(2) for x in range(16) for y in range(16))
@@ -309,23 +323,6 @@ def test_a_real_window() -> None:
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(program.HloError):
         program.parse(text)
-
-
-def test_arrays_in_vmem_cost_no_hbm() -> None:
-    text = """HloModule m, is_scheduled=true
-
-ENTRY %main (a: f32[1024], b: f32[1024]) -> f32[1024] {
-  %a = f32[1024]{0:T(128)} parameter(0)
-  %b = f32[1024]{0:T(128)} parameter(1)
-  %start = (f32[1024]{0:T(128)S(1)}, f32[1024]{0:T(128)}, u32[]{:S(2)}) copy-start(%b)
-  %copied = f32[1024]{0:T(128)S(1)} copy-done(%start)
-  %sum = f32[1024]{0:T(128)S(1)} add(%a, %copied)
-  ROOT %out = f32[1024]{0:T(128)} negate(%sum)
-}
-"""
-    module = program.parse(text)
-    sizes = {name: costs.hbm_bytes(module, module.entry, i) for name, i in module.entry.instructions.items()}
-    assert sizes == {"a": 0, "b": 0, "start": 4096, "copied": 0, "sum": 4096, "out": 4096}
 
 
 def test_copies_from_and_to_the_host_go_over_pcie() -> None:

@@ -186,6 +186,12 @@ def test_a_step_that_is_not_stored_names_what_has_changed() -> None:
         predictions.decoding_of("v5p", dataclasses.replace(config, model=wide))
 
 
+def test_a_slice_that_does_not_suit_the_recipe_is_refused_with_one_that_does() -> None:
+    candidate = Candidate("multitask", config_of("multitask", "v5p"), parse_topology("v5p:2x2x4"))
+    with pytest.raises(UserError, match=r"recipe of multitask does not run on v5p:2x2x4 \(.*\); .* such as v5p:8x8x8$"):
+        predictions.compiled(candidate)
+
+
 def test_stage_3_takes_no_larger_slice_than_its_recipe() -> None:
     for chosen, taken in (("v5p:8x8x8", "v5p:2x2x4"), ("v5p:4x4x4", "v5p:2x2x4"), ("v5p:2x2x2", "v5p:2x2x2")):
         assert plan.stage_slice("sft", parse_topology(chosen)).name == taken
@@ -212,7 +218,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         lines[*line, f"--prices={path}"] = words
     for topology, words in {
         "v5p:3x3x3": "multiple of 4",
-        "tpu7x:2x2x4": "no recipe of tpu7x",
+        "tpu7x:2x2x4": "tpu7x",
         "v5p:8x8x8,": "has not the form",
         "v5p": "has not the form",
     }.items():

@@ -222,13 +222,32 @@ def _read(module: Module, computation: Computation, parameter: Instruction) -> f
             total += _read(module, computation, user)
         elif opcode == "fusion":
             inner = module[user.called("calls")]
-            if _passed_on(inner, inner.parameters[position]):
+            same = _passed_on(inner, inner.parameters[position])
+            if same or (_in_other_tiles(module, user) and _taken_in_parts(computation, user)):
                 total += _read(module, computation, user)
             else:
                 total += _read(module, inner, inner.parameters[position])
         else:
             return whole
     return min(total, whole)
+
+
+def _in_other_tiles(module: Module, fusion: Instruction) -> bool:
+    """Whether a fusion within a fusion returns its only operand in another layout; nothing is stored on the way."""
+    if fusion.opcode != "fusion" or len(fusion.operands) != 1:
+        return False
+    inner = module[fusion.called("calls")]
+    value = inner.root
+    while value.opcode in ("bitcast", "reshape", "copy"):
+        value = inner[value.operands[0]]
+    return value.opcode == "parameter"
+
+
+def _taken_in_parts(computation: Computation, value: Instruction) -> bool:
+    """Whether a value within a fusion is only sliced or updated in place."""
+    users = computation.users[value.name]
+    parts = (*_READS_PART, "dynamic-update-slice")
+    return bool(users) and all(user.opcode in parts and position == 0 for user, position in users)
 
 
 def _passed_on(computation: Computation, parameter: Instruction) -> bool:
@@ -243,6 +262,9 @@ def _written(module: Module, computation: Computation, result: Instruction) -> f
     """Bytes of a result that a fusion writes."""
     while result.opcode in ("bitcast", "reshape"):
         result = computation[result.operands[0]]
+    if _in_other_tiles(module, result):
+        updated = computation[result.operands[0]]
+        result = updated if updated.opcode == "dynamic-update-slice" else result
     producer = computation[result.operands[0]] if result.opcode == "get-tuple-element" else result
     not_written = ("parameter", "get-tuple-element", "custom-call", *COLLECTIVE_OPCODES)
     if result.opcode in not_written and not _is_kernel(producer):

@@ -51,11 +51,12 @@ def plan(
       config_of: the config of a stage with the recipe of a chip.
 
     Raises:
-      UserError: if there is no recipe for the chip, or a step does not fit.
+      UserError: if nothing is stored for a recipe of the chip, or a step does not fit.
     """
     kind = chosen.chip.kind
-    if predictions.slice_of(kind, STAGES[0]) is None:
-        raise UserError(f"there is no recipe of {kind} (configs/meshes); plan one of the other chips")
+    missing = [stage for stage in STAGES if predictions.slice_of(kind, stage) is None]
+    if missing:
+        raise UserError(f"no prediction of {', '.join(missing)} on {kind} is stored; plan one of the other chips")
     lines = list(corpora.lines(prices))
     steps = {}
     for stage in STAGES:
