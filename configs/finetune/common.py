@@ -63,7 +63,9 @@ def finetune(
         init=base.continue_from("", start),
         train=base.train("sft", trainable, int(steps)),
     )
-    config.data.accumulation = int(rows) // int(devices)  # instead of what the recipe has for the batch of the paper
+    # Instead of what the recipe has for the paper's stage 3, its batch and its number of chips:
+    config.data.update(dict(accumulation=int(rows) // int(devices), streams=1))
+    config.mesh.update(dict(data=1, fsdp=-1))
     config.train.log_every = 1
     _validate(config, validation)
     return config

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
+from configs import base
 from configs.finetune import full, lora, qlora
 from qwenvl_jax.config import load_config
 from qwenvl_jax.runtime.errors import UserError
+from qwenvl_jax.sharding.mesh import mesh_shape
 
 RECIPES = {"full": full, "lora": lora, "qlora": qlora}
 
@@ -30,6 +34,16 @@ def test_validation_is_a_share_or_a_file(name: str) -> None:
     for wrong in ("1.5", "0", "-0.1"):
         with pytest.raises(ValueError, match=f"validation={wrong} must be a share between 0 and 1, or name a file"):
             recipe.get_config(validation=wrong)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("mesh", base.MESHES)
+def test_every_recipe_of_chips_suits_one_device_and_several(name: str, mesh: str) -> None:
+    """What the recipe has for the paper's stage 3 on its slice must not remain: its streams and its number of chips."""
+    for devices, rows in ((1.0, 1.0), (1.0, 8.0), (8.0, 16.0)):
+        config = load_config(RECIPES[name].get_config(mesh=mesh, devices=devices, rows=rows))
+        assert config.data.rows_per_microbatch == devices and config.data.streams == 1
+        assert math.prod(mesh_shape(config.mesh, int(devices))) == devices
 
 
 def test_q_lora_is_lora_beside_quantised_kernels() -> None:
