@@ -7,8 +7,8 @@
 as the published Qwen-VL-Chat does; --temperature, --top_k, --top_p and --max_new_tokens change one setting each.
 
 Commands: `/image PATH` shows a picture with the next question, `/reset` starts anew, `/quit` ends. Answers appear as
-they are written, and Ctrl-C stops one. Boxes in an answer are drawn on the picture shown last and saved as a PNG under
---boxes. Lines can also come from a pipe.
+they are written, and Ctrl-C stops one. Boxes in an answer are drawn on the picture that they mean and saved as a PNG
+under --boxes. Lines can also come from a pipe.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qwenvl_jax.evaluation.generation.pictures import read_picture
 from qwenvl_jax.html.figures import draw_boxes
 from qwenvl_jax.runtime import commandline, distributed, log, storage
 from qwenvl_jax.runtime.errors import StorageError, UserError
-from qwenvl_jax.serving.conversation import AnswerFailed, ChatAnswer, Conversation
+from qwenvl_jax.serving.conversation import AnswerFailed, Box, Conversation
 from qwenvl_jax.serving.open_model import open_model
 from qwenvl_jax.serving.options import NAMED_OPTIONS, AnswerOptions, EngineSettings
 from qwenvl_jax.sharding.mesh import config_of
@@ -67,7 +67,7 @@ class _Shown:
     """The notices that the user has seen.
 
     Attributes:
-      drawn: the number of answers whose boxes were drawn.
+      drawn: the number of pictures that were drawn with boxes.
       forgotten: the number of forgotten questions that the last notice named.
       warned: whether the notice of a long prompt was printed.
     """
@@ -157,9 +157,9 @@ def _answer_question(
         if not sys.stdin.isatty():
             raise KeyboardInterrupt
         _say("       (stopped; the chat goes on from here)")
-    if answer.boxes and answer.image is not None:
+    for picture, boxes in answer.boxes:
         shown.drawn += 1
-        _say(f"       boxes drawn in {_draw(answer, folder / f'answer_{shown.drawn:03d}.png')}")
+        _say(f"       boxes drawn in {_draw(picture, boxes, folder / f'answer_{shown.drawn:03d}.png')}")
     if answer.forgotten > shown.forgotten:
         _say(f"       (the chat is long: the first {answer.forgotten} questions are forgotten)")
         shown.forgotten = answer.forgotten
@@ -172,10 +172,9 @@ def _say(text: str) -> None:
     print(log.printable(text), flush=True)
 
 
-def _draw(answer: ChatAnswer, path: epath.Path) -> epath.Path:
-    assert answer.image is not None
+def _draw(picture: bytes, boxes: list[Box], path: epath.Path) -> epath.Path:
     buffer = io.BytesIO()
-    draw_boxes(decode_image(answer.image), answer.boxes).save(buffer, format="PNG")
+    draw_boxes(decode_image(picture), boxes).save(buffer, format="PNG")
     storage.write_bytes(path, buffer.getvalue())
     return path
 

@@ -13,6 +13,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from qwenvl_jax.runtime.errors import UserError
 
@@ -25,6 +26,21 @@ IMAGE_TAGS = (REF, REF_END, BOX, BOX_END, QUAD, QUAD_END, IMG, IMG_END, IMGPAD) 
 
 BoxInThousandths = tuple[int, int, int, int]
 QuadInThousandths = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+class Region(NamedTuple):
+    """A box or quadrilateral of an answer.
+
+    Attributes:
+      start: where it begins in the answer, in characters.
+      ref: the reference before it; "" without one.
+      points: `x, y, x, y, ..` in thousandths, as written: 2 corners of a box, 4 of a quadrilateral.
+    """
+
+    start: int
+    ref: str
+    points: tuple[int, ...]
+
 
 _FIRST_BOX = re.compile(r"\((.*?)\),\((.*?)\)")  # the pattern of the released evaluate_grounding.py
 _POINT = r"\(\s*([0-9]{1,3}|1000)\s*,\s*([0-9]{1,3}|1000)\s*\)"
@@ -178,32 +194,38 @@ def parse_boxes(text: str) -> list[tuple[str, list[BoxInThousandths]]]:
     gets "". References without boxes are left out, malformed boxes are skipped and closing tags may be missing
     (an answer cut off by its length). Coordinates are as written, 1000 too, and so is the order of the corners.
     """
-    return [(ref, [(n[0], n[1], n[2], n[3]) for n in boxes]) for ref, boxes in _parse(text, _BOX)]
+    return [(regions[0].ref, [(n[0], n[1], n[2], n[3]) for _, _, n in regions]) for regions in _groups_of(text, _BOX)]
 
 
 def parse_quads(text: str) -> list[tuple[str, list[QuadInThousandths]]]:
     """All quadrilaterals of an OCR answer with the text before them: `[(text, [quad, ..]), ..]`; see `parse_boxes`."""
     return [
-        (ref, [((n[0], n[1]), (n[2], n[3]), (n[4], n[5]), (n[6], n[7])) for n in quads])
-        for ref, quads in _parse(text, _QUAD)
+        (regions[0].ref, [((n[0], n[1]), (n[2], n[3]), (n[4], n[5]), (n[6], n[7])) for _, _, n in regions])
+        for regions in _groups_of(text, _QUAD)
     ]
 
 
-def _parse(text: str, shape: re.Pattern[str]) -> list[tuple[str, list[tuple[int, ...]]]]:
+def parse_regions(text: str) -> list[Region]:
+    """All boxes of an answer, then all its quadrilaterals; read as by `parse_boxes`."""
+    return [region for shape in (_BOX, _QUAD) for regions in _groups_of(text, shape) for region in regions]
+
+
+def _groups_of(text: str, shape: re.Pattern[str]) -> list[list[Region]]:
     """The shapes of an answer grouped by the `<ref>` that they follow without other text in between."""
-    groups: list[tuple[str, list[tuple[int, ...]]]] = []
+    groups: list[list[Region]] = []
     refs = [(match.end(), match.group(1).strip()) for match in _REF.finditer(text)]
     for match in shape.finditer(text):
-        numbers = tuple(int(value) for value in match.groups())
+        points = tuple(int(value) for value in match.groups())
         before = bisect.bisect_right(refs, match.start(), key=lambda reference: reference[0])
         end, ref = refs[before - 1] if before else (0, "")
         gap = text[end : match.start()]
         # Between a reference and its shape only other shapes may stand, readable or not; words end its reach.
-        if before and not re.sub(r"<(box|quad)>[^<]*(</\1>)?", "", gap).strip():
-            if groups and groups[-1][0] == ref and re.search(r"<(box|quad)>", gap):
-                groups[-1][1].append(numbers)
-            else:
-                groups.append((ref, [numbers]))
+        if not before or re.sub(r"<(box|quad)>[^<]*(</\1>)?", "", gap).strip():
+            groups.append([Region(match.start(), "", points)])
+            continue
+        region = Region(match.start(), ref, points)
+        if groups and groups[-1][0].ref == ref and re.search(r"<(box|quad)>", gap):
+            groups[-1].append(region)
         else:
-            groups.append(("", [numbers]))
+            groups.append([region])
     return groups

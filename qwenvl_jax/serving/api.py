@@ -214,7 +214,7 @@ class Service:
             raise draining() from None
         except QueueFull as full:
             raise later(429, "too many questions wait already; ask again later", "queue_full", full.seconds) from None
-        return answer, events, Completion(self._settings.name, sizes, asked.includes_usage)
+        return answer, events, Completion(self._settings.name, turns, sizes, asked.includes_usage)
 
     async def _answer(self, asked: ChatRequest) -> Response:
         answer, events, completion = await self._ask(asked)

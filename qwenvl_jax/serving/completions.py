@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwenvl_jax.data.pointing import regions_of
 from qwenvl_jax.serving.answer import Finished
-from qwenvl_jax.serving.dialogue import boxes_of
+from qwenvl_jax.serving.dialogue import Turns, pictures_meant
 
 DONE = b"data: [DONE]\n\n"
 STILL_HERE = b": still here\n\n"  # a comment, which keeps proxies from closing the connection
@@ -22,17 +23,19 @@ class Completion:
       id: of the response.
     """
 
-    def __init__(self, model: str, sizes: Sequence[tuple[int, int]], includes_usage: bool = False):
+    def __init__(self, model: str, turns: Turns, sizes: Sequence[tuple[int, int]], includes_usage: bool = False):
         """Begins a response.
 
         Args:
           model: the name under which it is served.
+          turns: the dialogue.
           sizes: width and height of every picture of the dialogue.
           includes_usage: whether a stream counts tokens in a last chunk.
         """
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
+        self._turns = turns
         self._sizes = sizes
         self._includes_usage = includes_usage
 
@@ -42,7 +45,7 @@ class Completion:
             "role": "assistant",
             "content": finished.text,
             "refusal": None,
-            "boxes": boxes_of(finished.text, self._sizes),
+            "boxes": self._boxes(finished),
         }
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finished.reason}
         return {**self._head("chat.completion", [choice]), "usage": usage(finished), "forgotten": finished.forgotten}
@@ -57,11 +60,15 @@ class Completion:
 
     def end(self, finished: Finished) -> bytes:
         """The last events of a stream: boxes and the reason of the end, and maybe the counted tokens."""
-        boxes = boxes_of(finished.text, self._sizes)
-        end = self._chunk({"boxes": boxes}, finished.reason, forgotten=finished.forgotten)
+        end = self._chunk({"boxes": self._boxes(finished)}, finished.reason, forgotten=finished.forgotten)
         if self._includes_usage:
             end += event({**self._head("chat.completion.chunk", []), "usage": usage(finished)})
         return end + DONE
+
+    def _boxes(self, finished: Finished) -> list[dict[str, Any]]:
+        if not self._sizes:
+            return []
+        return regions_of(finished.text, self._sizes, *pictures_meant(self._turns, finished.forgotten))
 
     def _chunk(self, delta: Mapping[str, Any], reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

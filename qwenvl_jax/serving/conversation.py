@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from qwenvl_jax.data.images.exact import decode_image
+from qwenvl_jax.data.pointing import regions_of
 from qwenvl_jax.serving.answer import Answer, Finished
-from qwenvl_jax.serving.dialogue import boxes_of
+from qwenvl_jax.serving.dialogue import pictures_meant
 from qwenvl_jax.serving.engine import Engine
 from qwenvl_jax.serving.options import AnswerOptions
+
+Box = tuple[str, tuple[float, ...]]
 
 
 class AnswerFailed(Exception):
@@ -23,16 +26,15 @@ class ChatAnswer:
 
     Attributes:
       text: with special tokens written out.
-      boxes: (reference, [x1, y1, x2, y2] in pixels) on the picture shown last; empty without pictures.
-      image: that picture, encoded, or None.
+      boxes: the pictures in which boxes lie (`data.pointing`), encoded, each with these: (reference, [x1, y1, x2, y2]
+        in its pixels).
       tokens: length of the prompt.
       forgotten: how many of the oldest questions, with their answers, were left out of the prompt.
       stopped: whether Ctrl-C ended it.
     """
 
     text: str
-    boxes: list[tuple[str, tuple[float, ...]]]
-    image: bytes | None
+    boxes: list[tuple[bytes, list[Box]]]
     tokens: int
     forgotten: int = 0
     stopped: bool = False
@@ -54,6 +56,7 @@ class Conversation:
     def reset(self) -> None:
         """Forgets everything, including pictures that no question was asked about yet."""
         self.turns: list[dict[str, Any]] = []
+        self._as_text: list[dict[str, Any]] = []  # the same turns, with answers as texts instead of ids
         self._images: list[bytes] = []
         self._sizes: list[tuple[int, int]] = []
         self._pending: list[int] = []
@@ -87,10 +90,20 @@ class Conversation:
         if finished.reason == "error":
             raise AnswerFailed(finished.error)
         self.turns = [*turns, {"role": "assistant", "parts": [{"ids": finished.ids}]}]
+        self._as_text.append(asked)
+        boxes = self._boxes(finished)
+        self._as_text.append({"role": "assistant", "parts": [{"text": finished.text}]})
         self._pending = []
-        shown = self._images[-1] if self._images else None
-        boxes = [(each["ref"], tuple(each["box"])) for each in boxes_of(finished.text, self._sizes) if "box" in each]
-        return ChatAnswer(finished.text, boxes, shown, finished.prompt_tokens, finished.forgotten, stopped)
+        return ChatAnswer(finished.text, boxes, finished.prompt_tokens, finished.forgotten, stopped)
+
+    def _boxes(self, finished: Finished) -> list[tuple[bytes, list[Box]]]:
+        if not self._images:
+            return []
+        by_picture: dict[int, list[Box]] = {}
+        for region in regions_of(finished.text, self._sizes, *pictures_meant(self._as_text, finished.forgotten)):
+            if "box" in region:
+                by_picture.setdefault(region["image"], []).append((region["ref"], tuple(region["box"])))
+        return [(self._images[index], by_picture[index]) for index in sorted(by_picture)]
 
 
 def _followed(answer: Answer, on_text: Callable[[str], Any]) -> tuple[Finished, bool]:

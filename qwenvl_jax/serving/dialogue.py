@@ -1,4 +1,4 @@
-"""Dialogues as those who ask write them, as prompts for the model; and the regions of its answers.
+"""Dialogues as those who ask write them, as prompts for the model; and the pictures that its answers mean.
 
 A turn is `{"role": "system" | "user" | "assistant", "parts": [..]}`. A part is `{"text": str}`, in a turn of the user
 also `{"image": index}`, and in one of the assistant also `{"ids": [..]}`: what the model wrote itself.
@@ -16,6 +16,7 @@ from qwenvl_jax.data import tags
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Tokens, tokenize_pieces
 from qwenvl_jax.data.pieces import Piece, tagged_pieces
+from qwenvl_jax.data.pointing import last_named
 from qwenvl_jax.data.readers.conversations import prompt_parts
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
@@ -135,29 +136,31 @@ def as_pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[Piece]:
     return pieces
 
 
-def boxes_of(text: str, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """The boxes and quadrilaterals of an answer, in pixels of the picture shown last.
+def pictures_meant(turns: Turns, forgotten: int) -> tuple[int, range]:
+    """The pictures that an answer to a dialogue can be about; see `data.pointing`.
 
     Args:
-      text: the answer, with its tags.
-      sizes: width and height of every picture of the dialogue.
+      turns: the dialogue, with earlier answers as texts.
+      forgotten: how many of the oldest questions the model has not seen.
 
     Returns:
-      Per region `ref`, "" without one, `image`, the index of the picture, and `box`, [x1, y1, x2, y2], or `quad`, four
-      corners [x, y]; nothing without a picture.
+      The index of the picture that is meant if the answer names none, and the indices that it can name: the pictures
+      of questions that are not forgotten.
     """
-    if not sizes:
-        return []
-    width, height = sizes[-1]
-    about = {"image": len(sizes) - 1}
-    regions: list[dict[str, Any]] = []
-    for ref, boxes in tags.parse_boxes(text):
-        regions += [{"ref": ref, **about, "box": list(tags.to_pixels(box, width, height))} for box in boxes]
-    for ref, quads in tags.parse_quads(text):
-        for quad in quads:
-            corners = [list(tags.to_pixels(corner, width, height)) for corner in quad]
-            regions.append({"ref": ref, **about, "quad": corners})
-    return regions
+    about = shown = seen_from = questions = 0
+    for turn in turns:
+        pictures = sum("image" in part for part in turn["parts"])
+        shown += pictures
+        if turn["role"] == "user":
+            questions += 1
+            if questions <= forgotten:
+                seen_from = shown
+        if pictures:
+            about = shown - 1
+        named = last_named("".join(part.get("text", "") for part in turn["parts"]), range(seen_from, shown))
+        if named is not None:
+            about = named
+    return about, range(seen_from, shown)
 
 
 def _exchanges(pieces: Sequence[Piece]) -> list[list[Piece]]:

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from qwenvl_jax.config import Config
+from qwenvl_jax.data.pointing import regions_of
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.models.loaded import LoadedModel
 from qwenvl_jax.serving.api import ApiSettings
-from qwenvl_jax.serving.dialogue import boxes_of
 from qwenvl_jax.serving.engine import Engine
 from qwenvl_jax.serving.options import AnswerOptions, EngineSettings
 from qwenvl_jax.serving.pictures import PictureSettings
@@ -87,7 +87,7 @@ def test_the_openai_client_gets_what_the_engine_answers(engine: Engine, client: 
         finished.prompt_tokens + finished.new_tokens,
     )
     extra = choice.message.model_extra or {}
-    assert extra["boxes"] == boxes_of(finished.text, [(64, 32), (10, 90)])
+    assert extra["boxes"] == regions_of(finished.text, [(64, 32), (10, 90)], 1)
     follow_up: Any = [*asked["messages"], choice.message, {"role": "user", "content": "And now?"}]
     again = client.chat.completions.create(model="tiny", messages=follow_up, max_tokens=4)
     assert again.usage is not None and again.usage.prompt_tokens > answer.usage.prompt_tokens

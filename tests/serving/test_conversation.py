@@ -88,13 +88,13 @@ def test_no_picture_no_boxes_and_reset_forgets(conversation: Conversation) -> No
     assert conversation.ask("<box>(1,1),(2,2)</box>").boxes == []
     conversation.add_image(picture())
     conversation.reset()
-    assert conversation.ask("Hello?").image is None
+    assert conversation.ask("<box>(1,1),(2,2)</box>").boxes == []
 
 
 def test_something_else_is_not_a_picture(conversation: Conversation) -> None:
     with pytest.raises(UserError, match="not a readable image"):
         conversation.add_image(b"no picture")
-    assert conversation.ask("Hello?").image is None
+    assert conversation.ask("Hello?").boxes == []
 
 
 def test_the_chat_goes_on_after_mistakes(
@@ -121,8 +121,8 @@ def test_what_is_forgotten_is_said(conversation: Conversation, monkeypatch: pyte
     monkeypatch.setattr(dialogue, "MAX_WINDOW", 1)
     conversation.add_image(picture(40, 40))
     answer = conversation.ask("Third?")
-    assert answer.forgotten == 2 and answer.image == picture(40, 40)
-    assert conversation.ask("Fourth?").image == picture(40, 40)  # boxes may still refer to it
+    assert answer.forgotten == 2
+    assert conversation.ask("Fourth?").forgotten == 3
 
 
 def test_a_question_that_fails_leaves_the_conversation_as_it_was(
@@ -142,7 +142,8 @@ def test_a_question_that_fails_leaves_the_conversation_as_it_was(
     with pytest.raises(UserError, match="shorten it"):
         conversation.ask("word " * 1000)
     assert written(conversation) == before
-    assert conversation.ask("Third?").image == picture()  # the picture is still to be shown
+    conversation.ask("Third?")
+    assert conversation.turns[-2]["parts"][0] == {"image": 0}, "the picture was still to be shown"
     assert "Second?" not in written(conversation)
 
 
@@ -281,7 +282,7 @@ class _Says:
     def ask(self, question: str, on_text: Callable[[str], Any]) -> ChatAnswer:
         for piece in re.split("(?=<)", self._text):
             on_text(piece)
-        return ChatAnswer(self._text, [], None, 3)
+        return ChatAnswer(self._text, [], 3)
 
 
 def test_an_answer_cannot_move_the_cursor_and_odd_bytes_cost_one_line(
@@ -318,7 +319,11 @@ def test_boxes_of_an_answer_are_drawn(
     chat.talk(conversation, ["Where?"], epath.Path(tmp_path), 512)
     assert "model: it(100,200),(1000,800)" in capsys.readouterr().out
     assert (tmp_path / "answer_001.png").read_bytes().startswith(b"\x89PNG")
-    assert conversation.ask("Where?").boxes == [("it", (10.0, 10.0, 100.0, 40.0))]
+    box = ("it", (10.0, 10.0, 100.0, 40.0))
+    assert conversation.ask("Where?").boxes == [(picture(100, 50), [box])]
+    conversation.add_image(picture(10, 10))
+    assert conversation.ask("Where is it in Picture 1?").boxes == [(picture(100, 50), [box])]
+    assert conversation.ask("And in Picture 2?").boxes == [(picture(10, 10), [("it", (1.0, 2.0, 10.0, 8.0))])]
 
 
 def test_a_pipe_or_a_device_shown_as_a_picture_is_refused_at_once(tmp_path: Path) -> None:

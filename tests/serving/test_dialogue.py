@@ -10,7 +10,7 @@ from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.serving import dialogue
-from qwenvl_jax.serving.dialogue import as_pieces, boxes_of, build_prompt, dialogue_pieces
+from qwenvl_jax.serving.dialogue import as_pieces, build_prompt, dialogue_pieces, pictures_meant
 
 QUERIES = 4
 ENDLESS = 10**6
@@ -148,14 +148,33 @@ def test_questions_in_a_row_are_forgotten_one_by_one(tokenizer: Tokenizer) -> No
     assert forgotten == 1 and "First?" not in text and "Second?" in text
 
 
-def test_regions_are_pixels_of_the_last_picture() -> None:
-    sizes = [(7, 7), (100, 50)]
-    text = "<ref>it</ref><box>(100,200),(500,800)</box> and <box>(0,500),(1000,1000)</box>"
-    assert boxes_of(text, sizes) == [
-        {"ref": "it", "image": 1, "box": [10.0, 10.0, 50.0, 40.0]},
-        {"ref": "", "image": 1, "box": [0.0, 25.0, 100.0, 50.0]},  # the far edge
-    ]
-    quad = "<ref>sign</ref><quad>(0,0),(500,0),(500,500),(0,500)</quad>"
-    corners = [[0.0, 0.0], [50.0, 0.0], [50.0, 25.0], [0.0, 25.0]]
-    assert boxes_of(quad, sizes) == [{"ref": "sign", "image": 1, "quad": corners}]
-    assert boxes_of(text, []) == []
+def asks(text: str, *images: int) -> dict[str, Any]:
+    return {"role": "user", "parts": [*({"image": index} for index in images), {"text": text}]}
+
+
+@pytest.mark.parametrize(
+    ("turns", "about"),
+    [
+        ([asks("Where?", 0)], 0),
+        ([asks("Where?", 0, 1)], 1),
+        ([asks("Where in Picture 1?", 0, 1)], 0),
+        ([asks("What?", 0), said("assistant", "A."), asks("And here?", 1)], 1),
+        ([asks("What?", 0, 1), said("assistant", "Picture 1 shows it."), asks("Where?")], 0),
+        ([asks("In picture 1?", 0, 1), said("assistant", "A."), asks("Where?")], 0),
+        ([asks("In picture 1?", 0, 1), said("assistant", "A."), asks("And there?", 2)], 2),
+        ([asks("图1里的狗在哪里？", 0, 1)], 0),
+        ([asks("图片 2 呢？", 0, 1, 2)], 1),
+        ([asks("Where in Picture 7?", 0, 1)], 1),  # there is none
+        ([asks("the pictures 1 and epicture 1", 0, 1)], 1),
+    ],
+)
+def test_the_picture_that_is_meant_is_the_one_shown_or_named_last(turns: list[dict[str, Any]], about: int) -> None:
+    shown = sum("image" in part for turn in turns for part in turn["parts"])
+    assert pictures_meant(turns, 0) == (about, range(shown))
+
+
+def test_a_forgotten_picture_cannot_be_named() -> None:
+    turns = [asks("What?", 0, 1), said("assistant", "A."), asks("And Picture 1?", 2), asks("Or Picture 2?")]
+    assert pictures_meant(turns, 0) == (1, range(3))
+    assert pictures_meant(turns, 1) == (2, range(2, 3))
+    assert pictures_meant(turns, 3) == (2, range(3, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import random
 import re
 from pathlib import Path
@@ -13,7 +14,9 @@ import httpx
 from PIL import Image
 
 from qwenvl_jax.data import tags
+from qwenvl_jax.data.pointing import regions_of
 from qwenvl_jax.serving.api import ApiSettings
+from qwenvl_jax.serving.dialogue import pictures_meant
 from qwenvl_jax.serving.engine import Engine
 from qwenvl_jax.serving.examples import ExampleQuestion
 from tests.evaluation.samples import grey as picture
@@ -112,6 +115,47 @@ def test_regions_are_drawn_in_the_colours_of_their_words(open_page: Open) -> Non
     assert page.locator("dialog[open] .region").count() == 4
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
+
+
+def test_regions_are_drawn_on_the_picture_that_is_meant(open_page: Open) -> None:
+    page = open_page()
+    box = "<box>(100,200),(500,800)</box>"
+    answer_with(page, f"<ref>a dog</ref>{box}, in Picture 2 <ref>a cat</ref>{box}{box}")
+    ask(page, "Where in picture 1?", picture(50, 50), picture(200, 100))
+    wait_for_end(page)
+    seen = page.locator(".assistant .seen")
+    assert [seen.nth(k).locator(".region").count() for k in range(seen.count())] == [1, 2]
+    size = seen.nth(1).bounding_box()
+    assert abs(size["width"] / size["height"] - 2) < 0.05
+    rng = random.Random(0)
+    words = ("Picture 1", "picture2", "图3", "图片 1", "Images 2", "epicture 1", "Picture 0", "image 12", box, " ")
+    dialogues: list[list[Any]] = [
+        [["".join(rng.choices(words, k=3)), rng.randrange(3)] for _ in range(rng.randint(1, 4))] for _ in range(200)
+    ]
+    meant = page.evaluate(
+        """async (dialogues) => {
+          const { byPicture, parse, pictureMeant } = await import("/page/answer.js");
+          return dialogues.map((turns) => {
+            const chat = turns.map(([text, pictures]) => ({ text, pictures: Array(pictures).fill({}) }));
+            const shown = chat.flatMap((turn) => turn.pictures);
+            const text = turns[0][0];
+            const about = pictureMeant(chat);
+            const drawn = byPicture(text, parse(text).groups, about, shown);
+            return [about, [...drawn].flatMap(([k, groups]) => groups.map((group) => [group.number, k])).sort()];
+          });
+        }""",
+        dialogues,
+    )
+    for dialogue, (about, drawn) in zip(dialogues, meant, strict=True):
+        count = itertools.count()
+        turns = [
+            {"role": "user", "parts": [*({"image": next(count)} for _ in range(pictures)), {"text": text}]}
+            for text, pictures in dialogue
+        ]
+        shown = sum(pictures for _, pictures in dialogue)
+        assert pictures_meant(turns, 0) == (about, range(shown)), dialogue
+        regions = regions_of(dialogue[0][0], [(1000, 1000)] * max(shown, 1), about, range(shown))
+        assert [image for _, image in drawn] == [region["image"] for region in regions], dialogue
 
 
 def test_nothing_that_a_model_writes_becomes_part_of_the_page(open_page: Open) -> None:

@@ -58,10 +58,11 @@ def _card(row: Mapping[str, Any]) -> str:
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
-    """The pictures of a row; boxes belong to the last one."""
+    """The pictures of a row with their boxes, which older rows have for the last one only."""
+    last = len(row["images"]) - 1
     drawn = []
     for number, path in enumerate(row["images"]):
-        boxes = row["boxes"] if number == len(row["images"]) - 1 else []
+        boxes = [box for box in row["boxes"] if box.get("image", last) == number]
         try:
             image = decode_image(read_picture(path))
         except UserError:

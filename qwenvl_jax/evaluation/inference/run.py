@@ -20,6 +20,7 @@ from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.examples import Tokens, tokenize_pieces
 from qwenvl_jax.data.images.exact import size_of
 from qwenvl_jax.data.pieces import Piece
+from qwenvl_jax.data.pointing import last_named, regions_of
 from qwenvl_jax.data.readers.conversations import prompt_parts
 from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.evaluation.asking.ahead import in_order
@@ -83,7 +84,7 @@ class Prepared(NamedTuple):
     number: int
     tokens: Tokens | None
     pictures: tuple[Picture, ...]
-    size: tuple[int, int] | None
+    sizes: tuple[tuple[int, int], ...]
     why: str
 
 
@@ -204,8 +205,8 @@ class Inference:
             shown = zip(each.images, encoded, strict=True)
             pictures = tuple(_named(path, self._pictures.picture, payload, None) for path, payload in shown)
         except UserError as error:
-            return Prepared(number, None, (), None, str(error))
-        return Prepared(number, tokens, pictures, size_of(encoded[-1]) if encoded else None, "")
+            return Prepared(number, None, (), (), str(error))
+        return Prepared(number, tokens, pictures, tuple(map(size_of, encoded)), "")
 
     def _tokens(self, prompt: str, images: int) -> Tokens:
         """Raises UserError if the prompt has too many tokens, or the vocabulary lacks its tags."""
@@ -223,15 +224,15 @@ class Inference:
         return longest
 
     def _row(self, each: Input, prepared: Prepared, written: Sequence[Written]) -> dict[str, Any]:
-        answers = [self._answer(each.prompt, prepared.size, *answer) for answer in written]
+        answers = [self._answer(each.prompt, prepared.sizes, *answer) for answer in written]
         row = _about(each) | answers[0]
         return row | ({"samples": answers} if self._decoding.samples > 1 else {})
 
     def _answer(
-        self, prompt: str, size: tuple[int, int] | None, ids: Sequence[int], score: float | None
+        self, prompt: str, sizes: Sequence[tuple[int, int]], ids: Sequence[int], score: float | None
     ) -> dict[str, Any]:
         text = self._tokenizer.decode(ids).strip()
-        row: dict[str, Any] = {"answer": text, "boxes": boxes_of(prompt, text, size) if size else []}
+        row: dict[str, Any] = {"answer": text, "boxes": boxes_of(prompt, text, sizes) if sizes else []}
         return row if score is None else row | {"score": score}
 
 
@@ -247,16 +248,26 @@ def pieces_of(prompt: str, images: int, chat: bool) -> list[Piece]:
     return pieces
 
 
-def boxes_of(prompt: str, answer: str, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The boxes of an answer in pixels of the last picture, to a hundredth; a box that the prompt opens is one, too."""
+def boxes_of(prompt: str, answer: str, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """The boxes of an answer in pixels, to a hundredth; a box that the prompt opens is one, too.
+
+    Args:
+      prompt: with its tags.
+      answer: to it.
+      sizes: width and height of the pictures, in pixels; not empty.
+
+    Returns:
+      Of each box `ref`, `image`, the index of the picture in which it lies (`data.pointing`), and `box`.
+    """
+    named = last_named(prompt, range(len(sizes)))
     opened = prompt.rstrip()
     if opened.endswith(tags.BOX):
         start = opened.rfind(tags.REF)
         answer = (opened[start:] if start >= 0 else tags.BOX) + answer
     return [
-        {"ref": ref, "box": [round(value, 2) for value in tags.to_pixels(box, *size)]}
-        for ref, boxes in tags.parse_boxes(answer)
-        for box in boxes
+        {"ref": each["ref"], "image": each["image"], "box": [round(value, 2) for value in each["box"]]}
+        for each in regions_of(answer, sizes, len(sizes) - 1 if named is None else named)
+        if "box" in each
     ]
 
 

@@ -9,6 +9,7 @@ const SHAPES = [shapeOf("box", 2), shapeOf("quad", 4)];
 const REF = /<ref>([^]*?)(?:<\/ref>|(?=<\/?(?:ref|box|quad|img)>)|$)/g;
 const NOT_SHOWN = /<(box|quad)>[^<]*(?:<\/\1>)?/g; // a shape, or what may become one
 const OTHER_TAGS = /<\/?(?:ref|box|quad|img|imgpad)>|<\|[a-z_]+\|>/g;
+const NAME = /(?:(?<![a-z])(?:picture|image|photo)\s*|图片?\s*)([0-9]{1,4})(?![0-9])/gi; // as in data/pointing.py
 const COLOURS = 6; // of page.css: --c0 to --c5
 const LABELS = 8; // more regions than this are named in the text alone
 const SVG = "http://www.w3.org/2000/svg";
@@ -64,6 +65,32 @@ function piecesOf(text, groups) {
 
 // The text for people: without tags.
 export const words = (text) => parse(text).pieces.map((piece) => piece.text).join("").trim();
+
+const namesIn = (text, shown) =>
+  [...text.matchAll(NAME)].map((match) => ({ at: match.index, index: match[1] - 1 })).filter(({ index }) => index in shown);
+
+// The index of the picture that an answer to these turns means: the one that was shown or named last.
+export function pictureMeant(turns) {
+  const shown = [];
+  let meant = 0;
+  for (const { text, pictures } of turns) {
+    shown.push(...pictures);
+    if (pictures.length) meant = shown.length - 1;
+    meant = namesIn(text, shown).at(-1)?.index ?? meant;
+  }
+  return meant;
+}
+
+// The drawn groups of an answer by the index of their picture: the one that the answer has named before, or `meant`.
+export function byPicture(text, groups, meant, shown) {
+  const names = namesIn(text, shown);
+  const groupsOf = new Map();
+  for (const group of groups) {
+    const index = names.findLast(({ at }) => at < group.end)?.index ?? meant;
+    groupsOf.set(index, [...(groupsOf.get(index) ?? []), group]);
+  }
+  return groupsOf;
+}
 
 // Writes the text into an element. The words of a region carry its colour, and light it up on the picture.
 export function showText(element, { pieces }) {

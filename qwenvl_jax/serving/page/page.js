@@ -1,6 +1,6 @@
 // The chat: its turns, the question that is being written, and the answer that comes.
 
-import { figureOf, light, parse, shapesIn, showText, words } from "./answer.js";
+import { byPicture, figureOf, light, parse, pictureMeant, shapesIn, showText, words } from "./answer.js";
 import { pictureOf, readPicture } from "./pictures.js";
 import { Refused, ask, get, storeKey } from "./stream.js";
 import { say, switchLanguage } from "./words.js";
@@ -183,12 +183,14 @@ function draw(turn, item) {
   const near = isNearEnd();
   const parsed = parse(turn.text);
   showText(item.querySelector(".text"), parsed);
-  const pictures = picturesShown(chat.indexOf(turn));
+  const before = chat.slice(0, chat.indexOf(turn));
+  const pictures = picturesShown(before.length);
   const figures = item.querySelector(".figures");
   const drawn = String(shapesIn(parsed.groups));
   if (pictures.length && parsed.groups.length && figures.dataset.shapes !== drawn) {
-    figures.dataset.shapes = drawn; // the answer speaks of the picture that was shown last
-    figures.replaceChildren(figureOf(pictures.at(-1), pictures.length, parsed.groups));
+    figures.dataset.shapes = drawn;
+    const groupsOf = byPicture(turn.text, parsed.groups, pictureMeant(before), pictures);
+    figures.replaceChildren(...[...groupsOf].map(([k, groups]) => figureOf(pictures[k], k + 1, groups)));
   }
   follow(near);
 }

@@ -154,7 +154,7 @@ def test_boxes_are_drawn(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Tokenizer, "decode", lambda *_, **__: "<ref>a <b>dog</ref><box>(100,200),(500,800)</box>")
     infer_main(checkpoint, tmp_path / "a.png", tmp_path / "out")
     [row] = rows_of(tmp_path / "out")
-    assert row["boxes"] == [{"ref": "a <b>dog", "box": [20.0, 20.0, 100.0, 80.0]}]
+    assert row["boxes"] == [{"ref": "a <b>dog", "image": 0, "box": [20.0, 20.0, 100.0, 80.0]}]
     page = (tmp_path / "out" / "answers.html").read_text()
     assert 'points="20,20 100,20 100,80 20,80"' in page and "a &lt;b&gt;dog" in page and "<b>dog" not in page
 

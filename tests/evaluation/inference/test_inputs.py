@@ -149,10 +149,11 @@ def test_tags_of_a_prompt_are_special_tokens() -> None:
 
 def test_boxes_are_pixels_and_the_prompt_may_open_one() -> None:
     answer = "<ref>it</ref><box>(100,200),(500,1000)</box> and <box>(1,2),(3,x)</box>"
-    assert boxes_of("Where?", answer, (200, 50)) == [{"ref": "it", "box": [20.0, 10.0, 100.0, 50.0]}]
-    opened = boxes_of("<ref>a dog</ref><box>", "(0,0),(333,500)</box>", (100, 10))
-    assert opened == [{"ref": "a dog", "box": [0.0, 0.0, 33.3, 5.0]}]
-    assert boxes_of("Find it:<box>", "(0,0),(333,500)", (100, 10)) == [{"ref": "", "box": [0.0, 0.0, 33.3, 5.0]}]
+    assert boxes_of("Where?", answer, [(200, 50)]) == [{"ref": "it", "image": 0, "box": [20.0, 10.0, 100.0, 50.0]}]
+    opened = boxes_of("<ref>a dog</ref><box>", "(0,0),(333,500)</box>", [(9, 9), (100, 10)])
+    assert opened == [{"ref": "a dog", "image": 1, "box": [0.0, 0.0, 33.3, 5.0]}]
+    (box,) = boxes_of("In Picture 1 find it:<box>", "(0,0),(333,500)", [(100, 10), (9, 9)])
+    assert box == {"ref": "", "image": 0, "box": [0.0, 0.0, 33.3, 5.0]}
 
 
 def row_of(number: int, answer: str | None = "yes") -> dict[str, Any]:
