@@ -173,6 +173,116 @@ def test_forms_of_other_trainers_teach_the_same(tmp_path: Path) -> None:
         assert any(piece.value == (system or "You are a helpful assistant.") for piece in training_pieces(first))
 
 
+def messages(*said: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in said]
+
+
+def released_dialogue(*said: tuple[str, str], **keys: str) -> dict[str, Any]:
+    return {"conversations": [{"from": role, "value": text} for role, text in said], **keys}
+
+
+IMAGE, HI = {"type": "image"}, {"type": "text", "text": "hi"}
+ONE = released_dialogue(("user", "Picture 1: <img>a.png</img>\nhi"), ("assistant", "yo"))
+TWO = released_dialogue(("user", "Picture 1: <img>a.png</img>\nPicture 2: <img>b.png</img>\nhi"), ("assistant", "yo"))
+WORDS = released_dialogue(("user", "hi"), ("assistant", "yo"))
+LATER = released_dialogue(
+    ("user", "x"), ("assistant", "y"), ("user", "Picture 1: <img>a.png</img>\nhi"), ("assistant", "yo"), system="s"
+)
+ANSWER = ("assistant", "yo")
+BASE64 = base64.b64encode(encoded_image(0)).decode()
+NULLS = {"image": None, "images": None}
+
+
+@pytest.mark.parametrize(
+    ("sample", "released"),
+    [
+        ({"images": ["a.png"], "messages": messages(("user", [IMAGE, HI]), ANSWER)}, ONE),
+        ({"image": "a.png", "messages": messages(("user", [IMAGE, HI]), ("assistant", [HI | {"text": "yo"}]))}, ONE),
+        ({"images": ["a.png", "b.png"], "messages": messages(("user", [IMAGE, IMAGE, HI]), ANSWER)}, TWO),
+        ({"images": ["a.png"], "messages": messages(("user", [IMAGE | {"text": None}, HI | NULLS]), ANSWER)}, ONE),
+        ({"images": ["a.png", "b.png"], "messages": messages(("user", "<image>\n<image>\nhi"), ANSWER)}, TWO),
+        ({"images": ["a.png", "b.png"], "messages": messages(("user", "<image><image>hi"), ANSWER)}, TWO),
+        ({"images": ["a.png"], "messages": messages(("user", "hi"), ANSWER)}, ONE),
+        ({"images": ["data:image/png;base64," + BASE64], "messages": messages(("user", [IMAGE, HI]), ANSWER)}, ONE),
+        (NULLS | {"messages": messages(("user", [IMAGE | {"image": "a.png"}, HI]), ANSWER)}, ONE),
+        ({"images": ["a.png"], "query": "<image>hi", "response": "yo"}, ONE),
+        (
+            {"images": ["a.png"], "query": "<image>hi", "response": "yo", "history": [["x", "y"]], "system": "s"},
+            LATER,
+        ),
+        (
+            {
+                "images": ["a.png"],
+                "messages": messages(
+                    ("system", [HI | {"text": "s"}]), ("user", "x"), ("assistant", "y"), ("user", [IMAGE, HI]), ANSWER
+                ),
+            },
+            LATER,
+        ),
+        ({"query": "hi", "response": "yo", "history": None}, WORDS),
+        (NULLS | {"messages": messages(("user", "hi"), ANSWER)}, WORDS),
+        ({"images": [], "conversations": WORDS["conversations"]}, WORDS),
+        ({"messages": messages(("assistant", "hey"), ("user", "hi"), ANSWER)}, WORDS),
+        ({"messages": [message | {"tool_calls": None} for message in messages(("user", "hi"), ANSWER)]}, WORDS),
+    ],
+)
+def test_a_form_of_another_framework_teaches_what_the_released_form_does(
+    sample: dict[str, Any], released: dict[str, Any], tmp_path: Path
+) -> None:
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(encoded_image(number))
+    reader = JsonReader(write_jsonl(tmp_path / "all.jsonl", [released, sample]), "dialogue")
+    assert reader.corrupt == 0 and not reader.ignored
+    assert reader[1].images == reader[0].images
+    assert training_pieces(reader[1]) == training_pieces(reader[0])
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ({"images": ["a.png"], "messages": messages(("user", [IMAGE, IMAGE, HI]), ANSWER)}, "2 times <image> for 1 "),
+        ({"images": ["a.png"], "messages": messages(("user", "<image><image>hi"), ANSWER)}, "2 times <image> for 1 "),
+        ({"images": ["a.png"] * 2, "messages": messages(("user", "<image>hi"), ANSWER)}, "1 times <image> for 2 "),
+        ({"images": ["a.png"] * 2, "query": "hi", "response": "yo"}, "0 times <image> for 2 .*correct or remove"),
+        ({"messages": messages(("user", [IMAGE, HI]), ANSWER)}, "<image> .* shows nothing; write <img>PATH</img>"),
+        ({"images": ["a.png"], "messages": messages(("user", "hi"), ("assistant", [IMAGE, HI]))}, "only the user's"),
+        (
+            {"images": ["b.png"], "messages": messages(("user", [IMAGE | {"image": "a.png"}, HI]), ANSWER)},
+            'pictures beside "messages" and in its parts; keep one',
+        ),
+        (
+            {"images": [{"bytes": BASE64, "path": None}], "messages": messages(("user", "<image>hi"), ANSWER)},
+            'list of paths; write the bytes of a picture as "data:image/png;base64,',
+        ),
+        (
+            {"messages": messages(("user", [IMAGE | {"image": {"bytes": BASE64}}, HI]), ANSWER)},
+            "of type 'image' and cannot be read; write .*PATH or data URL",
+        ),
+        (
+            {"image": BASE64 * 2, "messages": messages(("user", "<image>hi"), ANSWER)},
+            r"'iVBORw0KGgoAAAANSUhE'\.\. of .* characters is not a path; write the bytes .*data:image",
+        ),
+        ({"image": None, "messages": messages(("user", "hi"))}, "nothing to learn; leave the record out"),
+        ({"image": "a.png", "query": "hi", "response": None}, '"query", "response" .* must be texts; correct or'),
+        ({"query": "hi", "response": "yo", "history": {"x": "y"}}, r"list of pairs \[query, response\]"),
+        ({"instruction": "hi", "input": "", "output": "yo"}, 'lacks turns; .*write a dialogue as "messages"'),
+        ({"prompt": messages(("user", "hi")), "completion": messages(ANSWER)}, 'write a dialogue as "messages"'),
+        ({"prompt": "hi", "chosen": "yo", "rejected": "no"}, 'write a dialogue as "messages"'),
+        ({"messages": messages(("user", "hi"), ("tool", "x"), ANSWER)}, "from 'tool'; use 'user' or 'assistant'"),
+        ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, 'needs "role" and "content" alone'),
+        ({"system": "s", "messages": messages(("system", "t"), ("user", "hi"), ANSWER)}, "both .*system.*keep one"),
+    ],
+)
+def test_a_form_that_cannot_be_read_is_refused_with_what_to_do(
+    sample: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(encoded_image(number))
+    with pytest.raises(UserError, match=words) as refused:
+        JsonReader(write_jsonl(tmp_path / "a.jsonl", [sample]), "dialogue")
+    assert len(str(refused.value)) < 500 + len(str(tmp_path))
+
+
 def test_the_examples_in_the_docs_are_read(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "images/dog.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

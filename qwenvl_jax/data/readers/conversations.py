@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwenvl_jax.data import tags
@@ -62,9 +62,10 @@ def sizes_of(pictures: int) -> list[list[int]]:
 def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
     """Messages in the form of OpenAI as turns in that of LLaVA, and the pictures in the order of their `<image>`.
 
-    A message is `{"role": .., "content": ..}`. The content is a text, or a list of parts:
+    A message is `{"role": .., "content": ..}`; further keys must be null. The content is a text, or a list of the parts
     `{"type": "text", "text": ..}`, `{"type": "image_url", "image_url": {"url": ..}}` or
-    `{"type": "image", "image": ..}`. In a text `<image>` may stand for a picture that the sample lists elsewhere.
+    `{"type": "image", "image": ..}`. In a text `<image>` may stand for a picture that the sample lists elsewhere, and
+    so may the part `{"type": "image"}`, which TRL writes.
 
     Raises:
       UserError: for a message or a part of another form.
@@ -73,7 +74,7 @@ def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
         raise UserError('"messages" must be a list of {"role": .., "content": ..}')
     turns: list[dict[str, str]] = []
     pictures: list[str] = []
-    for message in messages:
+    for message in map(_without_nulls, messages):
         if message.keys() != {"role", "content"} or not isinstance(message["role"], str):
             raise UserError(
                 f'a message has the keys {", ".join(message) or "none"}; it needs "role" and "content" alone'
@@ -89,10 +90,12 @@ def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
             kind = part.get("type") if isinstance(part, dict) else None
             picture = part.get(kind) if kind in ("image_url", "image") else None
             picture = picture.get("url") if isinstance(picture, dict) else picture
-            if isinstance(picture, str) and picture:
+            listed = _is_listed_picture(part)
+            if listed or (isinstance(picture, str) and picture):
                 if message["role"] != "user":
                     raise UserError(f"a message of {message['role']!r} shows a picture; only the user's may")
-                pictures.append(picture.removeprefix("file://"))
+                if picture is not None:
+                    pictures.append(picture.removeprefix("file://"))
                 text += _LLAVA_PICTURE
             elif kind == "text" and isinstance(part.get("text"), str):
                 if _LLAVA_PICTURE in part["text"]:
@@ -101,9 +104,40 @@ def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
                     )
                 text += part["text"]
             else:
-                raise UserError(f"a part of a message is of type {kind!r}; use text or image_url")
+                raise UserError(
+                    f"a part of a message is of type {kind!r} and cannot be read; write "
+                    '{"type": "text", "text": TEXT} or {"type": "image", "image": PATH or data URL}'
+                )
         turns.append({"from": message["role"], "value": text})
     return turns, pictures
+
+
+def _is_listed_picture(part: Any) -> bool:
+    """Whether a part says only that the next picture of the sample's list stands here. Other keys may be null."""
+    return isinstance(part, dict) and list(_without_nulls(part).items()) == [("type", "image")]
+
+
+def _without_nulls(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+def messages_of_query(sample: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The messages of a sample in the older form of ms-swift: `history`, pairs of texts, before `query` and `response`.
+
+    Raises:
+      UserError: for a history of another form, and for anything but texts in it or as query and response.
+    """
+    history = sample.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise UserError('"history" must be a list of pairs [query, response]')
+    pairs = [*history, [sample["query"], sample["response"]]]
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise UserError('"query", "response" and the pairs of "history" must be texts; correct or remove the sample')
+    return [
+        {"role": role, "content": said}
+        for pair in pairs
+        for role, said in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def parse_llava(turns: Any, pictures: int, system: str = "") -> tuple[str, list[Turn]]:

@@ -26,6 +26,7 @@ from qwenvl_jax.data.formats import training_pieces
 from qwenvl_jax.data.images.exact import MAX_BYTES
 from qwenvl_jax.data.languages import language_of
 from qwenvl_jax.data.readers.conversations import (
+    messages_of_query,
     parse_conversation,
     parse_llava,
     sizes_of,
@@ -45,9 +46,15 @@ _COMMON = ("id", "task", "source", "language", "license", "image", "images")
 _CONVERSATION = ("id", "task", "source", "language", "license", "system", "conversations")
 _LLAVA_CONVERSATION = (*_CONVERSATION, "image", "images")
 _COMMON_TEXTS = ("id", "source", "language", "license")
-_MAY_BE_NULL = {*_COMMON_TEXTS, "task", *(key for task in RECORD_TASKS.values() for key in task.optional)}
+_MAY_BE_NULL = {*_COMMON, *(key for task in RECORD_TASKS.values() for key in task.optional)}
 # Keys that other corpora have and nothing here needs, although they look like keys that are known.
-_HARMLESS = ("dataset", "weight", "imgid", "sources", "tasks")
+_HARMLESS = ("dataset", "weight", "imgid", "sources", "tasks", "completion")
+_LONGEST_PATH = 4096
+_AS_DATA_URL = 'write the bytes of a picture as "data:image/png;base64,.."'
+_TALKS = {"messages", "conversations", "turns"}
+_AS_MESSAGES = (
+    '; write a dialogue as "messages": [{"role": "user", "content": ..}, {"role": "assistant", "content": ..}]'
+)
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
@@ -197,10 +204,15 @@ class JsonReader:
         """The record of an entry, with empty images; where its images lie; keys that are ignored."""
         line, payload = self._entries[index]
         value = {k: v for k, v in parse_entry(payload).items() if v is not None or k not in _MAY_BE_NULL}
+        if {"query", "response"} <= value.keys() and not _TALKS & value.keys():
+            value["messages"] = messages_of_query(value)
+            value = {key: entry for key, entry in value.items() if key not in ("query", "response", "history")}
         if "messages" in value and not {"conversations", "turns"} & value.keys():
             value["conversations"], shown = turns_of_messages(value.pop("messages"))
+            if shown and (value.get("images") or "image" in value):
+                raise UserError('there are pictures beside "messages" and in its parts; keep one of the two')
             if shown:
-                value.setdefault("images", shown)
+                value["images"] = shown
         talks = "conversations" in value
         content, paths, ignored = self._conversation(value) if talks else self._fields(value)
         record = Record(
@@ -237,7 +249,8 @@ class JsonReader:
         missing = [key for key in required if key not in value]
         if missing:
             has = ", ".join(map(repr, value)) or "none"
-            raise UserError(f"the sample of task {task!r} lacks {', '.join(missing)}; it has the keys {has}")
+            step = _AS_MESSAGES if missing == ["turns"] else ""
+            raise UserError(f"the sample of task {task!r} lacks {', '.join(missing)}; it has the keys {has}{step}")
         paths = _image_paths(value)
         content = {key: entry for key, entry in value.items() if key in known}
         return cast(Content, content), paths, ignored
@@ -273,6 +286,8 @@ class JsonReader:
             return path
         if storage.scheme_of(path) not in ("", "gs"):
             raise UserError(f"the image {path} is not a file; download it and give its path")
+        if len(path) > _LONGEST_PATH:
+            raise UserError(f"the image {path[:20]!r}.. of {len(path):,} characters is not a path; {_AS_DATA_URL}")
         if "\0" in path:
             raise UserError(f"the image {path!r} is not a path")
         if storage.is_remote(path):
@@ -287,7 +302,7 @@ def _image_paths(value: dict[str, Any]) -> list[str]:
         raise UserError('there are both "image" and "images"; keep one')
     paths = [value["image"]] if "image" in value else value.get("images", [])
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise UserError('"image" must be a path and "images" a list of paths')
+        raise UserError(f'"image" must be a path and "images" a list of paths; {_AS_DATA_URL}')
     return paths
 
 
