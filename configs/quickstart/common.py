@@ -17,7 +17,8 @@ SIZE_MULTITASK = 84  # px, 12x12 patches: the quickstart's 448
 MULTITASK_WEIGHTS = {
     "caption": 1.0,
     "vqa": 1.5,
-    "grounding": 3.0,
+    "map": 1.0,
+    "grounding": 2.5,
     "ref_grounding": 4.0,
     "grounded_caption": 0.5,
     "ocr": 4.0,
@@ -41,7 +42,16 @@ def model() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             name="quickstart",
-            vit=dict(width=96, layers=3, heads=3, mlp_dim=384, patch_size=7, position_grid=6, layer_norm_eps=1e-6),
+            vit=dict(
+                width=96,
+                layers=3,
+                heads=3,
+                mlp_dim=384,
+                patch_size=7,
+                position_grid=6,
+                layer_norm_eps=1e-6,
+                fresh_positions="sincos",
+            ),
             resampler=dict(query_grid=4, heads=4, layer_norm_eps=1e-6),
             decoder=dict(
                 vocab_size=1024,
@@ -61,8 +71,8 @@ def model() -> ml_collections.ConfigDict:
 
 
 def source(folder: str, task: str, weight: float) -> dict:
-    """One mixture entry; the quickstart keeps one record folder per task."""
-    return dict(name=task, task=task, records=f"{folder}/{task}", weight=weight)
+    """One mixture entry; the quickstart keeps one record folder per task. Those of `map` are questions."""
+    return dict(name=task, task="vqa" if task == "map" else task, records=f"{folder}/{task}", weight=weight)
 
 
 def tokenizer(folder: str) -> dict:

@@ -22,7 +22,7 @@ def get_config(
     scale: float = 1.0,
 ) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    weights = common.MULTITASK_WEIGHTS
+    weights = {task: weight for task, weight in common.MULTITASK_WEIGHTS.items() if task != "map"}
     return common.stage(
         quickstart,
         data=dict(

@@ -8,7 +8,7 @@ import ml_collections
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 2000
+STEPS = 1200
 
 
 @named_arguments
@@ -19,11 +19,11 @@ def get_config(
     return common.stage(
         data,
         data=dict(
-            mixture=(common.source(data, "caption", 1.0),),
+            mixture=(common.source(data, "caption", 0.5), common.source(data, "map", 1.0)),
             image_size=common.SIZE_PRETRAIN,
             sequence_length=128,
             rows_per_step=8,
-            images_per_row=4.0,
+            images_per_row=3.0,
             seed=1,
         ),
         optimizer=common.optimizer(1e-3, steps),

@@ -9,7 +9,7 @@ from configs import base
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 2900
+STEPS = 1600
 
 
 @named_arguments

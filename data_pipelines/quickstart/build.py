@@ -23,20 +23,20 @@ from data_pipelines.quickstart import report
 from data_pipelines.quickstart.ingredients import Ingredients, load_ingredients
 from data_pipelines.quickstart.scenes import SPLITS
 from data_pipelines.quickstart.settings import QuickstartSettings
-from data_pipelines.quickstart.shards import NAME, shard_count, write_shards
+from data_pipelines.quickstart.shards import FOLDERS, NAME, shard_count, write_shards
 from qwenvl_jax.data import formats
 from qwenvl_jax.data.readers.record_folder import RecordReader, read_manifest
 from qwenvl_jax.data.record_writer import Shard, write_manifest
-from qwenvl_jax.data.schema import TRAINING_TASKS, samples_of
+from qwenvl_jax.data.schema import samples_of
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
 VOCABULARY = "vocabulary/quickstart.model"
-_OUTPUT_NAMES = {*TRAINING_TASKS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
+_OUTPUT_NAMES = {*FOLDERS, "vocabulary", "manifest.json", "report.html", "contact_sheet.png"}
 # The files in those folders. A folder "text" or "ocr" may also contain data that is not from here.
 _OUTPUT_FILES = re.compile(
-    rf"({'|'.join(TRAINING_TASKS)})/({NAME}-\w+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json|manifest\.json)"
+    rf"({'|'.join(FOLDERS)})/({NAME}-\w+\.array_record-\d+-of-\d+|dataset_info\.json|features\.json|manifest\.json)"
     r"|vocabulary/quickstart\.(model|vocab)"
 )
 _BYTES_PER_SCENE = 60_000  # of all tasks together; used to check the free space
@@ -93,7 +93,7 @@ def _run_pipeline(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"writing the records failed ({reason}); free space or choose another --output") from None
-    shards: dict[str, list[Shard]] = {task: [] for task in TRAINING_TASKS}
+    shards: dict[str, list[Shard]] = {task: [] for task in FOLDERS}
     for split, shard in work:
         for task, values in artifacts.read_json(_note_path(building, split, shard)).items():
             shards[task].append(Shard(**values))
@@ -128,7 +128,7 @@ def _finish(
     rendered = ingredients.stamps[0].source == "rendered"
     digest = settings.digest(ingredients.digests)
     extra = {"settings": digest, "rendered": rendered}
-    for task in TRAINING_TASKS:
+    for task in FOLDERS:
         write_manifest(building / task, NAME, shards[task], description=f"quickstart: {task}", extra=extra)
     train_sentencepiece(_texts(building), settings.vocab_size, building / VOCABULARY)
     manifest = {
@@ -140,7 +140,7 @@ def _finish(
         "sources": ingredients.notes,
         "digests": ingredients.digests,
         "licenses": {"scenes": ingredients.scene_license, "ocr": ingredients.ocr_license},
-        "tasks": {task: read_manifest(building / task)["splits"] for task in TRAINING_TASKS},
+        "tasks": {task: read_manifest(building / task)["splits"] for task in FOLDERS},
     }
     report.write_report(building, manifest)
     artifacts.write_json(building / "manifest.json", manifest)
@@ -149,7 +149,7 @@ def _finish(
 
 def _texts(building: epath.Path) -> Iterable[str]:
     """The texts that the vocabulary is trained on: as training will see them, without markup."""
-    for task in TRAINING_TASKS:
+    for task in FOLDERS:
         reader = RecordReader(building / task, "train")
         for index in range(min(len(reader), _VOCABULARY_RECORDS)):
             for sample in samples_of(reader[index]):
@@ -163,7 +163,7 @@ def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any
         unchanged = manifest["settings_hash"] == settings.digest(manifest["digests"])
         if not unchanged or not storage.exists(output / VOCABULARY):
             return None
-        for task in TRAINING_TASKS:
+        for task in FOLDERS:
             for split in SPLITS:
                 RecordReader(output / task, split)
     except (UserError, KeyError, TypeError, ValueError, OSError):

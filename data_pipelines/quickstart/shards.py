@@ -13,6 +13,7 @@ from etils import epath
 
 from data_pipelines.quickstart.dialogues import Picture, converse
 from data_pipelines.quickstart.ingredients import Ingredients
+from data_pipelines.quickstart.maps import MAP, map_record
 from data_pipelines.quickstart.ocr_pictures import OcrPicture, render_words
 from data_pipelines.quickstart.scenes import encode_image, make_scene, rng_for, scene_at
 from data_pipelines.quickstart.settings import QuickstartSettings
@@ -23,6 +24,10 @@ from qwenvl_jax.data.schema import TRAINING_TASKS, Record
 
 NAME = "quickstart"
 _WORDS_IN_DIALOGUES = 0.4  # share of second pictures that show words
+
+
+# One folder of records per task, and one for the maps.
+FOLDERS = (*TRAINING_TASKS, MAP)
 
 
 def shard_count(settings: QuickstartSettings, split: str) -> int:
@@ -41,7 +46,7 @@ def write_shards(
     """
     by_task = make_records(settings, ingredients, split, shard)
     count = shard_count(settings, split)
-    return {task: write_shard(folder / task, NAME, split, shard, count, by_task[task]) for task in TRAINING_TASKS}
+    return {task: write_shard(folder / task, NAME, split, shard, count, by_task[task]) for task in FOLDERS}
 
 
 def make_records(
@@ -58,7 +63,7 @@ def make_records(
     words = [_words(settings, ingredients, split, i) for i in numbers]
     scene_pictures = [Picture(scene, encode_image(scene.image_HWC, quality)) for scene in scenes]
     word_pictures = [Picture(picture, encode_image(picture.image_HWC, quality)) for picture in words]
-    records: dict[str, list[Record]] = {task: [] for task in TRAINING_TASKS}
+    records: dict[str, list[Record]] = {task: [] for task in FOLDERS}
     for position, number in enumerate(numbers):
         name = f"{split}-{number:06d}"
         picture = scene_pictures[position]
@@ -78,6 +83,10 @@ def make_records(
             records[task].append(record)
         jpeg = word_pictures[position].jpeg
         records["ocr"].append(ocr_record(words[position], jpeg, name, ingredients.ocr_license))
+        # Every other map is one of words, from which the features learn to read.
+        mapped, licence = (words, ingredients.ocr_license) if number % 2 else (scenes, ingredients.scene_license)
+        shown = (word_pictures if number % 2 else scene_pictures)[position]
+        records[MAP].append(map_record(mapped[position], shown.jpeg, name, licence, SOURCE))
         rng = rng_for(settings.seed, "dialogue", split, number)
         second = _second_picture(rng, position, scene_pictures, word_pictures)
         language = "zh" if rng.random() < settings.zh_share else "en"

@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 
 from data_pipelines.quickstart.captions import Caption
+from data_pipelines.quickstart.maps import MAP, map_content, placed
 from data_pipelines.quickstart.questions import ask
 from data_pipelines.quickstart.scenes import Scene
 from data_pipelines.quickstart.sentences import (
@@ -24,23 +25,24 @@ from data_pipelines.quickstart.sentences import (
 )
 from data_pipelines.quickstart.stamps import Stamp
 from data_pipelines.quickstart.tasks import SOURCE, scene_record
-from data_pipelines.quickstart.word_pictures import BACKGROUNDS, SIGN, word_picture
+from data_pipelines.quickstart.word_pictures import BACKGROUNDS, PICTURE_GRID, SIGN, word_picture
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tags import box_to_text
 from qwenvl_jax.data.tasks import Content, OcrContent, OcrLine, TextContent
 
 GENERATED_LICENSE = "CC0-1.0"
-# Most generated texts are samples of the image tasks over pictures made of words. Such a picture has as many cells as
-# the model has image features, so that the text after it has the same positions as after an image.
+# Most generated texts are samples of the image tasks over pictures made of words.
 _PICTURE_SHARE = 0.9
-_PICTURE_GRID = 4
+_MAP_OF_A_WORD = "map of a word"
 _TASK_SHARES = {
-    "caption": 0.2,
+    "caption": 0.15,
     "vqa": 0.1,
-    "grounding": 0.3,
-    "ref_grounding": 0.3,
+    MAP: 0.1,
+    "grounding": 0.25,
+    "ref_grounding": 0.25,
     "grounded_caption": 0.04,
     "ocr": 0.06,
+    _MAP_OF_A_WORD: 0.05,
 }
 
 
@@ -87,20 +89,24 @@ def _in_words(
     """(language, content) of a text record that has the form of an image task."""
     side = scene.image_HWC.shape[0]
     task = str(rng.choice(list(_TASK_SHARES), p=list(_TASK_SHARES.values())))
-    if task == "ocr":
+    if task in ("ocr", _MAP_OF_A_WORD):
         word = words[int(rng.integers(len(words)))]
         x1 = int(rng.integers(1, side // 5))
         height = int(rng.integers(side // 4, side // 2))
         y1 = int(rng.integers(1, side - height))
         x2 = side - x1
         y2 = y1 + height
+        drawn = [(word, (x1, y1, x2, y2))]
+        picture = word_picture(drawn, SIGN, side, PICTURE_GRID)
+        if task == _MAP_OF_A_WORD:
+            return "en", _with_words("vqa", picture, map_content(drawn, side))
         lines: list[OcrLine] = [{"text": word, "quad": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}]
-        picture = word_picture([(word, (x1, y1, x2, y2))], SIGN, side, _PICTURE_GRID)
         ocr = OcrContent(lines=lines, width=side, height=side)
         return "en" if word.isascii() else "zh", _with_words(task, picture, ocr)
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
-    objects = [(item.stamp.noun_en.split()[-1], item.box) for item in scene.objects]
-    picture = word_picture(objects, background, side, _PICTURE_GRID)
+    picture = word_picture(placed(scene), background, side, PICTURE_GRID)
+    if task == MAP:
+        return "en", _with_words("vqa", picture, map_content(placed(scene), side))
     sample = scene_record(task, rng, scene, b"", "", GENERATED_LICENSE, stamps, zh_share)
     return sample.language, _with_words(task, picture, sample.content)
 

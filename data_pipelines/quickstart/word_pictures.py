@@ -15,6 +15,10 @@ import numpy as np
 
 BACKGROUNDS = ("grass", "sky", "sand", "water", "wood", "snow")
 
+# Cells per side: as many cells as the model has image features, so that the text after such a picture has the same
+# positions as after an image.
+PICTURE_GRID = 4
+
 # The surface that a written word is on, so that the word "zebra" is not mistaken for a zebra.
 SIGN = "sign"
 

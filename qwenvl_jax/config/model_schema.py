@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from qwenvl_jax.config.constraints import Range, require
+from qwenvl_jax.config.constraints import OneOf, Range, require
 from qwenvl_jax.config.values import LARGE, LARGEST_SIZE, NormEps, Size, SizeOrZero
 
 
@@ -18,6 +18,10 @@ class VitConfig:
 
     With a `window` of so many patches per side, attention stays within windows (paper E.3: 224 px, 16 patches), except
     in one layer of every `global_every`, the last. 0 is the released model: every layer sees all patches.
+
+    `fresh_positions` is how a new position table begins: "normal" with width^-0.5 as in CLIP, which is small beside the
+    patches, so that a ViT that learns from little data takes long to tell places apart; or "sincos", as large as the
+    patches, which needs a width that is a multiple of 4.
     """
 
     width: Size
@@ -29,10 +33,13 @@ class VitConfig:
     layer_norm_eps: NormEps
     window: SizeOrZero = 0
     global_every: Size = 4
+    fresh_positions: Annotated[str, OneOf(("normal", "sincos"))] = "normal"
 
     def check(self, path: str) -> None:
         """Raises UserError if the width does not divide into heads."""
         require(self.width % self.heads == 0, f"{path}: width {self.width} is no multiple of {self.heads} heads")
+        sincos = self.fresh_positions == "sincos"
+        require(not sincos or self.width % 4 == 0, f"{path}: width {self.width} is no multiple of 4, as sincos needs")
 
     def windowed_layers(self, side: int) -> tuple[bool, ...]:
         """For every layer whether it attends within windows, in an image of `side` x `side` patches."""
@@ -114,6 +121,7 @@ class ModelConfig:
         return dataclasses.replace(
             self,
             name="",
+            vit=dataclasses.replace(self.vit, fresh_positions=VitConfig.fresh_positions),
             decoder=dataclasses.replace(self.decoder, initializer_range=DecoderConfig.initializer_range),
         )
 

@@ -7,7 +7,7 @@ N heads, K head size, F hidden width, D width of the decoder.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -189,12 +189,27 @@ class VitBlock(nn.Module):
         return x_IPW, None
 
 
+def _sincos(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    """A position table [grid^2, width] of sines and cosines, columns in the first half, rows in the second.
+
+    It is as large as the patches (root mean square 1.4) and tells neighbours apart: its angles grow from patch to patch
+    by 1.6 at the highest frequency, by a twentieth of that at the lowest.
+    """
+    del key
+    quarter = shape[1] // 4
+    grid = math.isqrt(shape[0])
+    angles_GK = np.arange(grid)[:, None] * 1.6 / 20 ** (np.arange(quarter) / quarter)
+    axis_GD = np.concatenate([np.sin(angles_GK), np.cos(angles_GK)], axis=1)
+    table = np.concatenate([np.tile(axis_GD, (grid, 1)), np.repeat(axis_GD, grid, axis=0)], axis=1)
+    return jnp.asarray(2 * table, dtype)
+
+
 class Vit(nn.Module):
     """The tower and, under the same name as in the release, the norm and projection that follow the resampler.
 
     Fresh weights follow CLIP: patches and attention inputs keep the variance (normal, fan-in^-0.5), outputs of the
-    residual branches are scaled by (2 * layers)^-0.5, the hidden layer by (2 * width)^-0.5, positions and `proj` are
-    normal with width^-0.5.
+    residual branches are scaled by (2 * layers)^-0.5, the hidden layer by (2 * width)^-0.5, `proj` is normal with
+    width^-0.5, and so are positions unless `config.fresh_positions` says otherwise.
 
     Attributes:
       config: sizes of the tower.
@@ -212,7 +227,7 @@ class Vit(nn.Module):
         self.patch_embed = PatchEmbed(config, compute)
         self.position_embedding = self.param(
             "position_embedding",
-            nn.initializers.normal(config.width**-0.5),
+            _sincos if config.fresh_positions == "sincos" else nn.initializers.normal(config.width**-0.5),
             (config.position_grid**2, config.width),
             jnp.float32,
         )

@@ -29,7 +29,7 @@ RENEWAL = (
 # Keys and groups of a config that leave the compiled step as it is, but for constants in it. Every other key counts.
 WITHOUT_EFFECT = (
     *("tokenizer", "init", "evaluation", "watching", "watchdog", "checkpoint", "anomalies"),
-    *("model.name", "model.decoder.initializer_range"),
+    *("model.name", "model.decoder.initializer_range", "model.vit.fresh_positions"),
     *("data.mixture", "data.packing_window", "data.seed", "data.streams", "data.max_corrupt_share"),
     *("data.decode_workers", "data.jpeg_draft", "data.long_samples", "data.heldout_share", "data.transformations"),
     *("optimizer.peak_learning_rate", "optimizer.min_learning_rate", "optimizer.warmup_steps", "optimizer.b1"),
