@@ -16,12 +16,12 @@ SIZE_MULTITASK = 84  # px, 12x12 patches: the quickstart's 448
 # The tasks of stage 2 and their weights, which take the role of Table 3.
 MULTITASK_WEIGHTS = {
     "caption": 1.0,
-    "vqa": 1.5,
+    "vqa": 2.0,
     "map": 1.0,
     "grounding": 2.5,
     "ref_grounding": 4.0,
     "grounded_caption": 0.5,
-    "ocr": 4.0,
+    "ocr": 3.5,
     "text": 0.5,
 }
 

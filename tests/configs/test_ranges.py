@@ -43,6 +43,10 @@ def load(values: dict[str, Any]) -> Config:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rows of image tasks without images": (dict(data__images_per_row=0.0), "taught without their pictures"),
+    "sines and cosines of two axes in a width of 6": (
+        dict(model__vit__width=6, model__vit__heads=2, model__vit__fresh_positions="sincos"),
+        "config.model.vit: width 6 is no multiple of 4, as sincos needs",
+    ),
     "gradients times nothing": (dict(optimizer__clip_norm=0.0), "clip_norm is 0.0; it must be more than 0"),
     "a beta above 1": (dict(optimizer__b1=1.5), "config.optimizer.b1 is 1.5; it must be at least 0 and less than 1"),
     "a beta of 1": (dict(optimizer__b2=1.0), "config.optimizer.b2 is 1.0"),

@@ -195,3 +195,17 @@ def test_pixels_are_normalised_like_clip() -> None:
 def test_images_that_are_no_grid_are_a_clear_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="square grid of 4 pixel patches"):
         patches(jnp.zeros(shape, jnp.uint8), 4)
+
+
+def test_fresh_sincos_positions_are_similar_if_patches_are_near(model: ModelConfig) -> None:
+    config = dataclasses.replace(model, vit=dataclasses.replace(model.vit, fresh_positions="sincos"))
+    table_PW = np.asarray(qwen_vl.init_params(config, jax.random.key(0))["vit"]["position_embedding"], np.float64)
+    assert np.sqrt((table_PW**2).mean()) == pytest.approx(2**0.5)  # the patches have about 1
+    # sin a sin b + cos a cos b = cos(a - b): similarity depends on how far two patches are apart, and on nothing else.
+    columns_P, rows_P = (
+        np.arange(len(table_PW)) % config.vit.position_grid,
+        np.arange(len(table_PW)) // config.vit.position_grid,
+    )
+    frequencies = 1.6 * 20 ** -np.linspace(0, 1, config.vit.width // 4, endpoint=False)
+    apart = [np.subtract.outer(axis_P, axis_P)[..., None] * frequencies for axis_P in (columns_P, rows_P)]
+    np.testing.assert_allclose(table_PW @ table_PW.T, 4 * sum(np.cos(a).sum(axis=-1) for a in apart), atol=1e-4)
