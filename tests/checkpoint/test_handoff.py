@@ -61,7 +61,7 @@ def test_another_model_is_refused_unless_asked_for(source: Path) -> None:
 
 def test_how_fresh_weights_are_drawn_makes_no_other_model(source: Path) -> None:
     where: dict[str, Any] = {f"init__{tower}": str(source) for tower in ("vit", "resampler", "decoder")}
-    fresh = {"decoder": {"initializer_range": 0.5}, "vit": {"fresh_positions": "sincos"}}
+    fresh: dict[str, dict[str, Any]] = {"decoder": {"initializer_range": 0.5}, "vit": {"fresh_positions": "sincos"}}
     config = with_model(tiny_run.make_config(**where), **fresh)
     assert all(check_init(config).values())
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.quickstart.build import TRAINING_TASKS, build
+from data_pipelines.quickstart.build import build
 from data_pipelines.quickstart.settings import QuickstartSettings
+from data_pipelines.quickstart.shards import FOLDERS
 from qwenvl_jax.data.readers.record_folder import RecordReader
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.errors import UserError
@@ -72,8 +73,8 @@ def test_killed_and_run_again(tmp_path: Path, gcs: str, gcs_environment: dict[st
 def test_a_replaced_data_set_leaves_no_file(tiny: QuickstartSettings, tmp_path: Path, gcs: str) -> None:
     leftover = "quickstart-train.array_record-00008-of-00009"
     storage.write_bytes(f"{gcs}/q/manifest.json", b"{}")
-    for task in TRAINING_TASKS:
+    for task in FOLDERS:
         storage.write_bytes(f"{gcs}/q/{task}/{leftover}", b"of another run")
     build(tiny, f"{gcs}/q", tmp_path / "cache")
     assert not [name for name in storage.files_below(f"{gcs}/q") if name.endswith(leftover)]
-    assert all(len(RecordReader(f"{gcs}/q/{task}", "heldout")) == 2 for task in TRAINING_TASKS)
+    assert all(len(RecordReader(f"{gcs}/q/{task}", "heldout")) == 2 for task in FOLDERS)

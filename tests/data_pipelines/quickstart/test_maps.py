@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from data_pipelines.quickstart.ingredients import Ingredients
-from data_pipelines.quickstart.maps import MAP, NOTHING, QUESTION
+from data_pipelines.quickstart.maps import MAP, NOTHING, QUESTION, MapContent
 from data_pipelines.quickstart.settings import QuickstartSettings
 from data_pipelines.quickstart.shards import make_records
 from data_pipelines.quickstart.word_pictures import BACKGROUNDS, SIGN
 from qwenvl_jax.data.readers.record_folder import RecordReader
+from qwenvl_jax.data.schema import content_of
 
 SIDE, GRID = 100, 4
 
@@ -50,9 +51,10 @@ def test_a_map_names_what_covers_each_cell_of_its_picture(built: Path) -> None:
         record = readers[MAP][number]
         source = readers["ocr" if number % 2 else "grounding"][number]
         assert record.task == "vqa" and record.images == source.images
-        assert record.content["question"] == QUESTION
+        content = content_of(record, MapContent)
+        assert content["question"] == QUESTION
         placed = words_of(source) if number % 2 else objects_of(source)
-        assert record.content["answer"].split(" ") == expected(placed)
+        assert content["answer"].split(" ") == expected(placed)
         kinds.add(source.task)
     assert kinds == {"grounding", "ocr"}
 
