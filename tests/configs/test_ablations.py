@@ -125,7 +125,11 @@ def test_arms_are_the_stages_with_what_the_ablation_needs() -> None:
     assert changed_keys(large, stage1) == run | vit | {"config.model.name", "config.init.vit"}
     assert changed_keys(load_config(window_attention.get_config(data="d", runs="r")), stage2) == run
     small = load_config(convergence.get_config(size="miniature", data="d", runs="r"))
-    assert changed_keys(small, load_config(quickstart.get_config(data="d", runs="r"))) == {"config.evaluation.every"}
+    assert [source.name for source in small.data.mixture] == ["caption"]  # its answers are zero-shot
+    assert changed_keys(small, load_config(quickstart.get_config(data="d", runs="r"))) == {
+        *("config.evaluation.every", "config.data.mixture", "config.data.images_per_row"),
+        *("config.train.steps", "config.optimizer.warmup_steps"),
+    }
 
 
 @pytest.mark.parametrize("size", SIZES)
