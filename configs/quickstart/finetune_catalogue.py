@@ -15,7 +15,7 @@ STEPS = 400
 # The older tasks stay in the mixture, so that the adapters keep what the model can do.
 WEIGHTS = {"dialogue": 1.0, "ocr": 1.0, "ref_grounding": 0.5, "vqa": 0.5, "caption": 0.25}
 
-# The ViT and the resampler have adapters too: stages 2 and 3 read four words in five.
+# The ViT and the resampler have adapters too: better for a model that read four words in five (docs/finetuning.md).
 TARGETS = (
     "decoder/blocks/attn/qkv",
     "decoder/blocks/attn/out",
