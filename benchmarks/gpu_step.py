@@ -59,6 +59,8 @@ def config_of(arguments: argparse.Namespace, devices: int, attention: str) -> Co
         values.model = models.tiny()
         # Twice the side of the position table, so that it is interpolated, and room for four samples.
         values.data.update(dict(image_size=56, sequence_length=64))
+        if arguments.stage == "lora":
+            values.lora.rank = 8  # at most the model's width
     rows = (arguments.rows or (2 if tiny else ROWS[arguments.stage])) * devices
     values.data.update(
         dict(

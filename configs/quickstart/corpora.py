@@ -13,6 +13,9 @@ from configs.quickstart import common
 
 STEPS = 2000
 
+# The tasks of the corpora: there are no maps of real pictures.
+WEIGHTS = {task: weight for task, weight in common.MULTITASK_WEIGHTS.items() if task != "map"}
+
 
 @named_arguments
 def get_config(
@@ -22,11 +25,10 @@ def get_config(
     scale: float = 1.0,
 ) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    weights = {task: weight for task, weight in common.MULTITASK_WEIGHTS.items() if task != "map"}
     return common.stage(
         quickstart,
         data=dict(
-            mixture=tuple(common.source(f"{data}/multitask", task, weight) for task, weight in weights.items()),
+            mixture=tuple(common.source(f"{data}/multitask", task, weight) for task, weight in WEIGHTS.items()),
             image_size=common.SIZE_MULTITASK,
             sequence_length=256,  # lines of real pages are longer than the generated ones
             rows_per_step=8,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from configs.quickstart import common, corpora
+from configs.quickstart import corpora
 from data_pipelines.__main__ import main
 from data_pipelines.build.mixtures import MIXTURES
 from data_pipelines.corpora.table import CORPORA
@@ -159,7 +159,7 @@ def test_the_quickstart_trains_on_the_mixture(tmp_path: Path) -> None:
     values.train.steps = 3
     assert train(load_config(values), tmp_path / "run") == 3
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert set(lines[-1]["loss_by_task"]) <= set(common.MULTITASK_WEIGHTS)
+    assert set(lines[-1]["loss_by_task"]) <= set(corpora.WEIGHTS)
 
 
 @pytest.mark.slow
@@ -176,4 +176,4 @@ def test_real_packages_become_a_corpus(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(cleaned.values())
     assert cleaned["kgeography"] > 200 and 0.1 < cleaned["openclipart"] / 6824 < 0.4
     if shutil.which("chromium"):
-        assert {entry["name"] for entry in summary["entries"]} == set(common.MULTITASK_WEIGHTS)
+        assert {entry["name"] for entry in summary["entries"]} == set(corpora.WEIGHTS)
