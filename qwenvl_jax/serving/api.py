@@ -28,7 +28,7 @@ from qwenvl_jax.serving.options import AnswerOptions
 from qwenvl_jax.serving.page import files
 from qwenvl_jax.serving.page.files import PageSettings
 from qwenvl_jax.serving.pictures import PictureSettings, PictureSource
-from qwenvl_jax.serving.refusals import CONTEXT_EXCEEDED, INVALID, Refusal, bad_request, later
+from qwenvl_jax.serving.refusals import CONTEXT_EXCEEDED, DO_NOT_REPEAT, Refusal, bad_request, later
 from qwenvl_jax.serving.schema import ChatRequest, parse_request
 from qwenvl_jax.serving.status import EngineStatus
 from qwenvl_jax.serving.transport import EventStream, read_body, unless_client_leaves
@@ -36,6 +36,8 @@ from qwenvl_jax.serving.transport import EventStream, read_body, unless_client_l
 _PREPARING = 4  # requests that are read, decoded and tokenised at the same time
 _BEFORE_HEADERS_S = 5.0  # a stream waits so long for its first piece, so that a failure before it has its status
 _STILL_HERE_S = 10.0  # between two signs of life of a stream that has nothing to say
+
+_READ = ["GET", "HEAD"]  # probes such as `wget --spider` ask for the head alone
 
 T = TypeVar("T")
 
@@ -101,11 +103,11 @@ class Service:
         app.add_exception_handler(UserError, _mistaken)
         app.add_exception_handler(HTTPException, _not_found)
         app.add_exception_handler(Exception, _failed)
-        app.add_api_route("/health", lambda: PlainTextResponse("alive\n"), methods=["GET"])
-        app.add_api_route("/ready", self._ready, methods=["GET"])
-        app.add_api_route("/metrics", self._metrics, methods=["GET"])
-        app.add_api_route("/v1/models", self._models, methods=["GET"])
-        app.add_api_route("/v1/models/{name:path}", self._model, methods=["GET"])
+        app.add_api_route("/health", lambda: PlainTextResponse("alive\n"), methods=_READ)
+        app.add_api_route("/ready", self._ready, methods=_READ)
+        app.add_api_route("/metrics", self._metrics, methods=_READ)
+        app.add_api_route("/v1/models", self._models, methods=_READ)
+        app.add_api_route("/v1/models/{name:path}", self._model, methods=_READ)
         app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"])
         if settings.has_page:
             page = PageSettings(
@@ -171,7 +173,9 @@ class Service:
             handed_on = isinstance(response, EventStream)
             return response
         except TimeoutError:
-            raise Refusal(504, "the answer took too long; ask for a shorter one", "timeout") from None
+            raise Refusal(
+                504, "the answer took too long; ask for a shorter one", "timeout", headers=DO_NOT_REPEAT
+            ) from None
         finally:
             self.open -= not handed_on
 
@@ -212,6 +216,9 @@ class Service:
             raise
         except EngineClosed:
             raise draining() from None
+        except PromptTooLong as error:  # LiteLLM knows it by OpenAI's words, not by its code
+            says = f"this model's maximum context length is {engine.context:,} tokens; {error}"
+            raise bad_request(says, "messages", CONTEXT_EXCEEDED) from None
         except QueueFull as full:
             raise later(429, "too many questions wait already; ask again later", "queue_full", full.seconds) from None
         return answer, events, Completion(self._settings.name, turns, sizes, asked.includes_usage)
@@ -264,7 +271,8 @@ class Service:
 def failure_of(finished: Finished) -> Refusal | None:
     """What is said of an answer that did not come to its end; None of one that did."""
     if finished.reason == "timeout":
-        return Refusal(504, finished.error, "timeout")
+        again = finished.first_token_s is None  # it waited in vain; one that was cut off would be so again
+        return Refusal(504, finished.error, "timeout", headers={} if again else DO_NOT_REPEAT)
     if finished.reason == "cancelled":
         return later(503, "the answer was cut off because the server ends; ask again", "draining", 30)
     if finished.reason == "error":
@@ -289,8 +297,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _mistaken(request: Request, error: Exception) -> Response:
-    code = CONTEXT_EXCEEDED if isinstance(error, PromptTooLong) else INVALID
-    return bad_request(str(error), "messages", code).response()
+    return bad_request(str(error), "messages").response()
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
@@ -298,7 +305,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         says = f"{request.url.path[:100]} does not take {request.method[:10]}; see docs/serving.md"
         return Refusal(405, says, "method_not_allowed", headers=error.headers or {}).response()
-    says = f"there is nothing at {request.url.path[:100]}; the API begins with /v1"
+    says = f"there is nothing at {request.url.path[:100]}; served are /v1/chat/completions and /v1/models"
     return Refusal(error.status_code, says, "not_found").response()
 
 

@@ -11,6 +11,9 @@ from starlette.responses import JSONResponse
 INVALID = "invalid_value"
 CONTEXT_EXCEEDED = "context_length_exceeded"
 
+# Without this header OpenAI's clients repeat a request whose status is 500 or more, twice by default.
+DO_NOT_REPEAT = {"x-should-retry": "false"}
+
 # The `type` of an error by its status; every other status below 500 is an invalid request.
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
 

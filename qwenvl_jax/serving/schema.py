@@ -7,7 +7,9 @@ chat completions.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -24,7 +26,10 @@ MAX_CHARACTERS = 200_000  # of all texts together; tens of times what the model'
 
 # Parameters that change no answer: they are accepted and ignored.
 HARMLESS = frozenset(
-    {"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls"}
+    {
+        *("user", "metadata", "store", "safety_identifier", "service_tier", "parallel_tool_calls"),
+        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    }
 )
 
 # Parameters that are not served, with the values that ask for nothing; null does too.
@@ -32,6 +37,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
     "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -41,7 +48,21 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "store": (False,),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "prediction": (),
+    "web_search_options": (),
+    "audio": (),
+    "moderation": (),
+}
+
+_NO_TOOLS = "the model calls no tools; leave out all that concerns them, and ask in words for what you need"
+
+# What to do instead of asking for what is not served; by default, to leave it out.
+_INSTEAD = {
+    "n": "send the request several times, each with its own seed",
+    "response_format": "leave it out, ask in words for the format, and check the answer",
+    **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _NO_TOOLS),
 }
 
 
@@ -88,17 +109,29 @@ class Part(_Strict):
 
 
 class Message(_Strict):
-    """What one side says. The keys of the last lines are those that an answer of this API brings back."""
+    """What one side says.
+
+    `boxes` comes back with an answer of this API; LiteLLM puts it under `provider_specific_fields`. The text has them.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(_as_parts)]
+    name: str | None = None
     boxes: Any = None
-    refusal: None = None
-    audio: None = None
-    name: None = None
-    function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    provider_specific_fields: Any = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_what_says_nothing(cls, message: Any) -> Any:
+        """Without further keys that are null or empty, such as `tool_calls` of an answer that called no tool."""
+        if not isinstance(message, dict):
+            return message
+        return {key: value for key, value in message.items() if key in cls.model_fields or value not in (None, [])}
+
+    @property
+    def side(self) -> str:
+        """Who says it; the developer is OpenAI's newer word for the system."""
+        return "system" if self.role == "developer" else self.role
 
 
 class StreamOptions(_Strict):
@@ -159,7 +192,6 @@ class ChatRequest(_Strict):
         turns: list[dict[str, Any]] = []
         addresses: list[str] = []
         for message in self.messages:
-            role = "system" if message.role == "developer" else message.role
             parts: list[dict[str, Any]] = []
             for part in message.content:
                 if part.image_url is not None:
@@ -167,10 +199,10 @@ class ChatRequest(_Strict):
                     addresses.append(part.image_url.url)
                 else:
                     parts.append({"text": part.text})
-            if turns and turns[-1]["role"] == role:
+            if turns and turns[-1]["role"] == message.side:
                 turns[-1]["parts"] += [{"text": "\n"}, *parts]
             else:
-                turns.append({"role": role, "parts": parts})
+                turns.append({"role": message.side, "parts": parts})
         return turns, addresses
 
 
@@ -206,7 +238,9 @@ def _served(values: dict[str, Any]) -> dict[str, Any]:
             served[name] = value
         elif name in NEUTRAL:
             if value is not None and value not in NEUTRAL[name]:
-                raise bad_request(f"{name} is not served; leave it out", name, "unsupported_parameter")
+                raise bad_request(
+                    f"{name} is not served; {_INSTEAD.get(name, 'leave it out')}", name, "unsupported_parameter"
+                )
         elif name not in HARMLESS:
             close = nearest(name, [*ChatRequest.model_fields, *NEUTRAL])
             raise bad_request(
@@ -232,19 +266,21 @@ def _refusal(error: pydantic.ValidationError) -> Refusal:
 
 def _check(request: ChatRequest, max_pictures: int) -> None:
     """Raises Refusal for what concerns several values at once."""
-    roles = ["system" if message.role == "developer" else message.role for message in request.messages]
-    if "system" in roles[1:]:
-        raise bad_request("only the first message may be the system's; join its texts there", "messages")
-    if roles[-1] != "user":
+    sides = [message.side for message in request.messages]
+    if any(side == "system" and before != "system" for before, side in itertools.pairwise(sides)):
+        raise bad_request("only the first messages may be the system's; move the others there", "messages")
+    if sides[-1] != "user":
         raise bad_request("the last message must be the user's, which is what is answered", "messages")
+    _check_names(request.messages)
     pictures = 0
     characters = 0
     for index, message in enumerate(request.messages):
         shown = sum(part.type == "image_url" for part in message.content)
         if shown and message.role != "user":
             raise bad_request("only the user's messages may show pictures", f"messages[{index}].content")
-        if message.boxes is not None and message.role != "assistant":
-            raise bad_request("only the assistant's messages may have boxes", f"messages[{index}].boxes")
+        for key in ("boxes", "provider_specific_fields"):
+            if getattr(message, key) is not None and message.role != "assistant":
+                raise bad_request(f"only the assistant's messages may have {key}", f"messages[{index}].{key}")
         pictures += shown
         characters += sum(len(part.text or "") for part in message.content)
     if pictures > max_pictures:
@@ -273,3 +309,18 @@ def _check(request: ChatRequest, max_pictures: int) -> None:
         raise bad_request(str(error), "stop") from None
     if request.stream_options is not None and not request.stream:
         raise bad_request("stream_options needs stream=true", "stream_options")
+
+
+def _check_names(messages: Sequence[Message]) -> None:
+    """Raises Refusal for names that tell apart who speaks on one side: the model's dialogue has no place for them."""
+    known: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        if message.name is None:
+            continue
+        first = known.setdefault(message.side, message.name)
+        if first != message.name:
+            raise bad_request(
+                f"{first[:50]!r} and {message.name[:50]!r} both speak as the {message.side}, but a dialogue has one "
+                "of each; write the names into the texts instead",
+                f"messages[{index}].name",
+            )

@@ -207,7 +207,8 @@ def test_refusals_have_status_and_code(url: str, body: Any, status: int, code: s
 
 
 def test_the_client_of_openai_learns_that_a_prompt_is_too_long(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="shorten it") as refused:
+    says = r"^Error.* this model's maximum context length is [\d,]+ tokens; .* shorten it"  # by which LiteLLM knows it
+    with pytest.raises(openai.BadRequestError, match=says) as refused:
         client.chat.completions.create(**question("word " * 3000))
     error = refused.value
     assert (error.code, error.type, error.param) == ("context_length_exceeded", "invalid_request_error", "messages")
@@ -216,7 +217,8 @@ def test_the_client_of_openai_learns_that_a_prompt_is_too_long(client: openai.Op
 def test_bodies_of_other_types_and_paths_are_refused(url: str) -> None:
     status, _, body = post(url, question(), Content_Type="text/plain")
     assert (status, body["error"]["code"]) == (415, "invalid_type")
-    assert post(url, question(), path="/v1/completions")[0] == 404
+    status, _, body = post(url, question(), path="/v1/completions")
+    assert status == 404 and "served are /v1/chat/completions" in body["error"]["message"]
     assert get(url, "/v1/chat/completions")[0] == 405
     assert get(url, "/")[0] == 404, "no page was asked for"
 
@@ -304,6 +306,7 @@ def test_a_full_queue_says_when_to_come_back(engine: Engine, url: str) -> None:
 def test_health_readiness_and_figures(engine: Engine) -> None:
     with serving(engine, ApiSettings("tiny")) as (url, service):
         assert get(url, "/health")[0] == get(url, "/ready")[0] == 200
+        assert httpx.head(f"{url}/health").status_code == httpx.head(f"{url}/ready").status_code == 200
         assert post(url, question(data_url(picture())))[0] == 200
         assert post(url, b"{")[0] == 400
         text = get(url, "/metrics")[2]
@@ -336,8 +339,9 @@ def test_answers_that_take_too_long_say_so(
         Engine(loaded, tokenizer, config.data.image_size, limits) as slow,
         serving(slow, ApiSettings("tiny")) as (url, _),
     ):
-        status, _, body = post(url, long(seed=seed))
+        status, headers, body = post(url, long(seed=seed))
         assert (status, body["error"]["type"]) == (504, "timeout_error")
+        assert headers["x-should-retry"] == "false", "OpenAI's client would ask twice more"
         response = httpx.post(f"{url}/v1/chat/completions", json=long(seed=seed, stream=True), timeout=60)
         last = [line for line in response.text.splitlines() if line][-1]
         assert response.status_code == 504 or "timeout_error" in last, "an error is the last event, without [DONE]"
@@ -351,6 +355,7 @@ def test_a_key_opens_the_api_and_nothing_else_does(engine: Engine, capsys: pytes
                 assert (status, body["error"]["code"]) == (401, "invalid_api_key")
                 assert headers["www-authenticate"] == "Bearer"
         assert get(url, "/health")[0] == get(url, "/ready")[0] == 200
+        assert httpx.head(f"{url}/health").status_code == httpx.head(f"{url}/ready").status_code == 200
         asked = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0).chat.completions.create(**question())
         assert asked.choices[0].finish_reason
         with pytest.raises(openai.AuthenticationError):

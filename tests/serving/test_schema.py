@@ -55,6 +55,36 @@ def test_messages_become_turns_and_addresses() -> None:
     ]
 
 
+def test_what_foreign_programs_send_unasked_is_served() -> None:
+    """Several messages of the system (Pydantic AI), names (AutoGen), answers as LiteLLM and others give them back."""
+    answer: dict[str, Any] = {
+        "role": "assistant",
+        "content": "B",
+        "name": "helper",
+        "provider_specific_fields": {"boxes": []},
+        "reasoning_content": None,
+        "tool_calls": [],
+        "annotations": [],
+    }
+    request = parsed(
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "developer", "content": "Be kind."},
+            {**HELLO, "name": "user"},
+            answer,
+            {**HELLO, "name": "user"},
+            HELLO,
+        ]
+    )
+    turns, _ = request.dialogue()
+    assert turns == [
+        {"role": "system", "parts": [{"text": "Be brief."}, {"text": "\n"}, {"text": "Be kind."}]},
+        {"role": "user", "parts": [{"text": "Hello"}]},
+        {"role": "assistant", "parts": [{"text": "B"}]},
+        {"role": "user", "parts": [{"text": "Hello"}, {"text": "\n"}, {"text": "Hello"}]},
+    ]
+
+
 def test_options_and_their_defaults() -> None:
     options = parsed().options(AnswerOptions())
     assert (options.temperature, options.top_p, options.top_k, options.stop) == (0, 1, 0, ())
@@ -92,7 +122,10 @@ def test_parameters_that_are_not_served_are_refused(name: str) -> None:
     [
         ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
         ({"beams": 3}, "beams", "no parameter"),
-        ({"n": 2}, "n", "not served"),
+        ({"n": 2}, "n", "each with its own seed"),
+        ({"tool_choice": "required", "tools": [{}]}, "tool_choice", "calls no tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "ask in words"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "not served; leave it out"),
         ({"model": None}, "model", "cannot be used"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": "0.5"}, "temperature", "valid number"),
@@ -122,7 +155,15 @@ def test_parameters_that_are_not_served_are_refused(name: str) -> None:
         ({"messages": [{"content": "x"}]}, "messages[0].role", "missing"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "should be"),
-        ({"messages": [{**HELLO, "name": "Ann"}]}, "messages[0].name", "null"),
+        ({"messages": [{**HELLO, "name": 7}]}, "messages[0].name", "valid string"),
+        ({"messages": [{**HELLO, "name": "Ann"}, {**HELLO, "name": "Bo"}]}, "messages[1].name", "into the texts"),
+        ({"messages": [{**HELLO, "provider_specific_fields": {}}]}, "messages[0].provider_specific_fields", "only the"),
+        (
+            {"messages": [HELLO, {"role": "assistant", "content": "x", "tool_calls": [{}]}, HELLO]},
+            "messages[1].tool_calls",
+            "not known",
+        ),
+        ({"messages": [HELLO, {"role": "assistant"}, HELLO]}, "messages[1].content", "missing"),
         ({"messages": [{**HELLO, "weight": 0}]}, "messages[0].weight", "not known"),
         ({"messages": [{**HELLO, "boxes": []}]}, "messages[0].boxes", "only the assistant"),
         ({"messages": [user()]}, "messages", "says nothing"),
@@ -136,7 +177,7 @@ def test_parameters_that_are_not_served_are_refused(name: str) -> None:
         ({"messages": [user(*[picture()] * 10_000)]}, "messages", "10,000 pictures"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages", "the last message must be the user's"),
         ({"messages": [HELLO, {"role": "assistant", "content": "x"}]}, "messages", "the last message"),
-        ({"messages": [HELLO, {"role": "system", "content": "x"}, HELLO]}, "messages", "first message"),
+        ({"messages": [HELLO, {"role": "system", "content": "x"}, HELLO]}, "messages", "first messages"),
         ({"messages": [{"role": "system", "content": [picture()]}, HELLO]}, "messages[0].content", "only the user's"),
         ({"messages": [{"role": "user", "content": "x" * (MAX_CHARACTERS + 1)}]}, "messages", "characters"),
     ],
