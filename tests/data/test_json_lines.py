@@ -177,6 +177,10 @@ def messages(*said: tuple[str, Any]) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, content in said]
 
 
+def said(role: str, content: str, **keys: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **keys}
+
+
 def released_dialogue(*said: tuple[str, str], **keys: str) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": text} for role, text in said], **keys}
 
@@ -224,6 +228,13 @@ NULLS = {"image": None, "images": None}
         ({"images": [], "conversations": WORDS["conversations"]}, WORDS),
         ({"messages": messages(("assistant", "hey"), ("user", "hi"), ANSWER)}, WORDS),
         ({"messages": [message | {"tool_calls": None} for message in messages(("user", "hi"), ANSWER)]}, WORDS),
+        ({"images": ["a.png"], "messages": messages(("user", [HI | {"text": "<image>hi"}]), ANSWER)}, ONE),
+        (
+            {"images": ["a.png", "b.png"], "messages": messages(("user", [IMAGE, HI | {"text": "<image>hi"}]), ANSWER)},
+            TWO,
+        ),
+        ({"messages": [said("user", "hi", weight=0), said("assistant", "yo", weight=1)]}, WORDS),
+        ({"messages": [said("user", "hi", loss=False), said("assistant", "yo", loss=True)]}, WORDS),
     ],
 )
 def test_a_form_of_another_framework_teaches_what_the_released_form_does(
@@ -235,6 +246,13 @@ def test_a_form_of_another_framework_teaches_what_the_released_form_does(
     assert reader.corrupt == 0 and not reader.ignored
     assert reader[1].images == reader[0].images
     assert training_pieces(reader[1]) == training_pieces(reader[0])
+
+
+def test_names_of_messages_are_ignored_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = {"messages": [said("user", "hi", name="Ann"), said("assistant", "yo", name="Bo")]}
+    reader = JsonReader(write_jsonl(tmp_path / "all.jsonl", [WORDS, named]), "dialogue")
+    assert training_pieces(reader[1]) == training_pieces(reader[0])
+    assert reader.ignored == {"name": 1} and "are ignored: 'name' (1 times)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -269,7 +287,33 @@ def test_a_form_of_another_framework_teaches_what_the_released_form_does(
         ({"prompt": messages(("user", "hi")), "completion": messages(ANSWER)}, 'write a dialogue as "messages"'),
         ({"prompt": "hi", "chosen": "yo", "rejected": "no"}, 'write a dialogue as "messages"'),
         ({"messages": messages(("user", "hi"), ("tool", "x"), ANSWER)}, "from 'tool'; use 'user' or 'assistant'"),
-        ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, 'needs "role" and "content" alone'),
+        (
+            {"messages": [said("user", "hi", nickname="x")]},
+            'keys role, content, nickname; it needs "role" and "content", and may have "loss" and "name" and "weight"',
+        ),
+        (
+            {"messages": [said("user", "hi"), said("assistant", "yo", weight=0), said("assistant", "yes")]},
+            """message of 'assistant' has "weight": 0, but all answers are taught, .* remove the key, or leave out""",
+        ),
+        ({"messages": [said("user", "hi"), said("assistant", "yo", loss=False)]}, '"loss": False'),
+        ({"messages": [said("user", "hi", loss=True), said("assistant", "yo")]}, "'user' has \"loss\": True"),
+        ({"messages": [said("user", "hi"), said("assistant", "yo", weight=0.5)]}, '"weight": 0.5'),
+        (
+            {
+                "images": ["a.png"],
+                "messages": messages(("user", "<image>Find the dog"), ("assistant", "It is <bbox>.")),
+                "objects": {"ref": [], "bbox": [[1, 2, 3, 4]]},
+            },
+            r"<bbox> in 'It is <bbox>.' shows nothing; write <ref>WORDS</ref> and <box>.* in thousandths",
+        ),
+        (
+            {"messages": messages(("user", "Find <ref-object>"), ANSWER), "objects": {"ref": ["a"], "bbox": []}},
+            "<ref-object> in .* shows nothing",
+        ),
+        (
+            {"messages": messages(("user", [IMAGE | {"image": "a.png"}, HI | {"text": "<image>hi"}]), ANSWER)},
+            "<image> stands in a text beside parts for pictures; remove one",
+        ),
         ({"system": "s", "messages": messages(("system", "t"), ("user", "hi"), ANSWER)}, "both .*system.*keep one"),
     ],
 )

@@ -176,7 +176,7 @@ def parts(part: dict[str, Any]) -> dict[str, Any]:
         ("dialogue", {"image": "a.png", **turn("<image><box>(9)</box>", "human")}, "is not a region"),
         ("dialogue", {"image": "data:image/png;base64,###", **turn("<image>", "human")}, "is not base64"),
         ("dialogue", {"messages": "hi"}, "must be a list"),
-        ("dialogue", {"messages": [{"role": "user"}]}, 'needs "role" and "content" alone'),
+        ("dialogue", {"messages": [{"role": "user"}]}, 'needs "role" and "content", and may have'),
         ("dialogue", {"messages": [{"role": "user", "content": 5}]}, "a text or a list of parts"),
         ("dialogue", {"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "is of type 'video'"),
         ("dialogue", {"messages": [{"role": "tool", "content": "a"}]}, "a turn is from 'tool'"),

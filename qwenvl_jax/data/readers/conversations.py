@@ -22,9 +22,10 @@ _WHOLE = re.compile(r"<(ref|box|quad)>((?:(?!</?(?:img|ref|box|quad)>).)*)</\1>"
 _CORNERS = {"box": 2, "quad": 4}
 _FORMS = {"box": "(x1,y1),(x2,y2)", "quad": "(x,y),(x,y),(x,y),(x,y)"}
 _KEYS = {"from", "value"}
+_FURTHER = {"name", "weight", "loss"}  # keys of messages
 # The second pair is what LLaVA and ShareGPT write.
 _ROLES = {"user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
-_FOREIGN_PICTURE = re.compile(r"<(image|video|audio)>")
+_FOREIGN = re.compile(r"<(?:image|video|audio|(bbox|ref-object))>")  # the region's are those of ms-swift
 _LLAVA_PICTURE = "<image>"
 _AS_WORDS = 'write the tags in pairs or, where they are meant as words, give the sample as "turns" (docs/data.md)'
 
@@ -59,13 +60,17 @@ def sizes_of(pictures: int) -> list[list[int]]:
     return [[_SIDE, _SIDE]] * max(1, pictures)
 
 
-def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
-    """Messages in the form of OpenAI as turns in that of LLaVA, and the pictures in the order of their `<image>`.
+def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str], list[str]]:
+    """Messages in the form of OpenAI as turns in that of LLaVA.
 
-    A message is `{"role": .., "content": ..}`; further keys must be null. The content is a text, or a list of the parts
+    A message is `{"role": .., "content": ..}`. The content is a text, or a list of the parts
     `{"type": "text", "text": ..}`, `{"type": "image_url", "image_url": {"url": ..}}` or
     `{"type": "image", "image": ..}`. In a text `<image>` may stand for a picture that the sample lists elsewhere, and
-    so may the part `{"type": "image"}`, which TRL writes.
+    so may the part `{"type": "image"}`, which TRL writes. A message may have a `name`, and `weight` (OpenAI) or `loss`
+    (ms-swift) if they ask for what is done anyway; further keys must be null.
+
+    Returns:
+      The turns, the pictures of the parts in the order of their `<image>`, and the keys of messages that are ignored.
 
     Raises:
       UserError: for a message or a part of another form.
@@ -74,19 +79,17 @@ def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
         raise UserError('"messages" must be a list of {"role": .., "content": ..}')
     turns: list[dict[str, str]] = []
     pictures: list[str] = []
+    written = False
+    ignored: set[str] = set()
     for message in map(_without_nulls, messages):
-        if message.keys() != {"role", "content"} or not isinstance(message["role"], str):
-            raise UserError(
-                f'a message has the keys {", ".join(message) or "none"}; it needs "role" and "content" alone'
-            )
-        content = message["content"]
-        if isinstance(content, str):
-            turns.append({"from": message["role"], "value": content})
-            continue
-        if not isinstance(content, list):
+        ignored |= _check_message(message)
+        parts = message["content"]
+        if isinstance(parts, str):
+            parts = [{"type": "text", "text": parts}]
+        if not isinstance(parts, list):
             raise UserError('"content" must be a text or a list of parts')
         text = ""
-        for part in content:
+        for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
             picture = part.get(kind) if kind in ("image_url", "image") else None
             picture = picture.get("url") if isinstance(picture, dict) else picture
@@ -98,10 +101,7 @@ def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
                     pictures.append(picture.removeprefix("file://"))
                 text += _LLAVA_PICTURE
             elif kind == "text" and isinstance(part.get("text"), str):
-                if _LLAVA_PICTURE in part["text"]:
-                    raise UserError(
-                        f"{_LLAVA_PICTURE} stands in a text beside parts for pictures; remove one of the two"
-                    )
+                written |= message["role"] == "user" and _LLAVA_PICTURE in part["text"]
                 text += part["text"]
             else:
                 raise UserError(
@@ -109,7 +109,30 @@ def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str]]:
                     '{"type": "text", "text": TEXT} or {"type": "image", "image": PATH or data URL}'
                 )
         turns.append({"from": message["role"], "value": text})
-    return turns, pictures
+    if pictures and written:
+        raise UserError(f"{_LLAVA_PICTURE} stands in a text beside parts for pictures; remove one of the two")
+    return turns, pictures, sorted(ignored)
+
+
+def _check_message(message: Mapping[str, Any]) -> set[str]:
+    """The keys of a message that mean nothing here.
+
+    Raises:
+      UserError: for keys that are missing or unknown, and for an answer that is not to be taught.
+    """
+    further = message.keys() - {"role", "content"}
+    if not {"role", "content"} <= message.keys() or not isinstance(message["role"], str) or further - _FURTHER:
+        may = " and ".join(f'"{key}"' for key in sorted(_FURTHER))
+        raise UserError(
+            f'a message has the keys {", ".join(message) or "none"}; it needs "role" and "content", and may have {may}'
+        )
+    for key in further - {"name"}:
+        if message[key] != (message["role"] == "assistant"):
+            raise UserError(
+                f'a message of {message["role"]!r} has "{key}": {message[key]!r}, but all answers are taught, and '
+                "nothing else; remove the key, or leave out the answers that are not to be learned"
+            )
+    return {"name"} & further
 
 
 def _is_listed_picture(part: Any) -> bool:
@@ -246,9 +269,12 @@ def _said(turn: dict[str, Any]) -> tuple[str, str]:
 
 def _parse_text(text: str, paths: dict[str, int], role: str) -> list[Part]:
     """The parts of one turn; images that are new are added to `paths`."""
-    if foreign := _FOREIGN_PICTURE.search(text):
+    if foreign := _FOREIGN.search(text):
+        instead = "<img>PATH</img> for a picture"
+        if foreign.group(1):
+            instead = "<ref>WORDS</ref> and <box>(x1,y1),(x2,y2)</box> in thousandths of the picture for a region"
         raise UserError(
-            f"{foreign.group(0)} in {_around(text, foreign)} shows nothing; write <img>PATH</img> for a picture or, "
+            f"{foreign.group(0)} in {_around(text, foreign)} shows nothing; write {instead} or, "
             'where it is meant as a word, give the sample as "turns" (docs/data.md)'
         )
     parts: list[Part] = []

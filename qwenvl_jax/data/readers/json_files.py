@@ -207,8 +207,9 @@ class JsonReader:
         if {"query", "response"} <= value.keys() and not _TALKS & value.keys():
             value["messages"] = messages_of_query(value)
             value = {key: entry for key, entry in value.items() if key not in ("query", "response", "history")}
+        ignored_of_messages: list[str] = []
         if "messages" in value and not {"conversations", "turns"} & value.keys():
-            value["conversations"], shown = turns_of_messages(value.pop("messages"))
+            value["conversations"], shown, ignored_of_messages = turns_of_messages(value.pop("messages"))
             if shown and (value.get("images") or "image" in value):
                 raise UserError('there are pictures beside "messages" and in its parts; keep one of the two')
             if shown:
@@ -224,7 +225,7 @@ class JsonReader:
             images=(b"",) * len(paths),
             content=content,
         )
-        return record, [self._resolve(path) for path in paths], ignored
+        return record, [self._resolve(path) for path in paths], [*ignored, *ignored_of_messages]
 
     def _conversation(self, value: dict[str, Any]) -> tuple[Content, list[str], list[str]]:
         if not {"image", "images"} & value.keys():
