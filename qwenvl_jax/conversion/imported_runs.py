@@ -13,7 +13,7 @@ from etils import epath
 
 from qwenvl_jax.checkpoint import layout
 from qwenvl_jax.evaluation.config import EvalConfig
-from qwenvl_jax.runtime import artifacts, distributed, log, storage
+from qwenvl_jax.runtime import artifacts, distributed, folder_lock, log, storage
 
 _ADAPTERS = "adapter_config.json"  # of PEFT; the import says what to do with such a folder
 
@@ -49,14 +49,27 @@ def run_of(workdir: str, imported: epath.Path, name: str) -> str:
     run = imported / f"{name}-{hashlib.sha256(files.encode()).hexdigest()[:16]}"
 
     def once() -> None:
-        from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
-
         if not storage.exists(run / layout.LINEAGE):
-            log.line(f"importing {release} to {run}")
-            import_release(release, run)
+            with folder_lock.removed_if_empty(imported):
+                _import(release, run)
 
     distributed.from_primary(once)
     return str(run)
+
+
+def _import(release: epath.Path, run: epath.Path) -> None:
+    """Imports a release, unless another command has done so while this one waited for it."""
+    from qwenvl_jax.conversion.from_torch import import_release  # its packages are not needed otherwise
+
+    busy = f"another command imports {release} to {run}; waiting for it"
+    with folder_lock.locked(run, busy, tell=log.line) as alone, folder_lock.removed_if_empty(run):
+        if storage.exists(run / layout.LINEAGE):
+            return
+        if alone:  # whatever is there is left by an import that was killed
+            for name in storage.names(run):
+                storage.remove(run / name)
+        log.line(f"importing {release} to {run}")
+        import_release(release, run)
 
 
 def _is_release(folder: epath.Path) -> bool:

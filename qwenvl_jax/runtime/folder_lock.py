@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from etils import epath
 
@@ -14,17 +15,22 @@ from qwenvl_jax.runtime.errors import UserError
 
 
 @contextlib.contextmanager
-def locked(folder: epath.PathLike, refusal: str) -> Iterator[None]:
-    """Locks a folder, which is made if it is missing, while the block runs.
+def locked(folder: epath.PathLike, refusal: str, *, tell: Callable[[str], Any] | None = None) -> Iterator[bool]:
+    """Locks a folder, which is made if it is missing, while the block runs; gives whether there is a lock.
 
     Object stores and some network disks have no locks; on those the block runs without one.
+
+    Args:
+      folder: on a disk or an object store.
+      refusal: what is said if another process has the lock.
+      tell: gets that text, and then the lock is waited for; None raises instead.
 
     Raises:
       UserError: with the text `refusal`, if another process has the lock.
     """
-    held = lock(folder, refusal)
+    held = lock(folder, refusal, tell=tell)
     try:
-        yield
+        yield held is not None
     finally:
         if held is not None:
             os.close(held)
@@ -32,15 +38,16 @@ def locked(folder: epath.PathLike, refusal: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def removed_if_empty(folder: epath.PathLike) -> Iterator[None]:
-    """Removes a folder after the block if nothing is in it, so that a run that is refused leaves none."""
+    """Removes a folder of a disk after the block if nothing is in it, so that a run that is refused leaves none."""
     try:
         yield
     finally:
-        if storage.is_folder(folder) and not storage.names(folder):
-            storage.remove(folder)
+        if not storage.is_remote(folder):
+            with contextlib.suppress(OSError):  # it holds something, perhaps since a moment ago, or is not there
+                os.rmdir(folder)
 
 
-def lock(folder: epath.PathLike, refusal: str) -> int | None:
+def lock(folder: epath.PathLike, refusal: str, *, tell: Callable[[str], Any] | None = None) -> int | None:
     """The descriptor whose end is the end of the lock; None if there are no locks. See `locked`."""
     if storage.is_remote(folder):
         return None
@@ -50,8 +57,11 @@ def lock(folder: epath.PathLike, refusal: str) -> int | None:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(held)
-            raise UserError(refusal) from None
+            if tell is None:
+                os.close(held)
+                raise UserError(refusal) from None
+            tell(refusal)
+            fcntl.flock(held, fcntl.LOCK_EX)
         except OSError:
             os.close(held)
             return None

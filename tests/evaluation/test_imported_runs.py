@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 
 from qwenvl_jax.checkpoint import restore
+from qwenvl_jax.checkpoint.starting_point import find_starting_point
 from qwenvl_jax.config import Config
 from qwenvl_jax.conversion import to_torch
-from qwenvl_jax.conversion.imported_runs import with_imported
+from qwenvl_jax.conversion.imported_runs import run_of, with_imported
 from qwenvl_jax.evaluation.config import BenchmarkConfig
 from qwenvl_jax.evaluation.sweep import sweep
 from qwenvl_jax.runtime.errors import UserError
@@ -43,6 +46,24 @@ def test_a_release_is_imported_once_and_answers_as_its_run(
         dataclasses.replace(of_release, checkpoints=(dataclasses.replace(item, workdir=str(release)),))
     ).checkpoints
     assert other.workdir != item.workdir
+
+
+def test_commands_that_start_at_once_import_a_release_once(
+    config: Config, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params, _ = restore.deferred_params(checkpoint)
+    release = str(to_torch.release(params, config, tmp_path / "release"))
+    capsys.readouterr()
+    imported = epath.Path(tmp_path / "imported")
+    with ThreadPoolExecutor(3) as commands:
+        (run,) = {future.result() for future in [commands.submit(run_of, release, imported, "a") for _ in range(3)]}
+    said = capsys.readouterr().out
+    assert said.count(f"importing {release}") == 1, said
+    assert said.count(f"another command imports {release} to {run}; waiting for it") == 2, said
+    (Path(run) / "lineage.json").unlink()  # as if it had been killed before its end
+    (Path(run) / "frozen" / "half").write_bytes(b"")
+    assert run_of(release, imported, "a") == run
+    assert find_starting_point(run, None).step == 0 and not (Path(run) / "frozen" / "half").exists()
 
 
 @pytest.mark.parametrize(
