@@ -94,11 +94,12 @@ class PictureUrl(_Strict):
 
 
 class Part(_Strict):
-    """A part of a message: a text or a picture."""
+    """A part of a message: a text or a picture. A breakpoint of OpenAI's cache of prompts changes no answer."""
 
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: PictureUrl | None = None
+    prompt_cache_breakpoint: Any = None
 
     @pydantic.model_validator(mode="after")
     def _has_its_value(self) -> Part:

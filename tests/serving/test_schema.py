@@ -70,7 +70,10 @@ def test_what_foreign_programs_send_unasked_is_served() -> None:
         messages=[
             {"role": "system", "content": "Be brief."},
             {"role": "developer", "content": "Be kind."},
-            {**HELLO, "name": "user"},
+            {
+                **user({"type": "text", "text": "Hello", "prompt_cache_breakpoint": {"mode": "explicit"}}),
+                "name": "user",
+            },
             answer,
             {**HELLO, "name": "user"},
             HELLO,
