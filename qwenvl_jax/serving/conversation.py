@@ -80,14 +80,14 @@ class Conversation:
 
         Raises:
           UserError: if the question does not fit.
-          AnswerFailed: if the engine failed.
+          AnswerFailed: if the engine failed, or its time to wait or to answer was over.
         """
         parts: list[dict[str, Any]] = [{"image": index} for index in self._pending]
         asked = {"role": "user", "parts": [*parts, {"text": question}]}
         turns = [*self.turns, asked]
         options = dataclasses.replace(self._options, seed=self._options.seed + len(turns))
         finished, stopped = _followed(self._engine.submit(turns, self._images, options), on_text)
-        if finished.reason == "error":
+        if finished.error:
             raise AnswerFailed(finished.error)
         self.turns = [*turns, {"role": "assistant", "parts": [{"ids": finished.ids}]}]
         self._as_text.append(asked)

@@ -147,6 +147,16 @@ def test_a_question_that_fails_leaves_the_conversation_as_it_was(
     assert "Second?" not in written(conversation)
 
 
+def test_an_answer_that_never_began_is_not_remembered(
+    loaded: LoadedModel, config: Config, tokenizer: Tokenizer
+) -> None:
+    with Engine(loaded, tokenizer, config.data.image_size, EngineSettings(slots=1, wait_seconds=1e-9)) as engine:
+        conversation = Conversation(engine, FOUR)
+        with pytest.raises(AnswerFailed, match="no slot became free"):
+            conversation.ask("What?")
+    assert conversation.turns == []
+
+
 def test_an_answer_is_heard_while_it_is_written(conversation: Conversation) -> None:
     conversation.add_image(picture())
     heard: list[str] = []
