@@ -174,15 +174,12 @@ class Engine:
                 slots=self._batch.count,
                 active=len(self._running),
                 waiting=len(self._waiting),
-                context=self.context,
                 finished=dict(self._tally.finished),
                 failures=self._tally.failures,
                 prompt_tokens=self._tally.prompt_tokens,
                 new_tokens=self._tally.new_tokens,
                 pictures_encoded=encoded,
                 pictures_reused=max(0, self._batch.asked - encoded),
-                first_token_s=tuple(self._tally.first_token_s),
-                total_s=tuple(self._tally.total_s),
             )
 
     def close(self, drain_seconds: float = 0.0) -> None:

@@ -19,29 +19,23 @@ class EngineStatus:
       slots: answers that can be continued at once.
       active: answers that are being written.
       waiting: requests that wait for a slot.
-      context: tokens of the longest prompt with its answer.
       finished: answers by the reason of their end.
       failures: steps that failed; each has ended the answers in progress.
       prompt_tokens: of all requests that got a slot.
       new_tokens: of all answers that have ended.
       pictures_encoded: by the model.
       pictures_reused: whose features were stored already.
-      first_token_s: seconds from request to first token, of the newest answers that have ended.
-      total_s: seconds from request to end, of the same answers.
     """
 
     slots: int
     active: int
     waiting: int
-    context: int
     finished: dict[str, int]
     failures: int
     prompt_tokens: int
     new_tokens: int
     pictures_encoded: int
     pictures_reused: int
-    first_token_s: tuple[float, ...]
-    total_s: tuple[float, ...]
 
 
 class Tally:
@@ -52,8 +46,7 @@ class Tally:
       failures: steps that failed.
       prompt_tokens: of all requests that got a slot.
       new_tokens: of all answers that have ended.
-      first_token_s: of the newest answers that have ended.
-      total_s: of the same answers.
+      total_s: seconds from request to end, of the newest answers that have ended with a token.
     """
 
     def __init__(self) -> None:
@@ -61,7 +54,6 @@ class Tally:
         self.failures = 0
         self.prompt_tokens = 0
         self.new_tokens = 0
-        self.first_token_s: deque[float] = deque(maxlen=_REMEMBERED)
         self.total_s: deque[float] = deque(maxlen=_REMEMBERED)
 
     def add(self, finished: Finished) -> None:
@@ -69,5 +61,4 @@ class Tally:
         self.finished[finished.reason] += 1
         self.new_tokens += finished.new_tokens
         if finished.first_token_s is not None:
-            self.first_token_s.append(finished.first_token_s)
             self.total_s.append(finished.total_s)
