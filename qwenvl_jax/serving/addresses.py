@@ -22,7 +22,7 @@ MAX_LENGTH = 4_096  # of an address that is not the picture itself
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _DATA = re.compile(r"data:(?P<media>[^;,]*)(?P<parameters>(?:;[^;,]*)*?);base64,", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x20\x7f-\x9f]")
-_PORTS = {"http": 80, "https": 443}
+PORTS = {"http": 80, "https": 443}  # of TCP, by the schemes that are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def parse_address(written: str) -> Address:
     name = scheme[1].lower()
     if name == "file":
         return _parse_file_url(written)
-    if name in _PORTS:
+    if name in PORTS:
         return parse_web(written)
     raise UserError(f"an address that begins with {name[:20]}: cannot be read; use data:, file: or https:")
 
@@ -139,7 +139,7 @@ def parse_web(written: str) -> WebAddress:
     except ValueError:
         raise doubtful from None
     scheme = parts.scheme.lower()
-    if scheme not in _PORTS:
+    if scheme not in PORTS:
         raise UserError(f"{scheme[:20]!r} is not the web; use https")
     if "@" in parts.netloc:
         raise UserError("a web address with a name or password of a user is refused; leave it out")
@@ -152,4 +152,4 @@ def parse_web(written: str) -> WebAddress:
     target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     if parts.query:
         target += "?" + urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
-    return WebAddress(scheme, host, port or _PORTS[scheme], target)
+    return WebAddress(scheme, host, port or PORTS[scheme], target)

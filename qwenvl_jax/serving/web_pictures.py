@@ -19,7 +19,7 @@ from typing import Any
 import httpcore
 
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.serving.addresses import WebAddress, parse_web
+from qwenvl_jax.serving.addresses import PORTS, WebAddress, parse_web
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -191,6 +191,5 @@ class WebPictures:
 
 
 def _host(address: WebAddress) -> bytes:
-    usual = {"http": 80, "https": 443}[address.scheme]
     host = f"[{address.host}]" if ":" in address.host else address.host
-    return (host if address.port == usual else f"{host}:{address.port}").encode()
+    return (host if address.port == PORTS[address.scheme] else f"{host}:{address.port}").encode()
