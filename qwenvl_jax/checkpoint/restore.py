@@ -214,7 +214,9 @@ def _starting_point_of(config: Config, tower: str, *, missing_ok: bool) -> Start
     if not storage.exists(storage.path(workdir)):
         if missing_ok:
             return None
-        raise UserError(f"config.init.{tower} is {workdir}, which does not exist; train that stage first")
+        raise UserError(
+            f"config.init.{tower} is {workdir}, which does not exist; train that stage or import that model first"
+        )
     named = None if config.init.step < 0 else config.init.step
     start = find_starting_point(workdir, named)
     wanted, found = (to_dict(model.architecture()) for model in (config.model, start.config.model))

@@ -99,7 +99,9 @@ def test_what_chaining_refuses(tmp_path: Path, params: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"config.model.decoder.layers is 2 there and 5 here"):
         check_init(dataclasses.replace(config(), model=other))
     missing = tiny_run.make_config(init__resampler=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"config.init.resampler is .*nowhere, which does not exist"):
+    with pytest.raises(
+        UserError, match=r"config.init.resampler is .*nowhere, which does not exist; .*or import that model"
+    ):
         check_init(missing)
     assert check_init(missing, missing_ok=True)["resampler"] is None
     (tmp_path / "empty").mkdir()
