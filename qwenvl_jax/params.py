@@ -31,6 +31,16 @@ def path_of(key_path: tuple[Any, ...]) -> Path:
     return tuple(key.key for key in key_path)
 
 
+def parse_path(joined: str) -> Path:
+    """The path whose keys are joined by `/`."""
+    return tuple(joined.split("/"))
+
+
+def is_stacked(path: Path) -> bool:
+    """Whether the parameters at or below this path have a leading layer axis."""
+    return "blocks" in path
+
+
 def component_of(path: Path) -> str:
     """The component of the model that a parameter path belongs to.
 
@@ -82,7 +92,7 @@ def flatten_paths(tree: Params) -> dict[str, Any]:
 
 def unflatten_paths(leaves: dict[str, Any]) -> Params:
     """The inverse of `flatten_paths`."""
-    return unflatten({tuple(path.split("/")): leaf for path, leaf in leaves.items()})
+    return unflatten({parse_path(path): leaf for path, leaf in leaves.items()})
 
 
 def split(params: Params, trainable: tuple[str, ...]) -> tuple[Params, Params]:

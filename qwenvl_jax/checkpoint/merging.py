@@ -14,7 +14,7 @@ from qwenvl_jax.checkpoint.manager import params_folder, read_host_leaf, stored_
 from qwenvl_jax.checkpoint.starting_point import StartingPoint, damage_reported, frozen_damage_reported
 from qwenvl_jax.models import lora, quantised
 from qwenvl_jax.models.quantised import KERNEL
-from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, Path, flatten, unflatten
+from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, Path, flatten, parse_path, unflatten
 from qwenvl_jax.sharding.rules import param_spec
 
 _ADAPTER = (LORA_A, LORA_B, LORA_SCALE)
@@ -30,7 +30,7 @@ def parts_in(start: StartingPoint, stored: Mapping[Path, Any]) -> dict[Path, tup
     parts: dict[Path, tuple[str, ...]] = {}
     for path in dict.fromkeys(path[:-1] for path in stored if path[-1] in quantised.NAMES):
         parts[(*path, KERNEL)] = tuple(name for name in quantised.NAMES if (*path, name) in stored)
-    for path in map(lora.path_of_target, start.config.lora.adapted):
+    for path in map(parse_path, start.config.lora.adapted):
         kernel = (*path, KERNEL)
         parts[kernel] = (*parts.get(kernel, (KERNEL,)), *_ADAPTER)
     return parts

@@ -17,8 +17,7 @@ from qwenvl_jax.checkpoint.steps import finished_steps
 from qwenvl_jax.config import Config, TokenizerConfig
 from qwenvl_jax.data.tokenizer import vocabulary_digest
 from qwenvl_jax.models import quantised, qwen_vl
-from qwenvl_jax.models.lora import path_of_target
-from qwenvl_jax.params import flatten, unflatten
+from qwenvl_jax.params import flatten, parse_path, unflatten
 from qwenvl_jax.runtime.errors import UserError
 
 IMPORT = "import"  # the stage of weights that were converted, not trained
@@ -67,7 +66,7 @@ def stored_params(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeS
         frozen = stored_leaves(params_folder(start.workdir, None))
     stored = flatten(quantised.plain(unflatten(frozen | stored_trained(start))))
     for target in start.config.lora.adapted:
-        kernel = (*path_of_target(target), "kernel")
+        kernel = (*parse_path(target), "kernel")
         if kernel in stored:
             stored[kernel] = jax.ShapeDtypeStruct(stored[kernel].shape, jnp.float32)
     shapes = flatten(qwen_vl.abstract_params(start.config.model))

@@ -26,7 +26,7 @@ from qwenvl_jax.conversion import mapping, tensor_files
 from qwenvl_jax.conversion.mapping import LAYER, Rule
 from qwenvl_jax.conversion.tensor_files import Entry, Stored
 from qwenvl_jax.models import lora
-from qwenvl_jax.params import LORA_A, LORA_B, flatten_paths, unflatten_paths
+from qwenvl_jax.params import LORA_A, LORA_B, flatten_paths, is_stacked, parse_path, unflatten_paths
 from qwenvl_jax.runtime import artifacts, storage
 from qwenvl_jax.runtime.errors import UserError
 
@@ -104,7 +104,7 @@ def export(start: StartingPoint, output: epath.PathLike, base: str = "") -> epat
     with damage_reported(start):
         verify_params(start.workdir, start.step)
         paths = ["/".join(path) for path in stored_leaves(params_folder(start.workdir, start.step))]
-        others = [path for path in paths if path not in _WHOLE and not lora.is_adapter(tuple(path.split("/")))]
+        others = [path for path in paths if path not in _WHOLE and not lora.is_adapter(parse_path(path))]
         if others:
             raise UserError(
                 f"{start.workdir} trains {others[0]} beside its adapters, which their files cannot hold; use "
@@ -124,7 +124,7 @@ def export(start: StartingPoint, output: epath.PathLike, base: str = "") -> epat
 
 
 def _read(start: StartingPoint, path: str) -> np.ndarray:
-    return read_host_leaf(params_folder(start.workdir, start.step), tuple(path.split("/")))
+    return read_host_leaf(params_folder(start.workdir, start.step), parse_path(path))
 
 
 def _tensors(config: LoraConfig, trained: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -132,7 +132,7 @@ def _tensors(config: LoraConfig, trained: Mapping[str, np.ndarray]) -> dict[str,
     tensors: dict[str, np.ndarray] = {}
     for target in config.adapted:
         lora_a, lora_b = trained[f"{target}/{LORA_A}"], trained[f"{target}/{LORA_B}"]
-        if not lora.is_stacked(lora.path_of_target(target)):
+        if not is_stacked(parse_path(target)):
             lora_a, lora_b = lora_a[None], lora_b[None]
         for layer, module in enumerate(_modules(target, len(lora_a))):
             tensors[f"{_PREFIX}{module}.{_FACTORS[LORA_A]}"] = lora_a[layer].reshape(-1, config.rank).T
@@ -286,7 +286,7 @@ def merged(params: dict[str, Any], adapters: Adapters) -> dict[str, Any]:
 
 def _load_kernel(target: str, kernel: Any, layers: list[tuple[Stored, Stored]], scale: float) -> np.ndarray:
     array = np.asarray(host_array(kernel))
-    stacked = lora.is_stacked(lora.path_of_target(target))
+    stacked = is_stacked(parse_path(target))
     shape = array.shape[1:] if stacked else array.shape
     outputs = shape[LORA_TARGETS[target] :]
     pairs = [(tensor_files.read_tensor(a).T, tensor_files.read_tensor(b)) for a, b in layers]

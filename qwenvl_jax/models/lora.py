@@ -19,17 +19,18 @@ import jax.numpy as jnp
 
 from qwenvl_jax.config import LORA_TARGETS, LoraConfig, ModelConfig
 from qwenvl_jax.models import qwen_vl
-from qwenvl_jax.params import LORA_A, LORA_B, LORA_DROPOUT, LORA_SCALE, Params, Path, flatten, unflatten
-
-
-def path_of_target(target: str) -> Path:
-    """The keys of an entry of `LORA_TARGETS`."""
-    return tuple(target.split("/"))
-
-
-def is_stacked(path: Path) -> bool:
-    """Whether the parameters below this path have a leading layer axis."""
-    return "blocks" in path
+from qwenvl_jax.params import (
+    LORA_A,
+    LORA_B,
+    LORA_DROPOUT,
+    LORA_SCALE,
+    Params,
+    Path,
+    flatten,
+    is_stacked,
+    parse_path,
+    unflatten,
+)
 
 
 def is_adapter(path: Path) -> bool:
@@ -45,7 +46,7 @@ def init_params(model: ModelConfig, lora: LoraConfig, key: jax.Array) -> Params:
     """
     leaves = flatten(qwen_vl.init_params(model, key))
     for target in lora.adapted:
-        path = path_of_target(target)
+        path = parse_path(target)
         shape = leaves[(*path, "kernel")].shape
         layers = shape[:1] if is_stacked(path) else ()
         inputs = shape[len(layers) : len(layers) + LORA_TARGETS[target]]
@@ -88,7 +89,7 @@ def with_dropout(
     leaves = flatten(params)
     key = jax.random.fold_in(jax.random.key(seed), step)
     for target in lora.adapted:
-        path = path_of_target(target)
+        path = parse_path(target)
         rows = tokens_BL if path[0] == "decoder" else images_IHWC
         if rows is None:
             continue

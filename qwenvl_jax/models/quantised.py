@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from qwenvl_jax.config import LORA_TARGETS, QUANTISED_TARGETS
-from qwenvl_jax.params import Params, Path, flatten, unflatten
+from qwenvl_jax.params import Params, Path, flatten, is_stacked, parse_path, unflatten
 from qwenvl_jax.sharding.rules import QUANTISED_LEAVES, param_spec
 
 Leaves = Mapping[str, Any]
@@ -112,7 +112,7 @@ def abstract(frozen: Params, scheme: str) -> Params:
     """
     leaves = flatten(frozen)
     for target in QUANTISED_TARGETS if scheme != "plain" else ():
-        path = tuple(target.split("/"))
+        path = parse_path(target)
         kernel = leaves.pop((*path, KERNEL), None)
         if kernel is not None:
             stored = jax.eval_shape(_quantiser(path, scheme), kernel)
@@ -165,4 +165,4 @@ def quantise_like(path: Path, kernel: Any, stored: Leaves) -> dict[Path, jax.Arr
 def _quantiser(path: Path, scheme: str) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """The function that quantises the kernel of the projection at `path`."""
     inputs = LORA_TARGETS["/".join(path)]
-    return functools.partial(_quantise_stacked, inputs=inputs, scheme=scheme, stacked="blocks" in path)
+    return functools.partial(_quantise_stacked, inputs=inputs, scheme=scheme, stacked=is_stacked(path))

@@ -19,7 +19,7 @@ from qwenvl_jax.checkpoint.manager import params_folder, stored_leaves
 from qwenvl_jax.checkpoint.restore import deferred_params, load_params
 from qwenvl_jax.config import LORA_TARGETS, QUANTISED_TARGETS, Config, LoraConfig, load_config, validate
 from qwenvl_jax.models import layers, lora, quantised
-from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, flatten, merge, split, unflatten
+from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, flatten, merge, parse_path, split, unflatten
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.mesh import make_mesh
 from qwenvl_jax.training import loop
@@ -162,7 +162,7 @@ def configure(folder: Path = tiny_run.NO_DATA, scheme: str = "nf4", **changes: A
 def quantise_tree(params: Params, scheme: str) -> Params:
     leaves = flatten(params)
     for target in QUANTISED_TARGETS:
-        path = lora.path_of_target(target)
+        path = parse_path(target)
         kernel = leaves.pop((*path, "kernel"))
         made = [quantised.quantise(layer, LORA_TARGETS[target], scheme) for layer in kernel]
         leaves |= {(*path, name): jnp.stack([one[name] for one in made]) for name in made[0]}
@@ -212,7 +212,7 @@ def test_a_run_stores_the_codes_once_continues_to_the_bit_and_is_read_as_merged(
     before = flatten(load_params(run, adapters_apart=True)[0])
     assert {path[-1] for path in stored_leaves(params_folder(run, 6))} == {LORA_A, LORA_B}
     frozen = stored_leaves(params_folder(run, None))
-    targets = [lora.path_of_target(target) for target in QUANTISED_TARGETS]
+    targets = [parse_path(target) for target in QUANTISED_TARGETS]
     assert {path[:-1] for path in frozen if path[-1] == quantised.NF4} == set(targets)
     assert not {path for path in frozen if path[:2] == ("decoder", "blocks") and path[-1] == "kernel"}
 

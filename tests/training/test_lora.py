@@ -16,7 +16,7 @@ from qwenvl_jax.checkpoint.manager import params_folder, stored_leaves
 from qwenvl_jax.checkpoint.restore import deferred_params, load_params
 from qwenvl_jax.config import LORA_TARGETS, Config, LoraConfig
 from qwenvl_jax.models import lora, qwen_vl
-from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, flatten, merge, split, unflatten
+from qwenvl_jax.params import LORA_A, LORA_B, LORA_SCALE, Params, flatten, merge, parse_path, split, unflatten
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.sharding.batch import put_batch
 from qwenvl_jax.sharding.mesh import make_mesh
@@ -100,7 +100,7 @@ def test_adapters_beside_kernels_compute_what_merged_kernels_do() -> None:
     base = {path: leaf for path, leaf in flatten(params).items() if not lora.is_adapter(path)}
     assert np.abs(hidden(params, config) - hidden(unflatten(base), config)).max() > 1e-2
     for target in LORA_TARGETS:
-        path = lora.path_of_target(target)
+        path = parse_path(target)
         parts = [np.asarray(flatten(params)[(*path, name)]) for name in ("kernel", LORA_A, LORA_B, LORA_SCALE)]
         np.testing.assert_allclose(lora.merged_kernel(*parts), flatten(whole)[(*path, "kernel")], atol=1e-6)
 
