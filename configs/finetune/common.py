@@ -67,11 +67,11 @@ def finetune(
     config.data.update(dict(accumulation=int(rows) // int(devices), streams=1))
     config.mesh.update(dict(data=1, fsdp=-1))
     config.train.log_every = 1
-    _validate(config, validation)
+    _measure_heldout_loss(config, validation)
     return config
 
 
-def _validate(config: ml_collections.ConfigDict, validation: str) -> None:
+def _measure_heldout_loss(config: ml_collections.ConfigDict, validation: str) -> None:
     """Has the held-out loss measured; see `finetune`."""
     if not validation:
         return

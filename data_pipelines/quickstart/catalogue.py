@@ -74,7 +74,7 @@ def dialogue(rng: np.random.Generator, pictures: Sequence[Record], number: str) 
 
 
 def dialogues(words: Sequence[Record], split: str, count: int, seed: int) -> Iterator[Record]:
-    """`count` dialogues about pictures of English words; all but the last ones begin with pictures of their own."""
+    """`count` dialogues about pictures of English words, which take turns at being a dialogue's first picture."""
     for number in range(count):
         rng = rng_for(seed, NAME, split, number)
         first = number % len(words)
