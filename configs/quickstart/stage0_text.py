@@ -21,8 +21,8 @@ def get_config(
         data=dict(
             mixture=(common.source(data, "text", 1.0),),
             image_size=common.SIZE_PRETRAIN,
-            sequence_length=128,
-            rows_per_step=16,
+            sequence_length=192,  # dialogues are longer than the other texts
+            rows_per_step=12,
             images_per_row=0.0,
             seed=0,
         ),

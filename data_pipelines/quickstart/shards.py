@@ -5,6 +5,7 @@ A shard is a pure function of (settings, split, shard number): any worker can wr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -123,5 +124,5 @@ def _texts(
     words = [word for lexicon in ingredients.lexicons.values() for word in lexicon.words]
     for i in numbers:
         rng = rng_for(settings.seed, "text", split, i)
-        scene = make_scene(rng, ingredients.stamps, ingredients.views, settings.scene, split)
-        yield sentence_record(rng, scene, ingredients.stamps, words, f"{split}-{i:06d}", settings.zh_share)
+        draw = functools.partial(make_scene, rng, ingredients.stamps, ingredients.views, settings.scene, split)
+        yield sentence_record(rng, draw, ingredients.stamps, words, f"{split}-{i:06d}", settings.zh_share)

@@ -108,8 +108,6 @@ def _together(samples: list[dict[str, Any]], side: int) -> Content:
 
 def ocr_record(picture: OcrPicture, jpeg: bytes, number: str, license: str) -> Record:
     """The record of a picture of words."""
-    side = picture.image_HWC.shape[0]
-    lines: list[OcrLine] = [{"text": line.text, "quad": [list(point) for point in line.quad]} for line in picture.lines]
     return Record(
         id=f"ocr-{number}",
         task="ocr",
@@ -117,5 +115,12 @@ def ocr_record(picture: OcrPicture, jpeg: bytes, number: str, license: str) -> R
         language=picture.language,
         license=license,
         images=(jpeg,),
-        content=OcrContent(lines=lines, width=side, height=side),
+        content=ocr_content(picture),
     )
+
+
+def ocr_content(picture: OcrPicture) -> OcrContent:
+    """The lines of a picture of words."""
+    side = picture.image_HWC.shape[0]
+    lines: list[OcrLine] = [{"text": line.text, "quad": [list(point) for point in line.quad]} for line in picture.lines]
+    return OcrContent(lines=lines, width=side, height=side)

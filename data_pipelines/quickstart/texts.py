@@ -6,13 +6,12 @@ and digits as coordinates. A model of the quickstart's size learns them here, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from data_pipelines.quickstart.captions import Caption
-from data_pipelines.quickstart.maps import MAP, map_content, placed
+from data_pipelines.quickstart.in_words import sample_in_words
 from data_pipelines.quickstart.questions import ask
 from data_pipelines.quickstart.scenes import Scene
 from data_pipelines.quickstart.sentences import (
@@ -24,26 +23,14 @@ from data_pipelines.quickstart.sentences import (
     location_sentence,
 )
 from data_pipelines.quickstart.stamps import Stamp
-from data_pipelines.quickstart.tasks import SOURCE, scene_record
-from data_pipelines.quickstart.word_pictures import BACKGROUNDS, PICTURE_GRID, SIGN, word_picture
+from data_pipelines.quickstart.tasks import SOURCE
 from qwenvl_jax.data.schema import Record
 from qwenvl_jax.data.tags import box_to_text
-from qwenvl_jax.data.tasks import Content, OcrContent, OcrLine, TextContent
+from qwenvl_jax.data.tasks import Content, TextContent
 
 GENERATED_LICENSE = "CC0-1.0"
 # Most generated texts are samples of the image tasks over pictures made of words.
 _PICTURE_SHARE = 0.9
-_MAP_OF_A_WORD = "map of a word"
-_TASK_SHARES = {
-    "caption": 0.15,
-    "vqa": 0.1,
-    MAP: 0.1,
-    "grounding": 0.25,
-    "ref_grounding": 0.25,
-    "grounded_caption": 0.04,
-    "ocr": 0.06,
-    _MAP_OF_A_WORD: 0.05,
-}
 
 
 def caption_record(line: Caption) -> Record:
@@ -60,15 +47,28 @@ def caption_record(line: Caption) -> Record:
 
 
 def sentence_record(
-    rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str], number: str, zh_share: float
+    rng: np.random.Generator,
+    draw: Callable[[], Scene],
+    stamps: Sequence[Stamp],
+    words: Sequence[str],
+    number: str,
+    zh_share: float,
 ) -> Record:
-    """A sample of an image task over a picture made of words, or one or two sentences about `scene`.
+    """A sample of an image task over a picture made of words, or one or two sentences about a scene.
 
-    The pixels of the scene are never used.
+    Args:
+      rng: consumed; equal states give equal records.
+      draw: gives another scene at every call; its pixels are never used.
+      stamps: all that scenes may show.
+      words: all that a picture of words may show, in both languages.
+      number: ends the id of the record, e.g. "train-000017".
+      zh_share: share of Chinese.
     """
+    scene = draw()
     language = "zh" if rng.random() < zh_share else "en"
+    content: Content
     if rng.random() < _PICTURE_SHARE:
-        language, content = _in_words(rng, scene, stamps, words, zh_share)
+        language, content = sample_in_words(rng, scene, draw, stamps, words, zh_share)
     else:
         text = _zh_text(rng, scene) if language == "zh" else _en_text(rng, scene, stamps, words)
         content = TextContent(text=text)
@@ -81,39 +81,6 @@ def sentence_record(
         images=(),
         content=content,
     )
-
-
-def _in_words(
-    rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str], zh_share: float
-) -> tuple[str, Content]:
-    """(language, content) of a text record that has the form of an image task."""
-    side = scene.image_HWC.shape[0]
-    task = str(rng.choice(list(_TASK_SHARES), p=list(_TASK_SHARES.values())))
-    if task in ("ocr", _MAP_OF_A_WORD):
-        word = words[int(rng.integers(len(words)))]
-        x1 = int(rng.integers(1, side // 5))
-        height = int(rng.integers(side // 4, side // 2))
-        y1 = int(rng.integers(1, side - height))
-        x2 = side - x1
-        y2 = y1 + height
-        drawn = [(word, (x1, y1, x2, y2))]
-        picture = word_picture(drawn, SIGN, side, PICTURE_GRID)
-        if task == _MAP_OF_A_WORD:
-            return "en", _with_words("vqa", picture, map_content(drawn, side))
-        lines: list[OcrLine] = [{"text": word, "quad": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}]
-        ocr = OcrContent(lines=lines, width=side, height=side)
-        return "en" if word.isascii() else "zh", _with_words(task, picture, ocr)
-    background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
-    picture = word_picture(placed(scene), background, side, PICTURE_GRID)
-    if task == MAP:
-        return "en", _with_words("vqa", picture, map_content(placed(scene), side))
-    sample = scene_record(task, rng, scene, b"", "", GENERATED_LICENSE, stamps, zh_share)
-    return sample.language, _with_words(task, picture, sample.content)
-
-
-def _with_words(task: str, picture: str, content: Content) -> Content:
-    """The content of a text record: a sample of `task` over a picture made of words."""
-    return cast(Content, {"task": task, "words": picture, **content})
 
 
 def _en_text(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp], words: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from qwenvl_jax.data.annotations import ANNOTATIONS
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import TASKS, Record
-from qwenvl_jax.data.tasks import PROMPT_STYLES, RECORD_TASKS, RecordTask
+from qwenvl_jax.data.tasks import PROMPT_STYLES, RECORD_TASKS, RecordTask, word_pictures
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 
@@ -39,7 +39,7 @@ def training_pieces(record: Record) -> list[Piece]:
         if record.task == "dialogue":
             return _dialogue(record)
         if record.task == "text" and "words" in record.content:
-            return _with_word_picture(record)
+            return _with_word_pictures(record)
         task = _task_of(record)
         if not task.teaches:
             raise UserError("it holds questions of a benchmark, on which no model may be trained; remove it")
@@ -95,15 +95,19 @@ def _task_of(record: Record) -> RecordTask[Any]:
     return RECORD_TASKS[record.task]
 
 
-def _with_word_picture(record: Record) -> list[Piece]:
+def _with_word_pictures(record: Record) -> list[Piece]:
     """A sample of another task, with words between the image tags instead of image features."""
     content: Mapping[str, Any] = record.content
-    sample = training_pieces(dataclasses.replace(record, task=content["task"]))
-    words = Piece("text", f" {content['words']}")
-    picture = [Piece("special", tags.IMG), words, Piece("special", tags.IMG_END)]
+    words = word_pictures(content)
+    # The words are the images of the sample, which may show no others.
+    sample = dataclasses.replace(record, task=content["task"], images=tuple(picture.encode() for picture in words))
     pieces: list[Piece] = []
-    for piece in sample:
-        pieces += picture if piece.kind == "image" else [piece]
+    for piece in training_pieces(sample):
+        if piece.kind == "image":
+            shown = Piece("text", f" {words[int(piece.value)]}")
+            pieces += [Piece("special", tags.IMG), shown, Piece("special", tags.IMG_END)]
+        else:
+            pieces.append(piece)
     return pieces
 
 

@@ -244,8 +244,19 @@ def _check_word_picture(content: Mapping[str, Any]) -> None:
     task = content["task"]
     if not isinstance(task, str) or task not in RECORD_TASKS or task == "text":
         raise UserError(f"its words stand for a picture of the task {task!r}; name one that shows pictures")
-    text_at(content, "words")
+    words = content["words"]
+    if isinstance(words, list) and words and not RECORD_TASKS[task].one_image:
+        for picture in words:
+            text_at({"words": picture}, "words")
+    else:
+        text_at(content, "words")
     check_content(task, content)
+
+
+def word_pictures(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The pictures made of words that a text record has instead of images, in their order."""
+    words = content["words"]
+    return (words,) if isinstance(words, str) else tuple(words)
 
 
 def _image_and(text: str) -> list[Piece]:
@@ -311,7 +322,7 @@ def _ocr_answer(content: OcrContent, language: str) -> list[Piece]:
 
 
 def _text_words(content: Mapping[str, Any]) -> str:
-    return content.get("text") or content["words"]
+    return content.get("text") or "\n".join(word_pictures(content))
 
 
 def _dialogue_regions(content: DialogueContent) -> Regions:
