@@ -23,15 +23,16 @@ from qwenvl_jax.data.tasks import Content
 
 _MAP_OF_A_WORD = "map of a word"
 _SHARES = {
-    "caption": 0.14,
-    "vqa": 0.18,
-    MAP: 0.08,
-    "grounding": 0.2,
-    "ref_grounding": 0.2,
-    "grounded_caption": 0.04,
-    "ocr": 0.05,
-    _MAP_OF_A_WORD: 0.04,
-    "dialogue": 0.07,
+    "caption": 0.1,
+    # An answer is one word, so questions need many samples to weigh as much as boxes.
+    "vqa": 0.4,
+    MAP: 0.06,
+    "grounding": 0.14,
+    "ref_grounding": 0.14,
+    "grounded_caption": 0.03,
+    "ocr": 0.04,
+    _MAP_OF_A_WORD: 0.03,
+    "dialogue": 0.06,
 }
 _WORDS_IN_DIALOGUES = 0.4  # share of second pictures that show a word
 

@@ -322,3 +322,26 @@ def test_a_text_record_may_hold_a_sample_over_a_picture_made_of_words() -> None:
     assert supervised == ["<box>", "(100,200),(500,600)", "</box>", "<|endoftext|>"]
     with pytest.raises(UserError, match="neither a text nor a picture"):
         check_record(with_content(sample, {"words": "sky"}))
+
+
+def test_a_text_record_may_hold_a_dialogue_over_several_pictures_made_of_words() -> None:
+    asked = [{"image": 0}, {"image": 1}, {"text": "Where is it?"}]
+    turns = [
+        {"role": "user", "parts": asked},
+        {"role": "assistant", "parts": [{"ref": "The owl", "boxes": [[20, 20, 100, 60]], "image": 1}]},
+    ]
+    sizes = [[SIZE["width"], SIZE["height"]]] * 2
+    content = {"task": "dialogue", "words": ["sky sky", "sky owl"], "turns": turns, "sizes": sizes}
+    sample = check_record(record("text", content, images=0))
+    assert "".join(str(piece.value) for piece in training_pieces(sample)) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "Picture 1: <img> sky sky</img>\nPicture 2: <img> sky owl</img>\nWhere is it?<|im_end|>\n"
+        "<|im_start|>assistant\n<ref>The owl</ref><box>(100,200),(500,600)</box><|im_end|>\n"
+    )
+    with pytest.raises(UserError, match="a turn shows image 1, but there are 1"):
+        training_pieces(with_content(sample, {**content, "words": ["sky sky"]}))
+    for words in ([], ["sky", ""], ["sky", 3]):
+        with pytest.raises(UserError, match="'words'"):
+            check_record(with_content(sample, {**content, "words": words}))
+    with pytest.raises(UserError, match="'words' must be a text"):
+        check_record(with_content(sample, {"task": "vqa", "words": ["sky"], "question": "?", "answer": "!"}))
