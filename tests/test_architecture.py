@@ -23,6 +23,7 @@ LEVELS = (
     ("qwenvl_jax.data.dialogues", 0),
     ("qwenvl_jax.data.evaluation_content", 0),
     ("qwenvl_jax.data.pieces", 0),
+    ("qwenvl_jax.data.word_pictures", 0),
     ("qwenvl_jax.data.languages", 0),
     ("qwenvl_jax.data.annotations", 0),
     ("qwenvl_jax.data.content_checks", 0),

@@ -15,7 +15,8 @@ from qwenvl_jax.data.annotations import ANNOTATIONS
 from qwenvl_jax.data.dialogues import chat_pieces
 from qwenvl_jax.data.pieces import Piece
 from qwenvl_jax.data.schema import TASKS, Record
-from qwenvl_jax.data.tasks import PROMPT_STYLES, RECORD_TASKS, RecordTask, word_pictures
+from qwenvl_jax.data.tasks import PROMPT_STYLES, RECORD_TASKS, RecordTask
+from qwenvl_jax.data.word_pictures import word_pictures
 from qwenvl_jax.runtime.errors import UserError, nearest
 
 

@@ -31,6 +31,7 @@ from qwenvl_jax.data.evaluation_content import (
 from qwenvl_jax.data.languages import language_name
 from qwenvl_jax.data.pieces import Piece, box_pieces, quad_pieces, ref_pieces
 from qwenvl_jax.data.tags import BOX
+from qwenvl_jax.data.word_pictures import WordPictureContent, check_word_pictures, word_pictures
 from qwenvl_jax.runtime.errors import UserError
 
 PROMPT_STYLES = ("released", "training")
@@ -106,16 +107,6 @@ class TextContent(TypedDict):
     """Text without an image."""
 
     text: str
-
-
-class WordPictureContent(TypedDict):
-    """The other content of a text record, for decoders that cannot see yet.
-
-    It is a sample of the task `task`, with that task's keys, in which `words` replace the features of the picture.
-    """
-
-    task: str
-    words: str
 
 
 Content = (
@@ -244,19 +235,8 @@ def _check_word_picture(content: Mapping[str, Any]) -> None:
     task = content["task"]
     if not isinstance(task, str) or task not in RECORD_TASKS or task == "text":
         raise UserError(f"its words stand for a picture of the task {task!r}; name one that shows pictures")
-    words = content["words"]
-    if isinstance(words, list) and words and not RECORD_TASKS[task].one_image:
-        for picture in words:
-            text_at({"words": picture}, "words")
-    else:
-        text_at(content, "words")
+    check_word_pictures(content, one=RECORD_TASKS[task].one_image)
     check_content(task, content)
-
-
-def word_pictures(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """The pictures made of words that a text record has instead of images, in their order."""
-    words = content["words"]
-    return (words,) if isinstance(words, str) else tuple(words)
 
 
 def _image_and(text: str) -> list[Piece]:

@@ -99,7 +99,7 @@ class Projection(nn.Module):
 def dropout(x: jax.Array, keys: jax.Array, keep: jax.Array) -> jax.Array:
     """Sets values to 0 and divides the others by the share that stays, so that the mean stays.
 
-    A hash of the row's key and the place in the row decides, which is cheaper than `jax.random.bits`. The backward pass
+    A hash of the row's key and the value's number decides, which is cheaper than `jax.random.bits`. The backward pass
     decides anew, so that no mask is stored.
 
     Args:
@@ -109,10 +109,10 @@ def dropout(x: jax.Array, keys: jax.Array, keep: jax.Array) -> jax.Array:
     """
     rest = x.shape[1:]
     of_rows = (-1, *(1 for _ in rest))
-    # Places counted from the key in odd strides: rows go through all numbers, each in an order of its own.
+    # Values are counted from the key in odd strides: rows go through all numbers, each in an order of its own.
     first, stride = keys[:, 0].reshape(of_rows), (keys[:, 1] | 1).reshape(of_rows)
-    places = jnp.arange(math.prod(rest), dtype=jnp.uint32).reshape(1, *rest)
-    draws = _hashed(places * stride + first) >> 8
+    numbers = jnp.arange(math.prod(rest), dtype=jnp.uint32).reshape(1, *rest)
+    draws = _hashed(numbers * stride + first) >> 8
     kept_of_all = jnp.round(keep * 2**24)
     share = (kept_of_all / 2**24).astype(x.dtype)
     return jnp.where(over_rows(draws < kept_of_all.astype(jnp.uint32)), x / share, 0)
