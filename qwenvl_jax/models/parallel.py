@@ -135,6 +135,46 @@ class _ProductSpecs(NamedTuple):
     axis_names: set[str]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def times(x: jax.Array, kernel: jax.Array, contract: int) -> jax.Array:
+    """[..., *inputs] times [*inputs, *outputs], on one device.
+
+    The gradient of the kernel is a product of `x` and the gradient of the result, one of which XLA transposes by a copy
+    on CPUs. JAX would transpose the latter, this transposes the smaller one.
+
+    Args:
+      x: activations.
+      kernel: of the same dtype.
+      contract: number of input axes.
+    """
+    return jnp.tensordot(x, kernel, axes=contract)
+
+
+def _times_forward(x: Any, kernel: Any, contract: int) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array]]:
+    # A frozen kernel needs no `x` in the backward pass.
+    return times(x.value, kernel.value, contract), (x.value if kernel.perturbed else None, kernel.value)
+
+
+def _times_backward(
+    contract: int, kept: tuple[jax.Array | None, jax.Array], gradient: Any
+) -> tuple[jax.Array | None, jax.Array | None]:
+    if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    x, kernel = kept
+    outputs = tuple(range(contract, kernel.ndim))
+    batch = tuple(range(gradient.ndim - len(outputs)))
+    of_x = jnp.tensordot(gradient, kernel, (tuple(range(len(batch), gradient.ndim)), outputs))
+    if x is None:
+        return of_x, None
+    if x.size <= gradient.size:
+        return of_x, jnp.tensordot(x, gradient, (batch, batch))
+    of_kernel = jnp.tensordot(gradient, x, (batch, batch))
+    return of_x, jnp.moveaxis(of_kernel, range(len(outputs)), outputs)
+
+
+times.defvjp(_times_forward, _times_backward, symbolic_zeros=True)
+
+
 def product(x: jax.Array, kernel: jax.Array, contract: int, axes: KernelAxes, unstack: bool = False) -> Any:
     """[B, ..., *inputs] times [*inputs, *outputs]: each device gathers the kernel for its rows.
 
@@ -158,7 +198,7 @@ def product(x: jax.Array, kernel: jax.Array, contract: int, axes: KernelAxes, un
 
     def multiply(x: jax.Array, kernel: jax.Array, whole: Callable[[jax.Array], jax.Array]) -> Any:
         parts = jnp.unstack(kernel, axis=contract) if unstack else (kernel,)
-        results = tuple(jnp.tensordot(x, whole(part), axes=contract) for part in parts)
+        results = tuple(times(x, whole(part), contract) for part in parts)
         return results if unstack else results[0]
 
     split = rows_split(x.shape[0]) if x.ndim > contract + 1 else None
