@@ -19,9 +19,9 @@ MULTITASK_WEIGHTS = {
     "vqa": 2.0,
     "map": 1.0,
     "grounding": 2.5,
-    "ref_grounding": 4.0,
+    "ref_grounding": 5.0,
     "grounded_caption": 0.5,
-    "ocr": 3.5,
+    "ocr": 3.0,
     "text": 0.5,
 }
 

@@ -23,16 +23,16 @@ from qwenvl_jax.data.tasks import Content
 
 _MAP_OF_A_WORD = "map of a word"
 _SHARES = {
-    "caption": 0.1,
+    "caption": 0.11,
     # An answer is one word, so questions need many samples to weigh as much as boxes.
-    "vqa": 0.4,
+    "vqa": 0.28,
     MAP: 0.06,
-    "grounding": 0.14,
-    "ref_grounding": 0.14,
+    "grounding": 0.17,
+    "ref_grounding": 0.2,
     "grounded_caption": 0.03,
     "ocr": 0.04,
     _MAP_OF_A_WORD: 0.03,
-    "dialogue": 0.06,
+    "dialogue": 0.08,
 }
 _WORDS_IN_DIALOGUES = 0.4  # share of second pictures that show a word
 

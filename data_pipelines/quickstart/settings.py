@@ -26,10 +26,11 @@ class QuickstartSettings:
       source: "tuxpaint" (fails if it cannot be fetched), "rendered" (our drawings, no network), or "auto": the
         first if it is available, else the second.
       seed: of all random choices.
-      train: scenes in the train split, and records of each task (`text` has the captions in addition).
+      train: scenes in the train split, and records of each task (`text` has more: see `texts_per_scene`).
       heldout: the same for the held-out split; its compositions never occur in train.
       zh_share: share of captions, OCR pictures, sentences and dialogues that is Chinese.
       samples_per_picture: samples of a train record at most; held-out records have one, as an evaluation needs it.
+      texts_per_scene: texts in train for every scene; held-out scenes have one.
       vocab_size: ids of the SentencePiece vocabulary, special tokens included.
       records_per_shard: records of one task in one file; a shard is also the unit of work.
       stamps: ids to use instead of those that the rule selects.
@@ -42,6 +43,7 @@ class QuickstartSettings:
     heldout: int = 200
     zh_share: float = 0.2
     samples_per_picture: int = 4
+    texts_per_scene: int = 2
     vocab_size: int = 900
     records_per_shard: int = 1_000
     stamps: tuple[str, ...] = ()
@@ -64,8 +66,8 @@ class QuickstartSettings:
             raise UserError("train and heldout must be at least 1, records_per_shard at least 2")
         if not 0 <= self.zh_share <= 1 or self.seed < 0:
             raise UserError("zh_share must be in [0, 1] and seed must not be negative")
-        if self.samples_per_picture < 1:
-            raise UserError("samples_per_picture must be at least 1")
+        if self.samples_per_picture < 1 or self.texts_per_scene < 1:
+            raise UserError("samples_per_picture and texts_per_scene must be at least 1")
         if self.vocab_size < 301:
             raise UserError(f"vocab_size {self.vocab_size} has no room for bytes and special tokens; give at least 301")
         if self.stamps and len(self.stamps) < 2 * self.scene.max_objects:

@@ -122,7 +122,8 @@ def _texts(
         for line in ingredients.captions[shard :: shard_count(settings, split)]:
             yield caption_record(line)
     words = [word for lexicon in ingredients.lexicons.values() for word in lexicon.words]
-    for i in numbers:
+    texts = settings.texts_per_scene if split == "train" else 1
+    for i in range(numbers.start * texts, numbers.stop * texts):
         rng = rng_for(settings.seed, "text", split, i)
         draw = functools.partial(make_scene, rng, ingredients.stamps, ingredients.views, settings.scene, split)
         yield sentence_record(rng, draw, ingredients.stamps, words, f"{split}-{i:06d}", settings.zh_share)
