@@ -160,6 +160,8 @@ def test_forms_of_other_trainers_teach_the_same(tmp_path: Path) -> None:
         {"images": ["a.png"], "messages": shown},
         {"messages": openai("a.png")},
         {"messages": openai(f"file://{tmp_path}/a.png")},
+        {"messages": openai(f"file://{tmp_path}/%61.png")},
+        {"images": [f"file://{tmp_path}/a.png"], "messages": shown},
         {"messages": openai(data_url)},
     ]
     for system in ("", "Be brief."):

@@ -98,7 +98,7 @@ def turns_of_messages(messages: Any) -> tuple[list[dict[str, str]], list[str], l
                 if message["role"] != "user":
                     raise UserError(f"a message of {message['role']!r} shows a picture; only the user's may")
                 if picture is not None:
-                    pictures.append(picture.removeprefix("file://"))
+                    pictures.append(picture)
                 text += _LLAVA_PICTURE
             elif kind == "text" and isinstance(part.get("text"), str):
                 written |= message["role"] == "user" and _LLAVA_PICTURE in part["text"]

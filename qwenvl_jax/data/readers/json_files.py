@@ -14,6 +14,7 @@ import json
 import os
 import re
 import unicodedata
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -55,6 +56,7 @@ _TALKS = {"messages", "conversations", "turns"}
 _AS_MESSAGES = (
     '; write a dialogue as "messages": [{"role": "user", "content": ..}, {"role": "assistant", "content": ..}]'
 )
+_FILE_URL = "file://"
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
@@ -282,9 +284,14 @@ class JsonReader:
         return unknown
 
     def _resolve(self, path: str) -> str:
-        """Where an image lies: as given if absolute, on gs:// or a data URL, else from the folder of the file."""
+        """Where an image lies: as given if absolute, on gs:// or a data URL, else from the folder of the file.
+
+        A path may also be given as a `file://` address, in which characters may be percent-encoded.
+        """
         if _DATA_URL.match(path):
             return path
+        if path.startswith(_FILE_URL):
+            path = urllib.parse.unquote(path.removeprefix(_FILE_URL))
         if storage.scheme_of(path) not in ("", "gs"):
             raise UserError(f"the image {path} is not a file; download it and give its path")
         if len(path) > _LONGEST_PATH:
