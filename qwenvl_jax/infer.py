@@ -3,7 +3,7 @@
     python -m qwenvl_jax.infer --workdir=runs/quickstart/stage3_sft --images='photos/*.jpg' \
         --prompt='Describe the image in English:' --output=answers
 
---workdir is a run, or a released directory, which is imported once below --imported.
+--workdir is a run, or a release, which is imported once below --imported.
 --images takes pictures, patterns, folders, text files with a path per line and JSON lines ({"image": "a.jpg", "prompt":
 "..", "id": ".."}), on disks and on gs://. A command that was killed continues where it stopped.
 """
@@ -140,7 +140,7 @@ def _parser() -> Parser:
     parser = Parser("python -m qwenvl_jax.infer", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the training run, or of a release")
     parser.add_argument("--step", type=int, default=None, help="of the checkpoint; default: the newest")
-    parser.add_argument("--imported", default="imported", help="folder for the imports of released directories")
+    parser.add_argument("--imported", default="imported", help="folder for the imports of releases")
     parser.add_argument(
         "--images", nargs="+", action="append", required=True, help="pictures, patterns, folders, lists, JSON lines"
     )

@@ -1,4 +1,4 @@
-"""Released directories in the place of runs: each is imported once and then read as a run.
+"""Releases in the place of runs: each is imported once and then read as a run.
 
 Evaluation, inference, chat and server all come here, so that they take the same folders and refuse the same ones.
 """
@@ -19,7 +19,7 @@ _ADAPTERS = "adapter_config.json"  # of PEFT; the import says what to do with su
 
 
 def with_imported(config: EvalConfig) -> EvalConfig:
-    """The config with a checkpoint in the place of each released directory, imported to `<output>/imported/..` once.
+    """The config with a checkpoint in the place of each release, imported to `<output>/imported/..` once.
 
     Raises:
       UserError: if a directory cannot be imported.
@@ -32,10 +32,10 @@ def with_imported(config: EvalConfig) -> EvalConfig:
 
 
 def run_of(workdir: str, imported: epath.Path, name: str) -> str:
-    """The folder of a run; a released directory is imported first, if that has not been done.
+    """The folder of a run; a release is imported first, if that has not been done.
 
     Args:
-      workdir: a run, or a released directory.
+      workdir: a run, or a release.
       imported: the folder for imports; each is named after `name` and the files of the release.
       name: of the release, for people.
 

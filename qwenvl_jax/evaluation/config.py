@@ -32,7 +32,7 @@ OWN_DEVICES = MeshConfig(data=-1, fsdp=1, tensor=1, slices=1, max_replicated_byt
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """One checkpoint of a trained stage, or a released directory."""
+    """One checkpoint of a trained stage, or a release."""
 
     name: str  # in the tables
     workdir: str  # of its training; or a release in the format of PyTorch

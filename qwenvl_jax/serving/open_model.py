@@ -50,7 +50,7 @@ def open_model(
     image_size: int = 0,
     mesh: MeshConfig | None = None,
 ) -> OpenedModel:
-    """Finds a checkpoint of a run, or of a released directory, which is imported once. Loads no weights.
+    """Finds a checkpoint of a run, or of a release, which is imported once. Loads no weights.
 
     Args:
       workdir: the run, or the release.

@@ -1,4 +1,4 @@
-"""A released directory as a checkpoint of an evaluation."""
+"""A release as a checkpoint of an evaluation."""
 
 from __future__ import annotations
 
