@@ -3,7 +3,7 @@
     python -m qwenvl_jax.chat --workdir=runs/quickstart/stage3_sft [--step=400] [--image=photo.jpg]
     python -m qwenvl_jax.chat --workdir=Qwen-VL-Chat --sampling=released
 
---workdir is a run, or a released directory, which is imported once below --imported. `--sampling=released` draws tokens
+--workdir is a run, or a release, which is imported once below --imported. `--sampling=released` draws tokens
 as the published Qwen-VL-Chat does; --temperature, --top_k, --top_p and --max_new_tokens change one setting each.
 
 Commands: `/image PATH` shows a picture with the next question, `/reset` starts anew, `/quit` ends. Answers appear as
@@ -35,7 +35,7 @@ from qwenvl_jax.serving.options import NAMED_OPTIONS, AnswerOptions, EngineSetti
 from qwenvl_jax.sharding.mesh import config_of
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run, preferably of stage 3, or of a release.")
-_IMPORTED = flags.DEFINE_string("imported", "imported", "Folder for the imports of released directories.")
+_IMPORTED = flags.DEFINE_string("imported", "imported", "Folder for the imports of releases.")
 _STEP = flags.DEFINE_integer("step", -1, "Step of the checkpoint; -1 is the newest.", lower_bound=-1)
 _IMAGE = flags.DEFINE_multi_string("image", [], "A picture for the first question; can be repeated.")
 _BOXES = flags.DEFINE_string("boxes", "chat_boxes", "Folder for PNGs with the boxes of answers.")
@@ -63,7 +63,7 @@ def show(conversation: Conversation, written: str) -> None:
 
 
 @dataclasses.dataclass
-class _Shown:
+class _Notices:
     """The notices that the user has seen.
 
     Attributes:
@@ -110,7 +110,7 @@ def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.
       folder: where pictures with boxes are saved.
       train_length: the longest prompt of the training, in tokens; the user is warned once of a longer one.
     """
-    shown = _Shown()
+    notices = _Notices()
     for line in lines:
         if line is None:
             _say("this line is not UTF-8 and is not used")
@@ -123,7 +123,7 @@ def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.
             return
         if command == "/reset":
             conversation.reset()
-            shown.forgotten = 0
+            notices.forgotten = 0
             _say("a new conversation")
         elif command == "/image":
             if rest.strip():
@@ -133,11 +133,11 @@ def talk(conversation: Conversation, lines: Iterable[str | None], folder: epath.
         elif command.startswith("/"):
             _say(f"{command} is not a command; the commands are /image PATH, /reset and /quit")
         else:
-            _answer_question(conversation, text, folder, train_length, shown)
+            _answer_question(conversation, text, folder, train_length, notices)
 
 
 def _answer_question(
-    conversation: Conversation, text: str, folder: epath.Path, train_length: int, shown: _Shown
+    conversation: Conversation, text: str, folder: epath.Path, train_length: int, notices: _Notices
 ) -> None:
     """Prints the answer to a question, draws its boxes, and prints what the user should know of the prompt's length."""
     written = _Written()
@@ -158,13 +158,13 @@ def _answer_question(
             raise KeyboardInterrupt
         _say("       (stopped; the chat goes on from here)")
     for picture, boxes in answer.boxes:
-        shown.drawn += 1
-        _say(f"       boxes drawn in {_draw(picture, boxes, folder / f'answer_{shown.drawn:03d}.png')}")
-    if answer.forgotten > shown.forgotten:
+        notices.drawn += 1
+        _say(f"       boxes drawn in {_draw(picture, boxes, folder / f'answer_{notices.drawn:03d}.png')}")
+    if answer.forgotten > notices.forgotten:
         _say(f"       (the chat is long: the first {answer.forgotten} questions are forgotten)")
-        shown.forgotten = answer.forgotten
-    if answer.tokens > train_length and not shown.warned:
-        shown.warned = True
+        notices.forgotten = answer.forgotten
+    if answer.tokens > train_length and not notices.warned:
+        notices.warned = True
         _say(f"       (longer than the {train_length} tokens of its training; /reset starts anew)")
 
 

@@ -36,7 +36,7 @@ RELEASED_TARGETS = (
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """The output of every target gets alpha / rank * B A dropout(x) in addition. The values are the released ones.
+    """Every target adds alpha / rank * B A dropout(x) to its output. All defaults but the rank are the released values.
 
     A maps the inputs to `rank` numbers and B these to the outputs. They are trained if `train.trainable` names `lora`.
     """
@@ -48,7 +48,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """The factor of every adapter."""
+        """The factor of every adapter; there is none without a rank."""
         return self.alpha / self.rank
 
     @property

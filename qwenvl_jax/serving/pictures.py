@@ -35,7 +35,7 @@ class PictureSettings:
     fetch: FetchSettings | None = None
 
 
-class Shown(NamedTuple):
+class LoadedPicture(NamedTuple):
     """A picture of a request.
 
     Attributes:
@@ -54,13 +54,13 @@ class PictureSource:
         self._settings = settings
         self._web = WebPictures(settings.fetch) if settings.fetch is not None else None
 
-    async def load(self, written: Sequence[str]) -> list[Shown]:
+    async def load(self, written: Sequence[str]) -> list[LoadedPicture]:
         """The pictures of some addresses, in their order. An address that is named twice is read once.
 
         Raises:
           Refusal: with status 400, if one cannot be had; it says which one.
         """
-        pictures: dict[str, Shown] = {}
+        pictures: dict[str, LoadedPicture] = {}
         for number, address in enumerate(written, 1):
             try:
                 if address not in pictures:
@@ -69,7 +69,7 @@ class PictureSource:
                 raise refused_picture(number, error) from None
         return [pictures[address] for address in written]
 
-    async def _read(self, written: str) -> Shown:
+    async def _read(self, written: str) -> LoadedPicture:
         address = await asyncio.to_thread(parse_address, written)
         if isinstance(address, WebAddress):
             if self._web is None:
@@ -84,7 +84,7 @@ class PictureSource:
             picture = address.encoded
         if len(picture) > self._settings.max_bytes:
             raise UserError(f"it has more than {self._settings.max_bytes:,} bytes; send a smaller one")
-        return Shown(picture, _size(picture))
+        return LoadedPicture(picture, _size(picture))
 
 
 def refused_picture(number: int, error: UserError) -> Refusal:
