@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.resources
+
+from qwenvl_jax.data import pointing
 from qwenvl_jax.data.pointing import last_named, regions_of
 
 SIZES = [(2000, 10), (100, 50)]
@@ -33,6 +36,12 @@ def test_an_answer_names_the_picture_of_the_regions_that_follow() -> None:
 
 def test_names_are_numbers_after_a_word_for_picture() -> None:
     assert last_named("Picture 1: and Image2", range(9)) == 1
+    assert last_named("photo 3", range(9)) == 2
     assert last_named("在图12中", range(12)) == 11
     for text in ("Picture 0", "a picture of 3 dogs", "picturesque 1", "Picture 12345", "1"):
         assert last_named(text, range(20_000)) is None, text
+
+
+def test_the_page_reads_names_by_the_same_pattern() -> None:
+    script = importlib.resources.files("qwenvl_jax.serving.page").joinpath("answer.js").read_text(encoding="utf-8")
+    assert f"const NAME = /{pointing._NAME.pattern}/gi;" in script

@@ -307,7 +307,7 @@ def test_health_readiness_and_figures(engine: Engine) -> None:
     with serving(engine, ApiSettings("tiny")) as (url, service):
         assert get(url, "/health")[0] == get(url, "/ready")[0] == 200
         assert httpx.head(f"{url}/health").status_code == httpx.head(f"{url}/ready").status_code == 200
-        assert post(url, question(data_url(picture())))[0] == 200
+        assert post(url, question("What?", data_url(picture())))[0] == 200
         assert post(url, b"{")[0] == 400
         text = get(url, "/metrics")[2]
         for line in (
@@ -317,6 +317,7 @@ def test_health_readiness_and_figures(engine: Engine) -> None:
             "qwenvl_slots 2.0",
             "qwenvl_ready 1.0",
             'qwenvl_answers_total{reason="',
+            "qwenvl_pictures_encoded_total ",
         ):
             assert line in text
         service.engine = None
