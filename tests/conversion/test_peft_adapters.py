@@ -20,48 +20,17 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.checkpoint.manager import Checkpoints, save_frozen
 from qwenvl_jax.checkpoint.restore import load_params
 from qwenvl_jax.checkpoint.starting_point import find_starting_point
-from qwenvl_jax.config import LORA_TARGETS, RELEASED_TARGETS, Config, LoraConfig
+from qwenvl_jax.config import LORA_TARGETS, RELEASED_TARGETS, Config
 from qwenvl_jax.conversion import from_torch, peft_adapters
 from qwenvl_jax.conversion.torch_model.visual import normalise
-from qwenvl_jax.models import lora, qwen_vl
-from qwenvl_jax.params import LORA_B, Params, flatten, split, unflatten
+from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.params import Params, flatten, split, unflatten
 from qwenvl_jax.runtime.errors import UserError
+from tests.support.adapter_run import configure, with_adapters, write_run
 
 Prompt = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def configure(config: Config, targets: tuple[str, ...], vocabulary: bool) -> Config:
-    trainable = ("lora", "vocabulary") if vocabulary else ("lora",)
-    return dataclasses.replace(
-        config,
-        lora=LoraConfig(rank=4, alpha=6.0, dropout=0.0, targets=targets),
-        train=dataclasses.replace(config.train, trainable=trainable),
-    )
-
-
-def with_adapters(config: Config, params: Params) -> Params:
-    """The base of the release with adapters that are not zero, and another vocabulary if that is trained."""
-    rng = np.random.default_rng(7)
-    leaves = flatten(lora.init_params(config.model, config.lora, jax.random.key(1))) | flatten(params)
-    for path, leaf in leaves.items():
-        vocabulary = path[-1] in ("embedding", "lm_head") and "vocabulary" in config.train.trainable
-        if path[-1] == LORA_B or vocabulary:
-            leaves[path] = np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(np.float32)
-    return unflatten(leaves)
-
-
-def write_run(config: Config, params: Params, workdir: Path) -> Path:
-    trainable, frozen = split(jax.tree.map(jnp.asarray, params), config.train.trainable)
-    lineage.begin(workdir, config)
-    save_frozen(workdir, frozen)
-    lineage.write(workdir, config, dict.fromkeys(("vit", "resampler", "decoder")))
-    with Checkpoints(workdir, keep=1) as checkpoints:
-        checkpoints.save(config.train.steps, trainable, {"count": jnp.zeros(())}, {})
-    return workdir
 
 
 def prompt_of(config: Config) -> Prompt:
