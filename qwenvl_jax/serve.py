@@ -108,7 +108,7 @@ def _api_settings(args: argparse.Namespace, start: StartingPoint, *, is_local: b
         local_names_only=is_local and not keys,
         defaults=NAMED_OPTIONS[args.sampling],
         has_page=args.page,
-        examples=examples_of(start.config.data.mixture) if args.page else (),
+        examples=examples_of(start.config) if args.page else (),
         max_body_bytes=args.max_body_mib << 20,
         max_open=args.slots + args.waiting + _SPARE_OPEN,
         max_seconds=args.wait_seconds + args.answer_seconds + _SPARE_SECONDS,
