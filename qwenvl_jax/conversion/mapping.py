@@ -2,7 +2,8 @@
 
 Every `Rule` relates one or more of our leaves to one released tensor (one per layer if the name has `{layer}`), and
 gives the transform in both directions. All code that converts, counts or checks tensors reads this table; apart
-from the PyTorch model itself, no other file contains released names.
+from the PyTorch model itself and the ends of names by which PEFT finds modules (`peft_adapters`), no other file
+contains released names.
 
 Legend: W vision width, N heads, K head size, F hidden width of an MLP, D decoder width, Q queries, V vocabulary,
 S stacked layers. Our kernels are `in x out` with a separate axis for heads; released weights are `out x in`.

@@ -61,27 +61,32 @@ _SAYS_NOTHING: tuple[Any, ...] = (None, False, "none", {}, [])
 _FIRST_VALUES = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def _rule_of(target: str) -> Rule:
-    return next(rule for rule in mapping.RULES if rule.ours == (f"{target}/kernel",))
+def _rule_of(path: str) -> Rule:
+    """The rule of one of our leaves."""
+    return next(rule for rule in mapping.RULES if rule.ours == (path,))
+
+
+def _kernel_rule(target: str) -> Rule:
+    return _rule_of(f"{target}/kernel")
 
 
 def _modules(target: str, layers: int) -> list[str]:
     """The modules of the released model that a target stands for, one per layer."""
-    module = _rule_of(target).released.removesuffix(".weight")
+    module = _kernel_rule(target).released.removesuffix(".weight")
     return [module.replace(LAYER, str(layer)) for layer in range(layers)] if LAYER in module else [module]
 
 
 def _released_b(target: str, lora_b: np.ndarray) -> np.ndarray:
     """[r, *outputs] to [out, r], with the outputs in the order of the released tensor."""
     rank, *outputs = lora_b.shape
-    return _rule_of(target).release([lora_b.reshape(rank, *[1] * (LORA_TARGETS[target] - 1), *outputs)])
+    return _kernel_rule(target).release([lora_b.reshape(rank, *[1] * (LORA_TARGETS[target] - 1), *outputs)])
 
 
 def _restored_b(target: str, tensor: np.ndarray, outputs: tuple[int, ...]) -> np.ndarray:
     """The inverse of `_released_b`."""
     rank = tensor.shape[1]
     shape = (rank, *[1] * (LORA_TARGETS[target] - 1), *outputs)
-    return _rule_of(target).restore(tensor, [shape])[0].reshape(rank, *outputs)
+    return _kernel_rule(target).restore(tensor, [shape])[0].reshape(rank, *outputs)
 
 
 def export(start: StartingPoint, output: epath.PathLike, base: str = "") -> epath.Path:
@@ -139,7 +144,7 @@ def _tensors(config: LoraConfig, trained: Mapping[str, np.ndarray]) -> dict[str,
             tensors[f"{_PREFIX}{module}.{_FACTORS[LORA_B]}"] = _released_b(target, lora_b[layer])
     for path in _WHOLE:
         if path in trained:
-            rule = next(rule for rule in mapping.RULES if rule.ours == (path,))
+            rule = _rule_of(path)
             tensors[f"{_PREFIX}{rule.released}"] = rule.release([trained[path]])
     return {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
 
@@ -238,18 +243,18 @@ def _by_path(
     tensors = {tensor.name: tensor for tensor in mapping.released_tensors(model)}
     factors: dict[str, list[tuple[Stored, Stored]]] = {}
     for target in LORA_TARGETS:
-        layers = sum(tensor.rule is _rule_of(target) for tensor in tensors.values())
+        layers = sum(tensor.rule is _kernel_rule(target) for tensor in tensors.values())
         names = [f"{_PREFIX}{module}." for module in _modules(target, layers)]
         if not any(name + _FACTORS[LORA_A] in waiting for name in names):
             continue
-        outputs, inputs = next(tensor.shape for tensor in tensors.values() if tensor.rule is _rule_of(target))
+        outputs, inputs = next(tensor.shape for tensor in tensors.values() if tensor.rule is _kernel_rule(target))
         factors[target] = [
             (take(name + _FACTORS[LORA_A], (rank, inputs)), take(name + _FACTORS[LORA_B], (outputs, rank)))
             for name in names
         ]
     whole = {}
     for ours in _WHOLE:
-        name = next(rule.released for rule in mapping.RULES if rule.ours == (ours,))
+        name = _rule_of(ours).released
         if _PREFIX + name in waiting:
             whole[ours] = take(_PREFIX + name, tensors[name].shape)
     if waiting:
@@ -279,8 +284,9 @@ def merged(params: dict[str, Any], adapters: Adapters) -> dict[str, Any]:
         load = functools.partial(_load_kernel, target, kernel, layers, adapters.config.scale)
         leaves[f"{target}/kernel"] = Deferred(kernel.shape, np.dtype(np.float32), load)
     for path, stored in adapters.whole.items():
-        load = functools.partial(_load_whole, path, stored)
-        leaves[path] = Deferred(leaves[path].shape, np.dtype(np.float32), load)
+        shape = leaves[path].shape
+        load = functools.partial(_load_whole, path, stored, shape)
+        leaves[path] = Deferred(shape, np.dtype(np.float32), load)
     return unflatten_paths(leaves)
 
 
@@ -297,8 +303,6 @@ def _load_kernel(target: str, kernel: Any, layers: list[tuple[Stored, Stored]], 
     return lora.merged_kernel(array, lora_a, lora_b, np.full(len(layers), scale, np.float32))
 
 
-def _load_whole(path: str, stored: Stored) -> np.ndarray:
-    rule = next(rule for rule in mapping.RULES if rule.ours == (path,))
+def _load_whole(path: str, stored: Stored, shape: tuple[int, ...]) -> np.ndarray:
     tensor = tensor_files.read_tensor(stored).astype(np.float32)
-    shape = tensor.shape if path == "decoder/embedding" else tensor.shape[::-1]
-    return np.ascontiguousarray(rule.restore(tensor, [shape])[0])
+    return np.ascontiguousarray(_rule_of(path).restore(tensor, [shape])[0])
