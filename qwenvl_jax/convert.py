@@ -93,6 +93,8 @@ def import_checkpoint() -> None:
     towers = [str(path) for path in (vision, decoder) if path]
     if bool(_RELEASE.value) == bool(towers):
         raise UserError("`convert import` needs either --release, or at least one of --vision and --decoder")
+    if towers and _ADAPTERS.value:
+        raise UserError("--adapters belong to a whole model; name it with --release instead of --vision and --decoder")
     if not towers:
         folder = storage.path(_RELEASE.value)
         from_torch.import_release(folder, workdir, adapters=_ADAPTERS.value)

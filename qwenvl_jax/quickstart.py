@@ -18,6 +18,7 @@ import time
 
 from etils import epath
 
+from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.layout import CONFIG
 from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.runtime import artifacts, storage
@@ -100,10 +101,11 @@ def _training(name: str, workdir: str, arguments: str) -> Step:
 def check_finished(workdir: str) -> None:
     """Raises UserError if the quickstart has not yet made the model in `workdir`, or only a part of its training."""
     run = storage.path(workdir) / STAGES[-1]
-    step = latest_step(run) if storage.exists(run / CONFIG) else None
+    started = storage.exists(run / CONFIG)
+    steps = lineage.read_config(run).train.steps if started else 0
+    step = latest_step(run) if started else None
     if step is None:
         raise UserError(f"{workdir} holds no {STAGES[-1]}, which is fine-tuned; run `make quickstart` first")
-    steps = artifacts.read_json(run / CONFIG)["train"]["steps"]
     if step < steps:
         raise UserError(
             f"{run} is trained up to step {step} of {steps}; run `make quickstart` again, which goes on there"

@@ -11,6 +11,8 @@ import pytest
 from etils import epath
 
 from qwenvl_jax import quickstart
+from qwenvl_jax.config import to_dict
+from tests.support import tiny_run
 
 METRICS = {"referring_acc", "ocr_char_acc", "vqa_acc", "caption_cider"}
 
@@ -38,7 +40,10 @@ def test_fine_tuning_begins_from_the_finished_quickstart(tmp_path: Path, capsys:
     assert "run `make quickstart` first" in refusal()
     run.mkdir()
     assert "run `make quickstart` first" in refusal(), "a folder is no model"
-    (run / "config.json").write_text(json.dumps({"train": {"steps": 250}}))
+    for damaged in ("", "[]", "{}", '{"train": {"steps": 250}}'):
+        (run / "config.json").write_text(damaged)
+        assert f"error: {run / 'config.json'} is not" in refusal()
+    (run / "config.json").write_text(json.dumps(to_dict(tiny_run.make_config(tmp_path, train__steps=250))))
     assert "run `make quickstart` first" in refusal(), "no checkpoint yet"
     (run / "checkpoints/200").mkdir(parents=True)
     for mark in ("_CHECKPOINT_METADATA", "commit_success.txt"):

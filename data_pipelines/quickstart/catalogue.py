@@ -10,7 +10,6 @@ same input and settings stays as it is.
 
 from __future__ import annotations
 
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -110,8 +109,7 @@ def build(source: epath.PathLike, output: epath.PathLike, counts: dict[str, int]
             return
     if storage.exists(output) and not (storage.exists(output / MANIFEST) and read_manifest(output)["name"] == NAME):
         raise UserError(f"{output} contains files that this pipeline did not write; choose another --output")
-    building = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.tmp"
-    with artifacts.undone_on_failure(building):
+    with artifacts.built_beside(output) as building:
         shards = []
         for split, reader in readers.items():
             words = [record for record in reader if record.language == "en"]
@@ -120,7 +118,6 @@ def build(source: epath.PathLike, output: epath.PathLike, counts: dict[str, int]
             made = dialogues(words, split, counts[split], seed)
             shards.append(write_shard(building, NAME, split, 0, 1, made))
         write_manifest(building, NAME, shards, description="a catalogue of words", extra=made_from)
-        artifacts.replace_folder(building, output)
     print(f"{output} is ready: {', '.join(f'{split} {counts[split]}' for split in SPLITS)}")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,12 +118,9 @@ def export(start: StartingPoint, output: epath.PathLike, base: str = "") -> epat
     tensors = _tensors(config.lora, trained)
     modules = [name for path, name in _WHOLE.items() if path in trained]
     entries = [Entry(name, array.shape) for name, array in tensors.items()]
-    building = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.tmp"
-    with artifacts.undone_on_failure(building):
-        storage.make_folder(building)
+    with artifacts.built_beside(output) as building:
         tensor_files.write_shard(building / TENSORS, entries, "float32", iter(tensors.values()))
         artifacts.write_json(building / CONFIG, _adapter_config(config.lora, config.model, modules, base))
-        artifacts.replace_folder(building, output)
     return output
 
 
@@ -197,7 +193,10 @@ def open_adapters(folder: epath.PathLike, model: ModelConfig) -> Adapters:
     stored = tensor_files.read_header(path)
     factors, whole = _by_path(path, stored, model, rank)
     kept = [name for ours, name in _WHOLE.items() if ours in whole]
-    if lost := [name for name in content.get("modules_to_save") or () if name.split(".")[-1] not in kept]:
+    saved = content.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise UserError(f"{folder / CONFIG} has modules_to_save={str(saved)[:100]}, not a list of names; copy it again")
+    if lost := [name for name in saved if name.split(".")[-1] not in kept]:
         raise UserError(f"{folder / CONFIG} names the module {lost[0]}, but {path} does not have it; copy both again")
     config = LoraConfig(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(factors))
     return Adapters(folder, validate(config, str(folder / CONFIG)), factors, whole)
@@ -295,14 +294,22 @@ def _load_kernel(target: str, kernel: Any, layers: list[tuple[Stored, Stored]], 
     stacked = is_stacked(parse_path(target))
     shape = array.shape[1:] if stacked else array.shape
     outputs = shape[LORA_TARGETS[target] :]
-    pairs = [(tensor_files.read_tensor(a).T, tensor_files.read_tensor(b)) for a, b in layers]
-    lora_a = np.stack([a.astype(np.float32) for a, _ in pairs])
-    lora_b = np.stack([_restored_b(target, b.astype(np.float32), outputs) for _, b in pairs])
+    lora_a = np.stack([_finite(a).T for a, _ in layers])
+    lora_b = np.stack([_restored_b(target, _finite(b), outputs) for _, b in layers])
     if not stacked:
         return lora.merged_kernel(array, lora_a[0], lora_b[0], np.float32(scale))
     return lora.merged_kernel(array, lora_a, lora_b, np.full(len(layers), scale, np.float32))
 
 
 def _load_whole(path: str, stored: Stored, shape: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(_rule_of(path).restore(_finite(stored), [shape])[0])
+
+
+def _finite(stored: Stored) -> np.ndarray:
+    """A tensor in float32. Raises UserError if one of its numbers is not finite, as of a training that diverged."""
     tensor = tensor_files.read_tensor(stored).astype(np.float32)
-    return np.ascontiguousarray(_rule_of(path).restore(tensor, [shape])[0])
+    if not np.isfinite(tensor).all():
+        raise UserError(
+            f"{stored.file} has numbers that are not finite; copy it again, or take those of an earlier step"
+        )
+    return tensor

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,11 +85,8 @@ def release(
     if storage.is_remote(output):
         _write_in_place(output, write)
     else:
-        building = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.tmp"
-        with artifacts.undone_on_failure(building):
-            storage.make_folder(building)
+        with artifacts.built_beside(output) as building:
             write(building)
-            artifacts.replace_folder(building, output)
     return output
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import glob
 import hashlib
 import itertools
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime import folder_lock, storage
 from qwenvl_jax.runtime.errors import UserError
 
 _COPIED_AT_ONCE = 16
@@ -63,6 +65,32 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
             storage.rename(before, target)
         raise
     storage.remove(before)
+
+
+@contextlib.contextmanager
+def built_beside(output: epath.PathLike) -> Iterator[epath.Path]:
+    """A new folder, `.NAME.XXXXXXXX.tmp` beside `output`, that takes its place once the block has filled it.
+
+    It is removed if the block fails, and on a disk with locks the next build of the same output removes it if the
+    process was killed: a build that is alive has its folder locked.
+    """
+    output = storage.path(output)
+    if not storage.is_remote(output):
+        _remove_abandoned(output)
+    building = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.tmp"
+    with undone_on_failure(building), folder_lock.locked(building, "it is being removed", tell=lambda _: None):
+        storage.make_folder(building)
+        yield building
+        replace_folder(building, output)
+
+
+def _remove_abandoned(output: epath.Path) -> None:
+    """Removes what killed builds of `output` have left beside it."""
+    for left in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+        if re.fullmatch(r"[0-9a-f]{8}", left.name.split(".")[-2]) and left.is_dir():
+            with contextlib.suppress(UserError), folder_lock.locked(left, "it is being built") as sure:
+                if sure:
+                    storage.remove(left)
 
 
 def _completes(name: str) -> tuple[bool, bool, int]:

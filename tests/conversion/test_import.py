@@ -341,6 +341,7 @@ def convert(*arguments: Any, **options: Any) -> Any:
     [
         (["import", "--workdir=x"], "needs either --release"),
         (["import", "--workdir=x", "--vision=y"], "needs --config"),
+        (["import", "--workdir=x", "--vision=y", "--adapters=z"], "--adapters belong to a whole model"),
         (["import", "--workdir=x", "--release=/tmp"], "config.json does not exist"),
         (["import", "--release=y"], "needs --workdir"),
         (["release", "--workdir=/nowhere", "--output=x"], "/nowhere is not the folder of a run"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -45,3 +47,38 @@ def test_json_that_is_not_written_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         artifacts.write_json(tmp_path / "x.json", {"x": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+BUILD = """
+import os, signal, sys
+from qwenvl_jax.runtime import artifacts
+with artifacts.built_beside(sys.argv[1]) as building:
+    (building / "half").write_text("x")
+    print(building.name, flush=True)
+    if sys.stdin.read(1) == "k":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_build_removes_what_a_killed_one_left_and_nothing_of_one_that_is_alive(tmp_path: Path) -> None:
+    def begin() -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-c", BUILD, str(tmp_path / "[out]")]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    killed, left = begin()
+    assert killed.communicate("k") and (tmp_path / left / "half").exists()
+    (tmp_path / ".[out].mine.tmp").mkdir()
+    alive, building = begin()
+    try:
+        assert not (tmp_path / left).exists()
+        with artifacts.built_beside(tmp_path / "[out]") as other:
+            assert (tmp_path / building / "half").exists()
+            (other / "whole").write_text("x")
+        assert {path.name for path in tmp_path.iterdir()} == {"[out]", building, ".[out].mine.tmp"}
+        assert [path.name for path in (tmp_path / "[out]").iterdir()] == ["whole"]
+    finally:
+        alive.communicate("\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"[out]", ".[out].mine.tmp"}
+    assert [path.name for path in (tmp_path / "[out]").iterdir()] == ["half"]
