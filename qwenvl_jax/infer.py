@@ -73,8 +73,8 @@ def answer_all(
     output = artifacts.output_folder(args.output)
     began = time.monotonic()
     with (
-        folder_lock.removed_if_empty(output),
         folder_lock.locked(output, f"another command writes to {output}; wait for it or name another --output"),
+        folder_lock.removed_if_empty(output),
         AnswerFile(output, settings) as answers,
     ):
         known = sum(each.key in answers.rows for each in inputs.asked)

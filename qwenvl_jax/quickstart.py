@@ -21,7 +21,7 @@ from etils import epath
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.layout import CONFIG
 from qwenvl_jax.checkpoint.steps import latest_step
-from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime import artifacts, folder_lock, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
@@ -145,7 +145,10 @@ def main(argv: list[str] | None = None) -> None:
             steps = plan_finetune(args.workdir, args.data, args.scale)
         else:
             steps = plan(args.workdir, args.data, args.source, args.scale)
-        run(steps, storage.path(output))
+        # Steps of another scale would change the records that this one's trainings read.
+        refusal = f"another quickstart works in {args.workdir}; wait for its end, end it, or name another --workdir"
+        with folder_lock.locked(args.workdir, refusal), folder_lock.removed_if_empty(args.workdir):
+            run(steps, storage.path(output))
     talk = "" if args.finetune else "    talk to it: make chat"
     print(f"\nreport: {output}/report.html    scores: {output}/scores.json{talk}")
 

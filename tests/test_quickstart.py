@@ -12,6 +12,7 @@ from etils import epath
 
 from qwenvl_jax import quickstart
 from qwenvl_jax.config import to_dict
+from qwenvl_jax.runtime import folder_lock
 from tests.support import tiny_run
 
 METRICS = {"referring_acc", "ocr_char_acc", "vqa_acc", "caption_cider"}
@@ -94,3 +95,16 @@ def test_the_first_failing_step_ends_the_quickstart_with_its_exit_code(
         quickstart.run([bad, never], epath.Path(tmp_path))
     assert stopped.value.code == 2
     assert "training" not in capfd.readouterr().out
+
+
+def test_a_second_quickstart_in_the_same_folder_is_refused_before_it_touches_any_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--scale=0.01", f"--workdir={tmp_path}/runs", f"--data={tmp_path}/data"]
+    with folder_lock.locked(tmp_path / "runs", ""):
+        with pytest.raises(SystemExit) as stopped:
+            quickstart.main(command)
+        assert (tmp_path / "runs").exists(), "the lock would be lost with it"
+    assert stopped.value.code == 2
+    assert f"error: another quickstart works in {tmp_path}/runs; wait for its end" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()

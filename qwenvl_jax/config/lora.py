@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated
 
 from qwenvl_jax.config.constraints import OneOf, Range, require
-from qwenvl_jax.config.values import LARGE, SizeOrZero
+from qwenvl_jax.config.values import LARGE, SMALL, SizeOrZero
 
 # The projections that may have an adapter, by the path of their parameters, and how many axes of the kernel are inputs.
 LORA_TARGETS: dict[str, int] = {
@@ -42,7 +42,7 @@ class LoraConfig:
     """
 
     rank: SizeOrZero = 0  # 0: no adapters
-    alpha: Annotated[float, Range(0, LARGE, above=True)] = 16.0
+    alpha: Annotated[float, Range(SMALL, LARGE)] = 16.0
     dropout: Annotated[float, Range(0, 1, below=True)] = 0.05  # share of the inputs of A that is left out
     targets: Annotated[tuple[str, ...], OneOf(tuple(LORA_TARGETS))] = RELEASED_TARGETS
 

@@ -16,11 +16,13 @@ records with its own devices, and process 0 brings the shares together.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -41,7 +43,7 @@ from qwenvl_jax.evaluation.results import answers
 from qwenvl_jax.evaluation.results.figures import figures_of, read_clean
 from qwenvl_jax.evaluation.results.layout import EVALUATION_FILE, PREDICTIONS, SCORES, SUBMISSIONS
 from qwenvl_jax.evaluation.results.progress import Asked, remove_progress, write_progress
-from qwenvl_jax.runtime import artifacts, distributed, log, storage
+from qwenvl_jax.runtime import artifacts, distributed, folder_lock, log, storage
 
 NAMED = 20  # scores.json names at most this many unanswered questions of a benchmark; the benchmark's file names all
 
@@ -53,15 +55,30 @@ def sweep(config: EvalConfig) -> dict[str, dict[str, Any]]:
       The content of scores.json.
 
     Raises:
-      UserError: if a checkpoint or a record folder is missing, the vocabulary does not fit a model, or records cannot
-        be scored. All of this is checked before the first question is asked.
+      UserError: if another sweep writes into the folder, a checkpoint or a record folder is missing, the vocabulary
+        does not fit a model, or records cannot be scored. All of this is checked before the first question is asked.
     """
-    run = _Sweep(config)
-    run.begin()
-    for item in config.checkpoints:
-        run.evaluate(item)
-    run.end()
+    with _alone_in(config.output):
+        run = _Sweep(config)
+        run.begin()
+        for item in config.checkpoints:
+            run.evaluate(item)
+        run.end()
     return run.scores
+
+
+@contextlib.contextmanager
+def _alone_in(output: str) -> Iterator[None]:
+    """Keeps other sweeps out of a folder of a disk while the block runs; process 0 has the lock for all."""
+    refusal = f"another process evaluates into {output}; wait for its end, end it, or name another --output"
+    with contextlib.ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(folder_lock.locked(output, refusal))
+            held.enter_context(folder_lock.removed_if_empty(output))
+
+        distributed.from_primary(claim)
+        yield
 
 
 class _Subject:

@@ -38,7 +38,10 @@ def locked(folder: epath.PathLike, refusal: str, *, tell: Callable[[str], Any] |
 
 @contextlib.contextmanager
 def removed_if_empty(folder: epath.PathLike) -> Iterator[None]:
-    """Removes a folder of a disk after the block if nothing is in it, so that a run that is refused leaves none."""
+    """Removes a folder of a disk after the block if nothing is in it, so that a run that is refused leaves none.
+
+    It belongs within `locked`: around it, it would remove the empty folder that another process has locked.
+    """
     try:
         yield
     finally:

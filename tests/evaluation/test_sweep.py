@@ -19,6 +19,7 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.sweep import sweep
+from qwenvl_jax.runtime import folder_lock
 from qwenvl_jax.runtime.errors import UserError
 from tests.evaluation.samples import record_of
 
@@ -62,6 +63,17 @@ def test_scores_and_predictions_are_written(swept: Swept) -> None:
     rows = [json.loads(line) for line in (output / "predictions/stage0_text/vqa.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"vqa-{k}" for k in range(5)]
     assert all(row["prediction"] for row in rows)
+
+
+def test_a_second_sweep_into_the_same_folder_is_refused(swept: Swept, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in swept.output.rglob("*")}
+    with folder_lock.locked(swept.output, ""), pytest.raises(UserError, match="another process evaluates into"):
+        sweep(swept.settings)
+    assert before == {path: path.stat().st_mtime_ns for path in swept.output.rglob("*")}
+    nowhere = (CheckpointConfig("stage0_text", str(tmp_path / "nowhere"), 28),)
+    with pytest.raises(UserError, match="nowhere"):
+        sweep(dataclasses.replace(swept.settings, output=str(tmp_path / "new"), checkpoints=nowhere))
+    assert not (tmp_path / "new").exists()
 
 
 def test_finished_tasks_are_kept_and_changed_ones_asked_again(swept: Swept) -> None:

@@ -251,7 +251,8 @@ def test_a_run_saves_its_adapters_alone_continues_to_the_bit_and_is_read_as_merg
         (LoraConfig(rank=4, targets=()), ("lora",), "targets is empty"),
         (LoraConfig(rank=4, targets=("c_attn",)), ("lora",), "not one of"),
         (LoraConfig(rank=4, dropout=1.0), ("lora",), "less than 1"),
-        (LoraConfig(rank=4, alpha=0.0), ("lora",), "more than 0"),
+        (LoraConfig(rank=4, alpha=0.0), ("lora",), "at least 1e-30"),
+        (LoraConfig(rank=4, alpha=1e-320), ("lora",), "at least 1e-30"),  # 0 in float32
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(
