@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,10 @@ from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.replay import run as replayed
 from qwenvl_jax.training.state import State, abstract_state
 from qwenvl_jax.training.step import make_train_step, microbatch_loss
+from tests.checkpoint.saved_run import assert_same_run
 from tests.support import tiny_run
 
+ROOT = Path(__file__).parents[2]
 EVERYWHERE = LoraConfig(rank=4, alpha=6.0, dropout=0.0, targets=tuple(LORA_TARGETS))
 FEW: dict[str, Any] = {
     "data__images_per_row": 2.0,
@@ -240,6 +245,38 @@ def test_a_run_saves_its_adapters_alone_continues_to_the_bit_and_is_read_as_merg
     new = train(following, tmp_path / "following")
     np.testing.assert_allclose(new[kernel], whole[kernel], atol=1e-6)
     assert not np.array_equal(new[(*kernel[:-1], LORA_A)], unbroken[(*kernel[:-1], LORA_A)])
+
+
+def killed_run(data: Path) -> Config:
+    """The run of the test below."""
+    adapters = LoraConfig(rank=4, alpha=6.0, dropout=0.3)
+    changes: dict[str, Any] = {"train__steps": 40, "train__checkpoint_every": 4, "train__log_every": 1}
+    return configure(data, adapters, also=("vocabulary",), compute__frozen_dtype="bfloat16", **changes)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_begins_and_while_it_saves_ends_as_an_unbroken_one(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "broken"
+    code = (
+        "import pathlib, sys; from qwenvl_jax.training import loop; from tests.training.test_lora import killed_run; "
+        "loop.train(killed_run(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))"
+    )
+    for there in ("frozen*", "checkpoints/4*", "checkpoints/12*"):
+        running = subprocess.Popen([sys.executable, "-c", code, str(tiny_data), str(workdir)], cwd=ROOT)
+        try:
+            while not any(workdir.glob(there)):
+                assert running.poll() is None, "the run ended before it could be killed"
+                time.sleep(0.002)
+        finally:
+            running.kill()
+            running.wait()
+    broken, unbroken = (train(killed_run(tiny_data), folder) for folder in (workdir, tmp_path / "unbroken"))
+    assert_same_run(tmp_path / "unbroken", workdir, 40)
+    assert broken.keys() == unbroken.keys()
+    for path, leaf in unbroken.items():
+        np.testing.assert_array_equal(leaf, broken[path], err_msg="/".join(path))
 
 
 @pytest.mark.parametrize(
