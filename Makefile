@@ -44,7 +44,7 @@ $(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-quickstart: $(VENV)/.base  ## data, stages 0 to 3, evaluation, release, report; 15 to 25 minutes on 2 cores
+quickstart: $(VENV)/.base  ## data, stages 0 to 3, evaluation, release, report; 20 to 30 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
 
 finetune: $(VENV)/.base  ## the quickstart's model learns a new kind of dialogue by LoRA

@@ -12,7 +12,15 @@ from configs.quickstart import common
 STEPS = 350
 
 # Multi-task samples stay in the mixture, as the paper mixes in data that keeps what the model can do.
-WEIGHTS = {"dialogue": 3.0, "vqa": 1.0, "ref_grounding": 3.0, "ocr": 2.0, "caption": 0.5, "text": 0.25}
+WEIGHTS = {
+    "dialogue": 2.5,
+    "vqa": 1.0,
+    "grounding": 1.5,
+    "ref_grounding": 3.5,
+    "ocr": 2.5,
+    "caption": 0.5,
+    "text": 0.25,
+}
 
 
 @named_arguments
