@@ -52,10 +52,10 @@ def contents(record: Record) -> list[Mapping[str, Any]]:
 def test_counts_and_manifest(built: Path, settings: QuickstartSettings, ingredients: Ingredients) -> None:
     manifest = json.loads((built / "manifest.json").read_text())
     for task in TRAINING_TASKS:
-        captions = len(ingredients.captions) if task == "text" else 0
-        assert len(RecordReader(built / task, "train")) == 30 + captions
+        count = 30 * settings.texts_per_scene + len(ingredients.captions) if task == "text" else 30
+        assert len(RecordReader(built / task, "train")) == count
         assert len(RecordReader(built / task, "heldout")) == 9
-        assert manifest["tasks"][task]["train"]["records"] == 30 + captions
+        assert manifest["tasks"][task]["train"]["records"] == count
     assert manifest["rendered"] is True and manifest["settings_hash"] == settings.digest(manifest["digests"])
     assert manifest["sources"]["cleaning_rules"]["emoji"] == {"changed": 0, "dropped": 0}
     assert manifest["licenses"]["scenes"] == "CC0-1.0"

@@ -9,7 +9,7 @@ import unicodedata
 
 import ftfy.fixes
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.clean import text as rules
@@ -312,7 +312,7 @@ class TextOf(html.parser.HTMLParser):
         self.texts.append(data)
 
 
-WORDS = st.text("abcé獾 &>;", min_size=1, max_size=8).filter(lambda word: not re.search("&[a-z]", word))
+WORDS = st.text("abcé獾 &>;", min_size=1, max_size=8)
 PAGES = st.recursive(
     WORDS,
     lambda inner: st.builds(
@@ -338,6 +338,7 @@ def test_the_text_of_a_page_is_that_of_pythons_parser(node: str | tuple[str, lis
     page = page_of(node)
     ours = text_after(rules.html, page)
     theirs = "".join(TextOf(page).texts)
+    assume(not re.search("&[a-z]", theirs))  # the rule resolves entities that were escaped twice as well
     assert "".join(ours.split()) == "".join(theirs.split())
 
 
