@@ -98,6 +98,11 @@ def _training(name: str, workdir: str, arguments: str) -> Step:
     return Step(name, f"training {name}", ("qwenvl_jax.train", config, f"--workdir={workdir}/{name}"))
 
 
+def running_folder(workdir: str) -> str:
+    """The empty folder whose lock a quickstart has while it runs; `workdir` itself is locked by its evaluation."""
+    return f"{workdir}/running"
+
+
 def check_finished(workdir: str) -> None:
     """Raises UserError if the quickstart has not yet made the model in `workdir`, or only a part of its training."""
     run = storage.path(workdir) / STAGES[-1]
@@ -147,7 +152,8 @@ def main(argv: list[str] | None = None) -> None:
             steps = plan(args.workdir, args.data, args.source, args.scale)
         # Steps of another scale would change the records that this one's trainings read.
         refusal = f"another quickstart works in {args.workdir}; wait for its end, end it, or name another --workdir"
-        with folder_lock.locked(args.workdir, refusal), folder_lock.removed_if_empty(args.workdir):
+        running = running_folder(args.workdir)
+        with folder_lock.locked(running, refusal), folder_lock.removed_if_empty(running):
             run(steps, storage.path(output))
     talk = "" if args.finetune else "    talk to it: make chat"
     print(f"\nreport: {output}/report.html    scores: {output}/scores.json{talk}")

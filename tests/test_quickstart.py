@@ -97,14 +97,25 @@ def test_the_first_failing_step_ends_the_quickstart_with_its_exit_code(
     assert "training" not in capfd.readouterr().out
 
 
+def test_a_running_quickstart_does_not_keep_its_own_evaluation_out(tmp_path: Path) -> None:
+    workdir = f"{tmp_path}/runs"
+    commands = [step.command for step in quickstart.plan(workdir, f"{tmp_path}/data", "rendered", 1.0)]
+    outputs = [part.removeprefix("--output=") for command in commands for part in command if "--output=" in part]
+    assert workdir in outputs, "the evaluation writes into the folder of the quickstart"
+    with folder_lock.locked(quickstart.running_folder(workdir), ""):
+        for output in outputs:
+            with folder_lock.locked(output, f"{output} is locked"):
+                pass
+
+
 def test_a_second_quickstart_in_the_same_folder_is_refused_before_it_touches_any_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--scale=0.01", f"--workdir={tmp_path}/runs", f"--data={tmp_path}/data"]
-    with folder_lock.locked(tmp_path / "runs", ""):
+    with folder_lock.locked(quickstart.running_folder(f"{tmp_path}/runs"), ""):
         with pytest.raises(SystemExit) as stopped:
             quickstart.main(command)
-        assert (tmp_path / "runs").exists(), "the lock would be lost with it"
+        assert (tmp_path / "runs" / "running").exists(), "the lock would be lost with it"
     assert stopped.value.code == 2
     assert f"error: another quickstart works in {tmp_path}/runs; wait for its end" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
