@@ -32,9 +32,9 @@ from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
 from launch import finished, gce_metadata
-from launch.child import end_with_parent
 from qwenvl_jax.runtime import storage
 from qwenvl_jax.runtime.arguments import Parser
+from qwenvl_jax.runtime.child import end_with_parent
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 from qwenvl_jax.runtime.exit_codes import retryable
 

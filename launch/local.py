@@ -20,12 +20,12 @@ from typing import IO
 
 from absl import flags
 
-from launch.child import end_with_parent
 from launch.command import Command
 from launch.execution import runnable
 from launch.job import Job
 from launch.path import LaunchPath
 from qwenvl_jax.runtime import commandline, exit_codes
+from qwenvl_jax.runtime.child import end_with_parent
 from qwenvl_jax.runtime.errors import UserError
 
 _PROCESSES = flags.DEFINE_integer(

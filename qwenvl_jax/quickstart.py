@@ -12,7 +12,6 @@ adapters, and a report shows all scores before and after.
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 import time
 
@@ -21,7 +20,7 @@ from etils import epath
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.layout import CONFIG
 from qwenvl_jax.checkpoint.steps import latest_step
-from qwenvl_jax.runtime import artifacts, folder_lock, storage
+from qwenvl_jax.runtime import artifacts, child, folder_lock, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
@@ -124,10 +123,10 @@ def run(steps: list[Step], workdir: epath.Path) -> None:
     for number, step in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {step.title}\n    python -m {' '.join(step.command)}", flush=True)
         start = time.monotonic()
-        code = subprocess.run([sys.executable, "-m", *step.command]).returncode
+        code = child.run((sys.executable, "-m", *step.command))
         if code:
             print(f"{step.title} ended with exit code {code}; run the same command again to continue", file=sys.stderr)
-            sys.exit(code if code > 0 else 128 - code)  # a signal, as a shell reports it
+            sys.exit(code)
         timings[step.key] = round(time.monotonic() - start, 1)
         print(f"    done in {timings[step.key]:.0f} s, {time.monotonic() - began:.0f} s in all", flush=True)
     timings["total"] = round(time.monotonic() - began, 1)

@@ -12,10 +12,10 @@ A run that was ended continues when it is started again: finished corpora are up
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import re
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -117,12 +117,9 @@ def _join(source: Source, mixture: Mixture, output: str, manifests: Mapping[str,
     if not members:
         storage.remove(target)
         return 0
-    building = target if storage.is_remote(target) else target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-    if building == target:
-        storage.remove(target)
     count = sum(len(split["shards"]) for _, split in members)
     shards: list[Shard] = []
-    try:
+    with _in_place(target) if storage.is_remote(target) else artifacts.built_beside(target) as building:
         for corpus, split in members:
             tallies = _tallies(split)
             for number, shard in enumerate(split["shards"]):
@@ -133,12 +130,15 @@ def _join(source: Source, mixture: Mixture, output: str, manifests: Mapping[str,
                 shards.append(Shard(**facts))
         description = f"{source.task} of {', '.join(corpus for corpus, _ in members)}"
         write_manifest(building, source.name, shards, description=description)
-        if building != target:
-            artifacts.replace_folder(building, target)
-    except BaseException:
-        storage.remove(building)
-        raise
     return sum(split["samples"] for _, split in members)
+
+
+@contextlib.contextmanager
+def _in_place(target: epath.Path) -> Iterator[epath.Path]:
+    """A folder of an object store, emptied; a new one beside it would have to be copied. It goes if the block fails."""
+    storage.remove(target)
+    with artifacts.undone_on_failure(target):
+        yield target
 
 
 def _tallies(split: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -17,7 +17,6 @@ import os
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,17 +71,13 @@ def prepare(folder: Path, writers: Mapping[str, Writer], settings: Mapping[str, 
         note = folder / ".settings" / f"{corpus}.json"
         if target.is_dir() and note.is_file() and artifacts.read_json(note) == settings:
             continue
-        building = folder / f".{corpus}.{uuid.uuid4().hex[:8]}.tmp"
         shutil.rmtree(target, ignore_errors=True)
         try:
-            building.mkdir(parents=True)
-            write(building)
-            building.rename(target)
+            with artifacts.built_beside(target) as building:
+                write(Path(building))
             artifacts.write_json(note, settings)
         except (SourceUnavailable, UserError) as error:
             left_out.append(f"{corpus} is left out: {error}")
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     return left_out
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
-from collections.abc import Sequence
-from types import FrameType
 
 from etils import epath
 
@@ -14,7 +10,7 @@ from qwenvl_jax.ablation.figures import figures_of, read_figures
 from qwenvl_jax.ablation.page import PAGE, page
 from qwenvl_jax.ablation.study import Study
 from qwenvl_jax.checkpoint import lineage
-from qwenvl_jax.runtime import artifacts, exit_codes, log
+from qwenvl_jax.runtime import artifacts, child, exit_codes, log
 
 
 def train(study: Study) -> int:
@@ -31,7 +27,7 @@ def train(study: Study) -> int:
             log.line(f"{title}: finished before")
             continue
         log.line(f"{title}\n    {arm.command_line}")
-        code = run((sys.executable, "-m", *arm.command))
+        code = child.run((sys.executable, "-m", *arm.command))
         if lineage.has_run(arm.workdir):
             write_page(study)
         if code != exit_codes.FINISHED:
@@ -47,32 +43,3 @@ def write_page(study: Study) -> epath.Path:
     """
     artifacts.write_text(study.workdir / PAGE, page(study, read_figures(study)))
     return study.workdir / PAGE
-
-
-def run(command: Sequence[str]) -> int:
-    """Runs a command and returns its exit code, for a signal as a shell reports it.
-
-    SIGTERM and Ctrl-C reach it as SIGTERM, on which a run saves its state; this process waits for that.
-    """
-    received = False
-    process: subprocess.Popen[bytes] | None = None
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        del number, frame
-        received = True
-        if process is not None:
-            process.send_signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        if received:
-            return exit_codes.PREEMPTED
-        process = subprocess.Popen(command)
-        if received:
-            process.send_signal(signal.SIGTERM)  # it came before there was a process
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code

@@ -195,10 +195,8 @@ def write_records(
       UserError: for a record that is not well formed, or a split without records.
     """
     folder = storage.path(folder)
-    unique = uuid.uuid4().hex[:8]
-    building = folder.parent / f".{folder.name}.{unique}.tmp"
-    final = folder if storage.is_remote(folder) else building
-    try:
+
+    def fill(building: epath.Path, final: epath.Path) -> None:
         built: list[tuple[epath.Path, Shard]] = []
         for split, records in splits.items():
             members = list(_written(building, name, split, records, bytes_per_shard, records_per_shard or math.inf))
@@ -207,17 +205,19 @@ def write_records(
             for index, shard in enumerate(members):  # the number of shards is known only now
                 file = shard_name(name, split, index, len(members))
                 built.append((building / shard.file, dataclasses.replace(shard, file=file)))
-        if final == folder:
-            storage.remove(folder)
+        if final != building:
+            storage.remove(final)
         for path, shard in built:
             storage.rename(path, final / shard.file)
-        shards = [shard for _, shard in built]
-        write_manifest(final, name, shards, description=description, extra=extra)
-        if final != folder:
-            artifacts.replace_folder(building, folder)
-    except BaseException:
-        storage.remove(building)
-        raise
+        write_manifest(final, name, [shard for _, shard in built], description=description, extra=extra)
+
+    if storage.is_remote(folder):
+        building = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+        with artifacts.undone_on_failure(building):
+            fill(building, folder)
+    else:
+        with artifacts.built_beside(folder) as building:
+            fill(building, building)
     return artifacts.read_json(folder / MANIFEST)
 
 

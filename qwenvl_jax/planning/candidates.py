@@ -24,6 +24,7 @@ from qwenvl_jax.config import Config, load_config, to_dict
 from qwenvl_jax.planning import aot
 from qwenvl_jax.planning.prediction import Prediction, predict
 from qwenvl_jax.runtime import storage
+from qwenvl_jax.runtime.child import end_with_parent
 from qwenvl_jax.runtime.errors import UserError
 
 # From the fastest, which needs the most memory, to the smallest; a search uses the same for both towers.
@@ -71,7 +72,7 @@ def run(candidate: Candidate, dump_hlo: str | None = None, options: dict[str, An
         environment = dict(os.environ)
         aot.compiler_environment(environment)
         command = [sys.executable, "-m", "qwenvl_jax.planning.candidates", str(request), str(answer)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=end_with_parent)
         if answer.exists():
             content = json.loads(answer.read_text())
             return Failure(content["error"], True) if "error" in content else Prediction(**_tuples(content))

@@ -21,6 +21,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 _COPIED_AT_ONCE = 16
 _HASHED = 16 << 20  # bytes read at a time
+_UNIQUE = re.compile(r"[0-9a-f]{8}")  # in the names of folders that are not whole
 
 
 @contextlib.contextmanager
@@ -86,8 +87,12 @@ def built_beside(output: epath.PathLike) -> Iterator[epath.Path]:
 
 def _remove_abandoned(output: epath.Path) -> None:
     """Removes what killed builds of `output` have left beside it."""
+    if storage.exists(output):  # otherwise an `.old` is the last whole one
+        for left in output.parent.glob(f".{glob.escape(output.name)}.*.old"):
+            if _UNIQUE.fullmatch(left.name.split(".")[-2]):
+                storage.remove(left)
     for left in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-        if re.fullmatch(r"[0-9a-f]{8}", left.name.split(".")[-2]) and left.is_dir():
+        if _UNIQUE.fullmatch(left.name.split(".")[-2]) and left.is_dir():
             with contextlib.suppress(UserError), folder_lock.locked(left, "it is being built") as sure:
                 if sure:
                     storage.remove(left)

@@ -7,45 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qwenvl_jax.ablation import training
-from qwenvl_jax.runtime import exit_codes
 from tests.support.commands import Answer, assert_refused
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_reach_the_run_which_ends_by_itself(tmp_path: Path, number: int) -> None:
-    ready = tmp_path / "ready"
-    program = (
-        "import pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-        f"pathlib.Path({str(ready)!r}).touch()\n"
-        "time.sleep(60)"
-    )
-
-    def send() -> None:
-        wait_for(ready.exists, 30)
-        os.kill(os.getpid(), number)
-
-    before = signal.getsignal(number)
-    threading.Thread(target=send).start()
-    assert training.run([sys.executable, "-c", program]) == exit_codes.PREEMPTED
-    assert signal.getsignal(number) is before
-
-
-def test_a_run_that_a_signal_ends_has_the_exit_code_of_a_shell() -> None:
-    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    assert training.run([sys.executable, "-c", program]) == 128 + signal.SIGKILL
-    assert training.run([sys.executable, "-c", "raise SystemExit(2)"]) == 2
 
 
 def wait_for(holds: Callable[[], bool], seconds: float) -> None:

@@ -6,7 +6,9 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,22 @@ def test_records_are_written_as_they_come(tmp_path: Path) -> None:
 
     write_records(tmp_path / "a", {"train": records()}, name="a")
     assert len(RecordReader(tmp_path / "a")) == 40
+
+
+def test_what_a_killed_process_wrote_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    def killed() -> Iterator[Record]:
+        yield make_record("caption", 0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=write_records, args=(tmp_path / "a", {"train": killed()}), kwargs={"name": "a"}
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] != []
+    write_records(tmp_path / "a", {"train": captions(3)}, name="a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_names_sort_by_their_numbers(tmp_path: Path) -> None:

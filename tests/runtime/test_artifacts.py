@@ -82,3 +82,14 @@ def test_the_next_build_removes_what_a_killed_one_left_and_nothing_of_one_that_i
         alive.communicate("\n")
     assert {path.name for path in tmp_path.iterdir()} == {"[out]", ".[out].mine.tmp"}
     assert [path.name for path in (tmp_path / "[out]").iterdir()] == ["half"]
+
+
+def test_the_next_build_removes_the_former_folder_that_a_killed_replacement_left(tmp_path: Path) -> None:
+    left = tmp_path / ".out.0123abcd.old"
+    left.mkdir()
+    (tmp_path / ".out.mine.old").mkdir()
+    with artifacts.built_beside(tmp_path / "out"):
+        assert left.exists(), "it is the last whole one"
+    with artifacts.built_beside(tmp_path / "out"):
+        assert not left.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.mine.old"}

@@ -1,0 +1,64 @@
+"""Child processes: signals reach them, and they end with the one that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwenvl_jax.runtime import child, exit_codes
+
+
+def wait_for(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_the_run_which_ends_by_itself(tmp_path: Path, number: int) -> None:
+    ready = tmp_path / "ready"
+    program = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)"
+    )
+
+    def send() -> None:
+        wait_for(ready.exists, 30)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=send).start()
+    assert child.run([sys.executable, "-c", program]) == exit_codes.PREEMPTED
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_that_a_signal_ends_has_the_exit_code_of_a_shell() -> None:
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert child.run([sys.executable, "-c", program]) == 128 + signal.SIGKILL
+    assert child.run([sys.executable, "-c", "raise SystemExit(2)"]) == 2
+
+
+def test_a_command_ends_if_the_process_that_runs_it_is_killed(tmp_path: Path) -> None:
+    ready, ended = tmp_path / "ready", tmp_path / "ended"
+    program = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(ended)!r}).touch(), sys.exit(143)))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)"
+    )
+    parent = f"import sys; from qwenvl_jax.runtime import child; child.run([sys.executable, '-c', {program!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    wait_for(ready.exists, 30)
+    process.kill()
+    wait_for(ended.exists, 10)
