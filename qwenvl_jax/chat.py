@@ -206,9 +206,8 @@ def main() -> None:
         raise UserError("--workdir is missing; name the folder of a run, such as runs/quickstart/stage3_sft")
     distributed.require_alone("a chat")
     options = _options()
-    step = None if _STEP.value < 0 else _STEP.value
     mesh = config_of(_MESH.value) if _MESH.value else None
-    opened = open_model(_WORKDIR.value, step, storage.path(_IMPORTED.value), mesh=mesh)
+    opened = open_model(_WORKDIR.value, _STEP.value, storage.path(_IMPORTED.value), mesh=mesh)
     config = opened.starting_point.config
     patient = EngineSettings(
         slots=1, context=config.model.decoder.max_positions, wait_seconds=math.inf, answer_seconds=math.inf

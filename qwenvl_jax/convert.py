@@ -32,7 +32,7 @@ from qwenvl_jax.runtime.errors import UserError, nearest
 
 _CONFIG = commandline.define_config("import of towers: the stage that will start from them.", FORMER_KEYS)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training run; import: the folder to write.")
-_STEP = flags.DEFINE_integer("step", -1, "Step of its checkpoint; -1 means the last.")
+_STEP = flags.DEFINE_integer("step", -1, "Step of its checkpoint; -1 is the newest.", lower_bound=-1)
 _OUTPUT = flags.DEFINE_string("output", "", "release, adapters: the directory to write.")
 _RELEASE = flags.DEFINE_string("release", "", "import, verify: the directory to read; adapters: their base.")
 _VISION = flags.DEFINE_string("vision", "", "import: an OpenCLIP ViT-bigG checkpoint, or a vision release of ours.")
@@ -57,7 +57,7 @@ def _required(value: str, flag: str, command: str) -> epath.Path:
 
 
 def _open_checkpoint(workdir: epath.Path) -> tuple[dict[str, Any], Config]:
-    starting_point = find_starting_point(workdir, None if _STEP.value < 0 else _STEP.value)
+    starting_point = find_starting_point(workdir, _STEP.value)
     params, config = restore.deferred_params(workdir, step=starting_point.step)
     original = from_torch.original_config(workdir)
     if original is None and starting_point.step < config.train.steps:
@@ -112,7 +112,7 @@ def export_adapters() -> None:
     """Writes the adapters of a run for PEFT."""
     workdir = _required(_WORKDIR.value, "workdir", "adapters")
     output = _required(_OUTPUT.value, "output", "adapters")
-    start = find_starting_point(workdir, None if _STEP.value < 0 else _STEP.value)
+    start = find_starting_point(workdir, _STEP.value)
     folder = peft_adapters.export(start, output, _RELEASE.value)
     size = sum(size or 0 for size in storage.sizes(folder).values())
     print(f"wrote the adapters of step {start.step} of {workdir} to {folder}: {size / 1e6:.1f} MB", flush=True)

@@ -139,7 +139,7 @@ def _decoding(args: argparse.Namespace) -> Decoding:
 def _parser() -> Parser:
     parser = Parser("python -m qwenvl_jax.infer", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the training run, or of a release")
-    parser.add_argument("--step", type=int, default=None, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", type=int, default=-1, help="of the checkpoint; -1 is the newest")
     parser.add_argument("--imported", default="imported", help="folder for the imports of releases")
     parser.add_argument(
         "--images", nargs="+", action="append", required=True, help="pictures, patterns, folders, lists, JSON lines"

@@ -160,7 +160,7 @@ def _parser() -> Parser:
     engine = EngineSettings()
     parser = Parser("python -m qwenvl_jax.serve", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the training run, or of a release")
-    parser.add_argument("--step", type=int, default=None, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", type=int, default=-1, help="of the checkpoint; -1 is the newest")
     parser.add_argument("--imported", default="imported", help="folder for the imports of releases")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all networks")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")

@@ -34,7 +34,11 @@ class StartingPoint:
 
 
 def find_starting_point(workdir: epath.PathLike, step: int | None = None) -> StartingPoint:
-    """The newest finished checkpoint of a run, or that of `step`; the step of imported weights is 0.
+    """A finished checkpoint of a run; the step of imported weights is 0.
+
+    Args:
+      workdir: the folder of the run.
+      step: None or -1 is the newest.
 
     Raises:
       UserError: if the folder is not that of a run or has no such checkpoint.
@@ -47,10 +51,11 @@ def find_starting_point(workdir: epath.PathLike, step: int | None = None) -> Sta
     if not finished:
         raise UserError(f"{workdir} holds no finished checkpoint yet; train it first")
     newest = finished[-1]
-    if step is not None and step not in finished:
+    step = newest if step in (None, -1) else step
+    if step not in finished:
         known = ", ".join(map(str, finished))
         raise UserError(f"{workdir} holds no checkpoint of step {step}; its newest is {newest} (there are {known})")
-    return StartingPoint(str(workdir), newest if step is None else step, config, stage)
+    return StartingPoint(str(workdir), step, config, stage)
 
 
 def stored_params(start: StartingPoint) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:

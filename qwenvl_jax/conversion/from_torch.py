@@ -33,7 +33,7 @@ from qwenvl_jax.conversion.to_torch import VOCABULARY_FILES
 from qwenvl_jax.data.tokenizer import load_tokenizer, packaged_qwen_vocabulary
 from qwenvl_jax.models import qwen_vl
 from qwenvl_jax.params import flatten_paths, unflatten_paths
-from qwenvl_jax.runtime import artifacts, storage
+from qwenvl_jax.runtime import artifacts, log, storage
 from qwenvl_jax.runtime.errors import UserError
 
 
@@ -73,7 +73,10 @@ def import_release(folder: epath.PathLike, workdir: epath.PathLike, *, adapters:
     params, config = open_release(folder)
     load_tokenizer(config.tokenizer)  # raises for a damaged vocabulary, before anything is written
     if adapters:
-        params = peft_adapters.merged(params, peft_adapters.open_adapters(adapters, config.model))
+        opened = peft_adapters.open_adapters(adapters, config.model)
+        if sentence := peft_adapters.differing_base(opened, folder):
+            log.line(log.printable(sentence))
+        params = peft_adapters.merged(params, opened)
     workdir = storage.path(workdir)
     vocabulary = workdir / VOCABULARY_FILES[config.tokenizer.kind]
     released_vocabulary = config.tokenizer.path

@@ -168,9 +168,13 @@ def _adapter_config(config: LoraConfig, model: ModelConfig, modules: list[str], 
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """A folder of adapters, opened: the settings, and the stored tensors by our paths (with layers, by layer)."""
+    """A folder of adapters, opened: the settings, and the stored tensors by our paths (with layers, by layer).
+
+    `base` is what the folder calls the model that they were trained on: a path, a name of the hub, or nothing.
+    """
 
     folder: epath.Path
+    base: str
     config: LoraConfig
     factors: dict[str, list[tuple[Stored, Stored]]]
     whole: dict[str, Stored]
@@ -199,7 +203,22 @@ def open_adapters(folder: epath.PathLike, model: ModelConfig) -> Adapters:
     if lost := [name for name in saved if name.split(".")[-1] not in kept]:
         raise UserError(f"{folder / CONFIG} names the module {lost[0]}, but {path} does not have it; copy both again")
     config = LoraConfig(rank=rank, alpha=alpha, dropout=0.0, targets=tuple(factors))
-    return Adapters(folder, validate(config, str(folder / CONFIG)), factors, whole)
+    base = str(content.get("base_model_name_or_path") or "")
+    return Adapters(folder, base, validate(config, str(folder / CONFIG)), factors, whole)
+
+
+def differing_base(adapters: Adapters, release: epath.PathLike) -> str:
+    """A sentence if adapters name another base than `release`, by the last part of its path; otherwise nothing.
+
+    Models of one architecture cannot be told apart by the shapes of their tensors, and people rename folders.
+    """
+    name = storage.path(release).name
+    if not adapters.base or epath.Path(adapters.base).name.lower() == name.lower():
+        return ""
+    return (
+        f"{adapters.folder} says that it was trained on {adapters.base}, and is merged into {release}; if these are "
+        "two models, remove the result and name the first one with --release"
+    )
 
 
 def _rank_and_alpha(content: dict[str, Any], path: epath.Path) -> tuple[int, float]:

@@ -39,11 +39,6 @@ class CheckpointConfig:
     image_size: int  # pixels of an image's side
     step: int = -1  # of the checkpoint; -1 is the newest finished one
 
-    @property
-    def wanted_step(self) -> int | None:
-        """The step as `find_starting_point` takes it; None is the newest."""
-        return None if self.step < 0 else self.step
-
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:

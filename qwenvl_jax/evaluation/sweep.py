@@ -186,7 +186,7 @@ class _Sweep:
 
     def _find(self, item: CheckpointConfig) -> _Subject:
         """The checkpoint, the same one for all processes."""
-        step = distributed.from_primary(lambda: find_starting_point(item.workdir, item.wanted_step).step)
+        step = distributed.from_primary(lambda: find_starting_point(item.workdir, item.step).step)
         starting_point = find_starting_point(item.workdir, step)
         checkpoint.check_fits(starting_point, self.config.tokenizer, self.tokenizer, item.image_size)
         return _Subject(item, starting_point, self.mesh, self.config)

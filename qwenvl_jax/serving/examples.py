@@ -78,7 +78,12 @@ def _examples(records: Source) -> Iterator[ExampleQuestion]:
     step = max(1, count // _READ)
     asked: set[str] = set()
     for index in range(0, count, step):
-        example = _example_of(records[index])
+        try:
+            example = _example_of(records[index])
+            if example is not None:
+                example.media_type(0)
+        except (UserError, StorageError, OSError, IndexError, Image.DecompressionBombError):
+            continue  # the record or its picture is damaged, or the picture is missing
         if example is not None and example.question not in asked:
             asked.add(example.question)
             yield example

@@ -54,7 +54,7 @@ def open_model(
 
     Args:
       workdir: the run, or the release.
-      step: of the checkpoint; None is the newest.
+      step: of the checkpoint; None or -1 is the newest.
       imported: the folder for imports.
       image_size: pixels of an image's side; 0 as in training.
       mesh: of devices of this process; None for the first one.

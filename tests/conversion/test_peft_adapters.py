@@ -195,6 +195,17 @@ def _retensor(folder: Path, change: Any) -> None:
 _QKV = "base_model.model.transformer.h.{}.attn.c_attn.lora_{}.weight"
 
 
+def test_a_base_of_another_name_is_told_and_the_same_name_elsewhere_is_not(
+    config: Config, released: epath.Path, adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(adapters, tmp_path / "adapters"))
+    for number, base in enumerate(("", None, f"/elsewhere/{released.name.upper()}", "Qwen/Other")):
+        _edit(folder, base_model_name_or_path=base)
+        from_torch.import_release(released, tmp_path / str(number), adapters=folder)
+        told = f"says that it was trained on {base}, and is merged into {released}" in capsys.readouterr().out
+        assert told == (base == "Qwen/Other")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

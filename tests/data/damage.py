@@ -17,9 +17,9 @@ from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record
 
 
-def write_payloads(folder: Path, payloads: Sequence[bytes], like: Record) -> Path:
+def write_payloads(folder: Path, payloads: Sequence[bytes], like: Record, split: str = "train") -> Path:
     """A record folder of one shard with these bytes as its records, whatever they are; its manifest is in order."""
-    write_records(folder, {"train": [like] * len(payloads)}, name="damage")
+    write_records(folder, {split: [like] * len(payloads)}, name="damage")
     [shard] = folder.glob("*array_record*")
     writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1,zstd:1")
     for payload in payloads:
@@ -32,7 +32,7 @@ def write_payloads(folder: Path, payloads: Sequence[bytes], like: Record) -> Pat
 def amend(folder: Path) -> None:
     """Lets the manifest of a folder say what its shards are now."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    for shard in manifest["splits"]["train"]["shards"]:
+    for shard in (shard for split in manifest["splits"].values() for shard in split["shards"]):
         payload = (folder / shard["file"]).read_bytes()
         shard |= {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -83,6 +83,15 @@ def test_a_step_is_evaluated_and_stays_so_while_its_run_goes_on(
         sweep(settings(config, run, tiny_data, tmp_path / "five", step=5))
 
 
+def test_minus_one_is_the_newest_for_every_command(run: Path) -> None:
+    newest = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    assert restore.find_starting_point(run).step == newest
+    assert restore.find_starting_point(run, -1).step == newest
+    for step in (-2, newest + 1):
+        with pytest.raises(UserError, match=f"no checkpoint of step {step}; its newest is {newest}"):
+            restore.find_starting_point(run, step)
+
+
 def test_a_checkpoint_that_is_removed_while_it_is_read_is_named(run: Path) -> None:
     source = restore.find_starting_point(run, 3)
     storage.remove(run / "checkpoints/3")

@@ -11,10 +11,12 @@ import pytest
 from qwenvl_jax.config import Config, SourceConfig
 from qwenvl_jax.data.dialogues import DialogueContent
 from qwenvl_jax.data.readers.source import open_source
+from qwenvl_jax.data.record_format import encode_record
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.data.schema import Record, content_of
 from qwenvl_jax.data.tasks import Content
 from qwenvl_jax.serving.examples import MAX_EXAMPLES, ExampleQuestion, examples_of
+from tests.data.damage import without_images, write_payloads
 from tests.data.source_files import write_jsonl
 from tests.evaluation.samples import grey as picture
 
@@ -78,3 +80,14 @@ def test_conversations_that_are_trained_on_are_not_offered(config: Config, tmp_p
     assert questions and questions <= {f"What is {number}?" for number in range(40)}
     assert taught and not questions & taught
     assert len(offered(config, measured=(file,))) == MAX_EXAMPLES
+
+
+def test_damaged_records_are_passed_over(config: Config, tmp_path: Path) -> None:
+    records = [dialogue(k, {"image": 0}, {"text": f"What is {k}?"}) for k in range(24)]
+    payloads = [encode_record(record) for record in records]
+    for k in range(0, 24, 4):
+        payloads[k] = without_images(records[k])
+        payloads[k + 1] = encode_record(dataclasses.replace(records[k + 1], images=(b"no picture",)))
+        payloads[k + 2] = b"no record"
+    damaged = source(write_payloads(tmp_path / "d", payloads, records[0], "heldout"))
+    assert {example.question for example in offered(config, damaged)} == {f"What is {k}?" for k in range(3, 24, 4)}

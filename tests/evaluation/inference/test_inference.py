@@ -24,6 +24,7 @@ from qwenvl_jax.evaluation.generation.generate import generate
 from qwenvl_jax.evaluation.generation.sampling import Limits
 from qwenvl_jax.evaluation.inference import run as inference
 from qwenvl_jax.models.loaded import LoadedModel
+from qwenvl_jax.runtime import folder_lock
 from qwenvl_jax.serving.conversation import Conversation
 from qwenvl_jax.serving.engine import Engine
 from qwenvl_jax.serving.options import AnswerOptions
@@ -243,6 +244,17 @@ def test_wrong_pictures_and_prompts_are_one_sentence(
 
 
 @pytest.mark.slow
+def test_a_second_command_for_the_same_folder_is_refused(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    with folder_lock.locked(output, ""):
+        with pytest.raises(SystemExit) as stopped:
+            infer_main(checkpoint, pictures, output)
+        assert stopped.value.code == 2 and list(output.iterdir()) == []
+    assert f"error: another command writes to {output}; wait for it" in capsys.readouterr().err
+
+
 def test_a_killed_command_continues(checkpoint: Path, tmp_path: Path) -> None:
     """Killed several times while it answers, at no moment that it chose, it ends with the same bytes."""
     folder = tmp_path / "pictures"
