@@ -1,4 +1,4 @@
-"""Dialogues of two or three turns about one or two pictures: scenes, sometimes a picture of words.
+"""Dialogues of up to three questions about one or two pictures: of scenes or of words.
 
 A question may depend on earlier turns ("Where is it?" after "Which picture shows the fox?"), so a model has to use the
 whole conversation.
@@ -25,6 +25,7 @@ _TEXTS = {
         "describe": "What is in Picture {n}?",
         "describe_next": "And in Picture {n}?",
         "which": "Which picture shows {name}?",
+        "which_says": "Which picture says {text}?",
         "picture": "Picture {n}.",
         "where": "Where is the {noun} in Picture {n}?",
         "where_it": "Where is it?",
@@ -39,6 +40,7 @@ _TEXTS = {
         "describe": "图{n}里有什么？",
         "describe_next": "图{n}呢？",
         "which": "哪张图里有{name}？",
+        "which_says": "哪张图里写着{text}？",
         "picture": "图{n}。",
         "where": "图{n}里的{noun}在哪里？",
         "where_it": "它在哪里？",
@@ -54,10 +56,11 @@ _TEXTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One picture of a dialogue with its JPEG."""
+    """One picture of a dialogue with its JPEG, and its licence as an SPDX expression."""
 
     content: Scene | OcrPicture
     jpeg: bytes
+    license: str = ""
 
     @property
     def side(self) -> int:
@@ -82,17 +85,14 @@ class Exchange:
     described: int | None = None
 
 
-def converse(
-    rng: np.random.Generator, pictures: Sequence[Picture], language: str, number: str, license: str, source: str
-) -> Record:
-    """A dialogue about the first of `pictures`, which is a scene, or about the first two in random order.
+def converse(rng: np.random.Generator, pictures: Sequence[Picture], language: str, number: str, source: str) -> Record:
+    """A dialogue about the first of `pictures`, or about the first two in random order.
 
     Args:
       rng: consumed; equal states give equal dialogues.
       pictures: at least two.
       language: "en" or "zh".
       number: ends the id of the record, e.g. "train-000017".
-      license: of the pictures, as an SPDX expression.
       source: of the record.
     """
     texts = _TEXTS[language]
@@ -116,7 +116,7 @@ def converse(
         task="dialogue",
         source=source,
         language=language,
-        license=license,
+        license=" AND ".join(dict.fromkeys(part for picture in shown for part in picture.license.split(" AND "))),
         images=tuple(picture.jpeg for picture in shown),
         content={"system": DEFAULT_SYSTEM, "turns": turns, "sizes": [[p.side, p.side] for p in shown]},
     )
@@ -140,9 +140,12 @@ def _choices(
     for index, picture in enumerate(shown):
         content = picture.content
         choices.append(_describe(index, content, texts, language, texts["describe"]))
-        if isinstance(content, OcrPicture):
-            continue
         n = index + 1
+        if isinstance(content, OcrPicture):
+            if len(shown) == 2 and _words(content) not in {_words(p.content) for p in shown if p is not picture}:
+                question = texts["which_says"].format(text=_words(content))
+                choices.append(Exchange(question, [{"text": texts["picture"].format(n=n)}]))
+            continue
         item = content.objects[rng.integers(len(content.objects))]
         question = texts["where"].format(noun=item.stamp.noun(language), n=n)
         choices.append(_where(index, item, texts, language, question))
@@ -161,8 +164,7 @@ def _choices(
 def _describe(index: int, content: Scene | OcrPicture, texts: dict[str, str], language: str, question: str) -> Exchange:
     """Asks for the objects of a scene, or for the text of a picture of words."""
     if isinstance(content, OcrPicture):
-        words = " ".join(line.text for line in content.lines)
-        return Exchange(texts["read"].format(n=index + 1), [{"text": words}])
+        return Exchange(texts["read"].format(n=index + 1), [{"text": _words(content)}])
     names = capitalized(enumeration([o.stamp.name(language) for o in content.objects], language))
     return Exchange(question.format(n=index + 1), [{"text": names + texts["end"]}], described=index)
 
@@ -171,6 +173,11 @@ def _where(index: int, item: SceneObject, texts: dict[str, str], language: str, 
     """Asks where an object is; the answer is its box."""
     ref = texts["ref"].format(noun=item.stamp.noun(language))
     return Exchange(question, [{"ref": ref, "boxes": [list(item.box)], "image": index}])
+
+
+def _words(content: Scene | OcrPicture) -> str:
+    """The text of a picture of words; of a scene, nothing."""
+    return " ".join(line.text for line in content.lines) if isinstance(content, OcrPicture) else ""
 
 
 def _objects(picture: Picture) -> tuple[SceneObject, ...]:

@@ -34,7 +34,8 @@ _SHARES = {
     _MAP_OF_A_WORD: 0.03,
     "dialogue": 0.08,
 }
-_WORDS_IN_DIALOGUES = 0.4  # share of second pictures that show a word
+_WORDS_IN_DIALOGUES = 0.5  # share of second pictures that show a word
+_WORDS_ALONE = 0.5  # share of those of which the first picture shows a word as well
 
 
 def sample_in_words(
@@ -58,9 +59,13 @@ def sample_in_words(
     side = scene.image_HWC.shape[0]
     task = str(rng.choice(list(_SHARES), p=list(_SHARES.values())))
     if task == "dialogue":
-        second = _written(rng, words, side) if rng.random() < _WORDS_IN_DIALOGUES else draw()
+        first: Scene | OcrPicture = scene
+        second: Scene | OcrPicture = draw()
+        if rng.random() < _WORDS_IN_DIALOGUES:
+            second = _written(rng, words, side)
+            first = _written(rng, words, side) if rng.random() < _WORDS_ALONE else scene
         language = "zh" if rng.random() < zh_share else "en"
-        return language, _dialogue(rng, [scene, second], language)
+        return language, _dialogue(rng, [first, second], language)
     if task in ("ocr", _MAP_OF_A_WORD):
         picture = _written(rng, words, side)
         shown = _in_words(rng, picture)
@@ -82,7 +87,7 @@ def _over(task: str, words: str | list[str], content: Content) -> Content:
 def _dialogue(rng: np.random.Generator, pictures: Sequence[Scene | OcrPicture], language: str) -> Content:
     """A dialogue about the first of two pictures or about both; the words take the place of the encoded images."""
     shown = [Picture(picture, _in_words(rng, picture).encode()) for picture in pictures]
-    dialogue = converse(rng, shown, language, "", "", SOURCE)
+    dialogue = converse(rng, shown, language, "", SOURCE)
     return _over("dialogue", [words.decode() for words in dialogue.images], dialogue.content)
 
 

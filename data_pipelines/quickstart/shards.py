@@ -24,7 +24,8 @@ from qwenvl_jax.data.record_writer import Shard, write_shard
 from qwenvl_jax.data.schema import TRAINING_TASKS, Record
 
 NAME = "quickstart"
-_WORDS_IN_DIALOGUES = 0.4  # share of second pictures that show words
+_WORDS_IN_DIALOGUES = 0.5  # share of second pictures that show words
+_WORDS_ALONE = 0.4  # share of those of which the first picture shows words as well
 
 
 # One folder of records per task, and one for the maps.
@@ -62,8 +63,10 @@ def make_records(
     quality = settings.scene.jpeg_quality
     scenes = [scene_at(settings.seed, split, i, ingredients.stamps, ingredients.views, settings.scene) for i in numbers]
     words = [_words(settings, ingredients, split, i) for i in numbers]
-    scene_pictures = [Picture(scene, encode_image(scene.image_HWC, quality)) for scene in scenes]
-    word_pictures = [Picture(picture, encode_image(picture.image_HWC, quality)) for picture in words]
+    scene_pictures, word_pictures = (
+        [Picture(picture, encode_image(picture.image_HWC, quality), license) for picture in pictures]
+        for pictures, license in ((scenes, ingredients.scene_license), (words, ingredients.ocr_license))
+    )
     records: dict[str, list[Record]] = {task: [] for task in FOLDERS}
     for position, number in enumerate(numbers):
         name = f"{split}-{number:06d}"
@@ -85,14 +88,12 @@ def make_records(
         jpeg = word_pictures[position].jpeg
         records["ocr"].append(ocr_record(words[position], jpeg, name, ingredients.ocr_license))
         # Every other map is one of words, from which the features learn to read.
-        mapped, licence = (words, ingredients.ocr_license) if number % 2 else (scenes, ingredients.scene_license)
-        shown = (word_pictures if number % 2 else scene_pictures)[position]
-        records[MAP].append(map_record(mapped[position], shown.jpeg, name, licence, SOURCE))
+        mapped, shown = (words, word_pictures) if number % 2 else (scenes, scene_pictures)
+        records[MAP].append(map_record(mapped[position], shown[position].jpeg, name, shown[position].license, SOURCE))
         rng = rng_for(settings.seed, "dialogue", split, number)
-        second = _second_picture(rng, position, scene_pictures, word_pictures)
+        pictures = _two_pictures(rng, position, scene_pictures, word_pictures)
         language = "zh" if rng.random() < settings.zh_share else "en"
-        dialogue = converse(rng, [picture, second], language, name, ingredients.scene_license, SOURCE)
-        records["dialogue"].append(dialogue)
+        records["dialogue"].append(converse(rng, pictures, language, name, SOURCE))
     records["text"] = list(_texts(settings, ingredients, split, shard, numbers))
     return records
 
@@ -104,14 +105,15 @@ def _words(settings: QuickstartSettings, ingredients: Ingredients, split: str, n
     return render_words(rng, language, ingredients.lexicons[language], ingredients.views, settings.ocr)
 
 
-def _second_picture(
+def _two_pictures(
     rng: np.random.Generator, position: int, scenes: Sequence[Picture], words: Sequence[Picture]
-) -> Picture:
-    """Another picture of the shard for a dialogue about the scene at `position`: another scene, or words."""
+) -> tuple[Picture, Picture]:
+    """Two pictures of the shard for the dialogue at `position`: of scenes, of a scene and words, or both of words."""
     other = (position + 1 + int(rng.integers(max(1, len(scenes) - 1)))) % len(scenes)
     if rng.random() < _WORDS_IN_DIALOGUES or other == position:
-        return words[position]
-    return scenes[other]
+        alone = rng.random() < _WORDS_ALONE and other != position
+        return (words[other] if alone else scenes[position]), words[position]
+    return scenes[position], scenes[other]
 
 
 def _texts(

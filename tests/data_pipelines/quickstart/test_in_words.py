@@ -59,6 +59,7 @@ def test_a_thing_is_there_if_its_word_is_in_the_picture(samples: list[Record]) -
 
 def test_dialogues_name_the_right_one_of_two_pictures(samples: list[Record]) -> None:
     numbers: Counter[tuple[int, int]] = Counter()
+    said_by: Counter[bool] = Counter()  # whether the other picture is one of words, too
     for content in of_task(samples, "dialogue"):
         said = [" ".join(str(part.get("text", "")) for part in turn["parts"]) for turn in content["turns"]]
         for question, answer in zip(said[::2], said[1::2], strict=True):
@@ -71,7 +72,13 @@ def test_dialogues_name_the_right_one_of_two_pictures(samples: list[Record]) -> 
                 # A picture of the word is no picture of the thing.
                 grids = [words for words in content["words"] if SIGN not in words.split(" ")]
                 assert content["words"][number - 1] in [words for words in grids if noun in shown(words)]
+            elif found := re.fullmatch(r"Which picture says (.+)\?", question):
+                number = int(answer.removeprefix("Picture ").removesuffix("."))
+                signs = [set(words.split(" ")) for words in content["words"]]
+                assert {SIGN, found[1]} <= signs[number - 1] and not {SIGN, found[1]} <= signs[2 - number]
+                said_by[signs[2 - number] >= {SIGN}] += 1
             else:
                 continue
             numbers[number, len(content["words"])] += 1
     assert numbers.keys() == {(1, 1), (1, 2), (2, 2)}
+    assert said_by.keys() == {False, True}
