@@ -152,7 +152,11 @@ def main(argv: list[str] | None = None) -> None:
         # Steps of another scale would change the records that this one's trainings read.
         refusal = f"another quickstart works in {args.workdir}; wait for its end, end it, or name another --workdir"
         running = running_folder(args.workdir)
-        with folder_lock.locked(running, refusal), folder_lock.removed_if_empty(running):
+        with (
+            folder_lock.removed_if_empty(args.workdir),  # while another quickstart runs, it holds `running`
+            folder_lock.locked(running, refusal),
+            folder_lock.removed_if_empty(running),
+        ):
             run(steps, storage.path(output))
     talk = "" if args.finetune else "    talk to it: make chat"
     print(f"\nreport: {output}/report.html    scores: {output}/scores.json{talk}")

@@ -13,7 +13,7 @@ from configs.meshes import cpu
 SIZE_PRETRAIN = 42  # px, 6x6 patches: the quickstart's 224
 SIZE_MULTITASK = 84  # px, 12x12 patches: the quickstart's 448
 
-# The tasks of stage 2 and their weights, which take the role of Table 3.
+# The folders of stage 2 and their weights, which take the role of Table 3.
 MULTITASK_WEIGHTS = {
     "caption": 1.0,
     "vqa": 2.0,
@@ -22,7 +22,7 @@ MULTITASK_WEIGHTS = {
     "ref_grounding": 5.0,
     "grounded_caption": 0.5,
     "ocr": 3.0,
-    "text": 0.5,
+    "text": 1.0,
 }
 
 

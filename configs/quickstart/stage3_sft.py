@@ -9,11 +9,11 @@ from configs import base
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 350
+STEPS = 500
 
 # Multi-task samples stay in the mixture, as the paper mixes in data that keeps what the model can do.
 WEIGHTS = {
-    "dialogue": 2.5,
+    "dialogue": 5.0,
     "vqa": 1.0,
     "grounding": 1.5,
     "ref_grounding": 3.5,
@@ -38,7 +38,7 @@ def get_config(
             images_per_row=3.0,
             seed=3,
         ),
-        optimizer=common.optimizer(5e-4, steps),
+        optimizer=common.optimizer(1e-3, steps),
         init=base.continue_from("multitask", f"{runs}/stage2_multitask"),
         train=common.train("sft", ("resampler", "decoder"), steps),
     )

@@ -142,8 +142,8 @@ def _choices(
         choices.append(_describe(index, content, texts, language, texts["describe"]))
         n = index + 1
         if isinstance(content, OcrPicture):
-            if len(shown) == 2 and _words(content) not in {_words(p.content) for p in shown if p is not picture}:
-                question = texts["which_says"].format(text=_words(content))
+            if len(shown) == 2 and _text_of(content) not in {_text_of(p.content) for p in shown if p is not picture}:
+                question = texts["which_says"].format(text=_text_of(content))
                 choices.append(Exchange(question, [{"text": texts["picture"].format(n=n)}]))
             continue
         item = content.objects[rng.integers(len(content.objects))]
@@ -164,7 +164,7 @@ def _choices(
 def _describe(index: int, content: Scene | OcrPicture, texts: dict[str, str], language: str, question: str) -> Exchange:
     """Asks for the objects of a scene, or for the text of a picture of words."""
     if isinstance(content, OcrPicture):
-        return Exchange(texts["read"].format(n=index + 1), [{"text": _words(content)}])
+        return Exchange(texts["read"].format(n=index + 1), [{"text": _text_of(content)}])
     names = capitalized(enumeration([o.stamp.name(language) for o in content.objects], language))
     return Exchange(question.format(n=index + 1), [{"text": names + texts["end"]}], described=index)
 
@@ -175,7 +175,7 @@ def _where(index: int, item: SceneObject, texts: dict[str, str], language: str, 
     return Exchange(question, [{"ref": ref, "boxes": [list(item.box)], "image": index}])
 
 
-def _words(content: Scene | OcrPicture) -> str:
+def _text_of(content: Scene | OcrPicture) -> str:
     """The text of a picture of words; of a scene, nothing."""
     return " ".join(line.text for line in content.lines) if isinstance(content, OcrPicture) else ""
 

@@ -23,19 +23,19 @@ from qwenvl_jax.data.tasks import Content
 
 _MAP_OF_A_WORD = "map of a word"
 _SHARES = {
-    "caption": 0.11,
+    "caption": 0.08,
     # An answer is one word, so questions need many samples to weigh as much as boxes.
-    "vqa": 0.28,
+    "vqa": 0.2,
     MAP: 0.06,
-    "grounding": 0.17,
-    "ref_grounding": 0.2,
+    "grounding": 0.11,
+    "ref_grounding": 0.15,
     "grounded_caption": 0.03,
     "ocr": 0.04,
     _MAP_OF_A_WORD: 0.03,
-    "dialogue": 0.08,
+    "dialogue": 0.3,
 }
 _WORDS_IN_DIALOGUES = 0.5  # share of second pictures that show a word
-_WORDS_ALONE = 0.5  # share of those of which the first picture shows a word as well
+_BOTH_OF_WORDS = 0.5  # share of these pairs whose first picture shows a word, too
 
 
 def sample_in_words(
@@ -63,7 +63,7 @@ def sample_in_words(
         second: Scene | OcrPicture = draw()
         if rng.random() < _WORDS_IN_DIALOGUES:
             second = _written(rng, words, side)
-            first = _written(rng, words, side) if rng.random() < _WORDS_ALONE else scene
+            first = _written(rng, words, side) if rng.random() < _BOTH_OF_WORDS else scene
         language = "zh" if rng.random() < zh_share else "en"
         return language, _dialogue(rng, [first, second], language)
     if task in ("ocr", _MAP_OF_A_WORD):

@@ -25,7 +25,7 @@ from qwenvl_jax.data.schema import TRAINING_TASKS, Record
 
 NAME = "quickstart"
 _WORDS_IN_DIALOGUES = 0.5  # share of second pictures that show words
-_WORDS_ALONE = 0.4  # share of those of which the first picture shows words as well
+_BOTH_OF_WORDS = 0.4  # share of these pairs whose first picture shows words, too
 
 
 # One folder of records per task, and one for the maps.
@@ -111,8 +111,8 @@ def _two_pictures(
     """Two pictures of the shard for the dialogue at `position`: of scenes, of a scene and words, or both of words."""
     other = (position + 1 + int(rng.integers(max(1, len(scenes) - 1)))) % len(scenes)
     if rng.random() < _WORDS_IN_DIALOGUES or other == position:
-        alone = rng.random() < _WORDS_ALONE and other != position
-        return (words[other] if alone else scenes[position]), words[position]
+        both = rng.random() < _BOTH_OF_WORDS and other != position
+        return (words[other] if both else scenes[position]), words[position]
     return scenes[position], scenes[other]
 
 

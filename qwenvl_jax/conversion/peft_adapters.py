@@ -208,12 +208,12 @@ def open_adapters(folder: epath.PathLike, model: ModelConfig) -> Adapters:
 
 
 def differing_base(adapters: Adapters, release: epath.PathLike) -> str:
-    """A sentence if adapters name another base than `release`, by the last part of its path; otherwise nothing.
+    """A sentence if the base that adapters name is no part of the path of `release`; otherwise nothing.
 
     Models of one architecture cannot be told apart by the shapes of their tensors, and people rename folders.
     """
-    name = storage.path(release).name
-    if not adapters.base or epath.Path(adapters.base).name.lower() == name.lower():
+    parts = {part.rpartition("--")[2].lower() for part in storage.absolute(release).parts}  # -- as in the hub's cache
+    if not adapters.base or epath.Path(adapters.base).name.lower() in parts:
         return ""
     return (
         f"{adapters.folder} says that it was trained on {adapters.base}, and is merged into {release}; if these are "

@@ -72,7 +72,7 @@ def run(candidate: Candidate, dump_hlo: str | None = None, options: dict[str, An
         environment = dict(os.environ)
         aot.compiler_environment(environment)
         command = [sys.executable, "-m", "qwenvl_jax.planning.candidates", str(request), str(answer)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=end_with_parent)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if answer.exists():
             content = json.loads(answer.read_text())
             return Failure(content["error"], True) if "error" in content else Prediction(**_tuples(content))
@@ -87,7 +87,8 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def worker(request: str, answer: str) -> None:
-    """Answers one request with a prediction or with the message of a `UserError`."""
+    """Answers one request with a prediction or with the message of a `UserError`; ends with the process that asked."""
+    end_with_parent()
     values = json.loads(Path(request).read_text())
     try:
         config = load_config(values["config"])

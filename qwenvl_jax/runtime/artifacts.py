@@ -21,7 +21,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 _COPIED_AT_ONCE = 16
 _HASHED = 16 << 20  # bytes read at a time
-_UNIQUE = re.compile(r"[0-9a-f]{8}")  # in the names of folders that are not whole
+_UNIQUE = re.compile(r"[0-9a-f]{8}")  # in the names of folders beside an output
 
 
 @contextlib.contextmanager
@@ -44,8 +44,8 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
     """Gives a folder the name of another one in the same store, which is removed.
 
     On a disk at no moment are both gone; killed half-way it may leave `.NAME.XXXXXXXX.old`, the folder that was there
-    before. On an object store the target is removed and every object copied by the server, the `.json` files last and
-    `manifest.json` last of those: without it no folder counts as whole.
+    before, which the next call removes. On an object store the target is removed and every object copied by the
+    server, the `.json` files last and `manifest.json` last of those: without it no folder counts as whole.
     """
     source, target = storage.path(source), storage.path(target)
     if storage.is_remote(target):
@@ -65,7 +65,9 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
         if replaced:
             storage.rename(before, target)
         raise
-    storage.remove(before)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.old"):  # `before`, and those of killed calls
+        if _UNIQUE.fullmatch(left.name.split(".")[-2]):
+            storage.remove(left)
 
 
 @contextlib.contextmanager
@@ -87,10 +89,6 @@ def built_beside(output: epath.PathLike) -> Iterator[epath.Path]:
 
 def _remove_abandoned(output: epath.Path) -> None:
     """Removes what killed builds of `output` have left beside it."""
-    if storage.exists(output):  # otherwise an `.old` is the last whole one
-        for left in output.parent.glob(f".{glob.escape(output.name)}.*.old"):
-            if _UNIQUE.fullmatch(left.name.split(".")[-2]):
-                storage.remove(left)
     for left in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
         if _UNIQUE.fullmatch(left.name.split(".")[-2]) and left.is_dir():
             with contextlib.suppress(UserError), folder_lock.locked(left, "it is being built") as sure:

@@ -23,8 +23,8 @@ def end_with_parent() -> None:
 def run(command: Sequence[str]) -> int:
     """Runs a command and returns its exit code, for a signal as a shell reports it. The main thread calls it.
 
-    SIGTERM and Ctrl-C reach the command as SIGTERM, on which a run saves its state; this process waits for that. If
-    this process is killed, the command gets SIGTERM as well.
+    SIGTERM and Ctrl-C are passed on as SIGTERM, on which a run saves its state; this process waits for that. In a
+    terminal, Ctrl-C reaches the command as SIGINT as well. If this process is killed, the command gets SIGTERM.
     """
     received = False
     process: subprocess.Popen[bytes] | None = None
@@ -47,4 +47,6 @@ def run(command: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if received and code == exit_codes.FINISHED:
+        return exit_codes.PREEMPTED  # the command had just finished; the caller must not begin the next one
     return code if code >= 0 else 128 - code

@@ -10,7 +10,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -108,16 +108,22 @@ def entries_below(folder: epath.PathLike) -> dict[str, Entry]:
 
 
 def remove(path: epath.PathLike) -> None:
-    """Removes a file, or a folder with everything in it; a missing one is no error."""
+    """Removes a file, or a folder with everything in it; a missing one is no error, nor one that another removes."""
 
     def away() -> None:
         if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=_unless_gone)
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
     retried(away, path)
+
+
+def _unless_gone(function: Any, path: str, error: tuple[Any, BaseException, Any]) -> None:
+    """Raises the error of `shutil.rmtree` at a path, unless another process has removed it."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def read(path: epath.PathLike, start: int = 0, size: int | None = None) -> bytes:

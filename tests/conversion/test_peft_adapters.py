@@ -199,9 +199,14 @@ def test_a_base_of_another_name_is_told_and_the_same_name_elsewhere_is_not(
     config: Config, released: epath.Path, adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(adapters, tmp_path / "adapters"))
-    for number, base in enumerate(("", None, f"/elsewhere/{released.name.upper()}", "Qwen/Other")):
+    in_hub = tmp_path / "models--Qwen--Mine" / "snapshots" / "0123abcd"  # the layout of the hub's cache
+    in_hub.parent.mkdir(parents=True)
+    in_hub.symlink_to(released)
+    cases = [("", released), (None, released), (f"/elsewhere/{released.name.upper()}", released)]
+    cases += [("Qwen/Mine", in_hub), ("Qwen/Other", released)]
+    for number, (base, release) in enumerate(cases):
         _edit(folder, base_model_name_or_path=base)
-        from_torch.import_release(released, tmp_path / str(number), adapters=folder)
+        from_torch.import_release(release, tmp_path / str(number), adapters=folder)
         told = f"says that it was trained on {base}, and is merged into {released}" in capsys.readouterr().out
         assert told == (base == "Qwen/Other")
 

@@ -83,7 +83,7 @@ def test_a_step_is_evaluated_and_stays_so_while_its_run_goes_on(
         sweep(settings(config, run, tiny_data, tmp_path / "five", step=5))
 
 
-def test_minus_one_is_the_newest_for_every_command(run: Path) -> None:
+def test_minus_one_is_the_newest(run: Path) -> None:
     newest = max(int(path.name) for path in (run / "checkpoints").iterdir())
     assert restore.find_starting_point(run).step == newest
     assert restore.find_starting_point(run, -1).step == newest

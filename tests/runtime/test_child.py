@@ -43,6 +43,23 @@ def test_signals_reach_the_run_which_ends_by_itself(tmp_path: Path, number: int)
     assert signal.getsignal(number) is before
 
 
+def test_a_command_that_had_just_finished_when_the_signal_came_is_the_last_one(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    program = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)"
+    )
+
+    def send() -> None:
+        wait_for(ready.exists, 30)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send).start()
+    assert child.run([sys.executable, "-c", program]) == exit_codes.PREEMPTED
+
+
 def test_a_run_that_a_signal_ends_has_the_exit_code_of_a_shell() -> None:
     program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert child.run([sys.executable, "-c", program]) == 128 + signal.SIGKILL
@@ -61,4 +78,5 @@ def test_a_command_ends_if_the_process_that_runs_it_is_killed(tmp_path: Path) ->
     process = subprocess.Popen([sys.executable, "-c", parent])
     wait_for(ready.exists, 30)
     process.kill()
+    process.wait()
     wait_for(ended.exists, 10)

@@ -83,11 +83,12 @@ def test_conversations_that_are_trained_on_are_not_offered(config: Config, tmp_p
 
 
 def test_damaged_records_are_passed_over(config: Config, tmp_path: Path) -> None:
-    records = [dialogue(k, {"image": 0}, {"text": f"What is {k}?"}) for k in range(24)]
+    records = [dialogue(k, {"image": 0}, {"text": f"What is {k}?"}) for k in range(25)]
     payloads = [encode_record(record) for record in records]
-    for k in range(0, 24, 4):
+    for k in range(0, 25, 5):
         payloads[k] = without_images(records[k])
-        payloads[k + 1] = encode_record(dataclasses.replace(records[k + 1], images=(b"no picture",)))
-        payloads[k + 2] = b"no record"
+        for j, image in enumerate((b"no picture", picture(16, 16)[:-60]), start=1):
+            payloads[k + j] = encode_record(dataclasses.replace(records[k + j], images=(image,)))
+        payloads[k + 3] = b"no record"
     damaged = source(write_payloads(tmp_path / "d", payloads, records[0], "heldout"))
-    assert {example.question for example in offered(config, damaged)} == {f"What is {k}?" for k in range(3, 24, 4)}
+    assert {example.question for example in offered(config, damaged)} == {f"What is {k}?" for k in range(4, 25, 5)}

@@ -243,7 +243,6 @@ def test_wrong_pictures_and_prompts_are_one_sentence(
     assert ended.value.code == 2 and said.count("\n") == 1 and (message in said or "another checkpoint" in said)
 
 
-@pytest.mark.slow
 def test_a_second_command_for_the_same_folder_is_refused(
     checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +254,7 @@ def test_a_second_command_for_the_same_folder_is_refused(
     assert f"error: another command writes to {output}; wait for it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_command_continues(checkpoint: Path, tmp_path: Path) -> None:
     """Killed several times while it answers, at no moment that it chose, it ends with the same bytes."""
     folder = tmp_path / "pictures"
