@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -177,7 +178,8 @@ class Supervisor:
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,  # a signal to the supervisor's group reaches the command once, through `forward`
-            preexec_fn=end_with_parent,  # a command that nobody looks after would hold the chips
+            # A command that nobody looks after would hold the chips.
+            preexec_fn=functools.partial(end_with_parent, os.getpid()),
         )
         self._note(state="running", child=self._child.pid, **self._facts(restarts))
         if self._stopping.is_set():  # the signal came while the command was being started

@@ -6,6 +6,7 @@ python -m launch.local --processes=2 [--devices=4] [--restarts=20] -- python -m 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -105,7 +106,7 @@ class Group:
                     text=True,
                     errors="replace",
                     start_new_session=True,  # Ctrl-C of the terminal reaches this program alone, which passes it on
-                    preexec_fn=end_with_parent,
+                    preexec_fn=functools.partial(end_with_parent, os.getpid()),
                 )
             except OSError as error:
                 self.signal(signal.SIGKILL)

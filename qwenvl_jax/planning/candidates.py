@@ -1,6 +1,6 @@
 """Runs many predictions, each in a separate process, so that a crash or lack of memory in the compiler loses only one.
 
-The process runs `python -m qwenvl_jax.planning.candidates REQUEST.json ANSWER.json`.
+The process runs `python -m qwenvl_jax.planning.candidates REQUEST.json ANSWER.json PID`; it ends with process PID.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def run(candidate: Candidate, dump_hlo: str | None = None, options: dict[str, An
         request.write_text(json.dumps(values))
         environment = dict(os.environ)
         aot.compiler_environment(environment)
-        command = [sys.executable, "-m", "qwenvl_jax.planning.candidates", str(request), str(answer)]
+        arguments = (str(request), str(answer), str(os.getpid()))
+        command = [sys.executable, "-m", "qwenvl_jax.planning.candidates", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if answer.exists():
             content = json.loads(answer.read_text())
@@ -86,9 +87,9 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def worker(request: str, answer: str) -> None:
+def worker(request: str, answer: str, parent: str) -> None:
     """Answers one request with a prediction or with the message of a `UserError`; ends with the process that asked."""
-    end_with_parent()
+    end_with_parent(int(parent))
     values = json.loads(Path(request).read_text())
     try:
         config = load_config(values["config"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -14,10 +16,16 @@ from qwenvl_jax.runtime import exit_codes
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
-def end_with_parent() -> None:
-    """Lets the kernel send SIGTERM to this process if the thread that started it ends."""
+def end_with_parent(parent: int) -> None:
+    """Lets the kernel send SIGTERM to this process if the thread that started it ends.
+
+    If `parent`, the process of that thread, has ended before this call, the kernel sends nothing, and this process ends
+    at once.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(exit_codes.PREEMPTED)
 
 
 def run(command: Sequence[str]) -> int:
@@ -40,7 +48,7 @@ def run(command: Sequence[str]) -> int:
     try:
         if received:
             return exit_codes.PREEMPTED
-        process = subprocess.Popen(command, preexec_fn=end_with_parent)
+        process = subprocess.Popen(command, preexec_fn=functools.partial(end_with_parent, os.getpid()))
         if received:
             process.send_signal(signal.SIGTERM)  # it came before there was a process
         code = process.wait()

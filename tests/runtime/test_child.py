@@ -80,3 +80,15 @@ def test_a_command_ends_if_the_process_that_runs_it_is_killed(tmp_path: Path) ->
     process.kill()
     process.wait()
     wait_for(ended.exists, 10)
+
+
+def test_a_command_whose_parent_was_killed_first_does_not_begin(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", ""])
+    parent.wait()
+    begun = tmp_path / "begun"
+    program = (
+        f"import pathlib; from qwenvl_jax.runtime import child; child.end_with_parent({parent.pid})\n"
+        f"pathlib.Path({str(begun)!r}).touch()"
+    )
+    assert child.run([sys.executable, "-c", program]) == exit_codes.PREEMPTED
+    assert not begun.exists()
