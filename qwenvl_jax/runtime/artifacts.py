@@ -65,9 +65,8 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
         if replaced:
             storage.rename(before, target)
         raise
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.old"):  # `before`, and those of killed calls
-        if _UNIQUE.fullmatch(left.name.split(".")[-2]):
-            storage.remove(left)
+    for left in _left_beside(target, "old"):  # `before`, and those of killed calls
+        storage.remove(left)
 
 
 @contextlib.contextmanager
@@ -89,11 +88,18 @@ def built_beside(output: epath.PathLike) -> Iterator[epath.Path]:
 
 def _remove_abandoned(output: epath.Path) -> None:
     """Removes what killed builds of `output` have left beside it."""
-    for left in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-        if _UNIQUE.fullmatch(left.name.split(".")[-2]) and left.is_dir():
+    for left in _left_beside(output, "tmp"):
+        if left.is_dir():
             with contextlib.suppress(UserError), folder_lock.locked(left, "it is being built") as sure:
                 if sure:
                     storage.remove(left)
+
+
+def _left_beside(output: epath.Path, kind: str) -> list[epath.Path]:
+    """The paths `.NAME.XXXXXXXX.KIND` beside `output`; `.a.b.XXXXXXXX.old` is not of `a`, but of `a.b`."""
+    start, end = f".{output.name}.", f".{kind}"
+    beside = output.parent.glob(f"{glob.escape(start)}*{end}")
+    return [left for left in beside if _UNIQUE.fullmatch(left.name.removeprefix(start).removesuffix(end))]
 
 
 def _completes(name: str) -> tuple[bool, bool, int]:

@@ -91,3 +91,16 @@ def test_the_next_build_removes_the_former_folder_that_a_killed_replacement_left
     with artifacts.built_beside(tmp_path / "out"):
         assert left.exists(), "it is the last whole one"
     assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.mine.old"}
+
+
+def test_a_build_leaves_what_belongs_to_an_output_whose_name_begins_alike(tmp_path: Path) -> None:
+    others = {".out.v2.0123abcd.old", ".out.v2.0123abcd.tmp"}  # the former may be the last whole `out.v2`
+    for name in others:
+        (tmp_path / name).mkdir()
+    for _ in range(2):
+        with artifacts.built_beside(tmp_path / "out"):
+            pass
+    assert {path.name for path in tmp_path.iterdir()} == {"out", *others}
+    with artifacts.built_beside(tmp_path / "out.v2"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.v2"}
