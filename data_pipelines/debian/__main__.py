@@ -71,6 +71,7 @@ def prepare(folder: Path, writers: Mapping[str, Writer], settings: Mapping[str, 
         note = folder / ".settings" / f"{corpus}.json"
         if target.is_dir() and note.is_file() and artifacts.read_json(note) == settings:
             continue
+        note.unlink(missing_ok=True)  # if this run is killed, it must not speak of what the run has written
         shutil.rmtree(target, ignore_errors=True)
         try:
             with artifacts.built_beside(target) as building:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from data_pipelines.fetch.apt import SourceUnavailable
 from data_pipelines.pair import RawPair
 from qwenvl_jax.config import load_config
 from qwenvl_jax.data.vocabulary_training import train_sentencepiece
+from qwenvl_jax.runtime import artifacts
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training.loop import train
 from tests.support.corpora import maps, rendered
@@ -122,6 +124,21 @@ def test_a_corpus_that_cannot_be_fetched_is_left_out_and_the_others_are_kept(tmp
     assert len(calls) == 2
     prepare(tmp_path, {"text": offline}, {"pages": 4})
     assert not (tmp_path / "text").exists()
+
+
+def test_a_corpus_is_written_again_if_a_run_with_other_settings_was_killed_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = iter("121")
+    chosen = {"text": lambda folder: (folder / "a").write_text(next(written))}
+    prepare(tmp_path, chosen, {"pages": 1})
+    with monkeypatch.context() as context:
+        context.setattr(artifacts, "write_json", lambda *_: sys.exit(1))
+        with pytest.raises(SystemExit):
+            prepare(tmp_path, chosen, {"pages": 2})
+    assert (tmp_path / "text" / "a").read_text() == "2"
+    prepare(tmp_path, chosen, {"pages": 1})
+    assert (tmp_path / "text" / "a").read_text() == "1"
 
 
 def test_every_corpus_of_the_mixture_has_a_writer() -> None:
