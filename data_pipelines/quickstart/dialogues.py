@@ -142,8 +142,9 @@ def _choices(
         choices.append(_describe(index, content, texts, language, texts["describe"]))
         n = index + 1
         if isinstance(content, OcrPicture):
-            if len(shown) == 2 and _text_of(content) not in {_text_of(p.content) for p in shown if p is not picture}:
-                question = texts["which_says"].format(text=_text_of(content))
+            others = {word for p in shown if p is not picture for word in _words_of(p.content)}
+            if len(shown) == 2 and not others.issuperset(_words_of(content)):
+                question = texts["which_says"].format(text=" ".join(_words_of(content)))
                 choices.append(Exchange(question, [{"text": texts["picture"].format(n=n)}]))
             continue
         item = content.objects[rng.integers(len(content.objects))]
@@ -154,8 +155,8 @@ def _choices(
             if side in ("left", "right"):
                 answer = capitalized(end.stamp.name(language)) + texts["end"]
                 choices.append(Exchange(texts[side].format(n=n), [{"text": answer}], about=(index, end)))
-        others = {o.stamp.id for p in shown if p is not picture for o in _objects(p)}
-        if len(shown) == 2 and item.stamp.id not in others:
+        stamps = {o.stamp.id for p in shown if p is not picture for o in _objects(p)}
+        if len(shown) == 2 and item.stamp.id not in stamps:
             question = texts["which"].format(name=item.stamp.name(language))
             choices.append(Exchange(question, [{"text": texts["picture"].format(n=n)}], about=(index, item)))
     return choices
@@ -164,7 +165,7 @@ def _choices(
 def _describe(index: int, content: Scene | OcrPicture, texts: dict[str, str], language: str, question: str) -> Exchange:
     """Asks for the objects of a scene, or for the text of a picture of words."""
     if isinstance(content, OcrPicture):
-        return Exchange(texts["read"].format(n=index + 1), [{"text": _text_of(content)}])
+        return Exchange(texts["read"].format(n=index + 1), [{"text": " ".join(_words_of(content))}])
     names = capitalized(enumeration([o.stamp.name(language) for o in content.objects], language))
     return Exchange(question.format(n=index + 1), [{"text": names + texts["end"]}], described=index)
 
@@ -175,9 +176,9 @@ def _where(index: int, item: SceneObject, texts: dict[str, str], language: str, 
     return Exchange(question, [{"ref": ref, "boxes": [list(item.box)], "image": index}])
 
 
-def _text_of(content: Scene | OcrPicture) -> str:
-    """The text of a picture of words; of a scene, nothing."""
-    return " ".join(line.text for line in content.lines) if isinstance(content, OcrPicture) else ""
+def _words_of(content: Scene | OcrPicture) -> list[str]:
+    """The words of a picture of words, from top to bottom; of a scene, none."""
+    return [line.text for line in content.lines] if isinstance(content, OcrPicture) else []
 
 
 def _objects(picture: Picture) -> tuple[SceneObject, ...]:

@@ -14,7 +14,8 @@ QUAD = ((10, 10), (90, 10), (90, 40), (10, 40))
 
 
 def words(text: str, license: str = "CC0-1.0") -> Picture:
-    content = OcrPicture(np.zeros((100, 100, 3), np.uint8), (Line(text, QUAD),), "en")
+    lines = tuple(Line(word, QUAD) for word in text.split(" "))
+    content = OcrPicture(np.zeros((100, 100, 3), np.uint8), lines, "en")
     return Picture(content, text.encode(), license)
 
 
@@ -40,6 +41,15 @@ def test_two_pictures_of_words_are_read_and_found_by_their_words(other: str) -> 
     read = {("Read", "fox"), ("Read", other)}
     # If both pictures say the same, nobody can tell which one is meant.
     assert found == (read if other == "fox" else read | {("Which", "fox"), ("Which", "owl")})
+
+
+@pytest.mark.parametrize("other", ["fox owl", "owl fox"])
+def test_no_question_is_which_picture_says_what_both_say(other: str) -> None:
+    asked: set[str] = set()
+    for seed in range(60):
+        record = converse(np.random.default_rng(seed), [words("fox"), words(other)], "en", "x", "tests")
+        asked |= {question for question, _ in exchanges(record) if question.startswith("Which")}
+    assert asked == {f"Which picture says {other}?"}
 
 
 def test_a_dialogue_has_the_licences_of_the_pictures_that_it_shows() -> None:
