@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from qwenvl_jax.runtime.errors import UserError
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_SHOWN = 500  # characters of a value in a message
 _FACTORS = {LORA_A: "lora_A.weight", LORA_B: "lora_B.weight"}
 
 # The ends of module names by which PEFT finds the targets, where no other module ends alike.
@@ -213,11 +215,11 @@ def differing_base(adapters: Adapters, release: epath.PathLike) -> str:
     Models of one architecture cannot be told apart by the shapes of their tensors, and people rename folders.
     """
     parts = {part.rpartition("--")[2].lower() for part in storage.absolute(release).parts}  # -- as in the hub's cache
-    if not adapters.base or epath.Path(adapters.base).name.lower() in parts:
+    if not adapters.base or PurePosixPath(adapters.base).name.lower() in parts:  # epath refuses http:// and file://
         return ""
     return (
-        f"{adapters.folder} says that it was trained on {adapters.base}, and is merged into {release}; if these are "
-        "two models, remove the result and name the first one with --release"
+        f"{adapters.folder} says that it was trained on {adapters.base[:_SHOWN]}, and is merged into {release}; if "
+        "these are two models, remove the result and name the first one with --release"
     )
 
 

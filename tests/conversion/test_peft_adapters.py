@@ -212,6 +212,22 @@ def test_a_base_of_another_name_is_told_and_the_same_name_elsewhere_is_not(
 
 
 @pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        ("file:///a/Mine/", ""),
+        ("https://hub/Qwen/Mine", ""),
+        ("http://[a/Other", "http://[a/Other"),
+        ("[5]", "[5]"),
+        ("a" * 10**6, "a" * 500),
+    ],
+)
+def test_any_name_of_a_base_is_told_in_a_line_of_some_length(base: str, told: str, config: Config) -> None:
+    opened = peft_adapters.Adapters(epath.Path("x"), base, config.lora, {}, {})
+    sentence = peft_adapters.differing_base(opened, "/releases/Mine")
+    assert sentence.startswith(f"x says that it was trained on {told}, and") if told else not sentence
+
+
+@pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (lambda folder: _edit(folder, peft_type="IA3"), "not of LoRA"),
