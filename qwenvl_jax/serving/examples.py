@@ -82,6 +82,7 @@ def _examples(records: Source) -> Iterator[ExampleQuestion]:
             example = _example_of(records[index])
             if example is not None:
                 decode_image(example.images[0])
+                example.question.encode()  # the page is UTF-8, which cannot express half a surrogate pair
         except Exception:  # readers and decoders raise nearly anything for damaged records
             continue
         if example is not None and example.question not in asked:
