@@ -4,8 +4,8 @@ Usage, in an environment with requirements-tpu.txt: python benchmarks/plan_figur
 The predictions that `plan --paper` uses are such a file, qwenvl_jax/planning/predictions.json; delete from it what is
 to be computed again. Rows `decode KIND` are steps of decoding, of 32 rows with 512 tokens each.
 
-Every row is one compilation, which takes two to six minutes on two cores, or twice as long for v6e. Rows that are
-already in OUTPUT.json are not computed again.
+Every row is one compilation, which takes two to six minutes on two cores, or twice as long for v6e and tpu7x. Rows that
+are already in OUTPUT.json are not computed again.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ ROWS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "1 v4": (1, "v4:8x8x8", {}),
     "2 v4": (2, "v4:8x8x8", {}),
     "3 v4": (3, "v4:2x2x4", {}),
+    "1 tpu7x": (1, "tpu7x:4x4x8", {}),
+    "2 tpu7x": (2, "tpu7x:4x4x8", {}),
+    "3 tpu7x": (3, "tpu7x:2x2x1", {}),
 }
 # Kind -> the slice on which decoding is predicted.
-DECODING = {"v5p": "v5p:1x1x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2", "v4": "v4:2x2x1"}
+DECODING = {"v5p": "v5p:1x1x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2", "v4": "v4:2x2x1", "tpu7x": "tpu7x:1x1x1"}
 BATCH, CONTEXT = 32, 512
 
 

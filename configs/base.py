@@ -6,7 +6,7 @@ import ml_collections
 
 from configs import model
 
-MESHES = ("cpu", "gpu", "v4", "v5e", "v5p", "v6e")
+MESHES = ("cpu", "gpu", "v4", "v5e", "v5p", "v6e", "tpu7x")
 
 # Of `config.data`, the same in all stages; all of it is ours.
 DATA = dict(

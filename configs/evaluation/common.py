@@ -67,6 +67,7 @@ MESHES: dict[str, dict[str, Any]] = {
     "v5e": dict(tensor=4, batch_size=32, dtype="bfloat16"),
     "v5p": dict(tensor=1, batch_size=64, dtype="bfloat16"),
     "v6e": dict(tensor=2, batch_size=32, dtype="bfloat16"),
+    "tpu7x": dict(tensor=1, batch_size=64, dtype="bfloat16"),
 }
 
 

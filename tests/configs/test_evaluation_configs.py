@@ -123,5 +123,6 @@ def test_checkpoints_are_below_the_runs_unless_they_are_paths() -> None:
 def test_weights_leave_half_of_the_memory_free(mesh: str) -> None:
     """For the cache, the logits and the pictures."""
     sharing = common.MESHES[mesh]["tensor"]
-    assert WEIGHTS / sharing < chips.CHIPS[mesh].hbm_bytes / 2
-    assert chips.CHIPS_PER_HOST % sharing == 0
+    chip = chips.CHIPS[mesh]
+    assert WEIGHTS / sharing < chip.device.hbm_bytes / 2
+    assert chips.CHIPS_PER_HOST * chip.devices % sharing == 0

@@ -30,12 +30,14 @@ TOPOLOGIES = {
     ("v5p", "sft"): (2, 2, 4),
     ("v5e", "sft"): (4, 8, 1),
     ("v6e", "sft"): (4, 4, 1),
+    ("tpu7x", "sft"): (2, 2, 1),
     "v4": (8, 8, 8),
     "v5p": (8, 8, 8),
     "v5e": (16, 16, 1),
     "v6e": (16, 16, 1),
+    "tpu7x": (4, 4, 8),
 }
-DEVICE_KINDS = {"v4": "TPU v4", "v5p": "TPU v5", "v5e": "TPU v5 lite", "v6e": "TPU v6 lite"}
+DEVICE_KINDS = {"v4": "TPU v4", "v5p": "TPU v5", "v5e": "TPU v5 lite", "v6e": "TPU v6 lite", "tpu7x": "TPU7x"}
 DEVICES = {"cpu": 1, "gpu": 16}
 PAPER_BATCH = {"pretrain": 30_720, "multitask": 4096, "sft": 128}
 SAMPLES_PER_ROW = {"pretrain": 1.0, "multitask": 4.4, "sft": 4.0}  # benchmarks/packing.py and the configs' comments

@@ -86,7 +86,7 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 @pytest.mark.slow
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5p:1x1x1", "v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize("topology", ["v5p:1x1x1", "v5e:2x2", "v6e:2x2", "tpu7x:1x1x1"])
 def test_full_size_decoding_reads_little_more_than_the_least(topology: str) -> None:
     command = [sys.executable, "-m", "qwenvl_jax.plan", f"--config={ROOT / 'configs' / 'stage3_sft.py'}"]
     command += [f"--topology={topology}", "--decode", "--batch=32", "--context=512", "--json"]

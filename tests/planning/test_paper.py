@@ -29,7 +29,7 @@ from tests.support.commands import assert_refused, run_commands
 
 MODULES = {"pretrain": stage1_pretrain, "multitask": stage2_multitask, "sft": stage3_sft}
 STEPS = {"pretrain": 50_000, "multitask": 19_000, "sft": 8_000}  # paper, Table 8
-KINDS = ("v4", "v5e", "v5p", "v6e")
+KINDS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 STORED = json.loads(predictions.PREDICTIONS.read_text())
 
 
@@ -192,6 +192,15 @@ def test_a_slice_that_does_not_suit_the_recipe_is_refused_with_one_that_does() -
         predictions.compiled(candidate)
 
 
+def test_a_chip_without_stored_predictions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {name: row for name, row in STORED.items() if "tpu7x" not in name}
+    (tmp_path / "predictions.json").write_text(json.dumps(others))
+    monkeypatch.setattr(predictions, "PREDICTIONS", tmp_path / "predictions.json")
+    topology = parse_topology("tpu7x:4x4x8")
+    with pytest.raises(UserError, match="no prediction of pretrain, multitask, sft on tpu7x is stored; plan one of"):
+        plan.plan(topology, dict.fromkeys(("tpu7x", "core", "storage", "h200"), 1.0), config_of)
+
+
 def test_stage_3_takes_no_larger_slice_than_its_recipe() -> None:
     for chosen, taken in (("v5p:8x8x8", "v5p:2x2x4"), ("v5p:4x4x4", "v5p:2x2x4"), ("v5p:2x2x2", "v5p:2x2x2")):
         assert plan.stage_slice("sft", parse_topology(chosen)).name == taken
@@ -218,7 +227,6 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         lines[*line, f"--prices={path}"] = words
     for topology, words in {
         "v5p:3x3x3": "multiple of 4",
-        "tpu7x:2x2x4": "tpu7x",
         "v5p:8x8x8,": "has not the form",
         "v5p": "has not the form",
     }.items():

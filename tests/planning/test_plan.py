@@ -56,7 +56,6 @@ MISTAKES = {
     "a page without the paper": ([TINY, "--topology=v5e:2x2", "--html={tmp}/a.html"], "--html belongs to --paper"),
     "the paper of one config": ([TINY, "--paper", "--topology=v5p:8x8x8"], "--paper takes only --topology"),
     "the paper on no slice": (["--paper", "--topology=v5p:8x8x8,v5p:1x1x1"], "the smallest slice of v5p is 2x2x1"),
-    "the paper on no recipe": (["--paper", "--topology=tpu7x:4x4x4"], "no prediction of pretrain"),
     "the paper without a price": (
         ["--paper", "--topology=v5p:8x8x8,v4:8x8x8", "--prices={tmp}/some.json"],
         "the price table has no price of v4",

@@ -111,7 +111,7 @@ def test_a_mesh_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
     assert isinstance(outcome, Failure) and outcome.mistake and "devices" in outcome.reason
 
 
-@pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
 def test_every_recipe_compiles_for_its_chip(name: str, tmp_path: Path) -> None:
     """The tiny model with kernels, remat and XLA options as in the recipe; the compiler refuses options it lacks."""
     topology = parse_topology(name)
@@ -120,8 +120,9 @@ def test_every_recipe_compiles_for_its_chip(name: str, tmp_path: Path) -> None:
     with values.unlocked():
         values.model, values.data, values.tokenizer = tiny.model, tiny.data, tiny.tokenizer
         values.mesh.fsdp = 2
+        values.data.rows_per_step = values.data.accumulation * topology.devices
     config = load_config(values)
     outcome = candidates.run(Candidate(name, config, topology), str(tmp_path / "step.txt"))
     assert isinstance(outcome, Prediction), outcome
     on_sparse_cores = 'execution_thread="sparsecore"' in (tmp_path / "step.txt").read_text()
-    assert on_sparse_cores == (topology.chip.kind == "v6e")
+    assert on_sparse_cores == topology.chip.sparse_cores

@@ -30,16 +30,19 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "stage1_v5e_16x16": (1, "v5e:16x16", {}),
     "stage1_v6e_16x16": (1, "v6e:16x16", {}),
     "stage1_v4_8x8x8": (1, "v4:8x8x8", {}),
+    "stage1_tpu7x_4x4x8": (1, "tpu7x:4x4x8", {}),
     "stage2_v5p_8x8x8": (2, "v5p:8x8x8", {}),
     # 2048 chips need as many rows in a microbatch.
     "stage2_v5p_8x8x8_4_slices": (2, "v5p:8x8x8@4", {"data.rows_per_step": 2048, "data.image_groups": 512}),
     "stage2_v5e_16x16": (2, "v5e:16x16", {}),
     "stage2_v6e_16x16": (2, "v6e:16x16", {}),
     "stage2_v4_8x8x8": (2, "v4:8x8x8", {}),
+    "stage2_tpu7x_4x4x8": (2, "tpu7x:4x4x8", {}),
     "stage3_v5p_2x2x4": (3, "v5p:2x2x4", {}),
     "stage3_v4_2x2x4": (3, "v4:2x2x4", {}),
     "stage3_v5e_4x8": (3, "v5e:4x8", {}),
     "stage3_v6e_4x4": (3, "v6e:4x4", {}),
+    "stage3_tpu7x_2x2x1": (3, "tpu7x:2x2x1", {}),
     # 128 rows on more chips: they cannot be split over more than 128, so the heads have to be.
     "stage3_v5p_4x4x4": (3, "v5p:4x4x4", {**ROWS, "mesh.fsdp": 32}),
     "stage3_v5e_16x16_tensor_2": (3, "v5e:16x16", {**ROWS, "mesh.fsdp": 128, "mesh.tensor": 2}),
@@ -59,7 +62,7 @@ def text_of(stage: int, name: str, changes: dict[str, Any]) -> str:
     """The text of one golden file."""
     topology = parse_topology(name)
     config = config_of(stage, topology, changes)
-    mesh = abstract_mesh(config.mesh, topology.chips)
+    mesh = abstract_mesh(config.mesh, topology.devices)
     state = abstract_state(config, mesh)
     return json_text(as_json(state.trainable, state.frozen, state.opt_state, mesh))
 

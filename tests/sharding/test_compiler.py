@@ -11,7 +11,7 @@ import pytest
 from configs.meshes import tpu
 from qwenvl_jax.sharding.compiler import BESIDE_KERNELS, compiler_options
 
-TPUS = ("TPU v4", "TPU v5p", "TPU v5 lite", "TPU v6 lite")  # JAX's names
+TPUS = ("TPU v4", "TPU v5p", "TPU v5 lite", "TPU v6 lite", "TPU7x")  # JAX's names
 
 
 def options(kind: str, chips: int = 4, chosen: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def test_bytes_follow_from_shapes_and_partitions(case: str) -> None:
     """The arithmetic again, from the file alone."""
     value = json.loads((golden.FOLDER / f"{case}.json").read_text())
     mesh, parameters = value["mesh"], value["parameters"]
-    assert math.prod(mesh.values()) == parse_topology(golden.CASES[case][1]).chips
+    assert math.prod(mesh.values()) == parse_topology(golden.CASES[case][1]).devices
     whole = local = trained = 0
     for name, leaf in parameters.items():
         used = [axis for axes in leaf["spec"] for axis in ([axes] if isinstance(axes, str) else axes or [])]
@@ -53,7 +53,7 @@ def test_bytes_follow_from_shapes_and_partitions(case: str) -> None:
     assert {name.split("/")[0] for name in parameters} == {"vit", "resampler", "decoder"}
 
 
-@pytest.mark.parametrize("topology", ["v5e:8x8", "v6e:8x8", "v4:4x4x4", "v5p:4x4x4"])
+@pytest.mark.parametrize("topology", ["v5e:8x8", "v6e:8x8", "v4:4x4x4", "v5p:4x4x4", "tpu7x:2x4x4"])
 def test_stage_3_without_split_heads_is_refused_on_more_chips_than_it_has_rows(topology: str) -> None:
     with pytest.raises(UserError, match=r"a microbatch of 32 rows .* cannot be split over data x fsdp"):
         golden.text_of(3, topology, {})

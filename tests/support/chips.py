@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
+from qwenvl_jax.chips import chip_of
 from qwenvl_jax.config import MeshConfig
 from qwenvl_jax.sharding import mesh
 
@@ -14,18 +15,22 @@ from qwenvl_jax.sharding import mesh
 class Chip:
     """The part of a `jax.Device` that meshes are made from."""
 
-    platform, core_on_chip = "tpu", 0
+    platform = "tpu"
 
-    def __init__(self, number: int, coords: tuple[int, int, int], slice_index: int, host: int, kind: str) -> None:
+    def __init__(
+        self, number: int, coords: tuple[int, int, int], slice_index: int, host: int, kind: str, core: int = 0
+    ) -> None:
         self.id, self.process_index, self.coords, self.slice_index = number, host, coords, slice_index
-        self.device_kind = kind
+        self.device_kind, self.core_on_chip = kind, core
 
     def __repr__(self) -> str:
-        return f"chip {self.coords} of slice {self.slice_index}"
+        return f"device {self.core_on_chip} of chip {self.coords} of slice {self.slice_index}"
 
 
 def chips(sides: tuple[int, int, int], slices: int = 1, kind: str = "TPU v4") -> list[Chip]:
-    """The chips of some slices in JAX's order; a host has 2 x 2 neighbours along the first two axes, as in clouds."""
+    """The devices of some slices in JAX's order; a host has 2 x 2 chips along the first two axes, as in clouds."""
+    chip = chip_of(kind)
+    cores = chip.devices if chip else 1
     grid = [(x, y, z) for z in range(sides[2]) for y in range(sides[1]) for x in range(sides[0])]
     across = sides[0] // 2
     hosts_per_slice = len(grid) // 4
@@ -34,9 +39,10 @@ def chips(sides: tuple[int, int, int], slices: int = 1, kind: str = "TPU v4") ->
         return x // 2 + across * (y // 2 + sides[1] // 2 * z)
 
     return [
-        Chip(s * len(grid) + k, coordinates, s, s * hosts_per_slice + host(*coordinates), kind)
+        Chip((s * len(grid) + k) * cores + core, coordinates, s, s * hosts_per_slice + host(*coordinates), kind, core)
         for s in range(slices)
         for k, coordinates in enumerate(grid)
+        for core in range(cores)
     ]
 
 
