@@ -83,7 +83,7 @@ def main(count: int) -> None:
             "microseconds per sample"
         )
         items = stream(count, shared=shared)
-        for rows in (8, 32):
+        for rows in (4, 8, 32):
             for budget in budgets:
                 for window in (8, 32, 128):
                     print(fill(items, rows, budget, window), flush=True)
