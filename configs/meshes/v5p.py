@@ -9,7 +9,7 @@ import ml_collections
 from configs.meshes import tpu
 
 STAGES = {
-    "pretrain": {"data.accumulation": 3},
+    "pretrain": {"data.accumulation": 2},
     "multitask": {"data.accumulation": 1, "data.streams": 256},
     "multitask_rows": {"data.accumulation": 2},
     "sft": {"data.accumulation": 1, "data.streams": 16, "mesh.fsdp": 16},
