@@ -84,6 +84,8 @@ def optimizer(*, peak: float, minimum: float, warmup: int, vit_layer_decay: floa
         weight_decay=0.05,
         clip_norm=1.0,
         vit_layer_decay=vit_layer_decay,
+        kind="adamw",
+        muon_momentum=0.95,
         vocabulary_rate=1.0,
         first_moment_dtype="float32",
         moments_memory="device",

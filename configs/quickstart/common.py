@@ -16,12 +16,12 @@ SIZE_MULTITASK = 84  # px, 12x12 patches: the quickstart's 448
 # The folders of stage 2 and their weights, which take the role of Table 3.
 MULTITASK_WEIGHTS = {
     "caption": 1.0,
-    "vqa": 2.0,
+    "vqa": 1.6,
     "map": 1.0,
-    "grounding": 2.5,
-    "ref_grounding": 5.0,
+    "grounding": 3.0,
+    "ref_grounding": 7.0,
     "grounded_caption": 0.5,
-    "ocr": 3.0,
+    "ocr": 2.2,
     "text": 1.0,
 }
 
@@ -117,13 +117,14 @@ def optimizer(peak: float, steps: int) -> dict:
     return dict(
         peak_learning_rate=peak,
         min_learning_rate=peak / 10,
-        warmup_steps=min(150, steps // 10),
+        warmup_steps=min(50, steps // 10),
         b1=0.9,
         b2=0.98,
         eps=1e-6,
         weight_decay=0.05,
         clip_norm=1.0,
         vit_layer_decay=1.0,
+        kind="muon",
     )
 
 

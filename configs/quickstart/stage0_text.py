@@ -8,7 +8,7 @@ import ml_collections
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 2200
+STEPS = 1400
 
 
 @named_arguments
@@ -22,7 +22,7 @@ def get_config(
             mixture=(common.source(data, "text", 1.0),),
             image_size=common.SIZE_PRETRAIN,
             sequence_length=192,  # dialogues are longer than the other texts
-            rows_per_step=12,
+            rows_per_step=8,
             images_per_row=0.0,
             seed=0,
         ),

@@ -9,7 +9,7 @@ from configs import base
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 500
+STEPS = 300
 
 # Multi-task samples stay in the mixture, as the paper mixes in data that keeps what the model can do.
 WEIGHTS = {
@@ -38,7 +38,7 @@ def get_config(
             images_per_row=3.0,
             seed=3,
         ),
-        optimizer=common.optimizer(1e-3, steps),
+        optimizer=common.optimizer(1.5e-3, steps),
         init=base.continue_from("multitask", f"{runs}/stage2_multitask"),
         train=common.train("sft", ("resampler", "decoder"), steps),
     )

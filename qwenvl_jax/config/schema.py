@@ -172,7 +172,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, cosine decay and layer-wise ViT decay (paper, Table 8)."""
+    """AdamW, or Muon, with warm-up, cosine decay and layer-wise ViT decay (paper, Table 8)."""
 
     peak_learning_rate: Annotated[float, Range(0, LARGE, above=True)]
     min_learning_rate: Annotated[float, Range(0, LARGE)]
@@ -184,6 +184,8 @@ class OptimizerConfig:
     clip_norm: Annotated[float, Range(0, LARGE, above=True)]
     vit_layer_decay: Annotated[float, Range(0, 1, above=True)]
     vocabulary_rate: Annotated[float, Range(0, LARGE, above=True)] = 1.0  # factor of the rates of embedding and head
+    kind: Annotated[str, OneOf(("adamw", "muon"))] = "adamw"  # "muon": for matrices; all else has AdamW
+    muon_momentum: Beta = 0.95
     first_moment_dtype: Dtype = "float32"  # bfloat16 saves two bytes per trained parameter
     # Where the moments are kept between steps; "pinned_host" saves device memory at the cost of two transfers per step.
     moments_memory: Annotated[str, OneOf(("device", "pinned_host")), Mark.FREE_ON_RESUME] = "device"

@@ -34,6 +34,7 @@ WITHOUT_EFFECT = (
     *("data.decode_workers", "data.jpeg_draft", "data.long_samples", "data.heldout_share", "data.transformations"),
     *("optimizer.peak_learning_rate", "optimizer.min_learning_rate", "optimizer.warmup_steps", "optimizer.b1"),
     *("optimizer.b2", "optimizer.eps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.vit_layer_decay"),
+    "optimizer.muon_momentum",
     *("train.steps", "train.seed", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
     *("mesh.max_replicated_bytes", "compute.compilation_cache"),
 )

@@ -10,6 +10,8 @@ top block keeps the full rate. The parameters below the blocks (patch embedding,
 `ln_post`, `proj`, the resampler and the decoder are above the ViT and keep the full rate. The embedding and the head of
 the decoder have the rate times `vocabulary_rate`.
 
+`config.optimizer.kind="muon"` replaces Adam's scaling for matrices (`muon.py`) and nothing else.
+
 Weight decay acts on matrices and tables, not on norm scales and biases, as is usual; the paper does not specify it.
 """
 
@@ -25,6 +27,7 @@ import optax
 
 from qwenvl_jax.config import OptimizerConfig
 from qwenvl_jax.params import Params, component_of, is_vocabulary, path_of
+from qwenvl_jax.training.muon import scale_by_muon_and
 
 Schedule = Callable[[Any], Any]
 
@@ -103,9 +106,10 @@ def make_optimizer(config: OptimizerConfig, steps: int, vit_layers: int) -> opta
     def decayed(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path_of(path)), params)
 
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.first_moment_dtype)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.first_moment_dtype),
+        adam if config.kind == "adamw" else scale_by_muon_and(adam, config),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         scale_by_rate(make_schedule(config, steps), vit_layers, config),
     )

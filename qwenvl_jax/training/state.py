@@ -75,12 +75,17 @@ def _state_shardings(
 ) -> State:
     """Moments are split as their parameters are, in `moments_memory`; counters are whole on every device."""
     trainable = param_shardings(state.trainable, mesh)
+
+    def masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
     opt_state = optax.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding.with_memory_kind(moments_memory),
+        lambda leaf, sharding: leaf if masked(leaf) else sharding.with_memory_kind(moments_memory),
         state.opt_state,
         trainable,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=masked,
     )
     means = jax.tree.map(lambda _: replicated(mesh), state.means)
     return State(replicated(mesh), trainable, param_shardings(state.frozen, mesh), opt_state, means)

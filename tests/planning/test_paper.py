@@ -149,6 +149,7 @@ CHANGES = {
     "compute.xla_options": (),
     "optimizer.first_moment_dtype": "bfloat16",
     "optimizer.moments_memory": "pinned_host",
+    "optimizer.kind": "muon",
     "train.trainable": ("decoder",),
 }
 
