@@ -39,13 +39,16 @@ $(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
 		"$$($(NEWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/over_venv.pth"
 	touch $@
 
-.PHONY: help quickstart finetune corpora test test-plan test-release lint chat serve clean
+.PHONY: help quickstart taste finetune corpora test test-plan test-release lint chat serve clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 quickstart: $(VENV)/.base  ## data, stages 0 to 3, evaluation, release, report; 20 to 30 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
+
+taste: $(VENV)/.base  ## a first picture with a predicted box and caption; three minutes on 2 cores
+	$(RUN) -m qwenvl_jax.quickstart --taste --workdir=runs/taste
 
 finetune: $(VENV)/.base  ## the quickstart's model learns a new kind of dialogue by LoRA
 	$(RUN) -m qwenvl_jax.quickstart --finetune --workdir=runs/quickstart
@@ -76,4 +79,4 @@ serve: $(VENV)/.base  ## the same in a browser, at http://127.0.0.1:8000, and as
 	$(RUN) -m qwenvl_jax.serve --workdir=runs/quickstart/stage3_sft --page
 
 clean:  ## remove what the quickstart made; the environment stays
-	rm -rf runs/quickstart data/quickstart data/quickstart_catalogue
+	rm -rf runs/quickstart runs/taste data/quickstart data/quickstart_catalogue data/taste

@@ -6,7 +6,8 @@ full-size run uses, started as a process with a config from `configs/quickstart`
 code path. If it is interrupted, the same command continues: every step reuses the results that are complete.
 
 With `--finetune` the model that these steps have made learns a kind of dialogue that it has never seen, by low-rank
-adapters, and a report shows all scores before and after.
+adapters, and a report shows all scores before and after. With `--taste` one short stage learns captions and boxes of
+pictures with one object: three minutes to a first picture with a predicted box.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
 STAGES = ("stage0_text", "stage1_pretrain", "stage2_multitask", "stage3_sft")
 FINETUNE = "finetune_catalogue"
+TASTE = "taste"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,27 @@ def plan_finetune(workdir: str, data: str, scale: float) -> list[Step]:
     ]
 
 
+def plan_taste(workdir: str, data: str, source: str, scale: float) -> list[Step]:
+    """The steps to a first picture with a box and a caption, as `plan`: fewer and easier pictures, one short stage."""
+    arguments = _arguments(workdir, data, scale)
+    scenes = (f"--train={max(64, round(2_500 * scale))}", f"--heldout={max(8, round(100 * scale))}")
+    simple = ("--scene.max_objects=1", "--scene.stamp_count=8")
+    return [
+        Step(
+            "data",
+            "records from real pictures",
+            ("data_pipelines.quickstart", f"--output={data}", f"--source={source}", *scenes, *simple),
+        ),
+        _training(TASTE, workdir, arguments),
+        Step(
+            "evaluation",
+            "boxes and captions of held-out scenes",
+            ("qwenvl_jax.evaluate", f"--config=configs/quickstart/eval_taste.py:{arguments}", f"--output={workdir}"),
+        ),
+        Step("report", "report.html", ("qwenvl_jax.evaluate", "--report", f"--output={workdir}")),
+    ]
+
+
 def _arguments(workdir: str, data: str, scale: float) -> str:
     """Those of every config in `configs/quickstart`."""
     return f"data={data},runs={workdir}" + (f",scale={scale}" if scale != 1 else "")
@@ -136,17 +159,23 @@ def run(steps: list[Step], workdir: epath.Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line and runs all steps."""
     parser = Parser("python -m qwenvl_jax.quickstart", __doc__)
-    parser.add_argument("--workdir", default="runs/quickstart", help="checkpoints, scores, release and report")
-    parser.add_argument("--data", default="data/quickstart", help="records")
+    parser.add_argument("--workdir", default="", help="checkpoints, scores, release, report; default: runs/quickstart")
+    parser.add_argument("--data", default="", help="records; default: data/quickstart")
     parser.add_argument("--source", default="auto", help="where the pictures come from: auto, tuxpaint or rendered")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on records, steps and questions")
-    parser.add_argument("--finetune", action="store_true", help="teach the finished model a new kind of dialogue")
+    variant = parser.add_mutually_exclusive_group()
+    variant.add_argument("--finetune", action="store_true", help="teach the finished model a new kind of dialogue")
+    variant.add_argument("--taste", action="store_true", help="boxes and captions in three minutes; in runs/taste")
     with exit_on_user_error():
         args = parser.parse_args(argv)
+        args.workdir = args.workdir or ("runs/taste" if args.taste else "runs/quickstart")
+        args.data = args.data or ("data/taste" if args.taste else "data/quickstart")
         output = f"{args.workdir}/finetune" if args.finetune else args.workdir
         if args.finetune:
             check_finished(args.workdir)
             steps = plan_finetune(args.workdir, args.data, args.scale)
+        elif args.taste:
+            steps = plan_taste(args.workdir, args.data, args.source, args.scale)
         else:
             steps = plan(args.workdir, args.data, args.source, args.scale)
         # Steps of another scale would change the records that this one's trainings read.
@@ -158,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
             folder_lock.removed_if_empty(running),
         ):
             run(steps, storage.path(output))
-    talk = "" if args.finetune else "    talk to it: make chat"
+    talk = "" if args.finetune or args.taste else "    talk to it: make chat"
     print(f"\nreport: {output}/report.html    scores: {output}/scores.json{talk}")
 
 

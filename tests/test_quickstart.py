@@ -52,6 +52,29 @@ def test_fine_tuning_begins_from_the_finished_quickstart(tmp_path: Path, capsys:
     assert "is trained up to step 200 of 250; run `make quickstart` again" in refusal()
 
 
+def test_a_taste_has_folders_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = quickstart.plan_taste("runs/t", "data/t", "auto", 1.0)
+    assert [step.key for step in steps] == ["data", quickstart.TASTE, "evaluation", "report"]
+    assert "--train=2500" in steps[0].command and "--scene.max_objects=1" in steps[0].command
+    assert "--config=configs/quickstart/taste.py:data=data/t,runs=runs/t" in steps[1].command
+    with pytest.raises(SystemExit) as stopped:
+        quickstart.main(["--taste", "--finetune"])
+    assert stopped.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_taste_draws_boxes_and_captions(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qwenvl_jax.quickstart", "--taste", "--scale=0.02", "--source=rendered"]
+    command += [f"--workdir={tmp_path}/runs", f"--data={tmp_path}/data"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores = json.loads((tmp_path / "runs/scores.json").read_text())
+    assert set(scores) == {quickstart.TASTE} and {"referring_acc", "caption_cider"} <= set(scores[quickstart.TASTE])
+    page = (tmp_path / "runs/report.html").read_text()
+    assert "data:image/" in page and 'id="ref_grounding"' in page
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2000)  # seven minutes on two busy cores
 def test_whole_quickstart_runs_and_a_second_run_reuses_everything(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ picture.image_HWC                               # [100, 100, 3] uint8
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -151,6 +152,7 @@ def _stretch(coverage_HW: np.ndarray, grid: int) -> np.ndarray:
     return np.asarray(Image.fromarray(coverage_HW).resize((width, height), Image.Resampling.BICUBIC))
 
 
+@functools.lru_cache(maxsize=10_000)  # drawing is the longest part of a picture, and words and sizes are few
 def _draw(word: str, font: Font, size: int, max_width: int, max_height: int) -> np.ndarray:
     """[h, w] uint8 coverage of the word, trimmed to its drawn pixels; `size` shrinks until it fits."""
     while True:
