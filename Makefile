@@ -11,11 +11,12 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 
-# torch first: on machines that carry its small CPU build, a later resolver run would fetch the CUDA one.
+# torch first: on machines that carry its small CPU build, a later resolver run would fetch the CUDA one. Modules are
+# compiled when they are first imported; most never are.
 $(VENV)/.base: requirements.txt requirements-data.txt requirements-convert.txt requirements-serve.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-data.txt \
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt -r requirements-data.txt \
 		-r requirements-convert.txt -r requirements-serve.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -11,17 +11,17 @@ from configs.base import anomalies, checkpoint, watchdog, watching
 from configs.meshes import cpu
 
 SIZE_PRETRAIN = 42  # px, 6x6 patches: the quickstart's 224
-SIZE_MULTITASK = 84  # px, 12x12 patches: the quickstart's 448
+SIZE_MULTITASK = 63  # px, 9x9 patches: the quickstart's 448
 
 # The folders of stage 2 and their weights, which take the role of Table 3.
 MULTITASK_WEIGHTS = {
     "caption": 1.0,
-    "vqa": 1.6,
+    "vqa": 2.2,
     "map": 1.0,
-    "grounding": 3.0,
-    "ref_grounding": 7.0,
+    "grounding": 2.5,
+    "ref_grounding": 6.5,
     "grounded_caption": 0.5,
-    "ocr": 2.2,
+    "ocr": 2.0,
     "text": 1.0,
 }
 

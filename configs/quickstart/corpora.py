@@ -12,6 +12,7 @@ from configs.arguments import named_arguments
 from configs.quickstart import common
 
 STEPS = 2000
+IMAGE_SIZE = 84  # px; real pictures hold more than generated ones
 
 # The tasks of the corpora: there are no maps of real pictures.
 WEIGHTS = {task: weight for task, weight in common.MULTITASK_WEIGHTS.items() if task != "map"}
@@ -29,7 +30,7 @@ def get_config(
         quickstart,
         data=dict(
             mixture=tuple(common.source(f"{data}/multitask", task, weight) for task, weight in WEIGHTS.items()),
-            image_size=common.SIZE_MULTITASK,
+            image_size=IMAGE_SIZE,
             sequence_length=256,  # lines of real pages are longer than the generated ones
             rows_per_step=8,
             images_per_row=4.0,

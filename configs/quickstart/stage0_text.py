@@ -8,7 +8,7 @@ import ml_collections
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 1400
+STEPS = 1500
 
 
 @named_arguments

@@ -9,7 +9,7 @@ from configs import base
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 850
+STEPS = 1000
 
 
 @named_arguments

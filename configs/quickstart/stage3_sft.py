@@ -14,10 +14,10 @@ STEPS = 300
 # Multi-task samples stay in the mixture, as the paper mixes in data that keeps what the model can do.
 WEIGHTS = {
     "dialogue": 5.0,
-    "vqa": 1.0,
+    "vqa": 1.5,
     "grounding": 1.5,
-    "ref_grounding": 3.5,
-    "ocr": 2.5,
+    "ref_grounding": 4.5,
+    "ocr": 2.0,
     "caption": 0.5,
     "text": 0.25,
 }
@@ -38,7 +38,7 @@ def get_config(
             images_per_row=3.0,
             seed=3,
         ),
-        optimizer=common.optimizer(1.5e-3, steps),
+        optimizer=common.optimizer(1e-3, steps),
         init=base.continue_from("multitask", f"{runs}/stage2_multitask"),
         train=common.train("sft", ("resampler", "decoder"), steps),
     )

@@ -15,24 +15,27 @@ import numpy as np
 from data_pipelines.quickstart.dialogues import Picture, converse
 from data_pipelines.quickstart.maps import MAP, map_content, placed
 from data_pipelines.quickstart.ocr_pictures import Line, OcrPicture
+from data_pipelines.quickstart.questions import ask_presence
 from data_pipelines.quickstart.scenes import Scene
 from data_pipelines.quickstart.stamps import Stamp
-from data_pipelines.quickstart.tasks import SOURCE, ocr_content, scene_record
+from data_pipelines.quickstart.tasks import SOURCE, ocr_content, question_content, scene_record
 from data_pipelines.quickstart.word_pictures import BACKGROUNDS, PICTURE_GRID, SIGN, word_picture
 from qwenvl_jax.data.tasks import Content
 
 _MAP_OF_A_WORD = "map of a word"
+_PRESENCE = "presence"
 _SHARES = {
-    "caption": 0.08,
-    # An answer is one word, so questions need many samples to weigh as much as boxes.
-    "vqa": 0.2,
+    "caption": 0.07,
+    # An answer is one word, so questions need many samples to weigh as much as boxes, and yes or no even more.
+    "vqa": 0.18,
+    _PRESENCE: 0.09,
     MAP: 0.06,
-    "grounding": 0.11,
+    "grounding": 0.1,
     "ref_grounding": 0.15,
-    "grounded_caption": 0.03,
+    "grounded_caption": 0.02,
     "ocr": 0.04,
     _MAP_OF_A_WORD: 0.03,
-    "dialogue": 0.3,
+    "dialogue": 0.26,
 }
 _WORDS_IN_DIALOGUES = 0.5  # share of second pictures that show a word
 _BOTH_OF_WORDS = 0.5  # share of these pairs whose first picture shows a word, too
@@ -75,6 +78,8 @@ def sample_in_words(
     shown = _in_words(rng, scene)
     if task == MAP:
         return "en", _over("vqa", shown, map_content(placed(scene), side))
+    if task == _PRESENCE:
+        return "en", _over("vqa", shown, question_content(ask_presence(rng, scene, stamps), side))
     sample = scene_record(task, rng, scene, b"", "", "", stamps, zh_share)
     return sample.language, _over(task, shown, sample.content)
 

@@ -39,6 +39,11 @@ def ask(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp]) -> Ques
     raise AssertionError("`_is_there` always has a question")
 
 
+def ask_presence(rng: np.random.Generator, scene: Scene, stamps: Sequence[Stamp]) -> Question:
+    """Whether the scene shows one of its objects or, as often, one of the other stamps."""
+    return _is_there(rng, scene.objects, stamps, 0.0)[0]
+
+
 def _what_end(
     rng: np.random.Generator, objects: Sequence[SceneObject], stamps: Sequence[Stamp], gap: float
 ) -> list[Question]:

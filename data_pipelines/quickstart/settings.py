@@ -15,7 +15,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 SOURCES = ("auto", "tuxpaint", "rendered")
 # To be raised whenever the same settings produce other bytes.
-PIPELINE_VERSION = 10
+PIPELINE_VERSION = 11
 
 
 @dataclasses.dataclass(frozen=True)

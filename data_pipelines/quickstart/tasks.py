@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from data_pipelines.quickstart.ocr_pictures import OcrPicture
-from data_pipelines.quickstart.questions import ask
+from data_pipelines.quickstart.questions import Question, ask
 from data_pipelines.quickstart.scenes import Scene
 from data_pipelines.quickstart.sentences import caption_segments, located_caption
 from data_pipelines.quickstart.stamps import Stamp
@@ -93,11 +93,20 @@ def _samples(
     """Different questions about a scene, or expressions for its objects in random order, without the picture's size."""
     if task == "vqa":
         asked = {question.question: question for question in (ask(rng, scene, stamps) for _ in range(most))}
-        return [{"question": each.question, "answer": each.answer, "kind": each.kind} for each in asked.values()]
+        return [_asked(question) for question in asked.values()]
     objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))][:most]
     if task == "ref_grounding":
         return [{"phrase": item.stamp.name_en, "box": list(item.box)} for item in objects]
     return [{"box": list(item.box), "description": item.stamp.name_en, "ref": "This"} for item in objects]
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    return {"question": question.question, "answer": question.answer, "kind": question.kind}
+
+
+def question_content(question: Question, side: int) -> Content:
+    """One question about a square picture of `side` pixels."""
+    return _together([_asked(question)], side)
 
 
 def _together(samples: list[dict[str, Any]], side: int) -> Content:

@@ -93,6 +93,16 @@ class BenchmarkConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SpreadConfig:
+    """The lowest and the highest value of a figure of a checkpoint in runs that differ in chance alone."""
+
+    checkpoint: str  # its name
+    figure: str  # its key in scores.json
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """Every checkpoint is asked every benchmark. Results are written under `output`."""
 
@@ -105,6 +115,7 @@ class EvalConfig:
     mesh: MeshConfig = OWN_DEVICES  # over the devices of one process
     dtype: str = ""  # of matrix products and weights; "" is that of each run
     baseline: str = ""  # the checkpoint with which all are compared; "" compares each with the one before it
+    spread: tuple[SpreadConfig, ...] = ()  # known from earlier runs; report.html shows it beside the scores
 
     @property
     def headlines(self) -> tuple[str, ...]:
@@ -153,6 +164,12 @@ def validate(config: EvalConfig) -> EvalConfig:
         raise UserError(
             f"config.baseline {config.baseline!r} is not the name of a checkpoint; name one, or leave it out"
         )
+    for known in config.spread:
+        if not known.low <= known.high:
+            raise UserError(
+                f"config.spread: {known.figure} of {known.checkpoint} lies between {known.low} and {known.high}; "
+                "give the lower value first"
+            )
     return config
 
 

@@ -1,8 +1,8 @@
 """Muon: matrices move by their orthogonalised momentum, everything else by Adam (Jordan 2024; arXiv:2502.16982).
 
-An option beside the paper's AdamW (`config.optimizer.kind`). The quickstart takes it: its small models learn in half the
-steps. On a mesh the compiler gathers every kernel to orthogonalise it; nothing here spreads that work over devices, so
-that a large model would need another scheme.
+An option beside the paper's AdamW (`config.optimizer.kind`). The quickstart takes it, because its small models learn in
+half the steps. On a mesh the compiler decides how kernels that lie on several devices are orthogonalised; large models
+were not tried.
 """
 
 from __future__ import annotations

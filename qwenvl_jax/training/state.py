@@ -76,7 +76,7 @@ def _state_shardings(
     """Moments are split as their parameters are, in `moments_memory`; counters are whole on every device."""
     trainable = param_shardings(state.trainable, mesh)
 
-    def masked(leaf: Any) -> bool:
+    def masked(leaf: object) -> bool:
         return isinstance(leaf, optax.MaskedNode)
 
     opt_state = optax.tree_map_params(

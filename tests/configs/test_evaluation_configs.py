@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
 
 import pytest
 
 from configs.evaluation import common, few_shot, paper_tables, pure_text
 from configs.quickstart import eval as quickstart_eval
+from configs.quickstart import eval_finetune, eval_taste
 from data_pipelines.build import benchmarks as build_benchmarks
 from qwenvl_jax import chips
 from qwenvl_jax.config import from_config_dict
 from qwenvl_jax.evaluation.benchmarks.held_out.registry import HELD_OUT
 from qwenvl_jax.evaluation.benchmarks.registry import PUBLISHED
-from qwenvl_jax.evaluation.config import EvalConfig, validate
+from qwenvl_jax.evaluation.config import EvalConfig, SpreadConfig, validate
+from qwenvl_jax.runtime.errors import UserError
 
 MODULES = {"paper_tables": paper_tables, "few_shot": few_shot, "pure_text": pure_text}
 WEIGHTS = 2 * 9_656_935_168  # bytes in bfloat16
@@ -34,6 +37,17 @@ def test_configs_pass_the_checks(name: str, mesh: str) -> None:
 
 def test_the_quickstart_passes_the_checks() -> None:
     assert {item.name for item in load(quickstart_eval).benchmarks} == set(HELD_OUT)
+    assert {item.name for item in load(eval_taste).benchmarks} == set(eval_taste.TASKS) <= set(HELD_OUT)
+    assert len(load(eval_finetune).checkpoints) == 2
+
+
+def test_a_spread_has_its_lower_value_first() -> None:
+    config = load(quickstart_eval)
+    wrong = dataclasses.replace(config, spread=(SpreadConfig("stage3_sft", "vqa_acc", 0.8, 0.7),))
+    with pytest.raises(UserError, match=r"vqa_acc of stage3_sft lies between 0.8 and 0.7; give the lower value first"):
+        validate(wrong)
+    with pytest.raises(UserError, match=r"lies between nan and 0.7"):
+        validate(dataclasses.replace(config, spread=(SpreadConfig("stage3_sft", "vqa_acc", float("nan"), 0.7),)))
 
 
 def test_the_tokenisation_of_the_quickstart_is_that_of_captions_alone() -> None:

@@ -99,8 +99,13 @@ def test_configs_import_nothing_but_configs_and_the_schema() -> None:
                 assert name.split(".")[0] in allowed or name == "qwenvl_jax.config.schema", f"{path}: {name}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "quickstart").glob("stage*.py")), ids=lambda p: p.stem)
-def test_quickstart_stages_are_valid(path: Path) -> None:
+QUICKSTART = sorted((ROOT / "configs" / "quickstart").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in QUICKSTART if "qwenvl_jax.train" in path.read_text()], ids=lambda p: p.stem
+)
+def test_trainings_of_the_quickstart_are_valid(path: Path) -> None:
     import importlib
 
     module = importlib.import_module(f"configs.quickstart.{path.stem}")

@@ -111,7 +111,7 @@ def test_stages_follow_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [stage.name for stage in made] == names
     sentences = stages.check_handoffs(made)
     assert sentences[1] == (
-        f"stage2_multitask starts from {tmp_path}/stage1_pretrain; 42 px, then 84 px: positions are interpolated."
+        f"stage2_multitask starts from {tmp_path}/stage1_pretrain; 42 px, then 63 px: positions are interpolated."
     )
     commands = stages.commands(PATHS["tpu_vm"], made)
     kinds = ["wait" if command.until else "run" for command in commands]

@@ -93,8 +93,9 @@ def _header(config: EvalConfig, last: str, scores: dict[str, dict[str, Any]]) ->
     links = [("scores", "Scores"), ("training", "Training")]
     for name in sections.SECTIONS:
         links += [sections.name_and_title(task) for task in config.benchmarks if task.name == name]
+    stages = len(config.checkpoints)
     intro = (
-        f"{len(config.checkpoints)} stages of training, each scored on held-out records that no stage has seen. "
+        f"{stages} stage{'s' if stages > 1 else ''} of training, scored on held-out records that no stage has seen. "
         f"Figures on top and examples below are those of <code>{html.escape(last)}</code>; examples are the first of "
         "the held-out set, not chosen."
     )
@@ -112,13 +113,17 @@ def _score_section(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str
     best = {key: max(row.get(key, 0.0) for row in scores.values()) for key in keys}
     lines: list[list[object]] = []
     before: dict[str, float] = {}
+    shown = [known for known in config.spread if known.checkpoint in scores]
+    spread = {(known.checkpoint, known.figure): (known.low, known.high) for known in shown}
     for name, row in scores.items():
-        cells = [_score_cell(row.get(key), before.get(key), best[key]) for key in keys]
+        cells = [_score_cell(row.get(key), before.get(key), best[key], spread.get((name, key))) for key in keys]
         lines.append([_readable(name), *cells])
         before = row
     intro = (
         "Every checkpoint answers the same held-out questions; the small figure is the change from the stage before."
     )
+    if spread:
+        intro += " The range below is that of earlier runs with other seeds and fonts."
     return section("scores", "Scores", intro, table(["after stage", *map(_title, keys)], lines))
 
 
@@ -141,7 +146,9 @@ def _unanswered(scores: dict[str, dict[str, Any]]) -> str:
     return section("unanswered", "Not answered", intro, bullets(entries))
 
 
-def _score_cell(value: float | None, before: float | None, best: float) -> Cell:
+def _score_cell(
+    value: float | None, before: float | None, best: float, spread: tuple[float, float] | None = None
+) -> Cell:
     if value is None:
         return Cell("")
     change = "&nbsp;"
@@ -150,7 +157,8 @@ def _score_cell(value: float | None, before: float | None, best: float) -> Cell:
         change = f'<span class="{kind}">{sign}{abs(value - before):.3f}</span>'
     filled = 100 * value / best if best > 0 else 0
     bar = f'<span class="bar"><i style="width:{filled:.0f}%"></i></span>'
-    return Cell(f"{value:.3f}<small>{change}</small>{bar}", "best" if value == best and best > 0 else "")
+    known = f"<small>{spread[0]:.3f} – {spread[1]:.3f}</small>" if spread else ""
+    return Cell(f"{value:.3f}<small>{change}</small>{bar}{known}", "best" if value == best and best > 0 else "")
 
 
 def _readable(name: str) -> str:

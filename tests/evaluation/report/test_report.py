@@ -22,7 +22,7 @@ from qwenvl_jax.data.images.exact import decode_image
 from qwenvl_jax.data.record_writer import write_records
 from qwenvl_jax.evaluation.benchmarks.benchmark import Asking
 from qwenvl_jax.evaluation.benchmarks.held_out.registry import HELD_OUT
-from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig
+from qwenvl_jax.evaluation.config import BenchmarkConfig, CheckpointConfig, EvalConfig, SpreadConfig
 from qwenvl_jax.evaluation.report.page import write_report
 from qwenvl_jax.evaluation.report.pictures import picture, true
 from qwenvl_jax.html.figures import corners_of_box
@@ -178,6 +178,19 @@ def test_a_benchmark_with_a_label_of_its_own_has_scores_and_a_section_of_its_own
     page = report_of(runs, "plain")
     assert "Plain2" in page.text and "plain2: question answers" in page.text
     assert page.elements.count(("section", ("id",))) == 2 + len(HELD_OUT) + 1  # scores, unanswered, tasks, label
+
+
+def test_scores_stand_beside_their_spread_over_earlier_runs(runs: tuple[Config, Path], tmp_path: Path) -> None:
+    spread = (SpreadConfig("new", "vqa_acc", 0.71, 0.7849), SpreadConfig("absent", "vqa_acc", 0.1, 0.2))
+    checkpoints = tuple(CheckpointConfig(name, str(tmp_path / name), 28) for name in ("old", "new"))
+    evaluation = EvalConfig(checkpoints, runs[0].tokenizer, (), 2, "training", str(tmp_path), spread=spread)
+    (tmp_path / "evaluation.json").write_text(json.dumps(to_dict(evaluation)))
+    (tmp_path / "scores.json").write_text(json.dumps({"old": {"vqa_acc": 0.5}, "new": {"vqa_acc": 0.75}}))
+    page = Page(write_report(tmp_path).read_text()).text
+    assert "0.710 – 0.785" in page and "0.100" not in page and "range below is that of earlier runs" in page
+    unknown = dataclasses.replace(evaluation, spread=spread[1:])
+    (tmp_path / "evaluation.json").write_text(json.dumps(to_dict(unknown)))
+    assert "range below" not in Page(write_report(tmp_path).read_text()).text
 
 
 def test_a_stage_of_several_tasks_has_a_curve_for_each(runs: tuple[Config, Path], tmp_path: Path) -> None:
