@@ -7,7 +7,8 @@ code path. If it is interrupted, the same command continues: every step reuses t
 
 With `--finetune` the model that these steps have made learns a kind of dialogue that it has never seen, by low-rank
 adapters, and a report shows all scores before and after. With `--taste` one short stage learns captions and boxes of
-pictures with one object: three minutes to a first picture with a predicted box.
+pictures with one object: three minutes to a first picture with a predicted box. With `--size=100m` the stages train
+100M parameters at 224 px, which needs a GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 STAGES = ("stage0_text", "stage1_pretrain", "stage2_multitask", "stage3_sft")
 FINETUNE = "finetune_catalogue"
 TASTE = "taste"
+SIZES = ("small", "100m")  # those of configs/quickstart/sizes.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +41,9 @@ class Step:
     command: tuple[str, ...]
 
 
-def plan(workdir: str, data: str, source: str, scale: float) -> list[Step]:
+def plan(workdir: str, data: str, source: str, scale: float, size: str = SIZES[0]) -> list[Step]:
     """The steps in order. Paths are written into the commands, so that each can be run by hand."""
-    arguments = _arguments(workdir, data, scale)
+    arguments = _arguments(workdir, data, scale) + (f",size={size}" if size != SIZES[0] else "")
     make_data: tuple[str, ...] = ("data_pipelines.quickstart", f"--output={data}", f"--source={source}")
     if scale != 1:
         make_data += (f"--train={max(64, round(12_000 * scale))}", f"--heldout={max(8, round(200 * scale))}")
@@ -110,6 +112,10 @@ def plan_taste(workdir: str, data: str, source: str, scale: float) -> list[Step]
     ]
 
 
+def _default_run(taste: bool, size: str) -> str:
+    return "taste" if taste else "quickstart" if size == SIZES[0] else f"quickstart_{size}"
+
+
 def _arguments(workdir: str, data: str, scale: float) -> str:
     """Those of every config in `configs/quickstart`."""
     return f"data={data},runs={workdir}" + (f",scale={scale}" if scale != 1 else "")
@@ -163,13 +169,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", default="", help="records; default: data/quickstart")
     parser.add_argument("--source", default="auto", help="where the pictures come from: auto, tuxpaint or rendered")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on records, steps and questions")
+    parser.add_argument("--size", choices=SIZES, default=SIZES[0], help="100m: 100M parameters, for one GPU")
     variant = parser.add_mutually_exclusive_group()
     variant.add_argument("--finetune", action="store_true", help="teach the finished model a new kind of dialogue")
     variant.add_argument("--taste", action="store_true", help="boxes and captions in three minutes; in runs/taste")
     with exit_on_user_error():
         args = parser.parse_args(argv)
-        args.workdir = args.workdir or ("runs/taste" if args.taste else "runs/quickstart")
+        args.workdir = args.workdir or f"runs/{_default_run(args.taste, args.size)}"
         args.data = args.data or ("data/taste" if args.taste else "data/quickstart")
+        if args.size != SIZES[0] and (args.finetune or args.taste):
+            raise UserError("--size is for the whole quickstart; leave it out with --finetune and --taste")
         output = f"{args.workdir}/finetune" if args.finetune else args.workdir
         if args.finetune:
             check_finished(args.workdir)
@@ -177,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         elif args.taste:
             steps = plan_taste(args.workdir, args.data, args.source, args.scale)
         else:
-            steps = plan(args.workdir, args.data, args.source, args.scale)
+            steps = plan(args.workdir, args.data, args.source, args.scale, args.size)
         # Steps of another scale would change the records that this one's trainings read.
         refusal = f"another quickstart works in {args.workdir}; wait for its end, end it, or name another --workdir"
         running = running_folder(args.workdir)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+from configs.quickstart import sizes
 from qwenvl_jax import quickstart
 from qwenvl_jax.config import to_dict
 from qwenvl_jax.runtime import folder_lock
@@ -61,6 +62,18 @@ def test_a_taste_has_folders_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
         quickstart.main(["--taste", "--finetune"])
     assert stopped.value.code == 2
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_larger_quickstart_names_its_size_in_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert quickstart.SIZES == sizes.SIZES
+    steps = quickstart.plan("runs/q", "data/q", "auto", 1.0, "100m")
+    configs = [part for step in steps for part in step.command if part.startswith("--config=")]
+    assert len(configs) == 5 and all(part.endswith(":data=data/q,runs=runs/q,size=100m") for part in configs)
+    for variant in ("--taste", "--finetune"):
+        with pytest.raises(SystemExit) as stopped:
+            quickstart.main([variant, "--size=100m"])
+        assert stopped.value.code == 2
+        assert "--size is for the whole quickstart" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ python -m qwenvl_jax.evaluate --config=configs/quickstart/eval.py
 import ml_collections
 
 from configs.arguments import named_arguments
-from configs.quickstart import common
+from configs.quickstart import common, sizes
 
 IMAGE_SIZES = {
     "stage0_text": common.SIZE_PRETRAIN,  # has not seen an image yet
@@ -34,13 +34,13 @@ SPREAD = {
 
 @named_arguments
 def get_config(
-    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
+    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0, size: str = "small"
 ) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             checkpoints=tuple(
-                dict(name=name, workdir=f"{runs}/{name}", image_size=size, step=-1)
-                for name, size in IMAGE_SIZES.items()
+                dict(name=name, workdir=f"{runs}/{name}", image_size=sizes.image_size(pixels, size), step=-1)
+                for name, pixels in IMAGE_SIZES.items()
             ),
             tokenizer=common.tokenizer(data),
             benchmarks=tuple(
@@ -57,7 +57,7 @@ def get_config(
             ),
             spread=tuple(
                 dict(checkpoint=checkpoint, figure=figure, low=low, high=high)
-                for checkpoint, figures in SPREAD.items()
+                for checkpoint, figures in (SPREAD if size == "small" else {}).items()
                 for figure, (low, high) in figures.items()
             ),
             batch_size=20,

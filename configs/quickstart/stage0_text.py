@@ -6,17 +6,17 @@ python -m qwenvl_jax.train --config=configs/quickstart/stage0_text.py --workdir=
 import ml_collections
 
 from configs.arguments import named_arguments
-from configs.quickstart import common
+from configs.quickstart import common, sizes
 
 STEPS = 1500
 
 
 @named_arguments
 def get_config(
-    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
+    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0, size: str = "small"
 ) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    return common.stage(
+    config = common.stage(
         data,
         data=dict(
             mixture=(common.source(data, "text", 1.0),),
@@ -30,3 +30,4 @@ def get_config(
         init=dict(stage="", vit="", resampler="", decoder="", step=-1),
         train=common.train("text", ("decoder",), steps),
     )
+    return sizes.apply(config, size)

@@ -6,17 +6,17 @@ python -m qwenvl_jax.train --config=configs/quickstart/stage1_pretrain.py --work
 import ml_collections
 
 from configs.arguments import named_arguments
-from configs.quickstart import common
+from configs.quickstart import common, sizes
 
 STEPS = 750
 
 
 @named_arguments
 def get_config(
-    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
+    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0, size: str = "small"
 ) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    return common.stage(
+    config = common.stage(
         data,
         data=dict(
             mixture=(common.source(data, "caption", 0.5), common.source(data, "map", 1.0)),
@@ -30,3 +30,4 @@ def get_config(
         init=dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text", step=-1),
         train=common.train("pretrain", ("vit", "vit_head", "resampler"), steps),
     )
+    return sizes.apply(config, size)

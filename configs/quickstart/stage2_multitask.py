@@ -7,17 +7,17 @@ import ml_collections
 
 from configs import base
 from configs.arguments import named_arguments
-from configs.quickstart import common
+from configs.quickstart import common, sizes
 
 STEPS = 1000
 
 
 @named_arguments
 def get_config(
-    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
+    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0, size: str = "small"
 ) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    return common.stage(
+    config = common.stage(
         data,
         data=dict(
             mixture=tuple(common.source(data, task, weight) for task, weight in common.MULTITASK_WEIGHTS.items()),
@@ -31,3 +31,4 @@ def get_config(
         init=base.continue_from("pretrain", f"{runs}/stage1_pretrain"),
         train=common.train("multitask", ("vit", "vit_head", "resampler", "decoder"), steps),
     )
+    return sizes.apply(config, size)

@@ -7,7 +7,7 @@ import ml_collections
 
 from configs import base
 from configs.arguments import named_arguments
-from configs.quickstart import common
+from configs.quickstart import common, sizes
 
 STEPS = 300
 
@@ -25,10 +25,10 @@ WEIGHTS = {
 
 @named_arguments
 def get_config(
-    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0
+    data: str = "data/quickstart", runs: str = "runs/quickstart", scale: float = 1.0, size: str = "small"
 ) -> ml_collections.ConfigDict:
     steps = common.scaled(STEPS, scale)
-    return common.stage(
+    config = common.stage(
         data,
         data=dict(
             mixture=tuple(common.source(data, task, weight) for task, weight in WEIGHTS.items()),
@@ -42,3 +42,4 @@ def get_config(
         init=base.continue_from("multitask", f"{runs}/stage2_multitask"),
         train=common.train("sft", ("resampler", "decoder"), steps),
     )
+    return sizes.apply(config, size)

@@ -97,16 +97,3 @@ def test_configs_import_nothing_but_configs_and_the_schema() -> None:
                 names = [node.module or ""]
             for name in names:
                 assert name.split(".")[0] in allowed or name == "qwenvl_jax.config.schema", f"{path}: {name}"
-
-
-QUICKSTART = sorted((ROOT / "configs" / "quickstart").glob("*.py"))
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in QUICKSTART if "qwenvl_jax.train" in path.read_text()], ids=lambda p: p.stem
-)
-def test_trainings_of_the_quickstart_are_valid(path: Path) -> None:
-    import importlib
-
-    module = importlib.import_module(f"configs.quickstart.{path.stem}")
-    load_config(module.get_config())
