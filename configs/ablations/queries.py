@@ -88,7 +88,7 @@ def _miniature(data: str, runs: str) -> ml_collections.ConfigDict:
             image_groups=0,
             seed=1,
         ),
-        optimizer=quickstart.optimizer(1e-3, steps),
+        optimizer=quickstart.optimizer(2e-3, steps),
         init=dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text", step=-1),
         train=quickstart.train("pretrain", ("vit", "vit_head", "resampler"), steps),
     )
