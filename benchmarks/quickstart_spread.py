@@ -3,9 +3,9 @@
 Usage: python benchmarks/quickstart_spread.py OUTPUT [--seeds=0,1,2] [--fonts=dejavu] [--scale=1]
 
 A run is a whole quickstart without its release, in OUTPUT/FONTS_SEED; its records are in OUTPUT/data_FONTS. The seed is
-that of fresh weights. A finished run is not repeated, and one that was killed continues, so that other seeds and fonts
-may follow, also at the same time. At the end it prints the lowest and the highest score of all finished runs in OUTPUT,
-and writes them to OUTPUT/spread.json.
+that of fresh weights. A finished run is not repeated, and one that was killed continues. Other seeds and fonts of the
+same scale may follow, also at the same time once the records are there. At the end it prints the lowest and the highest
+score of all finished runs in OUTPUT, and writes them to OUTPUT/spread.json.
 """
 
 from __future__ import annotations
@@ -31,9 +31,20 @@ def commands(output: Path, fonts: str, seed: int, scale: float) -> list[list[str
     return [[*step.command, *changes.get(step.key, [])] for step in steps if step.key in wanted]
 
 
+def scores_of(run: Path) -> dict[str, Any] | None:
+    """The scores of a run, or None as long as some are missing: they are written one by one."""
+    path = run / "scores.json"
+    scores = artifacts.read_json(path) if path.exists() else {}
+    whole = all(figure in scores.get(stage, {}) for stage in quickstart.STAGES for figure in FIGURES)
+    return scores if whole else None
+
+
 def spread(output: Path) -> dict[str, Any]:
     """The lowest and the highest of every figure after stages 2 and 3, over all finished runs."""
-    runs = {path.parent.name: artifacts.read_json(path) for path in sorted(output.glob("*/scores.json"))}
+    folders = {folder.name: scores_of(folder) for folder in sorted(output.iterdir())}
+    runs = {name: scores for name, scores in folders.items() if scores is not None}
+    if not runs:
+        raise SystemExit(f"{output} has no finished run")
     answer: dict[str, Any] = {"runs": list(runs)}
     for stage in quickstart.STAGES[2:]:
         values = {figure: [scores[stage][figure] for scores in runs.values()] for figure in FIGURES}
@@ -50,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for fonts in arguments.fonts.split(","):
         for seed in map(int, arguments.seeds.split(",")):
-            if (arguments.output / f"{fonts}_{seed}" / "scores.json").exists():
+            if scores_of(arguments.output / f"{fonts}_{seed}") is not None:
                 continue
             for command in commands(arguments.output, fonts, seed, arguments.scale):
                 print(f"{fonts}, seed {seed}: {command[0]} {command[1]}", flush=True)

@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parses the command line and runs all steps."""
     parser = Parser("python -m qwenvl_jax.quickstart", __doc__)
     parser.add_argument("--workdir", default="", help="checkpoints, scores, release, report; default: runs/quickstart")
-    parser.add_argument("--data", default="", help="records; default: data/quickstart")
+    parser.add_argument("--data", default="", help="records; default: data/quickstart or data/taste")
     parser.add_argument("--source", default="auto", help="where the pictures come from: auto, tuxpaint or rendered")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on records, steps and questions")
     parser.add_argument("--size", choices=SIZES, default=SIZES[0], help="100m: 100M parameters, for one GPU")
@@ -179,6 +179,11 @@ def main(argv: list[str] | None = None) -> None:
         args.data = args.data or ("data/taste" if args.taste else "data/quickstart")
         if args.size != SIZES[0] and (args.finetune or args.taste):
             raise UserError("--size is for the whole quickstart; leave it out with --finetune and --taste")
+        if not 0 < args.scale <= 1000:  # refuses NaN as well
+            raise UserError(f"--scale={args.scale} must be above 0 and at most 1000")
+        other = STAGES[0] if args.taste else TASTE
+        if storage.exists(storage.path(args.workdir) / other):
+            raise UserError(f"{args.workdir} holds a run of {other}, whose scores would go; give another --workdir")
         output = f"{args.workdir}/finetune" if args.finetune else args.workdir
         if args.finetune:
             check_finished(args.workdir)

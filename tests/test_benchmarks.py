@@ -26,6 +26,26 @@ def gpu_step(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
+def test_the_spread_of_the_quickstart_counts_finished_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spread = importlib.import_module("quickstart_spread")
+    with pytest.raises(SystemExit, match="has no finished run"):
+        spread.spread(tmp_path)
+    whole = {stage: dict.fromkeys(spread.FIGURES, 0.5) for stage in spread.quickstart.STAGES}
+    higher = {stage: dict.fromkeys(spread.FIGURES, 0.75) for stage in whole}
+    killed = {**whole, "stage3_sft": {"referring_acc": 0.1}}
+    for name, scores in {"dejavu_0": whole, "dejavu_1": killed, "liberation_0": higher, "taste": {"taste": {}}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps(scores))
+    answer = spread.spread(tmp_path)
+    assert answer["runs"] == ["dejavu_0", "liberation_0"]
+    assert answer["stage3_sft"]["referring_acc"] == [0.5, 0.75]
+    (command,) = [part for part in spread.commands(tmp_path, "liberation", 2, 1.0) if "data_pipelines" in part[0]]
+    assert "--fonts=liberation" in command
+
+
 def tiny() -> config_lib.Config:
     """Two packed samples per row, two microbatches, and an optimiser in which everything shows."""
     return config_lib.Config(

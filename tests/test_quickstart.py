@@ -76,6 +76,21 @@ def test_a_larger_quickstart_names_its_size_in_every_command(capsys: pytest.Capt
         assert "--size is for the whole quickstart" in capsys.readouterr().err
 
 
+def test_a_taste_and_a_quickstart_keep_out_of_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stage0_text").mkdir()
+    for argument, words in (("--taste", "holds a run of stage0_text"), ("--scale=nan", "must be above 0")):
+        with pytest.raises(SystemExit) as stopped:
+            quickstart.main([argument, f"--workdir={tmp_path}", f"--data={tmp_path}/data"])
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+    (tmp_path / "stage0_text").rename(tmp_path / quickstart.TASTE)
+    with pytest.raises(SystemExit) as stopped:
+        quickstart.main([f"--workdir={tmp_path}", f"--data={tmp_path}/data"])
+    assert stopped.value.code == 2
+    assert "holds a run of taste" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.slow
 def test_a_taste_draws_boxes_and_captions(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qwenvl_jax.quickstart", "--taste", "--scale=0.02", "--source=rendered"]

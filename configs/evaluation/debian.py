@@ -11,6 +11,7 @@ import ml_collections
 
 from configs.arguments import named_arguments
 from configs.evaluation import common
+from configs.quickstart import common as quickstart
 
 FOLDERS = (
     "captions", "captions_zh", "choices", "yes_no", "maps", "phrases", "phrases_zh", "words", "charts", "documents",
@@ -33,7 +34,7 @@ def get_config(
     prompts: str = "training",
     limit: float = 0.0,
     vocabulary: str = "data/quickstart/vocabulary/quickstart.model",
-    image_size: float = 84.0,
+    image_size: float = quickstart.SIZE_MULTITASK,
 ) -> ml_collections.ConfigDict:
     common.one_of(prompts, {"training": 0, "released": 0}, "prompts")
     asked = []

@@ -110,7 +110,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
 
 
 def optimizer(peak: float, steps: int) -> dict:
-    """AdamW with the paper's betas, eps, decay and clip; the rate falls to a tenth.
+    """Muon for matrices, AdamW with the paper's betas for the rest, decay and clip; the rate falls to a tenth.
 
     No layer-wise decay: it protects a trained ViT, and this one starts from noise.
     """
@@ -125,6 +125,7 @@ def optimizer(peak: float, steps: int) -> dict:
         clip_norm=1.0,
         vit_layer_decay=1.0,
         kind="muon",
+        muon_momentum=0.95,
     )
 
 

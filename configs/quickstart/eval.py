@@ -57,7 +57,7 @@ def get_config(
             ),
             spread=tuple(
                 dict(checkpoint=checkpoint, figure=figure, low=low, high=high)
-                for checkpoint, figures in (SPREAD if size == "small" else {}).items()
+                for checkpoint, figures in (SPREAD if size == "small" and scale == 1 else {}).items()
                 for figure, (low, high) in figures.items()
             ),
             batch_size=20,

@@ -1,4 +1,4 @@
-"""Stage 2: all seven tasks at twice the resolution, packed, everything trained (paper 3.2).
+"""Stage 2: all seven tasks at a higher resolution, packed, everything trained (paper 3.2).
 
 python -m qwenvl_jax.train --config=configs/quickstart/stage2_multitask.py --workdir=runs/quickstart/stage2_multitask
 """

@@ -118,7 +118,8 @@ def show_rates(config: Config) -> None:
     if VOCABULARY in factors or ("decoder" in factors and optimizer.vocabulary_rate != 1):
         factors[VOCABULARY] = optimizer.vocabulary_rate
     rows += [(name, f"{factor:g}", f"{peak * factor:.3e}") for name, factor in factors.items()]
-    log.table("peak learning rate", ("group", "factor", "rate"), rows)
+    names = {"adamw": "AdamW", "muon": "Muon for matrices, AdamW for the rest"}
+    log.table(f"peak learning rate ({names[optimizer.kind]})", ("group", "factor", "rate"), rows)
     schedule = make_schedule(optimizer, steps)
     milestones = sorted({1, max(warmup, 1), warmup + (steps - warmup) // 2, steps})
     log.table(

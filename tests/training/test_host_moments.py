@@ -41,6 +41,15 @@ def test_steps_are_the_same_to_the_bit() -> None:
     assert int(states["device"].opt_state[1].count) == 3
 
 
+def test_steps_of_muon_are_the_same_but_for_rounding() -> None:
+    states = {}
+    for memory in MEMORIES:
+        config = host_moments.configure(memory, optimizer__kind="muon", **FEW)
+        states[memory], _ = host_moments.advance(config, host_moments.begin(config), range(3))
+    for device, host in zip(*(jax.tree.leaves(state.trainable) for state in states.values()), strict=True):
+        np.testing.assert_allclose(device, host, rtol=0, atol=1e-6)
+
+
 def test_a_batch_that_is_not_finite_changes_nothing() -> None:
     config = host_moments.configure("pinned_host", **FEW)
     state, _ = host_moments.advance(config, host_moments.begin(config), range(1))

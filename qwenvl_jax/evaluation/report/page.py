@@ -113,8 +113,8 @@ def _score_section(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str
     best = {key: max(row.get(key, 0.0) for row in scores.values()) for key in keys}
     lines: list[list[object]] = []
     before: dict[str, float] = {}
-    shown = [known for known in config.spread if known.checkpoint in scores]
-    spread = {(known.checkpoint, known.figure): (known.low, known.high) for known in shown}
+    ranges = {(known.checkpoint, known.figure): (known.low, known.high) for known in config.spread}
+    spread = {(name, key): ranges[name, key] for name in scores for key in keys if (name, key) in ranges}
     for name, row in scores.items():
         cells = [_score_cell(row.get(key), before.get(key), best[key], spread.get((name, key))) for key in keys]
         lines.append([_readable(name), *cells])
@@ -123,7 +123,7 @@ def _score_section(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str
         "Every checkpoint answers the same held-out questions; the small figure is the change from the stage before."
     )
     if spread:
-        intro += " The range below is that of earlier runs with other seeds and fonts."
+        intro += " The range under a score is that of earlier runs with other seeds and fonts."
     return section("scores", "Scores", intro, table(["after stage", *map(_title, keys)], lines))
 
 

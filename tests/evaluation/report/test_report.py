@@ -181,16 +181,20 @@ def test_a_benchmark_with_a_label_of_its_own_has_scores_and_a_section_of_its_own
 
 
 def test_scores_stand_beside_their_spread_over_earlier_runs(runs: tuple[Config, Path], tmp_path: Path) -> None:
-    spread = (SpreadConfig("new", "vqa_acc", 0.71, 0.7849), SpreadConfig("absent", "vqa_acc", 0.1, 0.2))
+    spread = (
+        SpreadConfig("new", "vqa_acc", 0.71, 0.7849),
+        SpreadConfig("absent", "vqa_acc", 0.1, 0.2),
+        SpreadConfig("new", "none", 0, 1),
+    )
     checkpoints = tuple(CheckpointConfig(name, str(tmp_path / name), 28) for name in ("old", "new"))
     evaluation = EvalConfig(checkpoints, runs[0].tokenizer, (), 2, "training", str(tmp_path), spread=spread)
     (tmp_path / "evaluation.json").write_text(json.dumps(to_dict(evaluation)))
     (tmp_path / "scores.json").write_text(json.dumps({"old": {"vqa_acc": 0.5}, "new": {"vqa_acc": 0.75}}))
     page = Page(write_report(tmp_path).read_text()).text
-    assert "0.710 – 0.785" in page and "0.100" not in page and "range below is that of earlier runs" in page
+    assert "0.710 – 0.785" in page and "0.100" not in page and "range under a score is that of earlier runs" in page
     unknown = dataclasses.replace(evaluation, spread=spread[1:])
     (tmp_path / "evaluation.json").write_text(json.dumps(to_dict(unknown)))
-    assert "range below" not in Page(write_report(tmp_path).read_text()).text
+    assert "range under" not in Page(write_report(tmp_path).read_text()).text
 
 
 def test_a_stage_of_several_tasks_has_a_curve_for_each(runs: tuple[Config, Path], tmp_path: Path) -> None:
