@@ -19,9 +19,9 @@ MULTITASK_WEIGHTS = {
     "vqa": 2.2,
     "map": 1.0,
     "grounding": 2.5,
-    "ref_grounding": 7.5,
+    "ref_grounding": 7.0,
     "grounded_caption": 0.5,
-    "ocr": 1.7,
+    "ocr": 2.1,
     "text": 1.0,
 }
 

@@ -17,7 +17,7 @@ WEIGHTS = {
     "vqa": 1.5,
     "grounding": 1.5,
     "ref_grounding": 5.0,
-    "ocr": 1.7,
+    "ocr": 2.2,
     "caption": 0.5,
     "text": 0.25,
 }
