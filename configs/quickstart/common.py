@@ -19,9 +19,9 @@ MULTITASK_WEIGHTS = {
     "vqa": 2.2,
     "map": 1.0,
     "grounding": 2.5,
-    "ref_grounding": 7.0,
+    "ref_grounding": 6.5,
     "grounded_caption": 0.5,
-    "ocr": 2.1,
+    "ocr": 2.0,
     "text": 1.0,
 }
 

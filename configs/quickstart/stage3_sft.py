@@ -16,8 +16,8 @@ WEIGHTS = {
     "dialogue": 5.0,
     "vqa": 1.5,
     "grounding": 1.5,
-    "ref_grounding": 5.0,
-    "ocr": 2.2,
+    "ref_grounding": 4.5,
+    "ocr": 2.0,
     "caption": 0.5,
     "text": 0.25,
 }

@@ -90,5 +90,5 @@ def test_a_scale_out_of_range_is_refused(scale: str) -> None:
 
 def test_a_file_tells_its_arguments() -> None:
     assert commandline.argument_names("configs/stage2_multitask.py") == ("mesh", "data", "runs", "batch")
-    assert commandline.argument_names("configs/quickstart/eval.py") == ("data", "runs", "scale")
+    assert commandline.argument_names("configs/quickstart/eval.py") == ("data", "runs", "scale", "size")
     assert commandline.argument_names("tests/support/tiny_config.py") == ()

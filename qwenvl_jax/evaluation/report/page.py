@@ -123,7 +123,7 @@ def _score_section(config: EvalConfig, scores: dict[str, dict[str, Any]]) -> str
         "Every checkpoint answers the same held-out questions; the small figure is the change from the stage before."
     )
     if spread:
-        intro += " The range under a score is that of earlier runs with other seeds and fonts."
+        intro += " The range under a score is that of earlier runs, which differ in chance alone."
     return section("scores", "Scores", intro, table(["after stage", *map(_title, keys)], lines))
 
 
