@@ -34,7 +34,7 @@ def get_config(
     prompts: str = "training",
     limit: float = 0.0,
     vocabulary: str = "data/quickstart/vocabulary/quickstart.model",
-    image_size: float = quickstart.SIZE_MULTITASK,
+    image_size: float = float(quickstart.SIZE_MULTITASK),
 ) -> ml_collections.ConfigDict:
     common.one_of(prompts, {"training": 0, "released": 0}, "prompts")
     asked = []
