@@ -10,7 +10,7 @@ from configs import base
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 600
+STEPS = 800
 
 # The older tasks stay in the mixture, so that the adapters keep what the model can do.
 WEIGHTS = {"dialogue": 1.0, "ocr": 1.0, "ref_grounding": 0.5, "vqa": 0.5, "caption": 0.25}
