@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.gcs_server import gcs, gcs_environment, gcs_server
 from tests.support.limited_time import pytest_collection_modifyitems, pytest_runtest_setup
+from tests.support.logging_state import logging_kept
 
 __all__ = ["gcs", "gcs_environment", "gcs_server", "pytest_collection_modifyitems", "pytest_runtest_setup"]
 
@@ -35,6 +37,12 @@ def keep_compiled_programs(config: pytest.Config) -> None:
     if jax := sys.modules.get("jax"):
         jax.config.update("jax_compilation_cache_dir", folder.name)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(autouse=True)
+def logging_of_before() -> Iterator[None]:
+    with logging_kept():
+        yield
 
 
 @pytest.fixture(scope="session")
