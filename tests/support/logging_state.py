@@ -17,7 +17,8 @@ def logging_kept() -> Iterator[None]:
     line finds an error about it in its own output.
     """
     root = logging.getLogger()
-    handlers, level, disabled, verbosity = root.handlers[:], root.level, root.manager.disable, absl_logging.get_verbosity()
+    handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
+    verbosity = absl_logging.get_verbosity()
     try:
         yield
     finally:
