@@ -5,14 +5,14 @@ This is separate from the main module so that Beam's workers can import these fu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,12 @@ def build(settings: QuickstartSettings, output: epath.PathLike, cache: Path, wor
         _warn_if_rendered(finished)
         return finished
     started = time.monotonic()
-    building = _claim(output, settings)
-    try:
+    with _replacing(output, settings) as building:
         ingredients = load_ingredients(settings, cache.absolute())
         _log.info("sources ready after %.1f s", time.monotonic() - started)
         shards = _run_pipeline(settings, cache.absolute(), building, workers)
         manifest = _finish(settings, ingredients, building, shards)
         _log.info("records ready after %.1f s", time.monotonic() - started)
-        artifacts.replace_folder(building, output)
-    finally:
-        storage.remove(building)
     _log.info("%s is ready after %.1f s", output, time.monotonic() - started)
     _warn_if_rendered(manifest)
     return manifest
@@ -171,36 +167,49 @@ def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any
     return manifest
 
 
-def _claim(output: epath.Path, settings: QuickstartSettings) -> epath.Path:
-    """A fresh folder next to `output` to build in. Folders that killed runs left there are removed."""
+@contextlib.contextmanager
+def _replacing(output: epath.Path, settings: QuickstartSettings) -> Iterator[epath.Path]:
+    """A fresh folder to build in, which takes the place of `output`. Folders that killed runs left are removed.
+
+    Raises:
+      UserError: if `output` holds files of others, or cannot be written, or its disk has too little space.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if storage.exists(output) and not _is_replaceable(output):
+                raise UserError(f"{output} contains files that this pipeline did not write; choose another --output")
+            in_place_of = _replacing_in_bucket if storage.is_remote(output) else artifacts.built_beside
+            building = stack.enter_context(in_place_of(output))
+        except OSError as error:
+            raise UserError(f"{output.parent} cannot be written ({error.strerror}); choose another --output") from None
+        if not storage.is_remote(output):
+            _check_space(building, output, settings)
+        yield building
+
+
+@contextlib.contextmanager
+def _replacing_in_bucket(output: epath.Path) -> Iterator[epath.Path]:
+    """The folder has one name for all runs: a bucket cannot tell whether the run that left it is alive.
+
+    So two runs must not share an output, and the next one removes what a killed one left.
+    """
+    building = output.parent / f".{output.name}.building"
+    storage.remove(building)
     try:
-        if storage.exists(output) and not _is_replaceable(output):
-            raise UserError(f"{output} contains files that this pipeline did not write; choose another --output")
-        if storage.is_remote(output):
-            # A bucket cannot tell whether the run that left a folder is alive: two runs must not share an output.
-            building = output.parent / f".{output.name}.building"
-            storage.remove(building)
-            return building
-        storage.make_folder(output.parent)
-        for left in storage.names(output.parent):
-            if left.startswith(f".{output.name}.") and left.endswith(".building"):
-                number = left.split(".")[-2]
-                if not number.isdigit() or not _alive(int(number)):
-                    shutil.rmtree(output.parent / left, ignore_errors=True)
-        building = output.parent / f".{output.name}.{os.getpid()}.building"
-        shutil.rmtree(building, ignore_errors=True)
-        storage.make_folder(building)
-    except OSError as error:
-        raise UserError(f"{output.parent} cannot be written ({error.strerror}); choose another --output") from None
+        yield building
+        artifacts.replace_folder(building, output)
+    finally:
+        storage.remove(building)
+
+
+def _check_space(building: epath.Path, output: epath.Path, settings: QuickstartSettings) -> None:
     needed = _BYTES_PER_SCENE * (settings.train + settings.heldout)
     free = shutil.disk_usage(building).free
     if free < needed:
-        storage.remove(building)
         raise UserError(
             f"{output.parent} has {free / 1e6:.0f} MB free and about {needed / 1e6:.0f} MB are needed; "
             "free some space or lower --train"
         )
-    return building
 
 
 def _is_replaceable(output: epath.Path) -> bool:
@@ -212,16 +221,6 @@ def _is_replaceable(output: epath.Path) -> bool:
         return False
     files = storage.files_below(output) if names else []
     return all(_OUTPUT_FILES.fullmatch(file) for file in files if "/" in file)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _warn_if_rendered(manifest: dict[str, Any]) -> None:

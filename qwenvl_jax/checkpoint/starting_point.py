@@ -46,6 +46,8 @@ def find_starting_point(workdir: epath.PathLike, step: int | None = None) -> Sta
     config = lineage.read_config(workdir)
     stage = lineage.read_lineage(workdir)["stage"]
     if stage == IMPORT:
+        if step not in (None, -1, 0):
+            raise UserError(f"{workdir} holds imported weights, whose only step is 0, not {step}; leave the step out")
         return StartingPoint(str(workdir), 0, config, stage)
     finished = finished_steps(workdir)
     if not finished:

@@ -233,7 +233,7 @@ def test_half_written_and_outdated_folders_are_replaced(tiny: QuickstartSettings
     (output / "caption").mkdir(parents=True)
     leftover = output / "caption" / "quickstart-train.array_record-00000-of-00009"
     leftover.write_text("x")
-    killed = tmp_path / ".data.999999999.building"
+    killed = tmp_path / ".data.0123abcd.tmp"
     killed.mkdir()
     build(tiny, output, tmp_path / "cache")
     assert not killed.exists() and not leftover.exists()

@@ -64,6 +64,9 @@ def test_commands_that_start_at_once_import_a_release_once(
     (Path(run) / "frozen" / "half").write_bytes(b"")
     assert run_of(release, imported, "a") == run
     assert find_starting_point(run, None).step == 0 and not (Path(run) / "frozen" / "half").exists()
+    assert find_starting_point(run, 0) == find_starting_point(run, -1)
+    with pytest.raises(UserError, match="holds imported weights, whose only step is 0, not 7; leave the step out"):
+        find_starting_point(run, 7)
 
 
 @pytest.mark.parametrize(
