@@ -27,7 +27,7 @@ def get_config(
             images_per_row=3.0,
             seed=2,
         ),
-        optimizer=common.optimizer(2e-3, steps),
+        optimizer=common.optimizer(1.2e-3, steps),
         init=base.continue_from("pretrain", f"{runs}/stage1_pretrain"),
         train=common.train("multitask", ("vit", "vit_head", "resampler", "decoder"), steps),
     )
