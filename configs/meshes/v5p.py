@@ -12,7 +12,8 @@ STAGES = {
     "pretrain": {"data.accumulation": 2},
     "multitask": {"data.accumulation": 1, "data.streams": 256},
     "multitask_rows": {"data.accumulation": 2},
-    "sft": {"data.accumulation": 1, "data.streams": 16, "mesh.fsdp": 16},
+    # Larger chunks of the loss, because every chunk sums the gradient of the head.
+    "sft": {"data.accumulation": 1, "data.streams": 16, "mesh.fsdp": 16, "compute.loss_chunk": 2048},
     "sft_rows": {"data.accumulation": 4},
 }
 

@@ -38,7 +38,7 @@ def get_config(
             images_per_row=3.0,
             seed=3,
         ),
-        optimizer=common.optimizer(1e-3, steps),
+        optimizer=common.optimizer(7e-4, steps),
         init=base.continue_from("multitask", f"{runs}/stage2_multitask"),
         train=common.train("sft", ("resampler", "decoder"), steps),
     )
