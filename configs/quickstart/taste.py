@@ -8,7 +8,7 @@ import ml_collections
 from configs.arguments import named_arguments
 from configs.quickstart import common
 
-STEPS = 600
+STEPS = 450
 WEIGHTS = {"map": 1.5, "ref_grounding": 4.0, "caption": 1.0}
 
 

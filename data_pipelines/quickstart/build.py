@@ -169,7 +169,7 @@ def _finished(settings: QuickstartSettings, output: epath.Path) -> dict[str, Any
 
 @contextlib.contextmanager
 def _replacing(output: epath.Path, settings: QuickstartSettings) -> Iterator[epath.Path]:
-    """A fresh folder to build in, which takes the place of `output`. Folders that killed runs left are removed.
+    """A fresh folder to build in, which takes the place of `output`; see `artifacts.built_beside`.
 
     Raises:
       UserError: if `output` holds files of others, or cannot be written, or its disk has too little space.
@@ -178,17 +178,17 @@ def _replacing(output: epath.Path, settings: QuickstartSettings) -> Iterator[epa
         try:
             if storage.exists(output) and not _is_replaceable(output):
                 raise UserError(f"{output} contains files that this pipeline did not write; choose another --output")
-            in_place_of = _replacing_in_bucket if storage.is_remote(output) else artifacts.built_beside
-            building = stack.enter_context(in_place_of(output))
+            built = _built_in_bucket if storage.is_remote(output) else artifacts.built_beside
+            building = stack.enter_context(built(output))
         except OSError as error:
-            raise UserError(f"{output.parent} cannot be written ({error.strerror}); choose another --output") from None
+            raise UserError(f"{output} cannot be written ({error.strerror}); choose another --output") from None
         if not storage.is_remote(output):
             _check_space(building, output, settings)
         yield building
 
 
 @contextlib.contextmanager
-def _replacing_in_bucket(output: epath.Path) -> Iterator[epath.Path]:
+def _built_in_bucket(output: epath.Path) -> Iterator[epath.Path]:
     """The folder has one name for all runs: a bucket cannot tell whether the run that left it is alive.
 
     So two runs must not share an output, and the next one removes what a killed one left.

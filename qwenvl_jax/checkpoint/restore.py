@@ -217,7 +217,8 @@ def _starting_point_of(config: Config, tower: str, *, missing_ok: bool) -> Start
         raise UserError(
             f"config.init.{tower} is {workdir}, which does not exist; train that stage or import that model first"
         )
-    named = None if config.init.step < 0 else config.init.step
+    # One number counts for all towers, of which some may be imported.
+    named = None if config.init.step < 0 or lineage.read_lineage(workdir)["stage"] == IMPORT else config.init.step
     start = find_starting_point(workdir, named)
     wanted, found = (to_dict(model.architecture()) for model in (config.model, start.config.model))
     for key, here, there in lineage.differences(wanted, found, "config.model"):

@@ -41,7 +41,7 @@ def find_starting_point(workdir: epath.PathLike, step: int | None = None) -> Sta
       step: None or -1 is the newest.
 
     Raises:
-      UserError: if the folder is not that of a run or has no such checkpoint.
+      UserError: if the folder is not that of a run, or has no such checkpoint.
     """
     config = lineage.read_config(workdir)
     stage = lineage.read_lineage(workdir)["stage"]

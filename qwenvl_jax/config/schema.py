@@ -204,8 +204,8 @@ class InitConfig:
     """Where each tower starts: a checkpoint folder, or empty for fresh initialisation.
 
     `stage` is the stage that must have written those checkpoints ("" accepts any, "import" a conversion). `step` is the
-    step of each checkpoint; -1 is the last one, of a stage that is finished. `partial` accepts a checkpoint of another
-    model, of which the tensors that fit are loaded.
+    step of each checkpoint that was trained; -1 is the last one, of a stage that is finished. `partial` accepts a
+    checkpoint of another model, of which the tensors that fit are loaded.
     """
 
     stage: str

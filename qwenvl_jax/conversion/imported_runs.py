@@ -14,6 +14,7 @@ from etils import epath
 from qwenvl_jax.checkpoint import layout
 from qwenvl_jax.evaluation.config import EvalConfig
 from qwenvl_jax.runtime import artifacts, distributed, folder_lock, log, storage
+from qwenvl_jax.runtime.errors import UserError
 
 _ADAPTERS = "adapter_config.json"  # of PEFT; the import says what to do with such a folder
 
@@ -27,24 +28,28 @@ def with_imported(config: EvalConfig) -> EvalConfig:
     imported = storage.path(config.output) / "imported"
     items = []
     for item in config.checkpoints:
-        items.append(dataclasses.replace(item, workdir=run_of(item.workdir, imported, item.name)))
+        items.append(dataclasses.replace(item, workdir=run_of(item.workdir, imported, item.name, item.step)))
     return dataclasses.replace(config, checkpoints=tuple(items))
 
 
-def run_of(workdir: str, imported: epath.Path, name: str) -> str:
+def run_of(workdir: str, imported: epath.Path, name: str, step: int | None = None) -> str:
     """The folder of a run; a release is imported first, if that has not been done.
 
     Args:
       workdir: a run, or a release.
       imported: the folder for imports; each is named after `name` and the files of the release.
       name: of the release, for people.
+      step: of the checkpoint that is wanted; None or -1 is the newest.
 
     Raises:
-      UserError: if the directory cannot be imported, e.g. because it is quantised, or holds adapters alone.
+      UserError: if the directory cannot be imported, e.g. because it is quantised, or holds adapters alone, or if a
+        step of a release is wanted.
     """
     release = storage.path(workdir)
     if not _is_release(release):
         return workdir
+    if step not in (None, -1, 0):
+        raise UserError(f"{workdir} is a release, whose only step is 0, not {step}; leave the step out")
     files = json.dumps([str(release), storage.sizes(release)], sort_keys=True)
     run = imported / f"{name}-{hashlib.sha256(files.encode()).hexdigest()[:16]}"
 

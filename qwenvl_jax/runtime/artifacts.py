@@ -90,7 +90,8 @@ def _remove_abandoned(output: epath.Path) -> None:
     """Removes what killed builds of `output` have left beside it."""
     for left in _left_beside(output, "tmp"):
         if left.is_dir():
-            with contextlib.suppress(UserError), folder_lock.locked(left, "it is being built") as sure:
+            # Those of another user may be out of reach.
+            with contextlib.suppress(UserError, OSError), folder_lock.locked(left, "it is being built") as sure:
                 if sure:
                     storage.remove(left)
 

@@ -55,8 +55,16 @@ def lock(folder: epath.PathLike, refusal: str, *, tell: Callable[[str], Any] | N
     if storage.is_remote(folder):
         return None
     while True:
-        storage.make_folder(folder)
-        held = os.open(folder, os.O_RDONLY)
+        try:
+            storage.make_folder(folder)
+        except FileExistsError:
+            if os.path.lexists(folder) and not os.path.isdir(folder):
+                raise
+            continue  # another process has removed it while this one looked
+        try:
+            held = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another process has removed it since
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -63,7 +63,7 @@ def open_model(
       UserError: if there is no such checkpoint, it does not fit the images, or there are no such devices.
     """
     name = storage.path(workdir).name or "release"
-    starting_point = find_starting_point(run_of(workdir, imported, name), step)
+    starting_point = find_starting_point(run_of(workdir, imported, name, step), step)
     config = starting_point.config
     size = image_size or config.data.image_size
     tokenizer = load_tokenizer(config.tokenizer)

@@ -64,9 +64,26 @@ def test_commands_that_start_at_once_import_a_release_once(
     (Path(run) / "frozen" / "half").write_bytes(b"")
     assert run_of(release, imported, "a") == run
     assert find_starting_point(run, None).step == 0 and not (Path(run) / "frozen" / "half").exists()
+    with pytest.raises(UserError, match="is a release, whose only step is 0, not 7; leave the step out"):
+        run_of(release, imported, "b", 7)  # before it is imported
+    assert [path.name for path in imported.iterdir()] == [Path(run).name]
     assert find_starting_point(run, 0) == find_starting_point(run, -1)
     with pytest.raises(UserError, match="holds imported weights, whose only step is 0, not 7; leave the step out"):
         find_starting_point(run, 7)
+
+
+def test_a_named_step_counts_for_the_towers_that_were_trained(config: Config, checkpoint: Path, tmp_path: Path) -> None:
+    params, _ = restore.deferred_params(checkpoint)
+    release = str(to_torch.release(params, config, tmp_path / "release"))
+    imported = run_of(release, epath.Path(tmp_path / "imported"), "a")
+    step = find_starting_point(checkpoint).step
+    init = dataclasses.replace(
+        config.init, stage="", vit=imported, resampler=imported, decoder=str(checkpoint), step=step, partial=True
+    )
+    starts = restore.check_init(dataclasses.replace(config, init=init))
+    assert {tower: start and start.step for tower, start in starts.items()} == {
+        "vit": 0, "resampler": 0, "decoder": step
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

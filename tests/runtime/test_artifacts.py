@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenvl_jax.runtime import artifacts
+from qwenvl_jax.runtime import artifacts, folder_lock
 
 CHARACTERS = st.characters(exclude_categories=()) | st.sampled_from('\ud83d\udc00\ude00\u202e\x00\x1b\\"')
 TEXTS = st.text(CHARACTERS)
@@ -82,6 +86,35 @@ def test_the_next_build_removes_what_a_killed_one_left_and_nothing_of_one_that_i
         alive.communicate("\n")
     assert {path.name for path in tmp_path.iterdir()} == {"[out]", ".[out].mine.tmp"}
     assert [path.name for path in (tmp_path / "[out]").iterdir()] == ["half"]
+
+
+@pytest.mark.parametrize("moment", [os.open, os.makedirs])
+def test_a_build_whose_empty_folder_another_one_removes_makes_it_again(
+    moment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another build that begins at the same moment takes a folder that is not locked yet for one of a killed build."""
+    removed = []
+
+    def removed_before(path: Any, *arguments: Any, **named: Any) -> Any:
+        if ".out." in str(path) and not removed:
+            removed.append(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(path)
+            if moment is os.makedirs:  # it saw the folder, which is gone when it looks again
+                raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        return moment(path, *arguments, **named)
+
+    monkeypatch.setattr(os, moment.__name__, removed_before)
+    with artifacts.built_beside(tmp_path / "out") as building:
+        (building / "whole").write_text("x")
+    assert removed and [path.name for path in (tmp_path / "out").iterdir()] == ["whole"]
+
+
+def test_a_file_in_the_place_of_a_locked_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError):
+        folder_lock.lock(tmp_path / "file", "locked")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_the_next_build_removes_the_former_folder_that_a_killed_replacement_left(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from absl import logging as absl_logging
 
 @contextlib.contextmanager
 def logging_kept() -> Iterator[None]:
-    """Whatever the block does to the root logger, to `logging.disable` and to absl's verbosity ends with it.
+    """Handlers and level of the root logger, `logging.disable` and absl's verbosity are after the block as before.
 
     Otherwise a handler keeps the captured standard output of one test, which is closed, and a later test that logs a
     line finds an error about it in its own output.
@@ -22,9 +22,7 @@ def logging_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        for handler in root.handlers[:]:
-            if handler not in handlers:
-                root.removeHandler(handler)
+        absl_logging.set_verbosity(verbosity)  # which may set the level of the root logger
+        root.handlers[:] = handlers
         root.setLevel(level)
         logging.disable(disabled)
-        absl_logging.set_verbosity(verbosity)
