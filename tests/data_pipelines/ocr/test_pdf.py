@@ -117,22 +117,29 @@ def test_bad_files_are_failed_rows(tmp_path: Path) -> None:
     assert len(read) == 6 and read[-1] == FailedRow("too many pages", "7 pages; those after 5 are not read")
 
 
-def test_a_page_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
-    write_pdf(tmp_path / "a.pdf", [TEXTS])
-    assert rows(tmp_path / "a.pdf", PdfSettings(timeout_s=0.0)) == [
-        FailedRow("renderer took too long", "more than 0.0 s")
-    ]
-    assert len(pages(tmp_path / "a.pdf")) == 1  # another process renders the next file
-
-
 def command_of(process: int) -> str:
     return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+
+
+def rendering_children() -> list[int]:
+    return [process for process in _descendants(os.getpid()) if "pdf_worker" in command_of(process)]
+
+
+def test_a_page_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    write_pdf(tmp_path / "a.pdf", [TEXTS])
+    assert len(pages(tmp_path / "a.pdf")) == 1
+    for child in rendering_children():
+        os.kill(child, signal.SIGSTOP)
+    assert rows(tmp_path / "a.pdf", PdfSettings(timeout_s=0.1)) == [
+        FailedRow("renderer took too long", "more than 0.1 s")
+    ]
+    assert len(pages(tmp_path / "a.pdf")) == 1  # another process renders the next file
 
 
 def test_a_child_that_was_killed_costs_no_page(tmp_path: Path) -> None:
     write_pdf(tmp_path / "a.pdf", [TEXTS] * 2)
     expected = rows(tmp_path / "a.pdf")
-    children = [process for process in _descendants(os.getpid()) if "pdf_worker" in command_of(process)]
+    children = rendering_children()
     read = read_pages(tmp_path / "a.pdf", PdfSettings())
     first = next(read)
     for child in children:
