@@ -93,7 +93,7 @@ def test_a_build_whose_empty_folder_another_one_removes_makes_it_again(
     moment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another build that begins at the same moment takes a folder that is not locked yet for one of a killed build."""
-    removed = []
+    removed: list[Any] = []
 
     def removed_before(path: Any, *arguments: Any, **named: Any) -> Any:
         if ".out." in str(path) and not removed:
