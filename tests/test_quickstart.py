@@ -133,7 +133,7 @@ def test_whole_quickstart_runs_and_a_second_run_reuses_everything(tmp_path: Path
     assert 'id="catalogue"' in (runs / "finetune" / "report.html").read_text()
     evaluations = (runs / quickstart.FINETUNE / "evaluations.jsonl").read_text().splitlines()
     steps = json.loads((runs / quickstart.FINETUNE / "config.json").read_text())["train"]["steps"]
-    assert [json.loads(line)["step"] for line in evaluations] == list(range(1, steps + 1))
+    assert [json.loads(line)["step"] for line in evaluations] == [steps * quarter // 4 for quarter in (1, 2, 3, 4)]
 
 
 def test_the_first_failing_step_ends_the_quickstart_with_its_exit_code(
