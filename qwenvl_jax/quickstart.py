@@ -34,11 +34,20 @@ SIZES = ("small", "100m")  # those of configs/quickstart/sizes.py
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command of the quickstart: `title` is printed, `key` is for timings.json, `command` follows `python -m`."""
+    """One command of the quickstart: `title` is printed, `key` is for timings.json, `command` follows `python -m`.
+
+    If it is `beside`, it runs at the same time as the step before it, and leaves the devices to that.
+    """
 
     key: str
     title: str
     command: tuple[str, ...]
+    beside: bool = False
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Those of the environment that it needs."""
+        return ("JAX_PLATFORMS=cpu",) if self.beside else ()
 
 
 def plan(workdir: str, data: str, source: str, scale: float, size: str = SIZES[0]) -> list[Step]:
@@ -59,6 +68,7 @@ def plan(workdir: str, data: str, source: str, scale: float, size: str = SIZES[0
             "release",
             "release to PyTorch, with parity",
             ("qwenvl_jax.convert", "release", f"--workdir={workdir}/{STAGES[-1]}", f"--output={workdir}/release"),
+            beside=True,  # it compiles most of the time, on one core
         ),
         Step("report", "report.html", ("qwenvl_jax.evaluate", "--report", f"--output={workdir}")),
     ]
@@ -145,19 +155,36 @@ def check_finished(workdir: str) -> None:
         )
 
 
+def _groups(steps: list[Step]) -> list[list[Step]]:
+    """The steps in their order, those that run at the same time in one list."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        if step.beside:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
 def run(steps: list[Step], workdir: epath.Path) -> None:
-    """Runs the steps one after another; exits with the code of the first that fails. Leaves `timings.json`."""
+    """Runs the steps in their order; exits with the code of the first that fails. Leaves `timings.json`."""
     timings: dict[str, float] = {}
     began = time.monotonic()
-    for number, step in enumerate(steps, start=1):
-        print(f"\n[{number}/{len(steps)}] {step.title}\n    python -m {' '.join(step.command)}", flush=True)
-        start = time.monotonic()
-        code = child.run((sys.executable, "-m", *step.command))
-        if code:
-            print(f"{step.title} ended with exit code {code}; run the same command again to continue", file=sys.stderr)
-            sys.exit(code)
-        timings[step.key] = round(time.monotonic() - start, 1)
-        print(f"    done in {timings[step.key]:.0f} s, {time.monotonic() - began:.0f} s in all", flush=True)
+    number = 0
+    for group in _groups(steps):
+        for step in group:
+            number += 1
+            command = " ".join((*step.variables, "python", "-m", *step.command))
+            print(f"\n[{number}/{len(steps)}] {step.title}\n    {command}", flush=True)
+        ended = child.run_together([("env", *step.variables, sys.executable, "-m", *step.command) for step in group])
+        for step, (code, seconds) in zip(group, ended, strict=True):
+            if code:
+                said = f"{step.title} ended with exit code {code}; run the same command again to continue"
+                print(said, file=sys.stderr)
+                sys.exit(code)
+            timings[step.key] = round(seconds, 1)
+        done = " and ".join(f"{timings[step.key]:.0f} s" for step in group)
+        print(f"    done in {done}, {time.monotonic() - began:.0f} s in all", flush=True)
     timings["total"] = round(time.monotonic() - began, 1)
     artifacts.write_json(workdir / "timings.json", timings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,30 @@ def test_the_first_failing_step_ends_the_quickstart_with_its_exit_code(
         quickstart.run([bad, never], epath.Path(tmp_path))
     assert stopped.value.code == 2
     assert "training" not in capfd.readouterr().out
+
+
+def test_steps_beside_each_other_run_at_the_same_time_and_leave_the_devices_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "meets.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "(here / sys.argv[1]).touch()\n"
+        "while not all((here / name).exists() for name in sys.argv[1:]): time.sleep(0.01)\n"
+        "print(sys.argv[1], 'on', os.environ['JAX_PLATFORMS'])"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    steps = [
+        quickstart.Step("evaluation", "scores", ("meets", "a", "b")),
+        quickstart.Step("release", "to PyTorch", ("meets", "b", "a"), beside=True),
+        quickstart.Step("report", "pages", ("meets", "c")),
+    ]
+    quickstart.run(steps, epath.Path(tmp_path))
+    lines = capfd.readouterr().out.split("\n")
+    assert [line for line in lines if " on " in line] == ["a on tpu", "b on cpu", "c on tpu"]
+    assert "    JAX_PLATFORMS=cpu python -m meets b a" in lines, "a command that can be run by hand"
+    assert list(json.loads((tmp_path / "timings.json").read_text())) == ["evaluation", "release", "report", "total"]
 
 
 def test_a_running_quickstart_does_not_keep_its_own_evaluation_out(tmp_path: Path) -> None:

@@ -8,8 +8,13 @@ import functools
 import os
 import signal
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
+from typing import NamedTuple
 
 from qwenvl_jax.runtime import exit_codes
 
@@ -28,33 +33,70 @@ def end_with_parent(parent: int) -> None:
             os._exit(exit_codes.PREEMPTED)
 
 
+class Ended(NamedTuple):
+    """How a command ended: its exit code, for a signal as a shell reports it, and the seconds that it took."""
+
+    code: int
+    seconds: float
+
+
 def run(command: Sequence[str]) -> int:
-    """Runs a command and returns its exit code, for a signal as a shell reports it. The main thread calls it.
+    """Runs a command and returns its exit code; see `run_together`."""
+    return run_together([command])[0].code
+
+
+def run_together(commands: Sequence[Sequence[str]]) -> list[Ended]:
+    """Runs commands at the same time and waits for all of them. The main thread calls it.
+
+    The first command writes to where this process writes. What the others write follows when all have ended.
 
     SIGTERM and Ctrl-C are passed on as SIGTERM, on which a run saves its state; this process waits for that. In a
-    terminal, Ctrl-C reaches the command as SIGINT as well. If this process is killed, the command gets SIGTERM.
+    terminal, Ctrl-C reaches the commands as SIGINT as well. If this process is killed, the commands get SIGTERM.
+
+    Returns:
+      How each of them ended, in their order. One that had just finished when a signal came counts as PREEMPTED, so that
+      the caller does not begin the next one.
     """
     received = False
-    process: subprocess.Popen[bytes] | None = None
+    processes: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         nonlocal received
         del number, frame
         received = True
-        if process is not None:
+        for process in processes:
             process.send_signal(signal.SIGTERM)
+
+    def wait(process: subprocess.Popen[bytes]) -> Ended:
+        code = process.wait()
+        return Ended(code if code >= 0 else 128 - code, time.monotonic() - began)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         if received:
-            return exit_codes.PREEMPTED
-        process = subprocess.Popen(command, preexec_fn=functools.partial(end_with_parent, os.getpid()))
-        if received:
-            process.send_signal(signal.SIGTERM)  # it came before there was a process
-        code = process.wait()
+            return [Ended(exit_codes.PREEMPTED, 0.0)] * len(commands)
+        began = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            outputs = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:])]
+            for command, output in zip(commands, outputs, strict=True):
+                process = subprocess.Popen(
+                    command,
+                    stdout=output,
+                    stderr=output and subprocess.STDOUT,
+                    preexec_fn=functools.partial(end_with_parent, os.getpid()),
+                )
+                processes.append(process)
+                if received:
+                    process.send_signal(signal.SIGTERM)  # it came before there was this process
+            with ThreadPoolExecutor(len(commands)) as waiting:
+                ended = list(waiting.map(wait, processes))
+            for output in filter(None, outputs):
+                output.seek(0)
+                sys.stdout.write(output.read().decode(errors="replace"))
+            sys.stdout.flush()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if received and code == exit_codes.FINISHED:
-        return exit_codes.PREEMPTED  # the command had just finished; the caller must not begin the next one
-    return code if code >= 0 else 128 - code
+    if received:
+        return [end._replace(code=end.code or exit_codes.PREEMPTED) for end in ended]
+    return ended

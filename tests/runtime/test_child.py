@@ -92,3 +92,42 @@ def test_a_command_whose_parent_was_killed_first_does_not_begin(tmp_path: Path) 
     )
     assert child.run([sys.executable, "-c", program]) == exit_codes.PREEMPTED
     assert not begun.exists()
+
+
+def test_commands_run_at_the_same_time_and_only_the_first_writes_meanwhile(tmp_path: Path) -> None:
+    """Each waits for the other's file; the second writes first, and is shown last."""
+    program = (
+        "import pathlib, sys, time\n"
+        "mine, other = map(pathlib.Path, sys.argv[1:3])\n"
+        "print(mine.name, flush=True)\n"
+        "print(mine.name, 'fails', file=sys.stderr, flush=True)\n"
+        "mine.touch()\n"
+        "while not other.exists(): time.sleep(0.01)\n"
+        "sys.exit(int(sys.argv[3]))"
+    )
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    late = f"import time; time.sleep(1)\n{program}"
+    commands = [[sys.executable, "-c", late, first, second, "0"], [sys.executable, "-c", program, second, first, "2"]]
+    parent = f"from qwenvl_jax.runtime import child; print([end.code for end in child.run_together({commands!r})])"
+    shown = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=60, check=True)
+    assert shown.stdout.split("\n") == ["first", "second", "second fails", "[0, 2]", ""]
+    assert shown.stderr == "first fails\n"
+
+
+def test_a_signal_reaches_all_commands(tmp_path: Path) -> None:
+    ready = [tmp_path / name for name in ("first", "second")]
+    program = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(60)"
+    )
+
+    def send() -> None:
+        wait_for(lambda: all(path.exists() for path in ready), 30)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send).start()
+    ended = child.run_together([[sys.executable, "-c", program, str(path)] for path in ready])
+    assert [end.code for end in ended] == [exit_codes.PREEMPTED] * 2
+    assert all(end.seconds < 60 for end in ended)
