@@ -86,6 +86,7 @@ def optimizer(*, peak: float, minimum: float, warmup: int, vit_layer_decay: floa
         vit_layer_decay=vit_layer_decay,
         kind="adamw",
         muon_momentum=0.95,
+        muon_iterations=5,
         vocabulary_rate=1.0,
         first_moment_dtype="float32",
         moments_memory="device",

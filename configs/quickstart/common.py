@@ -109,7 +109,7 @@ def stage(folder: str, *, data: dict, optimizer: dict, init: dict, train: dict) 
     return config
 
 
-def optimizer(peak: float, steps: int) -> dict:
+def optimizer(peak: float, steps: int, muon_iterations: int = 5) -> dict:
     """Muon for matrices, AdamW with the paper's betas for the rest, decay and clip; the rate falls to a tenth.
 
     No layer-wise decay: it protects a trained ViT, and this one starts from noise.
@@ -126,6 +126,7 @@ def optimizer(peak: float, steps: int) -> dict:
         vit_layer_decay=1.0,
         kind="muon",
         muon_momentum=0.95,
+        muon_iterations=muon_iterations,
     )
 
 

@@ -8,7 +8,7 @@ import ml_collections
 from configs.arguments import named_arguments
 from configs.quickstart import common, sizes
 
-STEPS = 750
+STEPS = 650
 
 
 @named_arguments
@@ -26,7 +26,7 @@ def get_config(
             images_per_row=3.0,
             seed=1,
         ),
-        optimizer=common.optimizer(2e-3, steps),
+        optimizer=common.optimizer(4e-3, steps),
         init=dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text", step=-1),
         train=common.train("pretrain", ("vit", "vit_head", "resampler"), steps),
     )

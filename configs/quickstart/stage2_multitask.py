@@ -9,7 +9,7 @@ from configs import base
 from configs.arguments import named_arguments
 from configs.quickstart import common, sizes
 
-STEPS = 1000
+STEPS = 1200
 
 
 @named_arguments
@@ -23,11 +23,11 @@ def get_config(
             mixture=tuple(common.source(data, task, weight) for task, weight in common.MULTITASK_WEIGHTS.items()),
             image_size=common.SIZE_MULTITASK,
             sequence_length=192,
-            rows_per_step=8,
+            rows_per_step=6,
             images_per_row=3.0,
             seed=2,
         ),
-        optimizer=common.optimizer(1.2e-3, steps),
+        optimizer=common.optimizer(1.7e-3, steps),
         init=base.continue_from("pretrain", f"{runs}/stage1_pretrain"),
         train=common.train("multitask", ("vit", "vit_head", "resampler", "decoder"), steps),
     )

@@ -186,6 +186,7 @@ class OptimizerConfig:
     vocabulary_rate: Annotated[float, Range(0, LARGE, above=True)] = 1.0  # factor of the rates of embedding and head
     kind: Annotated[str, OneOf(("adamw", "muon"))] = "adamw"  # "muon": for matrices; all else has AdamW
     muon_momentum: Beta = 0.95
+    muon_iterations: Annotated[int, Range(1, 100)] = 5  # of Newton and Schulz; fewer are faster and less exact
     first_moment_dtype: Dtype = "float32"  # bfloat16 saves two bytes per trained parameter
     # Where the moments are kept between steps; "pinned_host" saves device memory at the cost of two transfers per step.
     moments_memory: Annotated[str, OneOf(("device", "pinned_host")), Mark.FREE_ON_RESUME] = "device"

@@ -56,7 +56,10 @@ def scale_matrices(config: OptimizerConfig) -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(scale, updates)
 
     momentum = scale_by_muon(
-        beta=config.muon_momentum, mu_dtype=config.first_moment_dtype, weight_dimension_numbers=axes_of
+        ns_steps=config.muon_iterations,
+        beta=config.muon_momentum,
+        mu_dtype=config.first_moment_dtype,
+        weight_dimension_numbers=axes_of,
     )
     return optax.chain(momentum, optax.stateless(match_adam))
 
