@@ -3,10 +3,10 @@
     python benchmarks/quickstart_on_buckets.py --scratch=DIR [--scale=0.1] [--fault_rate=0.0] [--seed=0]
 
 Both sides run data, four stages, evaluation, release, `convert verify` and `convert import`. The bucket is served by a
-separate fake-gcs-server process. The run on it is killed (SIGKILL to all of its processes) in the middle of stage 2
-and in the middle of the evaluation, and the same command is given again each time. With `--fault_rate` every request
-fails with that probability: 408, 429, 5xx, resets, hangs and short bodies. Prints one JSON object; exit code 1 if
-anything differs.
+separate fake-gcs-server process. The run on it is killed (SIGKILL to all of its processes) in the middle of stage 2 and
+in the middle of the evaluation and the release, and the same command is given again each time. With `--fault_rate`
+every request fails with that probability: 408, 429, 5xx, resets, hangs and short bodies. Prints one JSON object; exit
+code 1 if anything differs.
 """
 
 from __future__ import annotations

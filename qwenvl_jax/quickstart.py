@@ -36,7 +36,8 @@ SIZES = ("small", "100m")  # those of configs/quickstart/sizes.py
 class Step:
     """One command of the quickstart: `title` is printed, `key` is for timings.json, `command` follows `python -m`.
 
-    If it is `beside`, it runs at the same time as the step before it, and leaves the devices to that.
+    A step that is `beside` runs at the same time as the step before it, and on the CPU, so that the other has the
+    devices.
     """
 
     key: str
@@ -45,9 +46,15 @@ class Step:
     beside: bool = False
 
     @property
-    def variables(self) -> tuple[str, ...]:
-        """Those of the environment that it needs."""
-        return ("JAX_PLATFORMS=cpu",) if self.beside else ()
+    def variables(self) -> dict[str, str]:
+        """The environment variables that its command needs."""
+        return {"JAX_PLATFORMS": "cpu"} if self.beside else {}
+
+    @property
+    def by_hand(self) -> str:
+        """The command as one would type it."""
+        variables = (f"{name}={value}" for name, value in self.variables.items())
+        return " ".join((*variables, "python", "-m", *self.command))
 
 
 def plan(workdir: str, data: str, source: str, scale: float, size: str = SIZES[0]) -> list[Step]:
@@ -174,15 +181,16 @@ def run(steps: list[Step], workdir: epath.Path) -> None:
     for group in _groups(steps):
         for step in group:
             number += 1
-            command = " ".join((*step.variables, "python", "-m", *step.command))
-            print(f"\n[{number}/{len(steps)}] {step.title}\n    {command}", flush=True)
-        ended = child.run_together([("env", *step.variables, sys.executable, "-m", *step.command) for step in group])
-        for step, (code, seconds) in zip(group, ended, strict=True):
-            if code:
-                said = f"{step.title} ended with exit code {code}; run the same command again to continue"
-                print(said, file=sys.stderr)
-                sys.exit(code)
-            timings[step.key] = round(seconds, 1)
+            print(f"\n[{number}/{len(steps)}] {step.title}\n    {step.by_hand}", flush=True)
+        commands = [child.Command((sys.executable, "-m", *step.command), step.variables) for step in group]
+        ended = child.run_together(commands)
+        failed = [(step, end.code) for step, end in zip(group, ended, strict=True) if end.code]
+        for step, code in failed:
+            said = f"{step.title} ended with exit code {code}; run the same command again to continue"
+            print(said, file=sys.stderr)
+        if failed:
+            sys.exit(failed[0][1])
+        timings |= {step.key: round(end.seconds, 1) for step, end in zip(group, ended, strict=True)}
         done = " and ".join(f"{timings[step.key]:.0f} s" for step in group)
         print(f"    done in {done}, {time.monotonic() - began:.0f} s in all", flush=True)
     timings["total"] = round(time.monotonic() - began, 1)

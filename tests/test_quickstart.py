@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -23,6 +25,7 @@ METRICS = {"referring_acc", "ocr_char_acc", "vqa_acc", "caption_cider"}
 def test_every_step_is_a_command_that_can_be_run_by_hand() -> None:
     steps = quickstart.plan("runs/q", "data/q", "auto", 1.0)
     assert [step.key for step in steps] == ["data", *quickstart.STAGES, "evaluation", "release", "report"]
+    assert [step.key for step in steps if step.beside] == ["release"]
     assert all(step.command[0].split(".")[0] in ("data_pipelines", "qwenvl_jax") for step in steps)
     assert "--config=configs/quickstart/stage2_multitask.py:data=data/q,runs=runs/q" in steps[3].command
 
@@ -157,32 +160,49 @@ def test_steps_beside_each_other_run_at_the_same_time_and_leave_the_devices_to_t
         "import os, pathlib, sys, time\n"
         "here = pathlib.Path(__file__).parent\n"
         "(here / sys.argv[1]).touch()\n"
-        "while not all((here / name).exists() for name in sys.argv[1:]): time.sleep(0.01)\n"
-        "print(sys.argv[1], 'on', os.environ['JAX_PLATFORMS'])"
+        "for _ in range(3000):\n"
+        "    time.sleep(0.01)\n"
+        "    if (here / sys.argv[2]).exists():\n"
+        "        print(sys.argv[1], 'on', os.environ['JAX_PLATFORMS'])\n"
+        "        sys.exit(int(sys.argv[3]))\n"
+        "sys.exit('the other one has not begun')"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     steps = [
-        quickstart.Step("evaluation", "scores", ("meets", "a", "b")),
-        quickstart.Step("release", "to PyTorch", ("meets", "b", "a"), beside=True),
-        quickstart.Step("report", "pages", ("meets", "c")),
+        quickstart.Step("evaluation", "scores", ("meets", "a", "b", "0")),
+        quickstart.Step("release", "to PyTorch", ("meets", "b", "a", "0"), beside=True),
+        quickstart.Step("report", "pages", ("meets", "c", "c", "0")),
     ]
     quickstart.run(steps, epath.Path(tmp_path))
     lines = capfd.readouterr().out.split("\n")
     assert [line for line in lines if " on " in line] == ["a on tpu", "b on cpu", "c on tpu"]
-    assert "    JAX_PLATFORMS=cpu python -m meets b a" in lines, "a command that can be run by hand"
-    assert list(json.loads((tmp_path / "timings.json").read_text())) == ["evaluation", "release", "report", "total"]
+    assert "    JAX_PLATFORMS=cpu python -m meets b a 0" in lines, "a command that can be run by hand"
+    timings = tmp_path / "timings.json"
+    assert list(json.loads(timings.read_text())) == ["evaluation", "release", "report", "total"]
+
+    timings.unlink()
+    steps[1] = dataclasses.replace(steps[1], command=("meets", "b", "a", "2"))
+    with pytest.raises(SystemExit) as stopped:
+        quickstart.run(steps, epath.Path(tmp_path))
+    shown = capfd.readouterr()
+    assert stopped.value.code == 2 and "to PyTorch ended with exit code 2; run the same command again" in shown.err
+    assert "b on cpu" in shown.out and "c on tpu" not in shown.out and not timings.exists()
 
 
 def test_a_running_quickstart_does_not_keep_its_own_evaluation_out(tmp_path: Path) -> None:
     workdir = f"{tmp_path}/runs"
-    commands = [step.command for step in quickstart.plan(workdir, f"{tmp_path}/data", "rendered", 1.0)]
-    outputs = [part.removeprefix("--output=") for command in commands for part in command if "--output=" in part]
-    assert workdir in outputs, "the evaluation writes into the folder of the quickstart"
+    steps = quickstart.plan(workdir, f"{tmp_path}/data", "rendered", 1.0)
+    outputs = {
+        step.key: [part.removeprefix("--output=") for part in step.command if part.startswith("--output=")]
+        for step in steps
+    }
+    assert outputs["evaluation"] == [workdir], "the evaluation writes into the folder of the quickstart"
     with folder_lock.locked(quickstart.running_folder(workdir), ""):
-        for output in outputs:
-            with folder_lock.locked(output, f"{output} is locked"):
-                pass
+        for together in (["data"], ["evaluation", "release"], ["report"]):
+            with contextlib.ExitStack() as stack:
+                for output in [folder for key in together for folder in outputs[key]]:
+                    stack.enter_context(folder_lock.locked(output, f"{output} is locked"))
 
 
 def test_a_second_quickstart_in_the_same_folder_is_refused_before_it_touches_any_data(

@@ -48,6 +48,6 @@ def _captions_alone(data: str, runs: str) -> ml_collections.ConfigDict:
     config = miniature.get_config(data=data, runs=runs)
     config.data.mixture = (quickstart.source(data, "caption", 1.0),)
     config.data.images_per_row = 4.0
-    config.optimizer = quickstart.optimizer(2e-3, _MINIATURE_STEPS)
+    config.optimizer = quickstart.optimizer(miniature.PEAK_RATE, _MINIATURE_STEPS)
     config.train.steps = _MINIATURE_STEPS
     return config

@@ -19,6 +19,7 @@ from configs import stage1_pretrain
 from configs.ablations import common
 from configs.arguments import named_arguments
 from configs.quickstart import common as quickstart
+from configs.quickstart import stage1_pretrain as miniature
 
 STEPS = {"full": 5000, "miniature": 400}  # the paper shows 5,000
 PIXELS = {"full": 224, "miniature": 56}
@@ -88,7 +89,7 @@ def _miniature(data: str, runs: str) -> ml_collections.ConfigDict:
             image_groups=0,
             seed=1,
         ),
-        optimizer=quickstart.optimizer(2e-3, steps),
+        optimizer=quickstart.optimizer(miniature.PEAK_RATE, steps),
         init=dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text", step=-1),
         train=quickstart.train("pretrain", ("vit", "vit_head", "resampler"), steps),
     )

@@ -26,7 +26,7 @@ def get_config(
             images_per_row=0.0,
             seed=0,
         ),
-        optimizer=common.optimizer(3e-3, steps, muon_iterations=3),  # text learns as much as with 5
+        optimizer=common.optimizer(3e-3, steps, muon_iterations=3),  # the loss is as low as with 5
         init=dict(stage="", vit="", resampler="", decoder="", step=-1),
         train=common.train("text", ("decoder",), steps),
     )

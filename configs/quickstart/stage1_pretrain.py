@@ -8,7 +8,8 @@ import ml_collections
 from configs.arguments import named_arguments
 from configs.quickstart import common, sizes
 
-STEPS = 650
+STEPS = 800
+PEAK_RATE = 4e-3
 
 
 @named_arguments
@@ -26,7 +27,7 @@ def get_config(
             images_per_row=3.0,
             seed=1,
         ),
-        optimizer=common.optimizer(4e-3, steps),
+        optimizer=common.optimizer(PEAK_RATE, steps),
         init=dict(stage="text", vit="", resampler="", decoder=f"{runs}/stage0_text", step=-1),
         train=common.train("pretrain", ("vit", "vit_head", "resampler"), steps),
     )

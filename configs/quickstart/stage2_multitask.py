@@ -9,7 +9,7 @@ from configs import base
 from configs.arguments import named_arguments
 from configs.quickstart import common, sizes
 
-STEPS = 1200
+STEPS = 1000
 
 
 @named_arguments
@@ -23,7 +23,7 @@ def get_config(
             mixture=tuple(common.source(data, task, weight) for task, weight in common.MULTITASK_WEIGHTS.items()),
             image_size=common.SIZE_MULTITASK,
             sequence_length=192,
-            rows_per_step=6,
+            rows_per_step=8,
             images_per_row=3.0,
             seed=2,
         ),

@@ -6,15 +6,16 @@ import contextlib
 import ctypes
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
-from typing import NamedTuple
+from types import FrameType, MappingProxyType
+from typing import IO, NamedTuple
 
 from qwenvl_jax.runtime import exit_codes
 
@@ -33,6 +34,13 @@ def end_with_parent(parent: int) -> None:
             os._exit(exit_codes.PREEMPTED)
 
 
+class Command(NamedTuple):
+    """A program with its arguments, and environment variables that it gets beside those of this process."""
+
+    arguments: Sequence[str]
+    variables: Mapping[str, str] = MappingProxyType({})
+
+
 class Ended(NamedTuple):
     """How a command ended: its exit code, for a signal as a shell reports it, and the seconds that it took."""
 
@@ -40,22 +48,23 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def run(command: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Runs a command and returns its exit code; see `run_together`."""
-    return run_together([command])[0].code
+    return run_together([Command(arguments)])[0].code
 
 
-def run_together(commands: Sequence[Sequence[str]]) -> list[Ended]:
+def run_together(commands: Sequence[Command]) -> list[Ended]:
     """Runs commands at the same time and waits for all of them. The main thread calls it.
 
-    The first command writes to where this process writes. What the others write follows when all have ended.
+    The first command writes to where this process writes. What the others write follows when all have ended; it is lost
+    if this process is killed.
 
     SIGTERM and Ctrl-C are passed on as SIGTERM, on which a run saves its state; this process waits for that. In a
     terminal, Ctrl-C reaches the commands as SIGINT as well. If this process is killed, the commands get SIGTERM.
 
     Returns:
-      How each of them ended, in their order. One that had just finished when a signal came counts as PREEMPTED, so that
-      the caller does not begin the next one.
+      How each of them ended, in their order. One that had finished counts as PREEMPTED if a signal came while any was
+      running, so that the caller does not begin the next one.
     """
     received = False
     processes: list[subprocess.Popen[bytes]] = []
@@ -64,39 +73,52 @@ def run_together(commands: Sequence[Sequence[str]]) -> list[Ended]:
         nonlocal received
         del number, frame
         received = True
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-
-    def wait(process: subprocess.Popen[bytes]) -> Ended:
-        code = process.wait()
-        return Ended(code if code >= 0 else 128 - code, time.monotonic() - began)
+        _end(processes)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         if received:
             return [Ended(exit_codes.PREEMPTED, 0.0)] * len(commands)
-        began = time.monotonic()
         with contextlib.ExitStack() as stack:
-            outputs = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:])]
-            for command, output in zip(commands, outputs, strict=True):
-                process = subprocess.Popen(
-                    command,
-                    stdout=output,
-                    stderr=output and subprocess.STDOUT,
-                    preexec_fn=functools.partial(end_with_parent, os.getpid()),
-                )
-                processes.append(process)
+            began = time.monotonic()
+            outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:]]
+            for command, output in zip(commands, [None, *outputs], strict=True):
+                try:
+                    processes.append(_start(command, output))
+                except OSError:
+                    _end(processes)
+                    raise
                 if received:
-                    process.send_signal(signal.SIGTERM)  # it came before there was this process
+                    _end(processes[-1:])  # the signal came before there was this process
             with ThreadPoolExecutor(len(commands)) as waiting:
-                ended = list(waiting.map(wait, processes))
-            for output in filter(None, outputs):
+                ended = list(waiting.map(lambda process: _wait(process, began), processes))
+            sys.stdout.flush()
+            for output in outputs:
                 output.seek(0)
-                sys.stdout.write(output.read().decode(errors="replace"))
+                shutil.copyfileobj(output, sys.stdout.buffer)
             sys.stdout.flush()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if received:
-        return [end._replace(code=end.code or exit_codes.PREEMPTED) for end in ended]
-    return ended
+    return [end._replace(code=end.code or exit_codes.PREEMPTED) for end in ended] if received else ended
+
+
+def _start(command: Command, output: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    """A process that ends with this one and writes to `output`, by default to where this one writes."""
+    return subprocess.Popen(
+        command.arguments,
+        env={**os.environ, **command.variables},
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        preexec_fn=functools.partial(end_with_parent, os.getpid()),
+    )
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+
+
+def _wait(process: subprocess.Popen[bytes], began: float) -> Ended:
+    code = process.wait()
+    return Ended(code if code >= 0 else 128 - code, time.monotonic() - began)

@@ -99,7 +99,9 @@ def test_commands_run_at_the_same_time_and_only_the_first_writes_meanwhile(tmp_p
     program = (
         "import pathlib, sys, time\n"
         "mine, other = map(pathlib.Path, sys.argv[1:3])\n"
-        "print(mine.name, flush=True)\n"
+        "name = mine.name.replace('second', 'second ü')\n"
+        "sys.stdout.buffer.write(name.encode() + b'\\n')\n"
+        "sys.stdout.flush()\n"
         "print(mine.name, 'fails', file=sys.stderr, flush=True)\n"
         "mine.touch()\n"
         "while not other.exists(): time.sleep(0.01)\n"
@@ -108,9 +110,15 @@ def test_commands_run_at_the_same_time_and_only_the_first_writes_meanwhile(tmp_p
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     late = f"import time; time.sleep(1)\n{program}"
     commands = [[sys.executable, "-c", late, first, second, "0"], [sys.executable, "-c", program, second, first, "2"]]
-    parent = f"from qwenvl_jax.runtime import child; print([end.code for end in child.run_together({commands!r})])"
-    shown = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=60, check=True)
-    assert shown.stdout.split("\n") == ["first", "second", "second fails", "[0, 2]", ""]
+    parent = (
+        "from qwenvl_jax.runtime.child import Command, run_together\n"
+        f"print([end.code for end in run_together([Command(arguments) for arguments in {commands!r}])])"
+    )
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}  # what commands write is passed on as it is
+    shown = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, encoding="utf-8", timeout=60, check=True, env=ascii_only
+    )
+    assert shown.stdout.split("\n") == ["first", "second ü", "second fails", "[0, 2]", ""]
     assert shown.stderr == "first fails\n"
 
 
@@ -118,7 +126,7 @@ def test_a_signal_reaches_all_commands(tmp_path: Path) -> None:
     ready = [tmp_path / name for name in ("first", "second")]
     program = (
         "import pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(sys.argv[2])))\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
         "time.sleep(60)"
     )
@@ -128,6 +136,15 @@ def test_a_signal_reaches_all_commands(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=send).start()
-    ended = child.run_together([[sys.executable, "-c", program, str(path)] for path in ready])
-    assert [end.code for end in ended] == [exit_codes.PREEMPTED] * 2
-    assert all(end.seconds < 60 for end in ended)
+    commands = [[sys.executable, "-c", program, str(path), code] for path, code in zip(ready, "34", strict=True)]
+    ended = child.run_together([child.Command(arguments) for arguments in commands])
+    assert [end.code for end in ended] == [3, 4]
+
+
+def test_a_command_that_cannot_start_ends_those_before_it(tmp_path: Path) -> None:
+    mark = tmp_path / "alive"
+    program = f"import pathlib, time; time.sleep(2); pathlib.Path({str(mark)!r}).touch()"
+    with pytest.raises(FileNotFoundError):
+        child.run_together([child.Command([sys.executable, "-c", program]), child.Command([str(tmp_path / "none")])])
+    time.sleep(3)
+    assert not mark.exists()
