@@ -50,7 +50,7 @@ $(NEWEST)/.test: $(VENV)/.test requirements-convert-newest.txt
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-quickstart: $(VENV)/.base  ## data, stages 0 to 3, evaluation, release, report; a quarter of an hour on 2 cores
+quickstart: $(VENV)/.base  ## data, stages 0 to 3, evaluation, release, report; 12 minutes on 2 cores
 	$(RUN) -m qwenvl_jax.quickstart --workdir=runs/quickstart
 
 taste: $(VENV)/.base  ## a first picture with a predicted box and caption; three minutes on 2 cores

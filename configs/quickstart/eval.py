@@ -27,8 +27,8 @@ TASKS = {
 
 # Lowest and highest score of seeds 0, 1 and 2 (benchmarks/quickstart_spread.py).
 SPREAD = {
-    "stage2_multitask": {"referring_acc": (0.73, 0.775), "ocr_char_acc": (0.915, 0.94), "vqa_acc": (0.76, 0.825)},
-    "stage3_sft": {"referring_acc": (0.705, 0.77), "ocr_char_acc": (0.915, 0.923), "vqa_acc": (0.755, 0.785)},
+    "stage2_multitask": {"referring_acc": (0.785, 0.795), "ocr_char_acc": (0.927, 0.961), "vqa_acc": (0.76, 0.82)},
+    "stage3_sft": {"referring_acc": (0.775, 0.815), "ocr_char_acc": (0.915, 0.94), "vqa_acc": (0.78, 0.82)},
 }
 
 
