@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
@@ -67,6 +68,15 @@ def test_make_help_shows_every_target() -> None:
     make = ["make", "--no-print-directory", "help"]  # Run by `make test`, an inner make would name its directory too.
     shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in shown.splitlines()] == phony
+
+
+def test_commands_of_make_keep_compiled_modules_and_ask_for_huge_pages() -> None:
+    make = ["make", "--no-print-directory", "--eval=show: ; @env", "show"]
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # many container images set it
+    variables.pop("GLIBC_TUNABLES", None)
+    shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True, env=variables).stdout
+    assert "PYTHONDONTWRITEBYTECODE" not in shown
+    assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in shown.splitlines()
 
 
 def test_continuous_integration_is_one_command() -> None:
