@@ -14,6 +14,7 @@ pictures with one object: three minutes to a first picture with a predicted box.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import time
 
@@ -22,7 +23,7 @@ from etils import epath
 from qwenvl_jax.checkpoint import lineage
 from qwenvl_jax.checkpoint.layout import CONFIG
 from qwenvl_jax.checkpoint.steps import latest_step
-from qwenvl_jax.runtime import artifacts, child, folder_lock, storage
+from qwenvl_jax.runtime import artifacts, child, folder_lock, standard_streams, storage
 from qwenvl_jax.runtime.arguments import Parser
 from qwenvl_jax.runtime.errors import UserError, exit_on_user_error
 
@@ -54,7 +55,7 @@ class Step:
     def by_hand(self) -> str:
         """The command as one would type it."""
         variables = (f"{name}={value}" for name, value in self.variables.items())
-        return " ".join((*variables, "python", "-m", *self.command))
+        return shlex.join((*variables, "python", "-m", *self.command))
 
 
 def plan(workdir: str, data: str, source: str, scale: float, size: str = SIZES[0]) -> list[Step]:
@@ -199,6 +200,7 @@ def run(steps: list[Step], workdir: epath.Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Parses the command line and runs all steps."""
+    standard_streams.make_lasting()
     parser = Parser("python -m qwenvl_jax.quickstart", __doc__)
     parser.add_argument("--workdir", default="", help="checkpoints, scores, release, report; default: runs/quickstart")
     parser.add_argument("--data", default="", help="records; default: data/quickstart or data/taste")

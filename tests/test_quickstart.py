@@ -187,7 +187,7 @@ def test_steps_beside_each_other_run_at_the_same_time_and_leave_the_devices_to_t
         quickstart.run(steps, epath.Path(tmp_path))
     shown = capfd.readouterr()
     assert stopped.value.code == 2 and "to PyTorch ended with exit code 2; run the same command again" in shown.err
-    assert "b on cpu" in shown.out and "c on tpu" not in shown.out and not timings.exists()
+    assert "b on cpu" in shown.err and "c on tpu" not in shown.out and not timings.exists()
 
 
 def test_a_running_quickstart_does_not_keep_its_own_evaluation_out(tmp_path: Path) -> None:

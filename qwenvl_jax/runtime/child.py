@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType, MappingProxyType
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TextIO
 
 from qwenvl_jax.runtime import exit_codes
 
@@ -56,8 +56,8 @@ def run(arguments: Sequence[str]) -> int:
 def run_together(commands: Sequence[Command]) -> list[Ended]:
     """Runs commands at the same time and waits for all of them. The main thread calls it.
 
-    The first command writes to where this process writes. What the others write follows when all have ended; it is lost
-    if this process is killed.
+    The first command writes to where this process writes. What another one writes follows when all have ended, on
+    standard error if it failed; it is lost if this process is killed.
 
     SIGTERM and Ctrl-C are passed on as SIGTERM, on which a run saves its state; this process waits for that. In a
     terminal, Ctrl-C reaches the commands as SIGINT as well. If this process is killed, the commands get SIGTERM.
@@ -75,32 +75,41 @@ def run_together(commands: Sequence[Command]) -> list[Ended]:
         received = True
         _end(processes)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        if received:
-            return [Ended(exit_codes.PREEMPTED, 0.0)] * len(commands)
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:]]
+        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
             began = time.monotonic()
-            outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:]]
             for command, output in zip(commands, [None, *outputs], strict=True):
-                try:
+                if not received:
                     processes.append(_start(command, output))
-                except OSError:
-                    _end(processes)
-                    raise
                 if received:
                     _end(processes[-1:])  # the signal came before there was this process
             with ThreadPoolExecutor(len(commands)) as waiting:
                 ended = list(waiting.map(lambda process: _wait(process, began), processes))
-            sys.stdout.flush()
-            for output in outputs:
-                output.seek(0)
-                shutil.copyfileobj(output, sys.stdout.buffer)
-            sys.stdout.flush()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return [end._replace(code=end.code or exit_codes.PREEMPTED) for end in ended] if received else ended
+        except BaseException:
+            _end(processes)
+            for process in processes:
+                process.wait()
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        for end, output in zip(ended[1:], outputs, strict=False):
+            _show(output, sys.stderr if end.code else sys.stdout)
+    if received:
+        ended = [end._replace(code=end.code or exit_codes.PREEMPTED) for end in ended]
+        ended += [Ended(exit_codes.PREEMPTED, 0.0)] * (len(commands) - len(ended))
+    return ended
+
+
+def _show(output: IO[bytes], stream: TextIO) -> None:
+    """Copies what a command wrote, byte for byte. If the stream takes no more, the command has ended as it has."""
+    output.seek(0)
+    with contextlib.suppress(OSError):
+        stream.flush()
+        shutil.copyfileobj(output, stream.buffer)
+        stream.flush()
 
 
 def _start(command: Command, output: IO[bytes] | None) -> subprocess.Popen[bytes]:
@@ -110,8 +119,14 @@ def _start(command: Command, output: IO[bytes] | None) -> subprocess.Popen[bytes
         env={**os.environ, **command.variables},
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
-        preexec_fn=functools.partial(end_with_parent, os.getpid()),
+        preexec_fn=functools.partial(_begin, os.getpid()),
     )
+
+
+def _begin(parent: int) -> None:
+    # This process's handlers would take the signal of a parent that is killed now, and end with the program's start.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(parent)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

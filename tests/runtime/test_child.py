@@ -94,7 +94,8 @@ def test_a_command_whose_parent_was_killed_first_does_not_begin(tmp_path: Path) 
     assert not begun.exists()
 
 
-def test_commands_run_at_the_same_time_and_only_the_first_writes_meanwhile(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [0, 2])
+def test_commands_run_at_the_same_time_and_only_the_first_writes_meanwhile(tmp_path: Path, code: int) -> None:
     """Each waits for the other's file; the second writes first, and is shown last."""
     program = (
         "import pathlib, sys, time\n"
@@ -109,7 +110,10 @@ def test_commands_run_at_the_same_time_and_only_the_first_writes_meanwhile(tmp_p
     )
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     late = f"import time; time.sleep(1)\n{program}"
-    commands = [[sys.executable, "-c", late, first, second, "0"], [sys.executable, "-c", program, second, first, "2"]]
+    commands = [
+        [sys.executable, "-c", late, first, second, "0"],
+        [sys.executable, "-c", program, second, first, f"{code}"],
+    ]
     parent = (
         "from qwenvl_jax.runtime.child import Command, run_together\n"
         f"print([end.code for end in run_together([Command(arguments) for arguments in {commands!r}])])"
@@ -118,8 +122,8 @@ def test_commands_run_at_the_same_time_and_only_the_first_writes_meanwhile(tmp_p
     shown = subprocess.run(
         [sys.executable, "-c", parent], capture_output=True, encoding="utf-8", timeout=60, check=True, env=ascii_only
     )
-    assert shown.stdout.split("\n") == ["first", "second ü", "second fails", "[0, 2]", ""]
-    assert shown.stderr == "first fails\n"
+    assert shown.stdout == ("first\n[0, 2]\n" if code else "first\nsecond ü\nsecond fails\n[0, 0]\n")
+    assert shown.stderr == ("first fails\nsecond ü\nsecond fails\n" if code else "first fails\n")
 
 
 def test_a_signal_reaches_all_commands(tmp_path: Path) -> None:
@@ -148,3 +152,18 @@ def test_a_command_that_cannot_start_ends_those_before_it(tmp_path: Path) -> Non
         child.run_together([child.Command([sys.executable, "-c", program]), child.Command([str(tmp_path / "none")])])
     time.sleep(3)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("stream", ["closed", "full"])
+def test_a_stream_that_takes_nothing_changes_no_exit_code(stream: str, tmp_path: Path) -> None:
+    parent = (
+        "import pathlib, sys\n"
+        "from qwenvl_jax.runtime import child, standard_streams\n"
+        "standard_streams.make_lasting()\n"
+        "programs = ('raise SystemExit(3)', 'print(1)')\n"
+        "commands = [child.Command([sys.executable, '-c', program]) for program in programs]\n"
+        f"pathlib.Path({str(tmp_path / 'codes')!r}).write_text(str([end.code for end in child.run_together(commands)]))"
+    )
+    where = {"closed": ">&-", "full": ">/dev/full"}[stream]
+    subprocess.run(["bash", "-c", f'"$0" -c "$1" {where} 2>/dev/null', sys.executable, parent], timeout=60)
+    assert (tmp_path / "codes").read_text() == "[3, 0]"
