@@ -1,9 +1,10 @@
-"""XLA options of the training step, per platform. They change the schedule, never the result."""
+"""XLA options per platform, of the training step and of programs that run once. They never change the result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 from jax.sharding import Mesh
 
 from qwenvl_jax.chips import chip_of
@@ -55,3 +56,14 @@ def compiler_options(mesh: Mesh, chosen: Sequence[str] = ()) -> dict[str, bool |
     if chip and chip.scoped_vmem_kib:
         options["xla_tpu_scoped_vmem_limit_kib"] = chip.scoped_vmem_kib
     return options | dict(option.split("=", 1) for option in chosen)
+
+
+def options_for_one_run(device: jax.Device) -> dict[str, bool | int | str]:
+    """Options for a program that runs once, like the draw of fresh weights, which takes much longer to compile.
+
+    LLVM's first level of optimisation halves that time on a CPU.
+
+    Args:
+      device: one of those that run it.
+    """
+    return {"xla_backend_optimization_level": 1} if device.platform == "cpu" else {}

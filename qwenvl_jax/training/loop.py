@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from qwenvl_jax.params import merge, split
 from qwenvl_jax.runtime import compilation_cache, distributed, host_sync, log, storage
 from qwenvl_jax.runtime.claim import claimed
 from qwenvl_jax.runtime.preemption import PreemptionGuard
-from qwenvl_jax.sharding.batch import check_streams, local_streams, put_batch
+from qwenvl_jax.sharding.batch import abstract_batch, check_streams, local_streams, put_batch
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training import summary
 from qwenvl_jax.training.anomalies import PROGRESS, Anomalies
@@ -87,8 +88,17 @@ def train(
     tokenizer = load_tokenizer(config.tokenizer)
     check_hosts(workdir, mesh, abstract, begins=steps_taken is None, local=config.checkpoint.local)
     watchdog = Watchdog(config.watchdog, workdir)
-    with make_loader(config, tokenizer, streams=streams) as loader, watchdog, claimed(workdir):
+    train_step = make_train_step(config, mesh, abstract)
+    with (
+        make_loader(config, tokenizer, streams=streams) as loader,
+        watchdog,
+        claimed(workdir),
+        ThreadPoolExecutor(1, "compilation") as compiler,
+    ):
         distributed.agree(loader.facts())
+        compilation = None  # of the step, while the weights are read or initialised
+        if jax.default_backend() != "gpu":  # the compiler for GPUs times kernels on them, and must find them idle
+            compilation = compiler.submit(train_step.compile, abstract, abstract_batch(config, mesh))
         resumed = resume(workdir, abstract, going_back, local)
         if resumed is None:
             summary.show(config, starting_points, abstract, mesh)
@@ -111,7 +121,7 @@ def train(
             Checkpoints(workdir, keep=config.train.keep_checkpoints, rules=config.checkpoint) as checkpoints,
             local.after(steps_taken),
             MetricsLog(workdir, config, steps_taken, mesh, ledger) as metrics_log,
-            WatchedStep(make_train_step(config, mesh, abstract), config.watching, workdir, ledger) as take_step,
+            WatchedStep(train_step, config.watching, workdir, ledger, compilation) as take_step,
             ledger.span("step"),  # but for the spans within it
             host_sync.refused(unless=config.watching.host_sync == "allowed"),
         ):

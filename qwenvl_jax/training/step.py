@@ -8,8 +8,9 @@ Shape suffixes: A microbatches, B rows, L tokens, I images, H/W pixels, D width,
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -99,23 +100,34 @@ class TrainStep(NamedTuple):
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """Takes one step; all buffers of `state` but those of `.frozen` are donated."""
-        try:
-            with jax.set_mesh(self.mesh):
-                (step, trainable, opt_state, means), metrics = self.jitted(
-                    state.step, state.trainable, state.opt_state, state.means, state.frozen, batch
-                )
-        except jax.errors.JaxRuntimeError as error:
-            if "No such compile option" in str(error):
-                raise UserError(
-                    f"the compiler refuses an option of config.compute.xla_options ({one_line(error)}); leave it out"
-                ) from error
-            raise
+        with jax.set_mesh(self.mesh), _refused_options():
+            (step, trainable, opt_state, means), metrics = self.jitted(
+                state.step, state.trainable, state.opt_state, state.means, state.frozen, batch
+            )
         return State(step, trainable, state.frozen, opt_state, means), metrics
+
+    def compile(self, state: State, batch: Batch) -> None:
+        """Compiles the step for these shapes and shardings; steps with such arrays find it compiled, on any thread."""
+        with _refused_options():
+            self.lower(state, batch).compile()
 
     def lower(self, state: State, batch: Batch) -> Any:
         """The lowered step, to be compiled ahead of time or analysed. Takes shapes; allocates nothing."""
         with jax.set_mesh(self.mesh):
             return self.jitted.lower(state.step, state.trainable, state.opt_state, state.means, state.frozen, batch)
+
+
+@contextlib.contextmanager
+def _refused_options() -> Iterator[None]:
+    """Raises UserError if the compiler does not know an option of the config."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" in str(error):
+            raise UserError(
+                f"the compiler refuses an option of config.compute.xla_options ({one_line(error)}); leave it out"
+            ) from error
+        raise
 
 
 def make_train_step(config: Config, mesh: Mesh, abstract: State) -> TrainStep:

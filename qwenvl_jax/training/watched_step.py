@@ -1,7 +1,8 @@
-"""The training step as the loop takes it: counted in the ledger, and traced if that was asked for."""
+"""The training step as the loop takes it: compiled ahead, counted in the ledger, and traced if that was asked for."""
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -22,11 +23,21 @@ class WatchedStep:
       train_step: from `make_train_step`.
       settings: the run's `config.watching`.
       workdir: the run's folder.
-      ledger: counts the first call as compilation: tracing, and compiling or reading the compilation cache.
+      ledger: counts the first call as compilation, as far as the run waits for it.
+      compilation: of the step, on another thread; the first call waits for it and raises its error. If it is None, the
+        first call compiles.
     """
 
-    def __init__(self, train_step: TrainStep, settings: WatchingConfig, workdir: epath.Path, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        train_step: TrainStep,
+        settings: WatchingConfig,
+        workdir: epath.Path,
+        ledger: Ledger,
+        compilation: Future[None] | None,
+    ) -> None:
         self._train_step = train_step
+        self._compilation = compilation
         self._profiler = Profiler(settings, workdir)
         self._ledger = ledger
         self._compiled = False
@@ -43,6 +54,8 @@ class WatchedStep:
         self._profiler.begin(step)
         if not self._compiled:
             with self._ledger.span("compilation"):
+                if self._compilation:
+                    self._compilation.result()
                 state, metrics = self._train_step(state, batch)
             self._compiled = True
         elif self._profiler.active:

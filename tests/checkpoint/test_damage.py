@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenvl_jax.checkpoint import checksums, steps
@@ -166,7 +166,15 @@ def test_weights_of_another_shape_are_refused_in_one_sentence(tmp_path: Path, ru
         read_leaves(source, abstract)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.fixture(params=["host", "devices"])
+def who_sums(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small leaves are summed by the host; here the devices sum them too."""
+    if request.param == "devices":
+        monkeypatch.setattr(checksums, "_SMALL", -1)
+
+
+@pytest.mark.usefixtures("who_sums")
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_single_bit_changes_a_sum(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([np.float32, np.int32, np.uint8, jnp.bfloat16]))
@@ -182,6 +190,16 @@ def test_any_single_bit_changes_a_sum(data: st.DataObject) -> None:
     bits = before.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[before.dtype.itemsize]).ravel().astype(np.uint64)
     expected = int((bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1)).sum() % 2**32)
     assert checksums.sums({"a": jnp.asarray(before)}) == {"a": expected}
+
+
+@pytest.mark.usefixtures("who_sums")
+def test_the_leaves_of_sums_that_were_asked_for_can_be_donated() -> None:
+    leaf = jnp.arange(1000, dtype=jnp.float32)
+    buffer = leaf.unsafe_buffer_pointer()
+    started = checksums.start({"leaf": leaf})
+    new = jax.jit(lambda leaf: leaf + 1, donate_argnums=0)(leaf)
+    assert leaf.is_deleted() and new.unsafe_buffer_pointer() == buffer
+    assert checksums.fetch(started) == {"leaf": checksums.host_sum(np.arange(1000, dtype=np.float32))}
 
 
 def test_a_change_of_the_progress_is_seen() -> None:

@@ -1,4 +1,4 @@
-"""Profiles, and the promise that nothing is fetched from the devices between log steps."""
+"""Profiles, the compilation ahead, and the promise that nothing is fetched from the devices between log steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import dataclasses
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,10 @@ from qwenvl_jax.config import WatchingConfig
 from qwenvl_jax.runtime import host_sync
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.training import loop
+from qwenvl_jax.training.ledger import Ledger
 from qwenvl_jax.training.profiler import Profiler
+from qwenvl_jax.training.state import abstract_state
+from qwenvl_jax.training.step import make_train_step
 from qwenvl_jax.training.watched_step import WatchedStep
 from tests.support import tiny_run
 
@@ -62,6 +68,57 @@ def test_the_loop_fetches_nothing_between_log_steps(
     monkeypatch.setattr(WatchedStep, "__call__", fetching)
     with pytest.raises(RuntimeError, match="between log steps"):
         loop.train(config, tmp_path / "fetching")
+
+
+@pytest.fixture
+def compilations(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """What gives the names of the threads that have compiled the step since it was asked last."""
+
+    def since() -> list[str]:
+        records = [record for record in caplog.records if "XLA compilation of jit(step_fn)" in record.getMessage()]
+        caplog.clear()
+        return [record.threadName or "" for record in records]
+
+    jax.config.update("jax_log_compiles", True)
+    try:
+        yield since
+    finally:
+        jax.config.update("jax_log_compiles", False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"anomalies__loss_factor": 3.0}, id="spikes"),
+        pytest.param({}, id="plain", marks=pytest.mark.slow),
+        pytest.param({"optimizer__kind": "muon"}, id="muon", marks=pytest.mark.slow),
+        pytest.param(
+            {"data__images_per_row": 0.0, "train__trainable": ("decoder",)}, id="text", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_start_compiles_the_step_once_and_ahead(
+    changes: dict[str, Any], tiny_data: Path, tmp_path: Path, compilations: Callable[[], list[str]]
+) -> None:
+    changes = {"optimizer__warmup_steps": 1, "train__steps": 4, "train__checkpoint_every": 2} | changes
+    config = tiny_run.make_config(tiny_data, **changes)
+    loop.train(config, tmp_path / "run")
+    assert compilations() == ["compilation_0"]
+    loop.train(config, tmp_path / "run", from_step=2)
+    assert compilations() == ["compilation_0"]
+
+
+def test_the_first_step_waits_for_the_compilation_and_raises_its_error(tmp_path: Path) -> None:
+    failed: Future[None] = Future()
+    failed.set_exception(UserError("the compiler refuses it"))
+    config = tiny_run.make_config()
+    mesh = loop.checked_mesh(config)
+    step = make_train_step(config, mesh, abstract_state(config, mesh))
+    with (
+        WatchedStep(step, WatchingConfig(), epath.Path(tmp_path), Ledger(), failed) as take_step,
+        pytest.raises(UserError, match="the compiler refuses it"),
+    ):
+        take_step(1, abstract_state(config), tiny_run.random_batch(config))
 
 
 def profiles(folder: Path) -> dict[str, list[str]]:
