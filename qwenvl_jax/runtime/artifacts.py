@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import glob
 import hashlib
 import itertools
@@ -44,8 +45,9 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
     """Gives a folder the name of another one in the same store, which is removed.
 
     On a disk at no moment are both gone; killed half-way it may leave `.NAME.XXXXXXXX.old`, the folder that was there
-    before, which the next call removes. On an object store the target is removed and every object copied by the
-    server, the `.json` files last and `manifest.json` last of those: without it no folder counts as whole.
+    before, which the next call removes. Of several calls at once the last wins. On an object store the target is
+    removed and every object copied by the server, the `.json` files last and `manifest.json` last of those: without it
+    no folder counts as whole.
     """
     source, target = storage.path(source), storage.path(target)
     if storage.is_remote(target):
@@ -55,18 +57,30 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
             for _, group in itertools.groupby(names, _completes):
                 list(threads.map(lambda name: storage.rename(source / name, target / name), group))
         return
+    while not _swapped(source, target):
+        pass
+    for left in _left_beside(target, "old"):  # what was moved aside, also by killed calls
+        storage.remove(left)
+
+
+def _swapped(source: epath.Path, target: epath.Path) -> bool:
+    """Moves `target` aside and gives `source` its name; false if another process has taken the name in between."""
     before = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
     replaced = storage.exists(target)
-    if replaced:
-        storage.rename(target, before)
+    try:
+        if replaced:
+            storage.rename(target, before)
+    except FileNotFoundError:
+        return False
     try:
         storage.rename(source, target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
         if replaced:
             storage.rename(before, target)
         raise
-    for left in _left_beside(target, "old"):  # `before`, and those of killed calls
-        storage.remove(left)
+    return True
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,12 @@ def test_values_that_beam_refuses_are_refused_before_the_run(
         options([flag], 1)
     assert words in str(refused.value) and "\n" not in str(refused.value)
     assert capfd.readouterr().err == ""
+
+
+def test_a_pipeline_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run_steps([Step("s", lambda: [1], print)], options([], 1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_processes_than_any_machine_has_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import json
@@ -51,6 +52,20 @@ def test_json_that_is_not_written_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         artifacts.write_json(tmp_path / "x.json", {"x": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_take_one_name_at_the_same_moment_end_whole_and_leave_nothing_beside(tmp_path: Path) -> None:
+    def place(number: int) -> None:
+        source = tmp_path / f"source{number}"
+        source.mkdir()
+        (source / "half").touch()
+        (source / "number").write_text(str(number))
+        artifacts.replace_folder(source, tmp_path / "target")
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(place, range(200))) == [None] * 200
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (tmp_path / "target/half").exists() and int((tmp_path / "target/number").read_text()) < 200
 
 
 BUILD = """
