@@ -167,8 +167,8 @@ def same(one: Path, other: Path, step: int) -> dict[str, Any]:
     return {"arrays": len(pairs), "arrays that differ": differing, "same metrics": lines(one) == lines(other)}
 
 
-def starts_without_compilation(chaos: Chaos) -> list[float]:
-    """Seconds to the first step of every start, less those that the run's own ledger counts as compilation."""
+def starts_without_waiting_for_the_compiler(chaos: Chaos) -> list[float]:
+    """Seconds to the first step of every start, less those in which the loop waits for the compiler, by its ledger."""
     starts = read_account(epath.Path(chaos.workdir)).starts
     compiled = {
         start.facts["pid"]: sum(interval.seconds.get("compilation", 0.0) for interval in start.intervals)
@@ -195,7 +195,7 @@ def report(chaos: Chaos, seconds: float, per_step: float) -> dict[str, Any]:
         seconds_text = f"{statistics.median(seconds_of_kind):.1f}, {max(seconds_of_kind):.1f}"
         print(f"{name:15} {len(events):5}  {ends:13}  {killed:12}  {lost_text:>26}  {seconds_text:>23}")
     starts = list(chaos.first_steps.values())
-    others = starts_without_compilation(chaos)
+    others = starts_without_waiting_for_the_compiler(chaos)
     figures = {
         "faults": len(chaos.events),
         "kinds": len(by_kind),

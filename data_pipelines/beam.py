@@ -96,7 +96,7 @@ def _check_values(flags: Sequence[str]) -> None:
     all_options = PipelineOptions(flags)  # a pipeline changes its options
     said = io.StringIO()
     try:
-        with quiet(), _own_temporary_folder(), contextlib.redirect_stderr(said):
+        with quiet(), _temporary_folders_removed(), contextlib.redirect_stderr(said):
             processes = all_options.get_all_options()["direct_num_workers"]
             beam.Pipeline(options=all_options)
     except SystemExit:  # the parser of Beam has printed its usage and a sentence
@@ -138,7 +138,7 @@ def run_steps(steps: Sequence[Step], pipeline_options: PipelineOptions) -> None:
       UserError, StorageError, OSError, MemoryError: as a step raised it; other errors as Beam reports them.
     """
     driver = _process(os.getpid()) if is_local(pipeline_options) else ""
-    with quiet(), _own_temporary_folder(), _lost_worker_ends(bool(driver)):
+    with quiet(), _temporary_folders_removed(), _lost_worker_ends(bool(driver)):
         try:
             with beam.Pipeline(options=pipeline_options) as pipeline:
                 done: Any = pipeline | "start" >> beam.Create([0])
@@ -323,8 +323,11 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_temporary_folder() -> Iterator[None]:
-    """Removes the temporary folders that Beam makes in this process, several per pipeline, and leaves behind."""
+def _temporary_folders_removed() -> Iterator[None]:
+    """Removes the temporary folders that Beam makes in this process and leaves behind, several per pipeline.
+
+    They lie in one that is removed when the block ends. One block at a time: the place is a variable of the process.
+    """
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="qwenvl-beam-", ignore_cleanup_errors=True) as folder:
         tempfile.tempdir = folder

@@ -211,10 +211,6 @@ def _publish(job: Job) -> None:
     output = storage.path(job.output)
     artifacts.write_json(job.work / _STATE, {"attempt": job.attempt})
     artifacts.replace_folder(building_folder(job), output)
-    if not storage.is_remote(output):
-        for name in storage.names(output.parent):
-            if re.fullmatch(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.old", name):
-                storage.remove(output.parent / name)
 
 
 def _end(job: Job, manifest: Mapping[str, Any], keep_work: bool) -> None:

@@ -36,7 +36,7 @@ from qwenvl_jax.models import lora, quantised
 from qwenvl_jax.params import Params, flatten, merge, split, unflatten
 from qwenvl_jax.runtime import distributed, log, storage
 from qwenvl_jax.runtime.errors import UserError
-from qwenvl_jax.sharding.compiler import options_for_one_run
+from qwenvl_jax.sharding.compiler import options_for_quick_compilation
 from qwenvl_jax.sharding.rules import param_shardings
 
 
@@ -301,9 +301,9 @@ def _quantised(
 def _initialise(config: Config, shapes: Params) -> Params:
     """Fresh values of some leaves: one program creates each on its own devices and never computes the others."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    options = options_for_one_run(next(iter(jax.tree.leaves(shardings)[0].device_set)))
+    options = options_for_quick_compilation(jax.default_backend())
 
-    @functools.partial(jax.jit, out_shardings=shardings, compiler_options=options or None)
+    @functools.partial(jax.jit, out_shardings=shardings, compiler_options=options)
     def initialise(key: jax.Array) -> Params:
         params = flatten(lora.init_params(config.model, config.lora, key))
         return unflatten({path: params[path].astype(leaf.dtype) for path, leaf in flatten(shapes).items()})

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from qwenvl_jax.runtime.errors import UserError
 
 _COPIED_AT_ONCE = 16
 _HASHED = 16 << 20  # bytes read at a time
+_PAUSE = 0.01  # seconds until a name that another call has taken is tried again
 _UNIQUE = re.compile(r"[0-9a-f]{8}")  # in the names of folders beside an output
 
 
@@ -42,12 +44,12 @@ def undone_on_failure(folder: epath.PathLike) -> Iterator[None]:
 
 
 def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Gives a folder the name of another one in the same store, which is removed.
+    """Gives `source` the name `target` in the same store; the folder that had it is removed.
 
     On a disk at no moment are both gone; killed half-way it may leave `.NAME.XXXXXXXX.old`, the folder that was there
-    before, which the next call removes. Of several calls at once the last wins. On an object store the target is
-    removed and every object copied by the server, the `.json` files last and `manifest.json` last of those: without it
-    no folder counts as whole.
+    before, which the next call removes. Of several calls at once on a disk the last to rename
+    wins. On an object store the target is removed and every object copied by the server, the `.json` files last and
+    `manifest.json` last of those: without it no folder counts as whole.
     """
     source, target = storage.path(source), storage.path(target)
     if storage.is_remote(target):
@@ -57,14 +59,14 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
             for _, group in itertools.groupby(names, _completes):
                 list(threads.map(lambda name: storage.rename(source / name, target / name), group))
         return
-    while not _swapped(source, target):
-        pass
+    while not _takes_name(source, target):
+        time.sleep(_PAUSE)
     for left in _left_beside(target, "old"):  # what was moved aside, also by killed calls
         storage.remove(left)
 
 
-def _swapped(source: epath.Path, target: epath.Path) -> bool:
-    """Moves `target` aside and gives `source` its name; false if another process has taken the name in between."""
+def _takes_name(source: epath.Path, target: epath.Path) -> bool:
+    """Moves `target` aside and gives `source` its name; false if another call was quicker."""
     before = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
     replaced = storage.exists(target)
     try:
@@ -78,7 +80,8 @@ def _swapped(source: epath.Path, target: epath.Path) -> bool:
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
         if replaced:
-            storage.rename(before, target)
+            with contextlib.suppress(OSError):  # another call has taken the name, or removed what was moved aside
+                storage.rename(before, target)
         raise
     return True
 

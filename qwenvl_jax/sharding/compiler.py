@@ -1,10 +1,9 @@
-"""XLA options per platform, of the training step and of programs that run once. They never change the result."""
+"""XLA options per platform, of the training step and of programs that run once. Ours change no result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 from jax.sharding import Mesh
 
 from qwenvl_jax.chips import chip_of
@@ -58,12 +57,12 @@ def compiler_options(mesh: Mesh, chosen: Sequence[str] = ()) -> dict[str, bool |
     return options | dict(option.split("=", 1) for option in chosen)
 
 
-def options_for_one_run(device: jax.Device) -> dict[str, bool | int | str]:
-    """Options for a program that runs once, like the draw of fresh weights, which takes much longer to compile.
+def options_for_quick_compilation(platform: str) -> dict[str, bool | int | str] | None:
+    """Options for a program that runs once and takes longer to compile than to run, such as the draw of fresh weights.
 
-    LLVM's first level of optimisation halves that time on a CPU.
+    On a CPU, LLVM's first level of optimisation halves the compilation and draws the same bits; level 0 does not.
 
     Args:
-      device: one of those that run it.
+      platform: of the devices that run it, as `jax.default_backend` names it.
     """
-    return {"xla_backend_optimization_level": 1} if device.platform == "cpu" else {}
+    return {"xla_backend_optimization_level": 1} if platform == "cpu" else None

@@ -1,9 +1,8 @@
-"""The training loop: restore, fetch, step, log, save, stop. Read it from the top."""
+"""The training loop: compile, restore, fetch, step, log, save, stop. Read it from the top."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from qwenvl_jax.checkpoint import handoff, layout, lineage, rewind
+from qwenvl_jax.checkpoint import handoff, lineage, rewind
 from qwenvl_jax.checkpoint.local import LocalCheckpoints
 from qwenvl_jax.checkpoint.manager import WINDOW, Checkpoints, save_frozen
 from qwenvl_jax.checkpoint.restore import StartingPoint, frozen_of, initial_params, newest_state
@@ -19,7 +18,7 @@ from qwenvl_jax.checkpoint.schedule import Schedule
 from qwenvl_jax.checkpoint.steps import latest_step
 from qwenvl_jax.config import Config
 from qwenvl_jax.data import fingerprint
-from qwenvl_jax.data.loader import counts_of, join_states, make_loader
+from qwenvl_jax.data.loader import counts_of, join_states
 from qwenvl_jax.data.tokenizer import load_tokenizer, vocabulary_digest
 from qwenvl_jax.models.attention import resolve_attention
 from qwenvl_jax.params import merge, split
@@ -30,6 +29,7 @@ from qwenvl_jax.sharding.batch import abstract_batch, check_streams, local_strea
 from qwenvl_jax.sharding.mesh import check_memory, make_mesh
 from qwenvl_jax.training import summary
 from qwenvl_jax.training.anomalies import PROGRESS, Anomalies
+from qwenvl_jax.training.compiled_ahead import compiled_ahead
 from qwenvl_jax.training.evaluations import evaluate, is_evaluated, is_unevaluated
 from qwenvl_jax.training.ledger import Ledger, check_exports
 from qwenvl_jax.training.metrics import MetricsWindow
@@ -37,7 +37,7 @@ from qwenvl_jax.training.metrics_log import MetricsLog
 from qwenvl_jax.training.observers import MakeObserver, make_observers
 from qwenvl_jax.training.optimizer import make_optimizer
 from qwenvl_jax.training.report.live import reported
-from qwenvl_jax.training.start import check_hosts, find_start
+from qwenvl_jax.training.start import check_hosts, find_start, make_agreed_loader, note_moves
 from qwenvl_jax.training.state import State, abstract_state, shardings_of
 from qwenvl_jax.training.step import make_train_step
 from qwenvl_jax.training.watchdog import Watchdog
@@ -89,16 +89,13 @@ def train(
     check_hosts(workdir, mesh, abstract, begins=steps_taken is None, local=config.checkpoint.local)
     watchdog = Watchdog(config.watchdog, workdir)
     train_step = make_train_step(config, mesh, abstract)
+    wanted = steps_taken != config.train.steps
     with (
-        make_loader(config, tokenizer, streams=streams) as loader,
+        make_agreed_loader(config, tokenizer, streams) as loader,
         watchdog,
         claimed(workdir),
-        ThreadPoolExecutor(1, "compilation") as compiler,
+        compiled_ahead(train_step, abstract, abstract_batch(config, mesh), wanted=wanted) as compilation,
     ):
-        distributed.agree(loader.facts())
-        compilation = None  # of the step, while the weights are read or initialised
-        if jax.default_backend() != "gpu":  # the compiler for GPUs times kernels on them, and must find them idle
-            compilation = compiler.submit(train_step.compile, abstract, abstract_batch(config, mesh))
         resumed = resume(workdir, abstract, going_back, local)
         if resumed is None:
             summary.show(config, starting_points, abstract, mesh)
@@ -249,9 +246,3 @@ def resume(
     frozen = frozen_of(workdir, abstract.frozen)
     step = jax.device_put(jnp.asarray(number, jnp.int32), abstract.step.sharding)
     return number, State(step, trainable, frozen, opt_state), progress
-
-
-def note_moves(workdir: epath.Path, config: Config, step: int) -> None:
-    """Notes the paths of the config that have changed since the run began, e.g. of records, in its lineage."""
-    for key in distributed.from_primary(lambda: lineage.note_moves(workdir, config, step)):
-        log.line(f"{key} has moved; noted in {layout.LINEAGE}")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from qwenvl_jax.checkpoint import lineage
+from qwenvl_jax.checkpoint import layout, lineage
 from qwenvl_jax.checkpoint.local import KEPT
 from qwenvl_jax.checkpoint.local_files import held_bytes
 from qwenvl_jax.checkpoint.restore import StartingPoint, check_init
 from qwenvl_jax.checkpoint.steps import folder_of, latest_step
 from qwenvl_jax.config import Config, from_config_dict, to_dict
+from qwenvl_jax.data.loader import Loader, make_loader
+from qwenvl_jax.data.tokenizer import Tokenizer
 from qwenvl_jax.params import PyTree
-from qwenvl_jax.runtime import distributed, preflight
+from qwenvl_jax.runtime import distributed, log, preflight
 from qwenvl_jax.runtime.errors import UserError
 from qwenvl_jax.runtime.versions import SETUP_AGAIN, versions
 from qwenvl_jax.training.state import State
@@ -80,6 +84,24 @@ def check_hosts(workdir: epath.Path, mesh: Mesh, abstract: State, *, begins: boo
     if local:
         held = held_bytes((abstract.trainable, abstract.opt_state))
         preflight.check_own_folder(local, (KEPT + 1) * held if begins else held, refuse=begins)
+
+
+def note_moves(workdir: epath.Path, config: Config, step: int) -> None:
+    """Notes the paths of the config that have changed since the run began, e.g. of records, in its lineage."""
+    for key in distributed.from_primary(lambda: lineage.note_moves(workdir, config, step)):
+        log.line(f"{key} has moved; noted in {layout.LINEAGE}")
+
+
+@contextlib.contextmanager
+def make_agreed_loader(config: Config, tokenizer: Tokenizer, streams: Sequence[int]) -> Iterator[Loader]:
+    """`make_loader`, once all processes have compared the records that they read.
+
+    Raises:
+      UserError: on every process, if they differ.
+    """
+    with make_loader(config, tokenizer, streams=streams) as loader:
+        distributed.agree(loader.facts())
+        yield loader
 
 
 def _bytes_of(tree: PyTree) -> int:

@@ -100,15 +100,18 @@ class TrainStep(NamedTuple):
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """Takes one step; all buffers of `state` but those of `.frozen` are donated."""
-        with jax.set_mesh(self.mesh), _refused_options():
+        with jax.set_mesh(self.mesh), _unknown_options_told():
             (step, trainable, opt_state, means), metrics = self.jitted(
                 state.step, state.trainable, state.opt_state, state.means, state.frozen, batch
             )
         return State(step, trainable, state.frozen, opt_state, means), metrics
 
-    def compile(self, state: State, batch: Batch) -> None:
-        """Compiles the step for these shapes and shardings; steps with such arrays find it compiled, on any thread."""
-        with _refused_options():
+    def compile_ahead(self, state: State, batch: Batch) -> None:
+        """Compiles the step for these shapes and shardings, on any thread.
+
+        JAX keeps the program, so calls with such arrays compile nothing.
+        """
+        with _unknown_options_told():
             self.lower(state, batch).compile()
 
     def lower(self, state: State, batch: Batch) -> Any:
@@ -118,8 +121,8 @@ class TrainStep(NamedTuple):
 
 
 @contextlib.contextmanager
-def _refused_options() -> Iterator[None]:
-    """Raises UserError if the compiler does not know an option of the config."""
+def _unknown_options_told() -> Iterator[None]:
+    """Turns the error of the compiler about an unknown option into a UserError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,4 @@
-"""The training step as the loop takes it: compiled ahead, counted in the ledger, and traced if that was asked for."""
+"""The training step as the loop takes it: counted in the ledger, and traced if that was asked for."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ class WatchedStep:
       train_step: from `make_train_step`.
       settings: the run's `config.watching`.
       workdir: the run's folder.
-      ledger: counts the first call as compilation, as far as the run waits for it.
-      compilation: of the step, on another thread; the first call waits for it and raises its error. If it is None, the
-        first call compiles.
+      ledger: counts the first call as compilation: waiting for it, or compiling.
+      compilation: from `compiled_ahead`. The first call waits for it and raises its error; it compiles if this is None.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class WatchedStep:
         self._profiler.begin(step)
         if not self._compiled:
             with self._ledger.span("compilation"):
-                if self._compilation:
+                if self._compilation is not None:
                     self._compilation.result()
                 state, metrics = self._train_step(state, batch)
             self._compiled = True

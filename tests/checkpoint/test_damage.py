@@ -168,7 +168,7 @@ def test_weights_of_another_shape_are_refused_in_one_sentence(tmp_path: Path, ru
 
 @pytest.fixture(params=["host", "devices"])
 def who_sums(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small leaves are summed by the host; here the devices sum them too."""
+    """Who sums the small leaves: the host, or, as the large ones, the devices."""
     if request.param == "devices":
         monkeypatch.setattr(checksums, "_SMALL", -1)
 
@@ -200,6 +200,13 @@ def test_the_leaves_of_sums_that_were_asked_for_can_be_donated() -> None:
     new = jax.jit(lambda leaf: leaf + 1, donate_argnums=0)(leaf)
     assert leaf.is_deleted() and new.unsafe_buffer_pointer() == buffer
     assert checksums.fetch(started) == {"leaf": checksums.host_sum(np.arange(1000, dtype=np.float32))}
+
+
+def test_many_leaves_of_both_kinds_have_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksums, "_SMALL", 400)
+    tree = {str(n): np.arange(n, n + 50 * (n % 3 + 1), dtype=np.float32) for n in range(60)}  # 200 to 600 bytes
+    expected = {name: checksums.host_sum(value) for name, value in tree.items()}
+    assert checksums.sums(jax.tree.map(jnp.asarray, tree)) == expected
 
 
 def test_a_change_of_the_progress_is_seen() -> None:

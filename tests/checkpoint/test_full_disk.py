@@ -48,7 +48,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def run_sized(tmp_path: Path) -> Iterator[Path]:
     """A file system in which two of three checkpoints of the tiny config fit."""
-    yield from mounted(tmp_path / "sized", "3500k")  # one takes 1.2 to 1.5 MB, as its arrays fall into files
+    yield from mounted(tmp_path / "sized", "3500k")  # one takes 1.3 to 1.5 MB, as Orbax divides its arrays among files
 
 
 def big(step: int) -> dict[str, dict[str, jax.Array]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import tempfile
@@ -111,10 +112,23 @@ def test_values_that_beam_refuses_are_refused_before_the_run(
     assert capfd.readouterr().err == ""
 
 
-def test_a_pipeline_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [None, UserError("from a step")])
+def test_a_pipeline_leaves_no_temporary_folder(
+    error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    run_steps([Step("s", lambda: [1], print)], options([], 1))
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "seen").mkdir()
+
+    def work(item: int) -> None:
+        Path(tempfile.mkdtemp()).relative_to(next(tmp_path.glob("qwenvl-beam-*")))
+        (tmp_path / "seen" / str(item)).touch()
+        if error is not None:
+            raise error
+
+    with contextlib.nullcontext() if error is None else pytest.raises(UserError, match="from a step"):
+        run_steps([Step("s", lambda: [1], work)], options([], 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["seen"] and (tmp_path / "seen/1").exists()
+    assert tempfile.tempdir == str(tmp_path)
 
 
 def test_more_processes_than_any_machine_has_are_refused() -> None:

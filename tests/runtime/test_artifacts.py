@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenvl_jax.runtime import artifacts, folder_lock
+from qwenvl_jax.runtime import artifacts, folder_lock, storage
 
 CHARACTERS = st.characters(exclude_categories=()) | st.sampled_from('\ud83d\udc00\ude00\u202e\x00\x1b\\"')
 TEXTS = st.text(CHARACTERS)
@@ -66,6 +66,35 @@ def test_folders_that_take_one_name_at_the_same_moment_end_whole_and_leave_nothi
         assert list(threads.map(place, range(200))) == [None] * 200
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert (tmp_path / "target/half").exists() and int((tmp_path / "target/number").read_text()) < 200
+
+
+@pytest.mark.parametrize("moment", ["before it is moved aside", "after it is moved aside", "and the disk fails"])
+def test_another_call_that_is_quicker(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("source", "other", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "was").write_text(name)
+    rename = storage.rename
+    calls = []
+
+    def renamed(source: Path, target: Path) -> None:
+        calls.append(Path(source).name)
+        if len(calls) == (1 if moment == "before it is moved aside" else 2):
+            monkeypatch.setattr(storage, "rename", rename)
+            artifacts.replace_folder(tmp_path / "other", tmp_path / "target")
+            monkeypatch.setattr(storage, "rename", renamed)
+            if moment == "and the disk fails":
+                raise OSError(errno.EIO, "the disk fails")
+        rename(source, target)
+
+    monkeypatch.setattr(storage, "rename", renamed)
+    if moment == "and the disk fails":
+        with pytest.raises(OSError, match="the disk fails"):
+            artifacts.replace_folder(tmp_path / "source", tmp_path / "target")
+        assert (tmp_path / "target/was").read_text() == "other" and (tmp_path / "source/was").exists()
+    else:
+        artifacts.replace_folder(tmp_path / "source", tmp_path / "target")
+        assert (tmp_path / "target/was").read_text() == "source"
+        assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 BUILD = """

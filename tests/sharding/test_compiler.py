@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from configs.meshes import tpu
-from qwenvl_jax.sharding.compiler import BESIDE_KERNELS, compiler_options
+from qwenvl_jax.models import qwen_vl
+from qwenvl_jax.sharding.compiler import BESIDE_KERNELS, compiler_options, options_for_quick_compilation
+from tests.support import tiny_run
 
 TPUS = ("TPU v4", "TPU v5p", "TPU v5 lite", "TPU v6 lite", "TPU7x")  # JAX's names
 
@@ -25,6 +29,15 @@ def options(kind: str, chips: int = 4, chosen: tuple[str, ...] = ()) -> dict[str
 def test_options_of_tpus_go_to_tpus_alone(kind: str) -> None:
     assert options(kind) == {}
     assert options(kind, chosen=("xla_cpu_a=1",)) == {"xla_cpu_a": "1"}
+
+
+def test_fresh_weights_have_the_same_bits_however_quickly_they_are_compiled() -> None:
+    config = tiny_run.make_config()
+    draw = functools.partial(qwen_vl.init_params, config.model, jax.random.key(0))
+    quick = jax.jit(draw, compiler_options=options_for_quick_compilation("cpu"))()
+    for one, other in zip(jax.tree.leaves(quick), jax.tree.leaves(jax.jit(draw)()), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert options_for_quick_compilation("tpu") is None and options_for_quick_compilation("gpu") is None
 
 
 @pytest.mark.parametrize("kind", TPUS)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,7 +24,7 @@ from qwenvl_jax.training import loop
 from qwenvl_jax.training.ledger import Ledger
 from qwenvl_jax.training.profiler import Profiler
 from qwenvl_jax.training.state import abstract_state
-from qwenvl_jax.training.step import make_train_step
+from qwenvl_jax.training.step import TrainStep, make_train_step
 from qwenvl_jax.training.watched_step import WatchedStep
 from tests.support import tiny_run
 
@@ -72,7 +73,7 @@ def test_the_loop_fetches_nothing_between_log_steps(
 
 @pytest.fixture
 def compilations(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """What gives the names of the threads that have compiled the step since it was asked last."""
+    """Gives the names of the threads that have compiled the step since the last call, by JAX's log."""
 
     def since() -> list[str]:
         records = [record for record in caplog.records if "XLA compilation of jit(step_fn)" in record.getMessage()]
@@ -108,17 +109,53 @@ def test_a_start_compiles_the_step_once_and_ahead(
     assert compilations() == ["compilation_0"]
 
 
+def test_a_run_that_takes_no_step_compiles_none(
+    tiny_data: Path, tmp_path: Path, compilations: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run.make_config(tiny_data, optimizer__warmup_steps=1, train__steps=2)
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, every=1))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    loop.train(config, tmp_path / "run")
+    assert compilations() == ["MainThread"]
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "is_unevaluated", lambda *_: True)
+    loop.train(config, tmp_path / "run", [lambda *_: lambda *_: {}])
+    assert compilations() == []
+
+
+def test_an_error_of_the_weights_is_told_once_the_compiler_has_ended(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    def resume(*_: object) -> None:
+        raise UserError("a damaged checkpoint")
+
+    monkeypatch.setattr(loop, "resume", resume)
+
+    def compile_ahead(*_: object) -> None:
+        time.sleep(0.5)
+        ended.append(True)
+
+    monkeypatch.setattr(TrainStep, "compile_ahead", compile_ahead)
+    with pytest.raises(UserError, match="a damaged checkpoint"):
+        loop.train(tiny_run.make_config(tiny_data), tmp_path / "run")
+    assert ended == [True]
+
+
 def test_the_first_step_waits_for_the_compilation_and_raises_its_error(tmp_path: Path) -> None:
-    failed: Future[None] = Future()
-    failed.set_exception(UserError("the compiler refuses it"))
+    compilation: Future[None] = Future()
+    threading.Timer(0.2, compilation.set_exception, [UserError("the compiler refuses it")]).start()
     config = tiny_run.make_config()
     mesh = loop.checked_mesh(config)
-    step = make_train_step(config, mesh, abstract_state(config, mesh))
+    abstract = abstract_state(config, mesh)
     with (
-        WatchedStep(step, WatchingConfig(), epath.Path(tmp_path), Ledger(), failed) as take_step,
+        WatchedStep(
+            make_train_step(config, mesh, abstract), WatchingConfig(), epath.Path(tmp_path), Ledger(), compilation
+        ) as take_step,
         pytest.raises(UserError, match="the compiler refuses it"),
     ):
-        take_step(1, abstract_state(config), tiny_run.random_batch(config))
+        take_step(1, abstract, tiny_run.random_batch(config))
 
 
 def profiles(folder: Path) -> dict[str, list[str]]:

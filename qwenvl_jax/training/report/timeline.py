@@ -176,7 +176,7 @@ def downtime_after(account: Account, number: int) -> str:
 MEANINGS = {
     "step": "the devices take steps that count",
     "data": "the loop waits for the next batch",
-    "compilation": "the first step of a start, until it is handed to the devices",
+    "compilation": "the loop waits for the first step to be compiled",
     "initialisation": "everything before the first batch",
     "checkpoint": "the loop waits for a checkpoint",
     "evaluation": "the loop waits for an evaluation",
