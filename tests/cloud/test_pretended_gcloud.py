@@ -51,7 +51,7 @@ def test_preemption_ends_what_runs_on_the_hosts(cloud: PretendedCloud) -> None:
     assert gcloud(cloud, *NODE, "--spot")[0] == 0
     ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "a", ZONE, "--worker=all", "--command=echo up; sleep 100"]
     with subprocess.Popen(ssh, env=cloud.environment, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout and running.stdout.readline() == "up\n"
+        assert running.stdout and [running.stdout.readline() for _ in range(2)] == ["up\n"] * 2  # on both hosts
         cloud.preempt("node/us-east5-a/a")
         assert running.wait(timeout=20) == 1
 
