@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 
 from qwenvl_jax.data.schema import Batch
+from qwenvl_jax.runtime import log
 from qwenvl_jax.training.state import State
 from qwenvl_jax.training.step import TrainStep
 
@@ -30,4 +31,10 @@ def compiled_ahead(step: TrainStep, state: State, batch: Batch, *, wanted: bool)
         yield None
         return
     with ThreadPoolExecutor(1, "compilation") as thread:
-        yield thread.submit(step.compile_ahead, state, batch)
+        compilation = thread.submit(step.compile_ahead, state, batch)
+        try:
+            yield compilation
+        except BaseException:
+            if not compilation.done():
+                log.line("the process ends as soon as the compiler is done with the step")
+            raise

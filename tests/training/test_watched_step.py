@@ -124,7 +124,7 @@ def test_a_run_that_takes_no_step_compiles_none(
 
 
 def test_an_error_of_the_weights_is_told_once_the_compiler_has_ended(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = []
 
@@ -140,7 +140,7 @@ def test_an_error_of_the_weights_is_told_once_the_compiler_has_ended(
     monkeypatch.setattr(TrainStep, "compile_ahead", compile_ahead)
     with pytest.raises(UserError, match="a damaged checkpoint"):
         loop.train(tiny_run.make_config(tiny_data), tmp_path / "run")
-    assert ended == [True]
+    assert ended == [True] and "ends as soon as the compiler is done with the step" in capsys.readouterr().out
 
 
 def test_the_first_step_waits_for_the_compilation_and_raises_its_error(tmp_path: Path) -> None:
