@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -96,9 +97,10 @@ def _check_values(flags: Sequence[str]) -> None:
     all_options = PipelineOptions(flags)  # a pipeline changes its options
     said = io.StringIO()
     try:
-        with quiet(), _temporary_folders_removed(), contextlib.redirect_stderr(said):
+        with quiet(), contextlib.redirect_stderr(said):
             processes = all_options.get_all_options()["direct_num_workers"]
-            beam.Pipeline(options=all_options)
+            unused = beam.Pipeline(options=all_options)
+            shutil.rmtree(unused.local_tempdir, ignore_errors=True)  # as it does itself when it has run
     except SystemExit:  # the parser of Beam has printed its usage and a sentence
         raise UserError(f"{said.getvalue().rpartition('error: ')[2].strip()}; see the flags of Apache Beam") from None
     except Exception as error:  # each runner has errors of its own
@@ -138,7 +140,7 @@ def run_steps(steps: Sequence[Step], pipeline_options: PipelineOptions) -> None:
       UserError, StorageError, OSError, MemoryError: as a step raised it; other errors as Beam reports them.
     """
     driver = _process(os.getpid()) if is_local(pipeline_options) else ""
-    with quiet(), _temporary_folders_removed(), _lost_worker_ends(bool(driver)):
+    with quiet(), _lost_worker_ends(bool(driver)):
         try:
             with beam.Pipeline(options=pipeline_options) as pipeline:
                 done: Any = pipeline | "start" >> beam.Create([0])
@@ -320,21 +322,6 @@ def quiet() -> Iterator[None]:
             log.removeHandler(handler)
             handler.stream.close()
             log.level, log.propagate = before
-
-
-@contextlib.contextmanager
-def _temporary_folders_removed() -> Iterator[None]:
-    """Removes the temporary folders that Beam makes in this process and leaves behind, several per pipeline.
-
-    They lie in one that is removed when the block ends. One block at a time: the place is a variable of the process.
-    """
-    before = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="qwenvl-beam-", ignore_cleanup_errors=True) as folder:
-        tempfile.tempdir = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before
 
 
 _watching = threading.Lock()

@@ -59,6 +59,7 @@ def replace_folder(source: epath.PathLike, target: epath.PathLike) -> None:
             for _, group in itertools.groupby(names, _completes):
                 list(threads.map(lambda name: storage.rename(source / name, target / name), group))
         return
+    storage.make_folder(target.parent)
     while not _takes_name(source, target):
         time.sleep(_PAUSE)
     for left in _left_beside(target, "old"):  # what was moved aside, also by killed calls
@@ -77,7 +78,7 @@ def _takes_name(source: epath.Path, target: epath.Path) -> bool:
     try:
         storage.rename(source, target)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and storage.is_folder(target):
             return False
         if replaced:
             with contextlib.suppress(OSError):  # another call has taken the name, or removed what was moved aside

@@ -97,6 +97,16 @@ def test_another_call_that_is_quicker(moment: str, tmp_path: Path, monkeypatch: 
         assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
+@pytest.mark.parametrize("parent", ["a file", "a link to nothing"])
+def test_a_folder_below_no_folder_is_refused(parent: str, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "a file").touch()
+    (tmp_path / "a link to nothing").symlink_to(tmp_path / "nothing")
+    with pytest.raises(OSError):
+        artifacts.replace_folder(tmp_path / "source", tmp_path / parent / "target")
+    assert (tmp_path / "source").is_dir()
+
+
 BUILD = """
 import os, signal, sys
 from qwenvl_jax.runtime import artifacts
